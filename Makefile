@@ -1,0 +1,76 @@
+# Every target takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f". There is no logic here: see `tutelage --help`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || echo python3)
+RECIPE ?= recipes/quickstart.yaml
+SET ?=
+ARGS ?=
+
+export SET
+# A failed install must not pass for a finished one because what formats its output ended well.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+TUTELAGE := $(VENV)/bin/tutelage
+VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
+STAGES := base data sft collect rank reward ppo eval export
+
+.DEFAULT_GOAL := help
+.PHONY: help venv run test slow lint types check plan show status report chat clean publish $(STAGES)
+
+help: ## list the targets
+	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-10s %s\n", $$1, $$2}'
+	@printf '  %-10s %s\n' $(foreach stage,$(STAGES),$(stage) "run $(stage) and what it needs")
+	@echo 'Each takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f".'
+
+venv: $(INSTALLED) ## create .venv and install, if pyproject.toml or constraints.txt changed
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "creating $(VENV) with $$($(PYTHON) --version) and installing: minutes, this once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e ".[dev]" \
+		| awk '/^(Collecting|Installing)/ { print "  " substr($$0, 1, 76); fflush() }'
+	@touch $@
+
+run: venv ## run every stage that is not up to date, then the report
+	@$(TUTELAGE) run $(VALUES)
+
+$(STAGES): venv
+	@$(TUTELAGE) run $@ $(VALUES)
+
+publish: venv ## upload the exported model to the Hub (ARGS=--dry-run to look first)
+	@$(TUTELAGE) publish $(VALUES)
+
+plan: venv ## say which stages would run, and why
+	@$(TUTELAGE) plan $(VALUES)
+
+show: venv ## print every value of the recipe and where it was set
+	@$(TUTELAGE) show $(VALUES)
+
+status: venv ## show each stage's state, key, time and size
+	@$(TUTELAGE) status $(VALUES)
+
+report: venv ## write report.html from the finished stages
+	@$(TUTELAGE) report $(VALUES)
+
+chat: venv ## talk to a model of the run (ARGS="sft ppo" for two side by side)
+	@$(TUTELAGE) chat $(VALUES)
+
+check: venv ## check the recipe and its files (ARGS=--artifacts for the hashes of what is made)
+	@$(TUTELAGE) check $(VALUES)
+
+clean: venv ## remove runs that the recipe no longer uses (ARGS=--all for all of them)
+	@$(TUTELAGE) clean $(VALUES)
+
+test: venv ## run the fast tests
+	@$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+
+slow: venv ## run the slow tests
+	@$(VENV)/bin/python -m pytest -n 2 -m slow
+
+lint: venv ## ruff
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+types: venv ## mypy
+	@$(VENV)/bin/mypy

@@ -1,0 +1,110 @@
+"""The three native data types, and their JSON form in the artifacts' JSONL files.
+
+A prompt is a conversation: a list of `{"role": ..., "content": ...}` messages that ends with the user's turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import DataError
+
+Message = dict[str, str]
+Split = Literal["train", "eval"]
+
+
+def prompt_key(prompt: Sequence[Message]) -> str:
+    """Identifies a prompt by content (16 hex digits): equal conversations have equal keys."""
+    text = json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    prompt: list[Message]
+    split: Split = "train"
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    prompt: list[Message]
+    completion: str
+    split: Split = "train"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K answers to one prompt, ordered by one annotator.
+
+    Attributes:
+        prompt: the conversation that was answered.
+        completions: the K >= 2 answers, as shown.
+        ranks: one an answer, 1 = best; equal ranks are ties.
+        annotator: who ranked, a pseudonym.
+        human: whether the annotator is a person. Simulated rankings are never called human.
+        ratings: the scores that the ranks derive from, if there were any.
+        models: which system wrote each answer, if known.
+        split: set by prompt group.
+        where: the file and row it came from, for messages.
+    """
+
+    prompt: list[Message]
+    completions: list[str]
+    ranks: list[int]
+    annotator: str
+    human: bool
+    ratings: list[float] | None = None
+    models: list[str] | None = None
+    split: Split = "train"
+    where: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        k = len(self.completions)
+        if k < 2:
+            raise DataError(
+                f"a ranking needs at least 2 completions and this one has {k}",
+                where=self.where,
+                mend="remove the row, or give it more completions",
+            )
+        for name in ("ranks", "ratings", "models"):
+            values = getattr(self, name)
+            if values is not None and len(values) != k:
+                raise DataError(
+                    f"a ranking of {k} completions has {len(values)} {name}",
+                    where=self.where,
+                    mend=f"give one of {name} for each completion",
+                )
+        if any(rank < 1 for rank in self.ranks):
+            raise DataError("ranks count from 1, the best", where=self.where, mend="renumber the ranks")
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(better, worse) index pairs; ties give none."""
+        n = range(len(self.ranks))
+        return [(i, j) for i in n for j in n if self.ranks[i] < self.ranks[j]]
+
+
+def ranks_from_scores(scores: Sequence[float], tie: float = 0.0) -> list[int]:
+    """Ranks (1 = best, dense) of scores, higher better; neighbours in order at most `tie` apart are equal."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    ranks = [0] * len(scores)
+    rank = 1
+    for position, i in enumerate(order):
+        if position and scores[order[position - 1]] - scores[i] > tie:
+            rank += 1
+        ranks[i] = rank
+    return ranks
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """Writes dataclasses or dicts, one a line; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=False) + "\n")
+            count += 1
+    return count

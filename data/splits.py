@@ -1,0 +1,46 @@
+"""Train and held-out prompts: decided by a hash of the prompt group, never by a random generator.
+
+A prompt's split depends on its text and the fraction only: not on the order of rows, on other rows or on the
+table it stands in. Demonstrations, rankings and extra prompts agree on it without knowing of each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from data.schema import Demonstration, Message, Prompt, Ranking, Split
+from pipeline.errors import DataError
+
+
+def split_of(key: str, eval_fraction: float) -> Split:
+    """`eval` for the keys whose SHA-256, read as a number in [0, 1), is below `eval_fraction`."""
+    uniform = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    return "eval" if uniform < eval_fraction else "train"
+
+
+def group_of(prompt: Sequence[Message]) -> str:
+    """The group a prompt is split by: its first user turn, whatever its case and white space.
+
+    A later turn of a conversation contains the earlier ones, so a whole conversation tree stays on one side.
+    """
+    first = next((m for m in prompt if m["role"] == "user"), prompt[0])
+    return " ".join(first["content"].casefold().split())
+
+
+def split_of_prompt(prompt: Sequence[Message], eval_fraction: float) -> Split:
+    """The split of a prompt's group."""
+    return split_of(group_of(prompt), eval_fraction)
+
+
+def check_no_leak(rows: Iterable[Demonstration | Prompt | Ranking]) -> None:
+    """Raises `DataError` when a prompt group is in both splits, in whatever tables."""
+    seen: dict[str, Split] = {}
+    for row in rows:
+        group = group_of(row.prompt)
+        if seen.setdefault(group, row.split) != row.split:
+            raise DataError(
+                f"a prompt is both trained on and held out: {group[:80]!r}",
+                where=getattr(row, "where", ""),
+                mend="give all rows of one prompt the same split",
+            )

@@ -1,0 +1,55 @@
+"""Finds and removes the runs that a recipe no longer uses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import registry
+from pipeline.errors import StageError
+from pipeline.files import folder_size
+from pipeline.lock import locked
+from pipeline.plan import POINTER, Planner
+
+
+@dataclass(frozen=True)
+class Leftover:
+    path: Path
+    size: int
+
+
+def leftovers(planner: Planner, everything: bool = False) -> list[Leftover]:
+    """Stage runs that the recipe's present values do not use: other values' runs, and unfinished ones without
+    a checkpoint. With `everything`, all of the recipe's runs."""
+    keep = (
+        set() if everything else {step.folder for step in planner.plan() if step.action in ("skip", "resume")}
+    )
+    found = [folder for stage in registry.STAGES for folder in sorted((planner.folder / stage).glob("*"))]
+    return [
+        Leftover(folder, folder_size(folder)) for folder in found if folder.is_dir() and folder not in keep
+    ]
+
+
+def remove(planner: Planner, found: list[Leftover], say: Callable[[str], None]) -> int:
+    """Removes them, less those that another process works on. Returns the bytes that were freed."""
+    freed = 0
+    for leftover in found:
+        try:
+            with locked(leftover.path, wait=False, say=say):
+                shutil.rmtree(leftover.path)
+        except StageError as error:
+            say(f"kept {leftover.path}: {error.what}")
+            continue
+        freed += leftover.size
+    for stage in registry.STAGES:
+        folder = planner.folder / stage
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    if planner.folder.is_dir() and {path.name for path in planner.folder.iterdir()} <= {
+        POINTER,
+        "report.html",
+    }:
+        shutil.rmtree(planner.folder)
+    return freed

@@ -1,0 +1,50 @@
+"""The `base` stage: where the language model comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.config.data import TextSource
+from pipeline.config.section import RUNTIME, Count, Natural, field, section
+
+
+@section
+class PretrainConfig:
+    """Pretrain a small Llama-architecture LM, tokenizer included, from a corpus."""
+
+    corpus: TextSource
+    """The built-in task's corpus, or a table with a `text` column or `prompt` and `completion` columns."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of prompt groups kept out of the corpus; at least `data.eval_fraction`, or prompts leak."""
+    vocab_size: Annotated[int, Field(ge=260)] = 1024
+    """Byte-level BPE entries, special tokens included."""
+    hidden_size: Count = 128
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    intermediate_size: Count = 384
+    max_position_embeddings: Count = 256
+    """Longest sequence in tokens; documents are packed to it."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Values of `transformers.TrainingArguments`, by their own names."""
+
+
+@section
+class BaseConfig:
+    """Exactly one of `model` and `pretrain` is given."""
+
+    model: str | None = None
+    """A Hub id, a local folder, or a `.gguf` file (dequantised on load)."""
+    revision: str | None = None
+    """For a Hub id: the commit to pin."""
+    pretrain: PretrainConfig | None = None
+    """Make the LM here instead of loading one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen weights. `auto`: bfloat16 on a GPU that has it, float32 elsewhere."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """How the backbone is held in memory in every later stage. 4 and 8 bits train LoRA adapters only."""
+    chat_template: str = "auto"
+    """`auto`: the tokenizer's own, or `plain` when it has none; or `plain`, `chatml`, or a .jinja file."""
+    check_tokens: Natural = field(default=64, metadata=RUNTIME)
+    """Tokens generated as a sign of life when the model is loaded."""

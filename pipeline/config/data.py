@@ -1,0 +1,86 @@
+"""The `data` stage: demonstrations, prompts and rankings, from files, the Hub or the built-in task."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from pipeline.config.section import Chance, Count, field, section
+
+
+@section
+class TaskConfig:
+    """A problem that `data/` generates: text about venues, of mixed quality on purpose."""
+
+    task: Literal["venues"]
+    """The name of the built-in task."""
+    size: Count
+    """How many texts."""
+    missing: Chance = 0.25
+    """Chance that a text leaves facts out."""
+    invented: Chance = 0.25
+    """Chance that a text states something that is not given."""
+    repeated: Chance = 0.15
+    """Chance that a text says something twice."""
+
+
+@section
+class TableConfig:
+    """Rows of a CSV, TSV, JSONL or Parquet file, or of a Hub data set."""
+
+    path: str
+    """A local file, an `https://` URL (add `#sha256=...` to have it checked) or `hub://owner/name@revision`."""
+    split: str = "train"
+    """Of a Hub data set."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our name -> the table's: `prompt`, `completion`, `text` or `messages`. Others stand for themselves."""
+    limit: Count | None = None
+    """Use only the first rows."""
+
+
+def _source_kind(value: Any) -> str:
+    is_task = "task" in value if isinstance(value, dict) else isinstance(value, TaskConfig)
+    return "the built-in task" if is_task else "a table"
+
+
+TextSource = Annotated[
+    Annotated[TaskConfig, Tag("the built-in task")] | Annotated[TableConfig, Tag("a table")],
+    Discriminator(_source_kind),
+]
+"""The key `task` tells the two apart, so that errors speak of the one that is meant."""
+
+
+@section
+class RankingTableConfig:
+    """Rankings as they come. See docs/rankings.md for each format's columns."""
+
+    path: str
+    """As `TableConfig.path`."""
+    format: Literal["wide", "long", "pairs", "tree", "scored"]
+    """wide: K completion and K rating columns a row; long: a row a completion; pairs: chosen and rejected;
+    tree: nested replies with ranks (OASST); scored: a list of scored completions a row."""
+    split: str = "train"
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    """Our name -> the table's: `prompt`, `completions`, `ratings`, `models`, `annotator`, ... (lists
+    for wide)."""
+    limit: Count | None = None
+    """Use only the first rows."""
+    human: bool = True
+    """Whether people made them. What is not human is never called so in a report or card."""
+
+
+@section
+class DataConfig:
+    """Sources. The built-in task may make the demonstrations, and `collect` and `rank` the rankings."""
+
+    demonstrations: TextSource
+    """Prompt and completion pairs for SFT."""
+    prompts: TableConfig | None = None
+    """More prompts for `collect` and `ppo`; the demonstrations' and rankings' prompts are used otherwise."""
+    rankings: RankingTableConfig | None = None
+    """Existing rankings, for `rank: {source: data}`."""
+    system: str | None = None
+    """A system message put before every prompt."""
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of prompt groups held out from every kind of training, chosen by a hash of the prompt."""

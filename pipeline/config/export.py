@@ -1,0 +1,22 @@
+"""The `export` and `publish` sections: what leaves the run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.config.section import RUNTIME, field, section
+
+
+@section
+class ExportConfig:
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the merged model."""
+
+
+@section
+class PublishConfig:
+    model: str | None = None
+    """Hub repository of the exported model, `owner/name`."""
+    rankings: str | None = None
+    """Hub data set repository of the rankings; null: they stay here."""
+    private: bool = field(default=True, metadata=RUNTIME)

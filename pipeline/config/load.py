@@ -1,0 +1,198 @@
+"""From a YAML file and `--set` flags to a checked `Recipe`, or to one error that lists every problem."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline import merge
+from pipeline.config import rules, trainer
+from pipeline.config.data import TableConfig, TaskConfig
+from pipeline.config.recipe import Recipe
+from pipeline.errors import RecipeError
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe, and where each of its values came from.
+
+    Attributes:
+        recipe: the values.
+        path: the file.
+        sets: the `--set` flags, as given.
+        provenance: dotted path -> "file:line" or "--set #n", for every value and section that was given.
+    """
+
+    recipe: Recipe
+    path: Path
+    sets: tuple[str, ...]
+    provenance: Mapping[str, str]
+
+    def describe(self, path: str) -> str:
+        """Where the value at a dotted path was set."""
+        return self.provenance.get(path, DEFAULT)
+
+    def values(self) -> dict[str, Any]:
+        """Every value by dotted path, defaults included."""
+        return flatten(asdict(self.recipe))
+
+    @property
+    def arguments(self) -> str:
+        """The command-line arguments that name this recipe again."""
+        sets = "".join(f" --set '{text}'" for text in self.sets)
+        return f"--recipe {merge.shown(self.path)}{sets}"
+
+
+def load_recipe(path: Path | str, sets: Sequence[str] = ()) -> LoadedRecipe:
+    """Reads, merges and checks a recipe. Raises `RecipeError`."""
+    path = Path(path)
+    root = merge.read(path, _RIVALS)
+    for layer in merge.assignments(sets):
+        root = merge.overlay(root, layer, _RIVALS)
+    provenance, data = merge.provenance(root), merge.plain(root)
+
+    problems = list(_trainer_problems(data))
+    try:
+        recipe = TypeAdapter(Recipe).validate_json(json.dumps(data))
+    except ValidationError as error:
+        problems += _schema_problems(error.errors(include_url=False), data)
+    else:
+        problems += rules.conflicts(recipe)
+        if not problems:
+            return LoadedRecipe(recipe, path, tuple(sets), provenance)
+    raise _error(merge.shown(path), problems, provenance)
+
+
+def flatten(values: Any, path: str = "") -> dict[str, Any]:
+    """Nested JSON values by dotted path; an empty section stands as itself, lists of scalars stay whole."""
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(values, dict):
+        items = values.items()
+    elif isinstance(values, list) and any(isinstance(item, dict) for item in values):
+        items = enumerate(values)
+    found: dict[str, Any] = {}
+    for key, value in items:
+        found |= flatten(value, merge.join(path, key))
+    return found or {path: values}
+
+
+def _names(section: Any) -> frozenset[str]:
+    return frozenset(field.name for field in fields(section))
+
+
+def _rivals() -> dict[str, frozenset[str]]:
+    made = {
+        "base.model": frozenset({"base.pretrain"}),
+        "base.pretrain": frozenset({"base.model", "base.revision"}),
+    }
+    for source in ("data.demonstrations", "base.pretrain.corpus"):
+        for key, others in (("task", _names(TableConfig)), ("path", _names(TaskConfig))):
+            made[f"{source}.{key}"] = frozenset(f"{source}.{name}" for name in others)
+    return made
+
+
+_RIVALS = _rivals()
+"""A child recipe that names a model drops its parent's `pretrain`, one that names a file the task, ..."""
+
+
+def _trainer_problems(data: Mapping[str, Any]) -> Iterator[rules.Problem]:
+    for path in trainer.SECTIONS:
+        values: Any = data
+        for key in path.split("."):
+            values = values.get(key) if isinstance(values, dict) else None
+        if isinstance(values, dict):
+            for name, message, valid in trainer.problems(path, values):
+                yield f"{path}.{name}", message + (_nearest(name, valid) if valid else "")
+
+
+def _schema_problems(errors: Iterable[ErrorDetails], data: Any) -> Iterator[rules.Problem]:
+    found: dict[str, list[str]] = {}
+    for error in errors:
+        path = _path(error, data)
+        found.setdefault(path, []).append(_message(error))
+    for path, messages in found.items():
+        yield path, ", or ".join(dict.fromkeys(messages))
+
+
+def _path(error: ErrorDetails, data: Any) -> str:
+    """The dotted path of an error, without the names of union members that pydantic puts into it."""
+    path, location = "", error["loc"]
+    for position, key in enumerate(location):
+        is_there = key in data if isinstance(data, dict) else isinstance(data, list) and isinstance(key, int)
+        if is_there:
+            data = data[key]
+        elif not (error["type"] == "missing" and position == len(location) - 1):
+            continue
+        path = merge.join(path, key)
+    return path
+
+
+def _message(error: ErrorDetails) -> str:
+    kind, given = error["type"], error["input"]
+    if kind == "missing":
+        return "is required"
+    if kind == "unexpected_keyword_argument":
+        name = str(error["loc"][-1])
+        return "unknown key" + _nearest(name, _valid_names(error["loc"][:-1]))
+    if kind == "dataclass_type":
+        return f"must be a section of keys, got {_short(given)}"
+    if kind == "string_pattern_mismatch":
+        return f"may hold letters, digits, dots, dashes and underscores only, got {_short(given)}"
+    expected = error["msg"].replace("Input should be", "must be")
+    hint = " (put it in quotes)" if kind == "string_type" and isinstance(given, int | float) else ""
+    return f"{expected}, got {_short(given)}{hint}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    valid = sorted(valid)
+    near = difflib.get_close_matches(name, valid, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; valid are {', '.join(valid)}" if len(valid) <= 12 else ""
+
+
+def _valid_names(location: Sequence[str | int]) -> set[str]:
+    """The field names of the section at a location in `Recipe`."""
+    sections: list[Any] = [Recipe]
+    for key in location:
+        if key in ("a table", "the built-in task"):
+            wanted = TableConfig if key == "a table" else TaskConfig
+            sections = [section for section in sections if section is wanted]
+        elif isinstance(key, str):
+            hints = [typing.get_type_hints(section) for section in sections]
+            sections = [found for hint in hints if key in hint for found in _sections_in(hint[key])]
+    return set().union(*(_names(section) for section in sections))
+
+
+def _sections_in(annotation: Any) -> list[Any]:
+    if is_dataclass(annotation):
+        return [annotation]
+    return [found for part in typing.get_args(annotation) for found in _sections_in(part)]
+
+
+def _error(path: str, problems: Sequence[rules.Problem], provenance: Mapping[str, str]) -> RecipeError:
+    def where(dotted: str) -> str:
+        while dotted and dotted not in provenance:
+            dotted = dotted[: max(dotted.rfind("."), dotted.rfind("["), 0)]
+        return provenance.get(dotted, path)
+
+    if len(problems) == 1:
+        [(dotted, message)] = problems
+        return RecipeError(f"{dotted}: {message}" if dotted else message, where=where(dotted))
+    lines = [f"  {dotted} ({where(dotted)}): {message}" for dotted, message in problems]
+    return RecipeError("\n".join([f"{len(problems)} problems in {path}", *lines]))

@@ -1,0 +1,113 @@
+"""The `ppo` stage. Names are TRL's historical ones where the meaning is; docs/ppo.md defines each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import (
+    RUNTIME,
+    BelowOne,
+    Chance,
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    field,
+    section,
+)
+
+
+@section
+class KLConfig:
+    """The penalty on the KL divergence from the reference, paid on every response token."""
+
+    kind: Literal["fixed", "adaptive"] = "adaptive"
+    """adaptive: Ziegler et al. 2019's proportional controller towards `target`."""
+    init: NonNegative = 0.05
+    """The coefficient beta at the start."""
+    target: Positive = 6.0
+    """Wanted KL in nats a response (adaptive)."""
+    horizon: Count = 10_000
+    """Episodes over which the controller acts (adaptive)."""
+
+
+@section
+class ScoreConfig:
+    """What happens to the reward model's score before it becomes the reward."""
+
+    normalization: Literal["none", "reference", "running"] = "reference"
+    """none; or subtract the mean and divide by the standard deviation: of the reference model's answers
+    before training, or running over the batches seen so far."""
+    clip: Positive | None = 5.0
+    """Bound on the absolute normalised score; null: none."""
+
+
+@section
+class PPOConfig:
+    total_episodes: Count = 8192
+    """Responses sampled over the whole stage."""
+    batch_size: Count = 128
+    """Episodes an update (one rollout)."""
+    num_ppo_epochs: Count = 4
+    """Passes over each rollout."""
+    num_mini_batches: Count = 4
+    """Optimizer steps in each pass; must divide `batch_size`."""
+    micro_batch_size: Count | None = field(default=None, metadata=RUNTIME)
+    """Sequences in one forward and backward; null: a whole minibatch. Changes memory, not mathematics."""
+    max_prompt_length: Count = 128
+    """Longer prompts are left out, and counted."""
+    response_length: Count = 64
+    """Longest response in tokens."""
+    temperature: Positive = 1.0
+    """Of sampling, and of every log-probability computed from it."""
+    learning_rate: Positive = 1e-5
+    value_learning_rate: Positive | None = None
+    """Of the value role; null: as `learning_rate`."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_updates: Natural = 0
+    """Updates over which the learning rates rise from zero."""
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.999
+    adam_epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    """Of each role's gradient."""
+    gamma: Chance = 1.0
+    lam: Annotated[float, Field(gt=0, le=1)] = 0.95
+    cliprange: Positive = 0.2
+    cliprange_value: Positive = 0.2
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Lower bound c of the ratio-weighted loss for negative advantages (Ye et al. 2020); null: none."""
+    vf_coef: NonNegative = 0.1
+    """Weight of the value loss on a shared trunk; a value adapter has an optimizer of its own."""
+    entropy_coef: NonNegative = 0.0
+    whiten_rewards: bool = False
+    """Divide rewards by their standard deviation (the mean stays) before advantages are computed."""
+    target_kl: Positive | None = None
+    """Ends an update's epochs once the approximate KL from the behaviour policy passes it; null: never."""
+    critic_warmup_updates: Natural = 0
+    """First updates that train the value role only."""
+    ptx_coef: NonNegative = 0.0
+    """Weight of the language-modelling loss on demonstrations (InstructGPT's PPO-ptx)."""
+    missing_eos_penalty: NonNegative | None = None
+    """Subtracted from the score of a response with no stop token; null: none."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    value: Literal["adapter", "trunk"] = "adapter"
+    """adapter: a value role that starts from the reward model; trunk: a head on the policy's trunk."""
+    reward_model: str | None = None
+    """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
+    classifier with one label (scored through text when its tokenizer differs)."""
+    gradient_checkpointing: bool = field(default=False, metadata=RUNTIME)
+    logits_chunk_size: Count = field(default=4096, metadata=RUNTIME)
+    """Positions whose logits exist at the same time."""
+    rollout_batch_size: Count | None = field(default=None, metadata=RUNTIME)
+    """Sequences decoded together; null: the whole batch."""
+    save_updates: Count = field(default=10, metadata=RUNTIME)
+    """Updates between checkpoints."""
+    eval_updates: Natural = 8
+    """Updates between looks at the held-out prompts by the independent judge; 0: none."""
+    eval_prompts: Count = 64
+    """Held-out prompts in such a look."""

@@ -1,0 +1,124 @@
+"""The rules that cross sections of a recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.config.base import BaseConfig
+from pipeline.config.data import DataConfig, TaskConfig
+from pipeline.config.ppo import PPOConfig
+from pipeline.config.recipe import Recipe
+
+Problem = tuple[str, str]
+"""Dotted path and what is wrong there."""
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model is named by Hub id: it is no `.gguf` file, does not look like a path and is not one."""
+    looks_like_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model)
+    return bool(looks_like_id) and not model.endswith(".gguf") and not Path(model).exists()
+
+
+def is_local(path: str) -> bool:
+    """Whether a data path is a local file, not a URL or a Hub data set."""
+    return "://" not in path
+
+
+def conflicts(recipe: Recipe) -> Iterator[Problem]:
+    """What does not fit together."""
+    yield from _base(recipe.base)
+    yield from _data(recipe.data)
+    pretrain, eval_fraction = recipe.base.pretrain, recipe.data.eval_fraction
+    if pretrain is not None and pretrain.held_out < eval_fraction:
+        yield (
+            "base.pretrain.held_out",
+            f"{pretrain.held_out} must be at least data.eval_fraction ({eval_fraction}), or prompts leak",
+        )
+    yield from _lora(recipe)
+    yield from _rank(recipe)
+    yield from _ppo(recipe.ppo)
+    for name in ("model", "rankings"):
+        repository = getattr(recipe.publish, name)
+        if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            yield f"publish.{name}", f"must be owner/name, got {repository!r}"
+
+
+def _base(base: BaseConfig) -> Iterator[Problem]:
+    if base.model is None and base.pretrain is None:
+        yield "base", "needs `model` (load one) or `pretrain` (make one)"
+    elif base.model is not None and base.pretrain is not None:
+        yield "base", "has both `model` and `pretrain`: set one of them to null"
+    elif base.model is not None and is_hub_id(base.model) and not base.revision:
+        yield (
+            "base.revision",
+            f"is required: {base.model} is a Hub id (no such folder here) and branches move. Give the commit",
+        )
+    if base.chat_template not in ("auto", "plain", "chatml") and not base.chat_template.endswith(".jinja"):
+        yield "base.chat_template", "must be auto, plain, chatml or a .jinja file"
+    if base.pretrain is not None:
+        hidden, heads = base.pretrain.hidden_size, base.pretrain.num_attention_heads
+        if hidden % (2 * heads):
+            yield (
+                "base.pretrain.hidden_size",
+                f"{hidden} must be a multiple of twice num_attention_heads ({heads}): heads have even widths",
+            )
+
+
+def _data(data: DataConfig) -> Iterator[Problem]:
+    for name in ("demonstrations", "prompts", "rankings"):
+        path = getattr(getattr(data, name), "path", "")
+        if path.startswith("hub://") and "@" not in path:
+            yield (
+                f"data.{name}.path",
+                "needs the commit to read, since branches move: hub://owner/name@commit",
+            )
+
+
+def _lora(recipe: Recipe) -> Iterator[Problem]:
+    sft, reward = recipe.sft.lora, recipe.reward.lora
+    if recipe.base.quantization != "none":
+        for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
+            if lora is None:
+                yield path, f"is required by base.quantization = {recipe.base.quantization}"
+    elif (sft is None) != (reward is None):
+        yield (
+            "reward.lora",
+            "and sft.lora must both be given or both be null: roles share one backbone or none",
+        )
+
+
+def _rank(recipe: Recipe) -> Iterator[Problem]:
+    rank = recipe.rank
+    if rank.source == "data":
+        if recipe.data.rankings is None:
+            yield "data.rankings", "is required by rank.source = data"
+        return
+    if not isinstance(recipe.data.demonstrations, TaskConfig):
+        yield (
+            "rank.source",
+            "simulated annotators know the built-in task only: data.demonstrations must be {task: ...}",
+        )
+    names = [annotator.name for annotator in rank.annotators]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield "rank.annotators", f"two annotators are called {name}"
+    if not names:
+        yield "rank.annotators", "needs at least one annotator for rank.source = simulated"
+    elif rank.annotators_per_prompt > len(names):
+        yield (
+            "rank.annotators_per_prompt",
+            f"is {rank.annotators_per_prompt}, but there are {len(names)} annotators",
+        )
+
+
+def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
+    if ppo.total_episodes < ppo.batch_size:
+        yield "ppo.total_episodes", f"{ppo.total_episodes} must be at least batch_size ({ppo.batch_size})"
+    if ppo.batch_size % ppo.num_mini_batches:
+        yield "ppo.num_mini_batches", f"{ppo.num_mini_batches} must divide batch_size ({ppo.batch_size})"
+    elif ppo.micro_batch_size and (ppo.batch_size // ppo.num_mini_batches) % ppo.micro_batch_size:
+        yield (
+            "ppo.micro_batch_size",
+            f"{ppo.micro_batch_size} must divide the minibatch ({ppo.batch_size // ppo.num_mini_batches})",
+        )

@@ -1,0 +1,57 @@
+"""What every config dataclass of a recipe shares: frozen, keyword-only, strict, no unknown keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field
+from typing_extensions import dataclass_transform
+
+__all__ = [
+    "RUNTIME",
+    "BelowOne",
+    "Chance",
+    "Count",
+    "Natural",
+    "NonNegative",
+    "Positive",
+    "content",
+    "field",
+    "section",
+]
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def section(cls: type[T]) -> type[T]:
+    """A frozen dataclass that pydantic validates strictly: no unknown keys, no `true` for 1, no "3" for 3."""
+    made = dataclass(frozen=True, kw_only=True)(cls)
+    made.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
+        strict=True, extra="forbid", allow_inf_nan=False
+    )
+    return made
+
+
+RUNTIME: dict[str, Any] = {"runtime": True}
+"""Metadata of a field that changes how a stage runs, not what it makes: left out of the stage's key."""
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+def content(value: Any) -> Any:
+    """A section as JSON values, less the runtime fields at any depth: what a stage's key is made from."""
+    if is_dataclass(value):
+        kept = (f.name for f in fields(value) if not f.metadata.get("runtime"))
+        return {name: content(getattr(value, name)) for name in kept}
+    if isinstance(value, list | tuple):
+        return [content(item) for item in value]
+    if isinstance(value, dict):
+        return {key: content(item) for key, item in value.items()}
+    return value

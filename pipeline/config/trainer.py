@@ -1,0 +1,156 @@
+"""Checks the `trainer:` sections, whose names are trl's and transformers', without importing either.
+
+The names and their kinds are in trainer_fields.json. `python -m pipeline.config.trainer` writes it anew from
+the installed versions, and a test holds that it matches them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FIELDS_FILE = Path(__file__).with_name("trainer_fields.json")
+
+SECTIONS = {
+    "base.pretrain.trainer": "transformers.TrainingArguments",
+    "sft.trainer": "trl.SFTConfig",
+    "reward.trainer": "transformers.TrainingArguments",
+}
+"""Dotted path of each `trainer:` section -> whose names it holds."""
+
+_FOLDER = "the runner chooses the folders"
+_HUB = "`tutelage publish` uploads, from finished artifacts only"
+_DTYPE = "`base.dtype` decides it for every stage"
+_DATA = "the data stage prepares the columns"
+_MODEL = "the base stage makes model and tokenizer"
+_SHARDING = "one device is what is supported"
+_SCREEN = "the runner owns the display and the metrics; see `report_to` at the top of the recipe"
+_SEED = "every generator derives from `seed` at the top of the recipe"
+_STEPS = "the stage decides what it does"
+
+OWNED = {
+    "output_dir": _FOLDER,
+    "logging_dir": _FOLDER,
+    "resume_from_checkpoint": "the runner resumes an interrupted stage by itself",
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "push_to_hub": _HUB,
+    "trackio_space_id": _HUB,
+    "trackio_bucket_id": _HUB,
+    "trackio_static_space_id": _HUB,
+    "report_to": _SCREEN,
+    "run_name": _SCREEN,
+    "project": _SCREEN,
+    "disable_tqdm": _SCREEN,
+    "use_cpu": "`device` at the top of the recipe decides it",
+    "local_rank": _SHARDING,
+    "deepspeed": _SHARDING,
+    "fsdp": _SHARDING,
+    "fsdp_config": _SHARDING,
+    "parallelism_config": _SHARDING,
+    "do_train": _STEPS,
+    "do_eval": _STEPS,
+    "do_predict": _STEPS,
+    "fp16": _DTYPE,
+    "bf16": _DTYPE,
+    "fp16_full_eval": _DTYPE,
+    "bf16_full_eval": _DTYPE,
+    "remove_unused_columns": _DATA,
+    "label_names": _DATA,
+    "dataset_kwargs": _DATA,
+    "dataset_text_field": _DATA,
+    "completion_only_loss": "the loss is on completions only",
+    "assistant_only_loss": "the loss is on completions only",
+    "max_length": "it stands beside `trainer`: `sft.max_length`",
+    "packing": "it stands beside `trainer`: `sft.packing`",
+    "eval_packing": "it stands beside `trainer`: `sft.packing`",
+    "model_init_kwargs": _MODEL,
+    "trust_remote_code": _MODEL,
+    "chat_template_path": "`base.chat_template` decides it",
+    "eos_token": _MODEL,
+    "pad_token": _MODEL,
+}
+"""Names that a recipe may not set -> why."""
+
+
+def owner(name: str) -> str | None:
+    """Why a recipe may not set this trainer value, or None when it may."""
+    return _HUB if name.startswith("hub_") else OWNED.get(name)
+
+
+@cache
+def trainer_fields() -> Mapping[str, Mapping[str, str]]:
+    """Config class -> field name -> kinds, such as "float | null"."""
+    made: dict[str, dict[str, str]] = json.loads(FIELDS_FILE.read_text(encoding="utf-8"))
+    return made
+
+
+_JSON_KINDS = {bool: "bool", int: "int", float: "float", str: "str", dict: "dict", list: "list"}
+
+
+def fits(value: Any, kinds: str) -> bool:
+    """Whether a JSON value is one of the kinds. An int may stand for a float, a bool for nothing else."""
+    allowed = kinds.split(" | ")
+    if "any" in allowed:
+        return True
+    if value is None:
+        return "null" in allowed
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    kind = _JSON_KINDS[type(value)]
+    return kind in allowed or (kind == "int" and "float" in allowed)
+
+
+def problems(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """What is wrong in one `trainer:` section: name, message, and for an unknown name the valid ones."""
+    known = trainer_fields()[SECTIONS[path]]
+    for name, value in values.items():
+        if name not in known:
+            yield name, "unknown key", [k for k in known if owner(k) is None]
+        elif reason := owner(name):
+            yield name, f"may not be set here: {reason}", []
+        elif not fits(value, known[name]):
+            yield name, f"must be {known[name].replace(' | ', ' or ')}, got {json.dumps(value)}", []
+
+
+def _kinds(annotation: Any) -> set[str]:
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*(_kinds(part) for part in typing.get_args(annotation)))
+    if origin is typing.Literal:
+        return {_JSON_KINDS[type(value)] for value in typing.get_args(annotation)}
+    plain = origin or annotation
+    if plain is type(None):
+        return {"null"}
+    if isinstance(plain, type) and issubclass(plain, Enum):
+        return {"str"}
+    return {_JSON_KINDS.get(plain, "any")}
+
+
+def installed_fields() -> dict[str, dict[str, str]]:
+    """What trainer_fields.json must hold for the installed versions. Imports trl: seconds."""
+    from transformers import TrainingArguments
+    from trl.trainer.sft_config import SFTConfig
+
+    made = {}
+    for name, config in {
+        "transformers.TrainingArguments": TrainingArguments,
+        "trl.SFTConfig": SFTConfig,
+    }.items():
+        hints = typing.get_type_hints(config)
+        made[name] = {
+            f.name: " | ".join(sorted(_kinds(hints[f.name]))) for f in dataclasses.fields(config) if f.init
+        }
+    return made
+
+
+if __name__ == "__main__":
+    FIELDS_FILE.write_text(json.dumps(installed_fields(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,56 @@
+"""What can go wrong, said so that a person can mend it.
+
+Every error that is a user's to mend is a `TutelageError`: *what* is wrong, *where* (file and line, dotted
+recipe path, or artifact), and *how* to mend it. The command line prints it without a traceback and exits with
+its `exit_code`. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class TutelageError(Exception):
+    """Base of the errors that a user can mend.
+
+    Args:
+        what: one sentence, what is wrong.
+        where: file and line, dotted recipe path or artifact folder; empty when `what` says it.
+        mend: one sentence, what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.mend = what, where, mend
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.mend:
+            lines.append(f"  mend:  {self.mend}")
+        return "\n".join(lines)
+
+
+class RecipeError(TutelageError):
+    """A recipe, a `--set` or a flag is wrong."""
+
+    exit_code = 2
+
+
+class DataError(TutelageError):
+    """A data set, a ranking file or a row of one is wrong."""
+
+    exit_code = 3
+
+
+class StageError(TutelageError):
+    """A stage cannot run or go on: a checkpoint, an artifact, a model or a measurement stands in the way."""
+
+    exit_code = 4
+
+
+class Interrupted(TutelageError):
+    """The user or the system stopped the command; what was done so far is kept."""
+
+    exit_code = 130

@@ -1,0 +1,147 @@
+"""What a manifest records of the machine: versions, hardware, memory. Looks; never imports torch itself.
+
+Versions are those of the process, looked up once: code that changes while it runs is not what runs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import threading
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "tutelage",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Python's version and those of the packages that results depend on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@cache
+def code_commit() -> str | None:
+    """The commit of this code's checkout, or None when it is installed or has none."""
+    return _git("rev-parse", "HEAD")
+
+
+@cache
+def code_state() -> dict[str, Any]:
+    """The commit, and whether the checkout has changes on top of it."""
+    commit = code_commit()
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain")) if commit else None}
+
+
+def hardware() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": gpu,
+        "threads": torch.get_num_threads() if torch else None,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _resident_bytes() -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+class PeakMemory:
+    """Measures the peak memory of a block: `with PeakMemory() as peak: ...; peak.report()`.
+
+    The operating system keeps a process's highest resident size, but not a stage's, so a thread samples it
+    ten times a second. Child processes are not counted.
+    """
+
+    INTERVAL = 0.1
+
+    def __init__(self) -> None:
+        self._peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        torch = sys.modules.get("torch")
+        if torch and torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._sample()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self.INTERVAL):
+            self._sample()
+
+    def _sample(self) -> None:
+        self._peak = max(self._peak, _resident_bytes() or 0)
+
+    def report(self) -> dict[str, Any]:
+        torch = sys.modules.get("torch")
+        gpu = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
+        if self._peak:
+            return {"peak_bytes": self._peak, "peak_gpu_bytes": gpu, "how": "resident size, sampled at 10 Hz"}
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {
+            "peak_bytes": peak,
+            "peak_gpu_bytes": gpu,
+            "how": "resident size, highest of the whole process",
+        }

@@ -1,0 +1,200 @@
+"""Reads recipes as YAML and merges them: `extends`, then the file itself, then `--set`.
+
+Every value is a `Node` that remembers which line or flag it came from, so that an error, a manifest and
+`tutelage show` can all say so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import RecipeError
+
+Rivals = Mapping[str, frozenset[str]]
+"""Dotted path -> dotted paths that an earlier layer may have set and that make no sense beside it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and where it was set. `value` is a scalar, a dict of nodes or a list of nodes."""
+
+    value: Any
+    where: str
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core scalars: `5e-5` is a float, `no`, `12:30` and `2024-01-01` are strings."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not read; use extends", mark)
+        return super().compose_node(parent, index)
+
+
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _firsts = ["" if letter == "\0" else letter for letter in _first]
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _firsts)
+
+
+def parse(text: str, where: Callable[[int], str]) -> Node:
+    """One YAML document as nodes; `where` names a line (counted from 1)."""
+
+    def convert(node: yaml.Node, place: str) -> Node:
+        if isinstance(node, yaml.MappingNode):
+            return Node(mapping(node), place)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([convert(item, where(item.start_mark.line + 1)) for item in node.value], place)
+        return Node(loader.construct_object(node), place)
+
+    def mapping(node: yaml.MappingNode) -> dict[str, Node]:
+        made: dict[str, Node] = {}
+        for key, value in node.value:
+            place = where(key.start_mark.line + 1)
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError("a key must be a plain word", where=place)
+            if key.value in made:
+                raise RecipeError(
+                    f"the key {key.value} is given twice",
+                    where=f"{made[key.value].where} and {place}",
+                    mend="keep one of the two",
+                )
+            made[key.value] = convert(value, place)
+        return made
+
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        return Node(None, where(1)) if root is None else convert(root, where(root.start_mark.line + 1))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"not readable as YAML: {error.problem}", where=where(line)) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not readable as YAML: {error}", where=where(1)) from None
+
+
+def shown(path: Path) -> str:
+    """A path as people want to read it: relative where it lies below the working directory."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def read(path: Path, rivals: Rivals, chain: tuple[Path, ...] = ()) -> Node:
+    """A recipe file merged over what it extends."""
+    resolved = path.resolve()
+    if resolved in chain:
+        loop = " -> ".join(shown(p) for p in (*chain, resolved))
+        raise RecipeError(f"recipes extend each other in a circle: {loop}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        by = f"named in extends of {shown(chain[-1])}" if chain else ""
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"cannot read the recipe {shown(path)}: {reason}", where=by) from None
+
+    own = parse(text, lambda line: f"{shown(path)}:{line}")
+    if not isinstance(own.value, dict):
+        raise RecipeError("a recipe must be a mapping of keys to values", where=own.where)
+    parents = own.value.pop("extends", None)
+    merged = Node({}, own.where)
+    for parent in _names(parents):
+        merged = overlay(merged, read(path.parent / parent, rivals, (*chain, resolved)), rivals)
+    return overlay(merged, own, rivals)
+
+
+def _names(extends: Node | None) -> list[str]:
+    if extends is None:
+        return []
+    names = plain(extends)
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RecipeError("extends must be a file name or a list of them", where=extends.where)
+    return names
+
+
+def overlay(old: Node, new: Node, rivals: Rivals, path: str = "") -> Node:
+    """`new` over `old`: mappings merge key by key, everything else (lists too) is replaced."""
+    if not (isinstance(old.value, dict) and isinstance(new.value, dict)):
+        return new
+    at = f"{path}." if path else ""
+    given = {f"{at}{key}" for key, node in new.value.items() if node.value is not None}
+    dropped = {rival for key in given for rival in rivals.get(key, ())}
+    merged = {key: node for key, node in old.value.items() if f"{at}{key}" not in dropped}
+    for key, node in new.value.items():
+        merged[key] = overlay(merged[key], node, rivals, f"{at}{key}") if key in merged else node
+    return Node(merged, new.where)
+
+
+_ASSIGNMENT = re.compile(r"(?P<path>\w[\w-]*(?:\.\w[\w-]*)*)=(?P<value>.*)", re.DOTALL)
+
+
+def assignments(sets: Sequence[str]) -> Iterator[Node]:
+    """`--set` values as layers. One value may hold several assignments: "a.b=c d.e=f"."""
+    found: list[tuple[str, str]] = []
+    for text in sets:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise RecipeError(f"cannot read --set {text!r}: {error}") from None
+        for position, word in enumerate(words):
+            match = _ASSIGNMENT.fullmatch(word)
+            if match:
+                found.append((match["path"], match["value"]))
+            elif position:
+                # The rest of a value with blanks in it, as in `columns=[a, b]`.
+                found[-1] = (found[-1][0], f"{found[-1][1]} {word}")
+            else:
+                raise RecipeError(
+                    f"cannot read --set {text!r}", mend="write section.name=value, as in ppo.kl.target=8"
+                )
+    for number, (path, value) in enumerate(found, start=1):
+        place = f"--set #{number}"
+        node = parse(value, lambda _, place=place: place)  # type: ignore[misc]
+        for key in reversed(path.split(".")):
+            node = Node({key: node}, place)
+        yield node
+
+
+def plain(node: Node) -> Any:
+    """The value without its provenance."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(child) for child in node.value]
+    return node.value
+
+
+def join(path: str, key: str | int) -> str:
+    """Dotted paths, with list positions in brackets: `rank.annotators[0].noise`."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else key
+
+
+def provenance(node: Node, path: str = "") -> dict[str, str]:
+    """Dotted path -> where it was set, for every value and every section that was given."""
+    found = {path: node.where} if path else {}
+    if isinstance(node.value, dict | list):
+        items = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for key, child in items:
+            found |= provenance(child, join(path, key))
+    return found

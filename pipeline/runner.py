@@ -1,0 +1,222 @@
+"""Runs what the plan says: one stage after another, each under its lock, finished by its manifest."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from pipeline import machine, manifest
+from pipeline.config.load import LoadedRecipe
+from pipeline.config.section import content
+from pipeline.device import resolve
+from pipeline.errors import Interrupted, StageError
+from pipeline.files import jsonable, readable_seconds
+from pipeline.lock import locked
+from pipeline.manifest import Manifest
+from pipeline.metrics import MetricsFile, open_trackers
+from pipeline.plan import Planner, StagePlan, StageRun
+from pipeline.progress import Display
+from pipeline.stage import RunContext
+
+
+class Runner:
+    """Runs a recipe's stages.
+
+    Args:
+        loaded: the recipe.
+        runs: the folder of all runs.
+        display: where progress is shown.
+        fresh: stages to make again even when they are up to date.
+        force: passed to the stages, which record it where it mattered.
+        wait: for another process that works on the same stage, instead of refusing.
+
+    Attributes:
+        planner: plans the same recipe.
+        moved: after `run`, whether the recipe's artifacts are others than they were before.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        runs: Path,
+        *,
+        display: Display | None = None,
+        fresh: Iterable[str] = (),
+        force: bool = False,
+        wait: bool = False,
+    ) -> None:
+        self.planner = Planner(loaded, runs, fresh)
+        self._loaded, self._recipe = loaded, loaded.recipe
+        self._display = display or Display(Console())
+        self._force, self._wait = force, wait
+        self.moved = False
+
+    def run(self, until: str | None = None) -> list[StagePlan]:
+        """Runs every stage that is not up to date, up to `until`. Returns what was planned for each when its
+        turn came: a stage whose rerun inputs came out the same is skipped after all."""
+        done: dict[str, StageRun] = {}
+        steps = []
+        with _terminate_as_interrupt():
+            self.planner.plan(until)  # every missing file and damaged artifact is found before anything runs
+            try:
+                for spec, needs in self.planner.stages(until):
+                    step = self.planner.consider(spec, needs, done)
+                    done[spec.name] = step.finished or self._execute(step, done)
+                    steps.append(step)
+            finally:
+                self.moved = self.planner.point(done)
+        return steps
+
+    def _execute(self, step: StagePlan, done: Mapping[str, StageRun]) -> StageRun:
+        assert step.folder is not None
+        name, say = step.spec.name, self._display.say
+        with locked(step.folder, wait=self._wait, say=say):
+            found = None if name in self.planner.fresh else manifest.read(step.folder)
+            if found:
+                say(f"{name}: another process has finished it")
+                return StageRun(step.folder, found)
+            say(f"{name}: {step.reason}")
+            try:
+                made = self._make(step, step.folder, done)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"interrupted during {name}",
+                    where=str(step.folder),
+                    mend="its state is kept: run the same command again to go on",
+                ) from None
+            except Exception as error:
+                if not _disk_is_full(error):
+                    raise
+                raise StageError(
+                    f"the disk is full: {name} could not write its files",
+                    where=str(step.folder),
+                    mend="make room and run the same command again; earlier stages are untouched",
+                ) from error
+            finally:
+                self._display.close()
+            self.planner.fresh.discard(name)
+            say(f"{name}: finished in {readable_seconds(made.manifest.seconds)}")
+            return made
+
+    def _make(self, step: StagePlan, folder: Path, done: Mapping[str, StageRun]) -> StageRun:
+        assert step.key is not None
+        assert step.inputs is not None
+        assert step.local_files is not None
+        spec, resumes = step.spec, step.action == "resume"
+        config = spec.config(self._recipe)
+        _prepare(folder, keep_state=resumes)
+        trackers = open_trackers(
+            self._recipe.report_to, folder, self._recipe.name, f"{spec.name}-{folder.name}"
+        )
+        with closing(MetricsFile(folder / "metrics.jsonl", trackers)) as metrics_file:
+            ctx = RunContext(
+                seed=self._recipe.seed,
+                device=self._device,
+                state_dir=folder / "state",
+                metrics=metrics_file,
+                progress=self._display.open,
+                say=self._display.say,
+                force=self._force,
+                describe=self._loaded.describe,
+            )
+            run = spec.load()
+            inputs = {name: done[name].artifact for name in step.inputs}
+            started, clock = datetime.now(timezone.utc), time.monotonic()
+            with machine.PeakMemory() as peak:
+                metrics = run(config, inputs, folder / "out", ctx)
+        files = manifest.record_files(folder / "out")
+        made = Manifest(
+            recipe=self._recipe.name,
+            stage=spec.name,
+            version=spec.version,
+            key=step.key,
+            fingerprint=manifest.artifact_fingerprint(files),
+            simulated=metrics.get("human") is False or any(done[name].manifest.simulated for name in inputs),
+            seed=self._recipe.seed,
+            config=asdict(config),
+            keyed=content(config),
+            provenance={
+                path: where
+                for path, where in self._loaded.provenance.items()
+                if path == "seed" or path.partition(".")[0] == spec.name
+            },
+            inputs=dict(step.inputs),
+            local_files=dict(step.local_files),
+            files=files,
+            metrics=jsonable(metrics),
+            forced=self._force,
+            device=self._device,
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            seconds=round(time.monotonic() - clock, 3),
+            resumed=resumes,
+            memory=peak.report(),
+            code=machine.code_state(),
+            packages=machine.package_versions(),
+            hardware=machine.hardware(),
+        )
+        manifest.write(folder, made)
+        shutil.rmtree(folder / "state")
+        _free_memory()
+        return StageRun(folder, made)
+
+    @cached_property
+    def _device(self) -> str:
+        return resolve(self._loaded)
+
+
+def _prepare(folder: Path, *, keep_state: bool) -> None:
+    """Empties what an earlier run of the key left behind, all but its state when it is to go on."""
+    (folder / manifest.FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    if not keep_state:
+        shutil.rmtree(folder / "state", ignore_errors=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    (folder / "out").mkdir()
+    (folder / "state").mkdir(exist_ok=True)
+
+
+def _free_memory() -> None:
+    """So that a stage's peak is its own, not its predecessor's garbage."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Also through the libraries that wrap the system's error in one of their own."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A polite kill ends a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

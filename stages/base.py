@@ -1,0 +1,192 @@
+"""The `base` stage: a pretrained language model, loaded and checked, or a small one pretrained from a corpus.
+
+What it makes: `base.json` (where the weights are and how to hold them), `tokenizer/` (chat template included) and,
+unless the weights stay where they are (a Hub id, a local folder), `model/`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from data import corpus
+from pipeline.config.base import BaseConfig, PretrainConfig
+from pipeline.errors import DataError, StageError
+from pipeline.fingerprint import combine, file_sha256, files_below
+from pipeline.stage import Artifact, Metrics, RunContext
+from stages.models.loading import load_backbone, readable_checkpoint
+from stages.models.text import IGNORED, Codec, chat_template
+from stages.training import StageCallback, training_arguments
+from stages.training import train as train_to_end
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+
+
+def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
+    spec = {"model": None, "revision": None, "dtype": config.dtype, "quantization": config.quantization}
+    metrics: Metrics = {}
+    if config.pretrain is not None:
+        metrics |= _pretrain(config, config.pretrain, out_dir, ctx)
+    else:
+        assert config.model is not None
+        if config.model.endswith(".gguf"):
+            tokenizer = _dequantise(Path(config.model), out_dir)
+        else:
+            local = Path(config.model)
+            spec |= {
+                "model": str(local.resolve()) if local.exists() else config.model,
+                "revision": config.revision,
+            }
+            with readable_checkpoint(config.model):
+                tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision or "main")
+        _save_tokenizer(tokenizer, config.chat_template, out_dir)
+    (out_dir / "base.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
+    base = Artifact("base", out_dir, "")
+    return metrics | _check(base, config.check_tokens, ctx)
+
+
+def _check(base: Artifact, tokens: int, ctx: RunContext) -> Metrics:
+    """Loads what the other stages will load and lets it speak; a model that cannot is found out here."""
+    model = load_backbone(base, ctx.device)
+    codec = Codec(AutoTokenizer.from_pretrained(base.file("tokenizer")))
+    if len(codec.tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise StageError(
+            f"the tokenizer has {len(codec.tokenizer)} entries and the model embeds "
+            f"{model.get_input_embeddings().weight.shape[0]}",
+            mend="use the tokenizer that belongs to the model",
+        )
+    prompt = torch.tensor([codec.prompt([{"role": "user", "content": "Hello"}])], device=ctx.device)
+    with torch.inference_mode():
+        logits = model(prompt).logits
+        spoken = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
+            pad_token_id=codec.pad_id,
+        )  # fmt: skip
+    if not torch.isfinite(logits).all():
+        raise StageError("the model's logits are not finite", mend="try base.dtype: float32")
+    ctx.say(f"says: {codec.decode(spoken[0, prompt.shape[1] :].tolist())[:100]!r}")
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "resident_bytes": model.get_memory_footprint(),
+        "vocabulary": len(codec.tokenizer),
+    }
+
+
+def _save_tokenizer(tokenizer: Any, template: str, out_dir: Path) -> None:
+    tokenizer.chat_template = chat_template(template, tokenizer)
+    tokenizer.save_pretrained(out_dir / "tokenizer")
+
+
+def _dequantise(path: Path, out_dir: Path) -> Any:
+    """Loads a GGUF file as full-precision weights into `out_dir/model`; returns its tokenizer."""
+    from transformers import GgufConfig
+
+    folder, name = str(path.parent), path.name
+    with readable_checkpoint(path):
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(gguf_file=name, dequantize=True),
+        )
+    model.save_pretrained(out_dir / "model")
+    return tokenizer
+
+
+def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: RunContext) -> Metrics:
+    """BPE tokenizer, then a Llama of the recipe's shape, one document a row."""
+    documents = list(corpus.documents(pretrain.corpus, ctx.seed, pretrain.held_out))
+    tokenizer = _train_tokenizer([text for turn in documents for text in turn], pretrain)
+    tokenizer.chat_template = chat_template(config.chat_template, tokenizer)
+    codec = Codec(tokenizer)
+    width = pretrain.max_position_embeddings
+    rows = [row for turn in documents for row in _rows(codec, turn, width)]
+    model = _new_model(codec, len(tokenizer), pretrain, ctx)
+    arguments = training_arguments(
+        TrainingArguments,
+        {"per_device_train_batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.1, "num_train_epochs": 1}
+        | {"train_sampling_strategy": "group_by_length"}
+        | pretrain.trainer,
+        ctx,
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[StageCallback(ctx, "base")],
+    )
+    train_to_end(trainer, ctx)
+    model.save_pretrained(out_dir / "model")
+    _save_tokenizer(tokenizer, config.chat_template, out_dir)
+    return {
+        "pretrain/documents": len(rows),
+        "pretrain/tokens": sum(len(row["input_ids"]) for row in rows),
+        "pretrain/loss": trainer.state.log_history[-1]["train_loss"],
+    }
+
+
+def _rows(codec: Codec, document: tuple[str, ...], width: int) -> list[dict[str, list[int]]]:
+    """A document as rows of at most `width` tokens. The loss is on all of a running text, and on the completion
+    where there is a prompt: what is asked for is not to be foretold."""
+    *prompt, text = document
+    given = codec.prompt([{"role": "user", "content": prompt[0]}]) if prompt else []
+    completion = codec.completion(text)
+    ids, labels = given + completion, [IGNORED] * len(given) + completion
+    cuts = range(0, len(ids), width)
+    return [{"input_ids": ids[i : i + width], "labels": labels[i : i + width]} for i in cuts]
+
+
+def _train_tokenizer(texts: list[str], pretrain: PretrainConfig) -> PreTrainedTokenizerFast:
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts, vocab_size=pretrain.vocab_size, special_tokens=[EOS, PAD], show_progress=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=pretrain.max_position_embeddings,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _new_model(codec: Codec, vocabulary: int, pretrain: PretrainConfig, ctx: RunContext) -> LlamaForCausalLM:
+    if vocabulary > pretrain.vocab_size:
+        raise DataError(
+            f"the corpus needs {vocabulary} tokens and base.pretrain.vocab_size is {pretrain.vocab_size}",
+            mend="raise base.pretrain.vocab_size to at least 258",
+        )
+    torch.manual_seed(ctx.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=pretrain.hidden_size,
+            num_hidden_layers=pretrain.num_hidden_layers,
+            num_attention_heads=pretrain.num_attention_heads,
+            num_key_value_heads=pretrain.num_attention_heads,
+            intermediate_size=pretrain.intermediate_size,
+            max_position_embeddings=pretrain.max_position_embeddings,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=codec.end_id,
+            pad_token_id=codec.pad_id,
+        )
+    )

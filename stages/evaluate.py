@@ -1,0 +1,252 @@
+"""The `eval` stage: base, SFT and PPO model on held-out prompts, by a judge that the reward model never saw.
+
+It makes `eval.json` and `samples.jsonl`. The same random numbers draw every model's answers, so that models are
+compared answer by answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.agreement import bootstrap
+from data.schema import Message, write_jsonl
+from data.slots import SlotErrors, SlotLexicon, parse_mr, slot_error_rate
+from pipeline.config.evaluate import EvalConfig
+from pipeline.errors import DataError
+from pipeline.stage import Artifact, Metrics, RunContext
+from stages.models.adapters import load_policy
+from stages.models.loading import load_tokenizer
+from stages.models.text import IGNORED, Codec, pad
+from stages.ppo.rollout import generate
+from stages.prompts import EncodedPrompt, load_prompts
+from stages.reward.model import by_length, load_reward, score_rows
+from stages.sft import encode_demonstrations
+
+MODELS = ("base", "sft", "ppo")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers to the prompts, and what is known of them."""
+
+    ids: list[list[int]]
+    texts: list[str]
+    kl_B: Tensor | None
+    nll: float
+
+
+def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
+    codec = Codec(load_tokenizer(inputs["base"]))
+    prompts, _ = load_prompts(inputs["data"], codec, "eval", config.max_prompt_length)
+    prompts = prompts[: config.num_prompts]
+    if not prompts:
+        raise DataError(
+            "there is no held-out prompt to evaluate on",
+            where=str(inputs["data"].path),
+            mend="raise data.eval_fraction or eval.max_prompt_length",
+        )
+    answers = {name: _answer(name, inputs, prompts, codec, config, ctx) for name in MODELS}
+    judge = None if config.judge == "none" else SlotLexicon.load(config.judge)
+    scores = _reward_scores(inputs, prompts, answers, ctx)
+    checks = {
+        name: [
+            _check(judge, prompt.messages, text) for prompt, text in zip(prompts, found.texts, strict=True)
+        ]
+        for name, found in answers.items()
+        if judge is not None
+    }
+    result: dict[str, Any] = {
+        "judge": None if judge is None else config.judge,
+        "prompts": len(prompts),
+        "bootstrap": config.bootstrap,
+        "models": {
+            name: _describe(found, codec, scores[name])
+            | (_errors(checks[name], config.bootstrap, ctx.seed) if name in checks else {})
+            for name, found in answers.items()
+        },
+    }
+    if judge is not None:
+        result["win_rate"] = win_rate(checks["ppo"], checks["sft"], config.bootstrap, ctx.seed)
+        result["win_rate"]["by"] = f"judge {config.judge}"
+        result["reduction"] = reduction(checks["ppo"], checks["sft"], config.bootstrap, ctx.seed)
+    result["along"] = [_judge_look(judge, look) for look in inputs["ppo"].jsonl("looks.jsonl")]
+    (out_dir / "eval.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_jsonl(out_dir / "samples.jsonl", _samples(prompts, answers, checks, config.samples))
+    return _flat(result)
+
+
+def _answer(
+    name: str,
+    inputs: Mapping[str, Artifact],
+    prompts: Sequence[EncodedPrompt],
+    codec: Codec,
+    config: EvalConfig,
+    ctx: RunContext,
+) -> Answers:
+    """A model's answers, its loss on held-out demonstrations and, for SFT and PPO, its KL from the SFT model."""
+    model = load_policy(inputs["base"], None if name == "base" else inputs[name], ctx.device)
+    generator = torch.Generator().manual_seed(ctx.seed)
+    with ctx.progress(f"eval {name}", total=len(prompts)) as bar:
+        ids = generate(
+            model,
+            [prompt.ids for prompt in prompts],
+            torch.rand((len(prompts), config.response_length), generator=generator),
+            temperature=config.temperature,
+            stop_ids=codec.stop_ids,
+            pad_id=codec.pad_id,
+            batch_size=config.batch_size,
+            on_batch=bar.advance,
+        )
+    kl = None
+    if name == "ppo":
+        reference = load_policy(inputs["base"], inputs["sft"], ctx.device)
+        rows = [(prompt.ids, answer) for prompt, answer in zip(prompts, ids, strict=True)]
+        kl = response_logprobs(model, rows, config) - response_logprobs(reference, rows, config)
+    held_out, _ = encode_demonstrations(
+        inputs["data"], codec, "eval", config.max_prompt_length + config.response_length
+    )
+    demonstrations = [_split(row) for row in held_out[: config.num_prompts]]
+    tokens = sum(len(completion) for _, completion in demonstrations)
+    plain = EvalConfig(temperature=1.0, batch_size=config.batch_size)
+    nll = -float(response_logprobs(model, demonstrations, plain).sum()) / max(1, tokens)
+    return Answers(ids, [codec.decode(row) for row in ids], kl, nll)
+
+
+def _split(row: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+    start = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
+    return row["input_ids"][:start], row["input_ids"][start:]
+
+
+@torch.no_grad()
+def response_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]], config: EvalConfig) -> Tensor:
+    """Log-probability (B,) of each whole response given its prompt, nats, at the evaluation's temperature."""
+    logps = torch.zeros(len(rows))
+    sequences = [prompt + response for prompt, response in rows]
+    for batch in by_length(sequences, config.batch_size):
+        ids, mask = pad([sequences[i] for i in batch], 0, left=False)
+        ids = ids.to(model.device)
+        logits = model(ids[:, :-1], use_cache=False).logits.float() / config.temperature
+        tokens = torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None])[..., 0].cpu()
+        start = torch.tensor([len(rows[i][0]) for i in batch])[:, None]
+        counted = mask[:, 1:] & (torch.arange(1, ids.shape[1])[None] >= start)
+        logps[batch] = torch.where(counted, tokens, 0.0).sum(1)
+    return logps
+
+
+def _reward_scores(
+    inputs: Mapping[str, Artifact],
+    prompts: Sequence[EncodedPrompt],
+    answers: Mapping[str, Answers],
+    ctx: RunContext,
+) -> dict[str, Tensor]:
+    """The `reward` stage's scores of every model's answers: the proxy, to be read beside the judge."""
+    model = load_reward(inputs["reward"], inputs["base"], ctx.device)
+    return {
+        name: score_rows(model, [p.ids + r for p, r in zip(prompts, found.ids, strict=True)], 256, ctx.device)
+        for name, found in answers.items()
+    }
+
+
+def _describe(found: Answers, codec: Codec, scores: Tensor) -> dict[str, Any]:
+    words = [text.split() for text in found.texts]
+    bigrams = [pair for text in words for pair in zip(text, text[1:], strict=False)]
+    return {
+        "score": float(scores.mean()),
+        "length": float(np.mean([len(row) for row in found.ids])),
+        "ended": float(np.mean([row[-1] in codec.stop_ids for row in found.ids])),
+        "distinct_2": len(set(bigrams)) / max(1, len(bigrams)),
+        "kl": None if found.kl_B is None else float(found.kl_B.mean()),
+        "nll": found.nll,
+    }
+
+
+def _check(judge: SlotLexicon | None, prompt: Sequence[Message], text: str) -> SlotErrors:
+    assert judge is not None
+    return judge.check(parse_mr(prompt[-1]["content"]), text)
+
+
+def _errors(checks: Sequence[SlotErrors], resamples: int, seed: int) -> dict[str, float]:
+    low, high = bootstrap(
+        [c.errors for c in checks], [c.given for c in checks], resamples=resamples, seed=seed
+    )
+    return {
+        "slot_error_rate": slot_error_rate(checks),
+        "slot_error_low": low,
+        "slot_error_high": high,
+        **{
+            kind: float(np.mean([len(getattr(c, kind)) for c in checks]))
+            for kind in ("missing", "wrong", "invented", "repeated")
+        },
+        "faultless": float(np.mean([_faults(c) == 0 for c in checks])),
+    }
+
+
+def _faults(check: SlotErrors) -> int:
+    return check.errors + len(check.repeated)
+
+
+def win_rate(
+    ours: Sequence[SlotErrors], theirs: Sequence[SlotErrors], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Share of prompts on which `ours` has fewer faults (errors and repetitions), ties counting half, with a 95 %
+    bootstrap interval over prompts."""
+    wins = np.array([0.5 * (1 + np.sign(_faults(b) - _faults(a))) for a, b in zip(ours, theirs, strict=True)])
+    low, high = bootstrap(wins, np.ones_like(wins), resamples=resamples, seed=seed)
+    return {"value": float(wins.mean()), "low": low, "high": high, "ties": float((wins == 0.5).mean())}
+
+
+def reduction(
+    ours: Sequence[SlotErrors], theirs: Sequence[SlotErrors], resamples: int, seed: int
+) -> dict[str, float]:
+    """Relative change of the slot error rate, -0.5 for half, with a 95 % bootstrap interval over prompts."""
+    a, b = (np.array([c.errors for c in checks], dtype=float) for checks in (ours, theirs))
+    pick = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
+    draws = a[pick].sum(1) / np.maximum(b[pick].sum(1), 1) - 1
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"value": float(a.sum() / max(b.sum(), 1) - 1), "low": float(low), "high": float(high)}
+
+
+def _judge_look(judge: SlotLexicon | None, look: dict[str, Any]) -> dict[str, Any]:
+    row = {name: look[name] for name in ("update", "kl", "score", "length")}
+    if judge is not None:
+        checks = [
+            _check(judge, prompt, text)
+            for prompt, text in zip(look["prompts"], look["responses"], strict=True)
+        ]
+        row["slot_error_rate"] = slot_error_rate(checks)
+    return row
+
+
+def _samples(
+    prompts: Sequence[EncodedPrompt],
+    answers: Mapping[str, Answers],
+    checks: Mapping[str, Sequence[SlotErrors]],
+    count: int,
+) -> list[dict[str, Any]]:
+    """The first prompts of the held-out split, unselected, with every model's answer."""
+    kinds = ("missing", "wrong", "invented", "repeated")
+    return [
+        {
+            "prompt": prompt.messages[-1]["content"],
+            "answers": {name: found.texts[i] for name, found in answers.items()},
+            "faults": {name: {kind: getattr(c[i], kind) for kind in kinds} for name, c in checks.items()},
+        }
+        for i, prompt in enumerate(prompts[:count])
+    ]
+
+
+def _flat(result: dict[str, Any]) -> Metrics:
+    flat: Metrics = {"prompts": result["prompts"], "judge": result["judge"] or "none"}
+    for name, numbers in result["models"].items():
+        flat |= {f"{name}/{key}": value for key, value in numbers.items() if value is not None}
+    for name in ("win_rate", "reduction"):
+        flat |= {f"{name}/{key}": value for key, value in result.get(name, {}).items()}
+    return flat

@@ -1,0 +1,77 @@
+"""Policies on disk and in memory: LoRA adapters on the frozen backbone, or whole models.
+
+A trained policy's artifact holds either `adapter/` (peft's format) or `model/` (a full fine-tune).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from pipeline.config.sft import LoRAConfig
+from pipeline.stage import Artifact
+from stages.models.loading import load_backbone, readable_checkpoint
+
+ADAPTER, MODEL = "adapter", "model"
+
+
+def new_adapter(backbone: PreTrainedModel, lora: LoRAConfig, name: str = "default") -> PeftModel:
+    """`backbone` with a fresh, trainable LoRA adapter, which changes nothing yet."""
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(backbone, config, adapter_name=name)
+
+
+def float32_trainables(model: torch.nn.Module) -> None:
+    """Adam in 16 bits loses small updates, and trl casts the adapters of a 4-bit model to bfloat16."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def is_adapter(artifact: Artifact) -> bool:
+    """Whether an artifact's policy is an adapter (else: a whole model)."""
+    return (artifact.path / ADAPTER).is_dir()
+
+
+def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> PreTrainedModel:
+    """The policy of a `sft` or `ppo` artifact, frozen; the bare backbone when `artifact` is None."""
+    if artifact is not None and not is_adapter(artifact):
+        return load_full(artifact.file(MODEL), device)
+    backbone = load_backbone(base, device)
+    if artifact is None:
+        return backbone
+    with readable_checkpoint(artifact.path):
+        return PeftModel.from_pretrained(backbone, artifact.file(ADAPTER)).eval()
+
+
+def load_full(folder: Path, device: str) -> PreTrainedModel:
+    """A fully fine-tuned model, in the precision it was saved in, frozen."""
+    with readable_checkpoint(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def save_adapter(model: Any, name: str, folder: Path) -> None:
+    """Writes adapter `name` of a peft model as `folder/adapter`, loadable as any peft adapter."""
+    model.save_pretrained(folder, selected_adapters=[name])
+    target = folder / ADAPTER
+    source = folder if name == "default" else folder / name
+    if source == folder:
+        target.mkdir()
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / file).rename(target / file)
+    else:
+        source.rename(target)
+    (folder / "README.md").unlink(missing_ok=True)
+    (target / "README.md").unlink(missing_ok=True)

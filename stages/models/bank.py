@@ -1,0 +1,277 @@
+"""One backbone, four roles.
+
+`ActorBank` holds one frozen backbone that carries a LoRA adapter a role; `FullBank` holds a whole model a role, for
+full fine-tuning. Both are used in one way only:
+
+    with bank.active("policy", train=True) as actor:
+        loss = f(actor.hidden(ids))
+        loss.backward()
+
+Three properties of peft make the rule "activate, forward, backward, then switch" (measured with 0.21):
+`set_adapter` flips `requires_grad`, so that a backward after a switch gives the first adapter no gradient, in
+silence; gradient checkpointing recomputes with whatever adapter is active *then*; and a switch through peft costs
+50 times what routing by each layer's active adapter does. So `requires_grad` is set once, routes are changed by
+attribute, and a gradient that arrives under another route than its forward had is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.errors import StageError
+from stages.models.heads import ScalarHead
+from stages.models.logprobs import token_logprobs
+
+BASE = "base"
+"""The role of the bare backbone, no adapter active."""
+
+
+class Actor:
+    """A role while it is active: what may be asked of a causal LM and its scalar head."""
+
+    def __init__(self, lm: PreTrainedModel, head: ScalarHead | None, route: Callable[[], Any]) -> None:
+        self.lm, self._head, self._route = lm, head, route
+        self._decoder = lm.get_decoder()
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    def hidden(self, ids_BL: Tensor) -> Tensor:
+        """Last hidden states (B, L, H) of right-padded rows. Causal attention never looks right, so that padding
+        needs no mask; what stands at padded positions is meaningless."""
+        hidden = self._decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
+        if hidden.requires_grad:
+            before = self._route()
+
+            def check(_: Tensor) -> None:
+                if self._route() != before:
+                    raise RuntimeError(
+                        f"backward under route {self._route()}, forward under {before}: "
+                        "call backward before the role's context ends"
+                    )
+
+            hidden.register_hook(check)
+        return hidden  # type: ignore[no-any-return]
+
+    def project(self, hidden_NH: Tensor) -> Tensor:
+        """Logits (N, V) of hidden states, as the model's own forward makes them."""
+        config = self.lm.config.get_text_config()
+        logits = self.lm.get_output_embeddings()(hidden_NH)
+        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def logprobs(
+        self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float, chunk_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `stages.models.logprobs.token_logprobs`."""
+        return token_logprobs(
+            hidden_NH, targets_N, self.project, temperature=temperature, chunk_size=chunk_size
+        )
+
+    def scalar(self, hidden: Tensor) -> Tensor:
+        """The role's scalar head on hidden states (..., H) -> (...)."""
+        if self._head is None:
+            raise RuntimeError("this role has no scalar head")
+        return self._head(hidden)  # type: ignore[no-any-return]
+
+
+class Bank(nn.Module):
+    """What both kinds share. Subclasses say which modules a role has and how it is made active.
+
+    Attributes:
+        heads: scalar heads by role.
+        trainable: the roles that learn.
+    """
+
+    def __init__(self, heads: Mapping[str, ScalarHead], trainable: Sequence[str]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(heads)
+        self.trainable = frozenset(trainable)
+        self._role: str | None = None
+
+    @contextlib.contextmanager
+    def active(self, role: str, *, train: bool = False) -> Iterator[Actor]:
+        """The only way in. Without `train` no gradient is recorded. Roles do not nest."""
+        if self._role is not None:
+            raise RuntimeError(f"role {role!r} inside role {self._role!r}: roles do not nest")
+        if train and role not in self.trainable:
+            raise RuntimeError(f"role {role!r} is frozen")
+        self._role = role
+        try:
+            with self._routed(role) as lm:
+                lm.train(train)
+                head = self.heads[role] if role in self.heads else None
+                with torch.enable_grad() if train else torch.no_grad():
+                    yield Actor(lm, head, self._route)  # type: ignore[arg-type]
+        finally:
+            self._role = None
+
+    def parameters_of(self, role: str) -> list[nn.Parameter]:
+        """A role's own parameters, scalar head included; without what it shares with others."""
+        head = list(self.heads[role].parameters()) if role in self.heads else []
+        return [*self._named_parameters(role).values(), *head]
+
+    def state_of(self, role: str) -> dict[str, Tensor]:
+        """A role's own tensors by name, on the CPU, for a checkpoint."""
+        state = {
+            f"model.{name}": p.detach().cpu().clone() for name, p in self._named_parameters(role).items()
+        }
+        if role in self.heads:
+            state |= {f"head.{n}": p.detach().cpu().clone() for n, p in self.heads[role].state_dict().items()}
+        return state
+
+    def load_state_of(self, role: str, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_of`. Raises `StageError` when the names or shapes differ."""
+        with torch.no_grad():
+            own = {f"model.{name}": p for name, p in self._named_parameters(role).items()}
+            if role in self.heads:
+                own |= {f"head.{name}": p for name, p in self.heads[role].named_parameters()}
+            if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
+                raise StageError(
+                    f"the checkpoint of role {role!r} has other parameters than the model",
+                    mend="start the stage afresh: tutelage run ppo --fresh",
+                )
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def copy_role(self, source: str, target: str) -> None:
+        """Sets `target`'s parameters to `source`'s, where names agree."""
+        with torch.no_grad():
+            origin = self._named_parameters(source)
+            for name, parameter in self._named_parameters(target).items():
+                parameter.copy_(origin[name])
+            if source in self.heads and target in self.heads:
+                self.heads[target].load_state_dict(self.heads[source].state_dict())
+
+    def checksum(self, role: str) -> str:
+        """SHA-256 of a role's own parameters: equal sums mean equal weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_of(role).items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _routed(self, role: str) -> contextlib.AbstractContextManager[PreTrainedModel]:
+        raise NotImplementedError
+
+    def _route(self) -> Any:
+        raise NotImplementedError
+
+    def _named_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        raise NotImplementedError
+
+
+class ActorBank(Bank):
+    """LoRA adapters on one frozen backbone.
+
+    Args:
+        model: a peft model that holds an adapter named after each role.
+        heads: scalar heads by role.
+        trainable: the roles that learn; all else is frozen, once.
+    """
+
+    def __init__(self, model: PeftModel, heads: Mapping[str, ScalarHead], trainable: Sequence[str]) -> None:
+        super().__init__(heads, trainable)
+        self.model = model
+        self.roles = tuple(model.peft_config)
+        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for role in self.roles:
+            learns = role in self.trainable
+            for parameter in self._named_parameters(role).values():
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(learns)
+        for role, head in self.heads.items():
+            head.requires_grad_(role in self.trainable)
+        self._switch(None)
+
+    @contextlib.contextmanager
+    def _routed(self, role: str) -> Iterator[PreTrainedModel]:
+        if role != BASE and role not in self.roles:
+            raise RuntimeError(f"no adapter {role!r}; there are {', '.join(self.roles)}")
+        self._switch(None if role == BASE else role)
+        try:
+            yield self.model.get_base_model()
+        finally:
+            self._switch(None)
+
+    def _switch(self, adapter: str | None) -> None:
+        # peft's own set_adapter would also flip requires_grad, and take 50 times as long.
+        for layer in self._layers:
+            layer._disable_adapters = adapter is None
+            layer._active_adapter = [] if adapter is None else [adapter]
+
+    def _route(self) -> Any:
+        return {(layer._disable_adapters, *layer._active_adapter) for layer in self._layers}
+
+    def _named_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """By names without the adapter's, so that roles can be compared and copied."""
+        mark = f".{role}."
+        return {
+            n.replace(mark, "."): p for n, p in self.model.named_parameters() if "lora_" in n and mark in n
+        }
+
+
+class FullBank(Bank):
+    """A whole model a role, for full fine-tuning.
+
+    Args:
+        models: causal LMs by role, no two the same object.
+        heads: scalar heads by role.
+        trainable: the roles that learn.
+    """
+
+    def __init__(
+        self, models: Mapping[str, PreTrainedModel], heads: Mapping[str, ScalarHead], trainable: Sequence[str]
+    ) -> None:
+        super().__init__(heads, trainable)
+        self.models = nn.ModuleDict(models)
+        self.roles = tuple(models)
+        for role, model in self.models.items():
+            model.requires_grad_(role in self.trainable)
+        for role, head in self.heads.items():
+            head.requires_grad_(role in self.trainable)
+
+    @contextlib.contextmanager
+    def _routed(self, role: str) -> Iterator[PreTrainedModel]:
+        yield self.models[role]  # type: ignore[misc]
+
+    def _route(self) -> Any:
+        return None  # each role has weights of its own: no route can be wrong
+
+    def _named_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        return dict(self.models[role].named_parameters())
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """PPO's ratio compares one policy with itself a few steps later: dropout would be noise in it (Huang et al.
+    2024, arXiv:2403.17031, detail 3.2). Sets every dropout's probability to zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def check_projection(actor: Actor) -> None:
+    """Compares `hidden` and `project` with the model's own forward; architectures that do more are refused."""
+    ids = torch.arange(4, device=actor.device)[None]
+    with torch.no_grad():
+        ours = actor.project(actor.hidden(ids)).float()
+        theirs = actor.lm(ids, use_cache=False).logits.float()
+    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+        raise StageError(
+            f"{type(actor.lm).__name__} computes its logits in a way that is not supported here",
+            where="base.model",
+            mend="use a model whose logits are its head applied to its last hidden states",
+        )

@@ -1,0 +1,51 @@
+"""Scalar heads: what turns a backbone into a reward or a value model. Float32, outside peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.errors import StageError
+
+
+class ScalarHead(nn.Linear):
+    """(..., H) hidden states -> (...) float32 scalars."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 1)
+        # Stiennon et al. 2020 (arXiv:2009.01325), appendix B.1: small at first, whatever the width.
+        nn.init.normal_(self.weight, std=1 / (hidden_size + 1) ** 0.5)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden.float()).squeeze(-1)
+
+    def rescale_(self, mean: float, std: float) -> None:
+        """Makes the head's output `(output - mean) / std`, in place."""
+        with torch.no_grad():
+            self.weight /= std
+            self.bias.sub_(mean).div_(std)
+
+    def save(self, path: Path) -> None:
+        save_file({name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> ScalarHead:
+        """Raises `StageError` when the file is damaged."""
+        try:
+            state = load_file(path)
+            head = cls(state["weight"].shape[1])
+            head.load_state_dict(state)
+        except Exception as error:
+            raise StageError(
+                f"the head cannot be loaded: {error}", where=str(path), mend="make it again"
+            ) from error
+        return head
+
+
+def at_last_token(values_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B, T, ...) and the number of real tokens of each right-padded row -> (B, ...) at each row's last one."""
+    return values_BT[torch.arange(len(lengths_B), device=values_BT.device), lengths_B - 1]

@@ -1,0 +1,109 @@
+"""Loading a language model, wherever the `base` artifact says it lives, onto a device, in 32, 16, 8 or 4 bits."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from pipeline.errors import StageError
+from pipeline.stage import Artifact
+
+# Loading is announced by the stages' own progress; a bar per weight file only tears their display.
+transformers_logging.disable_progress_bar()
+
+
+def dtype_of(name: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that computes in it, float32 elsewhere; other names stand for themselves."""
+    if name == "auto":
+        return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def load_tokenizer(base: Artifact) -> Any:
+    """The tokenizer of a `base` artifact, chat template included."""
+    return AutoTokenizer.from_pretrained(base.file("tokenizer"))
+
+
+def load_backbone(base: Artifact, device: str) -> PreTrainedModel:
+    """The frozen language model of a `base` artifact, in evaluation mode on `device`."""
+    spec = base.json("base.json")
+    source = str(base.file("model")) if spec["model"] is None else spec["model"]
+    return load_causal_lm(
+        source, device, dtype=spec["dtype"], quantization=spec["quantization"], revision=spec["revision"]
+    )
+
+
+def load_causal_lm(
+    source: str, device: str, *, dtype: str = "auto", quantization: str = "none", revision: str | None = None
+) -> PreTrainedModel:
+    """Loads a causal LM, frozen. Raises `StageError` when the checkpoint cannot be read.
+
+    Args:
+        source: a Hub id or a local folder.
+        dtype: of the weights that stay unquantised, and of the computation.
+        quantization: `none`, `nf4` (double quantisation) or `int8`, through bitsandbytes.
+    """
+    torch_dtype = dtype_of(dtype, device)
+    kwargs: dict[str, Any] = {"dtype": torch_dtype, "revision": revision or "main"}
+    if quantization != "none":
+        kwargs |= {
+            "quantization_config": _quantization(quantization, torch_dtype),
+            "device_map": {"": device},
+        }
+    with readable_checkpoint(source):
+        model = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+    if quantization == "none":
+        model.to(device)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _quantization(kind: str, compute: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+@contextlib.contextmanager
+def readable_checkpoint(source: str | Path) -> Iterator[None]:
+    """Turns the many ways in which a checkpoint can be unreadable into one `StageError`."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
+
+    with quiet_load():
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, HfHubHTTPError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise StageError(
+                f"the checkpoint cannot be loaded: {reason}",
+                where=str(source),
+                mend="check that the folder is complete (a download may have been cut off) or fetch it again",
+            ) from error
+
+
+@contextlib.contextmanager
+def quiet_load() -> Iterator[None]:
+    """Hides the loading report of transformers, whose findings we turn into errors of our own."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

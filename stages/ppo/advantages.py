@@ -1,0 +1,69 @@
+"""Rewards of tokens, generalised advantage estimation, and whitening.
+
+Shapes: B responses, T response tokens; masks are bool, true on the tokens that count. What stands at masked
+positions of an input never reaches a result.
+GAE: Schulman et al. 2015 (arXiv:1506.02438), equation 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all processes; the identity on one."""
+
+
+def token_rewards(penalty_BT: Tensor, score_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, T): `-penalty` on every response token, and the score added at each response's last one."""
+    rewards = torch.where(mask_BT, -penalty_BT, torch.zeros_like(penalty_BT))
+    position = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    last = (mask_BT * (position + 1)).argmax(dim=1)
+    rewards[torch.arange(len(rewards)), last] += score_B.to(rewards)
+    return rewards
+
+
+def gae(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns (B, T), zero where masked. Masked tokens are skipped: the successor of a token is
+    the next one that counts, and after the last one there is nothing more to come."""
+    advantages = torch.zeros_like(rewards_BT)
+    next_value = torch.zeros_like(rewards_BT[:, 0])
+    next_advantage = torch.zeros_like(next_value)
+    for t in reversed(range(rewards_BT.shape[1])):
+        keep = mask_BT[:, t]
+        delta = rewards_BT[:, t] + gamma * next_value - values_BT[:, t]
+        advantage = delta + gamma * lam * next_advantage
+        advantages[:, t] = torch.where(keep, advantage, 0.0)
+        next_value = torch.where(keep, values_BT[:, t], next_value)
+        next_advantage = torch.where(keep, advantage, next_advantage)
+    returns = torch.where(mask_BT, advantages + values_BT, 0.0)
+    return advantages, returns
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Scalar: the sum over the tokens that count."""
+    return torch.where(mask, values, 0.0).sum()
+
+
+def masked_moments(values: Tensor, mask: Tensor, reduce: Reduce = lambda x: x) -> tuple[Tensor, Tensor]:
+    """Mean and (population) variance over the tokens that count, of all processes; float64 inside."""
+    wide = values.double()
+    sums = torch.stack([masked_sum(wide, mask), mask.sum().double()])
+    total, count = reduce(sums)
+    mean = total / count
+    variance = reduce(masked_sum((wide - mean) ** 2, mask)[None])[0] / count
+    return mean.to(values), variance.to(values)
+
+
+def whiten(
+    values: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce = lambda x: x, eps: float = 1e-8
+) -> Tensor:
+    """Unit variance over all valid tokens of the batch and, unless `shift_mean` is false, zero mean. Zero where
+    masked."""
+    mean, variance = masked_moments(values, mask, reduce)
+    white = (values - mean) * torch.rsqrt(variance + eps)
+    return torch.where(mask, white if shift_mean else white + mean, 0.0)

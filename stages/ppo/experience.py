@@ -1,0 +1,145 @@
+"""From episodes to what an update learns from: log-probs, values, rewards, advantages.
+
+The numbered steps are those of docs/ppo.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.config.ppo import PPOConfig
+from stages.distributed import World
+from stages.models.bank import Bank
+from stages.ppo import trajectory
+from stages.ppo.advantages import gae, masked_moments, masked_sum, token_rewards, whiten
+from stages.ppo.kl import k1, k3
+from stages.ppo.trajectory import Episodes
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Episodes and their (B, T) tensors, zero where masked. Scores (B,) are as the reward model gave them."""
+
+    episodes: Episodes
+    logp_BT: Tensor
+    ref_logp_BT: Tensor
+    values_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    scores_B: Tensor
+    kl_B: Tensor
+    metrics: dict[str, float]
+
+
+@torch.no_grad()
+def score_tokens(
+    bank: Bank, role: str, episodes: Episodes, config: PPOConfig, *, with_values: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, entropies and (`with_values`) the scalar head's values (B, T) under a role, in one pass."""
+    shape, device = episodes.mask_BT.shape, episodes.ids_BL.device
+    logps, entropies, values = (torch.zeros(shape, device=device) for _ in range(3))
+    with bank.active(role) as actor:
+        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), config.micro_batch_size):
+            hidden = actor.hidden(part.ids_BL)
+            logps[rows], entropies[rows] = trajectory.logprobs(
+                actor, part, hidden, temperature=config.temperature, chunk_size=config.logits_chunk_size
+            )
+            if with_values:
+                values[rows] = trajectory.values(actor, part, hidden)
+    return logps, entropies, values
+
+
+@torch.no_grad()
+def value_tokens(bank: Bank, role: str, episodes: Episodes, config: PPOConfig) -> Tensor:
+    """V (B, T) under a value role of its own."""
+    values = torch.zeros(episodes.mask_BT.shape, device=episodes.ids_BL.device)
+    with bank.active(role) as actor:
+        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), config.micro_batch_size):
+            values[rows] = trajectory.values(actor, part, actor.hidden(part.ids_BL))
+    return values
+
+
+def build(
+    bank: Bank,
+    episodes: Episodes,
+    scores_B: Tensor,
+    rewards_B: Tensor,
+    config: PPOConfig,
+    kl_coef: float,
+    world: World,
+) -> Experience:
+    """Steps 3 to 5.
+
+    Args:
+        scores_B: raw scores of the reward model, for the log.
+        rewards_B: what enters the reward: normalised, clipped, less the penalty for a missing stop token.
+        kl_coef: beta.
+    """
+    mask = episodes.mask_BT
+    # 3. What the policy and the reference say of the tokens, and what they are worth.
+    trunk = config.value == "trunk"
+    logp, entropy, values = score_tokens(bank, "policy", episodes, config, with_values=trunk)
+    ref_logp, _, _ = score_tokens(bank, "reference", episodes, config)
+    if not trunk:
+        values = value_tokens(bank, "value", episodes, config)
+    # 4. Rewards: the KL penalty on every token, the score on the last valid one.
+    kl = torch.where(mask, k1(logp, ref_logp), 0.0)
+    rewards = token_rewards(kl_coef * kl, rewards_B.to(kl), mask)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False, reduce=world.sum)
+    # 5. Advantages, whitened over all valid tokens of the batch; returns are of the unwhitened ones.
+    advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+    white = whiten(advantages, mask, reduce=world.sum)
+    kl_B = kl.sum(1)
+    metrics = _describe(
+        episodes, scores_B, rewards_B, kl, entropy, values, returns, logp, ref_logp, kl_coef, world
+    )
+    return Experience(episodes, logp, ref_logp, values, white, returns, scores_B, kl_B, metrics)
+
+
+def _describe(
+    episodes: Episodes,
+    scores_B: Tensor,
+    rewards_B: Tensor,
+    kl: Tensor,
+    entropy: Tensor,
+    values: Tensor,
+    returns: Tensor,
+    logp: Tensor,
+    ref_logp: Tensor,
+    kl_coef: float,
+    world: World,
+) -> dict[str, float]:
+    mask = episodes.mask_BT
+    sums = {
+        "episodes": torch.tensor(float(len(episodes))),
+        "tokens": mask.sum(),
+        "kl": kl.sum(),
+        "k3": masked_sum(k3(logp, ref_logp), mask),
+        "entropy": entropy.sum(),
+        "score": scores_B.sum(),
+        "score_square": (scores_B.double() ** 2).sum(),
+        "reward": rewards_B.sum(),
+    }
+    total = dict(
+        zip(sums, world.sum(torch.stack([s.double().cpu() for s in sums.values()])).tolist(), strict=True)
+    )
+    n = total["episodes"]
+    mean_score = total["score"] / n
+    _, error = masked_moments(returns - values, mask, world.sum)
+    _, spread = masked_moments(returns, mask, world.sum)
+    return {
+        "objective/kl": total["kl"] / n,
+        "objective/kl_k3": total["k3"] / n,
+        "objective/kl_coef": kl_coef,
+        "objective/entropy": total["entropy"] / total["tokens"],
+        "objective/scores": mean_score,
+        "objective/scores_std": max(0.0, total["score_square"] / n - mean_score**2) ** 0.5,
+        "objective/non_score_reward": -kl_coef * total["kl"] / n,
+        "objective/rlhf_reward": (total["reward"] - kl_coef * total["kl"]) / n,
+        "response/length": total["tokens"] / n,
+        "val/explained_variance": float(1 - error / spread.clamp(min=1e-8)),
+    }

@@ -1,0 +1,69 @@
+"""KL divergence from the reference policy: its estimators, and the controllers of its price.
+
+Shapes: B responses, T response tokens.
+Estimators: J. Schulman, "Approximating KL Divergence" (2020). Controller: Ziegler et al. 2019
+(arXiv:1909.08593), section 2.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+KL_LIMIT = 10.0
+
+
+def log_ratio(logp_BT: Tensor, other_logp_BT: Tensor) -> Tensor:
+    """`log p - log q` of each sampled token, float32, clamped to +-20 so that its exponential stays finite."""
+    return (logp_BT.float() - other_logp_BT.float()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def k1(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
+    """Unbiased estimate of KL(p || ref) from tokens sampled from p: `log p - log ref`, clamped to +-10.
+
+    May be negative for a sample; its mean under p is the KL.
+    """
+    return log_ratio(logp_BT, ref_logp_BT).clamp(-KL_LIMIT, KL_LIMIT)
+
+
+def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
+    """Unbiased, never negative, of lower variance: `ref/p - 1 - log(ref/p)`, clamped to +-10."""
+    negative = -log_ratio(logp_BT, ref_logp_BT)
+    return (negative.exp() - 1 - negative).clamp(-KL_LIMIT, KL_LIMIT)
+
+
+class FixedKL:
+    """A coefficient that stays."""
+
+    def __init__(self, init: float) -> None:
+        self.value = init
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Takes no notice."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+class AdaptiveKL(FixedKL):
+    """Proportional control of log(beta) towards a target KL (Ziegler et al. 2019, section 2.2).
+
+    Args:
+        init: beta at the start.
+        target: wanted KL, nats a response.
+        horizon: episodes over which a constant error of 1 (the clip is 0.2) would double beta or so.
+    """
+
+    def __init__(self, init: float, target: float, horizon: int) -> None:
+        super().__init__(init)
+        self.target, self.horizon = target, horizon
+
+    def update(self, kl: float, episodes: int) -> None:
+        """`beta *= 1 + clip(kl/target - 1, +-0.2) * episodes/horizon`; `kl` in nats a response."""
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.value *= 1 + error * episodes / self.horizon

@@ -1,0 +1,121 @@
+"""Builds the bank of roles, and the scorer, that a PPO run needs from its input artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pipeline.config.ppo import PPOConfig
+from pipeline.stage import Artifact
+from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full
+from stages.models.bank import ActorBank, Bank, FullBank, check_projection, disable_dropout
+from stages.models.heads import ScalarHead
+from stages.models.loading import load_backbone, readable_checkpoint
+from stages.models.text import Codec
+from stages.ppo.scores import ScoreNormalizer, Scorer, TextScorer, bank_scorer, token_scorer
+from stages.reward import model as reward_model
+
+
+def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """The reward artifact to score with; None when `ppo.reward_model` names a sequence classifier."""
+    if config.reward_model is None:
+        return inputs["reward"]
+    folder = Path(config.reward_model)
+    if not (folder / reward_model.SPEC).exists():
+        return None
+    artifact = Artifact("reward", folder, "")
+    reward_model.check_base(artifact, inputs["base"])
+    return artifact
+
+
+def build(
+    config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str
+) -> tuple[Bank, Scorer]:
+    """The bank (policy as the reference's copy, value as the reward model's) and the scorer. Raises `StageError`
+    when the reward model belongs to another base, is damaged, or does not give its stored scores."""
+    base, sft, reward = inputs["base"], inputs["sft"], reward_artifact(config, inputs)
+    if reward is not None:
+        reward_model.check_base(reward, base)
+    make = _lora_bank if is_adapter(sft) else _full_bank
+    bank = make(config, base, sft, reward, device)
+    disable_dropout(bank)
+    if config.gradient_checkpointing:
+        for module in bank.modules():
+            if hasattr(module, "gradient_checkpointing_enable") and hasattr(module, "get_decoder"):
+                module.gradient_checkpointing_enable({"use_reentrant": False})
+    with bank.active("policy") as actor:
+        check_projection(actor)
+    batch = config.micro_batch_size or config.batch_size
+    if reward is None:
+        return bank, _classifier(str(config.reward_model), codec, batch, device)
+    if "reward" not in bank.roles:
+        # A whole reward model beside a LoRA policy, or the reverse, stands on its own.
+        return bank, token_scorer(reward_model.load_reward(reward, base, device), batch, device)
+    with bank.active("reward") as actor:
+        reward_model.verify(reward, reward_model.actor_scorer(actor), device)
+    return bank, bank_scorer(bank, batch)
+
+
+def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> None:
+    """A value head that starts as the reward model's predicts raw scores: makes it predict normalised ones."""
+    if config.value == "adapter" and "reward" in bank.heads:
+        bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
+
+
+def _heads(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:
+    if reward is None or value_role == "policy":
+        value = ScalarHead(hidden)
+    else:
+        value = ScalarHead.load(reward.file(reward_model.HEAD))
+    heads = {value_role: value}
+    if reward is not None:
+        heads["reward"] = ScalarHead.load(reward.file(reward_model.HEAD))
+    return {role: head.to(device) for role, head in heads.items()}
+
+
+def _lora_bank(
+    config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifact | None, device: str
+) -> ActorBank:
+    # A reward model that is no adapter is scored on its own, and lends its head to nobody.
+    shared = reward if reward is not None and is_adapter(reward) else None
+    backbone = load_backbone(base, device)
+    with readable_checkpoint(sft.path):
+        model = PeftModel.from_pretrained(backbone, sft.file(ADAPTER), adapter_name="reference")
+        model.load_adapter(str(sft.file(ADAPTER)), adapter_name="policy")
+        roles = {"reward": shared} if shared else {}
+        if config.value == "adapter":
+            roles["value"] = shared or sft
+        for role, artifact in roles.items():
+            model.load_adapter(str(artifact.file(ADAPTER)), adapter_name=role)
+    trainable = ["policy", "value"] if config.value == "adapter" else ["policy"]
+    hidden = backbone.config.get_text_config().hidden_size
+    heads = _heads(shared, hidden, trainable[-1], device)
+    return ActorBank(model.to(device), heads, trainable)
+
+
+def _full_bank(
+    config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifact | None, device: str
+) -> FullBank:
+    shared = reward if reward is not None and not is_adapter(reward) else None
+    models = {role: load_full(sft.file(MODEL), device) for role in ("reference", "policy")}
+    if shared:
+        models["reward"] = load_full(shared.file(MODEL), device)
+    trainable = ["policy"]
+    if config.value == "adapter":
+        models["value"] = load_full((shared or sft).file(MODEL), device)
+        trainable.append("value")
+    for role in trainable:
+        models[role].float()
+    hidden = models["policy"].config.get_text_config().hidden_size
+    return FullBank(models, _heads(shared, hidden, trainable[-1], device), trainable)
+
+
+def _classifier(folder: str, codec: Codec, batch: int, device: str) -> TextScorer:
+    with readable_checkpoint(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").to(device).eval()
+    model.requires_grad_(False)
+    return TextScorer(model, tokenizer, codec, batch)

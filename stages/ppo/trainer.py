@@ -1,0 +1,404 @@
+"""PPO under a KL penalty (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022), one update at a time.
+
+Deviations from TRL's last PPO trainer, each a bug there: the score is placed on the last valid token; every
+minibatch is one optimizer step; gradients are clipped; means are over valid tokens; whitening is over all processes;
+value role and heads are in the checkpoint; logits exist in chunks only. The numbered steps are those of docs/ppo.md.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.ppo import PPOConfig
+from pipeline.errors import StageError
+from stages.distributed import World
+from stages.models.bank import Bank
+from stages.models.text import IGNORED, Codec
+from stages.ppo import experience, trajectory
+from stages.ppo.experience import Experience
+from stages.ppo.kl import AdaptiveKL, FixedKL
+from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
+from stages.ppo.rollout import generate
+from stages.ppo.scores import ScoreNormalizer, Scorer
+from stages.ppo.trajectory import Episodes
+
+LanguageModelBatch = tuple[Tensor, Tensor]
+"""Ids and labels (B, L), right-padded; labels of `IGNORED` are left out."""
+
+
+class PPOTrainer:
+    """Holds everything that an update changes; `state_dict` and `load_state_dict` are complete to the bit.
+
+    Args:
+        bank: roles policy, reference and, unless `config.value` is trunk, value.
+        prompts: ids of the training prompts.
+        scorer: the reward model.
+        demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        config: PPOConfig,
+        codec: Codec,
+        prompts: Sequence[Sequence[int]],
+        scorer: Scorer,
+        *,
+        seed: int,
+        device: str = "cpu",
+        demonstrations: Callable[[torch.Generator], LanguageModelBatch] | None = None,
+    ) -> None:
+        self.bank, self.config, self.codec, self.scorer = bank, config, codec, scorer
+        self.prompts, self.seed, self.device = prompts, seed, device
+        self.demonstrations = demonstrations
+        self.world = World()
+        self.updates = config.total_episodes // config.batch_size
+        self.update = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order, self.cursor = torch.arange(0), 0
+        kl = config.kl
+        self.kl: FixedKL = (
+            AdaptiveKL(kl.init, kl.target, kl.horizon) if kl.kind == "adaptive" else FixedKL(kl.init)
+        )
+        self.normalizer = ScoreNormalizer(config.score, self.world)
+        self.optimizers = {role: self._optimizer(role) for role in sorted(bank.trainable)}
+        self.frozen = {role: bank.checksum(role) for role in bank.roles if role not in bank.trainable}
+
+    # --- The loop -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Before the first update: the moments that scores are normalised by, from the reference's own answers."""
+        self.normalizer.prepare(lambda: self.scorer(self.sample(self.next_prompts(), "reference")))
+
+    def step(self) -> dict[str, float]:
+        """One update: sample a batch of episodes, learn from it. Returns its metrics (docs/ppo.md)."""
+        clock = _Clock()
+        # 1. Sample responses.
+        episodes = self.sample(self.next_prompts())
+        clock.lap("rollout")
+        # 2. Score them.
+        scores = self.scorer(episodes)
+        rewards = self.normalizer(scores)
+        ended = episodes.ended(self.codec.stop_ids).cpu()
+        if self.config.missing_eos_penalty is not None:
+            rewards = rewards - self.config.missing_eos_penalty * (~ended).float()
+        clock.lap("score")
+        # 3. to 5. Log-probs, values, rewards, advantages.
+        data = experience.build(self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world)
+        if self.update == 0:
+            self._check_start(data)
+        clock.lap("passes")
+        # 6. Optimise.
+        learnt = self._optimise(data)
+        clock.lap("train")
+        # 7. Steer the price of KL.
+        self.kl.update(data.metrics["objective/kl"], self.config.batch_size)
+        self.update += 1
+        count = self.world.sum(torch.tensor([float(ended.sum()), len(ended), float(episodes.mask_BT.sum())]))
+        return (
+            data.metrics
+            | {"response/ended": float(count[0] / count[1])}
+            | learnt
+            | {f"time/{name}": seconds for name, seconds in clock.laps.items()}
+            | {
+                "episode": self.update * self.config.batch_size,
+                "tokens_per_second": float(count[2]) / clock.total,
+            }
+        )
+
+    def next_prompts(self) -> list[Sequence[int]]:
+        """The next batch of prompts, this process's share. They come in a random order, and in a new one each time
+        all were used."""
+        chosen: list[int] = []
+        while len(chosen) < self.config.batch_size:
+            if self.cursor == len(self.order):
+                self.order, self.cursor = torch.randperm(len(self.prompts), generator=self.generator), 0
+            taken = self.order[self.cursor :][: self.config.batch_size - len(chosen)]
+            self.cursor += len(taken)
+            chosen += taken.tolist()
+        return [self.prompts[chosen[i]] for i in self.world.mine(self.config.batch_size).tolist()]
+
+    def sample(self, prompts: Sequence[Sequence[int]], role: str = "policy") -> Episodes:
+        """Episodes of this process's prompts under a role."""
+        uniform = torch.rand((self.config.batch_size, self.config.response_length), generator=self.generator)
+        return self.respond(prompts, uniform[self.world.mine(self.config.batch_size)], role)
+
+    def respond(self, prompts: Sequence[Sequence[int]], uniform_BT: Tensor, role: str = "policy") -> Episodes:
+        """Episodes from given random numbers."""
+        with self.bank.active(role) as actor:
+            responses = generate(
+                actor.lm,
+                prompts,
+                uniform_BT,
+                temperature=self.config.temperature,
+                stop_ids=self.codec.stop_ids,
+                pad_id=self.codec.pad_id,
+                batch_size=self.config.rollout_batch_size,
+            )
+        return Episodes.build(prompts, responses, self.codec.stop_ids, self.codec.pad_id, self.device)
+
+    # --- 6. Optimisation ----------------------------------------------------------------------------------------
+
+    def _optimise(self, data: Experience) -> dict[str, float]:
+        config, totals = self.config, _Totals()
+        warming_up = self.update < config.critic_warmup_updates and config.value == "adapter"
+        for group in (group for optimizer in self.optimizers.values() for group in optimizer.param_groups):
+            group["lr"] = group["initial_lr"] * self._schedule(self.update)
+        stop = False
+        for epoch in range(config.num_ppo_epochs):
+            for number, rows in enumerate(self._mini_batches()):
+                count = float(self.world.sum(data.episodes.mask_BT[rows].sum()[None].double())[0])
+                if not warming_up:
+                    sums = self._train_policy(data, rows, count)
+                    self._check_ratio(sums, count, first=epoch == 0 and number == 0)
+                    totals.add(sums, count)
+                    stop = config.target_kl is not None and sums["approxkl"] / count > config.target_kl
+                if config.value == "adapter":
+                    totals.add(self._train_value(data, rows, count), count)
+                if stop:
+                    break
+            if stop:
+                break
+        means = totals.means()
+        names = {
+            "policy_loss": "loss/policy_avg",
+            "value_loss": "loss/value_avg",
+            "ptx_loss": "loss/ptx_avg",
+            "approxkl": "policy/approxkl_avg",
+            "clipfrac": "policy/clipfrac_avg",
+            "ratio": "val/ratio",
+            "vf_clipfrac": "val/clipfrac_avg",
+            "value": "val/value_avg",
+            "policy_norm": "policy/grad_norm",
+            "value_norm": "val/grad_norm",
+        }
+        return {names[name]: value for name, value in means.items() if name in names} | {
+            "lr": self.optimizers["policy"].param_groups[0]["lr"],
+            "optimizer_steps": float(totals.steps),
+        }
+
+    def _mini_batches(self) -> Iterator[Tensor]:
+        """This process's rows of each minibatch of one epoch: the batch in a random order, cut into equal parts."""
+        size = self.config.batch_size // self.config.num_mini_batches
+        order = torch.randperm(self.config.batch_size, generator=self.generator)
+        for part in order.split(size):
+            yield part[part % self.world.size == self.world.rank] // self.world.size
+
+    def _train_policy(self, data: Experience, rows: Tensor, count: float) -> dict[str, float]:
+        """One optimizer step of the policy (and, on a shared trunk, of the value head)."""
+        config = self.config
+        sums: dict[str, Tensor] = {}
+        with self.bank.active("policy", train=True) as actor:
+            for part_rows, part in data.episodes.micro_batches(rows, config.micro_batch_size):
+                hidden = actor.hidden(part.ids_BL)
+                logp, entropy = trajectory.logprobs(
+                    actor, part, hidden, temperature=config.temperature, chunk_size=config.logits_chunk_size
+                )
+                losses = [
+                    policy_loss(
+                        logp,
+                        data.logp_BT[part_rows],
+                        data.advantages_BT[part_rows],
+                        part.mask_BT,
+                        count=count,
+                        cliprange=config.cliprange,
+                        dual_clip=config.dual_clip,
+                    )
+                ]
+                if config.entropy_coef:
+                    losses.append(entropy_bonus(entropy, part.mask_BT, count=count, coef=config.entropy_coef))
+                if config.value == "trunk":
+                    value = self._value_loss(
+                        data, part_rows, part, trajectory.values(actor, part, hidden), count
+                    )
+                    losses.append(Loss(config.vf_coef * value.loss, value.sums))
+                torch.stack([loss.loss for loss in losses]).sum().backward()
+                _accumulate(sums, losses)
+            if config.ptx_coef:
+                sums["ptx_loss"] = self._ptx(actor) * count / self.world.size
+        return self._step("policy", sums)
+
+    def _train_value(self, data: Experience, rows: Tensor, count: float) -> dict[str, float]:
+        """One optimizer step of a value role of its own."""
+        sums: dict[str, Tensor] = {}
+        with self.bank.active("value", train=True) as actor:
+            for part_rows, part in data.episodes.micro_batches(rows, self.config.micro_batch_size):
+                new = trajectory.values(actor, part, actor.hidden(part.ids_BL))
+                loss = self._value_loss(data, part_rows, part, new, count)
+                loss.loss.backward()
+                _accumulate(sums, [loss])
+        return self._step("value", sums)
+
+    def _value_loss(
+        self, data: Experience, rows: Tensor, part: Episodes, values_BT: Tensor, count: float
+    ) -> Loss:
+        return value_loss(
+            values_BT,
+            data.values_BT[rows],
+            data.returns_BT[rows],
+            part.mask_BT,
+            count=count,
+            cliprange_value=self.config.cliprange_value,
+        )
+
+    def _ptx(self, actor: Any) -> Tensor:
+        """PPO-ptx: backward of `ptx_coef` times the language-modelling loss on demonstrations (Ouyang et al. 2022,
+        equation 2). Every process takes the same batch, so that their sum is divided by their number."""
+        assert self.demonstrations is not None
+        ids, labels = (tensor.to(self.device) for tensor in self.demonstrations(self.generator))
+        hidden = actor.hidden(ids)[:, :-1]
+        keep = labels[:, 1:] != IGNORED
+        logps, _ = actor.logprobs(
+            hidden[keep], labels[:, 1:][keep], temperature=1.0, chunk_size=self.config.logits_chunk_size
+        )
+        loss = -logps.mean()
+        (self.config.ptx_coef * loss / self.world.size).backward()
+        return loss.detach()
+
+    def _step(self, role: str, sums: dict[str, Tensor]) -> dict[str, float]:
+        parameters = self._parameters(role)
+        self.world.sum_gradients(parameters)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        if self.update == 0 and not norm > 0:
+            raise StageError(
+                f"the {role} role gets no gradient (norm {norm})", mend="report this with the recipe"
+            )
+        if not math.isfinite(norm):
+            raise StageError(
+                f"the {role} role's gradient is {norm} at update {self.update + 1}",
+                mend="lower ppo.learning_rate, or use base.dtype: float32",
+            )
+        self.optimizers[role].step()
+        self.optimizers[role].zero_grad(set_to_none=True)
+        names = sorted(sums)
+        values = self.world.sum(torch.stack([sums[name].double().cpu() for name in names])) if names else []
+        return dict(zip(names, [float(v) for v in values], strict=True)) | {f"{role}_norm": norm}
+
+    # --- Set-up and run-time checks ------------------------------------------------------------------------------
+
+    def _optimizer(self, role: str) -> torch.optim.AdamW:
+        config = self.config
+        rate = config.value_learning_rate if role == "value" else None
+        optimizer = torch.optim.AdamW(
+            self._parameters(role),
+            lr=config.learning_rate if rate is None else rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def _parameters(self, role: str) -> list[nn.Parameter]:
+        return [p for p in self.bank.parameters_of(role) if p.requires_grad]
+
+    def _schedule(self, update: int) -> float:
+        config = self.config
+        if update < config.warmup_updates:
+            return (update + 1) / (config.warmup_updates + 1)
+        done = (update - config.warmup_updates) / max(1, self.updates - config.warmup_updates)
+        if config.lr_scheduler_type == "linear":
+            return 1 - done
+        return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
+
+    @property
+    def _tolerance(self) -> float:
+        """How far equal computations may differ: rounding in float32, or in 16 bits."""
+        dtype = next(p.dtype for p in self.bank.parameters() if p.is_floating_point() and not p.requires_grad)
+        return 1e-3 if dtype == torch.float32 else 0.1
+
+    def _check_start(self, data: Experience) -> None:
+        worst = float((data.logp_BT - data.ref_logp_BT).abs().max())
+        if not worst <= self._tolerance:
+            raise StageError(
+                f"policy and reference differ before the first step: a token's log-prob by {worst:.3g}",
+                mend="the policy must start as the reference's copy; train the SFT model again",
+            )
+
+    def _check_ratio(self, sums: dict[str, float], count: float, *, first: bool) -> None:
+        if first and not abs(sums["ratio"] / count - 1) <= self._tolerance:
+            raise StageError(
+                f"the policy's ratio to itself is {sums['ratio'] / count:.4f} before its first step of an update",
+                mend="something in the model is random or depends on the batch; report this with the recipe",
+            )
+
+    def check_frozen(self) -> None:
+        """Raises `StageError` when a frozen role has changed."""
+        for role, checksum in self.frozen.items():
+            if self.bank.checksum(role) != checksum:
+                raise StageError(f"the frozen role {role!r} has changed during training", mend="report this")
+
+    # --- Checkpoints --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "update": self.update,
+            "roles": {role: self.bank.state_of(role) for role in sorted(self.bank.trainable)},
+            "optimizers": {role: optimizer.state_dict() for role, optimizer in self.optimizers.items()},
+            "kl": self.kl.state_dict(),
+            "scores": self.normalizer.state_dict(),
+            "order": self.order,
+            "cursor": self.cursor,
+            "generator": self.generator.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.update = state["update"]
+        for role, tensors in state["roles"].items():
+            self.bank.load_state_of(role, tensors)
+        for role, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][role])
+        self.kl.load_state_dict(state["kl"])
+        self.normalizer.load_state_dict(state["scores"])
+        self.order, self.cursor = state["order"], state["cursor"]
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def _accumulate(sums: dict[str, Tensor], losses: Sequence[Loss]) -> None:
+    for name, value in (item for loss in losses for item in loss.sums.items()):
+        sums[name] = sums[name] + value if name in sums else value
+
+
+class _Totals:
+    """Sums over an update's steps, to be divided by the tokens they were taken over."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+        self.steps = 0
+
+    def add(self, sums: dict[str, float], count: float) -> None:
+        self.steps += 1
+        for name, value in sums.items():
+            weight = 1.0 if name.endswith("_norm") else count
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0.0) + weight
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    @property
+    def total(self) -> float:
+        return self.last - self.start

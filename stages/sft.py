@@ -1,0 +1,100 @@
+"""The `sft` stage: supervised fine-tuning on demonstrations, with trl's SFTTrainer.
+
+Demonstrations are encoded by `Codec`, as everywhere, and reach the trainer as ids with labels on the completion
+only. It makes `adapter/`, or `model/` when every weight is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import trl
+from datasets import Dataset
+
+from pipeline.config.sft import SFTConfig
+from pipeline.errors import DataError
+from pipeline.stage import Artifact, Metrics, RunContext
+from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter
+from stages.models.loading import load_backbone, load_tokenizer
+from stages.models.text import IGNORED, Codec
+from stages.training import StageCallback, training_arguments
+from stages.training import train as train_to_end
+
+# trl turns gradient checkpointing on by itself; here a recipe asks for it.
+_DEFAULTS = {
+    "learning_rate": 2e-4,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "gradient_checkpointing": False,
+}
+
+
+def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
+    base, data = inputs["base"], inputs["data"]
+    codec = Codec(load_tokenizer(base))
+    rows, too_long = encode_demonstrations(data, codec, "train", config.max_length)
+    held_out, _ = encode_demonstrations(data, codec, "eval", config.max_length)
+    if not rows:
+        raise DataError(
+            f"no demonstration fits into sft.max_length = {config.max_length} tokens",
+            where=str(data.path),
+            mend="raise sft.max_length",
+        )
+    torch.manual_seed(ctx.seed)
+    model = load_backbone(base, ctx.device)
+    if config.lora is None:
+        model.float().requires_grad_(True)
+    else:
+        model = new_adapter(model, config.lora)
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=training_arguments(
+            trl.SFTConfig,
+            _DEFAULTS | config.trainer,
+            ctx,
+            max_length=config.max_length,
+            packing=config.packing,
+            eval_packing=False,
+            completion_only_loss=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        processing_class=codec.tokenizer,
+        callbacks=[StageCallback(ctx, "sft")],
+    )
+    float32_trainables(trainer.model)
+    train_to_end(trainer, ctx)
+    metrics: Metrics = {
+        "demonstrations": len(rows),
+        "demonstrations_too_long": too_long,
+        "train_loss": trainer.state.log_history[-1]["train_loss"],
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    }
+    if held_out:
+        metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
+    if config.lora is None:
+        trainer.model.save_pretrained(out_dir / MODEL)
+    else:
+        save_adapter(trainer.model, "default", out_dir)
+    return metrics
+
+
+def encode_demonstrations(
+    data: Artifact, codec: Codec, split: str, max_length: int
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Rows of ids and labels for the demonstrations of a split, and how many were longer than `max_length`."""
+    rows, too_long = [], 0
+    for demonstration in data.jsonl("demonstrations.jsonl"):
+        if demonstration["split"] != split:
+            continue
+        prompt, completion = (
+            codec.prompt(demonstration["prompt"]),
+            codec.completion(demonstration["completion"]),
+        )
+        if len(prompt) + len(completion) > max_length:
+            too_long += 1
+            continue
+        rows.append({"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion})
+    return rows, too_long

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from data.demonstrations import read_demonstrations, read_prompts
+from data.schema import Demonstration, Prompt
+from data.sources import Dropped
+from data.splits import split_of_prompt
+from pipeline.config.data import TableConfig
+from pipeline.errors import DataError, RecipeError
+
+
+def table(tmp_path, rows, **columns):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TableConfig(path=str(path), columns=columns)
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def test_columns_by_name(tmp_path):
+    config = table(tmp_path, [{"mr": "name[X]", "ref": "X is a pub."}], prompt="mr", completion="ref")
+    assert list(read_demonstrations(config, 0.0, Dropped())) == [
+        Demonstration(user("name[X]"), "X is a pub.")
+    ]
+
+
+def test_conversations(tmp_path):
+    conversation = [*user("hi"), {"role": "assistant", "content": "hello"}]
+    for row in ({"messages": conversation}, {"prompt": user("hi"), "completion": conversation[1:]}):
+        config = table(tmp_path, [row])
+        assert list(read_demonstrations(config, 0.0, Dropped())) == [Demonstration(user("hi"), "hello")]
+    config = table(tmp_path, [{"chat": conversation}], messages="chat")
+    assert list(read_demonstrations(config, 0.0, Dropped())) == [Demonstration(user("hi"), "hello")]
+
+
+def test_empty_cells_are_dropped_and_named(tmp_path):
+    rows = [
+        {"prompt": "a", "completion": "x"},
+        {"prompt": "", "completion": "x"},
+        {"prompt": "b", "completion": " "},
+        {"prompt": "c", "completion": None},
+    ]
+    dropped = Dropped()
+    assert len(list(read_demonstrations(table(tmp_path, rows), 0.0, dropped))) == 1
+    assert dropped.rows == {"empty prompt": [2], "empty completion": [3, 4]}
+    assert dropped.counts() == {"empty prompt": 1, "empty completion": 2}
+
+
+def test_split_is_that_of_the_prompt(tmp_path):
+    rows = [{"prompt": f"prompt {i}", "completion": "x"} for i in range(50)]
+    for d in read_demonstrations(table(tmp_path, rows), 0.3, Dropped()):
+        assert d.split == split_of_prompt(d.prompt, 0.3)
+
+
+def test_prompts(tmp_path):
+    dropped = Dropped()
+    config = table(tmp_path, [{"q": "a"}, {"q": ""}, {"q": user("b")}], prompt="q")
+    assert list(read_prompts(config, 0.0, dropped)) == [Prompt(user("a")), Prompt(user("b"))]
+    assert dropped.rows == {"empty prompt": [2]}
+
+
+def test_wrong_columns(tmp_path):
+    rows = [{"prompt": "a", "answer": "x"}]
+    with pytest.raises(DataError, match="no column 'completion'"):
+        list(read_demonstrations(table(tmp_path, rows), 0.0, Dropped()))
+    with pytest.raises(RecipeError, match="'promt'"):
+        list(read_demonstrations(table(tmp_path, rows, promt="prompt"), 0.0, Dropped()))

@@ -1,0 +1,55 @@
+import pytest
+
+from data.messages import as_completion, as_messages, as_prompt, with_system
+from pipeline.errors import DataError
+
+USER = {"role": "user", "content": "hi"}
+ASSISTANT = {"role": "assistant", "content": "hello"}
+SYSTEM = {"role": "system", "content": "be kind"}
+
+
+def test_text_is_one_user_turn():
+    assert as_prompt("hi", "prompt", "t:1") == [USER]
+
+
+@pytest.mark.parametrize("empty", [None, "", "  ", [], [{"role": "user", "content": ""}]])
+def test_empty_prompts(empty):
+    assert as_prompt(empty, "prompt", "t:1") == []
+
+
+def test_conversations_keep_their_turns_and_lose_other_keys():
+    assert as_prompt([SYSTEM, {**USER, "id": 3}], "prompt", "t:1") == [SYSTEM, USER]
+    assert as_messages([{"role": "prompter", "content": "hi"}], "prompt", "t:1") == [USER]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([USER, ASSISTANT], "turn of the assistant"),
+        ([{"role": "robot", "content": "x"}], "no message"),
+        ([{"role": "user"}], "no message"),
+        (["hi"], "no message"),
+        ([{"role": "user", "content": 3}], "not text"),
+        ({"role": "user", "content": "x"}, "not a list"),
+        (3, "not a list"),
+    ],
+)
+def test_malformed_prompts(value, message):
+    with pytest.raises(DataError, match=message) as caught:
+        as_prompt(value, "column 'prompt'", "t:1")
+    assert caught.value.where == "t:1"
+
+
+def test_completions():
+    assert as_completion("x", "c", "t:1") == ([], "x")
+    assert as_completion(None, "c", "t:1") == ([], "")
+    assert as_completion([ASSISTANT], "c", "t:1") == ([], "hello")
+    assert as_completion([USER, ASSISTANT], "c", "t:1") == ([USER], "hello")
+    with pytest.raises(DataError, match="turn of the user"):
+        as_completion([ASSISTANT, USER], "c", "t:1")
+
+
+def test_system_message_goes_first_unless_there_is_one():
+    assert with_system([USER], "be kind") == [SYSTEM, USER]
+    assert with_system([{"role": "system", "content": "own"}, USER], "be kind")[0]["content"] == "own"
+    assert with_system([USER], None) == [USER]

@@ -1,0 +1,403 @@
+import csv
+import json
+from collections import Counter
+
+import pytest
+
+from data.rankings import ANONYMOUS, read_rankings
+from data.schema import Ranking
+from data.sources import Dropped
+from pipeline.config.data import RankingTableConfig
+from pipeline.errors import DataError, RecipeError
+
+WIDE = {"prompt": "q", "completions": ["a", "b", "c"], "ratings": ["ra", "rb", "rc"]}
+
+
+def table(tmp_path, format, rows, **columns):
+    if format in ("wide", "long"):
+        path = tmp_path / "t.csv"
+        with path.open("w", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path = tmp_path / "t.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return RankingTableConfig(path=str(path), format=format, columns=columns)
+
+
+def read(config, dropped=None) -> list[Ranking]:
+    return list(read_rankings(config, dropped if dropped is not None else Dropped()))
+
+
+def fails(config, *parts, error=DataError):
+    with pytest.raises(error) as caught:
+        read(config)
+    for part in parts:
+        assert part in str(caught.value)
+    assert caught.value.where
+    assert caught.value.mend
+    return caught.value
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def wide_row(*ratings, texts=("x", "y", "z"), **more):
+    return dict(zip(("q", "a", "b", "c", "ra", "rb", "rc"), ("hi", *texts, *ratings), strict=True)) | more
+
+
+# wide
+
+
+def test_wide(tmp_path):
+    rows = [wide_row(3, 5, 3, who="w1", s="m1", t="m2", u="m3")]
+    config = table(tmp_path, "wide", rows, **WIDE, annotator="who", models=["s", "t", "u"])
+    [ranking] = read(config)
+    assert ranking == Ranking(
+        prompt=[user("hi")],
+        completions=["x", "y", "z"],
+        ranks=[2, 1, 2],
+        annotator="w1",
+        human=True,
+        ratings=[3.0, 5.0, 3.0],
+        models=["m1", "m2", "m3"],
+    )
+    assert ranking.where.endswith("t.csv:2")
+
+
+def test_wide_ranks_count_up_from_the_best(tmp_path):
+    columns = {**WIDE, "ranks": WIDE["ratings"]}
+    del columns["ratings"]
+    [ranking] = read(table(tmp_path, "wide", [wide_row(0, 7, 1.5)], **columns))
+    assert ranking.ranks == [1, 3, 2]
+    assert ranking.ratings is None
+    assert ranking.annotator == ANONYMOUS
+
+
+def test_simulated_rankings_are_not_called_human(tmp_path):
+    config = table(tmp_path, "wide", [wide_row(1, 2, 3)], **WIDE)
+    config = RankingTableConfig(path=config.path, format="wide", columns=config.columns, human=False)
+    assert not read(config)[0].human
+
+
+def test_empty_cells_leave_out_the_completion_and_then_the_ranking(tmp_path):
+    rows = [
+        wide_row(1, 2, 3),
+        wide_row(1, "", 3),
+        wide_row(1, 2, 3, texts=("x", "y", " ")),
+        wide_row(1, "", 3, texts=("x", "y", "")),
+        wide_row(1, 2, 3) | {"q": ""},
+    ]
+    dropped = Dropped()
+    rankings = read(table(tmp_path, "wide", rows, **WIDE), dropped)
+    assert [r.completions for r in rankings] == [["x", "y", "z"], ["x", "z"], ["x", "y"]]
+    assert [r.ranks for r in rankings] == [[3, 2, 1], [2, 1], [2, 1]]
+    assert dropped.rows == {
+        "missing rating": [3, 5],
+        "empty completion": [4, 5],
+        "fewer than 2 completions left": [5],
+        "empty prompt": [6],
+    }
+
+
+@pytest.mark.parametrize("rating", ["good", "4/5", "nan", "inf"])
+def test_rating_that_is_no_number_is_placed(tmp_path, rating):
+    config = table(tmp_path, "wide", [wide_row(1, 2, 3), wide_row(1, rating, 3)], **WIDE)
+    assert fails(config, "'rb'", rating).where.endswith("t.csv:3")
+
+
+def test_wide_with_one_completion_column(tmp_path):
+    config = table(tmp_path, "wide", [wide_row(1, 2, 3)], prompt="q", completions=["a"], ratings=["ra"])
+    fails(config, "at least 2 completions", error=RecipeError)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (WIDE | {"completions": "a"}, "a list of column names"),
+        (WIDE | {"prompt": ["q"]}, "the name of one column"),
+        (WIDE | {"ratings": ["ra", "rb"]}, "3 completion columns have 2 ratings"),
+        (WIDE | {"models": ["ra", "rb"]}, "3 completion columns have 2 models"),
+        (WIDE | {"ranks": ["ra", "rb", "rc"]}, "both ratings and ranks"),
+        (WIDE | {"chosen": "a"}, "has no 'chosen'"),
+        ({"prompt": "q"}, "names 0 columns"),
+    ],
+)
+def test_columns_that_do_not_fit_the_format(tmp_path, columns, message):
+    fails(table(tmp_path, "wide", [wide_row(1, 2, 3)], **columns), message, error=RecipeError)
+
+
+def test_missing_column(tmp_path):
+    config = table(tmp_path, "wide", [wide_row(1, 2, 3)], **(WIDE | {"completions": ["a", "b", "cc"]}))
+    fails(config, "no column 'cc'", "nearest")
+
+
+def test_nothing_left(tmp_path):
+    fails(
+        table(tmp_path, "wide", [wide_row("", "", 1)] * 2, **WIDE), "no ranking is left", "4 x missing rating"
+    )
+
+
+def test_limit(tmp_path):
+    config = table(tmp_path, "wide", [wide_row(1, 2, 3)] * 5, **WIDE)
+    assert len(read(RankingTableConfig(path=config.path, format="wide", columns=WIDE, limit=2))) == 2
+
+
+# long
+
+
+def long_rows(*cells):
+    return [dict(zip(("prompt", "annotator", "completion", "rating"), row, strict=True)) for row in cells]
+
+
+def test_long_groups_by_prompt_and_annotator(tmp_path):
+    rows = long_rows(
+        ("p", "ann", "x", 1), ("p", "bob", "x", 5), ("q", "ann", "z", 4), ("p", "ann", "y", 2),
+        ("p", "bob", "y", 5), ("q", "ann", "w", 3),
+    )  # fmt: skip
+    rankings = read(table(tmp_path, "long", rows))
+    assert [(r.prompt[0]["content"], r.annotator, r.completions, r.ranks) for r in rankings] == [
+        ("p", "ann", ["x", "y"], [2, 1]),
+        ("p", "bob", ["x", "y"], [1, 1]),
+        ("q", "ann", ["z", "w"], [1, 2]),
+    ]
+
+
+def test_long_order_of_rows_does_not_matter(tmp_path):
+    rows = long_rows(*((f"p{i % 3}", f"a{i % 2}", f"text {i}", i % 5) for i in range(30)))
+
+    def ranks(rows):
+        return {
+            (r.prompt[0]["content"], r.annotator): dict(zip(r.completions, r.ranks, strict=True))
+            for r in read(table(tmp_path, "long", rows))
+        }
+
+    expected = ranks(rows)
+    assert len(expected) == 6
+    assert ranks(rows[::-1]) == expected
+
+
+def test_long_with_a_group_column_and_ranks(tmp_path):
+    rows = [
+        {"g": g, "prompt": "p", "completion": text, "rank": rank, "model": model}
+        for g, text, rank, model in [(1, "x", 1, "m"), (1, "y", 2, "n"), (2, "x", 2, "m"), (2, "y", 1, "")]
+    ]
+    first, second = read(table(tmp_path, "long", rows, group="g"))
+    assert (first.ranks, second.ranks) == ([1, 2], [2, 1])
+    assert (first.models, second.models) == (["m", "n"], ["m", ""])
+
+
+def test_long_group_with_two_prompts(tmp_path):
+    rows = [{"g": 1, "prompt": p, "completion": "x", "rating": 1} for p in ("p", "q")]
+    fails(table(tmp_path, "long", rows, group="g"), "group '1'", "t.csv:3", "t.csv:2")
+
+
+def test_long_with_single_completions_only(tmp_path):
+    rows = long_rows(("p", "ann", "x", 1), ("q", "ann", "y", 2))
+    fails(table(tmp_path, "long", rows), "at least 2 completions", "every group of this table has 1")
+
+
+def test_long_single_among_others_is_dropped(tmp_path):
+    dropped = Dropped()
+    rows = long_rows(("p", "ann", "x", 1), ("p", "ann", "y", 2), ("q", "ann", "y", 2))
+    assert len(read(table(tmp_path, "long", rows), dropped)) == 1
+    assert dropped.rows == {"fewer than 2 completions left": [4]}
+
+
+# pairs
+
+
+def test_pairs_of_text(tmp_path):
+    [ranking] = read(table(tmp_path, "pairs", [{"prompt": "p", "chosen": "x", "rejected": "y"}]))
+    assert (ranking.prompt, ranking.completions, ranking.ranks) == ([user("p")], ["x", "y"], [1, 2])
+    assert ranking.ratings is None
+
+
+def test_pairs_of_conversations(tmp_path):
+    before = [user("p"), assistant("what?"), user("that")]
+    rows = [
+        {"chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
+        {"prompt": before, "chosen": [assistant("x")], "rejected": [assistant("y")]},
+        {"prompt": "ignored", "chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
+    ]
+    rankings = read(table(tmp_path, "pairs", rows))
+    assert len(rankings) == 3
+    for ranking in rankings:
+        assert (ranking.prompt, ranking.completions) == (before, ["x", "y"])
+
+
+def test_pairs_with_margins(tmp_path):
+    rows = [{"prompt": "p", "chosen": "x", "rejected": "y", "margin": m} for m in (2.5, None)]
+    first, second = read(table(tmp_path, "pairs", rows))
+    assert (first.ratings, second.ratings) == ([2.5, 0.0], None)
+    fails(table(tmp_path, "pairs", [rows[0] | {"margin": -1}]), "a margin of -1")
+
+
+def test_pairs_that_differ_earlier(tmp_path):
+    rows = [{"chosen": [user("p"), assistant("x")], "rejected": [user("q"), assistant("y")]}]
+    fails(table(tmp_path, "pairs", rows), "differ before the last answer")
+
+
+def test_equal_pairs_are_dropped(tmp_path):
+    rows = [{"prompt": "p", "chosen": "x", "rejected": r} for r in ("y", "x")]
+    dropped = Dropped()
+    assert len(read(table(tmp_path, "pairs", rows), dropped)) == 1
+    assert dropped.rows["chosen and rejected are the same"] == [2]
+
+
+# tree
+
+
+def node(text, role, *replies, **more):
+    return {"text": text, "role": role, "replies": list(replies), **more}
+
+
+def test_tree(tmp_path):
+    tree = node(
+        "hi",
+        "prompter",
+        node("worse", "assistant", rank=1),
+        node(
+            "best",
+            "assistant",
+            node(
+                "and?",
+                "prompter",
+                node("b", "assistant", rank=2),
+                node("a", "assistant", rank=0),
+                node("c", "assistant"),
+                node("d", "assistant", rank=1, deleted=True),
+            ),
+            node("bye", "prompter", node("only one", "assistant", rank=0)),
+            rank=0,
+        ),
+    )
+    dropped = Dropped()
+    first, second = read(table(tmp_path, "tree", [{"prompt": tree}]), dropped)
+    assert (first.prompt, first.completions, first.ranks) == ([user("hi")], ["worse", "best"], [2, 1])
+    assert second.prompt == [user("hi"), assistant("best"), user("and?")]
+    assert (second.completions, second.ranks) == (["b", "a"], [2, 1])
+    assert dropped.rows == {"missing rating": [1], "deleted message": [1]}
+
+
+def test_deep_tree(tmp_path):
+    tree = node("end", "prompter", node("x", "assistant", rank=0), node("y", "assistant", rank=1))
+    for i in range(200):
+        tree = node(f"q{i}", "prompter", node(f"a{i}", "assistant", tree, rank=0))
+    [ranking] = read(table(tmp_path, "tree", [{"prompt": tree}]))
+    assert len(ranking.prompt) == 401
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (node("hi", "robot"), "the role 'robot'"),
+        ("hi", "not an object"),
+        (node("hi", "prompter", "x", "y"), "not an object"),
+        (
+            node("hi", "prompter", node("x", "assistant", rank="best"), node("y", "assistant", rank=1)),
+            "not a number",
+        ),
+        ({"role": "prompter"}, "no column 'text'"),
+    ],
+)
+def test_malformed_trees(tmp_path, tree, message):
+    assert fails(table(tmp_path, "tree", [{"prompt": tree}]), message).where.endswith("t.jsonl:1")
+
+
+# scored
+
+
+def test_scored_objects(tmp_path):
+    answers = [{"text": "x", "score": 1, "by": "m"}, {"text": "y", "score": 4.5, "by": "n"}]
+    rows = [{"prompt": "p", "completions": answers, "annotator": "judge"}]
+    [ranking] = read(table(tmp_path, "scored", rows, model="by"))
+    assert (ranking.completions, ranking.ranks, ranking.ratings) == (["x", "y"], [2, 1], [1.0, 4.5])
+    assert (ranking.models, ranking.annotator) == (["m", "n"], "judge")
+    rows = [{"instruction": "p", "answers": [{"response": "x", "place": 2}, {"response": "y", "place": 1}]}]
+    columns = {"prompt": "instruction", "completions": "answers", "text": "response", "rank": "place"}
+    [ranking] = read(table(tmp_path, "scored", rows, **columns))
+    assert (ranking.completions, ranking.ranks, ranking.ratings) == (["x", "y"], [2, 1], None)
+
+
+def test_scored_parallel_lists(tmp_path):
+    rows = [{"prompt": "p", "completions": ["x", "y", "z"], "ratings": [2, 2, None]}]
+    dropped = Dropped()
+    [ranking] = read(table(tmp_path, "scored", rows), dropped)
+    assert (ranking.completions, ranking.ranks) == (["x", "y"], [1, 1])
+    assert dropped.rows == {"missing rating": [1]}
+    fails(table(tmp_path, "scored", [rows[0] | {"ratings": [1, 2]}]), "3 completions have 2 values")
+
+
+@pytest.mark.parametrize(
+    ("completions", "message"),
+    [
+        ([{"text": "x", "score": 1}], "at least 2 completions and this one has 1"),
+        ([], "at least 2 completions and this one has 0"),
+        ("x", "not a list"),
+        ([{"text": "x", "score": "high"}, {"text": "y", "score": 1}], "not a number"),
+        ([{"text": "x", "points": 1}, {"text": "y", "points": 1}], "no column 'score'"),
+        ([{"text": ["x"], "score": 1}, {"text": "y", "score": 1}], "not text"),
+    ],
+)
+def test_malformed_scored_rows(tmp_path, completions, message):
+    rows = [
+        {"prompt": "p", "completions": [{"text": "x", "score": 1}, {"text": "y", "score": 2}]},
+        {"prompt": "p", "completions": completions},
+    ]
+    assert fails(table(tmp_path, "scored", rows), message).where.endswith("t.jsonl:2")
+
+
+# all formats
+
+
+def test_every_format_gives_the_same_ranking(tmp_path):
+    scores = {"x": 2, "y": 1}
+    replies = [node(text, "assistant", rank=-score) for text, score in scores.items()]
+    answers = [{"text": text, "score": score} for text, score in scores.items()]
+    wide = {"prompt": "p", "x": "x", "y": "y", "rx": 2, "ry": 1}
+    long = [{"prompt": "p", "completion": text, "rating": score} for text, score in scores.items()]
+    tables = {
+        "wide": ([wide], {"completions": ["x", "y"], "ratings": ["rx", "ry"]}),
+        "long": (long, {}),
+        "pairs": ([{"prompt": "p", "chosen": "x", "rejected": "y"}], {}),
+        "tree": ([{"prompt": node("p", "user", *replies)}], {}),
+        "scored": ([{"prompt": "p", "completions": answers}], {}),
+    }
+    for name, (rows, columns) in tables.items():
+        [ranking] = read(table(tmp_path, name, rows, **columns))
+        assert ranking.prompt == [user("p")], name
+        assert dict(zip(ranking.completions, ranking.ranks, strict=True)) == {"x": 1, "y": 2}, name
+
+
+def test_e2e_quality(shared):
+    columns = {
+        "prompt": "mr",
+        "completions": [f"ref{i}" for i in range(1, 6)],
+        "ratings": [f"quality{i}" for i in range(1, 6)],
+        "models": [f"sys{i}" for i in range(1, 6)],
+        "annotator": "_worker_id",
+    }
+    path = shared / "e2e_rankings" / "quality.csv"
+    dropped = Dropped()
+    rankings = read(RankingTableConfig(path=str(path), format="wide", columns=columns), dropped)
+    assert len(rankings) == 2979
+    assert len({r.annotator for r in rankings}) == 112
+    assert len({r.prompt[0]["content"] for r in rankings}) == 630
+    assert dropped.rows == {}
+
+
+def test_oasst_trees(shared):
+    path = shared / "oasst_sample" / "en_100_tree.jsonl"
+    rankings = read(RankingTableConfig(path=str(path), format="tree", columns={"model": "model_name"}))
+    sizes = Counter(len(r.completions) for r in rankings)
+    assert min(sizes) >= 2
+    assert max(sizes) == 9
+    assert all(sorted(r.ranks) == list(range(1, len(r.ranks) + 1)) for r in rankings)
+    assert all(r.prompt[-1]["role"] == "user" for r in rankings)

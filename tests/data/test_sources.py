@@ -1,0 +1,228 @@
+import gzip
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from data.sources import Row, as_number, read_table
+from pipeline.config.data import TableConfig
+from pipeline.errors import DataError
+
+ROWS = [{"prompt": "a, b", "completion": 'say "hi"\nand go'}, {"prompt": "é", "completion": "x"}]
+
+
+def read(path, **options) -> list[Row]:
+    return list(read_table(TableConfig(path=str(path), **options)))
+
+
+def fails(path, *parts: str, **options) -> DataError:
+    """The one error of reading `path`, whose message holds all `parts`."""
+    with pytest.raises(DataError) as caught:
+        read(path, **options)
+    for part in parts:
+        assert part in str(caught.value)
+    assert caught.value.mend
+    return caught.value
+
+
+def write_csv(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+CSV = 'prompt,completion\n"a, b","say ""hi""\nand go"\né,x\n'
+
+
+@pytest.mark.parametrize(
+    "name", ["t.csv", "t.tsv", "t.jsonl", "t.ndjson", "t.json", "t.csv.gz", "t.jsonl.gz"]
+)
+def test_every_text_format_gives_the_same_rows(tmp_path, name):
+    path = tmp_path / name
+    if ".csv" in name:
+        text = CSV
+    elif ".tsv" in name:
+        text = 'prompt\tcompletion\na, b\t"say ""hi""\nand go"\né\tx\n'
+    elif name == "t.json":
+        text = json.dumps(ROWS, indent=2)
+    else:
+        text = "\n".join(map(json.dumps, ROWS)) + "\n\n"
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(path, "wt", encoding="utf-8", newline="") as out:
+        out.write(text)
+    assert read(path) == ROWS
+
+
+def test_parquet(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [{"prompt": str(i), "scores": [i, i + 1]} for i in range(3000)]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    read_back = read(tmp_path / "t.parquet")
+    assert read_back == rows
+    assert [row.number for row in read_back] == list(range(1, 3001))
+
+
+def test_damaged_parquet(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 and nothing of the kind")
+    fails(tmp_path / "t.parquet", "not Parquet", "t.parquet")
+
+
+def test_rows_are_numbered_by_the_line_they_start_on(tmp_path):
+    rows = read(write_csv(tmp_path / "t.csv", CSV + "\nc,d\n"))
+    assert [row.number for row in rows] == [2, 4, 6]
+    assert rows[1].where == f"{tmp_path / 't.csv'}:4"
+
+
+def test_limit_reads_no_further(tmp_path):
+    path = write_csv(tmp_path / "t.csv", "a,b\n1,2\n3,4\nbroken\n")
+    assert read(path, limit=2) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    fails(path, "1 fields", ":4")
+
+
+def test_rows_are_streamed(tmp_path):
+    path = write_csv(tmp_path / "t.csv", "a\n1\n" + '"never closed\n')
+    assert next(read_table(TableConfig(path=str(path)))) == {"a": "1"}
+
+
+def test_byte_order_mark_is_not_part_of_the_header(tmp_path):
+    assert read(write_csv(tmp_path / "t.csv", "\ufeffa,b\n1,2\n")) == [{"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("a,b\n1,2\n3\n", 3, "the row has 1 fields and the header has 2"),
+        ("a,b\n1,2\n3,4,5\n", 3, "the row has 3 fields and the header has 2"),
+        ('a,b\n1,2\n\n"x\ny",4,5\n', 4, "3 fields"),
+        ('a,b\n1,"2\n', 2, "malformed"),
+        ('a,b\n1,"2"x\n', 2, "malformed"),
+        ("a,b\n1,\0\n", 2, "NUL"),
+        ("a,a\n1,2\n", 1, "twice: 'a'"),
+    ],
+)
+def test_malformed_csv_is_placed(tmp_path, text, line, message):
+    path = write_csv(tmp_path / "t.csv", text)
+    assert fails(path, message).where == f"{path}:{line}"
+
+
+def test_bad_utf8_is_placed(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"a,b\n1,2\n3,caf\xe9\n")
+    assert fails(path, "0xe9 is not UTF-8").where == f"{path}:3"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"a": 1', "not JSON"),
+        ("[1, 2]", "no JSON object"),
+        ('"text"', "no JSON object"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_bad_json_line_is_placed(tmp_path, line, message):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1}\n' + line + "\n")
+    assert fails(path, message).where == f"{path}:2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"a": 1}', "list of objects"), ("[1]", "row 1"), ('[\n{"a": }]', ":2")]
+)
+def test_bad_json_file(tmp_path, text, message):
+    (tmp_path / "t.json").write_text(text)
+    fails(tmp_path / "t.json", message)
+
+
+def test_truncated_gzip(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(CSV.encode() * 1000)[:-20])
+    fails(path, "cannot be read", "t.csv.gz")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.tsv"])
+@pytest.mark.parametrize("text", ["", "\n\n", "a,b\n"])
+def test_empty_data_set(tmp_path, name, text):
+    if name == "t.jsonl" and text.strip():
+        text = ""
+    (tmp_path / name).write_text(text)
+    fails(tmp_path / name, "empty", name)
+
+
+def test_empty_json_list(tmp_path):
+    (tmp_path / "t.json").write_text("[]")
+    fails(tmp_path / "t.json", "empty")
+
+
+def test_missing_file_and_unknown_format(tmp_path):
+    fails(tmp_path / "t.csv", "there is no file", "t.csv")
+    fails(tmp_path, "there is no file")
+    (tmp_path / "t.xlsx").write_text("x")
+    fails(tmp_path / "t.xlsx", "format of t.xlsx")
+
+
+def test_missing_column_names_the_nearest():
+    row = Row(7, {"prompt": "x", "completion": "y"}, "t.csv:7")
+    with pytest.raises(DataError, match="no column 'promt'; the nearest is 'prompt'") as caught:
+        row["promt"]
+    assert caught.value.where == "t.csv:7"
+    assert "prompt, completion" in caught.value.mend
+
+
+def test_text_cells():
+    row = Row(1, {"a": None, "b": "x", "c": 3, "d": "\ud800"}, "t:1")
+    assert (row.text("a"), row.text("b")) == ("", "x")
+    for column in "cd":
+        with pytest.raises(DataError, match=f"column '{column}'"):
+            row.text(column)
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"), [("3", 3), (" 2.5 ", 2.5), (4, 4), ("", None), ("  ", None), (None, None)]
+)
+def test_numbers(cell, number):
+    assert as_number(cell, "a rating", "t:1") == number
+
+
+@pytest.mark.parametrize("cell", ["good", "n/a", True, "nan", float("inf"), [1], {}, "1,5", 10**400])
+def test_what_is_no_number(cell):
+    with pytest.raises(DataError, match="a rating is not a number"):
+        as_number(cell, "a rating", "t:1")
+
+
+def fake_datasets(monkeypatch, load):
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+
+
+def test_hub_data_sets_are_streamed_at_the_revision(monkeypatch):
+    calls = []
+
+    def load(*args, **options):
+        calls.append((args, options))
+        return ({"text": str(i)} for i in range(10**9))
+
+    fake_datasets(monkeypatch, load)
+    assert [row["text"] for row in read("hub://owner/name@abc", split="test", limit=2)] == ["0", "1"]
+    assert calls == [(("owner/name", None), {"split": "test", "revision": "abc", "streaming": True})]
+    assert (
+        read("hub://owner/name/part@abc", limit=1)[0].where == "hub://owner/name/part@abc, split train, row 1"
+    )
+    assert calls[1][0] == ("owner/name", "part")
+
+
+@pytest.mark.parametrize(
+    "path", ["hub://name@abc", "hub://owner/name", "hub://owner/name@", "hub://a/b/c/d@e"]
+)
+def test_malformed_hub_address(path):
+    fails(path, "does not name a Hub data set")
+
+
+def test_hub_failure_is_one_error(monkeypatch):
+    def load(*args, **options):
+        raise ConnectionError("no route to host")
+
+    fake_datasets(monkeypatch, load)
+    fails("hub://owner/name@abc", "no route to host", "hub://owner/name@abc")

@@ -1,0 +1,66 @@
+import random
+
+import pytest
+
+from data.schema import Demonstration, Prompt, Ranking
+from data.splits import check_no_leak, group_of, split_of, split_of_prompt
+from pipeline.errors import DataError
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def test_share_is_the_fraction():
+    keys = [f"prompt {i}" for i in range(20_000)]
+    for fraction in (0.05, 0.1, 0.5):
+        share = sum(split_of(key, fraction) == "eval" for key in keys) / len(keys)
+        assert share == pytest.approx(fraction, abs=0.01)
+
+
+def test_known_values():
+    """The first 64 bits of SHA-256("abc") are ba7816bf8f01cfea: 0.7284 as a fraction of 2**64."""
+    assert split_of("abc", 0.728) == "train"
+    assert split_of("abc", 0.729) == "eval"
+
+
+def test_the_ends():
+    keys = [str(i) for i in range(100)]
+    assert {split_of(key, 0.0) for key in keys} == {"train"}
+    assert {split_of(key, 1.0) for key in keys} == {"eval"}
+
+
+def test_a_larger_fraction_only_adds():
+    small = {str(i) for i in range(1000) if split_of(str(i), 0.1) == "eval"}
+    large = {str(i) for i in range(1000) if split_of(str(i), 0.3) == "eval"}
+    assert small < large
+
+
+def test_group_is_the_first_user_turn():
+    system = {"role": "system", "content": "Be brief."}
+    answer = {"role": "assistant", "content": "Hello."}
+    assert group_of([user(" How\n are you? ")]) == "how are you?"
+    assert group_of([system, user("How are you?")]) == "how are you?"
+    assert group_of([user("How are you?"), answer, user("And now?")]) == "how are you?"
+
+
+def test_a_conversation_stays_on_one_side():
+    answer = {"role": "assistant", "content": "Hello."}
+    for i in range(200):
+        first = [user(f"question {i}")]
+        assert split_of_prompt(first, 0.5) == split_of_prompt([*first, answer, user("more")], 0.5)
+
+
+def test_leaks_are_found_across_tables():
+    demonstration = Demonstration([user("a")], "x", "train")
+    ranking = Ranking([user("A ")], ["x", "y"], [1, 2], "ann", True, split="eval", where="r.csv:3")
+    check_no_leak([demonstration, Prompt([user("b")], "eval")])
+    with pytest.raises(DataError, match="both trained on and held out") as caught:
+        check_no_leak([demonstration, ranking])
+    assert caught.value.where == "r.csv:3"
+
+
+def test_hash_splits_never_leak():
+    rng = random.Random(0)
+    texts = [f"prompt {rng.randrange(300)}" for _ in range(2000)]
+    check_no_leak(Prompt([user(text)], split_of_prompt([user(text)], 0.2)) for text in texts)

@@ -1,0 +1,49 @@
+"""Stages that only write down what they were given, and a display that keeps what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.config.section import content
+from pipeline.progress import Display
+
+
+@dataclasses.dataclass
+class FakeStages:
+    """Stages that record their calls. `does[name]` replaces what one of them does."""
+
+    calls: list[str] = dataclasses.field(default_factory=list)
+    does: dict[str, Callable[..., dict[str, Any]]] = dataclasses.field(default_factory=dict)
+
+    def function(self, name: str) -> Callable[..., dict[str, Any]]:
+        def run(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+            self.calls.append(name)
+            return self.does.get(name, write_all)(config, inputs, out_dir, ctx)
+
+        return run
+
+
+def write_all(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+    given = {"config": content(config), "seed": ctx.seed}
+    given["inputs"] = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    (out_dir / "given.json").write_text(json.dumps(given))
+    return {"inputs": len(inputs)}
+
+
+class Lines(Display):
+    """A display that keeps what it says."""
+
+    def __init__(self) -> None:
+        self.stream = StringIO()
+        super().__init__(Console(file=self.stream, width=200))
+
+    @property
+    def text(self) -> str:
+        return self.stream.getvalue()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pipeline import machine
+from pipeline.config.load import LoadedRecipe
+from pipeline.device import resolve
+from pipeline.errors import StageError
+from pipeline.files import readable_bytes, readable_seconds
+
+
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    with machine.PeakMemory() as peak:
+        before = machine._resident_bytes()
+        block = bytearray(b"x" * 200_000_000)
+        time.sleep(3 * peak.INTERVAL)
+        del block
+    assert before is not None
+    assert peak.report()["peak_bytes"] > before + 150_000_000
+
+
+def test_a_later_block_has_a_peak_of_its_own() -> None:
+    with machine.PeakMemory():
+        block = bytearray(b"x" * 200_000_000)
+        del block
+    with machine.PeakMemory() as second:
+        after = machine._resident_bytes()
+    assert after is not None
+    assert second.report()["peak_bytes"] < after + 100_000_000
+
+
+def test_versions_are_those_of_what_is_imported() -> None:
+    import torch
+
+    versions = machine.package_versions()
+    assert versions["torch"] == torch.__version__
+    assert versions["python"] == platform.python_version()
+
+
+def test_a_device_that_is_not_there_is_refused(load: Callable[..., LoadedRecipe]) -> None:
+    with pytest.raises(StageError, match="there is no mps device here") as error:
+        resolve(load("device=mps"))
+    assert error.value.where == "--set #1"
+
+
+def test_threads_are_set(load: Callable[..., LoadedRecipe]) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        assert resolve(load("threads=1")) == "cpu"
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "2 kB"), (5e6, "5 MB"), (2.5e9, "2.5 GB")]
+)
+def test_readable_bytes(size: float, text: str) -> None:
+    assert readable_bytes(size) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (75, "1 min 15 s"), (3700, "1 h 01 min")])
+def test_readable_seconds(seconds: float, text: str) -> None:
+    assert readable_seconds(seconds) == text

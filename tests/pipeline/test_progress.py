@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from pipeline_fakes import Lines
+from rich.console import Console
+
+from pipeline import progress
+from pipeline.progress import Display
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines_at_the_start_every_ten_seconds_and_at_the_end(clock: list[float]) -> None:
+    display = Lines()
+    with display.open("ppo", total=30) as bar:
+        for step in range(30):
+            clock[0] += 1
+            bar.advance(reward=step / 10, kl=0.5)
+    lines = [line.split(maxsplit=1)[1] for line in display.text.splitlines()]
+    assert lines == [
+        "ppo  0/30  starts",
+        "ppo  10/30  1.0/s  20 s left  reward 0.9  kl 0.5",
+        "ppo  20/30  1.0/s  10 s left  reward 1.9  kl 0.5",
+        "ppo  30/30  1.0/s  reward 2.9  kl 0.5",
+        "ppo  30/30  in 30 s  1.0/s  reward 2.9  kl 0.5",
+    ]
+
+
+def test_what_was_done_before_does_not_count_for_the_rate(clock: list[float]) -> None:
+    display = Lines()
+    with display.open("sft", total=100, done=90) as bar:
+        clock[0] += 20
+        bar.advance(1)
+    assert "sft  91/100  3.0/min  3 min 00 s left" in display.text
+
+
+def test_a_loop_of_unknown_length(clock: list[float]) -> None:
+    display = Lines()
+    with display.open("reading") as bar:
+        clock[0] += 2
+        bar.advance(10)
+    assert display.text.splitlines()[-1].endswith("reading  10  in 2 s  5.0/s")
+
+
+def test_text_is_not_taken_for_markup() -> None:
+    display = Lines()
+    display.say("a [bold]list[/bold] [1, 2]")
+    assert display.text == "a [bold]list[/bold] [1, 2]\n"
+
+
+def test_the_live_display_shows_numbers_and_leaves_one_line_behind() -> None:
+    stream = StringIO()
+    display = Display(Console(file=stream, force_terminal=True, width=150))
+    with display.open("ppo [x]", total=2) as outer:
+        with display.open("inner", total=1) as inner:
+            inner.advance()
+        display.say("above")
+        outer.advance(kl=1.5)
+    text = stream.getvalue()
+    for part in ("ppo [x]", "inner", "above", "kl 1.5", "1/2"):
+        assert part in text
+    assert text.rstrip().splitlines()[-1].count("ppo [x]  1/2  in 0 s") == 1
+
+
+def test_close_ends_a_loop_that_was_left_open() -> None:
+    display = Display(Console(file=StringIO(), force_terminal=True))
+    left_open = display.open("a", total=1)
+    left_open.__enter__()
+    display.close()
+    with display.open("b", total=1) as bar:
+        bar.advance()
+    assert left_open.__exit__(None, None, None) is not True
+
+
+def test_an_error_ends_the_display_so_that_another_can_start() -> None:
+    display = Display(Console(file=StringIO(), force_terminal=True))
+    with pytest.raises(ValueError, match="stop"), display.open("a", total=1):
+        raise ValueError("stop")
+    with display.open("b", total=1) as bar:
+        bar.advance()

@@ -1,0 +1,32 @@
+"""Every shipped recipe loads. Files without a name are parts for `extends`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.load import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMED = [
+    file
+    for file in sorted((ROOT / "recipes").rglob("*.yaml"))
+    if "name" in yaml.safe_load(file.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("file", NAMED, ids=lambda file: str(file.relative_to(ROOT)))
+def test_recipe_is_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert load_recipe(file).recipe.name
+
+
+def test_the_default_recipe_is_there() -> None:
+    assert ROOT / "recipes/quickstart.yaml" in NAMED
+
+
+def test_recipes_have_names_of_their_own() -> None:
+    names = [load_recipe(file).recipe.name for file in NAMED]
+    assert len(names) == len(set(names))
