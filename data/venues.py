@@ -58,9 +58,9 @@ def _values() -> dict[str, list[str]]:
 
 
 def sample_mr(rng: random.Random) -> MeaningRepresentation:
-    """A venue: name and kind always, and two to five of the other attributes."""
+    """A venue: name and kind always, and two to four of the other attributes."""
     optional = [name for name in _values() if name not in ALWAYS]
-    chosen = {*ALWAYS, *rng.sample(optional, rng.randint(2, 5))}
+    chosen = {*ALWAYS, *rng.sample(optional, rng.randint(2, 4))}
     return {name: rng.choice(values) for name, values in _values().items() if name in chosen}
 
 
@@ -148,8 +148,9 @@ def _utility(a: AnnotatorConfig, mr: MeaningRepresentation, text: str, rng: rand
 
     right = seen.given - len(seen.missing) - len(seen.wrong)
     doubted = sum(rng.random() < a.oversight for _ in range(right))
-    missing = believed(len(seen.missing)) + doubted
-    invented = believed(len(seen.invented) + len(seen.wrong))
+    wrong = believed(len(seen.wrong))  # a wrong value leaves one fact out and makes another up
+    missing = believed(len(seen.missing)) + wrong + doubted
+    invented = believed(len(seen.invented)) + wrong
     repeated = believed(len(seen.repeated))
     return (
         -a.missing * missing

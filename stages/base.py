@@ -121,7 +121,6 @@ def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: 
     arguments = training_arguments(
         TrainingArguments,
         {"per_device_train_batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.1, "num_train_epochs": 1}
-        | {"train_sampling_strategy": "group_by_length"}
         | pretrain.trainer,
         ctx,
         remove_unused_columns=False,

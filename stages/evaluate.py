@@ -40,7 +40,7 @@ class Answers:
     ids: list[list[int]]
     texts: list[str]
     kl_B: Tensor | None
-    nll: float
+    nll: float | None
 
 
 def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -105,7 +105,7 @@ def _answer(
             batch_size=config.batch_size,
             on_batch=bar.advance,
         )
-    kl = None
+    kl = torch.zeros(len(ids)) if name == "sft" else None
     if name == "ppo":
         reference = load_policy(inputs["base"], inputs["sft"], ctx.device)
         rows = [(prompt.ids, answer) for prompt, answer in zip(prompts, ids, strict=True)]
@@ -116,7 +116,7 @@ def _answer(
     demonstrations = [_split(row) for row in held_out[: config.num_prompts]]
     tokens = sum(len(completion) for _, completion in demonstrations)
     plain = EvalConfig(temperature=1.0, batch_size=config.batch_size)
-    nll = -float(response_logprobs(model, demonstrations, plain).sum()) / max(1, tokens)
+    nll = -float(response_logprobs(model, demonstrations, plain).sum()) / tokens if tokens else None
     return Answers(ids, [codec.decode(row) for row in ids], kl, nll)
 
 
@@ -205,13 +205,15 @@ def win_rate(
 
 def reduction(
     ours: Sequence[SlotErrors], theirs: Sequence[SlotErrors], resamples: int, seed: int
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Relative change of the slot error rate, -0.5 for half, with a 95 % bootstrap interval over prompts."""
     a, b = (np.array([c.errors for c in checks], dtype=float) for checks in (ours, theirs))
     pick = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
+    if not b.sum():
+        return {"value": None, "low": None, "high": None}  # no errors to reduce
     draws = a[pick].sum(1) / np.maximum(b[pick].sum(1), 1) - 1
     low, high = np.quantile(draws, [0.025, 0.975])
-    return {"value": float(a.sum() / max(b.sum(), 1) - 1), "low": float(low), "high": float(high)}
+    return {"value": float(a.sum() / b.sum() - 1), "low": float(low), "high": float(high)}
 
 
 def _judge_look(judge: SlotLexicon | None, look: dict[str, Any]) -> dict[str, Any]:
@@ -248,5 +250,5 @@ def _flat(result: dict[str, Any]) -> Metrics:
     for name, numbers in result["models"].items():
         flat |= {f"{name}/{key}": value for key, value in numbers.items() if value is not None}
     for name in ("win_rate", "reduction"):
-        flat |= {f"{name}/{key}": value for key, value in result.get(name, {}).items()}
+        flat |= {f"{name}/{key}": value for key, value in result.get(name, {}).items() if value is not None}
     return flat

@@ -22,13 +22,7 @@ from stages.models.text import IGNORED, Codec
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
 
-# trl turns gradient checkpointing on by itself; here a recipe asks for it.
-_DEFAULTS = {
-    "learning_rate": 2e-4,
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 8,
-    "gradient_checkpointing": False,
-}
+_DEFAULTS = {"learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8}
 
 
 def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:

@@ -30,7 +30,11 @@ def training_arguments(
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
     }
+    # trl turns checkpointing on by itself, under the name that transformers is about to drop.
+    checkpointing = values.get("activation_checkpointing", values.get("gradient_checkpointing", False))
+    values = {name: value for name, value in values.items() if name != "gradient_checkpointing"}
     fixed = {
+        "activation_checkpointing": checkpointing,
         "output_dir": str(ctx.state_dir),
         "seed": ctx.seed,
         "data_seed": ctx.seed,

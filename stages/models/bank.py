@@ -257,10 +257,24 @@ class FullBank(Bank):
 
 def disable_dropout(model: nn.Module) -> None:
     """PPO's ratio compares one policy with itself a few steps later: dropout would be noise in it (Huang et al.
-    2024, arXiv:2403.17031, detail 3.2). Sets every dropout's probability to zero."""
+    2024, arXiv:2403.17031, detail 3.2). Sets every dropout's probability to zero, those included that attention
+    layers keep as a number (`attention_dropout`) and pass to a function."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recomputes activations in the backward pass instead of keeping them (`ppo.gradient_checkpointing`)."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            # transformers is renaming it: the old name warns, and the oldest versions know no other.
+            name = "activation_checkpointing_enable"
+            enable = getattr(module, name, None) or module.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
 
 
 def check_projection(actor: Actor) -> None:

@@ -62,6 +62,11 @@ def load_causal_lm(
         model = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     if quantization == "none":
         model.to(device)
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks a 4-bit layer at its first evaluation, for good, in a
+        # form that rounds to bfloat16 and has no backward: training after a rollout would get no gradient through it.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model.eval()
 

@@ -11,7 +11,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pipeline.config.ppo import PPOConfig
 from pipeline.stage import Artifact
 from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full
-from stages.models.bank import ActorBank, Bank, FullBank, check_projection, disable_dropout
+from stages.models.bank import (
+    ActorBank,
+    Bank,
+    FullBank,
+    check_projection,
+    checkpoint_activations,
+    disable_dropout,
+)
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec
@@ -43,9 +50,7 @@ def build(
     bank = make(config, base, sft, reward, device)
     disable_dropout(bank)
     if config.gradient_checkpointing:
-        for module in bank.modules():
-            if hasattr(module, "gradient_checkpointing_enable") and hasattr(module, "get_decoder"):
-                module.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(bank)
     with bank.active("policy") as actor:
         check_projection(actor)
     batch = config.micro_batch_size or config.batch_size

@@ -6,7 +6,7 @@ Shapes: B episodes, L tokens of prompt and response (right-padded), T response t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,12 @@ class Episodes:
 
     def micro_batches(self, rows: Tensor, size: int | None) -> Iterator[tuple[Tensor, Episodes]]:
         """The episodes of `rows` in groups of at most `size`, those of like length together."""
+        if not len(rows):
+            # A process that has no share of a minibatch still takes part in its step: with an episode of which no
+            # token counts.
+            rows = torch.zeros(1, dtype=torch.long)
+            yield rows, replace(self.select(rows), mask_BT=torch.zeros_like(self.mask_BT[rows]))
+            return
         rows = rows[self.lengths_B[rows].argsort(stable=True)]
         for part in rows.split(size or len(rows)):
             yield part, self.select(part)

@@ -30,7 +30,7 @@ def plackett_luce(scores_K: Tensor, ranks_K: Tensor) -> Tensor:
     A tie says that its answers come next in *some* order: the sum over all of them, exactly (by a recursion over
     the 2^m subsets of m tied answers). With K = 2 and no tie it is Bradley-Terry.
     """
-    loss = scores_K.new_zeros(())
+    loss = scores_K[:0].sum()  # zero with a graph behind it: backward works when all are tied
     ranks = ranks_K.tolist()
     left = list(range(len(ranks)))
     for rank in sorted(set(ranks)):

@@ -6,7 +6,7 @@ Its artifact: `reward.json` (base, golden scores), `head.safetensors`, and `adap
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ class RewardModel(nn.Module):
         """What learns: a checkpoint needs no copy of a frozen backbone, nor tied weights twice."""
         state = super().state_dict(*args, **kwargs)
         return {name: state[name] for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The inverse of `state_dict`: the frozen backbone is not missed, whatever else is an error."""
+        if state_dict.keys() != self.state_dict().keys():
+            raise StageError(
+                "the checkpoint of the reward model has other parameters than the model",
+                mend="start the stage afresh: tutelage run reward --fresh",
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)._replace(missing_keys=[])
 
 
 def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
@@ -112,6 +121,8 @@ def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardModel:
 def verify(reward: Artifact, score: Any, device: str | torch.device) -> float:
     """Scores the golden texts again; returns the largest deviation, raises `StageError` when it is not small."""
     golden = reward.json(SPEC)["golden"]
+    if not golden:
+        return 0.0
     scores = score_rows(score, [row["ids"] for row in golden], len(golden), device)
     expected = torch.tensor([row["score"] for row in golden])
     deviation = float((scores - expected).abs().max())

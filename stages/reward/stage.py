@@ -194,11 +194,12 @@ class RankingTrainer(Trainer):
         if self.center:
             means = [likelihoods.centering(scores[start:end]) for start, end in inputs["spans"]]
             loss = loss + self.center * torch.stack(means).mean()
-        self._accuracies = [*getattr(self, "_accuracies", []), float(accuracy)]
+        if not accuracy.isnan():  # as it is where all are ties
+            self._accuracies = [*getattr(self, "_accuracies", []), float(accuracy)]
         return (loss, scores) if return_outputs else loss
 
     def log(self, logs, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if "loss" in logs and self._accuracies:
+        if "loss" in logs and getattr(self, "_accuracies", []):
             logs["accuracy"] = sum(self._accuracies) / len(self._accuracies)
             self._accuracies = []
         super().log(logs, *args, **kwargs)
@@ -229,5 +230,5 @@ def _golden(
     model: reward_model.RewardModel, groups: dict[str, Group], count: int, ctx: RunContext
 ) -> list[dict[str, Any]]:
     rows = [row for group in groups.values() for row in group.rows][:count]
-    scores = reward_model.score_rows(model, rows, len(rows), ctx.device).tolist()
+    scores = reward_model.score_rows(model, rows, max(1, len(rows)), ctx.device).tolist()
     return [{"ids": row, "score": score} for row, score in zip(rows, scores, strict=True)]

@@ -1,10 +1,26 @@
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.stage import Artifact, RunContext
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # peft 0.21 asks transformers 5.23 for an attribute by its old name.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors gain nothing from more, and tests that share two cores lose."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -15,6 +31,53 @@ def context(tmp_path: Path) -> Callable[..., RunContext]:
         none: Any = None
         return RunContext(
             seed=seed, device="cpu", state_dir=tmp_path, metrics=none, progress=none, say=lambda line: None
+        )
+
+    return make
+
+
+class Notes:
+    """What a stage says of its progress: the metrics log, the progress display and the lines to the user."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.truncated: list[int] = []
+        self.lines: list[str] = []
+        self.advanced = 0
+
+    def log(self, step: int, **values: Any) -> None:
+        self.logged.append((step, values))
+
+    def truncate(self, step: int) -> None:
+        self.truncated.append(step)
+
+    def advance(self, steps: int = 1, **numbers: float) -> None:
+        self.advanced += steps
+
+    @contextlib.contextmanager
+    def progress(self, name: str, total: int) -> Iterator["Notes"]:
+        yield self
+
+
+@pytest.fixture
+def training_context(tmp_path: Path) -> Callable[..., tuple[RunContext, Notes]]:
+    """Makes the context of a stage that trains, and what it takes down."""
+
+    def make(seed: int = 0, state: str = "state", **values: Any) -> tuple[RunContext, Notes]:
+        notes = Notes()
+        folder = tmp_path / state
+        folder.mkdir(exist_ok=True)
+        return (
+            RunContext(
+                seed=seed,
+                device="cpu",
+                state_dir=folder,
+                metrics=notes,
+                progress=notes.progress,
+                say=notes.lines.append,
+                **values,
+            ),
+            notes,
         )
 
     return make

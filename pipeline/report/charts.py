@@ -1,0 +1,102 @@
+"""Which curves the report shows, and where their points come from. Metrics are those of docs/ppo.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from pipeline.metrics import read_metrics
+from pipeline.plan import RunSummary
+from pipeline.report.findings import Findings
+from pipeline.report.plots import Bounds, Chart, Kind, Line, Point
+from pipeline.report.wording import number
+
+TRAINING: list[tuple[str, str, str, dict[str, Kind]]] = [
+    ("base", "Loss of the base model", "nats a token", {"loss": "train", "eval_loss": "held-out"}),
+    ("sft", "Loss of SFT", "nats a token", {"loss": "train", "eval_loss": "held-out"}),
+    ("reward", "Loss of the reward model", "nats", {"loss": "train"}),
+    ("reward", "Accuracy of the reward model", "share of pairs ordered rightly", {"accuracy": "train"}),
+]
+"""Charts of what comes before PPO: stage, title, unit, metric -> kind of line."""
+
+PPO: list[tuple[str, str, str, Bounds | None]] = [
+    ("KL coefficient", "reward a nat", "objective/kl_coef", None),
+    ("Reward less KL penalty", "normalised score", "objective/rlhf_reward", None),
+    ("Entropy", "nats a token", "objective/entropy", None),
+    ("Response length", "tokens", "response/length", None),
+    ("Ended by a stop token", "share of responses", "response/ended", (0, 1.05)),
+    ("Clip fraction", "share of tokens", "policy/clipfrac_avg", None),
+    ("Explained variance", "of returns, by the value role", "val/explained_variance", (-1.05, 1.05)),
+    ("Value loss", "clipped squared error", "loss/value_avg", None),
+    ("Gradient norm of the policy", "before clipping", "policy/grad_norm", None),
+]
+"""Charts of PPO's training batches: title, unit, metric, bounds."""
+
+
+def curves(run: RunSummary) -> dict[str, list[Chart]]:
+    """Charts of the stages that train, as far as these are finished and logged anything."""
+    before = [
+        Chart(title, unit, [Line(kind, _points(_rows(run, stage), metric)) for metric, kind in lines.items()])
+        for stage, title, unit, lines in TRAINING
+    ]
+    rows = _rows(run, "ppo")
+    ppo = [
+        Chart(title, unit, [Line("train", _points(rows, metric))], "update", bounds)
+        for title, unit, metric, bounds in PPO
+    ]
+    parts = {"Before PPO": _with_points(before), "PPO": _with_points(ppo)}
+    return {part: charts for part, charts in parts.items() if charts}
+
+
+def along(run: RunSummary, found: Findings) -> list[Chart]:
+    """Reward, KL and the independent judge along PPO."""
+    if not found["ppo"]:
+        return []
+    rows, looks, evaluation = _rows(run, "ppo"), found["ppo"]["looks"], found["evaluation"]
+    judged = evaluation["along"] if evaluation and evaluation["judge"] else []
+    target = found["ppo"]["kl_target"]
+    kl = [Line("train", _points(rows, "objective/kl")), Line("held-out", _points(looks, "kl", "update"))]
+    highest = max((y for line in kl for _, y in line.points), default=0.0)
+    if target and rows and highest > target / 2:  # far below, the target would only press the curve flat
+        kl.append(Line("level", [(rows[0]["step"], target), (rows[-1]["step"], target)]))
+    score = [
+        Line("train", _points(rows, "objective/scores")),
+        Line("held-out", _points(looks, "score", "update")),
+    ]
+    errors = [Line("held-out", _points(judged, "slot_error_rate", "update"))]
+    charts = [
+        Chart("Reward model’s score", "mean", score, "update"),
+        Chart(
+            "KL from SFT", f"nats a response{f' (target {number(target)})' if target else ''}", kl, "update"
+        ),
+        Chart("Fact errors", "share of facts, by the independent judge", errors, "update", (0, None)),
+    ]
+    return _with_points(charts)
+
+
+def reliability(found: Findings) -> list[Chart]:
+    """How often pairs were ordered as predicted, by the predicted chance."""
+    table = found["reward"]["reliability"] if found["reward"] else []
+    lines = [
+        Line("level", [(0.0, 0.0), (1.0, 1.0)]),
+        Line("held-out", [(row["predicted"], row["observed"]) for row in table]),
+    ]
+    chart = Chart(
+        "Calibration", "share preferred", lines, "predicted chance of being preferred", (0, 1), square=True
+    )
+    return [chart] if table else []
+
+
+def _rows(run: RunSummary, stage: str) -> list[dict[str, Any]]:
+    return list(read_metrics(run.stages[stage].folder / "metrics.jsonl")) if stage in run.stages else []
+
+
+def _points(rows: Iterable[dict[str, Any]], metric: str, x: str = "step") -> list[Point]:
+    return [(row[x], row[metric]) for row in rows if row.get(metric) is not None]
+
+
+def _with_points(charts: Iterable[Chart]) -> list[Chart]:
+    """Less the lines, and the charts, that have nothing to show."""
+    kept = [replace(chart, lines=[line for line in chart.lines if line.points]) for chart in charts]
+    return [chart for chart in kept if chart.lines]

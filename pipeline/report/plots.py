@@ -1,0 +1,128 @@
+"""Draws charts as SVG that lives inside a page, in the page's own font and colours, light or dark.
+
+matplotlib writes colours into the SVG. So charts are drawn in stand-in colours that no one would choose,
+which are then replaced by CSS variables of style.css.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, Literal
+
+from markupsafe import Markup, escape
+
+Point = tuple[float, float]
+Bounds = tuple[float | None, float | None]
+Kind = Literal["train", "held-out", "level"]
+
+TEXT, GRID = "#010203", "#010204"
+COLOURS = {
+    TEXT: "var(--muted)",
+    GRID: "var(--rule)",
+    "#010205": "var(--train)",
+    "#010206": "var(--held-out)",
+}
+STYLES: dict[str, dict[str, Any]] = {
+    "train": {"color": "#010205", "linewidth": 1.4},
+    "held-out": {"color": "#010206", "linewidth": 1.4, "marker": "o", "markersize": 4},
+    "level": {"color": TEXT, "linewidth": 1.0, "linestyle": (0, (4, 3))},
+}
+FONT = "DejaVu Sans"
+SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tutelage",
+    "font.family": FONT,
+    "font.size": 11,
+    "text.color": TEXT,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": TEXT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "ytick.major.size": 0,
+    "axes.unicode_minus": True,
+}
+MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: of training batches, of held-out prompts, or a level to compare with."""
+
+    kind: Kind
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A small plot. `unit` belongs to the vertical axis, either end of which may be fixed by `bounds`."""
+
+    title: str
+    unit: str
+    lines: Sequence[Line]
+    x: str = "step"
+    bounds: Bounds | None = None
+    square: bool = False
+
+
+def draw(chart: Chart, name: str) -> Markup:
+    """The chart as an `<svg>` element; `name` keeps its ids apart from those of other charts of the page."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context(SETTINGS):
+        width, height = (300, 280) if chart.square else (330, 190)
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")  # a point is a CSS pixel
+        axes = figure.subplots()
+        for line in chart.lines:
+            axes.plot(*zip(*thinned(line.points), strict=True), **STYLES[line.kind])
+        axes.set_xlabel(chart.x)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=not chart.square))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(visible=chart.square, axis="x")
+        axes.margins(x=0.03, y=0.08)
+        if chart.bounds:
+            axes.set_ylim(*chart.bounds)
+        svg = StringIO()
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the date would differ at each run
+        figure.savefig(svg, format="svg", metadata=metadata)
+    label = f"{chart.title}, {chart.unit}" if chart.unit else chart.title
+    return Markup(_inline(svg.getvalue(), name, escape(label)))
+
+
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most so many points: the means of equal runs of neighbours."""
+    run = -(-len(points) // most)
+    if run <= 1:
+        return list(points)
+    parts = [points[i : i + run] for i in range(0, len(points), run)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    """A file's SVG as an element of an HTML page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page
+    svg = re.sub(
+        r'<svg[^>]*(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{label}" \1>', svg, count=1
+    )
+    svg = svg.replace("xlink:href=", "href=")
+    svg = re.sub(r'\bid="|(?<=url\()#|(?<=href=")#', lambda found: f"{found[0]}{name}-", svg)
+    svg = svg.replace(f"'{FONT}'", "var(--sans)")
+    for stand_in, colour in COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return svg

@@ -1,0 +1,47 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+MINUS, DASH, SPACE = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
+
+
+def fixed(value: float | None, decimals: int = 2, *, sign: bool = False) -> str:
+    """With so many decimals, thousands apart; a dash for what is not known."""
+    if value is None:
+        return DASH
+    rounded = round(value, decimals) + 0.0  # no "-0.0"
+    return f"{rounded:{'+' if sign and rounded else ''},.{decimals}f}".replace("-", MINUS)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """With so many significant digits; whole numbers whole."""
+    if value is None or value == int(value):
+        return fixed(value, 0)
+    return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+
+
+def percent(share: float | None, decimals: int = 0, *, sign: bool = False) -> str:
+    return DASH if share is None else f"{fixed(100 * share, decimals, sign=sign)}{SPACE}%"
+
+
+def points(change: float, decimals: int = 0) -> str:
+    """A difference of two shares."""
+    return f"{fixed(100 * change, decimals, sign=True)} points"
+
+
+def span(low: float, high: float, decimals: int = 0, *, sign: bool = False) -> str:
+    """An interval of shares."""
+    return f"{fixed(100 * low, decimals, sign=sign)} to {percent(high, decimals, sign=sign)}"
+
+
+def moment(iso: str) -> str:
+    """To the minute; manifests are in UTC."""
+    return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M}"
+
+
+def listing(items: list[str]) -> str:
+    """a, b and c"""
+    return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)

@@ -1,0 +1,63 @@
+"""PPO does what it is for: a rewarded token becomes frequent, unless the price of KL forbids it."""
+
+import ppo_case
+import pytest
+import torch
+
+from pipeline.config.ppo import KLConfig
+
+TOKEN = 20
+RIGGED = {
+    "scorer": ppo_case.count_of(TOKEN),
+    "bank_seed": 1,
+    "batch_size": 64,
+    "total_episodes": 12 * 64,
+    "num_ppo_epochs": 3,
+    "learning_rate": 2e-2,
+    "value_learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "adam_epsilon": 1e-8,
+}
+
+
+def learn(kind="lora", **values):
+    trainer = ppo_case.make(kind, **(RIGGED | values))
+    return trainer, [trainer.step() for _ in range(trainer.updates)]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")])
+def test_a_rigged_reward_rises(kind, value):
+    _, metrics = learn(kind, value=value, kl=KLConfig(kind="fixed", init=0.02))
+    scores = [m["objective/scores"] for m in metrics]
+    assert scores[0] < 0.5, "the token must be rare at first"
+    assert scores[-1] > scores[0] + 2.0, scores
+    assert metrics[-1]["objective/kl"] > 3.0, "which is not to be had for nothing"
+
+
+def test_a_huge_price_of_kl_keeps_the_policy_where_it_is():
+    gentle = {"learning_rate": 3e-3, "lr_scheduler_type": "linear"}
+    _, free = learn(kl=KLConfig(kind="fixed", init=0.0), **gentle)
+    _, priced = learn(kl=KLConfig(kind="fixed", init=100.0), **gentle)
+    assert free[-1]["objective/kl_k3"] > 1.0
+    assert priced[-1]["objective/kl_k3"] < 0.2
+    assert free[-1]["objective/scores"] > free[0]["objective/scores"] + 0.7
+    assert abs(priced[-1]["objective/scores"] - priced[0]["objective/scores"]) < 0.3
+
+
+def test_the_adaptive_controller_steers_towards_its_target():
+    """From far too cheap, the price rises; from far too dear, it falls."""
+    _, cheap = learn(kl=KLConfig(kind="adaptive", init=1e-3, target=0.05, horizon=200))
+    _, dear = learn(kl=KLConfig(kind="adaptive", init=10.0, target=5.0, horizon=200))
+    assert cheap[-1]["objective/kl_coef"] > 1.2e-3
+    assert dear[-1]["objective/kl_coef"] < 10 / 1.2
+
+
+def test_the_value_role_learns_to_predict_returns():
+    _, metrics = learn(
+        scorer=lambda episodes: torch.where(episodes.prompt_lengths_B > 4, 3.0, -3.0),
+        value_learning_rate=2e-2,
+        learning_rate=1e-6,
+        cliprange_value=10.0,
+    )
+    explained = [m["val/explained_variance"] for m in metrics]
+    assert explained[-1] > 0.6 > explained[0], explained

@@ -1,0 +1,88 @@
+"""How the work is divided, into micro-batches or among processes, changes nothing."""
+
+import socket
+
+import ppo_case
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+KINDS = [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")]
+
+
+@pytest.mark.parametrize(("kind", "value"), KINDS)
+def test_micro_batches(kind, value):
+    lengths = []
+
+    def scorer(episodes):
+        lengths.extend(episodes.mask_BT.sum(1).tolist())
+        return ppo_case.varied(episodes)
+
+    results = {}
+    for size in (None, 1, 2, 4):
+        trainer = ppo_case.make(
+            kind, value=value, micro_batch_size=size, scorer=scorer, **ppo_case.EVERYTHING
+        )
+        before = ppo_case.weights(trainer)
+        results[size] = (trainer.step(), ppo_case.weights(trainer))
+    assert len(set(lengths)) > 2, f"responses must be of unequal lengths: {lengths}"
+    metrics, expected = results[None]
+    moved = max(float((expected[name] - before[name]).abs().max()) for name in expected)
+    assert moved > 1e-3, "the update must move the weights"
+    for size in (1, 2, 4):
+        ppo_case.assert_close(results[size][1], expected, tolerance=1e-3 * moved)
+        for name, number in metrics.items():
+            if "second" not in name and not name.startswith("time/"):
+                assert results[size][0][name] == pytest.approx(number, rel=1e-3, abs=1e-5), (size, name)
+
+
+@pytest.mark.parametrize("rollout_batch_size", [1, 3])
+def test_rollout_batches(rollout_batch_size):
+    whole, parts = ppo_case.make(), ppo_case.make(rollout_batch_size=rollout_batch_size)
+    whole.step()
+    parts.step()
+    ppo_case.assert_close(ppo_case.weights(parts), ppo_case.weights(whole), tolerance=1e-5)
+
+
+# Minibatches of two among two processes: now and then one of them has no share.
+SHARED = ppo_case.EVERYTHING | {"num_mini_batches": 4, "target_kl": 0.5}
+STEPS = 2
+
+
+def run_steps(value):
+    trainer = ppo_case.make(value=value, **SHARED)
+    metrics = [trainer.step() for _ in range(STEPS)]
+    return {
+        "weights": ppo_case.weights(trainer),
+        "metrics": metrics,
+        "kl": trainer.kl.value,
+        "scores": trainer.normalizer.state_dict(),
+    }
+
+
+def worker(rank, port, value, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save(run_steps(value), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["adapter", "trunk"])
+def test_two_processes_are_one(tmp_path, value):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, args=(port, value, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone = run_steps(value)
+    for name, tensor in first["weights"].items():
+        assert torch.equal(tensor, second["weights"][name]), f"the processes differ in {name}"
+    ppo_case.assert_close(first["weights"], alone["weights"], tolerance=2e-5)
+    assert first["kl"] == pytest.approx(alone["kl"], rel=1e-5)
+    assert first["scores"] == pytest.approx(alone["scores"], rel=1e-5)
+    for ours, theirs in zip(first["metrics"], alone["metrics"], strict=True):
+        for name, number in theirs.items():
+            if "second" not in name and not name.startswith("time/"):
+                assert ours[name] == pytest.approx(number, rel=1e-3, abs=1e-5), name

@@ -1,0 +1,395 @@
+"""What one update does, seen from outside."""
+
+import math
+
+import numpy as np
+import ppo_case
+import pytest
+import tiny
+import torch
+
+from pipeline.config.ppo import KLConfig, ScoreConfig
+from pipeline.errors import StageError
+from stages.ppo import experience
+from stages.ppo.trajectory import Episodes
+
+KINDS = list(tiny.BANKS)
+
+
+def norm(trainer, role):
+    gradients = [p.grad for p in trainer.bank.parameters_of(role) if p.grad is not None]
+    return float(torch.stack([g.norm() for g in gradients]).norm())
+
+
+def watch(trainer, role, look):
+    """Calls `look()` before each optimizer step of a role; returns what it gave."""
+    seen = []
+    trainer.optimizers[role].register_step_pre_hook(lambda *_: seen.append(look()))
+    return seen
+
+
+def steps(trainer, role):
+    return watch(trainer, role, lambda: 1)
+
+
+def gradients(trainer, role="policy"):
+    return [p.grad.clone() for p in trainer.bank.parameters_of(role)]
+
+
+# --- Experience ---
+
+
+@pytest.fixture
+def data():
+    """Experience of a policy that has moved away from its reference, gamma = lam = 1."""
+    trainer = ppo_case.make(bank=tiny.lora_bank(distinct=True), gamma=1.0, lam=1.0)
+    episodes = trainer.sample(trainer.next_prompts())
+    scores, rewards = torch.arange(8.0), torch.arange(8.0) / 2 - 1
+    return experience.build(
+        trainer.bank, episodes, scores, rewards, trainer.config, 0.3, trainer.world
+    ), rewards
+
+
+def test_returns_are_the_rewards_to_go(data):
+    made, rewards = data
+    mask = made.episodes.mask_BT.numpy()
+    log_ratio = (made.logp_BT - made.ref_logp_BT).numpy().astype(float)
+    assert np.abs(log_ratio[mask]).max() > 0.1
+    for row, length in enumerate(mask.sum(1)):
+        for t in range(length):
+            penalty = np.clip(log_ratio[row, t:length], -10, 10).sum()
+            expected = float(rewards[row]) - 0.3 * penalty
+            assert made.returns_BT[row, t].item() == pytest.approx(expected, abs=1e-4), (row, t)
+    assert not made.returns_BT[~made.episodes.mask_BT].any()
+
+
+def test_advantages_are_white_and_their_order_that_of_returns_less_values(data):
+    made, _ = data
+    mask = made.episodes.mask_BT
+    raw = (made.returns_BT - made.values_BT)[mask].numpy().astype(float)
+    found = made.advantages_BT[mask].numpy()
+    np.testing.assert_allclose(found, (raw - raw.mean()) / raw.std(), atol=1e-4)
+    assert not made.advantages_BT[~mask].any()
+
+
+def test_metrics_by_their_definitions(data):
+    made, rewards = data
+    mask = made.episodes.mask_BT.numpy()
+    ratio = (made.logp_BT - made.ref_logp_BT).numpy().astype(float)[mask]
+    returns, values = (
+        x[made.episodes.mask_BT].numpy().astype(float) for x in (made.returns_BT, made.values_BT)
+    )
+    expected = {
+        "objective/kl": np.clip(ratio, -10, 10).sum() / 8,
+        "objective/kl_k3": np.clip(np.exp(-ratio) - 1 + ratio, -10, 10).sum() / 8,
+        "objective/kl_coef": 0.3,
+        "objective/scores": 3.5,
+        "objective/scores_std": np.std(np.arange(8)),
+        "objective/non_score_reward": -0.3 * np.clip(ratio, -10, 10).sum() / 8,
+        "objective/rlhf_reward": float(rewards.mean()) - 0.3 * np.clip(ratio, -10, 10).sum() / 8,
+        "response/length": mask.sum() / 8,
+        "val/explained_variance": 1 - np.var(returns - values) / np.var(returns),
+    }
+    for name, number in expected.items():
+        assert made.metrics[name] == pytest.approx(number, rel=1e-3, abs=1e-4), name
+    assert 0 < made.metrics["objective/entropy"] < math.log(tiny.VOCABULARY)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kl_is_zero_and_ratio_one_before_the_first_step(kind):
+    trainer = ppo_case.make(kind, learning_rate=1e-12, temperature=0.7)
+    metrics = trainer.step()
+    assert metrics["objective/kl"] == 0.0
+    assert metrics["objective/kl_k3"] == 0.0
+    assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-7)
+    assert metrics["policy/clipfrac_avg"] == 0.0
+
+
+def test_the_first_gradient_is_that_of_reinforce():
+    """At ratio one the policy's gradient is -sum(A grad log p) / tokens, here from the model's own logits."""
+    trainer = ppo_case.make(num_mini_batches=1, num_ppo_epochs=1, max_grad_norm=1e9, temperature=0.8)
+    made = []
+    build = experience.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experience, "build", lambda *args: made.append(build(*args)) or made[-1])
+        found = watch(trainer, "policy", lambda: gradients(trainer))
+        start = trainer.bank.state_of("policy")
+        trainer.step()
+    trainer.bank.load_state_of("policy", start)
+    episodes, advantages = made[0].episodes, made[0].advantages_BT
+    total, count = 0.0, int(episodes.mask_BT.sum())
+    with trainer.bank.active("policy", train=True) as actor:
+        for row in range(8):
+            ids = episodes.ids_BL[row : row + 1, : int(episodes.lengths_B[row])]
+            start_of_response = int(episodes.prompt_lengths_B[row])
+            logp = torch.log_softmax(actor.lm(ids).logits[0] / 0.8, -1)
+            for t in range(ids.shape[1] - start_of_response):
+                position = start_of_response + t
+                total = total - advantages[row, t] * logp[position - 1, ids[0, position]] / count
+        total.backward()
+    assert any(g.abs().max() > 1e-3 for g in found[0])
+    for ours, expected in zip(found[0], gradients(trainer), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-6)
+
+
+# --- Steps of the optimizers ---
+
+
+@pytest.mark.parametrize(("epochs", "parts"), [(1, 1), (3, 2), (2, 8)])
+def test_every_minibatch_is_one_optimizer_step(epochs, parts):
+    trainer = ppo_case.make(num_ppo_epochs=epochs, num_mini_batches=parts)
+    policy, value = steps(trainer, "policy"), steps(trainer, "value")
+    metrics = trainer.step()
+    assert len(policy) == len(value) == epochs * parts
+    assert metrics["optimizer_steps"] == 2 * epochs * parts
+    trainer.step()
+    assert len(policy) == 2 * epochs * parts
+
+
+def test_minibatches_of_an_epoch_cover_the_batch_once():
+    trainer = ppo_case.make(num_mini_batches=4)
+    epochs = [torch.cat(list(trainer._mini_batches())).tolist() for _ in range(3)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1] or epochs[1] != epochs[2], "in another order each time"
+
+
+@pytest.mark.parametrize("role", ["policy", "value"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_clipped(kind, role):
+    trainer = ppo_case.make(kind, max_grad_norm=1e-3)
+    norms = watch(trainer, role, lambda: norm(trainer, role))
+    metrics = trainer.step()
+    assert metrics["policy/grad_norm" if role == "policy" else "val/grad_norm"] > 1e-2, (
+        "there was more to clip"
+    )
+    assert norms == pytest.approx([1e-3] * 4, rel=1e-2)
+
+
+def test_small_gradients_are_left_alone():
+    trainer = ppo_case.make(max_grad_norm=1e9)
+    norms = watch(trainer, "policy", lambda: norm(trainer, "policy"))
+    metrics = trainer.step()
+    assert metrics["policy/grad_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_critic_warm_up_leaves_the_policy_alone(kind):
+    trainer = ppo_case.make(kind, critic_warmup_updates=2)
+    policy, value = trainer.bank.checksum("policy"), trainer.bank.checksum("value")
+    for _ in range(2):
+        metrics = trainer.step()
+        assert metrics["optimizer_steps"] == 4
+        assert trainer.bank.checksum("policy") == policy
+        assert trainer.bank.checksum("value") != value
+    trainer.step()
+    assert trainer.bank.checksum("policy") != policy
+
+
+def test_target_kl_ends_an_updates_epochs():
+    trainer = ppo_case.make(target_kl=1e-7, num_ppo_epochs=4, num_mini_batches=2)
+    policy = steps(trainer, "policy")
+    trainer.step()
+    # The first minibatch is looked at before any step was taken: its KL is zero. The second one's is not.
+    assert len(policy) == 2
+    trainer.step()
+    assert len(policy) == 4, "the next update starts anew"
+
+
+def test_a_target_kl_that_is_not_reached_ends_nothing():
+    trainer = ppo_case.make(target_kl=1e3)
+    policy = steps(trainer, "policy")
+    trainer.step()
+    assert len(policy) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "factors"),
+    [
+        ({"lr_scheduler_type": "constant"}, [1, 1, 1, 1]),
+        ({"lr_scheduler_type": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"lr_scheduler_type": "cosine"}, [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]),
+        ({"lr_scheduler_type": "linear", "warmup_updates": 2}, [1 / 3, 2 / 3, 1, 0.5]),
+    ],
+)
+def test_learning_rates(values, factors):
+    trainer = ppo_case.make(num_ppo_epochs=1, num_mini_batches=1, value_learning_rate=1e-2, **values)
+    used = watch(trainer, "value", lambda: trainer.optimizers["value"].param_groups[0]["lr"])
+    rates = [trainer.step()["lr"] for _ in range(4)]
+    assert rates == pytest.approx([3e-3 * f for f in factors])
+    assert used == pytest.approx([1e-2 * f for f in factors])
+
+
+# --- Prompts, scores, penalties ---
+
+
+def test_every_prompt_is_used_before_any_is_used_again():
+    trainer = ppo_case.make()
+    drawn = [tuple(prompt) for _ in range(11) for prompt in trainer.next_prompts()]
+    for start in range(0, 88, 11):
+        assert sorted(drawn[start : start + 11]) == sorted(map(tuple, ppo_case.PROMPTS))
+    assert drawn[:11] != drawn[11:22]
+
+
+@pytest.mark.parametrize("penalty", [None, 0.75])
+def test_missing_eos_penalty_knows_every_stop_id(penalty):
+    kept = []
+
+    def scorer(episodes):
+        kept.append(episodes)
+        return torch.zeros(len(episodes))
+
+    trainer = ppo_case.make(scorer=scorer, missing_eos_penalty=penalty, batch_size=32, num_mini_batches=1)
+    metrics = trainer.step()
+    ends = [
+        row[: int(m.sum())][-1] for row, m in zip(kept[0].responses_BT.tolist(), kept[0].mask_BT, strict=True)
+    ]
+    assert len(set(ends) & ppo_case.STOPS) > 1, "responses must end with several of the stop ids"
+    unended = sum(end not in ppo_case.STOPS for end in ends) / 32
+    assert 0 < unended < 1
+    assert metrics["response/ended"] == pytest.approx(1 - unended)
+    assert metrics["objective/rlhf_reward"] == pytest.approx(-(penalty or 0) * unended)
+
+
+def test_scores_are_normalised_by_the_references_answers():
+    seen = []
+
+    def scorer(episodes):
+        seen.append(ppo_case.varied(episodes))
+        return seen[-1]
+
+    trainer = ppo_case.make(scorer=scorer, score=ScoreConfig(normalization="reference", clip=None))
+    trainer.start()
+    metrics = trainer.step()
+    reference, scores = (x.numpy().astype(float) for x in seen)
+    expected = (scores - reference.mean()) / reference.std()
+    assert metrics["objective/rlhf_reward"] == pytest.approx(expected.mean(), abs=1e-4)
+    assert metrics["objective/scores"] == pytest.approx(scores.mean(), abs=1e-5)
+
+
+def test_ptx_adds_the_language_modelling_gradient():
+    """`ptx_coef` times the mean cross-entropy over all labels of the demonstrations."""
+    found = {}
+    for coef in (0.0, 0.5):
+        trainer = ppo_case.make(ptx_coef=coef, max_grad_norm=1e9, temperature=0.7)
+        start = trainer.bank.state_of("policy")
+        found[coef] = watch(trainer, "policy", lambda t=trainer: gradients(t))
+        metrics = trainer.step()
+    trainer.bank.load_state_of("policy", start)
+    ids, labels = ppo_case.demonstrations(torch.Generator())
+    with trainer.bank.active("policy", train=True) as actor:
+        logits = actor.lm(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
+    expected = gradients(trainer)
+    assert any(g.abs().max() > 1e-3 for g in expected)
+    for plain, mixed, language in zip(found[0.0][0], found[0.5][0], expected, strict=True):
+        torch.testing.assert_close(mixed - plain, 0.5 * language, rtol=1e-3, atol=1e-6)
+    assert metrics["loss/ptx_avg"] == pytest.approx(loss.item(), rel=0.2), "of all steps' mean"
+
+
+def test_entropy_bonus_pulls_entropy_up():
+    entropies = {}
+    for coef in (0.0, 1.0):
+        trainer = ppo_case.make(entropy_coef=coef, learning_rate=1e-2, scorer=lambda e: torch.zeros(len(e)))
+        entropies[coef] = [trainer.step()["objective/entropy"] for _ in range(4)][-1]
+    assert entropies[1.0] > entropies[0.0] + 0.1
+
+
+# --- Run-time checks ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_roles_stay_and_tampering_is_found(kind):
+    trainer = ppo_case.make(kind)
+    trainer.step()
+    trainer.step()
+    trainer.check_frozen()
+    with torch.no_grad():
+        trainer.bank.parameters_of("reference")[0].view(-1)[0] += 1e-3
+    with pytest.raises(StageError, match="frozen role 'reference' has changed"):
+        trainer.check_frozen()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_weights_stay(kind):
+    trainer = ppo_case.make(kind)
+    own = {id(p) for role in trainer.bank.trainable for p in trainer.bank.parameters_of(role)}
+    shared = [(name, p, p.clone()) for name, p in trainer.bank.named_parameters() if id(p) not in own]
+    trainer.step()
+    assert shared
+    for name, parameter, before in shared:
+        assert torch.equal(parameter, before), name
+
+
+def test_a_policy_that_is_not_the_references_copy_is_refused():
+    trainer = ppo_case.make(bank=tiny.lora_bank(distinct=True))
+    with pytest.raises(StageError, match="policy and reference differ before the first step"):
+        trainer.step()
+
+
+def test_a_random_policy_is_refused():
+    trainer = ppo_case.make(bank=tiny.lora_bank(attention_dropout=0.5))
+    with pytest.raises(StageError, match="ratio to itself"):
+        trainer.step()
+
+
+def test_a_role_without_gradient_is_found():
+    trainer = ppo_case.make(cliprange_value=1e-9, vf_coef=0.0)
+    for parameter in trainer.bank.parameters_of("value"):
+        parameter.register_hook(torch.zeros_like)
+    with pytest.raises(StageError, match="value role gets no gradient"):
+        trainer.step()
+
+
+def test_a_gradient_that_is_not_finite_is_found():
+    trainer = ppo_case.make()
+    trainer.step()
+    trainer.bank.parameters_of("policy")[0].register_hook(lambda g: g * float("nan"))
+    before = trainer.bank.checksum("policy")
+    with pytest.raises(StageError, match="policy role's gradient is nan at update 2"):
+        trainer.step()
+    assert trainer.bank.checksum("policy") == before
+
+
+# --- A value head on the policy's trunk ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trunk_trains_head_and_policy_in_one_step(kind):
+    trainer = ppo_case.make(kind, value="trunk", num_ppo_epochs=1, num_mini_batches=1)
+    before = trainer.bank.state_of("policy")
+    taken = steps(trainer, "policy")
+    metrics = trainer.step()
+    after = trainer.bank.state_of("policy")
+    assert list(trainer.optimizers) == ["policy"]
+    assert len(taken) == metrics["optimizer_steps"] == 1
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert {"head.weight", "head.bias"} < changed
+    assert "loss/value_avg" in metrics
+
+
+def test_trunk_weighs_the_value_loss():
+    """The head's gradient is that of vf_coef times the value loss; with a weight of zero it has none."""
+    found = {}
+    for coef in (0.0, 0.1, 0.4):
+        trainer = ppo_case.make(value="trunk", vf_coef=coef, max_grad_norm=1e9)
+        seen = watch(trainer, "policy", lambda t=trainer: t.bank.heads["policy"].weight.grad.clone())
+        trainer.step()
+        found[coef] = seen[0]
+    assert not found[0.0].any()
+    assert found[0.1].any()
+    torch.testing.assert_close(found[0.4], 4 * found[0.1])
+
+
+def test_episodes_are_sampled_at_the_temperature_of_their_log_probs():
+    """Mean log-prob of sampled tokens is minus the mean entropy, if both are of the distribution sampled from."""
+    trainer = ppo_case.make(
+        batch_size=512, num_mini_batches=1, temperature=0.5, kl=KLConfig(kind="fixed", init=0.0)
+    )
+    episodes = trainer.sample([ppo_case.PROMPTS[i % 11] for i in range(512)])
+    assert isinstance(episodes, Episodes)
+    logp, entropy, _ = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config)
+    n = int(episodes.mask_BT.sum())
+    spread = float(logp[episodes.mask_BT].std()) / n**0.5
+    assert -logp.sum().item() / n == pytest.approx(entropy.sum().item() / n, abs=4 * spread)

@@ -1,0 +1,242 @@
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config.ppo import KLConfig, PPOConfig, ScoreConfig
+from pipeline.errors import DataError, StageError
+from pipeline.stage import Artifact
+from stages.distributed import World
+from stages.models.adapters import load_policy
+from stages.ppo import roles, stage
+from stages.ppo.scores import ScoreNormalizer
+from stages.ppo.trajectory import Episodes
+from stages.reward import model as reward_model
+
+SMALL = {
+    "total_episodes": 32,
+    "batch_size": 8,
+    "num_ppo_epochs": 2,
+    "num_mini_batches": 2,
+    "response_length": 5,
+    "learning_rate": 1e-2,
+    "max_prompt_length": 30,
+    "eval_updates": 2,
+    "eval_prompts": 3,
+    "save_updates": 2,
+    "kl": KLConfig(kind="adaptive", init=0.05, target=1.0, horizon=100),
+}
+
+
+@pytest.fixture
+def base(tmp_path):
+    return tiny.base_artifact(tmp_path / "base")
+
+
+def make_inputs(tmp_path, base, *, sft_lora=True, reward_lora=True):
+    return {
+        "base": base,
+        "data": tiny.data_artifact(tmp_path / "data"),
+        "sft": tiny.policy_artifact(tmp_path / "sft", base, lora=sft_lora),
+        "reward": tiny.reward_artifact(tmp_path / "reward", base, lora=reward_lora),
+    }
+
+
+@pytest.fixture
+def inputs(tmp_path, base):
+    return make_inputs(tmp_path, base)
+
+
+def run(inputs, out, ctx, **values):
+    out.mkdir()
+    return Artifact("ppo", out, "ppo"), stage.run(PPOConfig(**(SMALL | values)), inputs, out, ctx)
+
+
+def golden_scores(artifact):
+    golden = artifact.json("reward.json")["golden"]
+    texts = [row["ids"] for row in golden]
+    episodes = Episodes.build([t[:1] for t in texts], [t[1:] for t in texts], {tiny.EOS}, tiny.PAD)
+    return episodes, pytest.approx([row["score"] for row in golden], abs=1e-4)
+
+
+# --- Roles ---
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_policy_starts_as_the_reference_and_value_as_the_reward_model(tmp_path, base, lora):
+    made = make_inputs(tmp_path, base, sft_lora=lora, reward_lora=lora)
+    bank, scorer = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
+    assert set(bank.roles) == set(tiny.ROLES)
+    assert bank.trainable == {"policy", "value"}
+    assert bank.checksum("policy") == bank.checksum("reference")
+    assert bank.checksum("value") == bank.checksum("reward")
+    assert bank.checksum("policy") != bank.checksum("value")
+    episodes, expected = golden_scores(made["reward"])
+    assert scorer(episodes).tolist() == expected
+
+    prompt = torch.tensor(tiny.rows(1, 6, 6))
+    policy = load_policy(base, made["sft"], "cpu")
+    with bank.active("policy") as actor, torch.no_grad():
+        torch.testing.assert_close(actor.lm(prompt).logits, policy(prompt).logits)
+
+
+@pytest.mark.parametrize(("sft_lora", "reward_lora"), [(True, False), (False, True)])
+def test_a_reward_model_of_the_other_kind_is_scored_on_its_own(tmp_path, base, sft_lora, reward_lora):
+    made = make_inputs(tmp_path, base, sft_lora=sft_lora, reward_lora=reward_lora)
+    bank, scorer = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
+    assert "reward" not in bank.roles
+    assert bank.trainable == {"policy", "value"}
+    episodes, expected = golden_scores(made["reward"])
+    assert scorer(episodes).tolist() == expected
+
+
+def test_a_value_head_on_the_trunk_brings_no_value_role(inputs):
+    bank, _ = roles.build(PPOConfig(**SMALL, value="trunk"), inputs, tiny.codec(), "cpu")
+    assert set(bank.roles) == {"reference", "policy", "reward"}
+    assert set(bank.heads) == {"policy", "reward"}
+    assert bank.trainable == {"policy"}
+
+
+def test_the_value_head_starts_in_units_of_normalised_scores(inputs):
+    config = PPOConfig(**SMALL)
+    bank, _ = roles.build(config, inputs, tiny.codec(), "cpu")
+    normalizer = ScoreNormalizer(ScoreConfig(), World())
+    normalizer.observe(torch.tensor([1.0, 2.0, 6.0]))
+    roles.start_value(bank, config, normalizer)
+    ids = torch.tensor(tiny.rows(2, 6, 6))
+    with bank.active("reward") as actor:
+        raw = actor.scalar(actor.hidden(ids))
+    with bank.active("value") as actor:
+        torch.testing.assert_close(actor.scalar(actor.hidden(ids)), (raw - 3) / (14 / 3) ** 0.5)
+
+
+def test_a_reward_model_of_another_base_is_refused(tmp_path, inputs):
+    spec = inputs["reward"].json("reward.json")
+    (inputs["reward"].path / "reward.json").write_text(json.dumps(spec | {"base": "another"}))
+    with pytest.raises(StageError, match="another base model"):
+        roles.build(PPOConfig(**SMALL), inputs, tiny.codec(), "cpu")
+
+
+def test_a_reward_model_that_changed_is_refused(inputs):
+    head = reward_model.ScalarHead.load(inputs["reward"].file("head.safetensors"))
+    with torch.no_grad():
+        head.bias += 1
+    head.save(inputs["reward"].file("head.safetensors"))
+    with pytest.raises(StageError, match="does not give the scores it was stored with"):
+        roles.build(PPOConfig(**SMALL), inputs, tiny.codec(), "cpu")
+
+
+# --- The stage ---
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_it_makes_a_policy_that_can_be_loaded(tmp_path, base, training_context, lora):
+    made = make_inputs(tmp_path, base, sft_lora=lora, reward_lora=lora)
+    ctx, notes = training_context()
+    artifact, metrics = run(made, tmp_path / "out", ctx)
+    assert (metrics["updates"], metrics["episodes"], metrics["prompts"]) == (4, 32, 12)
+    assert [step for step, _ in notes.logged] == [1, 2, 3, 4]
+    assert notes.advanced == 4
+    looks = list(artifact.jsonl("looks.jsonl"))
+    assert [look["update"] for look in looks] == [0, 2, 4]
+    assert looks[0]["kl"] == 0.0
+    assert looks[-1]["kl"] == metrics["final_kl"] != 0.0
+    assert all(len(look["responses"]) == len(look["prompts"]) == 3 for look in looks)
+    prompt = torch.tensor(tiny.rows(1, 6, 6))
+    with torch.no_grad():
+        before = load_policy(base, made["sft"], "cpu")(prompt).logits
+        after = load_policy(base, artifact, "cpu")(prompt).logits
+    assert (before - after).abs().max() > 0.01
+    assert load_file(artifact.file("value.safetensors"))["head.weight"].shape == (1, tiny.HIDDEN)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("value", ["adapter", "trunk"])
+def test_resume_is_exact(inputs, tmp_path, training_context, value):
+    """Killed in its third update, after the checkpoint of the second: weights, looks and metrics are those of a
+    run that was not."""
+    values = {"value": value, "score": ScoreConfig(normalization="running"), "ptx_coef": 0.1}
+    ctx, notes = training_context(state="whole")
+    whole, _ = run(inputs, tmp_path / "whole out", ctx, **values)
+    expected = notes.logged
+
+    ctx, notes = training_context(state="cut")
+    log = notes.log
+
+    def die(step, **numbers):
+        if step == 3:
+            raise Killed
+        log(step, **numbers)
+
+    notes.log = die
+    with pytest.raises(Killed):
+        run(inputs, tmp_path / "cut out", ctx, **values)
+
+    ctx, notes = training_context(state="cut")
+    resumed, _ = run(inputs, tmp_path / "resumed out", ctx, **values)
+    assert notes.lines == ["resuming from update 2 of 4"]
+    assert notes.truncated == [2]
+    for name in ("adapter/adapter_model.safetensors", "value.safetensors", "looks.jsonl"):
+        assert resumed.file(name).read_bytes() == whole.file(name).read_bytes(), name
+    for (step, ours), (other, theirs) in zip(notes.logged, expected[2:], strict=True):
+        assert step == other
+        for name, number in theirs.items():
+            if "second" not in name and not name.startswith("time/"):
+                assert ours[name] == number, (step, name)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None], ids=["empty", "rubbish", "truncated"])
+def test_a_damaged_checkpoint_is_refused(inputs, tmp_path, training_context, content):
+    ctx, _ = training_context()
+    run(inputs, tmp_path / "out", ctx)
+    path = ctx.state_dir / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(StageError, match="the checkpoint is damaged"):
+        run(inputs, tmp_path / "again", ctx)
+
+
+def test_gradient_checkpointing_changes_nothing(inputs, tmp_path, training_context):
+    states = []
+    for on in (False, True):
+        ctx, _ = training_context(state=f"checkpointing {on}")
+        artifact, _ = run(inputs, tmp_path / f"out {on}", ctx, gradient_checkpointing=on, total_episodes=8)
+        states.append(load_file(artifact.file("adapter") / "adapter_model.safetensors"))
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unfit_reward_model_is_refused_unless_forced(inputs, tmp_path, training_context):
+    reasons = ["its accuracy is that of a coin"]
+    inputs["reward"].file("quality.json").write_text(json.dumps({"unfit": reasons}))
+    with pytest.raises(StageError, match="unfit for PPO: its accuracy is that of a coin"):
+        run(inputs, tmp_path / "out", training_context()[0])
+    _, metrics = run(
+        inputs, tmp_path / "forced", training_context(state="f", force=True)[0], total_episodes=8
+    )
+    assert metrics["forced_past_gate"] == reasons
+
+
+def test_prompts_that_are_all_too_long(inputs, tmp_path, training_context):
+    with pytest.raises(DataError, match=r"no training prompt fits into ppo\.max_prompt_length = 1 tokens"):
+        run(inputs, tmp_path / "out", training_context()[0], max_prompt_length=1)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(inputs, tmp_path, training_context, monkeypatch):
+    ctx, _ = training_context()
+    run(inputs, tmp_path / "out", ctx, total_episodes=8)
+    path = ctx.state_dir / "checkpoint.pt"
+    old = path.read_bytes()
+
+    def full(state, out):
+        out.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StageError, match="No space left on device"):
+        stage._save(path, {})
+    assert path.read_bytes() == old

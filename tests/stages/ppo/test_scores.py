@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+from pipeline.config.ppo import ScoreConfig
+from pipeline.errors import StageError
+from stages.distributed import World
+from stages.ppo import roles
+from stages.ppo.scores import ScoreNormalizer, TextScorer, bank_scorer
+from stages.ppo.trajectory import Episodes
+
+BATCHES = [np.random.default_rng(i).normal(3 * i - 4, 1 + i, size=5 + i).astype("float32") for i in range(4)]
+
+
+def normalizer(**values):
+    return ScoreNormalizer(ScoreConfig(**({"clip": None} | values)), World())
+
+
+def test_running_moments_against_numpy():
+    running = normalizer(normalization="running")
+    for i, batch in enumerate(BATCHES):
+        found = running(torch.from_numpy(batch))
+        seen = np.concatenate(BATCHES[: i + 1]).astype(float)
+        assert running.mean == pytest.approx(seen.mean(), rel=1e-6)
+        assert running.std == pytest.approx(seen.std(), rel=1e-6)
+        np.testing.assert_allclose(found, (batch - seen.mean()) / seen.std(), atol=1e-4)
+
+
+def test_state_goes_on_where_it_stood():
+    whole = normalizer(normalization="running")
+    for batch in BATCHES:
+        expected = whole(torch.from_numpy(batch))
+    first, second = normalizer(normalization="running"), normalizer(normalization="running")
+    for batch in BATCHES[:2]:
+        first(torch.from_numpy(batch))
+    second.load_state_dict(first.state_dict())
+    for batch in BATCHES[2:]:
+        found = second(torch.from_numpy(batch))
+    assert torch.equal(found, expected)
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_reference_moments_are_taken_once():
+    fixed = normalizer(normalization="reference")
+    fixed.prepare(lambda: torch.from_numpy(BATCHES[0]))
+    fixed.prepare(lambda: pytest.fail("already prepared"))
+    for batch in BATCHES:
+        expected = (batch - BATCHES[0].mean()) / BATCHES[0].std()
+        np.testing.assert_allclose(fixed(torch.from_numpy(batch)), expected, atol=1e-4)
+    assert fixed.mean == pytest.approx(BATCHES[0].astype(float).mean(), rel=1e-6)
+
+
+def test_without_normalization_nothing_is_sampled_or_changed():
+    none = normalizer(normalization="none")
+    none.prepare(lambda: pytest.fail("not wanted"))
+    assert torch.equal(none(torch.from_numpy(BATCHES[2])), torch.from_numpy(BATCHES[2]))
+
+
+def test_clip_is_of_the_normalised_score():
+    clipped = normalizer(normalization="reference", clip=1.5)
+    clipped.prepare(lambda: torch.tensor([8.0, 12.0]))  # mean 10, standard deviation 2
+    assert clipped(torch.tensor([0.0, 9.0, 12.9, 14.0])).tolist() == pytest.approx([-1.5, -0.5, 1.45, 1.5])
+    assert normalizer(normalization="none", clip=1.0)(torch.tensor([-7.0])).item() == -1.0
+
+
+def test_equal_scores_are_finite():
+    running = normalizer(normalization="running")
+    assert torch.equal(running(torch.full((4,), 3.0)), torch.zeros(4))
+
+
+PROMPTS, RESPONSES = tiny.rows(5, 2, 6, seed=1), [[20, 1], [21, 22, 23, 1], [24], [25, 26, 27, 28, 29], [1]]
+
+
+@pytest.fixture
+def episodes():
+    return Episodes.build(PROMPTS, RESPONSES, {tiny.EOS}, tiny.PAD)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_banks_reward_role_reads_the_last_token(episodes, batch_size):
+    bank = tiny.lora_bank(distinct=True)
+    found = bank_scorer(bank, batch_size)(episodes)
+    expected = []
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        with bank.active("reward") as actor:
+            expected.append(actor.scalar(actor.hidden(torch.tensor([prompt + response])))[0, -1].item())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# --- A sequence classifier with a tokenizer of its own ---
+
+
+def classifier(folder, *, template=None, labels=1, **special):
+    """With another order of tokens than the policy's, and another width."""
+    tokenizer = tiny.tokenizer(template, characters=tiny.CHARACTERS[::-1], **special)
+    torch.manual_seed(5)
+    model = LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_labels=labels,
+            initializer_range=0.5,
+            bos_token_id=None,
+            eos_token_id=tiny.EOS,
+            pad_token_id=tiny.PAD,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("template", [None, "chatml"])
+def test_text_is_the_boundary(tmp_path, episodes, template, batch_size):
+    codec = tiny.codec()
+    tokenizer = classifier(tmp_path, template=template)
+    found = roles._classifier(str(tmp_path), codec, batch_size, "cpu")(episodes)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    alphabet = {i: c for c, i in codec.tokenizer.get_vocab().items()}
+    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        asked = "".join(alphabet[i] for i in prompt)
+        said = "".join(alphabet[i] for i in response if i != tiny.EOS)
+        text = f"{asked}{said}<eos>"
+        if template:
+            user = f"<|im_start|>user\n{asked.strip()}<|im_end|>\n"
+            text = f"{user}<|im_start|>assistant\n{said}<|im_end|>\n"
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            expected = model.score(model.model(ids).last_hidden_state)[0, -1, 0].item()
+        assert found[row].item() == pytest.approx(expected, abs=1e-5), text
+
+
+@pytest.mark.parametrize(
+    "special", [{"pad_token": "<eos>"}, {"pad_token": None}], ids=["pad is eos", "no pad"]
+)
+def test_a_pad_token_of_its_own_is_asked_for(tmp_path, special):
+    classifier(tmp_path, **special)
+    with pytest.raises(StageError, match="pad token is its EOS"):
+        roles._classifier(str(tmp_path), tiny.codec(), 4, "cpu")
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_one_label_is_asked_for(tmp_path, labels):
+    classifier(tmp_path, labels=labels)
+    with pytest.raises(StageError, match=f"this classifier has {labels}"):
+        roles._classifier(str(tmp_path), tiny.codec(), 4, "cpu")
+
+
+def test_a_folder_without_a_classifier_is_refused(tmp_path):
+    with pytest.raises(StageError, match="cannot be loaded"):
+        roles._classifier(str(tmp_path / "nowhere"), tiny.codec(), 4, "cpu")
+
+
+def test_an_empty_response_is_scored(tmp_path):
+    classifier(tmp_path)
+    scorer = roles._classifier(str(tmp_path), tiny.codec(), 4, "cpu")
+    assert isinstance(scorer, TextScorer)
+    assert torch.isfinite(scorer.score(["", "a"])).all()

@@ -1,0 +1,140 @@
+"""The whole default recipe in miniature, through the runner: every stage, every artifact, then nothing to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.config.load import load_recipe
+from pipeline.progress import Display
+from pipeline.runner import Runner
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "base.pretrain.corpus.size=200 base.pretrain.hidden_size=32 base.pretrain.intermediate_size=64 "
+    "base.pretrain.trainer.num_train_epochs=1 base.check_tokens=4 data.demonstrations.size=200 "
+    "collect.num_prompts=12 collect.eval_prompts=6 collect.response_length=24 reward.trainer.num_train_epochs=1 "
+    "reward.gate.min_accuracy=0 reward.gate.max_length_correlation=1 ppo.total_episodes=32 ppo.batch_size=16 "
+    "ppo.response_length=24 ppo.eval_updates=1 ppo.eval_prompts=4 eval.num_prompts=12 eval.response_length=24 "
+    "eval.bootstrap=50"
+)
+
+
+def runner(runs: Path, *sets: str, **options: Any) -> Runner:
+    loaded = load_recipe(ROOT / "recipes/quickstart.yaml", [SMALL, "device=cpu", *sets])
+    return Runner(loaded, runs, display=Display(Console(quiet=True)), **options)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    runner(folder).run()
+    return folder
+
+
+def test_every_stage_finishes_and_then_nothing_is_to_be_done(runs: Path) -> None:
+    steps = runner(runs).planner.plan()
+    assert [step.spec.name for step in steps] == [
+        "base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export",
+    ]  # fmt: skip
+    assert {step.action for step in steps} == {"skip"}
+
+
+def test_what_is_simulated_is_said_to_be(runs: Path) -> None:
+    stages = runner(runs).planner.summary().stages
+    assert not stages["sft"].manifest.simulated
+    for name in ("rank", "reward", "ppo", "eval", "export"):
+        assert stages[name].manifest.simulated, name
+    rankings = list(stages["rank"].artifact.jsonl("rankings.jsonl"))
+    assert rankings
+    assert not any(ranking["human"] for ranking in rankings)
+
+
+def test_another_kl_target_reruns_ppo_and_what_follows(runs: Path) -> None:
+    steps = {step.spec.name: step for step in runner(runs, "ppo.kl.target=8").planner.plan()}
+    assert {name for name, step in steps.items() if step.action != "skip"} == {"ppo", "eval", "export"}
+    assert "ppo.kl.target" in steps["ppo"].reason
+
+
+def test_the_export_reloads_in_plain_transformers_and_speaks_as_the_policy(runs: Path) -> None:
+    from stages.models.adapters import load_policy
+
+    stages = runner(runs).planner.summary().stages
+    folder = stages["export"].artifact.path
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = [{"role": "user", "content": "name[Blue Fox], kind[pub], area[harbour]"}]
+    ids = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    policy = load_policy(stages["base"].artifact, stages["ppo"].artifact, "cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
+    assert tokenizer.eos_token_id in model.generation_config.eos_token_id
+
+
+def test_evaluation_compares_three_models_by_the_judge(runs: Path) -> None:
+    artifact = runner(runs).planner.summary().stages["eval"].artifact
+    result = artifact.json("eval.json")
+    assert set(result["models"]) == {"base", "sft", "ppo"}
+    for numbers in result["models"].values():
+        assert numbers["slot_error_low"] <= numbers["slot_error_rate"] <= numbers["slot_error_high"]
+    assert 0 <= result["win_rate"]["low"] <= result["win_rate"]["value"] <= result["win_rate"]["high"] <= 1
+    assert [row["update"] for row in result["along"]] == [0, 1, 2]
+    assert result["along"][0]["kl"] == pytest.approx(0, abs=1e-4)
+    samples = list(artifact.jsonl("samples.jsonl"))
+    assert set(samples[0]["answers"]) == {"base", "sft", "ppo"}
+
+
+def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
+    folder = runner(runs).planner.summary().stages["ppo"].folder
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = set().union(*rows) - {"step", "time"}
+    page = (ROOT / "docs/ppo.md").read_text(encoding="utf-8").partition("## Metrics")[2]
+    defined = {
+        name
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for name in line.split("|")[1].split("`")[1::2]
+    }
+    assert logged <= defined
+    assert defined - logged == {"loss/ptx_avg"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sets",
+    [
+        pytest.param("sft.lora=null reward.lora=null", id="full fine-tuning"),
+        pytest.param("ppo.value=trunk", id="value head on the policy's trunk"),
+        pytest.param("reward.lora=null reward.init=base sft.lora=null ppo.value=trunk", id="full, trunk"),
+        pytest.param(
+            "base.quantization=nf4 ppo.gradient_checkpointing=true "
+            "base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128",  # NF4 blocks hold 64 weights
+            id="NF4 backbone",
+        ),
+        pytest.param(
+            "ppo.ptx_coef=0.5 ppo.entropy_coef=0.01 ppo.dual_clip=3.0", id="ptx, entropy, dual clip"
+        ),
+        pytest.param(
+            "ppo.score.normalization=running ppo.whiten_rewards=true ppo.target_kl=0.1", id="running"
+        ),
+        pytest.param(
+            "reward.objective=plackett_luce reward.center_rewards_coefficient=0.01", id="Plackett-Luce"
+        ),
+        pytest.param(
+            "sft.packing=true base.chat_template=chatml base.dtype=bfloat16", id="packed, chatml, bf16"
+        ),
+    ],
+)
+def test_other_ways_through(tmp_path: Path, sets: str) -> None:
+    made = runner(tmp_path, sets)
+    made.run("eval")
+    eval_metrics = made.planner.summary().stages["eval"].manifest.metrics
+    assert eval_metrics["ppo/kl"] is not None

@@ -1,0 +1,199 @@
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config.sft import SFTConfig
+from pipeline.errors import DataError, StageError
+from pipeline.stage import Artifact
+from stages import sft
+from stages.models.adapters import load_policy
+from stages.models.loading import load_backbone
+from stages.models.text import IGNORED
+
+FAST = {"per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return {
+        "base": tiny.base_artifact(tmp_path / "base"),
+        "data": tiny.data_artifact(tmp_path / "data", train=16),
+    }
+
+
+def config(**values):
+    trainer = FAST | values.pop("trainer", {})
+    return SFTConfig(**({"lora": tiny.LORA, "max_length": 40, "trainer": trainer} | values))
+
+
+def run(inputs, out, ctx, **values):
+    out.mkdir()
+    return Artifact("sft", out, "sft"), sft.run(config(**values), inputs, out, ctx)
+
+
+def documents(inputs, split="train"):
+    return sft.encode_demonstrations(inputs["data"], tiny.codec(), split, 40)[0]
+
+
+def test_labels_are_on_the_completion_only(inputs):
+    codec = tiny.codec()
+    demonstrations = [d for d in inputs["data"].jsonl("demonstrations.jsonl") if d["split"] == "train"]
+    for row, demonstration in zip(documents(inputs), demonstrations, strict=True):
+        prompt = demonstration["prompt"][0]["content"] + "\n"
+        text = codec.tokenizer.decode([i for i in row["labels"] if i != IGNORED])
+        assert text == demonstration["completion"] + "<eos>"
+        assert row["labels"].count(IGNORED) == len(prompt)
+        assert codec.tokenizer.decode(row["input_ids"]) == prompt + text
+        assert row["input_ids"][len(prompt) :] == row["labels"][len(prompt) :]
+
+
+def test_long_demonstrations_are_left_out_and_counted(inputs):
+    every = documents(inputs)
+    limit = sorted(len(row["input_ids"]) for row in every)[7]
+    kept, too_long = sft.encode_demonstrations(inputs["data"], tiny.codec(), "train", limit)
+    assert kept == [row for row in every if len(row["input_ids"]) <= limit]
+    assert too_long == len(every) - len(kept) > 0
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
+def test_documents_of_a_row_do_not_see_each_other(inputs, tmp_path, training_context, monkeypatch, packing):
+    """The trainer's loss over all its batches is the mean over labels of each document read alone."""
+    trainers = []
+
+    def keep(trainer, ctx):
+        trainer.state.log_history.append({"train_loss": 0.0})
+        trainers.append(trainer)
+
+    monkeypatch.setattr(sft, "train_to_end", keep)
+    run(
+        inputs,
+        tmp_path / "out",
+        training_context()[0],
+        packing=packing,
+        trainer={"average_tokens_across_devices": False},
+    )
+    (trainer,) = trainers
+    total, count, batches = 0.0, 0, 0
+    for batch in trainer.get_train_dataloader():
+        labels = int((batch["labels"] != IGNORED).sum())
+        with torch.no_grad():
+            total += float(trainer.compute_loss(trainer.model, dict(batch))) * labels
+        count += labels
+        batches += 1
+    assert batches < 4 if packing else batches == 4
+
+    model = load_backbone(inputs["base"], "cpu")  # a fresh adapter changes nothing
+    expected, labels = 0.0, 0
+    for row in documents(inputs):
+        with torch.no_grad():
+            logp = torch.log_softmax(model(torch.tensor([row["input_ids"]])).logits[0].double(), -1)
+        for position, label in enumerate(row["labels"]):
+            if label != IGNORED:
+                expected -= float(logp[position - 1, label])
+                labels += 1
+    assert count == labels
+    assert total / count == pytest.approx(expected / labels, rel=1e-5)
+
+
+@pytest.mark.parametrize("lora", [tiny.LORA, None], ids=["lora", "full"])
+def test_it_learns_and_can_be_loaded(inputs, tmp_path, training_context, lora):
+    ctx, notes = training_context()
+    trainer = {"num_train_epochs": 10, "learning_rate": 5e-2 if lora else 1e-2}
+    artifact, metrics = run(inputs, tmp_path / "out", ctx, lora=lora, trainer=trainer)
+    losses = [values["loss"] for _, values in notes.logged if "loss" in values]
+    assert losses[-1] < 0.8 * losses[0]
+    assert (metrics["demonstrations"], metrics["demonstrations_too_long"]) == (16, 0)
+    policy = load_policy(inputs["base"], artifact, "cpu")
+    total, count = 0.0, 0
+    for row in documents(inputs, "eval"):
+        with torch.no_grad():
+            logits = policy(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        labels = torch.tensor(row["labels"][1:])
+        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        count += int((labels != IGNORED).sum())
+    assert metrics["eval_loss"] == pytest.approx(total / count, rel=1e-4)
+    assert not any(p.requires_grad for p in policy.parameters())
+
+
+def test_every_part_of_the_adapter_starts_to_learn(inputs, tmp_path, training_context):
+    artifact, _ = run(inputs, tmp_path / "out", training_context()[0], trainer={"max_steps": 2})
+    state = load_file(artifact.file("adapter") / "adapter_model.safetensors")
+    assert len(state) == 2 * 7 * 2
+    for name, tensor in state.items():
+        assert tensor.any(), f"{name} is zero"
+        assert tensor.dtype == torch.float32
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
+def test_resume_from_the_newest_complete_checkpoint(inputs, tmp_path, training_context, packing):
+    values = {"packing": packing, "trainer": {"max_steps": 6, "save_steps": 2}}
+    ctx, _ = training_context(state="whole")
+    whole, _ = run(inputs, tmp_path / "whole out", ctx, **values)
+
+    ctx, notes = training_context(state="cut")
+    log = notes.log
+
+    def die(step, **numbers):
+        log(step, **numbers)
+        if step == 5:
+            raise Killed
+
+    notes.log = die
+    with pytest.raises(Killed):
+        run(inputs, tmp_path / "cut out", ctx, **values)
+    half_written = ctx.state_dir / "checkpoint-5"
+    half_written.mkdir()
+    (half_written / "adapter_model.safetensors").write_bytes(b"half")
+
+    ctx, notes = training_context(state="cut")
+    resumed, _ = run(inputs, tmp_path / "resumed out", ctx, **values)
+    assert notes.lines == ["resuming from step 4"]
+    assert notes.truncated == [4]
+    assert notes.advanced == 6
+    assert [step for step, _ in notes.logged][:2] == [5, 6]
+    assert not half_written.exists()
+    name = "adapter/adapter_model.safetensors"
+    assert resumed.file(name).read_bytes() == whole.file(name).read_bytes()
+
+
+def test_without_a_complete_checkpoint_it_starts_afresh(inputs, tmp_path, training_context):
+    ctx, notes = training_context()
+    (ctx.state_dir / "checkpoint-2").mkdir()
+    run(inputs, tmp_path / "out", ctx, trainer={"max_steps": 1})
+    assert notes.lines == []
+    assert notes.advanced == 1
+
+
+def test_nothing_that_fits(inputs, tmp_path, training_context):
+    with pytest.raises(DataError, match=r"no demonstration fits into sft\.max_length = 4"):
+        run(inputs, tmp_path / "out", training_context()[0], max_length=4)
+
+
+@pytest.mark.parametrize("trainer", [{"learning_rte": 1.0}, {"lr_scheduler_type": "bogus"}])
+def test_a_trainer_value_that_is_wrong(inputs, tmp_path, training_context, trainer):
+    with pytest.raises(StageError, match="the trainer refuses its values"):
+        run(inputs, tmp_path / "out", training_context()[0], trainer=trainer)
+
+
+def test_a_truncated_base_is_refused(inputs, tmp_path, training_context):
+    path = inputs["base"].file("model") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StageError, match="checkpoint cannot be loaded"):
+        run(inputs, tmp_path / "out", training_context()[0])
+
+
+def test_a_base_without_its_model_is_refused(inputs, tmp_path, training_context):
+    (inputs["base"].path / "base.json").write_text(
+        json.dumps(
+            {"model": str(tmp_path / "gone"), "revision": None, "dtype": "auto", "quantization": "none"}
+        )
+    )
+    with pytest.raises(StageError, match="checkpoint cannot be loaded"):
+        run(inputs, tmp_path / "out", training_context()[0])

@@ -1,0 +1,215 @@
+"""Tiny models, tokenizers, banks and artifacts, made in-process."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from data.schema import Ranking, write_jsonl
+from pipeline.config.sft import LoRAConfig
+from pipeline.stage import Artifact
+from stages.models.adapters import load_policy, new_adapter, save_adapter
+from stages.models.bank import ActorBank, FullBank
+from stages.models.heads import ScalarHead
+from stages.models.loading import load_backbone
+from stages.models.text import Codec, chat_template
+from stages.reward import model as reward_model
+
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<|im_start|>", "<|im_end|>"]
+PAD, EOS, BOS, IM_START, IM_END = range(5)
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzAQZ.,? \n0123456789"
+VOCABULARY = len(SPECIAL) + len(CHARACTERS)
+HIDDEN = 16
+LORA = LoRAConfig(r=2, lora_alpha=4)
+ROLES = ("reference", "policy", "value", "reward")
+
+
+def tokenizer(
+    template: str | None = "plain", *, characters: str = CHARACTERS, **special: Any
+) -> PreTrainedTokenizerFast:
+    """One token a character, and the special ones."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *characters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    names = {"eos_token": "<eos>", "pad_token": "<pad>"} | special
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
+        **{name: token for name, token in names.items() if token is not None},
+    )
+    if template is not None:
+        made.chat_template = chat_template(template, made)
+    return made
+
+
+def codec(template: str = "plain") -> Codec:
+    return Codec(tokenizer(template))
+
+
+def lm(seed: int = 0, **values: Any) -> LlamaForCausalLM:
+    """A Llama with two layers, grouped heads, and weights so large that it is far from uniform."""
+    torch.manual_seed(seed)
+    config = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+    } | values
+    return LlamaForCausalLM(LlamaConfig(**config)).eval()
+
+
+def head(seed: int = 0) -> ScalarHead:
+    torch.manual_seed(seed)
+    return ScalarHead(HIDDEN)
+
+
+def lora_bank(*, value: str = "adapter", seed: int = 0, distinct: bool = False, **values: Any) -> ActorBank:
+    """Four roles on one backbone. As PPO starts them: policy is the reference's copy, value the reward's;
+    with `distinct` each has weights of its own. With value="trunk" the value head is the policy's."""
+    roles = ROLES if value == "adapter" else ("reference", "policy", "reward")
+    config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(lm(seed, **values), config, adapter_name=roles[0])
+    for role in roles[1:]:
+        model.add_adapter(role, config)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    learner = "value" if value == "adapter" else "policy"
+    bank = ActorBank(model, {learner: head(seed + 2), "reward": head(seed + 3)}, sorted({"policy", learner}))
+    if not distinct:
+        bank.copy_role("reference", "policy")
+        if value == "adapter":
+            bank.copy_role("reward", "value")
+    return bank
+
+
+def full_bank(*, value: str = "adapter", seed: int = 0) -> FullBank:
+    """As `lora_bank`, a whole model a role."""
+    models_by_role = {"reference": lm(seed), "policy": lm(seed), "reward": lm(seed + 1)}
+    learner = "policy"
+    if value == "adapter":
+        models_by_role["value"] = lm(seed + 1)
+        learner = "value"
+    heads = {learner: head(seed + 2), "reward": head(seed + 2)}
+    return FullBank(models_by_role, heads, sorted({"policy", learner}))
+
+
+BANKS = {"lora": lora_bank, "full": full_bank}
+
+
+def rows(count: int, low: int, high: int, seed: int = 0) -> list[list[int]]:
+    """Rows of ordinary tokens (none special), of `low` to `high` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(low, high + 1, (count,), generator=generator).tolist()
+    return [torch.randint(len(SPECIAL), VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+
+
+# --- Artifacts ---
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def base_artifact(folder: Path, *, seed: int = 0, template: str = "plain") -> Artifact:
+    """As the `base` stage makes it: a model of its own, in float32."""
+    folder.mkdir(parents=True)
+    lm(seed).save_pretrained(folder / "model")
+    tokenizer(template).save_pretrained(folder / "tokenizer")
+    spec = {"model": None, "revision": None, "dtype": "float32", "quantization": "none"}
+    (folder / "base.json").write_text(json.dumps(spec))
+    return Artifact("base", folder, f"base of seed {seed}")
+
+
+def words(count: int, seed: int = 0) -> list[str]:
+    generator = random.Random(seed)
+    return [
+        "".join(generator.choices("abcdefgh ", k=generator.randint(2, 9))).strip() or "a"
+        for _ in range(count)
+    ]
+
+
+def data_artifact(folder: Path, *, train: int = 12, held_out: int = 4) -> Artifact:
+    """Prompts, and demonstrations that answer each with itself."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"prompt": user(f"{word}{i}"), "completion": f"{word}.", "split": "train" if i < train else "eval"}
+        for i, word in enumerate(words(train + held_out))
+    ]
+    write_jsonl(folder / "demonstrations.jsonl", rows)
+    write_jsonl(folder / "prompts.jsonl", [{"prompt": r["prompt"], "split": r["split"]} for r in rows])
+    return Artifact("data", folder, "data")
+
+
+def rank_artifact(folder: Path, *, train: int = 8, held_out: int = 4) -> Artifact:
+    """Rankings by the number of z's: the more the better; equal numbers are ties."""
+    folder.mkdir(parents=True)
+    generator = random.Random(1)
+    rows = []
+    for i, word in enumerate(words(train + held_out, seed=2)):
+        counts = generator.sample(range(4), 3)
+        rows.append(
+            Ranking(
+                prompt=user(word + "q" * i),
+                completions=[word + "z" * n + "." for n in counts],
+                ranks=[1 + sum(other > n for other in counts) for n in counts],
+                annotator=f"annotator {i % 2}",
+                human=False,
+                split="train" if i < train else "eval",
+            )
+        )
+    write_jsonl(folder / "rankings.jsonl", rows)
+    return Artifact("rank", folder, "rank")
+
+
+def policy_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: int = 3) -> Artifact:
+    """As the `sft` stage makes it, with random weights."""
+    folder.mkdir(parents=True)
+    model: Any = load_backbone(base, "cpu")
+    if lora:
+        model = new_adapter(model, LORA)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+            elif not lora:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    if lora:
+        save_adapter(model, "default", folder)
+    else:
+        model.save_pretrained(folder / "model")
+    return Artifact("sft", folder, f"sft of {base.fingerprint}")
+
+
+def reward_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: int = 4) -> Artifact:
+    """As the `reward` stage makes it, with random weights; fit for PPO."""
+    inner = policy_artifact(folder / "inner", base, lora=lora, seed=seed)
+    model = reward_model.RewardModel(load_policy(base, inner, "cpu"), head(seed))
+    texts = rows(4, 3, 9, seed=seed)
+    scores = reward_model.score_rows(model, texts, 4, "cpu").tolist()
+    golden = [{"ids": row, "score": score} for row, score in zip(texts, scores, strict=True)]
+    reward_model.save(model, folder, base, codec(), golden, lora=lora)
+    shutil.rmtree(inner.path)
+    (folder / "quality.json").write_text(json.dumps({"unfit": []}))
+    return Artifact("reward", folder, "reward")
