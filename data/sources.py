@@ -98,9 +98,7 @@ class Dropped:
         return {reason: len(rows) for reason, rows in self.rows.items()}
 
 
-def read_table(
-    config: TableConfig | RankingTableConfig, say: Callable[[str], None] | None = None
-) -> Iterator[Row]:
+def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], None] | None = None) -> Iterator[Row]:
     """The rows of the table that `config` names; `say` is told when something is fetched.
 
     `config.path` is a local file, `https://...[#sha256=HEX]`, or `hub://owner/name[/subset]@revision`. Raises

@@ -108,9 +108,7 @@ def _spoil(mr: MeaningRepresentation, config: TaskConfig, rng: random.Random) ->
 
 def _render(facts: list[tuple[str, str]], rng: random.Random) -> str:
     given = dict(facts)
-    text = (
-        rng.choice(_OPENINGS).replace("{name}", given["name"]).replace("{kind}", given.get("kind", "place"))
-    )
+    text = rng.choice(_OPENINGS).replace("{name}", given["name"]).replace("{kind}", given.get("kind", "place"))
     rest = [fact for fact in facts if fact[0] not in ALWAYS]
     rng.shuffle(rest)
     head = [fact for fact in rest if fact[0] in _FIRST][: rng.randint(1, 3)]

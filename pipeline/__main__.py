@@ -29,9 +29,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help='A value over the recipe\'s: "ppo.kl.target=8 seed=1". Repeatable.'),
 ]
-RunsOption = Annotated[
-    Path, typer.Option("--runs", envvar="TUTELAGE_RUNS", help="The folder where runs are kept.")
-]
+RunsOption = Annotated[Path, typer.Option("--runs", envvar="TUTELAGE_RUNS", help="The folder where runs are kept.")]
 StageArgument = Annotated[
     str | None, typer.Argument(help=f"One of {', '.join(registry.STAGES)}. All when left out.")
 ]
@@ -208,9 +206,7 @@ def publish(
     """Upload the exported model and, when named, the rankings to the Hub."""
     summary = _planner(recipe, sets, runs).summary()
     for upload in hub.uploads(summary, private):
-        _print(
-            upload.describe() if dry_run else f"uploading {len(upload.files)} files to {upload.repository}"
-        )
+        _print(upload.describe() if dry_run else f"uploading {len(upload.files)} files to {upload.repository}")
         if not dry_run:
             _print(f"published: {upload.send()}")
 

@@ -23,13 +23,9 @@ class Leftover:
 def leftovers(planner: Planner, everything: bool = False) -> list[Leftover]:
     """Stage runs that the recipe's present values do not use: other values' runs, and unfinished ones without
     a checkpoint. With `everything`, all of the recipe's runs."""
-    keep = (
-        set() if everything else {step.folder for step in planner.plan() if step.action in ("skip", "resume")}
-    )
+    keep = set() if everything else {step.folder for step in planner.plan() if step.action in ("skip", "resume")}
     found = [folder for stage in registry.STAGES for folder in sorted((planner.folder / stage).glob("*"))]
-    return [
-        Leftover(folder, folder_size(folder)) for folder in found if folder.is_dir() and folder not in keep
-    ]
+    return [Leftover(folder, folder_size(folder)) for folder in found if folder.is_dir() and folder not in keep]
 
 
 def remove(planner: Planner, found: list[Leftover], say: Callable[[str], None]) -> int:

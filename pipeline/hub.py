@@ -101,9 +101,7 @@ def uploads(run: RunSummary, private: bool | None = None) -> list[Upload]:
     return made
 
 
-def _upload(
-    repository: str, kind: Literal["model", "dataset"], private: bool, run: StageRun, card: str
-) -> Upload:
+def _upload(repository: str, kind: Literal["model", "dataset"], private: bool, run: StageRun, card: str) -> Upload:
     files = {name: path for name, path in files_below(run.artifact.path).items() if name != CARD}
     for name, path in files.items():
         if path.suffix in TEXT_FILES:
@@ -146,9 +144,7 @@ def model_card(run: RunSummary, repository: str) -> str:
         **({"base_model": base} if base else {}),
         "tags": ["tutelage", "rlhf", "ppo", *(["simulated-annotators"] if simulated else [])],
     }
-    origin = base or (
-        "pretrained from scratch" if recipe.base.pretrain else Path(str(recipe.base.model)).name
-    )
+    origin = base or ("pretrained from scratch" if recipe.base.pretrain else Path(str(recipe.base.model)).name)
     numbers = {name: value for name, value in evaluation.metrics.items() if isinstance(value, int | float)}
     rows = [f"| {name} | {value:.4g} |" for name, value in numbers.items() if not isinstance(value, bool)]
     return _card(

@@ -112,7 +112,5 @@ def open_trackers(report_to: Sequence[str], folder: Path, project: str, name: st
     """The trackers that a recipe names. Raises `StageError` when one's package is missing."""
     made: list[Tracker] = []
     for tracker in report_to:
-        made.append(
-            TensorBoard(folder / "tensorboard") if tracker == "tensorboard" else Trackio(project, name)
-        )
+        made.append(TensorBoard(folder / "tensorboard") if tracker == "tensorboard" else Trackio(project, name))
     return made

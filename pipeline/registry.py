@@ -95,9 +95,7 @@ STAGES = {
             planned=_ranks_itself,
         ),
         StageSpec("rank", version=1, target="stages.rank:run", needs=("data", "collect")),
-        StageSpec(
-            "reward", version=1, target="stages.reward.stage:run", needs=("base", "data", "sft", "rank")
-        ),
+        StageSpec("reward", version=1, target="stages.reward.stage:run", needs=("base", "data", "sft", "rank")),
         StageSpec(
             "ppo",
             version=1,

@@ -119,9 +119,7 @@ class Runner:
         spec, resumes = step.spec, step.action == "resume"
         config = spec.config(self._recipe)
         _prepare(folder, keep_state=resumes)
-        trackers = open_trackers(
-            self._recipe.report_to, folder, self._recipe.name, f"{spec.name}-{folder.name}"
-        )
+        trackers = open_trackers(self._recipe.report_to, folder, self._recipe.name, f"{spec.name}-{folder.name}")
         with closing(MetricsFile(folder / "metrics.jsonl", trackers)) as metrics_file:
             ctx = RunContext(
                 seed=self._recipe.seed,

@@ -101,6 +101,4 @@ class RunContext:
 
 
 class StageFunction(Protocol):
-    def __call__(
-        self, config: Any, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext
-    ) -> Metrics: ...
+    def __call__(self, config: Any, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics: ...

@@ -26,9 +26,7 @@ def plan_table(steps: Sequence[StagePlan]) -> Table:
 
 def status_table(planner: Planner) -> Table:
     """For each stage its state, and of its newest run the key, when, how long, how large."""
-    table = Table(
-        "stage", "state", "key", "finished", "seconds", "on disk", "why", box=None, header_style="bold"
-    )
+    table = Table("stage", "state", "key", "finished", "seconds", "on disk", "why", box=None, header_style="bold")
     for step in planner.plan():
         run = step.finished or planner.latest(step.spec.name)
         if step.action == "skip":

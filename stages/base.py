@@ -27,7 +27,6 @@ from transformers import (
 from data import corpus
 from pipeline.config.base import BaseConfig, PretrainConfig
 from pipeline.errors import DataError, StageError
-from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import IGNORED, Codec, chat_template
@@ -38,7 +37,12 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 
 def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    spec = {"model": None, "revision": None, "dtype": config.dtype, "quantization": config.quantization}
+    spec: dict[str, Any] = {
+        "model": None,
+        "revision": None,
+        "dtype": config.dtype,
+        "quantization": config.quantization,
+    }
     metrics: Metrics = {}
     if config.pretrain is not None:
         metrics |= _pretrain(config, config.pretrain, out_dir, ctx)
@@ -62,7 +66,7 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
 def _check(base: Artifact, tokens: int, ctx: RunContext) -> Metrics:
     """Loads what the other stages will load and lets it speak; a model that cannot is found out here."""
-    model = load_backbone(base, ctx.device)
+    model: Any = load_backbone(base, ctx.device)
     codec = Codec(AutoTokenizer.from_pretrained(base.file("tokenizer")))
     if len(codec.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise StageError(
@@ -155,9 +159,7 @@ def _rows(codec: Codec, document: tuple[str, ...], width: int) -> list[dict[str,
 
 def _train_tokenizer(texts: list[str], pretrain: PretrainConfig) -> PreTrainedTokenizerFast:
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        texts, vocab_size=pretrain.vocab_size, special_tokens=[EOS, PAD], show_progress=False
-    )
+    bpe.train_from_iterator(texts, vocab_size=pretrain.vocab_size, special_tokens=[EOS, PAD], show_progress=False)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer,
         eos_token=EOS,

@@ -32,8 +32,7 @@ def chat(
     base = summary.need("base").artifact
     codec = Codec(load_tokenizer(base))
     speakers = {
-        name: load_policy(base, None if name == "base" else summary.need(name).artifact, device)
-        for name in models
+        name: load_policy(base, None if name == "base" else summary.need(name).artifact, device) for name in models
     }
     console = Console(highlight=False)
     console.print("An empty line leaves, /clear starts anew.", style="dim")

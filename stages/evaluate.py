@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     judge = None if config.judge == "none" else SlotLexicon.load(config.judge)
     scores = _reward_scores(inputs, prompts, answers, ctx)
     checks = {
-        name: [
-            _check(judge, prompt.messages, text) for prompt, text in zip(prompts, found.texts, strict=True)
-        ]
+        name: [_check(judge, prompt.messages, text) for prompt, text in zip(prompts, found.texts, strict=True)]
         for name, found in answers.items()
         if judge is not None
     }
@@ -157,7 +156,7 @@ def _reward_scores(
 
 def _describe(found: Answers, codec: Codec, scores: Tensor) -> dict[str, Any]:
     words = [text.split() for text in found.texts]
-    bigrams = [pair for text in words for pair in zip(text, text[1:], strict=False)]
+    bigrams = [pair for text in words for pair in pairwise(text)]
     return {
         "score": float(scores.mean()),
         "length": float(np.mean([len(row) for row in found.ids])),
@@ -174,9 +173,7 @@ def _check(judge: SlotLexicon | None, prompt: Sequence[Message], text: str) -> S
 
 
 def _errors(checks: Sequence[SlotErrors], resamples: int, seed: int) -> dict[str, float]:
-    low, high = bootstrap(
-        [c.errors for c in checks], [c.given for c in checks], resamples=resamples, seed=seed
-    )
+    low, high = bootstrap([c.errors for c in checks], [c.given for c in checks], resamples=resamples, seed=seed)
     return {
         "slot_error_rate": slot_error_rate(checks),
         "slot_error_low": low,
@@ -193,13 +190,11 @@ def _faults(check: SlotErrors) -> int:
     return check.errors + len(check.repeated)
 
 
-def win_rate(
-    ours: Sequence[SlotErrors], theirs: Sequence[SlotErrors], resamples: int, seed: int
-) -> dict[str, Any]:
+def win_rate(ours: Sequence[SlotErrors], theirs: Sequence[SlotErrors], resamples: int, seed: int) -> dict[str, Any]:
     """Share of prompts on which `ours` has fewer faults (errors and repetitions), ties counting half, with a 95 %
     bootstrap interval over prompts."""
     wins = np.array([0.5 * (1 + np.sign(_faults(b) - _faults(a))) for a, b in zip(ours, theirs, strict=True)])
-    low, high = bootstrap(wins, np.ones_like(wins), resamples=resamples, seed=seed)
+    low, high = bootstrap(wins.tolist(), [1.0] * len(wins), resamples=resamples, seed=seed)
     return {"value": float(wins.mean()), "low": low, "high": high, "ties": float((wins == 0.5).mean())}
 
 
@@ -220,8 +215,7 @@ def _judge_look(judge: SlotLexicon | None, look: dict[str, Any]) -> dict[str, An
     row = {name: look[name] for name in ("update", "kl", "score", "length")}
     if judge is not None:
         checks = [
-            _check(judge, prompt, text)
-            for prompt, text in zip(look["prompts"], look["responses"], strict=True)
+            _check(judge, prompt, text) for prompt, text in zip(look["prompts"], look["responses"], strict=True)
         ]
         row["slot_error_rate"] = slot_error_rate(checks)
     return row

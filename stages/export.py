@@ -33,7 +33,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             f"an adapter trained on a {quantization} base is not merged: merging and quantising again would undo "
             "its training",
             where="base.quantization",
-            mend="deploy the adapter of the ppo artifact beside the quantised base, or train on base.quantization: none",
+            mend="deploy the ppo artifact's adapter beside its base, or train with base.quantization: none",
         )
     tokenizer = load_tokenizer(base)
     model: Any = load_policy(base, inputs["ppo"], ctx.device)
@@ -47,7 +47,8 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
 
-    reloaded = AutoModelForCausalLM.from_pretrained(out_dir, dtype="auto").to(ctx.device).eval()
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(out_dir, dtype="auto")
+    reloaded.to(ctx.device).eval()
     deviation = float((_logprobs(reloaded, probe) - before).abs().max())
     if not deviation <= TOLERANCE[config.dtype]:
         raise StageError(

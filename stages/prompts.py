@@ -16,9 +16,7 @@ class EncodedPrompt:
     split: Split
 
 
-def load_prompts(
-    data: Artifact, codec: Codec, split: Split, max_length: int
-) -> tuple[list[EncodedPrompt], int]:
+def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) -> tuple[list[EncodedPrompt], int]:
     """The prompts of a split in the artifact's order, and how many were left out for their length in tokens."""
     prompts, too_long = [], 0
     for row in data.jsonl("prompts.jsonl"):

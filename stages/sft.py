@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import trl
 from datasets import Dataset
+from trl import SFTConfig as TrainerConfig  # type: ignore[attr-defined]
+from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from pipeline.config.sft import SFTConfig
 from pipeline.errors import DataError
@@ -37,15 +39,15 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             mend="raise sft.max_length",
         )
     torch.manual_seed(ctx.seed)
-    model = load_backbone(base, ctx.device)
+    model: Any = load_backbone(base, ctx.device)
     if config.lora is None:
         model.float().requires_grad_(True)
     else:
         model = new_adapter(model, config.lora)
-    trainer = trl.SFTTrainer(
+    trainer: Any = SFTTrainer(
         model=model,
         args=training_arguments(
-            trl.SFTConfig,
+            TrainerConfig,
             _DEFAULTS | config.trainer,
             ctx,
             max_length=config.max_length,

@@ -18,11 +18,9 @@ COMPLETE = "complete"
 """Written last into a checkpoint folder: the Trainer's own saves are not atomic."""
 
 
-def training_arguments(
-    kind: type[Arguments], values: dict[str, Any], ctx: RunContext, **owned: Any
-) -> Arguments:
+def training_arguments(kind: type[Arguments], values: dict[str, Any], ctx: RunContext, **owned: Any) -> Arguments:
     """Builds `kind` from a recipe's `trainer:` values and what the runner owns. Raises `StageError`."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "save_strategy": "steps",
         "save_steps": 200,
         "save_total_limit": 2,
@@ -33,7 +31,7 @@ def training_arguments(
     # trl turns checkpointing on by itself, under the name that transformers is about to drop.
     checkpointing = values.get("activation_checkpointing", values.get("gradient_checkpointing", False))
     values = {name: value for name, value in values.items() if name != "gradient_checkpointing"}
-    fixed = {
+    fixed: dict[str, Any] = {
         "activation_checkpointing": checkpointing,
         "output_dir": str(ctx.state_dir),
         "seed": ctx.seed,
@@ -69,7 +67,7 @@ class StageCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
         self._bar.advance(1, **self._latest)
 
-    def on_log(self, args, state, control, logs, **_):  # type: ignore[no-untyped-def]
+    def on_log(self, args, state, control, logs=None, **_):  # type: ignore[no-untyped-def]
         numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
         if "train_runtime" in numbers:
             return

@@ -67,9 +67,7 @@ def along(run: RunSummary, found: Findings) -> list[Chart]:
     errors = [Line("held-out", _points(judged, "slot_error_rate", "update"))]
     charts = [
         Chart("Reward model’s score", "mean", score, "update"),
-        Chart(
-            "KL from SFT", f"nats a response{f' (target {number(target)})' if target else ''}", kl, "update"
-        ),
+        Chart("KL from SFT", f"nats a response{f' (target {number(target)})' if target else ''}", kl, "update"),
         Chart("Fact errors", "share of facts, by the independent judge", errors, "update", (0, None)),
     ]
     return _with_points(charts)

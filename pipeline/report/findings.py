@@ -100,9 +100,7 @@ def _made(name: str, run: RunSummary) -> str:
 def _reward(reward: StageRun) -> Findings:
     quality = reward.artifact.json("quality.json")
     measured = {
-        name.removeprefix("eval_"): value
-        for name, value in quality["metrics"].items()
-        if name.startswith("eval_")
+        name.removeprefix("eval_"): value for name, value in quality["metrics"].items() if name.startswith("eval_")
     }
     return {"held_out": measured, "reliability": quality["reliability"], "unfit": quality["unfit"]}
 

@@ -117,9 +117,7 @@ def _inline(svg: str, name: str, label: str) -> str:
     """A file's SVG as an element of an HTML page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page
-    svg = re.sub(
-        r'<svg[^>]*(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{label}" \1>', svg, count=1
-    )
+    svg = re.sub(r'<svg[^>]*(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{label}" \1>', svg, count=1)
     svg = svg.replace("xlink:href=", "href=")
     svg = re.sub(r'\bid="|(?<=url\()#|(?<=href=")#', lambda found: f"{found[0]}{name}-", svg)
     svg = svg.replace(f"'{FONT}'", "var(--sans)")

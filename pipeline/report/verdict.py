@@ -118,8 +118,7 @@ def _price(sft: dict[str, Any], ppo: dict[str, Any]) -> str:
     ]
     if ppo["nll"] is not None:
         parts.append(
-            f"a token of the held-out demonstrations costs {fixed(ppo['nll'], 3)} nats "
-            f"(was {fixed(sft['nll'], 3)})"
+            f"a token of the held-out demonstrations costs {fixed(ppo['nll'], 3)} nats (was {fixed(sft['nll'], 3)})"
         )
     distance = f"PPO went {number(ppo['kl'])} nats of KL a response away from SFT."
     return f"{distance} Against SFT, {listing(parts)}."
@@ -141,8 +140,7 @@ def _caveats(found: Findings) -> list[str]:
         said.append(f"The reward model of this run is unfit for PPO: {'; '.join(reward['unfit'])}.")
     if ppo and ppo["reward_model"]:
         said.append(
-            f"PPO was rewarded by another reward model ({ppo['reward_model']}) "
-            "than the one that this run trained."
+            f"PPO was rewarded by another reward model ({ppo['reward_model']}) than the one that this run trained."
         )
     if not evaluation:
         return said

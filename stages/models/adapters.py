@@ -43,7 +43,7 @@ def is_adapter(artifact: Artifact) -> bool:
     return (artifact.path / ADAPTER).is_dir()
 
 
-def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> PreTrainedModel:
+def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
     """The policy of a `sft` or `ppo` artifact, frozen; the bare backbone when `artifact` is None."""
     if artifact is not None and not is_adapter(artifact):
         return load_full(artifact.file(MODEL), device)
@@ -54,10 +54,11 @@ def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> PreTr
         return PeftModel.from_pretrained(backbone, artifact.file(ADAPTER)).eval()
 
 
-def load_full(folder: Path, device: str) -> PreTrainedModel:
+def load_full(folder: Path, device: str) -> Any:
     """A fully fine-tuned model, in the precision it was saved in, frozen."""
     with readable_checkpoint(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model.to(device)
     model.requires_grad_(False)
     return model.eval()
 

@@ -61,7 +61,7 @@ class Actor:
                     )
 
             hidden.register_hook(check)
-        return hidden  # type: ignore[no-any-return]
+        return hidden
 
     def project(self, hidden_NH: Tensor) -> Tensor:
         """Logits (N, V) of hidden states, as the model's own forward makes them."""
@@ -75,15 +75,13 @@ class Actor:
         self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float, chunk_size: int
     ) -> tuple[Tensor, Tensor]:
         """As `stages.models.logprobs.token_logprobs`."""
-        return token_logprobs(
-            hidden_NH, targets_N, self.project, temperature=temperature, chunk_size=chunk_size
-        )
+        return token_logprobs(hidden_NH, targets_N, self.project, temperature=temperature, chunk_size=chunk_size)
 
     def scalar(self, hidden: Tensor) -> Tensor:
         """The role's scalar head on hidden states (..., H) -> (...)."""
         if self._head is None:
             raise RuntimeError("this role has no scalar head")
-        return self._head(hidden)  # type: ignore[no-any-return]
+        return self._head(hidden)
 
 
 class Bank(nn.Module):
@@ -92,7 +90,10 @@ class Bank(nn.Module):
     Attributes:
         heads: scalar heads by role.
         trainable: the roles that learn.
+        roles: all that can be made active.
     """
+
+    roles: tuple[str, ...]
 
     def __init__(self, heads: Mapping[str, ScalarHead], trainable: Sequence[str]) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class Bank(nn.Module):
         try:
             with self._routed(role) as lm:
                 lm.train(train)
-                head = self.heads[role] if role in self.heads else None
+                head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
                 with torch.enable_grad() if train else torch.no_grad():
                     yield Actor(lm, head, self._route)  # type: ignore[arg-type]
         finally:
@@ -124,9 +125,7 @@ class Bank(nn.Module):
 
     def state_of(self, role: str) -> dict[str, Tensor]:
         """A role's own tensors by name, on the CPU, for a checkpoint."""
-        state = {
-            f"model.{name}": p.detach().cpu().clone() for name, p in self._named_parameters(role).items()
-        }
+        state = {f"model.{name}": p.detach().cpu().clone() for name, p in self._named_parameters(role).items()}
         if role in self.heads:
             state |= {f"head.{n}": p.detach().cpu().clone() for n, p in self.heads[role].state_dict().items()}
         return state
@@ -203,7 +202,7 @@ class ActorBank(Bank):
             raise RuntimeError(f"no adapter {role!r}; there are {', '.join(self.roles)}")
         self._switch(None if role == BASE else role)
         try:
-            yield self.model.get_base_model()
+            yield self.model.get_base_model()  # type: ignore[misc]
         finally:
             self._switch(None)
 
@@ -219,9 +218,7 @@ class ActorBank(Bank):
     def _named_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """By names without the adapter's, so that roles can be compared and copied."""
         mark = f".{role}."
-        return {
-            n.replace(mark, "."): p for n, p in self.model.named_parameters() if "lora_" in n and mark in n
-        }
+        return {n.replace(mark, "."): p for n, p in self.model.named_parameters() if "lora_" in n and mark in n}
 
 
 class FullBank(Bank):

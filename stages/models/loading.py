@@ -59,12 +59,12 @@ def load_causal_lm(
             "device_map": {"": device},
         }
     with readable_checkpoint(source):
-        model = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     if quantization == "none":
         model.to(device)
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks a 4-bit layer at its first evaluation, for good, in a
-        # form that rounds to bfloat16 and has no backward: training after a rollout would get no gradient through it.
+        # form that rounds to bfloat16 and has no backward: what is trained after a rollout would get no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
@@ -94,7 +94,7 @@ def readable_checkpoint(source: str | Path) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, HfHubHTTPError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StageError(
                 f"the checkpoint cannot be loaded: {reason}",
                 where=str(source),

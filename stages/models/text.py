@@ -64,9 +64,7 @@ class Codec:
         self.tokenizer = tokenizer
         self.end_id = self._find_end_id()
         self.stop_ids = frozenset({self.end_id, int(tokenizer.eos_token_id)})
-        self.pad_id = int(
-            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        )
+        self.pad_id = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
     def _find_end_id(self) -> int:
         turn = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "zAz"}]

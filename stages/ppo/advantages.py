@@ -25,9 +25,7 @@ def token_rewards(penalty_BT: Tensor, score_B: Tensor, mask_BT: Tensor) -> Tenso
     return rewards
 
 
-def gae(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns (B, T), zero where masked. Masked tokens are skipped: the successor of a token is
     the next one that counts, and after the last one there is nothing more to come."""
     advantages = torch.zeros_like(rewards_BT)

@@ -94,9 +94,7 @@ def build(
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
     white = whiten(advantages, mask, reduce=world.sum)
     kl_B = kl.sum(1)
-    metrics = _describe(
-        episodes, scores_B, rewards_B, kl, entropy, values, returns, logp, ref_logp, kl_coef, world
-    )
+    metrics = _describe(episodes, scores_B, rewards_B, kl, entropy, values, returns, logp, ref_logp, kl_coef, world)
     return Experience(episodes, logp, ref_logp, values, white, returns, scores_B, kl_B, metrics)
 
 
@@ -124,9 +122,7 @@ def _describe(
         "score_square": (scores_B.double() ** 2).sum(),
         "reward": rewards_B.sum(),
     }
-    total = dict(
-        zip(sums, world.sum(torch.stack([s.double().cpu() for s in sums.values()])).tolist(), strict=True)
-    )
+    total = dict(zip(sums, world.sum(torch.stack([s.double().cpu() for s in sums.values()])).tolist(), strict=True))
     n = total["episodes"]
     mean_score = total["score"] / n
     _, error = masked_moments(returns - values, mask, world.sum)

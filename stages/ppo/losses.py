@@ -35,7 +35,7 @@ def policy_loss(
     cliprange: float,
     dual_clip: float | None = None,
 ) -> Loss:
-    """`-min(ratio * A, clip(ratio, 1 +- cliprange) * A)`; with `dual_clip` = c > 1 never above `-c * A` where A < 0.
+    """`-min(ratio A, clip(ratio, 1 +- cliprange) A)`; with `dual_clip` = c > 1 never above `-c A` where A < 0.
 
     Sums: `clipfrac` (tokens whose gradient the clip removes), `approxkl` (k3 of the behaviour policy from the
     new one), `ratio`.

@@ -38,9 +38,7 @@ def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifa
     return artifact
 
 
-def build(
-    config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str
-) -> tuple[Bank, Scorer]:
+def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> tuple[Bank, Scorer]:
     """The bank (policy as the reference's copy, value as the reward model's) and the scorer. Raises `StageError`
     when the reward model belongs to another base, is damaged, or does not give its stored scores."""
     base, sft, reward = inputs["base"], inputs["sft"], reward_artifact(config, inputs)
@@ -81,9 +79,7 @@ def _heads(reward: Artifact | None, hidden: int, value_role: str, device: str) -
     return {role: head.to(device) for role, head in heads.items()}
 
 
-def _lora_bank(
-    config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifact | None, device: str
-) -> ActorBank:
+def _lora_bank(config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifact | None, device: str) -> ActorBank:
     # A reward model that is no adapter is scored on its own, and lends its head to nobody.
     shared = reward if reward is not None and is_adapter(reward) else None
     backbone = load_backbone(base, device)
@@ -101,9 +97,7 @@ def _lora_bank(
     return ActorBank(model.to(device), heads, trainable)
 
 
-def _full_bank(
-    config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifact | None, device: str
-) -> FullBank:
+def _full_bank(config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifact | None, device: str) -> FullBank:
     shared = reward if reward is not None and not is_adapter(reward) else None
     models = {role: load_full(sft.file(MODEL), device) for role in ("reference", "policy")}
     if shared:

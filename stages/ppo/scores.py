@@ -93,9 +93,7 @@ class TextScorer:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = self.tokenizer(
-                [texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt"
-            )
+            batch = self.tokenizer([texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt")
             logits = self.model(**batch.to(self.model.device)).logits
             scores[rows] = logits[:, 0].float().cpu()
         return scores
@@ -115,9 +113,7 @@ class ScoreNormalizer:
     def observe(self, scores_B: Tensor) -> None:
         """Takes scores into the moments, over all processes (Chan et al. 1979, parallel variance)."""
         wide = scores_B.double()
-        count, total = self.world.sum(
-            torch.stack([torch.tensor(float(len(wide))).double(), wide.sum()])
-        ).tolist()
+        count, total = self.world.sum(torch.stack([torch.tensor(float(len(wide))).double(), wide.sum()])).tolist()
         mean = total / count
         square = float(self.world.sum(((wide - mean) ** 2).sum()[None])[0])
         both = self.count + count

@@ -20,7 +20,7 @@ from pipeline.config.ppo import PPOConfig
 from pipeline.errors import DataError, StageError
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.adapters import MODEL, save_adapter
-from stages.models.bank import ActorBank
+from stages.models.bank import ActorBank, FullBank
 from stages.models.loading import load_tokenizer
 from stages.models.text import IGNORED, Codec, pad
 from stages.ppo import roles
@@ -63,11 +63,10 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     write_jsonl(out_dir / "looks.jsonl", looks)
     if isinstance(bank, ActorBank):
         save_adapter(bank.model, "policy", out_dir)
-    else:
-        bank.models["policy"].save_pretrained(out_dir / MODEL)  # type: ignore[operator]
-    save_file(
-        bank.state_of("value" if config.value == "adapter" else "policy"), out_dir / "value.safetensors"
-    )
+    elif isinstance(bank, FullBank):
+        policy: Any = bank.models["policy"]
+        policy.save_pretrained(out_dir / MODEL)
+    save_file(bank.state_of("value" if config.value == "adapter" else "policy"), out_dir / "value.safetensors")
     last = looks[-1] if looks else {}
     return {
         "prompts": len(prompts),
@@ -197,7 +196,7 @@ def _load(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise StageError(
-            f"the checkpoint is damaged: {str(error).splitlines()[0]}",
+            f"the checkpoint is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
             where=str(path),
             mend="start the stage afresh: tutelage run ppo --fresh",
         ) from error

@@ -1,8 +1,9 @@
 """PPO under a KL penalty (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022), one update at a time.
 
 Deviations from TRL's last PPO trainer, each a bug there: the score is placed on the last valid token; every
-minibatch is one optimizer step; gradients are clipped; means are over valid tokens; whitening is over all processes;
-value role and heads are in the checkpoint; logits exist in chunks only. The numbered steps are those of docs/ppo.md.
+minibatch is one optimizer step; gradients are clipped; means are over valid tokens; whitening is over all
+processes; value role and heads are in the checkpoint; logits exist in chunks only. The numbered steps are those
+of docs/ppo.md.
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ class PPOTrainer:
         self.generator = torch.Generator().manual_seed(seed)
         self.order, self.cursor = torch.arange(0), 0
         kl = config.kl
-        self.kl: FixedKL = (
-            AdaptiveKL(kl.init, kl.target, kl.horizon) if kl.kind == "adaptive" else FixedKL(kl.init)
-        )
+        self.kl: FixedKL = AdaptiveKL(kl.init, kl.target, kl.horizon) if kl.kind == "adaptive" else FixedKL(kl.init)
         self.normalizer = ScoreNormalizer(config.score, self.world)
         self.optimizers = {role: self._optimizer(role) for role in sorted(bank.trainable)}
         self.frozen = {role: bank.checksum(role) for role in bank.roles if role not in bank.trainable}
@@ -214,9 +213,7 @@ class PPOTrainer:
                 if config.entropy_coef:
                     losses.append(entropy_bonus(entropy, part.mask_BT, count=count, coef=config.entropy_coef))
                 if config.value == "trunk":
-                    value = self._value_loss(
-                        data, part_rows, part, trajectory.values(actor, part, hidden), count
-                    )
+                    value = self._value_loss(data, part_rows, part, trajectory.values(actor, part, hidden), count)
                     losses.append(Loss(config.vf_coef * value.loss, value.sums))
                 torch.stack([loss.loss for loss in losses]).sum().backward()
                 _accumulate(sums, losses)
@@ -235,9 +232,7 @@ class PPOTrainer:
                 _accumulate(sums, [loss])
         return self._step("value", sums)
 
-    def _value_loss(
-        self, data: Experience, rows: Tensor, part: Episodes, values_BT: Tensor, count: float
-    ) -> Loss:
+    def _value_loss(self, data: Experience, rows: Tensor, part: Episodes, values_BT: Tensor, count: float) -> Loss:
         return value_loss(
             values_BT,
             data.values_BT[rows],
@@ -276,7 +271,9 @@ class PPOTrainer:
         self.optimizers[role].step()
         self.optimizers[role].zero_grad(set_to_none=True)
         names = sorted(sums)
-        values = self.world.sum(torch.stack([sums[name].double().cpu() for name in names])) if names else []
+        values = (
+            self.world.sum(torch.stack([sums[name].double().cpu() for name in names])) if names else torch.empty(0)
+        )
         return dict(zip(names, [float(v) for v in values], strict=True)) | {f"{role}_norm": norm}
 
     # --- Set-up and run-time checks ------------------------------------------------------------------------------

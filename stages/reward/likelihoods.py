@@ -44,9 +44,11 @@ def plackett_luce(scores_K: Tensor, ranks_K: Tensor) -> Tensor:
 
 def _log_chosen_first(scores_K: Tensor, group: list[int], left: list[int]) -> Tensor:
     """Log-probability that the answers of `group`, in any order, are the first ones chosen from `left`."""
-    log_reached = {(): scores_K.new_zeros(())}  # chosen so far (as a set) -> log-probability of getting there
+    log_reached: dict[tuple[int, ...], Tensor] = {
+        (): scores_K.new_zeros(())
+    }  # chosen so far (as a set) -> log-probability of getting there
     for size in range(1, len(group) + 1):
-        reached = {}
+        reached: dict[tuple[int, ...], Tensor] = {}
         for chosen in combinations(group, size):
             ways = []
             for last in chosen:

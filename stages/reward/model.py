@@ -40,9 +40,9 @@ class RewardModel(nn.Module):
         """Right-padded rows and their real lengths -> scores (B,). The head reads each row's last real token."""
         base = self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
         hidden = base.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
-        return self.head(at_last_token(hidden, lengths_B))  # type: ignore[no-any-return]
+        return self.head(at_last_token(hidden, lengths_B))
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What learns: a checkpoint needs no copy of a frozen backbone, nor tied weights twice."""
         state = super().state_dict(*args, **kwargs)
         return {name: state[name] for name, p in self.named_parameters() if p.requires_grad}
@@ -65,9 +65,7 @@ def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[i
 
 
 @torch.no_grad()
-def score_rows(
-    score: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str | torch.device
-) -> Tensor:
+def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str | torch.device) -> Tensor:
     """Scores (N,) on the CPU. `score(ids_BL, lengths_B)` is a `RewardModel` or `actor_scorer(...)`."""
     scores = torch.zeros(len(rows))
     for batch in by_length(rows, batch_size):

@@ -57,9 +57,7 @@ def quality(rankings: Sequence[Ranking], scores: Scores, lengths: Scores, seed: 
         "score_std": float(values.std()),
         "accuracy_by_annotator": {name: _accuracy(np.array(m)) for name, m in sorted(by_annotator.items())},
     }
-    metrics["accuracy_low"], metrics["accuracy_high"] = _interval(
-        [np.array(m) for m in margins.values()], seed
-    )
+    metrics["accuracy_low"], metrics["accuracy_high"] = _interval([np.array(m) for m in margins.values()], seed)
     return metrics, table
 
 
@@ -108,7 +106,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 def _mean_ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
-    return ((last - counts + 1 + last) / 2)[inverse]  # type: ignore[no-any-return]
+    return ((last - counts + 1 + last) / 2)[inverse]
 
 
 def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:

@@ -103,9 +103,7 @@ def group_rankings(rankings: list[Ranking], codec: Codec, max_length: int) -> tu
     return {key: group for key, group in groups.items() if group.rankings}, len(too_long)
 
 
-def _new_model(
-    config: RewardConfig, inputs: Mapping[str, Artifact], ctx: RunContext
-) -> reward_model.RewardModel:
+def _new_model(config: RewardConfig, inputs: Mapping[str, Artifact], ctx: RunContext) -> reward_model.RewardModel:
     base, sft = inputs["base"], inputs["sft"]
     if config.lora is None:
         start = sft if config.init == "sft" else None
@@ -125,9 +123,7 @@ def _copy_adapter(sft: Artifact, lm: Any) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
     if not is_adapter(sft):
-        raise StageError(
-            "the SFT model is not an adapter", where=str(sft.path), mend="set reward.lora to null"
-        )
+        raise StageError("the SFT model is not an adapter", where=str(sft.path), mend="set reward.lora to null")
     try:
         set_peft_model_state_dict(lm, load_peft_weights(str(sft.file("adapter")), device=str(lm.device)))
     except RuntimeError as error:
@@ -145,8 +141,7 @@ def _train(
         model=model,
         args=training_arguments(
             TrainingArguments,
-            {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16}
-            | config.trainer,
+            {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16} | config.trainer,
             ctx,
             remove_unused_columns=False,
         ),

@@ -77,9 +77,7 @@ def test_perfect_and_opposite():
 def test_chance_is_one_half_and_alpha_zero():
     rng = random.Random(0)
     rankings = [
-        ranking(name, rng.sample(range(1, 5), 4), prompt=f"prompt {i}")
-        for i in range(1500)
-        for name in ("a", "b")
+        ranking(name, rng.sample(range(1, 5), 4), prompt=f"prompt {i}") for i in range(1500) for name in ("a", "b")
     ]
     measured = agreement(rankings, resamples=200)
     assert measured.pairwise.value == pytest.approx(0.5, abs=0.02)
@@ -98,9 +96,7 @@ def alpha_by_definition(units):
         between = sum(n[values[g]] for g in range(low, high + 1))
         return (between - (n[c] + n[k]) / 2) ** 2
 
-    observed = sum(
-        distance(c, k) / (len(unit) - 1) for unit in units for c, k in itertools.permutations(unit, 2)
-    )
+    observed = sum(distance(c, k) / (len(unit) - 1) for unit in units for c, k in itertools.permutations(unit, 2))
     expected = sum(n[c] * (n[k] - (c == k)) * distance(c, k) for c in values for k in values) / (total - 1)
     return 1 - observed / expected
 

@@ -22,9 +22,7 @@ def user(text):
 
 def test_columns_by_name(tmp_path):
     config = table(tmp_path, [{"mr": "name[X]", "ref": "X is a pub."}], prompt="mr", completion="ref")
-    assert list(read_demonstrations(config, 0.0, Dropped())) == [
-        Demonstration(user("name[X]"), "X is a pub.")
-    ]
+    assert list(read_demonstrations(config, 0.0, Dropped())) == [Demonstration(user("name[X]"), "X is a pub.")]
 
 
 def test_conversations(tmp_path):

@@ -139,9 +139,7 @@ def test_missing_column(tmp_path):
 
 
 def test_nothing_left(tmp_path):
-    fails(
-        table(tmp_path, "wide", [wide_row("", "", 1)] * 2, **WIDE), "no ranking is left", "4 x missing rating"
-    )
+    fails(table(tmp_path, "wide", [wide_row("", "", 1)] * 2, **WIDE), "no ranking is left", "4 x missing rating")
 
 
 def test_limit(tmp_path):

@@ -35,9 +35,7 @@ def write_csv(path: Path, text: str) -> Path:
 CSV = 'prompt,completion\n"a, b","say ""hi""\nand go"\né,x\n'
 
 
-@pytest.mark.parametrize(
-    "name", ["t.csv", "t.tsv", "t.jsonl", "t.ndjson", "t.json", "t.csv.gz", "t.jsonl.gz"]
-)
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.ndjson", "t.json", "t.csv.gz", "t.jsonl.gz"])
 def test_every_text_format_gives_the_same_rows(tmp_path, name):
     path = tmp_path / name
     if ".csv" in name:
@@ -207,15 +205,11 @@ def test_hub_data_sets_are_streamed_at_the_revision(monkeypatch):
     fake_datasets(monkeypatch, load)
     assert [row["text"] for row in read("hub://owner/name@abc", split="test", limit=2)] == ["0", "1"]
     assert calls == [(("owner/name", None), {"split": "test", "revision": "abc", "streaming": True})]
-    assert (
-        read("hub://owner/name/part@abc", limit=1)[0].where == "hub://owner/name/part@abc, split train, row 1"
-    )
+    assert read("hub://owner/name/part@abc", limit=1)[0].where == "hub://owner/name/part@abc, split train, row 1"
     assert calls[1][0] == ("owner/name", "part")
 
 
-@pytest.mark.parametrize(
-    "path", ["hub://name@abc", "hub://owner/name", "hub://owner/name@", "hub://a/b/c/d@e"]
-)
+@pytest.mark.parametrize("path", ["hub://name@abc", "hub://owner/name", "hub://owner/name@", "hub://a/b/c/d@e"])
 def test_malformed_hub_address(path):
     fails(path, "does not name a Hub data set")
 

@@ -31,7 +31,9 @@ def test_a_clean_task_is_faultless_by_its_own_rubric() -> None:
     ],
 )
 def test_each_fault_shows_where_it_was_asked_for(values: dict[str, float], kinds: set[str]) -> None:
-    config = TaskConfig(**{"task": "venues", "size": 300, "missing": 0.0, "invented": 0.0, "repeated": 0.0, **values})
+    config = TaskConfig(
+        **{"task": "venues", "size": 300, "missing": 0.0, "invented": 0.0, "repeated": 0.0, **values}
+    )
     for check in checks(config):
         shown = {kind for kind in ("missing", "wrong", "invented", "repeated") if getattr(check, kind)}
         assert shown, "every text was to be spoiled"
@@ -82,7 +84,9 @@ def test_bias_noise_and_oversight_do_what_they_say() -> None:
 
 
 def test_slots_count_substitutions_once_and_name_the_attribute() -> None:
-    check = venues.rubric().check(parse_mr(PROMPT[0]["content"]), "Blue Fox is a cafe with Thai food and low prices.")
+    check = venues.rubric().check(
+        parse_mr(PROMPT[0]["content"]), "Blue Fox is a cafe with Thai food and low prices."
+    )
     assert (check.missing, check.wrong, check.invented, check.repeated) == (["area"], ["kind"], ["price"], [])
     assert (check.given, check.errors) == (4, 3)
     assert slot_error_rate([check, check]) == pytest.approx(3 / 4)

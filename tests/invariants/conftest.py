@@ -8,9 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))  # tiny.
 
 def pytest_configure(config: pytest.Config) -> None:
     # peft 0.21 asks transformers 5.23 for an attribute by its old name.
-    config.addinivalue_line(
-        "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-    )
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,9 +21,7 @@ def test_micro_batches(kind, value):
 
     results = {}
     for size in (None, 1, 2, 4):
-        trainer = ppo_case.make(
-            kind, value=value, micro_batch_size=size, scorer=scorer, **ppo_case.EVERYTHING
-        )
+        trainer = ppo_case.make(kind, value=value, micro_batch_size=size, scorer=scorer, **ppo_case.EVERYTHING)
         before = ppo_case.weights(trainer)
         results[size] = (trainer.step(), ppo_case.weights(trainer))
     assert len(set(lengths)) > 2, f"responses must be of unequal lengths: {lengths}"

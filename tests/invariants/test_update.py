@@ -45,9 +45,7 @@ def data():
     trainer = ppo_case.make(bank=tiny.lora_bank(distinct=True), gamma=1.0, lam=1.0)
     episodes = trainer.sample(trainer.next_prompts())
     scores, rewards = torch.arange(8.0), torch.arange(8.0) / 2 - 1
-    return experience.build(
-        trainer.bank, episodes, scores, rewards, trainer.config, 0.3, trainer.world
-    ), rewards
+    return experience.build(trainer.bank, episodes, scores, rewards, trainer.config, 0.3, trainer.world), rewards
 
 
 def test_returns_are_the_rewards_to_go(data):
@@ -76,9 +74,7 @@ def test_metrics_by_their_definitions(data):
     made, rewards = data
     mask = made.episodes.mask_BT.numpy()
     ratio = (made.logp_BT - made.ref_logp_BT).numpy().astype(float)[mask]
-    returns, values = (
-        x[made.episodes.mask_BT].numpy().astype(float) for x in (made.returns_BT, made.values_BT)
-    )
+    returns, values = (x[made.episodes.mask_BT].numpy().astype(float) for x in (made.returns_BT, made.values_BT))
     expected = {
         "objective/kl": np.clip(ratio, -10, 10).sum() / 8,
         "objective/kl_k3": np.clip(np.exp(-ratio) - 1 + ratio, -10, 10).sum() / 8,
@@ -160,9 +156,7 @@ def test_gradients_are_clipped(kind, role):
     trainer = ppo_case.make(kind, max_grad_norm=1e-3)
     norms = watch(trainer, role, lambda: norm(trainer, role))
     metrics = trainer.step()
-    assert metrics["policy/grad_norm" if role == "policy" else "val/grad_norm"] > 1e-2, (
-        "there was more to clip"
-    )
+    assert metrics["policy/grad_norm" if role == "policy" else "val/grad_norm"] > 1e-2, "there was more to clip"
     assert norms == pytest.approx([1e-3] * 4, rel=1e-2)
 
 
@@ -241,9 +235,7 @@ def test_missing_eos_penalty_knows_every_stop_id(penalty):
 
     trainer = ppo_case.make(scorer=scorer, missing_eos_penalty=penalty, batch_size=32, num_mini_batches=1)
     metrics = trainer.step()
-    ends = [
-        row[: int(m.sum())][-1] for row, m in zip(kept[0].responses_BT.tolist(), kept[0].mask_BT, strict=True)
-    ]
+    ends = [row[: int(m.sum())][-1] for row, m in zip(kept[0].responses_BT.tolist(), kept[0].mask_BT, strict=True)]
     assert len(set(ends) & ppo_case.STOPS) > 1, "responses must end with several of the stop ids"
     unended = sum(end not in ppo_case.STOPS for end in ends) / 32
     assert 0 < unended < 1

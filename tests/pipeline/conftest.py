@@ -56,8 +56,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStages]:
         setattr(module, name, fakes.function(name))
     monkeypatch.setitem(sys.modules, "fake_stages", module)
     specs = {
-        name: dataclasses.replace(spec, target=f"fake_stages:{name}")
-        for name, spec in registry.STAGES.items()
+        name: dataclasses.replace(spec, target=f"fake_stages:{name}") for name, spec in registry.STAGES.items()
     }
     monkeypatch.setattr(registry, "STAGES", specs)
     monkeypatch.setattr(running, "_free_memory", lambda: None)  # slow once another test has imported torch

@@ -55,9 +55,7 @@ def test_run_ends_in_the_report_and_a_second_run_in_nothing(
     assert len(reports) == 1
 
 
-def test_the_report_follows_the_values(
-    recipe_file: Path, stages: FakeStages, reports: list[list[str]]
-) -> None:
+def test_the_report_follows_the_values(recipe_file: Path, stages: FakeStages, reports: list[list[str]]) -> None:
     invoke("run")
     invoke("run -s ppo.kl.target=8")
     calls = len(stages.calls)
@@ -137,9 +135,7 @@ def test_clean_keeps_what_the_values_use(recipe_file: Path, stages: FakeStages) 
     assert not Path("runs/small").exists()
 
 
-def test_chat_hands_over_the_run(
-    recipe_file: Path, stages: FakeStages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_hands_over_the_run(recipe_file: Path, stages: FakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     module = types.ModuleType("stages.chat")
     module.chat = lambda run, models, **options: calls.append((list(run.stages), models, options))  # type: ignore[attr-defined]

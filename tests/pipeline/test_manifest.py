@@ -189,6 +189,4 @@ def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_broken_cache_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "cache.json").write_text("{")
     (tmp_path / "file").write_text("x")
-    assert Fingerprints(tmp_path / "cache.json")(tmp_path / "file") == fingerprint.file_sha256(
-        tmp_path / "file"
-    )
+    assert Fingerprints(tmp_path / "cache.json")(tmp_path / "file") == fingerprint.file_sha256(tmp_path / "file")

@@ -52,9 +52,7 @@ def test_until_takes_only_what_the_stage_needs(load: Callable[..., LoadedRecipe]
         ("eval.judge=my.yaml", "eval", {"eval.judge": Path("my.yaml")}),
     ],
 )
-def test_local_files(
-    load: Callable[..., LoadedRecipe], given: str, stage: str, expected: dict[str, Path]
-) -> None:
+def test_local_files(load: Callable[..., LoadedRecipe], given: str, stage: str, expected: dict[str, Path]) -> None:
     assert registry.STAGES[stage].files(load(given).recipe) == expected
 
 

@@ -51,9 +51,7 @@ def interrupt_after(steps: int) -> Callable[..., dict[str, Any]]:
     return run
 
 
-def test_a_run_makes_every_stage_once_and_a_second_does_nothing(
-    runner: MakeRunner, stages: FakeStages
-) -> None:
+def test_a_run_makes_every_stage_once_and_a_second_does_nothing(runner: MakeRunner, stages: FakeStages) -> None:
     assert set(actions(runner()).values()) == {"run", "wait"}
     assert reason(runner(), "base") == "never ran"
     runner().run()

@@ -10,9 +10,7 @@ from pipeline.stage import Artifact, RunContext
 
 def pytest_configure(config: pytest.Config) -> None:
     # peft 0.21 asks transformers 5.23 for an attribute by its old name.
-    config.addinivalue_line(
-        "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-    )
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @pytest.fixture(scope="session", autouse=True)

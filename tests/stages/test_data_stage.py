@@ -19,15 +19,11 @@ def tables(tmp_path):
     """40 demonstrations, one of them empty; 30 pairs, 20 on prompts of the demonstrations; 15 prompts."""
     demonstrations = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(40)]
     demonstrations[7]["completion"] = ""
-    pairs = [
-        {"prompt": f"p{i}", "chosen": "x", "rejected": "y", "annotator": f"w{i % 3}"} for i in range(20, 50)
-    ]
+    pairs = [{"prompt": f"p{i}", "chosen": "x", "rejected": "y", "annotator": f"w{i % 3}"} for i in range(20, 50)]
     return {
         "demonstrations": TableConfig(path=write(tmp_path / "d.jsonl", demonstrations)),
         "rankings": RankingTableConfig(path=write(tmp_path / "r.jsonl", pairs), format="pairs"),
-        "prompts": TableConfig(
-            path=write(tmp_path / "p.jsonl", [{"prompt": f"p{i}"} for i in range(45, 60)])
-        ),
+        "prompts": TableConfig(path=write(tmp_path / "p.jsonl", [{"prompt": f"p{i}"} for i in range(45, 60)])),
     }
 
 
@@ -49,9 +45,7 @@ def test_tables(tables, tmp_path, context):
     assert len(demonstrations) == 39
     assert len(rankings) == 30
     # p0..p59 once each, less p7, whose only row was dropped
-    assert sorted(row["prompt"][0]["content"] for row in prompts) == sorted(
-        f"p{i}" for i in range(60) if i != 7
-    )
+    assert sorted(row["prompt"][0]["content"] for row in prompts) == sorted(f"p{i}" for i in range(60) if i != 7)
 
     split = {prompt_key(row["prompt"]): row["split"] for row in prompts}
     for row in demonstrations + rankings:

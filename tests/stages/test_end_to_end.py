@@ -70,9 +70,9 @@ def test_the_export_reloads_in_plain_transformers_and_speaks_as_the_policy(runs:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = [{"role": "user", "content": "name[Blue Fox], kind[pub], area[harbour]"}]
-    ids = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )["input_ids"]
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
     policy = load_policy(stages["base"].artifact, stages["ppo"].artifact, "cpu")
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
@@ -98,10 +98,7 @@ def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
     logged = set().union(*rows) - {"step", "time"}
     page = (ROOT / "docs/ppo.md").read_text(encoding="utf-8").partition("## Metrics")[2]
     defined = {
-        name
-        for line in page.splitlines()
-        if line.startswith("| `")
-        for name in line.split("|")[1].split("`")[1::2]
+        name for line in page.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
     }
     assert logged <= defined
     assert defined - logged == {"loss/ptx_avg"}
@@ -119,18 +116,10 @@ def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
             "base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128",  # NF4 blocks hold 64 weights
             id="NF4 backbone",
         ),
-        pytest.param(
-            "ppo.ptx_coef=0.5 ppo.entropy_coef=0.01 ppo.dual_clip=3.0", id="ptx, entropy, dual clip"
-        ),
-        pytest.param(
-            "ppo.score.normalization=running ppo.whiten_rewards=true ppo.target_kl=0.1", id="running"
-        ),
-        pytest.param(
-            "reward.objective=plackett_luce reward.center_rewards_coefficient=0.01", id="Plackett-Luce"
-        ),
-        pytest.param(
-            "sft.packing=true base.chat_template=chatml base.dtype=bfloat16", id="packed, chatml, bf16"
-        ),
+        pytest.param("ppo.ptx_coef=0.5 ppo.entropy_coef=0.01 ppo.dual_clip=3.0", id="ptx, entropy, dual clip"),
+        pytest.param("ppo.score.normalization=running ppo.whiten_rewards=true ppo.target_kl=0.1", id="running"),
+        pytest.param("reward.objective=plackett_luce reward.center_rewards_coefficient=0.01", id="Plackett-Luce"),
+        pytest.param("sft.packing=true base.chat_template=chatml base.dtype=bfloat16", id="packed, chatml, bf16"),
     ],
 )
 def test_other_ways_through(tmp_path: Path, sets: str) -> None:

@@ -55,9 +55,7 @@ def test_careful_annotators_rank_by_facts(collected, tmp_path, context):
 
 
 def test_annotators_take_turns(collected, tmp_path, context):
-    config = RankConfig(
-        source="simulated", annotators=[careful(name) for name in "abcde"], annotators_per_prompt=2
-    )
+    config = RankConfig(source="simulated", annotators=[careful(name) for name in "abcde"], annotators_per_prompt=2)
     metrics, rankings, _ = stage(config, collected, tmp_path, context)
     assert set(Counter(r.annotator for r in rankings).values()) == {4}
     assert metrics["annotators"] == 5
@@ -85,9 +83,7 @@ def test_too_few_annotators(collected, tmp_path, context):
 def test_given_rankings_are_passed_on(artifact, tmp_path, context):
     data = artifact("data")
     prompt = [{"role": "user", "content": "p"}]
-    given = [
-        Ranking(prompt, ["x", "y"], ranks, name, human=True) for name, ranks in (("a", [1, 2]), ("b", [2, 1]))
-    ]
+    given = [Ranking(prompt, ["x", "y"], ranks, name, human=True) for name, ranks in (("a", [1, 2]), ("b", [2, 1]))]
     write_jsonl(data.path / "rankings.jsonl", given)
     metrics, rankings, _ = stage(RankConfig(source="data"), {"data": data}, tmp_path, context)
     assert rankings == given

@@ -191,9 +191,7 @@ def test_a_truncated_base_is_refused(inputs, tmp_path, training_context):
 
 def test_a_base_without_its_model_is_refused(inputs, tmp_path, training_context):
     (inputs["base"].path / "base.json").write_text(
-        json.dumps(
-            {"model": str(tmp_path / "gone"), "revision": None, "dtype": "auto", "quantization": "none"}
-        )
+        json.dumps({"model": str(tmp_path / "gone"), "revision": None, "dtype": "auto", "quantization": "none"})
     )
     with pytest.raises(StageError, match="checkpoint cannot be loaded"):
         run(inputs, tmp_path / "out", training_context()[0])

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from data.schema import Ranking, write_jsonl
 from pipeline.config.sft import LoRAConfig
@@ -74,6 +80,23 @@ def lm(seed: int = 0, **values: Any) -> LlamaForCausalLM:
         "pad_token_id": PAD,
     } | values
     return LlamaForCausalLM(LlamaConfig(**config)).eval()
+
+
+def gpt2(seed: int = 0) -> GPT2LMHeadModel:
+    """With learned positions."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=64,
+        n_embd=HIDDEN,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    return GPT2LMHeadModel(config).eval()
 
 
 def head(seed: int = 0) -> ScalarHead:
@@ -143,10 +166,7 @@ def base_artifact(folder: Path, *, seed: int = 0, template: str = "plain") -> Ar
 
 def words(count: int, seed: int = 0) -> list[str]:
     generator = random.Random(seed)
-    return [
-        "".join(generator.choices("abcdefgh ", k=generator.randint(2, 9))).strip() or "a"
-        for _ in range(count)
-    ]
+    return ["".join(generator.choices("abcdefgh ", k=generator.randint(2, 9))).strip() or "a" for _ in range(count)]
 
 
 def data_artifact(folder: Path, *, train: int = 12, held_out: int = 4) -> Artifact:

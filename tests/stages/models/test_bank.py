@@ -21,16 +21,12 @@ def backward(bank, role):
         parameter.grad = None
     with bank.active(role, train=True) as actor:
         hidden = actor.hidden(IDS)
-        logp, _ = actor.logprobs(
-            hidden[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), temperature=1.0, chunk_size=5
-        )
+        logp, _ = actor.logprobs(hidden[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), temperature=1.0, chunk_size=5)
         loss = logp.sum()
         if role in bank.heads:
             loss = loss + actor.scalar(hidden).sum()
         loss.backward()
-    return {
-        r: [None if p.grad is None else p.grad.clone() for p in bank.parameters_of(r)] for r in bank.roles
-    }
+    return {r: [None if p.grad is None else p.grad.clone() for p in bank.parameters_of(r)] for r in bank.roles}
 
 
 @pytest.fixture(params=tiny.BANKS)

@@ -110,9 +110,7 @@ def test_pad_is_eos_where_there_is_none():
     assert Codec(tiny.tokenizer("plain", pad_token=None)).pad_id == tiny.EOS
 
 
-@pytest.mark.parametrize(
-    ("left", "expected"), [(True, [[0, 0, 7], [7, 8, 9]]), (False, [[7, 0, 0], [7, 8, 9]])]
-)
+@pytest.mark.parametrize(("left", "expected"), [(True, [[0, 0, 7], [7, 8, 9]]), (False, [[7, 0, 0], [7, 8, 9]])])
 def test_pad(left, expected):
     padded, mask = pad([[7], [7, 8, 9]], 0, left=left)
     assert padded.tolist() == expected

@@ -125,9 +125,7 @@ def batch(seed=1, shape=(4, 6)):
 
 
 LOSSES = {
-    "policy": lambda x, y, z, mask, count: policy_loss(
-        x, y, z, mask, count=count, cliprange=0.2, dual_clip=2.0
-    ),
+    "policy": lambda x, y, z, mask, count: policy_loss(x, y, z, mask, count=count, cliprange=0.2, dual_clip=2.0),
     "value": lambda x, y, z, mask, count: value_loss(x, y, z, mask, count=count, cliprange_value=0.2),
     "entropy": lambda x, y, z, mask, count: entropy_bonus(x, mask, count=count, coef=0.3),
 }

@@ -158,8 +158,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("value", ["adapter", "trunk"])
 def test_resume_is_exact(inputs, tmp_path, training_context, value):
-    """Killed in its third update, after the checkpoint of the second: weights, looks and metrics are those of a
-    run that was not."""
+    """Killed in its third update, after the checkpoint of the second, and a run that was not: the same."""
     values = {"value": value, "score": ScoreConfig(normalization="running"), "ptx_coef": 0.1}
     ctx, notes = training_context(state="whole")
     whole, _ = run(inputs, tmp_path / "whole out", ctx, **values)
@@ -215,9 +214,7 @@ def test_an_unfit_reward_model_is_refused_unless_forced(inputs, tmp_path, traini
     inputs["reward"].file("quality.json").write_text(json.dumps({"unfit": reasons}))
     with pytest.raises(StageError, match="unfit for PPO: its accuracy is that of a coin"):
         run(inputs, tmp_path / "out", training_context()[0])
-    _, metrics = run(
-        inputs, tmp_path / "forced", training_context(state="f", force=True)[0], total_episodes=8
-    )
+    _, metrics = run(inputs, tmp_path / "forced", training_context(state="f", force=True)[0], total_episodes=8)
     assert metrics["forced_past_gate"] == reasons
 
 

@@ -51,10 +51,13 @@ def test_equals_a_slow_reference(lm, uniform):
     assert LENGTH in lengths
 
 
-def test_left_padding_changes_nothing(lm, uniform):
-    together = run(lm, PROMPTS, uniform)
-    alone = [run(lm, [prompt], uniform[i : i + 1])[0] for i, prompt in enumerate(PROMPTS)]
-    assert together == alone
+@pytest.mark.parametrize("make", [lambda: tiny.lm(3), tiny.gpt2], ids=["rotary", "learned"])
+def test_left_padding_changes_nothing(make, uniform):
+    """Whether positions are rotations or embeddings of their own."""
+    model = make()
+    together = run(model, PROMPTS, uniform)
+    assert together == [run(model, [prompt], uniform[i : i + 1])[0] for i, prompt in enumerate(PROMPTS)]
+    assert together == [slowly(model, prompt, u) for prompt, u in zip(PROMPTS, uniform, strict=True)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 100, None])

@@ -136,9 +136,7 @@ def test_text_is_the_boundary(tmp_path, episodes, template, batch_size):
         assert found[row].item() == pytest.approx(expected, abs=1e-5), text
 
 
-@pytest.mark.parametrize(
-    "special", [{"pad_token": "<eos>"}, {"pad_token": None}], ids=["pad is eos", "no pad"]
-)
+@pytest.mark.parametrize("special", [{"pad_token": "<eos>"}, {"pad_token": None}], ids=["pad is eos", "no pad"])
 def test_a_pad_token_of_its_own_is_asked_for(tmp_path, special):
     classifier(tmp_path, **special)
     with pytest.raises(StageError, match="pad token is its EOS"):

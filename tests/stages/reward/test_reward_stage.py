@@ -142,9 +142,7 @@ def scorer(artifact, base):
 @pytest.mark.parametrize("objective", ["bradley_terry", "plackett_luce"])
 def test_it_learns_what_the_rankings_say(inputs, tmp_path, training_context, objective):
     ctx, notes = training_context()
-    artifact, metrics = run(
-        inputs, tmp_path / "out", ctx, objective=objective, trainer={"num_train_epochs": 12}
-    )
+    artifact, metrics = run(inputs, tmp_path / "out", ctx, objective=objective, trainer={"num_train_epochs": 12})
     losses = [values["loss"] for _, values in notes.logged if "loss" in values]
     assert losses[-1] < 0.5 * losses[0]
     assert metrics["eval_accuracy"] > 0.7
@@ -190,9 +188,7 @@ def test_it_starts_as_the_sft_adapters_copy(inputs, tmp_path, training_context):
     artifact, _ = run(
         inputs, tmp_path / "out", training_context()[0], trainer={"max_steps": 1, "learning_rate": 0.0}
     )
-    ours, theirs = (
-        load_file(a.file("adapter") / "adapter_model.safetensors") for a in (artifact, inputs["sft"])
-    )
+    ours, theirs = (load_file(a.file("adapter") / "adapter_model.safetensors") for a in (artifact, inputs["sft"]))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -1,0 +1,354 @@
+"""Breaks the code in one place at a time, in a copy, and shows which tests notice: `python tests/mutations.py`.
+
+    python tests/mutations.py [--list] [WORD ...]     only the mutations whose names contain one of the words
+
+Ends with 1 if a mutation survives its tests, if its text is not found, or if the tests fail without any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("pipeline", "data", "stages", "tests", "pyproject.toml")
+SHOWN = 3
+
+PPO, MODELS, REWARD = "tests/stages/ppo", "tests/stages/models", "tests/stages/reward"
+INVARIANTS = "tests/invariants"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`edits`: (file, text that stands there exactly once, what stands there instead)."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...]
+
+
+def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, ((file, old, new),), tests)
+
+
+BACKWARD_AFTER_SWITCH = (
+    "stages/ppo/trainer.py",
+    """                loss.loss.backward()
+                _accumulate(sums, [loss])
+        return self._step("value", sums)
+""",
+    """                _accumulate(sums, [loss])
+        loss.loss.backward()
+        return self._step("value", sums)
+""",
+)
+NO_ROUTE_CHECK = ("stages/models/bank.py", "if self._route() != before:", "if False:")
+
+MUTATIONS = [
+    mutation(
+        "whitening keeps the mean",
+        "stages/ppo/advantages.py",
+        "white if shift_mean else white + mean",
+        "white + mean",
+        f"{PPO}/test_advantages.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "score at the first pad",
+        "stages/ppo/advantages.py",
+        "last = (mask_BT * (position + 1)).argmax(dim=1)",
+        "last = mask_BT.sum(1).clamp(max=mask_BT.shape[1] - 1)",
+        f"{PPO}/test_advantages.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "KL sign flipped in the estimator",
+        "stages/ppo/kl.py",
+        "return log_ratio(logp_BT, ref_logp_BT).clamp(",
+        "return log_ratio(ref_logp_BT, logp_BT).clamp(",
+        f"{PPO}/test_kl.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "KL sign flipped in the reward",
+        "stages/ppo/advantages.py",
+        "torch.where(mask_BT, -penalty_BT,",
+        "torch.where(mask_BT, penalty_BT,",
+        f"{PPO}/test_advantages.py",
+        f"{INVARIANTS}/test_update.py",
+        f"{INVARIANTS}/test_behaviour.py",
+    ),
+    mutation(
+        "value clip takes the minimum",
+        "stages/ppo/losses.py",
+        "0.5 * torch.maximum(plain_error, clipped_error)",
+        "0.5 * torch.minimum(plain_error, clipped_error)",
+        f"{PPO}/test_losses.py",
+    ),
+    mutation(
+        "policy clip takes the minimum",
+        "stages/ppo/losses.py",
+        "token_loss = torch.maximum(plain, clipped)",
+        "token_loss = torch.minimum(plain, clipped)",
+        f"{PPO}/test_losses.py",
+    ),
+    mutation(
+        "mask leaves the stop token out",
+        "stages/ppo/trajectory.py",
+        "(stops.long().cumsum(1) - stops.long()) > 0",
+        "stops.long().cumsum(1) > 0",
+        f"{PPO}/test_trajectory.py",
+    ),
+    mutation(
+        "mask goes on to the second stop token",
+        "stages/ppo/trajectory.py",
+        "(stops.long().cumsum(1) - stops.long()) > 0",
+        "(stops.long().cumsum(1) - stops.long()) > 1",
+        f"{PPO}/test_trajectory.py",
+    ),
+    Mutation(
+        "backward after the switch",
+        (BACKWARD_AFTER_SWITCH,),
+        (f"{INVARIANTS}/test_update.py",),
+    ),
+    Mutation(
+        "backward after the switch, unchecked",
+        (BACKWARD_AFTER_SWITCH, NO_ROUTE_CHECK),
+        (f"{PPO}/test_ppo_stage.py",),
+    ),
+    Mutation("no route check", (NO_ROUTE_CHECK,), (f"{MODELS}/test_bank.py",)),
+    mutation(
+        "roles switched by peft's set_adapter",
+        "stages/models/bank.py",
+        "            layer._active_adapter = [] if adapter is None else [adapter]\n",
+        "            layer.set_adapter([] if adapter is None else [adapter])\n",
+        f"{MODELS}/test_bank.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "temperature not in log-probs",
+        "stages/models/logprobs.py",
+        "project(hidden).float() / temperature",
+        "project(hidden).float()",
+        f"{MODELS}/test_logprobs.py",
+        f"{PPO}/test_trajectory.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "policy loss divided by the micro-batch's tokens",
+        "stages/ppo/trainer.py",
+        "                        count=count,\n                        cliprange=config.cliprange,",
+        "                        count=float(part.mask_BT.sum()),\n"
+        "                        cliprange=config.cliprange,",
+        f"{INVARIANTS}/test_parallel.py::test_micro_batches",
+    ),
+    mutation(
+        "gradients not clipped",
+        "stages/ppo/trainer.py",
+        "clip_grad_norm_(parameters, self.config.max_grad_norm)",
+        'clip_grad_norm_(parameters, float("inf"))',
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "whitening by process",
+        "stages/ppo/experience.py",
+        "white = whiten(advantages, mask, reduce=world.sum)",
+        "white = whiten(advantages, mask)",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+    ),
+    mutation(
+        "gradients not summed over processes",
+        "stages/ppo/trainer.py",
+        "        self.world.sum_gradients(parameters)\n",
+        "",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+    ),
+    mutation(
+        "num_mini_batches without effect",
+        "stages/ppo/trainer.py",
+        "in order.split(size):",
+        "in order.split(self.config.batch_size):",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "penalty for a missing stop knows one id only",
+        "stages/ppo/trainer.py",
+        "episodes.ended(self.codec.stop_ids)",
+        "episodes.ended([min(self.codec.stop_ids)])",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "entropy averaged over responses",
+        "stages/ppo/experience.py",
+        'total["entropy"] / total["tokens"]',
+        'total["entropy"] / n',
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "log-probs read one position late",
+        "stages/ppo/trajectory.py",
+        "self._positions_N - 1]",
+        "self._positions_N]",
+        f"{PPO}/test_trajectory.py",
+    ),
+    mutation(
+        "left padding counts in positions",
+        "stages/ppo/rollout.py",
+        "position = mask.cumsum(1) - 1",
+        "position = torch.ones_like(mask).cumsum(1) - 1",
+        f"{PPO}/test_rollout.py",
+    ),
+    mutation(
+        "impossible tokens may be drawn",
+        "stages/ppo/rollout.py",
+        "right=True",
+        "right=False",
+        f"{PPO}/test_rollout.py",
+    ),
+    mutation(
+        "advantages see masked values",
+        "stages/ppo/advantages.py",
+        "next_value = torch.where(keep, values_BT[:, t], next_value)",
+        "next_value = values_BT[:, t]",
+        f"{PPO}/test_advantages.py",
+    ),
+    mutation(
+        "vf_coef without effect on a trunk",
+        "stages/ppo/trainer.py",
+        "Loss(config.vf_coef * value.loss, value.sums)",
+        "Loss(value.loss, value.sums)",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "optimizer moments dropped on resume",
+        "stages/ppo/trainer.py",
+        'optimizer.load_state_dict(state["optimizers"][role])',
+        "pass",
+        f"{INVARIANTS}/test_resume.py",
+    ),
+    mutation(
+        "value role dropped on save",
+        "stages/ppo/trainer.py",
+        '"roles": {role: self.bank.state_of(role) for role in sorted(self.bank.trainable)}',
+        '"roles": {"policy": self.bank.state_of("policy")}',
+        f"{INVARIANTS}/test_resume.py",
+    ),
+    mutation(
+        "sampling not resumed",
+        "stages/ppo/trainer.py",
+        'self.generator.set_state(state["generator"])',
+        "pass",
+        f"{INVARIANTS}/test_resume.py",
+    ),
+    mutation(
+        "Bradley-Terry weighs by strict pairs",
+        "stages/reward/likelihoods.py",
+        "/ (k * (k - 1) / 2)",
+        "/ better.sum()",
+        f"{REWARD}/test_likelihoods.py",
+    ),
+    mutation(
+        "score read at the batch's last position",
+        "stages/models/heads.py",
+        "values_BT[torch.arange(len(lengths_B), device=values_BT.device), lengths_B - 1]",
+        "values_BT[:, -1]",
+        f"{MODELS}/test_heads.py",
+        f"{REWARD}/test_reward_stage.py",
+        f"{PPO}/test_scores.py",
+    ),
+    mutation(
+        "packed documents see each other",
+        "stages/sft.py",
+        "            packing=config.packing,\n",
+        '            packing=config.packing,\n            packing_strategy="wrapped",\n',
+        "tests/stages/test_sft_stage.py",
+    ),
+    mutation(
+        "loss on prompts too",
+        "stages/sft.py",
+        '"labels": [IGNORED] * len(prompt) + completion',
+        '"labels": prompt + completion',
+        "tests/stages/test_sft_stage.py",
+    ),
+    mutation(
+        "incomplete checkpoints are resumed from",
+        "stages/training.py",
+        "if not (path / COMPLETE).exists():",
+        "if False:",
+        "tests/stages/test_sft_stage.py",
+    ),
+]
+
+
+def run(folder: Path, tests: tuple[str, ...]) -> tuple[int, list[str], str]:
+    """Exit code, the names of failed tests, and what pytest printed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", *tests]
+    # Bytecode is left out: it is told from its source by size and second, and a mutation may change neither.
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    failed = re.findall(r"^(?:FAILED|ERROR) \S*?(?:::(\S+?))?(?: - .*)?$", done.stdout, flags=re.MULTILINE)
+    return done.returncode, [name or "(collection)" for name in failed], done.stdout + done.stderr
+
+
+def try_out(folder: Path, mutation: Mutation) -> tuple[str, list[str]]:
+    """Applies a mutation, runs its tests, undoes it. Returns a verdict and the tests that failed."""
+    originals: dict[Path, str] = {}
+    for file, old, new in mutation.edits:
+        path = folder / file
+        text = path.read_text(encoding="utf-8")
+        originals.setdefault(path, text)
+        if text.count(old) != 1:
+            verdict = f"its text stands {text.count(old)} times in {file}"
+            break
+        path.write_text(text.replace(old, new), encoding="utf-8")
+    else:
+        code, failed, _ = run(folder, mutation.tests)
+        verdict = "caught" if code == 1 and failed else "SURVIVED" if code == 0 else f"pytest ended with {code}"
+    for path, text in originals.items():
+        path.write_text(text, encoding="utf-8")
+    return verdict, failed if verdict == "caught" else []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="only mutations whose names contain one of these")
+    parser.add_argument("--list", action="store_true", help="name the mutations and stop")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not arguments.words or any(w in m.name for w in arguments.words)]
+    if arguments.list:
+        print("\n".join(m.name for m in chosen))
+        return 0
+    survived = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in COPIED:
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder / part)
+        code, failed, output = run(folder, tuple(dict.fromkeys(t for m in chosen for t in m.tests)))
+        if code:
+            print(output)
+            print(f"the tests fail without any mutation: {', '.join(failed)}")
+            return 1
+        for m in chosen:
+            start = time.monotonic()
+            verdict, failed = try_out(folder, m)
+            survived += verdict != "caught"
+            names = ", ".join(failed[:SHOWN]) + (f" and {len(failed) - SHOWN} more" if failed[SHOWN:] else "")
+            print(f"{m.name:<50} {verdict:<10} {time.monotonic() - start:4.0f} s  {names}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} mutations caught")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
