@@ -59,10 +59,8 @@ class StageCallback(TrainerCallback):
         self._latest: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, **_):  # type: ignore[no-untyped-def]
-        self._display = self.ctx.progress(self.name, total=state.max_steps)
+        self._display = self.ctx.progress(self.name, total=state.max_steps, done=state.global_step)
         self._bar = self._display.__enter__()
-        if state.global_step:
-            self._bar.advance(state.global_step)
 
     def on_step_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
         self._bar.advance(1, **self._latest)

@@ -1,4 +1,4 @@
-"""Breaks the code in one place at a time, in a copy, and shows which tests notice: `python tests/mutations.py`.
+"""Breaks a copy of the code in one place at a time and shows which tests notice: `python tests/mutations.py`.
 
     python tests/mutations.py [--list] [WORD ...]     only the mutations whose names contain one of the words
 
@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("pipeline", "data", "stages", "tests", "pyproject.toml")
-SHOWN = 3
+SHOWN = 2
 
 PPO, MODELS, REWARD = "tests/stages/ppo", "tests/stages/models", "tests/stages/reward"
 INVARIANTS = "tests/invariants"
@@ -172,6 +173,14 @@ MUTATIONS = [
         f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
     ),
     mutation(
+        "a process without a share of a minibatch stays out",
+        "stages/ppo/trajectory.py",
+        "        if not len(rows):\n",
+        "        if False:\n",
+        f"{PPO}/test_trajectory.py",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+    ),
+    mutation(
         "num_mini_batches without effect",
         "stages/ppo/trainer.py",
         "in order.split(size):",
@@ -294,8 +303,11 @@ def run(folder: Path, tests: tuple[str, ...]) -> tuple[int, list[str], str]:
     # Bytecode is left out: it is told from its source by size and second, and a mutation may change neither.
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    failed = re.findall(r"^(?:FAILED|ERROR) \S*?(?:::(\S+?))?(?: - .*)?$", done.stdout, flags=re.MULTILINE)
-    return done.returncode, [name or "(collection)" for name in failed], done.stdout + done.stderr
+    # Names of test functions, each once, with the number of its cases.
+    named = re.findall(r"^(?:FAILED|ERROR) (?:\S+::(\w+))?", done.stdout, flags=re.MULTILINE)
+    counts = Counter(name or "(collection)" for name in named)
+    failed = [f"{name} ({n})" if n > 1 else name for name, n in counts.items()]
+    return done.returncode, failed, done.stdout + done.stderr
 
 
 def try_out(folder: Path, mutation: Mutation) -> tuple[str, list[str]]:
@@ -345,7 +357,7 @@ def main() -> int:
             verdict, failed = try_out(folder, m)
             survived += verdict != "caught"
             names = ", ".join(failed[:SHOWN]) + (f" and {len(failed) - SHOWN} more" if failed[SHOWN:] else "")
-            print(f"{m.name:<50} {verdict:<10} {time.monotonic() - start:4.0f} s  {names}", flush=True)
+            print(f"{m.name:<52} {verdict:<10} {time.monotonic() - start:4.0f} s  {names}", flush=True)
     print(f"{len(chosen) - survived} of {len(chosen)} mutations caught")
     return int(survived > 0)
 

@@ -111,8 +111,7 @@ def _train(
         trainer.start()
         roles.start_value(trainer.bank, config, trainer.normalizer)
     look_at = config.eval_updates if held_out else 0
-    with ctx.progress("ppo", total=trainer.updates) as bar:
-        bar.advance(trainer.update)
+    with ctx.progress("ppo", total=trainer.updates, done=trainer.update) as bar:
         while trainer.update < trainer.updates:
             if look_at and trainer.update == 0 and not looks:
                 looks.append(_look(trainer, held_out, ctx.seed))

@@ -53,7 +53,8 @@ class Notes:
         self.advanced += steps
 
     @contextlib.contextmanager
-    def progress(self, name: str, total: int) -> Iterator["Notes"]:
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator["Notes"]:
+        self.advanced += done
         yield self
 
 

@@ -1,0 +1,109 @@
+"""Every command that the README shows: make passes it on, and the command line takes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_end_to_end import ROOT, SMALL, runner
+from typer.testing import CliRunner
+
+from pipeline.__main__ import app
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+with open(os.environ["RECORD"], "a") as out:
+    out.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+"""
+
+
+def recorded(command: str, folder: Path) -> list[list[str]]:
+    """What make would execute for a README line: program and arguments, from stand-ins that only take note."""
+    programs = folder / "venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("tutelage", "python"):
+        (programs / name).write_text(RECORDER)
+        (programs / name).chmod(0o755)
+    (folder / "venv/.installed").touch()
+    os.utime(folder / "venv/.installed", (2**31, 2**31))
+    notes = folder / "notes"
+    environment = {"PATH": os.environ["PATH"], "RECORD": str(notes)}
+    subprocess.run(
+        [*shlex.split(command), f"VENV={folder / 'venv'}"],
+        cwd=ROOT, env=environment, check=True, capture_output=True, timeout=30,
+    )  # fmt: skip
+    return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    runner(folder).run()
+    return folder
+
+
+def restaurants(folder: Path) -> list[str]:
+    """Small files in the place of those that recipes/e2e-human.yaml fetches."""
+    demonstrations, rankings = folder / "demonstrations.csv", folder / "rankings.csv"
+    names = [f"Place {number}" for number in range(60)]
+    demonstrations.write_text(
+        "mr,ref\n" + "".join(f'"name[{name}], food[Thai]",{name} serves Thai food.\n' for name in names)
+    )
+    header = ["mr", *(f"{kind}{i}" for kind in ("ref", "quality", "sys") for i in range(1, 6)), "_worker_id"]
+    texts = ["serves Thai food", "serves food", "is a place", "is cheap", "serves Greek food"]
+    rows = [
+        [f'"name[{name}], food[Thai]"', *(f"{name} {text}." for text in texts), *"54321", *"abcde", worker]
+        for name in names[:30]
+        for worker in ("w1", "w2")
+    ]
+    rankings.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n")
+    return [
+        "-s", f"base.pretrain.corpus.path={demonstrations} data.demonstrations.path={demonstrations}",
+        "-s", f"data.rankings.path={rankings} base.pretrain.num_attention_heads=2",
+    ]  # fmt: skip
+
+
+def test_the_readme_shows_commands() -> None:
+    assert "make run" in COMMANDS
+    assert "make test" in COMMANDS
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_command(command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command == "make help":
+        shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for stage in ("base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export", "publish"):
+            assert re.search(rf"^\s+{stage}\s", shown, re.MULTILINE), stage
+        return
+    [[program, *arguments]] = recorded(command, tmp_path)
+    if program == "python":
+        assert arguments[:2] == ["-m", "pytest"]
+        return
+    monkeypatch.chdir(ROOT)
+    extra = ["-s", SMALL, "--runs", str(runs)]
+    if "show" in arguments:
+        extra = ["-s", SMALL]
+    if "e2e-human" in command:
+        extra += restaurants(tmp_path)
+    if "smollm2" in command:
+        extra += [*restaurants(tmp_path), "-s", f"base.model={tiny_model(runs)} base.revision=null"]
+    result = CliRunner().invoke(app, [*arguments, *extra], input="name[Blue Fox], kind[pub]\n\n")
+    assert result.exit_code == 0, result.output
+
+
+def tiny_model(runs: Path) -> Path:
+    """The default recipe's exported model, in the place of a downloaded one."""
+    return runner(runs).planner.summary().stages["export"].artifact.path
