@@ -71,6 +71,7 @@ OWNED = {
     "assistant_only_loss": "the loss is on completions only",
     "max_length": "it stands beside `trainer`: `sft.max_length`",
     "packing": "it stands beside `trainer`: `sft.packing`",
+    "packing_strategy": "packed documents must not see each other, and only the default keeps them apart",
     "eval_packing": "it stands beside `trainer`: `sft.packing`",
     "model_init_kwargs": _MODEL,
     "trust_remote_code": _MODEL,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,7 +85,7 @@ class Actor:
         return self._head(hidden)
 
 
-class Bank(nn.Module):
+class Bank(nn.Module, ABC):
     """What both kinds share. Subclasses say which modules a role has and how it is made active.
 
     Attributes:
@@ -161,14 +162,17 @@ class Bank(nn.Module):
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @abstractmethod
     def _routed(self, role: str) -> contextlib.AbstractContextManager[PreTrainedModel]:
-        raise NotImplementedError
+        """Makes a role's model the one that computes."""
 
+    @abstractmethod
     def _route(self) -> Any:
-        raise NotImplementedError
+        """What is active now, to be compared between forward and backward."""
 
+    @abstractmethod
     def _named_parameters(self, role: str) -> dict[str, nn.Parameter]:
-        raise NotImplementedError
+        """A role's own parameters, by names that are the same for every role."""
 
 
 class ActorBank(Bank):

@@ -64,6 +64,7 @@ class TextScorer:
                 mend="give its tokenizer and config a pad token of their own",
             )
         model.config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.truncation_side = "left"  # of a text that is too long, the end is the response
         self.model, self.tokenizer, self.codec, self.batch_size = model, tokenizer, codec, batch_size
 
     def __call__(self, episodes: Episodes) -> Tensor:

@@ -46,9 +46,10 @@ def test_a_huge_price_of_kl_keeps_the_policy_where_it_is():
 
 def test_the_adaptive_controller_steers_towards_its_target():
     """From far too cheap, the price rises; from far too dear, it falls."""
-    _, cheap = learn(kl=KLConfig(kind="adaptive", init=1e-3, target=0.05, horizon=200))
-    _, dear = learn(kl=KLConfig(kind="adaptive", init=10.0, target=5.0, horizon=200))
-    assert cheap[-1]["objective/kl_coef"] > 1.2e-3
+    short = {"total_episodes": 6 * 64}
+    _, cheap = learn(kl=KLConfig(kind="adaptive", init=1e-3, target=0.05, horizon=200), **short)
+    _, dear = learn(kl=KLConfig(kind="adaptive", init=10.0, target=5.0, horizon=200), **short)
+    assert cheap[-1]["objective/kl_coef"] > 1.1e-3
     assert dear[-1]["objective/kl_coef"] < 10 / 1.2
 
 
