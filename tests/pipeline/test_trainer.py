@@ -54,9 +54,9 @@ def test_valid_values_pass() -> None:
 
 
 def test_each_section_knows_its_own_class() -> None:
-    values = {"packing_strategy": "bfd"}
+    values = {"dataset_num_proc": 2}
     assert list(trainer.problems("sft.trainer", values)) == []
-    assert [name for name, *_ in trainer.problems("reward.trainer", values)] == ["packing_strategy"]
+    assert [name for name, *_ in trainer.problems("reward.trainer", values)] == ["dataset_num_proc"]
 
 
 def test_every_owned_name_exists() -> None:
