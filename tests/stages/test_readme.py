@@ -72,7 +72,7 @@ def restaurants(folder: Path) -> list[str]:
     rankings.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n")
     return [
         "-s", f"base.pretrain.corpus.path={demonstrations} data.demonstrations.path={demonstrations}",
-        "-s", f"data.rankings.path={rankings} base.pretrain.num_attention_heads=2",
+        "-s", f"data.rankings.path={rankings} base.pretrain.num_attention_heads=2 ppo.micro_batch_size=null",
     ]  # fmt: skip
 
 
