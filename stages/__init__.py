@@ -12,5 +12,5 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-# trl 1.16 still calls what transformers 5.23 has renamed: https://github.com/huggingface/trl/issues
+# trl 1.16 and peft 0.21 still call what transformers 5.23 has renamed; a user can do nothing about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
