@@ -27,6 +27,7 @@ from transformers import (
 from data import corpus
 from pipeline.config.base import BaseConfig, PretrainConfig
 from pipeline.errors import DataError, StageError
+from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import IGNORED, Codec, chat_template
@@ -52,10 +53,11 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             tokenizer = _dequantise(Path(config.model), out_dir)
         else:
             local = Path(config.model)
-            spec |= {
-                "model": str(local.resolve()) if local.exists() else config.model,
-                "revision": config.revision,
-            }
+            spec |= {"model": config.model, "revision": config.revision}
+            if local.exists():
+                # The weights stay where they are; their hash tells later stages when they are no longer the same.
+                hashes = {name: file_sha256(file) for name, file in files_below(local).items()}
+                spec |= {"model": str(local.resolve()), "content": combine(hashes)}
             with readable_checkpoint(config.model):
                 tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision or "main")
         _save_tokenizer(tokenizer, config.chat_template, out_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,21 @@ def test_the_export_reloads_in_plain_transformers_and_speaks_as_the_policy(runs:
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
     assert tokenizer.eos_token_id in model.generation_config.eos_token_id
+
+
+def test_a_local_model_changed_in_place_reruns_what_builds_on_it(runs: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(runner(runs).planner.summary().stages["export"].artifact.path, model)
+
+    def base() -> str:
+        made = runner(tmp_path / "runs", f"base.model={model}")
+        made.run("base")
+        return made.planner.summary().stages["base"].artifact.fingerprint
+
+    before = base()
+    config = model / "generation_config.json"
+    config.write_text(config.read_text() + "\n")
+    assert base() != before
 
 
 def test_evaluation_compares_three_models_by_the_judge(runs: Path) -> None:
