@@ -14,6 +14,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import Request, urlopen
 
 from pipeline.errors import DataError
+from pipeline.fingerprint import file_sha256
 
 CHUNK = 1 << 20
 TIMEOUT = 30  # seconds without a byte
@@ -40,7 +41,7 @@ def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
         raise DataError(f"{url} comes over plain http", mend="use https, or add #sha256=... to check it")
     key = expected or hashlib.sha256(url.encode()).hexdigest()
     path = cache_dir() / key[:16] / (Path(unquote(urlsplit(url).path)).name or "file")
-    if path.is_file() and (expected is None or _file_hash(path) == expected):
+    if path.is_file() and (expected is None or file_sha256(path) == expected):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +76,6 @@ def _expected_hash(url: str, fragment: str) -> str | None:
             f"#{fragment} after {url} is not a hash", mend="write #sha256= and the 64 hexadecimal digits"
         )
     return match[1].lower()
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _download(url: str, path: Path, say: Callable[[str], None] | None) -> str:

@@ -23,15 +23,19 @@ from data.slots import SlotErrors, SlotLexicon, parse_mr, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
-from stages.models.adapters import load_policy
+from stages.models.adapters import causal_lm, load_policy
+from stages.models.bank import Actor
 from stages.models.loading import load_tokenizer
-from stages.models.text import IGNORED, Codec, pad
+from stages.models.text import IGNORED, Codec
 from stages.ppo.rollout import generate
+from stages.ppo.trajectory import Episodes, logprobs
 from stages.prompts import EncodedPrompt, load_prompts
-from stages.reward.model import by_length, load_reward, score_rows
+from stages.reward.model import load_reward, score_rows
 from stages.sft import encode_demonstrations
 
 MODELS = ("base", "sft", "ppo")
+CHUNK = 4096
+"""Positions whose logits exist at the same time."""
 
 
 @dataclass(frozen=True)
@@ -107,37 +111,46 @@ def _answer(
     kl = torch.zeros(len(ids)) if name == "sft" else None
     if name == "ppo":
         reference = load_policy(inputs["base"], inputs["sft"], ctx.device)
-        rows = [(prompt.ids, answer) for prompt, answer in zip(prompts, ids, strict=True)]
-        kl = response_logprobs(model, rows, config) - response_logprobs(reference, rows, config)
-    held_out, _ = encode_demonstrations(
-        inputs["data"], codec, "eval", config.max_prompt_length + config.response_length
-    )
-    demonstrations = [_split(row) for row in held_out[: config.num_prompts]]
-    tokens = sum(len(completion) for _, completion in demonstrations)
-    plain = EvalConfig(temperature=1.0, batch_size=config.batch_size)
-    nll = -float(response_logprobs(model, demonstrations, plain).sum()) / tokens if tokens else None
-    return Answers(ids, [codec.decode(row) for row in ids], kl, nll)
+        asked = [prompt.ids for prompt in prompts]
+        ours, theirs = (
+            response_logprobs(lm, asked, ids, codec, temperature=config.temperature, batch_size=config.batch_size)
+            for lm in (model, reference)
+        )
+        kl = ours - theirs
+    return Answers(ids, [codec.decode(row) for row in ids], kl, _nll(model, inputs["data"], codec, config))
 
 
-def _split(row: dict[str, list[int]]) -> tuple[list[int], list[int]]:
-    start = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
-    return row["input_ids"][:start], row["input_ids"][start:]
+def _nll(model: Any, data: Artifact, codec: Codec, config: EvalConfig) -> float | None:
+    """Nats a token on the completions of held-out demonstrations; None when there are none."""
+    rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
+    if not rows:
+        return None
+    starts = [sum(label == IGNORED for label in row["labels"]) for row in rows[: config.num_prompts]]
+    prompts = [row["input_ids"][:start] for row, start in zip(rows, starts, strict=False)]
+    completions = [row["input_ids"][start:] for row, start in zip(rows, starts, strict=False)]
+    logps = response_logprobs(model, prompts, completions, codec, temperature=1.0, batch_size=config.batch_size)
+    return -float(logps.sum()) / sum(map(len, completions))
 
 
 @torch.no_grad()
-def response_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]], config: EvalConfig) -> Tensor:
-    """Log-probability (B,) of each whole response given its prompt, nats, at the evaluation's temperature."""
-    logps = torch.zeros(len(rows))
-    sequences = [prompt + response for prompt, response in rows]
-    for batch in by_length(sequences, config.batch_size):
-        ids, mask = pad([sequences[i] for i in batch], 0, left=False)
-        ids = ids.to(model.device)
-        logits = model(ids[:, :-1], use_cache=False).logits.float() / config.temperature
-        tokens = torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None])[..., 0].cpu()
-        start = torch.tensor([len(rows[i][0]) for i in batch])[:, None]
-        counted = mask[:, 1:] & (torch.arange(1, ids.shape[1])[None] >= start)
-        logps[batch] = torch.where(counted, tokens, 0.0).sum(1)
-    return logps
+def response_logprobs(
+    model: Any,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    codec: Codec,
+    *,
+    temperature: float,
+    batch_size: int,
+) -> Tensor:
+    """Log-probability (B,) of each whole response given its prompt, nats, on the CPU."""
+    episodes = Episodes.build(prompts, responses, codec.stop_ids, codec.pad_id, model.device)
+    actor = Actor(causal_lm(model), None, route=lambda: None)
+    totals = torch.zeros(len(episodes))
+    for rows, part in episodes.micro_batches(torch.arange(len(episodes)), batch_size):
+        hidden = actor.hidden(part.ids_BL)
+        logps, _ = logprobs(actor, part, hidden, temperature=temperature, chunk_size=CHUNK)
+        totals[rows] = logps.sum(1).cpu()
+    return totals
 
 
 def _reward_scores(

@@ -54,6 +54,11 @@ def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
         return PeftModel.from_pretrained(backbone, artifact.file(ADAPTER)).eval()
 
 
+def causal_lm(model: Any) -> Any:
+    """The causal LM itself, whether peft has wrapped it or not; its adapters stay at work."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def load_full(folder: Path, device: str) -> Any:
     """A fully fine-tuned model, in the precision it was saved in, frozen."""
     with readable_checkpoint(folder):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full, save_adapter
+from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_full, save_adapter
 from stages.models.bank import Actor
 from stages.models.heads import ScalarHead, at_last_token
 from stages.models.loading import load_backbone, readable_checkpoint
@@ -38,8 +38,7 @@ class RewardModel(nn.Module):
 
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """Right-padded rows and their real lengths -> scores (B,). The head reads each row's last real token."""
-        base = self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
-        hidden = base.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
         return self.head(at_last_token(hidden, lengths_B))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
