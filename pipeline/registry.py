@@ -95,7 +95,16 @@ STAGES = {
             planned=_ranks_itself,
         ),
         StageSpec("rank", version=1, target="stages.rank:run", needs=("data", "collect")),
-        StageSpec("reward", version=1, target="stages.reward.stage:run", needs=("base", "data", "sft", "rank")),
+        StageSpec(
+            "reward",
+            version=2,
+            target="stages.reward.stage:run",
+            needs=("base", "data", "sft", "rank"),
+            paths={
+                "reward.model": lambda model: not is_hub_id(model),
+                "reward.pretrain_on.path": is_local,
+            },
+        ),
         StageSpec(
             "ppo",
             version=1,
