@@ -38,6 +38,7 @@ def build_report(run: RunSummary, path: Path) -> str:
         along=charts.along(run, found),
         curves=charts.curves(run),
         reliability=charts.reliability(found),
+        distributions=charts.distributions(found),
         draw=draw,
         numbers=numbers.name,
     )
