@@ -57,12 +57,13 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     # 1.
     weights = _weights(config, ranked)
     own, too_long = group_rankings(_ranked(ranked, "train"), encoder, config.max_length, weights)
-    _check_order(own, ranked)
+    _check_order(own, str(ranked.path))
     held_out, _ = group_rankings(_ranked(ranked, "eval"), encoder, config.max_length)
     before: dict[str, Group] = {}
     if config.pretrain_on is not None:
         rankings = _pretraining(config.pretrain_on, inputs["data"], ctx)
         before, _ = group_rankings(rankings, encoder, config.max_length)
+        _check_order(before, "reward.pretrain_on")
     material = Material(list(own.values()), list(before.values()), list(held_out.values()))
     # 2. and 3.
     model, parameters = _train_members(builder, config, material, ctx)
@@ -81,8 +82,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     found, tables = measure(model, held_out, _ranked(ranked, "eval"), encoder, config, ctx)
     metrics |= {f"eval_{name}": value for name, value in found.items()}
     # 5.
-    golden = [(key, text) for key, group in own.items() for text in group.completions][: config.golden]
-    builder.save(model, out_dir, [own[key].rows[own[key].completions[text]] for key, text in golden])
+    builder.save(model, out_dir, [row for group in own.values() for row in group.rows][: config.golden])
     reasons = [] if config.gate is None else gate(config.gate, found)
     (out_dir / "quality.json").write_text(
         json.dumps({"metrics": metrics, **tables, "unfit": reasons}, indent=1) + "\n", encoding="utf-8"
@@ -110,11 +110,11 @@ def _weights(config: RewardConfig, ranked: Artifact) -> dict[str, float] | None:
     return weights
 
 
-def _check_order(groups: Mapping[str, Group], ranked: Artifact) -> None:
+def _check_order(groups: Mapping[str, Group], where: str) -> None:
     if not any(len(set(order.ranks)) > 1 for group in groups.values() for order in group.orders):
         raise DataError(
             "the training rankings order nothing: there are none, or all are ties",
-            where=str(ranked.path),
+            where=where,
             mend="give rankings with at least one strict preference",
         )
 

@@ -220,7 +220,7 @@ def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> N
         assert made.manifest.key[:12] in page.text
     for text in ("missing: food", "invented: kind", "no fault", "491,904 parameters", "small.yaml:7"):
         assert text in page.text
-    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1
+    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1 + 2
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
     assert numbers["verdict"]["tone"] == "good"
     assert numbers["evaluation"] == fake.evaluation
