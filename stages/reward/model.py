@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
+from stages.models.actor import Actor
 from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_full, save_adapter
-from stages.models.bank import Actor
 from stages.models.heads import ScalarHead, at_last_token
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec, pad
