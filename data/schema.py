@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -103,11 +103,23 @@ def ranks_from_scores(scores: Sequence[float], tie: float = 0.0) -> list[int]:
     return ranks
 
 
+def as_line(row: Any) -> str:
+    """A dataclass or a dict as a line of JSON."""
+    return json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=False) + "\n"
+
+
+def read_rankings_file(path: Path) -> Iterator[Ranking]:
+    """The rankings of an artifact's `rankings.jsonl`, one at a time."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Ranking(**json.loads(line))
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     """Writes dataclasses or dicts, one a line; returns how many."""
     count = 0
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=False) + "\n")
+            out.write(as_line(row))
             count += 1
     return count

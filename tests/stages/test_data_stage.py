@@ -50,15 +50,13 @@ def test_tables(tables, tmp_path, context):
     split = {prompt_key(row["prompt"]): row["split"] for row in prompts}
     for row in demonstrations + rankings:
         assert row["split"] == split[prompt_key(row["prompt"])]
-    assert json.loads((out / "dropped.json").read_text()) == {
-        "demonstrations": {"empty completion": [8]},
-        "prompts": {},
-        "rankings": {},
-    }
+    [place] = read(out, "dropped.jsonl")
+    assert place == {"table": "demonstrations", "row": 8, "reason": "empty completion"}
     assert metrics["demonstrations_train"] + metrics["demonstrations_eval"] == 39
     assert metrics["prompts_eval"] == sum(s == "eval" for s in split.values()) > 0
     assert metrics["rankings_train"] + metrics["rankings_eval"] == metrics["rankings_of_2"] == 30
-    assert metrics["dropped_demonstrations"] == 1
+    assert metrics["dropped_demonstrations"] == metrics["dropped_demonstrations/empty completion"] == 1
+    assert (metrics["read_demonstrations"], metrics["read_prompts"], metrics["read_rankings"]) == (40, 15, 30)
     assert (metrics["annotators"], metrics["human"]) == (3, True)
 
 
