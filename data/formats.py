@@ -25,8 +25,9 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         try:
             if isinstance(cells.get("metadata"), str):
                 cells["metadata"] = json.loads(cells["metadata"])
-            ranking = _RANKING.validate_python({k: v for k, v in cells.items() if v is not None}, strict=True)
-        except (ValidationError, ValueError) as error:
+            text = json.dumps({name: value for name, value in cells.items() if value is not None})
+            ranking = _RANKING.validate_json(text, strict=True)
+        except (ValidationError, ValueError, TypeError) as error:
             problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             place = ".".join(map(str, problem["loc"]))
             raise DataError(
