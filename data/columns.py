@@ -73,7 +73,8 @@ class Columns:
         names = NAMES[config.format]
         for name, value in self.given.items():
             if name not in names:
-                raise self.error(f"the format {config.format} has no {name!r}", f"use {', '.join(names)}" if names else "leave `columns` out: the names are our own")
+                mend = f"use {', '.join(names)}" if names else "leave `columns` out: the names are our own"
+                raise self.error(f"the format {config.format} has no {name!r}", mend)
             several = name in LISTS.get(config.format, ())
             if isinstance(value, str) == several and name not in EITHER.get(config.format, ()):
                 form = "a list of column names" if several else "the name of one column"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 WHITE = " \t\r\n"
+DELIMITER = re.compile(r"[\s,\]}]")
 
 
 class NotAList(ValueError):
@@ -42,7 +44,9 @@ class ListReader:
             raise NotAList("the file is not JSON: something follows the list", self._line)
 
     def _value(self) -> Any:
-        self._next()
+        first = self._next()
+        while first not in ("{", "[", '"') and not DELIMITER.search(self._text) and self._more():
+            pass  # the end of a number or a word is known by what follows it
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text)
@@ -53,9 +57,8 @@ class ListReader:
                     line = self._line + error.lineno - 1
                     raise NotAList(f"the file is not JSON: {error.msg}", line) from None
                 continue
-            if end < len(self._text) or not self._more():  # a number at the very end may go on
-                self._skip(end)
-                return value
+            self._skip(end)
+            return value
 
     def _more(self) -> bool:
         """Reads on, each time at least as much as is waiting, so that a long value is not parsed often."""

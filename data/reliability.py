@@ -24,15 +24,17 @@ from data.agreement import Overlap, signs
 
 PRIOR = 30.0
 """Pairs' worth of belief that an annotator is like the others."""
-SWEEPS = 200
+LEAST = 0.05
+"""Mean reliability below which annotators are taken to agree by chance only."""
+SWEEPS = 500
 
 
-def reliability(shared: Iterable[Overlap]) -> tuple[dict[str, float], dict[str, float], float]:
-    """s_k by annotator, the strict pairs that it rests on, and the mean s.
+def reliability(shared: Iterable[Overlap]) -> tuple[dict[str, float], dict[str, float]]:
+    """s_k by annotator, and the strict pairs that it rests on, each annotator's with every other.
 
     Least squares over pairs of annotators, weighted by the strict pairs n_kl that both ordered:
-    sum n_kl (c_kl - s_k s_l)^2 + PRIOR s^2 sum (s_k - s)^2, with s the mean; solved one annotator at a time.
-    s_k is held in [0, 1]: who disagrees more than chance says nothing, too.
+    sum n_kl (c_kl - s_k s_l)^2 + PRIOR s^2 sum (s_k - s)^2, with s the mean; solved for all at once, again and
+    again, half a step each time. s_k is held in [0, 1]: who disagrees more than chance says nothing, too.
     """
     agreed: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for overlap in shared:
@@ -48,23 +50,25 @@ def reliability(shared: Iterable[Overlap]) -> tuple[dict[str, float], dict[str, 
             met[a].append((b, excess, strict))
             met[b].append((a, excess, strict))
     pairs = {name: sum(n for _, _, n in others) for name, others in met.items()}
-    everything = sum(pairs.values())
-    if not everything:
-        return {}, {}, 0.0
-    overall = sum(excess for others in met.values() for _, excess, _ in others) / everything
-    mean = float(np.sqrt(max(overall, 0.0)))
-    s = dict.fromkeys(met, mean)
+    s = dict.fromkeys(met, 0.5)
     for _ in range(SWEEPS):
-        change = 0.0
+        mean = typical(s, pairs)
+        new = {}
         for name, others in met.items():
             fitted = sum(excess * s[other] for other, excess, _ in others) + PRIOR * mean**3
             scale = sum(n * s[other] ** 2 for other, _, n in others) + PRIOR * mean**2
-            new = float(np.clip(fitted / scale, 0.0, 1.0)) if scale else mean
-            change = max(change, abs(new - s[name]))
-            s[name] = new
+            new[name] = (s[name] + float(np.clip(fitted / scale, 0.0, 1.0) if scale else 0.0)) / 2
+        change = max((abs(new[name] - s[name]) for name in s), default=0.0)
+        s = new
         if change < 1e-6:
             break
-    return s, pairs, mean
+    return s, pairs
+
+
+def typical(s: Mapping[str, float], pairs: Mapping[str, float]) -> float:
+    """The mean of s, weighted by pairs; 0 where there are none."""
+    total = sum(pairs.values())
+    return sum(s[name] * pairs[name] for name in s) / total if total else 0.0
 
 
 def weights(shared: Iterable[Overlap], annotators: Iterable[str]) -> dict[str, float]:
@@ -73,14 +77,10 @@ def weights(shared: Iterable[Overlap], annotators: Iterable[str]) -> dict[str, f
     s_k over the mean of s (weighted by pairs), shrunk towards 1 by `PRIOR` pairs; 1 for who overlaps with nobody,
     and for all where nobody agrees beyond chance, since then nothing tells them apart.
     """
-    s, pairs, mean = reliability(shared)
-    if mean <= 0:
-        return dict.fromkeys(annotators, 1.0)
-    typical = sum(s[name] * pairs[name] for name in s) / sum(pairs.values())
-    return {name: _shrunk(s, pairs, typical, name) for name in annotators}
-
-
-def _shrunk(s: Mapping[str, float], pairs: Mapping[str, float], typical: float, name: str) -> float:
-    if name not in s or typical <= 0:
-        return 1.0
-    return (pairs[name] * s[name] / typical + PRIOR) / (pairs[name] + PRIOR)
+    s, pairs = reliability(shared)
+    mean = typical(s, pairs)
+    known = s if mean > LEAST else {}
+    return {
+        name: (pairs[name] * s[name] / mean + PRIOR) / (pairs[name] + PRIOR) if name in known else 1.0
+        for name in annotators
+    }

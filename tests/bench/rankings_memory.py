@@ -26,7 +26,22 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 K, PER_PROMPT, ANNOTATORS = 3, 4, 40
-WORDS = ["the", "a", "cat", "dog", "house", "tree", "river", "sees", "finds", "small", "large", "green", "near", "far"]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "house",
+    "tree",
+    "river",
+    "sees",
+    "finds",
+    "small",
+    "large",
+    "green",
+    "near",
+    "far",
+]
 
 
 def text(rng: random.Random, words: int) -> str:
