@@ -101,10 +101,12 @@ class Dropped:
         read: rows of the table that were read.
         counts: how often something was left out, by reason.
         places: (row, reason) of the first `KEPT` of them.
+        on_read: told of `read` now and then. Where rows must be grouped, all are read before anything comes of it.
     """
 
     def __init__(self) -> None:
         self.read = 0
+        self.on_read: Callable[[int], None] = lambda read: None
         self.counts: Counter[str] = Counter()
         self.places: list[tuple[int, str]] = []
 
@@ -117,6 +119,8 @@ class Dropped:
         """`rows`, counted as they pass."""
         for row in rows:
             self.read += 1
+            if self.read % 1000 == 0:
+                self.on_read(self.read)
             yield row
 
     @property

@@ -44,9 +44,10 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         distinct = opened.enter_context((out_dir / "prompts.jsonl").open("w", encoding="utf-8"))
         prompts: Counter[str] = Counter()
 
-        def passing(rows: Iterable[Text], description: str) -> Iterator[Text]:
+        def passing(rows: Iterable[Text], table: str) -> Iterator[Text]:
             """The rows as they are written; each new prompt goes to prompts.jsonl."""
-            with ctx.progress(f"data: {description}") as bar:
+            with ctx.progress(f"data: {table}") as bar:
+                dropped[table].on_read = lambda read: bar.advance(0, read=read)
                 for given in rows:
                     row = replace(given, prompt=with_system(given.prompt, config.system))
                     check_split(row, held_out)

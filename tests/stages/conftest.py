@@ -43,6 +43,7 @@ class Notes:
         self.truncated: list[int] = []
         self.lines: list[str] = []
         self.advanced = 0
+        self.numbers: dict[str, float] = {}
 
     def log(self, step: int, **values: Any) -> None:
         self.logged.append((step, values))
@@ -52,6 +53,7 @@ class Notes:
 
     def advance(self, steps: int = 1, **numbers: float) -> None:
         self.advanced += steps
+        self.numbers |= numbers
 
     @contextlib.contextmanager
     def progress(self, name: str, total: int | None = None, done: int = 0) -> Iterator["Notes"]:

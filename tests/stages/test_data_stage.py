@@ -107,3 +107,23 @@ def test_nothing_held_out(tmp_path, context):
     assert stage(
         DataConfig(demonstrations=TableConfig(path=path), eval_fraction=0.0), tmp_path, context, name="all"
     )
+
+
+def test_a_long_table_shows_that_it_is_read(tmp_path, training_context):
+    rows = [
+        {"prompt": f"p{i}", "annotator": "a", "completion": text, "rating": len(text)}
+        for text in ("x", "yy")
+        for i in range(1500)
+    ]
+    config = DataConfig(
+        demonstrations=TableConfig(path=write(tmp_path / "d.jsonl", [{"prompt": "p", "completion": "c"}])),
+        rankings=RankingTableConfig(path=write(tmp_path / "r.jsonl", rows), format="long"),
+        eval_fraction=0.3,
+    )
+    ctx, notes = training_context()
+    out = tmp_path / "out"
+    out.mkdir()
+    metrics = run(config, {}, out, ctx)
+    assert metrics["rankings_train"] + metrics["rankings_eval"] == 1500
+    assert (metrics["read_rankings"], notes.numbers) == (3000, {"read": 3000})
+    assert notes.advanced == 1501
