@@ -218,8 +218,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     with _opened(path, lambda: number + 1) as file:
         for number, raw in enumerate(file, 1):
-            decode = codecs.getincrementaldecoder("utf-8-sig" if number == 1 else "utf-8")().decode
-            yield number, _decoded(partial(decode, final=True), raw, path, number)
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
+            yield number, _decoded(partial(bytes.decode, encoding=encoding), raw, path, number)
 
 
 def _chunks(path: Path) -> Iterator[str]:

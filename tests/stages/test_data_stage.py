@@ -115,8 +115,9 @@ def test_a_long_table_shows_that_it_is_read(tmp_path, training_context):
         for text in ("x", "yy")
         for i in range(1500)
     ]
+    demonstrations = [{"prompt": f"p{i}", "completion": "c"} for i in range(20)]
     config = DataConfig(
-        demonstrations=TableConfig(path=write(tmp_path / "d.jsonl", [{"prompt": "p", "completion": "c"}])),
+        demonstrations=TableConfig(path=write(tmp_path / "d.jsonl", demonstrations)),
         rankings=RankingTableConfig(path=write(tmp_path / "r.jsonl", rows), format="long"),
         eval_fraction=0.3,
     )
@@ -126,4 +127,4 @@ def test_a_long_table_shows_that_it_is_read(tmp_path, training_context):
     metrics = run(config, {}, out, ctx)
     assert metrics["rankings_train"] + metrics["rankings_eval"] == 1500
     assert (metrics["read_rankings"], notes.numbers) == (3000, {"read": 3000})
-    assert notes.advanced == 1501
+    assert notes.advanced == 1520
