@@ -102,7 +102,7 @@ class PPOConfig:
     classifier with one label (scored through text when its tokenizer differs)."""
     gradient_checkpointing: bool = field(default=False, metadata=RUNTIME)
     logits_chunk_size: Count | None = field(default=None, metadata=RUNTIME)
-    """Positions whose logits exist at the same time; null: as many as take 16 MB (256 MB on a GPU)."""
+    """Positions whose logits exist at the same time; null: as many as take 4 MB (256 MB on a GPU)."""
     rollout_batch_size: Count | None = field(default=None, metadata=RUNTIME)
     """Sequences decoded together; null: the whole batch."""
     save_updates: Count = field(default=10, metadata=RUNTIME)
