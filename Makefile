@@ -17,11 +17,11 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := base data sft collect rank reward ppo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test slow lint types check plan show status report chat clean publish $(STAGES)
+.PHONY: help venv run test slow lint types check plan show status report chat clean publish export-rankings $(STAGES)
 
 help: ## list the targets
-	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-10s %s\n", $$1, $$2}'
-	@printf '  %-10s %s\n' $(foreach stage,$(STAGES),$(stage) "run $(stage) and what it needs")
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-16s %s\n", $$1, $$2}'
+	@printf '  %-16s %s\n' $(foreach stage,$(STAGES),$(stage) "run $(stage) and what it needs")
 	@echo 'Each takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f".'
 
 venv: $(INSTALLED) ## create .venv and install, if pyproject.toml or constraints.txt changed
@@ -41,6 +41,9 @@ $(STAGES): venv
 
 publish: venv ## upload the exported model to the Hub (ARGS=--dry-run to look first)
 	@$(TUTELAGE) publish $(VALUES)
+
+export-rankings: venv ## write the rankings as a data set for the Hub (ARGS=FOLDER)
+	@$(TUTELAGE) export-rankings $(VALUES)
 
 plan: venv ## say which stages would run, and why
 	@$(TUTELAGE) plan $(VALUES)

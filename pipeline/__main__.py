@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,12 @@ RunsOption = Annotated[Path, typer.Option("--runs", envvar="TUTELAGE_RUNS", help
 StageArgument = Annotated[
     str | None, typer.Argument(help=f"One of {', '.join(registry.STAGES)}. All when left out.")
 ]
+
+
+class Whose(str, Enum):
+    human = "human"
+    simulated = "simulated"
+
 
 QUICKSTART = Path("recipes/quickstart.yaml")
 RUNS = Path("runs")
@@ -209,6 +216,24 @@ def publish(
         _print(upload.describe() if dry_run else f"uploading {len(upload.files)} files to {upload.repository}")
         if not dry_run:
             _print(f"published: {upload.send()}")
+
+
+@app.command("export-rankings")
+def export_rankings(
+    folder: Annotated[Path, typer.Argument(help="Where the data set is written.")],
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    only: Annotated[
+        Whose | None, typer.Option("--only", help="Only what people made, or what they did not.")
+    ] = None,
+) -> None:
+    """Write the run's rankings as a data set for the Hub: Parquet files and a card. People become pseudonyms."""
+    summary = _planner(recipe, sets, runs).summary()
+    with Display(_console()).open("export-rankings"):
+        made = hub.export_rankings(summary, folder, None if only is None else only.value)
+    counts = ", ".join(f"{count:,} {split}" for split, count in made.splits.items())
+    _print(f"{folder}: {counts}, {len(made.files)} files")
 
 
 @app.command()

@@ -78,7 +78,7 @@ STAGES = {
         ),
         StageSpec(
             "data",
-            version=1,
+            version=2,
             target="stages.data:run",
             paths={
                 "data.demonstrations.path": is_local,
@@ -94,7 +94,7 @@ STAGES = {
             needs=("base", "data", "sft"),
             planned=_ranks_itself,
         ),
-        StageSpec("rank", version=1, target="stages.rank:run", needs=("data", "collect")),
+        StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect")),
         StageSpec(
             "reward",
             version=2,

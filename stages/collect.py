@@ -11,7 +11,7 @@ from data.schema import write_jsonl
 from pipeline.config.collect import CollectConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
-from stages.models.adapters import load_policy
+from stages.models.adapters import load_actor
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
 from stages.ppo.rollout import generate
@@ -29,12 +29,12 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
             where=str(inputs["data"].path),
             mend="raise collect.max_prompt_length",
         )
-    model = load_policy(inputs["base"], inputs["sft"], ctx.device)
+    actor = load_actor(inputs["base"], inputs["sft"], ctx.device)
     k = config.num_completions
     generator = torch.Generator().manual_seed(ctx.seed)
     with ctx.progress("collect", total=len(prompts) * k) as bar:
         responses = generate(
-            model,
+            actor,
             [prompt.ids for prompt in prompts for _ in range(k)],
             torch.rand((len(prompts) * k, config.response_length), generator=generator),
             temperature=config.temperature,

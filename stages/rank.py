@@ -1,6 +1,8 @@
 """The `rank` stage: given rankings are passed on; collected answers are ranked by simulated annotators.
 
-Either way their agreement is measured, since it bounds what a reward model can be expected to learn.
+Either way their agreement is measured, since it bounds what a reward model can be expected to learn, and with it
+each annotator's consistency, biases and weight, and the strength of each model behind the answers
+(data/measures.py): on all rankings, or on those of a sample of the prompts where there are very many.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from data import venues
-from data.agreement import agreement
-from data.schema import Ranking, ranks_from_scores, write_jsonl
+from data.judgements import Sample
+from data.measures import measure
+from data.schema import Ranking, ranks_from_scores, read_rankings_file, write_jsonl
 from pipeline.config.rank import RankConfig
 from pipeline.errors import RecipeError
+from pipeline.files import jsonable
 from pipeline.stage import Artifact, Metrics, RunContext
 
 
@@ -27,24 +31,33 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
     else:
         write_jsonl(path, simulate(config, inputs["collect"], ctx))
-    rankings = _read(path)
-    measured = agreement(rankings, seed=ctx.seed)
-    (out_dir / "agreement.json").write_text(json.dumps(measured.to_json(), indent=1), encoding="utf-8")
-
-    pairs = sum(len(r.pairs()) for r in rankings)
-    all_pairs = sum(len(r.completions) * (len(r.completions) - 1) // 2 for r in rankings)
+    sample = Sample()
+    with ctx.progress("rank: reading") as bar:
+        for ranking in read_rankings_file(path):
+            sample.add(ranking)
+            bar.advance()
+    ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
+    measured = measure(sample, seed=ctx.seed)
+    text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
+    (out_dir / "agreement.json").write_text(text, encoding="utf-8")
+    agreed = measured["pairwise"]
     return {
-        "rankings": len(rankings),
-        "pairs": pairs,
-        "tie_share": 1 - pairs / all_pairs,
-        "agreement": measured.pairwise.value,
-        "agreement_low": measured.pairwise.low,
-        "agreement_high": measured.pairwise.high,
-        "agreement_pairs": measured.pairwise.pairs,
-        "predicted_by_others": measured.by_others.value,
-        "alpha": measured.alpha,
-        "annotators": len({r.annotator for r in rankings}),
-        "human": all(r.human for r in rankings),
+        "rankings": sample.rankings,
+        "pairs": sample.pairs - sample.ties,
+        "tie_share": sample.ties / sample.pairs,
+        "agreement": agreed["value"],
+        "agreement_low": agreed["low"],
+        "agreement_high": agreed["high"],
+        "agreement_pairs": agreed["pairs"],
+        "predicted_by_others": measured["by_others"]["value"],
+        "alpha": measured["alpha"],
+        "tau": measured["tau"]["value"],
+        "self_consistency": measured["self_consistency"]["value"],
+        "first_shown": measured["first_shown"]["value"],
+        "longer": measured["longer"]["value"],
+        "measured_on": sample.kept,
+        "annotators": len(sample.annotators),
+        "human": sample.human,
     }
 
 
@@ -72,8 +85,3 @@ def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterat
                 ratings=utilities,
                 split=row["split"],
             )
-
-
-def _read(path: Path) -> list[Ranking]:
-    with path.open(encoding="utf-8") as lines:
-        return [Ranking(**json.loads(line)) for line in lines]

@@ -329,6 +329,62 @@ MUTATIONS = [
         "if False:",
         "tests/stages/test_sft_stage.py",
     ),
+    mutation(
+        "rankings: a contrarian counts",
+        "data/reliability.py",
+        "np.clip(fitted / scale, 0.0, 1.0)",
+        "np.clip(fitted / scale, -1.0, 1.0)",
+        "tests/data/test_reliability.py",
+    ),
+    mutation(
+        "rankings: weights are not shrunk",
+        "data/reliability.py",
+        "(pairs[name] * s[name] / mean + PRIOR) / (pairs[name] + PRIOR)",
+        "s[name] / mean",
+        "tests/data/test_reliability.py",
+    ),
+    mutation(
+        "rankings: the sample keeps parts of prompts",
+        "data/judgements.py",
+        "if _uniform(key) >= self.share:",
+        "if _uniform(key) >= self.share / 2:",
+        "tests/data/test_judgements.py",
+    ),
+    mutation(
+        "rankings: tau-a in the place of tau-b",
+        "data/agreement.py",
+        "/ np.sqrt(strict[first] * strict[second])",
+        "/ order.shape[1]",
+        "tests/data/test_measures.py",
+    ),
+    mutation(
+        "rankings: ties count as wins of the first shown",
+        "data/measures.py",
+        "sum(one.ranks[first] < rank for rank in others), len(others)",
+        "sum(one.ranks[first] <= rank for rank in one.ranks), len(others)",
+        "tests/data/test_measures.py",
+    ),
+    mutation(
+        "rankings: a tie is a whole win",
+        "data/strengths.py",
+        "0.5 if one.ranks[i] == one.ranks[j] else 1.0",
+        "1.0",
+        "tests/data/test_strengths.py",
+    ),
+    mutation(
+        "rankings: pseudonyms without the key",
+        "data/export.py",
+        "hmac.digest(key, annotator.encode(), 'sha256')",
+        "hmac.digest(b'0', annotator.encode(), 'sha256')",
+        "tests/data/test_export.py",
+    ),
+    mutation(
+        "rankings: groups only of neighbours",
+        "data/spill.py",
+        "found[0] if found else self.groups",
+        "self.groups",
+        "tests/data/test_spill.py",
+    ),
 ]
 
 

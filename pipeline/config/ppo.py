@@ -113,8 +113,8 @@ class PPOConfig:
     """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
     classifier with one label (scored through text when its tokenizer differs)."""
     gradient_checkpointing: bool = field(default=False, metadata=RUNTIME)
-    logits_chunk_size: Count = field(default=4096, metadata=RUNTIME)
-    """Positions whose logits exist at the same time."""
+    logits_chunk_size: Count | None = field(default=None, metadata=RUNTIME)
+    """Positions whose logits exist at the same time; null: as many as take 4 MB (256 MB on a GPU)."""
     rollout_batch_size: Count | None = field(default=None, metadata=RUNTIME)
     """Sequences decoded together; null: the whole batch."""
     save_updates: Count = field(default=10, metadata=RUNTIME)

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import registry
 from pipeline.files import jsonable, readable_bytes
 from pipeline.plan import KEY_DIGITS, RunSummary, StageRun
+from pipeline.report import rankings
 
 Findings = dict[str, Any]
 
@@ -40,6 +41,8 @@ def collect(run: RunSummary) -> Findings:
         "annotators": annotators(run),
         "stages": [_stage(spec.name, run) for spec, _ in registry.planned(recipe)],
         "ranking": run.stages["rank"].manifest.metrics if "rank" in run.stages else None,
+        "rankings": rankings.measured(run.stages.get("rank")),
+        "dropped": rankings.dropped(run.stages.get("data")),
         "reward": reward and _reward(reward),
         "ppo": ppo and _ppo(ppo),
         "evaluation": evaluation and evaluation.artifact.json("eval.json"),

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config.sft import LoRAConfig
 from pipeline.stage import Artifact
+from stages.models.actor import Actor
+from stages.models.linear import speed_up
 from stages.models.loading import load_backbone, readable_checkpoint
 
 ADAPTER, MODEL = "adapter", "model"
@@ -52,6 +54,13 @@ def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
         return backbone
     with readable_checkpoint(artifact.path):
         return PeftModel.from_pretrained(backbone, artifact.file(ADAPTER)).eval()
+
+
+def load_actor(base: Artifact, artifact: Artifact | None, device: str) -> Actor:
+    """As `load_policy`, to speak and to be asked for log-probs; its parameters stay frozen."""
+    model = load_policy(base, artifact, device)
+    speed_up(model)
+    return Actor(causal_lm(model))
 
 
 def causal_lm(model: Any) -> Any:

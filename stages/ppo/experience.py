@@ -16,6 +16,7 @@ from stages.models.bank import Bank
 from stages.ppo import trajectory
 from stages.ppo.advantages import gae, masked_moments, masked_sum, token_rewards, whiten
 from stages.ppo.kl import k1, k3
+from stages.ppo.rollout import Record
 from stages.ppo.trajectory import Episodes
 
 
@@ -36,16 +37,28 @@ class Experience:
 
 @torch.no_grad()
 def score_tokens(
-    bank: Bank, role: str, episodes: Episodes, config: PPOConfig, *, with_values: bool = False
+    bank: Bank,
+    role: str,
+    episodes: Episodes,
+    config: PPOConfig,
+    *,
+    entropy: bool = False,
+    with_values: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, entropies and (`with_values`) the scalar head's values (B, T) under a role, in one pass."""
+    """Log-probs and, where wanted (else zero), entropies and the scalar head's values (B, T) under a role, in one
+    pass."""
     shape, device = episodes.mask_BT.shape, episodes.ids_BL.device
     logps, entropies, values = (torch.zeros(shape, device=device) for _ in range(3))
     with bank.active(role) as actor:
         for rows, part in episodes.micro_batches(torch.arange(len(episodes)), config.micro_batch_size):
             hidden = actor.hidden(part.ids_BL)
             logps[rows], entropies[rows] = trajectory.logprobs(
-                actor, part, hidden, temperature=config.temperature, chunk_size=config.logits_chunk_size
+                actor,
+                part,
+                hidden,
+                temperature=config.temperature,
+                chunk_size=config.logits_chunk_size,
+                entropy=entropy,
             )
             if with_values:
                 values[rows] = trajectory.values(actor, part, hidden)
@@ -70,10 +83,12 @@ def build(
     config: PPOConfig,
     kl_coef: float,
     world: World,
+    record: Record | None = None,
 ) -> Experience:
     """Steps 3 to 5.
 
     Args:
+        record: of the sampling of these episodes; None: the policy is asked again.
         scores_B: raw scores of the reward model, for the log.
         rewards_B: what enters the reward: normalised, clipped, less the penalty for a missing stop token.
         kl_coef: beta.
@@ -81,7 +96,13 @@ def build(
     mask = episodes.mask_BT
     # 3. What the policy and the reference say of the tokens, and what they are worth.
     trunk = config.value == "trunk"
-    logp, entropy, values = score_tokens(bank, "policy", episodes, config, with_values=trunk)
+    if record is None:
+        logp, entropy, values = score_tokens(bank, "policy", episodes, config, entropy=True, with_values=trunk)
+    else:
+        logp, entropy, values = (
+            torch.where(mask, noted[:, : mask.shape[1]], 0.0)
+            for noted in (record.logp_BT, record.entropy_BT, record.values_BT)
+        )
     ref_logp, _, _ = score_tokens(bank, "reference", episodes, config)
     if not trunk:
         values = value_tokens(bank, "value", episodes, config)

@@ -11,15 +11,9 @@ from peft import PeftModel
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
+from stages.models.actor import check_projection
 from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full
-from stages.models.bank import (
-    ActorBank,
-    Bank,
-    FullBank,
-    check_projection,
-    checkpoint_activations,
-    disable_dropout,
-)
+from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec

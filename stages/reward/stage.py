@@ -20,7 +20,7 @@ from typing import Any
 
 from data.messages import with_system
 from data.rankings import read_rankings
-from data.schema import Ranking
+from data.schema import Ranking, read_rankings_file
 from data.sources import Dropped
 from data.splits import group_of
 from pipeline.config.reward import PretrainOnConfig, RewardConfig
@@ -94,7 +94,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
 
 def _ranked(ranked: Artifact, split: str) -> Iterator[Ranking]:
     """Read anew each time: as Python objects all rankings would take many times the room of the file."""
-    return (Ranking(**row) for row in ranked.jsonl("rankings.jsonl") if row["split"] == split)
+    return (r for r in read_rankings_file(ranked.file("rankings.jsonl")) if r.split == split)
 
 
 def _weights(config: RewardConfig, ranked: Artifact) -> dict[str, float] | None:

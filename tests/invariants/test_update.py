@@ -76,7 +76,7 @@ def test_metrics_by_their_definitions(data):
     mask = made.episodes.mask_BT.numpy()
     ratio = (made.logp_BT - made.ref_logp_BT).numpy().astype(float)[mask]
     returns, values = (x[made.episodes.mask_BT].numpy().astype(float) for x in (made.returns_BT, made.values_BT))
-    _, entropy, _ = experience.score_tokens(trainer.bank, "policy", made.episodes, trainer.config)
+    _, entropy, _ = experience.score_tokens(trainer.bank, "policy", made.episodes, trainer.config, entropy=True)
     expected = {
         "objective/entropy": float(entropy.sum()) / mask.sum(),
         "objective/kl": np.clip(ratio, -10, 10).sum() / 8,
@@ -97,8 +97,9 @@ def test_metrics_by_their_definitions(data):
 def test_kl_is_zero_and_ratio_one_before_the_first_step(kind):
     trainer = ppo_case.make(kind, learning_rate=1e-12, temperature=0.7)
     metrics = trainer.step()
-    assert metrics["objective/kl"] == 0.0
-    assert metrics["objective/kl_k3"] == 0.0
+    # Not exactly: the policy's log-probs are those of the rollout, from other shapes of the same products.
+    assert metrics["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["objective/kl_k3"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-7)
     assert metrics["policy/clipfrac_avg"] == 0.0
@@ -242,7 +243,7 @@ def test_missing_eos_penalty_knows_every_stop_id(penalty):
     unended = sum(end not in ppo_case.STOPS for end in ends) / 32
     assert 0 < unended < 1
     assert metrics["response/ended"] == pytest.approx(1 - unended)
-    assert metrics["objective/rlhf_reward"] == pytest.approx(-(penalty or 0) * unended)
+    assert metrics["objective/rlhf_reward"] == pytest.approx(-(penalty or 0) * unended, abs=1e-5)
 
 
 def test_scores_are_normalised_by_the_references_answers():
@@ -323,7 +324,9 @@ def test_a_policy_that_is_not_the_references_copy_is_refused():
 
 
 def test_a_random_policy_is_refused():
-    trainer = ppo_case.make(bank=tiny.lora_bank(attention_dropout=0.5))
+    trainer = ppo_case.make()
+    layer = trainer.bank.model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda module, _, y: y + torch.randn_like(y) if module.training else y)
     with pytest.raises(StageError, match="ratio to itself"):
         trainer.step()
 
@@ -383,7 +386,7 @@ def test_episodes_are_sampled_at_the_temperature_of_their_log_probs():
     )
     episodes = trainer.sample([ppo_case.PROMPTS[i % 11] for i in range(512)])
     assert isinstance(episodes, Episodes)
-    logp, entropy, _ = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config)
+    logp, entropy, _ = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config, entropy=True)
     n = int(episodes.mask_BT.sum())
     spread = float(logp[episodes.mask_BT].std()) / n**0.5
     assert -logp.sum().item() / n == pytest.approx(entropy.sum().item() / n, abs=4 * spread)

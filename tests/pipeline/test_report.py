@@ -98,6 +98,43 @@ RANKING = {
     "annotators": 4,
     "human": False,
 }
+
+
+def part(value: float | None, pairs: int = 100) -> dict[str, Any]:
+    if value is None:
+        return {"value": None, "low": None, "high": None, "pairs": 0}
+    return {"value": value, "low": value - 0.05, "high": value + 0.05, "pairs": pairs}
+
+
+def annotator(count: int, **more: Any) -> dict[str, Any]:
+    shares = {"agreement": part(0.7), "tau": part(0.4), "self_consistency": part(None), "first_shown": part(0.63)}
+    return {"rankings": count, **shares, "longer": part(0.55), "seconds": None, "weight": 1.07, **more}
+
+
+def agreement() -> dict[str, Any]:
+    """As `rank` writes it; more annotators than the page has room for."""
+    return {
+        "pairwise": part(0.69, 4321),
+        "by_others": part(0.7),
+        "alpha": 0.41,
+        "tau": part(0.38),
+        "overlaps": 800,
+        "annotators": 4,
+        "self_consistency": part(0.83, 60),
+        "first_shown": part(0.63),
+        "longer": part(0.55),
+        "seconds": {"median": 41.6, "p90": 120.0, "rankings": 1600},
+        "sample": {"rankings": 1600, "of": 6400, "prompts": 400, "share": 0.25},
+        "weights": {},
+        "by_annotator": {f"worker {i}": annotator(1000 - i) for i in range(70)}
+        | {HOSTILE: annotator(5000, seconds={"median": 12.3, "p90": 20.0, "rankings": 9})},
+        "models": [
+            {"model": "large", "strength": 0.5, "low": 0.4, "high": 0.6, "win_rate": 0.62, "pairs": 900},
+            {"model": "small", "strength": -0.5, "low": -0.6, "high": -0.4, "win_rate": 0.38, "pairs": 900},
+        ],
+    }
+
+
 SAMPLE = {
     "prompt": "name[Blue Mill], food[Thai]",
     "answers": {"base": HOSTILE, "sft": "Blue Mill is a pub.", "ppo": "Blue Mill serves Thai food."},
@@ -114,9 +151,11 @@ class FakeRun:
     def __init__(self, stages: FakeStages, runner: Callable[..., Runner]) -> None:
         self.runner = runner
         self.ranking, self.quality, self.evaluation = dict(RANKING), dict(QUALITY), evaluation()
+        self.agreement: dict[str, Any] | None = None
+        self.dropped: list[dict[str, Any]] = []
         self.unfit: list[str] = []
         self.forced_past_gate: list[str] = []
-        for name in ("base", "sft", "rank", "reward", "ppo", "eval"):
+        for name in ("base", "data", "sft", "rank", "reward", "ppo", "eval"):
             stages.does[name] = getattr(self, f"_{name}")
 
     def __call__(self, until: str | None = None, *sets: str) -> RunSummary:
@@ -137,8 +176,18 @@ class FakeRun:
         ctx.metrics.log(20, eval_loss=0.381)
         return write_all(config, inputs, out, ctx) | {"demonstrations": 2703}
 
-    def _rank(self, *given: Any) -> dict[str, Any]:
-        return write_all(*given) | self.ranking
+    def _data(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
+        (out / "dropped.jsonl").write_text("".join(json.dumps(place) + "\n" for place in self.dropped))
+        reasons: dict[str, Any] = {"read_rankings": 900} if self.dropped else {}
+        for place in self.dropped:
+            name = f"dropped_{place['table']}/{place['reason']}"
+            reasons[name] = reasons.get(name, 0) + 1
+        return write_all(config, inputs, out, ctx) | reasons
+
+    def _rank(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
+        if self.agreement is not None:
+            (out / "agreement.json").write_text(json.dumps(self.agreement))
+        return write_all(config, inputs, out, ctx) | self.ranking
 
     def _reward(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         ctx.metrics.log(10, loss=0.5, accuracy=0.6)
@@ -446,3 +495,50 @@ def test_long_curves_are_thinned_by_means() -> None:
 )
 def test_numbers_read_well(written: str, expected: str) -> None:
     assert written == expected
+
+
+# --- Rankings -----------------------------------------------------------------------------------------------
+
+
+def test_rankings_are_told_with_annotators_models_and_what_was_left_out(fake: FakeRun, tmp_path: Path) -> None:
+    fake.agreement = agreement()
+    fake.dropped = [{"table": "rankings", "row": row, "reason": "missing rating"} for row in range(3, 43)]
+    _, page = build(fake(), tmp_path)
+    text = " ".join(page.text.split())
+    for said in (
+        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs",
+        "the reward model orders 71.2 % of held-out pairs",
+        "the one shown first 63 % (58 to 68 %)",
+        "Measured on 1,600 of 6,400 rankings: all those of 400 prompts",
+        "42 s median; 9 of 10 below 120 s",
+        "83 % of 60 pairs",
+        "48 more annotators, of 59",
+        "large +0.50 wins 62 %",
+        "missing rating 40 900 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, …",
+    ):
+        assert said in text
+    assert "<script" not in page.source
+    assert text.index(HOSTILE) < text.index("worker 0") < text.index("worker 58")
+    assert "worker 59" not in text
+    head = next(part for part in page.source.split("<thead>") if "Agrees with others" in part).split("</thead>")[0]
+    assert "Agrees with self" not in head  # nobody has it
+    assert "First shown wins" in head
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["rankings"]["all_annotators"] == 71
+    assert numbers["dropped"][0]["count"] == 40
+
+
+def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> None:
+    measures = ("pairwise", "by_others", "tau", "self_consistency", "first_shown", "longer")
+    nothing = {name: part(None) for name in measures}
+    shares = {name: part(None) for name in ("agreement", "tau", "self_consistency", "first_shown", "longer")}
+    fake.agreement = agreement() | nothing
+    fake.agreement |= {"alpha": None, "seconds": None, "models": []}
+    fake.agreement["by_annotator"] = {"unknown": {"rankings": 3, **shares, "seconds": None, "weight": 1.0}}
+    fake.ranking |= {"agreement": None, "predicted_by_others": None, "alpha": None}
+    _, page = build(fake("rank"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "how far they agree is not known" in text
+    assert "nobody ranked anything twice" in text
+    assert "Models behind the answers" not in text
+    assert "Left out" not in text

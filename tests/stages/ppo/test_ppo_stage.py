@@ -202,7 +202,7 @@ def test_it_makes_a_policy_that_can_be_loaded(tmp_path, base, training_context, 
     looks = list(artifact.jsonl("looks.jsonl"))
     assert [look["update"] for look in looks] == [0, 2, 4]
     assert looks[0]["kl"] == 0.0
-    assert looks[-1]["kl"] == metrics["final_kl"] != 0.0
+    assert abs(looks[-1]["kl"]) == abs(metrics["final_kl"]) > 1e-4
     assert all(len(look["responses"]) == len(look["prompts"]) == 3 for look in looks)
     prompt = torch.tensor(tiny.rows(1, 6, 6))
     with torch.no_grad():
