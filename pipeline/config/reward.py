@@ -26,7 +26,7 @@ class GateConfig:
     """Largest expected calibration error of sigmoid(score difference) as a chance of being preferred."""
     min_score_spread: NonNegative = 0.02
     """Smallest mean standard deviation of the scores of a prompt's answers; below, all score alike."""
-    min_ended_preferred: Chance = 0.5
+    min_ended_preferred: Chance = 0.25
     """Of held-out answers, the share that must score above themselves cut in half, which end without a stop
     token."""
 

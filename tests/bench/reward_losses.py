@@ -82,10 +82,10 @@ def resplit(
 def measure(arguments: argparse.Namespace, sets: list[str], seed: int) -> dict[str, Any]:
     loaded = load_recipe(arguments.recipe, [*arguments.set, *sets])
     runner = Runner(loaded, arguments.runs)
-    done = {step.spec.name: step for name in ("sft", "rank") for step in runner.run(name)}
-    artifacts = runner.planner.summary().stages
-    assert {"base", "data", "sft", "rank"} <= set(done)
-    inputs = {name: artifacts[name].artifact for name in ("base", "data", "sft", "rank")}
+    for name in ("sft", "rank"):
+        runner.run(name)
+    steps = [step for name in ("sft", "rank") for step in runner.planner.plan(name)]
+    inputs = {step.spec.name: step.finished.artifact for step in steps if step.finished}
     with tempfile.TemporaryDirectory() as temporary:
         folder, quiet = Path(temporary), Quiet()
         held_out = loaded.recipe.data.eval_fraction

@@ -32,7 +32,7 @@ FIT = {
         ({"length_correlation": -0.95}, ["follow length"]),
         ({"ece": 0.21}, ["calibration error is 0.210, above 0.2"]),
         ({"score_spread": 0.01}, ["all answers alike"]),
-        ({"ended_preferred": 0.4}, ["only 40% of held-out answers"]),
+        ({"ended_preferred": 0.2}, ["only 20% of held-out answers"]),
         ({"accuracy": 0.4, "accuracy_low": 0.3, "ece": 0.5}, ["min_accuracy", "chance", "max_ece"]),
         ({"score_std": math.nan}, ["not finite"]),
         ({"score_mean": math.inf, "accuracy": 0.1}, ["not finite"]),
