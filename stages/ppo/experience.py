@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
 from stages.distributed import World
+from stages.microbatch import MicroBatch
 from stages.models.bank import Bank
 from stages.ppo import trajectory
 from stages.ppo.advantages import gae, masked_moments, masked_sum, token_rewards, whiten
@@ -36,30 +37,47 @@ class Experience:
 
 @torch.no_grad()
 def score_tokens(
-    bank: Bank, role: str, episodes: Episodes, config: PPOConfig, *, with_values: bool = False
+    bank: Bank,
+    role: str,
+    episodes: Episodes,
+    config: PPOConfig,
+    *,
+    with_values: bool = False,
+    micro: MicroBatch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, entropies and (`with_values`) the scalar head's values (B, T) under a role, in one pass."""
-    shape, device = episodes.mask_BT.shape, episodes.ids_BL.device
-    logps, entropies, values = (torch.zeros(shape, device=device) for _ in range(3))
-    with bank.active(role) as actor:
-        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), config.micro_batch_size):
+    """Log-probs, entropies and (`with_values`) the scalar head's values (B, T) under a role, in one pass. `micro`:
+    what holds the micro-batch that fits; None: as the config says."""
+
+    def passes(size: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        shape, device = episodes.mask_BT.shape, episodes.ids_BL.device
+        logps, entropies, values = (torch.zeros(shape, device=device) for _ in range(3))
+        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), size):
             hidden = actor.hidden(part.ids_BL)
             logps[rows], entropies[rows] = trajectory.logprobs(
                 actor, part, hidden, temperature=config.temperature, chunk_size=config.logits_chunk_size
             )
             if with_values:
                 values[rows] = trajectory.values(actor, part, hidden)
-    return logps, entropies, values
+        return logps, entropies, values
+
+    with bank.active(role) as actor:
+        return (micro or MicroBatch(config.micro_batch_size)).run(passes, len(episodes))
 
 
 @torch.no_grad()
-def value_tokens(bank: Bank, role: str, episodes: Episodes, config: PPOConfig) -> Tensor:
+def value_tokens(
+    bank: Bank, role: str, episodes: Episodes, config: PPOConfig, *, micro: MicroBatch | None = None
+) -> Tensor:
     """V (B, T) under a value role of its own."""
-    values = torch.zeros(episodes.mask_BT.shape, device=episodes.ids_BL.device)
-    with bank.active(role) as actor:
-        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), config.micro_batch_size):
+
+    def passes(size: int | None) -> Tensor:
+        values = torch.zeros(episodes.mask_BT.shape, device=episodes.ids_BL.device)
+        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), size):
             values[rows] = trajectory.values(actor, part, actor.hidden(part.ids_BL))
-    return values
+        return values
+
+    with bank.active(role) as actor:
+        return (micro or MicroBatch(config.micro_batch_size)).run(passes, len(episodes))
 
 
 def build(
@@ -70,6 +88,7 @@ def build(
     config: PPOConfig,
     kl_coef: float,
     world: World,
+    micro: MicroBatch | None = None,
 ) -> Experience:
     """Steps 3 to 5.
 
@@ -77,14 +96,15 @@ def build(
         scores_B: raw scores of the reward model, for the log.
         rewards_B: what enters the reward: normalised, clipped, less the penalty for a missing stop token.
         kl_coef: beta.
+        micro: as for `score_tokens`.
     """
     mask = episodes.mask_BT
     # 3. What the policy and the reference say of the tokens, and what they are worth.
     trunk = config.value == "trunk"
-    logp, entropy, values = score_tokens(bank, "policy", episodes, config, with_values=trunk)
-    ref_logp, _, _ = score_tokens(bank, "reference", episodes, config)
+    logp, entropy, values = score_tokens(bank, "policy", episodes, config, with_values=trunk, micro=micro)
+    ref_logp, _, _ = score_tokens(bank, "reference", episodes, config, micro=micro)
     if not trunk:
-        values = value_tokens(bank, "value", episodes, config)
+        values = value_tokens(bank, "value", episodes, config, micro=micro)
     # 4. Rewards: the KL penalty on every token, the score on the last valid one.
     kl = torch.where(mask, k1(logp, ref_logp), 0.0)
     rewards = token_rewards(kl_coef * kl, rewards_B.to(kl), mask)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from stages.distributed import World
-from stages.models.bank import Bank
+from stages.microbatch import MicroBatch
+from stages.models.bank import Actor, Bank
 from stages.models.text import IGNORED, Codec
 from stages.ppo import experience, trajectory
 from stages.ppo.experience import Experience
@@ -41,6 +42,7 @@ class PPOTrainer:
         prompts: ids of the training prompts.
         scorer: the reward model.
         demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
+        say: told when a micro-batch did not fit into memory.
     """
 
     def __init__(
@@ -54,11 +56,14 @@ class PPOTrainer:
         seed: int,
         device: str = "cpu",
         demonstrations: Callable[[torch.Generator], LanguageModelBatch] | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.bank, self.config, self.codec, self.scorer = bank, config, codec, scorer
         self.prompts, self.seed, self.device = prompts, seed, device
         self.demonstrations = demonstrations
         self.world = World()
+        self.micro = MicroBatch(config.micro_batch_size, "training", say)
+        self.decoding = MicroBatch(config.rollout_batch_size, "sampling", say)
         self.updates = config.total_episodes // config.batch_size
         self.update = 0
         self.generator = torch.Generator().manual_seed(seed)
@@ -89,7 +94,9 @@ class PPOTrainer:
             rewards = rewards - self.config.missing_eos_penalty * (~ended).float()
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.
-        data = experience.build(self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world)
+        data = experience.build(
+            self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world, self.micro
+        )
         if self.update == 0:
             self._check_start(data)
         clock.lap("passes")
@@ -130,16 +137,20 @@ class PPOTrainer:
 
     def respond(self, prompts: Sequence[Sequence[int]], uniform_BT: Tensor, role: str = "policy") -> Episodes:
         """Episodes from given random numbers."""
-        with self.bank.active(role) as actor:
-            responses = generate(
+
+        def decode(size: int | None) -> list[list[int]]:
+            return generate(
                 actor.lm,
                 prompts,
                 uniform_BT,
                 temperature=self.config.temperature,
                 stop_ids=self.codec.stop_ids,
                 pad_id=self.codec.pad_id,
-                batch_size=self.config.rollout_batch_size,
+                batch_size=size,
             )
+
+        with self.bank.active(role) as actor:
+            responses = self.decoding.run(decode, len(prompts))
         return Episodes.build(prompts, responses, self.codec.stop_ids, self.codec.pad_id, self.device)
 
     # --- 6. Optimisation ----------------------------------------------------------------------------------------
@@ -191,45 +202,70 @@ class PPOTrainer:
 
     def _train_policy(self, data: Experience, rows: Tensor, count: float) -> dict[str, float]:
         """One optimizer step of the policy (and, on a shared trunk, of the value head)."""
+        with self.bank.active("policy", train=True) as actor:
+            sums = self._fitting(
+                "policy", rows, lambda size: self._policy_gradients(actor, data, rows, count, size)
+            )
+        return self._step("policy", sums)
+
+    def _policy_gradients(
+        self, actor: Actor, data: Experience, rows: Tensor, count: float, size: int | None
+    ) -> dict[str, Tensor]:
         config = self.config
         sums: dict[str, Tensor] = {}
-        with self.bank.active("policy", train=True) as actor:
-            for part_rows, part in data.episodes.micro_batches(rows, config.micro_batch_size):
-                hidden = actor.hidden(part.ids_BL)
-                logp, entropy = trajectory.logprobs(
-                    actor, part, hidden, temperature=config.temperature, chunk_size=config.logits_chunk_size
+        for part_rows, part in data.episodes.micro_batches(rows, size):
+            hidden = actor.hidden(part.ids_BL)
+            logp, entropy = trajectory.logprobs(
+                actor, part, hidden, temperature=config.temperature, chunk_size=config.logits_chunk_size
+            )
+            losses = [
+                policy_loss(
+                    logp,
+                    data.logp_BT[part_rows],
+                    data.advantages_BT[part_rows],
+                    part.mask_BT,
+                    count=count,
+                    cliprange=config.cliprange,
+                    dual_clip=config.dual_clip,
                 )
-                losses = [
-                    policy_loss(
-                        logp,
-                        data.logp_BT[part_rows],
-                        data.advantages_BT[part_rows],
-                        part.mask_BT,
-                        count=count,
-                        cliprange=config.cliprange,
-                        dual_clip=config.dual_clip,
-                    )
-                ]
-                if config.entropy_coef:
-                    losses.append(entropy_bonus(entropy, part.mask_BT, count=count, coef=config.entropy_coef))
-                if config.value == "trunk":
-                    value = self._value_loss(data, part_rows, part, trajectory.values(actor, part, hidden), count)
-                    losses.append(Loss(config.vf_coef * value.loss, value.sums))
-                torch.stack([loss.loss for loss in losses]).sum().backward()
-                _accumulate(sums, losses)
-            if config.ptx_coef:
-                sums["ptx_loss"] = self._ptx(actor) * count / self.world.size
-        return self._step("policy", sums)
+            ]
+            if config.entropy_coef:
+                losses.append(entropy_bonus(entropy, part.mask_BT, count=count, coef=config.entropy_coef))
+            if config.value == "trunk":
+                value = self._value_loss(data, part_rows, part, trajectory.values(actor, part, hidden), count)
+                losses.append(Loss(config.vf_coef * value.loss, value.sums))
+            torch.stack([loss.loss for loss in losses]).sum().backward()
+            _accumulate(sums, losses)
+        if config.ptx_coef:
+            sums["ptx_loss"] = self._ptx(actor) * count / self.world.size
+        return sums
+
+    def _fitting(
+        self, role: str, rows: Tensor, work: Callable[[int | None], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """A minibatch's gradients, at the micro-batch that fits: what an attempt left behind is taken back."""
+        drawn = self.generator.get_state()
+
+        def undo() -> None:
+            self.optimizers[role].zero_grad(set_to_none=True)
+            self.generator.set_state(drawn)
+
+        return self.micro.run(work, max(1, len(rows)), undo)
 
     def _train_value(self, data: Experience, rows: Tensor, count: float) -> dict[str, float]:
         """One optimizer step of a value role of its own."""
-        sums: dict[str, Tensor] = {}
-        with self.bank.active("value", train=True) as actor:
-            for part_rows, part in data.episodes.micro_batches(rows, self.config.micro_batch_size):
+
+        def gradients(size: int | None) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            for part_rows, part in data.episodes.micro_batches(rows, size):
                 new = trajectory.values(actor, part, actor.hidden(part.ids_BL))
                 loss = self._value_loss(data, part_rows, part, new, count)
                 loss.loss.backward()
                 _accumulate(sums, [loss])
+            return sums
+
+        with self.bank.active("value", train=True) as actor:
+            sums = self._fitting("value", rows, gradients)
         return self._step("value", sums)
 
     def _value_loss(self, data: Experience, rows: Tensor, part: Episodes, values_BT: Tensor, count: float) -> Loss:
@@ -343,6 +379,8 @@ class PPOTrainer:
             "order": self.order,
             "cursor": self.cursor,
             "generator": self.generator.get_state(),
+            "micro_batch": self.micro.state_dict(),
+            "decoding": self.decoding.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -357,6 +395,8 @@ class PPOTrainer:
         self.normalizer.load_state_dict(state["scores"])
         self.order, self.cursor = state["order"], state["cursor"]
         self.generator.set_state(state["generator"])
+        self.micro.load_state_dict(state["micro_batch"])
+        self.decoding.load_state_dict(state["decoding"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
