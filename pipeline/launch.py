@@ -29,11 +29,14 @@ GRACE = 15.0
 LOOK = 0.1
 
 
-def launch(count: int, arguments: Sequence[str]) -> None:
+PROGRAM = (sys.executable, "-m", "pipeline")
+
+
+def launch(count: int, arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> None:
     """Runs `tutelage ARGUMENTS` as `count` processes. Raises the first one's error, or `Interrupted`."""
     with tempfile.TemporaryDirectory(prefix="tutelage-") as folder:
         records = [Path(folder) / f"{rank}.json" for rank in range(count)]
-        processes = _start(count, arguments, records)
+        processes = _start(count, [*program, *arguments], records)
         try:
             failed = _watch(processes)
         except KeyboardInterrupt:
@@ -45,7 +48,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
             raise _cause(failed, processes, records)
 
 
-def _start(count: int, arguments: Sequence[str], records: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
+def _start(count: int, command: Sequence[str], records: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -61,7 +64,7 @@ def _start(count: int, arguments: Sequence[str], records: Sequence[Path]) -> lis
     # A session of their own: Ctrl-C reaches this process alone, which then ends them in good order.
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments],
+            list(command),
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), RECORD: str(records[rank])},
             stdin=subprocess.DEVNULL,
             start_new_session=True,

@@ -80,6 +80,8 @@ class Runner:
             try:
                 for spec, needs in self.planner.stages(until):
                     step = self.planner.consider(spec, needs, done)
+                    if step.finished:  # a kill may have come between the manifest and the end of its state
+                        shutil.rmtree(step.finished.folder / "state", ignore_errors=True)
                     done[spec.name] = step.finished or self._execute(step, done)
                     steps.append(step)
             finally:
@@ -187,7 +189,7 @@ class Runner:
             hardware=machine.hardware(),
         )
         manifest.write(folder, made)
-        shutil.rmtree(folder / "state")
+        shutil.rmtree(folder / "state", ignore_errors=True)
         _free_memory()
         return StageRun(folder, made)
 
@@ -256,6 +258,8 @@ def _prepare(folder: Path, *, keep_state: bool) -> None:
     """Empties what an earlier run of the key left behind, all but its state when it is to go on."""
     (folder / manifest.FILE).unlink(missing_ok=True)
     shutil.rmtree(folder / "out", ignore_errors=True)
+    for unfinished in folder.glob(".*"):  # what a killed process was about to put in place
+        unfinished.unlink()
     if not keep_state:
         shutil.rmtree(folder / "state", ignore_errors=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)

@@ -119,6 +119,14 @@ class GlobalBatchTrainer(Trainer):
             in_order=args.dataloader_in_order,
         )
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """All of the held-out examples on every process: accelerate's shares would weigh them in another way."""
+        self.accelerator.prepare = lambda loader: loader
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            del self.accelerator.prepare
+
     def length(self, example: Any) -> int:
         """Tokens of an example."""
         return len(example["input_ids"])

@@ -87,10 +87,12 @@ class DemonstrationTrainer(GlobalBatchTrainer, SFTTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         # trl gathers its metrics in every pass, and processes need not make equally many: `log` does it instead.
         self.accelerator.gather_for_metrics = lambda values: values
-        try:
-            return super().training_step(model, inputs, num_items_in_batch)
-        finally:
-            del self.accelerator.gather_for_metrics
+        before = self._total_train_tokens
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        del self.accelerator.gather_for_metrics
+        seen = torch.tensor(self._total_train_tokens - before)
+        self._total_train_tokens = before + int(self.world.sum(seen))
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         learner: Any = self.model
