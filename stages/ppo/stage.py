@@ -17,8 +17,9 @@ from torch import Tensor
 
 from data.schema import write_jsonl
 from pipeline.config.ppo import PPOConfig
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.stage import Artifact, Metrics, RunContext
+from stages.distributed import World
 from stages.models.adapters import MODEL, save_adapter
 from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.loading import load_tokenizer
@@ -44,6 +45,12 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             f"no training prompt fits into ppo.max_prompt_length = {config.max_prompt_length} tokens",
             where=str(inputs["data"].path),
             mend="raise ppo.max_prompt_length",
+        )
+    if config.batch_size < World().size:
+        raise RecipeError(
+            f"ppo.batch_size: {World().size} processes cannot share a batch of {config.batch_size}",
+            where=ctx.describe("ppo.batch_size"),
+            mend="start fewer processes, or enlarge the batch",
         )
     torch.manual_seed(ctx.seed)
     bank, scorer = roles.build(config, inputs, codec, ctx.device)

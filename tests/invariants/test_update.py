@@ -1,5 +1,6 @@
 """What one update does, seen from outside."""
 
+import copy
 import math
 
 import numpy as np
@@ -424,10 +425,10 @@ def test_the_micro_batch_that_was_found_is_in_the_checkpoint(monkeypatch):
     first = ppo_case.make(micro_batch_size="auto")
     with_scarce_memory(monkeypatch, first, 1)
     second = ppo_case.make(micro_batch_size="auto", seed=9)
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert second.micro.size == first.micro.size == 2
     fixed = ppo_case.make(micro_batch_size=4, seed=9)
-    fixed.load_state_dict(first.state_dict())
+    fixed.load_state_dict(copy.deepcopy(first.state_dict()))
     assert fixed.micro.size == 4, "what the recipe says now counts"
     first.step()
     second.step()
