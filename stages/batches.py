@@ -140,8 +140,9 @@ class GlobalBatchTrainer(Trainer):
     def count(self, examples: list[Any]) -> Tensor:
         """What the loss of a step is divided by: here the labels of its examples."""
         if not examples:
-            return torch.tensor(0)
-        return torch.as_tensor(self._get_num_items_in_batch([self.data_collator(examples)], torch.device("cpu")))
+            return torch.tensor(0.0)
+        here = self._get_num_items_in_batch([self.data_collator(examples)], torch.device("cpu"))
+        return torch.as_tensor(here).float()
 
     # --- The step ---
 

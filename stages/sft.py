@@ -97,9 +97,11 @@ class DemonstrationTrainer(GlobalBatchTrainer, SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         learner: Any = self.model
         if learner.training and self.world.size > 1:
-            for name, numbers in sorted(self._metrics["train"].items()):
-                total = self.world.sum(torch.tensor([sum(numbers), len(numbers)], dtype=torch.double))
-                self._metrics["train"][name] = [float(total[0] / total[1])]
+            # A process that had no share of the steps since the last time has nothing to say.
+            everywhere = self.world.together([dict(self._metrics["train"])], self.world.size)
+            for name in {name for there in everywhere for name in there}:
+                self._metrics["train"][name] = [number for there in everywhere for number in there.get(name, [])]
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
 
     def running_state(self) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def without_seconds(numbers: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in numbers.items() if "second" not in name and not name.startswith("time")}
+    timed = ("second", "runtime", "time/")
+    return {name: value for name, value in numbers.items() if name != "time" and not any(t in name for t in timed)}
 
 
 def main() -> None:
