@@ -64,8 +64,9 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         callbacks=[StageCallback(ctx, "sft")],
     )
     float32_trainables(trainer.model)
-    train_to_end(trainer, ctx, values, config.micro_batch_size)
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size)
     metrics: Metrics = {
+        **found,
         "demonstrations": len(rows),
         "demonstrations_too_long": too_long,
         "train_loss": trainer.state.log_history[-1]["train_loss"],

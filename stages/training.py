@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import sync_below, write_atomic
-from pipeline.stage import RunContext
+from pipeline.stage import Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
 from stages.distributed import World
 from stages.microbatch import MicroBatch, Size
@@ -105,13 +105,15 @@ class _Checkpoints(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):  # type: ignore[no-untyped-def]
         if self.resumed is not None:
-            self.trainer.load_running_state(_mark_of(self.resumed)["running"])
+            kept = _mark_of(self.resumed)["running"]  # of each process; there may have been fewer of them then
+            self.trainer.load_running_state(kept[min(self.trainer.world.rank, len(kept) - 1)])
 
     def on_save(self, args, state, control, **_):  # type: ignore[no-untyped-def]
-        self.trainer.world.wait()
-        if self.trainer.world.rank == 0:
+        world = self.trainer.world
+        running = world.together([self.trainer.running_state()], world.size)  # all have written when all are here
+        if world.rank == 0:
             folder = Path(args.output_dir)
-            _complete(folder / f"checkpoint-{state.global_step}", self.trainer.running_state())
+            _complete(folder / f"checkpoint-{state.global_step}", running)
             best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name
             for path in _checkpoints(folder)[: -self.keep]:
                 if path.name != best:
@@ -120,8 +122,9 @@ class _Checkpoints(TrainerCallback):
 
 def train(
     trainer: GlobalBatchTrainer, ctx: RunContext, values: dict[str, Any], micro_batch_size: Size = None
-) -> None:
-    """Trains to the end, from the newest complete checkpoint if there is one.
+) -> Metrics:
+    """Trains to the end, from the newest complete checkpoint if there is one. Returns what was found on the way:
+    the micro-batch, if it was to be.
 
     Args:
         values: the recipe's `trainer:` values.
@@ -149,6 +152,8 @@ def train(
     loss = trainer.state.log_history[-1].get("train_loss", 0.0)
     if not torch.isfinite(torch.tensor(loss)):
         raise StageError(f"the training loss is {loss}", mend="lower trainer.learning_rate")
+    whole = -(-trainer.args.per_device_train_batch_size // trainer.world.size)
+    return {"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -160,7 +165,7 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _complete(checkpoint: Path, running: dict[str, Any]) -> None:
+def _complete(checkpoint: Path, running: list[dict[str, Any]]) -> None:
     sync_below(checkpoint)
     mark = {"files": _sizes(checkpoint), "running": running}
     write_atomic(checkpoint / COMPLETE, json.dumps(mark) + "\n")

@@ -71,6 +71,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     if trainer.world.rank == 0:
         _write(out_dir, bank, "value" if config.value == "adapter" else "policy", looks)
     last = looks[-1] if looks else {}
+    whole = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
         "prompts": len(prompts),
         "prompts_too_long": too_long,
@@ -78,7 +79,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         "updates": trainer.updates,
         "trainable_parameters": sum(p.numel() for p in bank.parameters() if p.requires_grad),
         "kl_coef": trainer.kl.value,
-        **({"micro_batch_size": trainer.micro.size or 0} if trainer.micro.auto else {}),
+        **({"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}),
         **{f"final_{name}": last[name] for name in ("kl", "score", "length") if name in last},
         **({"forced_past_gate": forced} if forced else {}),
     }

@@ -56,7 +56,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         )
     torch.manual_seed(ctx.seed)
     model = _new_model(config, inputs, ctx)
-    _train(model, config, list(groups.values()), codec, ctx)
+    found = _train(model, config, list(groups.values()), codec, ctx)
     model.eval()
 
     held_out = [r for r in rankings if r.split == "eval"]
@@ -79,7 +79,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     )
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
-    return metrics | {"unfit": reasons}
+    return metrics | found | {"unfit": reasons}
 
 
 def group_rankings(rankings: list[Ranking], codec: Codec, max_length: int) -> tuple[dict[str, Group], int]:
@@ -140,7 +140,7 @@ def _copy_adapter(sft: Artifact, lm: Any) -> None:
 
 def _train(
     model: reward_model.RewardModel, config: RewardConfig, groups: list[Group], codec: Codec, ctx: RunContext
-) -> None:
+) -> Metrics:
     values = {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16} | config.trainer
     trainer = RankingTrainer(
         model=model,
@@ -151,7 +151,7 @@ def _train(
     )
     trainer.objective = OBJECTIVES[config.objective]
     trainer.center = config.center_rewards_coefficient
-    train_to_end(trainer, ctx, values, config.micro_batch_size)
+    return train_to_end(trainer, ctx, values, config.micro_batch_size)
 
 
 def collate(groups: list[Group], pad_id: int) -> dict[str, Any]:

@@ -114,9 +114,10 @@ def test_a_step_out_of_memory_is_taken_again(folder, tmp_path, monkeypatch):
         return loss
 
     monkeypatch.setattr(batches.Trainer, "training_step", scarce)
-    found, _, _ = run("reward", folder, tmp_path / "auto", tiny.LORA, "auto", per_device_train_batch_size=6)
+    found, _, metrics = run("reward", folder, tmp_path / "auto", tiny.LORA, "auto", per_device_train_batch_size=6)
     assert passes == [6, 3, 3] + 16 * [1], "two epochs of eight prompts"
     close(found, expected, tolerance=0)
+    assert metrics["micro_batch_size"] == 1
     passes.clear()
     with pytest.raises(torch.OutOfMemoryError):
         run("reward", folder, tmp_path / "fixed", tiny.LORA, 6, per_device_train_batch_size=6)
