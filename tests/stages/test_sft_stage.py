@@ -66,6 +66,7 @@ def test_documents_of_a_row_do_not_see_each_other(inputs, tmp_path, training_con
     def keep(trainer, *_):
         trainer.state.log_history.append({"train_loss": 0.0})
         trainers.append(trainer)
+        return {}
 
     monkeypatch.setattr(sft, "train_to_end", keep)
     run(
