@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,13 +15,15 @@ from typer.core import TyperGroup
 
 from pipeline import clean as cleaning
 from pipeline import hub, manifest, registry
+from pipeline import launch as launching
 from pipeline.config.load import load_recipe
 from pipeline.device import resolve
 from pipeline.errors import Interrupted, TutelageError
 from pipeline.files import readable_bytes
 from pipeline.plan import Planner
 from pipeline.progress import Display
-from pipeline.runner import Runner
+from pipeline.ranks import Ranks
+from pipeline.runner import Runner, terminate_as_interrupt
 from pipeline.tables import plan_table, status_table
 
 REPORT = "report.html"
@@ -55,7 +58,8 @@ class _Commands(TyperGroup):
             problem: TutelageError = Interrupted("interrupted")
         except TutelageError as error:
             problem = error
-        Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        if not launching.tell(problem):
+            Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(problem.exit_code)
 
 
@@ -93,11 +97,27 @@ def run(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another process on the same stage.")] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option("--nproc", min=1, help="Processes that share sft, reward and ppo, one a card."),
+    ] = None,
 ) -> None:
     """Run a stage and what it needs, or all of them and the report. What is up to date is skipped."""
     loaded = load_recipe(recipe, sets or [])
     again = [] if not fresh else [stage] if stage else list(registry.STAGES)
-    runner = Runner(loaded, runs, display=Display(_console()), fresh=again, force=force, wait=wait)
+    if (nproc or 1) > 1 and "WORLD_SIZE" not in os.environ:
+        steps = Planner(loaded, runs, again).plan(stage)
+        if any(step.spec.parallel and step.finished is None for step in steps):
+            with terminate_as_interrupt():
+                launching.launch(nproc or 1, _arguments(stage, recipe, sets, runs, fresh, force, wait, nproc))
+            return
+        nproc = 1  # nothing to share
+    launching.end_with_launcher()
+    ranks = Ranks.join(nproc)
+    runner = Runner(loaded, runs, display=Display(_console()), fresh=again, force=force, wait=wait, ranks=ranks)
+    if ranks.rank:
+        runner.follow()
+        return
     steps = runner.run(stage)
     if all(step.finished for step in steps):
         _console().print(plan_table(steps))
@@ -109,6 +129,26 @@ def run(
             _report(runner.planner)
         else:
             _print(f"report: {path}")
+    ranks.finish()
+
+
+def _arguments(
+    stage: str | None,
+    recipe: Path,
+    sets: list[str] | None,
+    runs: Path,
+    fresh: bool,
+    force: bool,
+    wait: bool,
+    nproc: int | None,
+) -> list[str]:
+    """`run`'s command line again, for the processes that share it."""
+    flags = {"--fresh": fresh, "--force": force, "--wait": wait}
+    return [
+        *("run", *([stage] if stage else []), "--recipe", str(recipe), "--runs", str(runs), "--nproc", str(nproc)),
+        *(name for name, given in flags.items() if given),
+        *(part for text in sets or [] for part in ("--set", text)),
+    ]
 
 
 @app.command()
@@ -257,7 +297,12 @@ def clean(
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except Exception as bug:
+        if not launching.tell(bug):
+            raise
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

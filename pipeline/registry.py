@@ -35,6 +35,8 @@ class StageSpec:
         planned: whether the recipe has this stage at all.
         paths: dotted recipe paths that may name local files or folders -> whether a value does. Their
             content enters the key.
+        parallel: whether several processes can share the work. What it makes does not depend on their number
+            beyond rounding; the first of them writes it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class StageSpec:
     needs: tuple[str, ...] = ()
     planned: Callable[[Recipe], bool] = _always
     paths: Mapping[str, Callable[[str], bool]] | None = None
+    parallel: bool = False
 
     def config(self, recipe: Recipe) -> Any:
         return getattr(recipe, self.name)
@@ -86,7 +89,7 @@ STAGES = {
                 "data.rankings.path": is_local,
             },
         ),
-        StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data")),
+        StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data"), parallel=True),
         StageSpec(
             "collect",
             version=1,
@@ -95,13 +98,20 @@ STAGES = {
             planned=_ranks_itself,
         ),
         StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect")),
-        StageSpec("reward", version=1, target="stages.reward.stage:run", needs=("base", "data", "sft", "rank")),
+        StageSpec(
+            "reward",
+            version=1,
+            target="stages.reward.stage:run",
+            needs=("base", "data", "sft", "rank"),
+            parallel=True,
+        ),
         StageSpec(
             "ppo",
             version=1,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             paths={"ppo.reward_model": lambda _: True},
+            parallel=True,
         ),
         StageSpec(
             "eval",

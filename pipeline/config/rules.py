@@ -117,7 +117,7 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
         yield "ppo.total_episodes", f"{ppo.total_episodes} must be at least batch_size ({ppo.batch_size})"
     if ppo.batch_size % ppo.num_mini_batches:
         yield "ppo.num_mini_batches", f"{ppo.num_mini_batches} must divide batch_size ({ppo.batch_size})"
-    elif ppo.micro_batch_size and (ppo.batch_size // ppo.num_mini_batches) % ppo.micro_batch_size:
+    elif isinstance(ppo.micro_batch_size, int) and (ppo.batch_size // ppo.num_mini_batches) % ppo.micro_batch_size:
         yield (
             "ppo.micro_batch_size",
             f"{ppo.micro_batch_size} must divide the minibatch ({ppo.batch_size // ppo.num_mini_batches})",

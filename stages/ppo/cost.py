@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from stages.models.bank import Bank, FullBank
+from stages.models.linear import matmul
 
 PHASES = ("rollout", "score", "passes", "train")
 """As they are timed by the trainer."""
@@ -108,15 +110,14 @@ def resident_bytes(bank: Bank) -> dict[str, int]:
     }
 
 
-def attainable(device: str | torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+@cache
+def attainable(device: str, dtype: torch.dtype) -> float:
     """Operations a second that this machine reaches in one large matrix product: what utilisation is measured
-    against. Takes about `seconds`."""
-    from stages.models.linear import matmul
-
+    against. Takes a fifth of a second, once."""
     size = 4096 if torch.device(device).type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
     best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    while time.perf_counter() - start < 0.2:
         began = time.perf_counter()
         matmul(a, b)
         if a.is_cuda:

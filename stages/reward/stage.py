@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from data.schema import Ranking, prompt_key
 from pipeline.config.reward import RewardConfig
 from pipeline.errors import DataError, StageError
 from pipeline.stage import Artifact, Metrics, RunContext
+from stages.batches import GlobalBatchTrainer
+from stages.distributed import World
 from stages.models.adapters import float32_trainables, is_adapter, load_full, new_adapter
 from stages.models.loading import load_backbone, load_tokenizer
 from stages.models.text import Codec, pad
@@ -54,7 +56,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         )
     torch.manual_seed(ctx.seed)
     model = _new_model(config, inputs, ctx)
-    _train(model, config, list(groups.values()), codec, ctx)
+    found = _train(model, config, list(groups.values()), codec, ctx)
     model.eval()
 
     held_out = [r for r in rankings if r.split == "eval"]
@@ -67,6 +69,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     }
     table = _measure(model, held_out, codec, config, metrics, ctx)
     golden = _golden(model, groups, config.golden, ctx)
+    if World().rank:
+        return metrics
     reward_model.save(model, out_dir, base, codec, golden, lora=config.lora is not None)
     reasons = gate(config.gate, {k.removeprefix("eval_"): v for k, v in metrics.items()})
     (out_dir / "quality.json").write_text(
@@ -75,7 +79,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     )
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
-    return metrics | {"unfit": reasons}
+    return metrics | found | {"unfit": reasons}
 
 
 def group_rankings(rankings: list[Ranking], codec: Codec, max_length: int) -> tuple[dict[str, Group], int]:
@@ -136,22 +140,18 @@ def _copy_adapter(sft: Artifact, lm: Any) -> None:
 
 def _train(
     model: reward_model.RewardModel, config: RewardConfig, groups: list[Group], codec: Codec, ctx: RunContext
-) -> None:
+) -> Metrics:
+    values = {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16} | config.trainer
     trainer = RankingTrainer(
         model=model,
-        args=training_arguments(
-            TrainingArguments,
-            {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16} | config.trainer,
-            ctx,
-            remove_unused_columns=False,
-        ),
+        args=training_arguments(TrainingArguments, values, ctx, remove_unused_columns=False),
         train_dataset=groups,
         data_collator=lambda batch: collate(batch, codec.pad_id),
         callbacks=[StageCallback(ctx, "reward")],
     )
     trainer.objective = OBJECTIVES[config.objective]
     trainer.center = config.center_rewards_coefficient
-    train_to_end(trainer, ctx)
+    return train_to_end(trainer, ctx, values, config.micro_batch_size)
 
 
 def collate(groups: list[Group], pad_id: int) -> dict[str, Any]:
@@ -177,27 +177,48 @@ def ranking_loss(
     return torch.stack(losses).mean(), torch.cat(right).float().mean()
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(GlobalBatchTrainer):
     """A Trainer whose loss is the likelihood of rankings; logs training accuracy besides."""
 
     objective: Any
     center: float
+    loss_is_scaled_for_ga = True
+
+    def length(self, example: Group) -> int:
+        return sum(map(len, example.rows))
+
+    def count(self, examples: list[Group]) -> Tensor:
+        """Rankings and prompts of the examples: what the two terms of the loss are means over."""
+        return torch.tensor([sum(len(group.rankings) for group in examples), len(examples)])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         scores = model(inputs["ids_BL"], inputs["lengths_B"])
         loss, accuracy = ranking_loss(scores, inputs["rankings"], self.objective)
+        here = (len(inputs["rankings"]), len(inputs["spans"]))
+        rankings, prompts = here if num_items_in_batch is None else num_items_in_batch.tolist()
+        loss = loss * (here[0] / rankings)
         if self.center:
             means = [likelihoods.centering(scores[start:end]) for start, end in inputs["spans"]]
-            loss = loss + self.center * torch.stack(means).mean()
+            loss = loss + self.center * torch.stack(means).sum() / prompts
         if not accuracy.isnan():  # as it is where all are ties
             self._accuracies = [*getattr(self, "_accuracies", []), float(accuracy)]
         return (loss, scores) if return_outputs else loss
 
     def log(self, logs, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if "loss" in logs and getattr(self, "_accuracies", []):
-            logs["accuracy"] = sum(self._accuracies) / len(self._accuracies)
+        if "loss" in logs:
+            seen = getattr(self, "_accuracies", [])
+            total, count = self.world.sum(torch.tensor([sum(seen), len(seen)], dtype=torch.double)).tolist()
+            if count:
+                logs["accuracy"] = total / count
             self._accuracies = []
         super().log(logs, *args, **kwargs)
+
+    def running_state(self) -> dict[str, Any]:
+        return super().running_state() | {"accuracies": getattr(self, "_accuracies", [])}
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        super().load_running_state(state)
+        self._accuracies = state["accuracies"]
 
 
 def _measure(
