@@ -235,7 +235,16 @@ def test_make_passes_recipe_and_values_untouched(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    assert said.splitlines() == ["run", "ppo", "--recipe", "recipes/x.yaml", "--set", "a.b=c d='e f'"]
+    assert said.splitlines() == [
+        "run",
+        "ppo",
+        "--nproc",
+        "1",
+        "--recipe",
+        "recipes/x.yaml",
+        "--set",
+        "a.b=c d='e f'",
+    ]
 
 
 def test_export_rankings(recipe_file: Path, stages: FakeStages) -> None:
