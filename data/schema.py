@@ -21,7 +21,7 @@ Split = Literal["train", "eval"]
 def prompt_key(prompt: Sequence[Message]) -> str:
     """Identifies a prompt by content (16 hex digits): equal conversations have equal keys."""
     text = json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Ranking:
         ratings: the scores that the ranks derive from, if there were any.
         models: which system wrote each answer, if known.
         split: set by prompt group.
+        metadata: what else was noted while ranking, JSON values by name: `seconds` it took, `shown` (the displayed
+            position of each completion, from 0), `repeat` (whether the annotator had ranked this before).
         where: the file and row it came from, for messages.
     """
 
@@ -61,6 +63,7 @@ class Ranking:
     ratings: list[float] | None = None
     models: list[str] | None = None
     split: Split = "train"
+    metadata: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

@@ -128,6 +128,7 @@ class Runner:
                 metrics=metrics_file,
                 progress=self._display.open,
                 say=self._display.say,
+                recipe_dir=self.planner.folder,
                 force=self._force,
                 describe=self._loaded.describe,
             )

@@ -28,7 +28,13 @@ def context(tmp_path: Path) -> Callable[..., RunContext]:
     def make(seed: int = 0) -> RunContext:
         none: Any = None
         return RunContext(
-            seed=seed, device="cpu", state_dir=tmp_path, metrics=none, progress=none, say=lambda line: None
+            seed=seed,
+            device="cpu",
+            state_dir=tmp_path,
+            metrics=none,
+            progress=none,
+            say=lambda line: None,
+            recipe_dir=tmp_path,
         )
 
     return make
@@ -74,6 +80,7 @@ def training_context(tmp_path: Path) -> Callable[..., tuple[RunContext, Notes]]:
                 metrics=notes,
                 progress=notes.progress,
                 say=notes.lines.append,
+                recipe_dir=tmp_path,
                 **values,
             ),
             notes,
