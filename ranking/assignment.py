@@ -1,7 +1,7 @@
 """Who gets what next.
 
-- An item goes to `overlap` different annotators, to nobody twice; what is under way for another annotator counts for
-  `lease` seconds. Items that someone has ranked come first, so that a campaign stopped early still has overlaps.
+- An item goes to `overlap` different annotators, to nobody twice; what is under way for another counts for `lease`
+  seconds. Items that someone has ranked come first, so that a campaign stopped early still has overlaps.
 - Of their own items, annotators get a share of `repeats` once more, after others have come between.
 - An item that an annotator skipped goes to someone else, while there is one.
 """

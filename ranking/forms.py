@@ -1,4 +1,4 @@
-"""What a submitted form says, checked: the page's fields go by position on the screen, an `Answer` by completion."""
+"""What a submitted form says, checked: its fields go by position on the screen, an `Answer` by completion."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def result(compared: Sequence[Source], given: Sequence[Ranking], resamples: int,
     interval over prompts.
 
     Prompts that both models answer with the same text are ties that nobody is asked about. When judging ended early
-    only those count that come before the last judged prompt. Repetitions are left out. Raises `StageError` when nobody
-    judged anything.
+    only those count that come before the last judged prompt. Repetitions are left out. Raises `StageError` when
+    nobody judged anything.
     """
     first = [ranking for ranking in given if not ranking.metadata["repeat"]]
     by_prompt: dict[str, list[float]] = {}

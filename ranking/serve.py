@@ -81,8 +81,8 @@ def _serve(
         pages = Pages(store, campaign, links, ended.set, address)
         with _running(pages.app(hosts), listener):
             say(
-                f"{len(campaign.items)} items, {campaign.overlap} rankings each. A link for each annotator, not to be "
-                "shared:"
+                f"{len(campaign.items)} items, {campaign.overlap} rankings each. "
+                "A link for each annotator, not to be shared:"
             )
             for name in campaign.annotators:
                 say(f"  {name}: {address}/r/{links.token('annotator', name)}/")

@@ -99,6 +99,10 @@ class Stored:
     received_at: float
 
 
+_DEFAULTS = vars(Answer(ranks=None))
+"""What need not be written down."""
+
+
 class Conflict(Exception):
     """A submission id that was used for something else."""
 
@@ -185,9 +189,7 @@ class Store:
 
         Raises `Conflict` when its id was used for another task or another answer.
         """
-        content = json.dumps(
-            {name: value for name, value in vars(answer).items() if value not in (None, "", False)}
-        )
+        content = json.dumps({name: value for name, value in vars(answer).items() if value != _DEFAULTS[name]})
         with self.transaction() as db:
             known = db.execute(
                 "SELECT task, kind, content FROM submissions WHERE submission = ?", (submission,)

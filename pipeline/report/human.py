@@ -1,4 +1,4 @@
-"""What people said when they compared two models blind (`tutelage judge`), as it stands beside the recipe's runs."""
+"""What people said when they compared two models blind (`tutelage judge`), kept beside the recipe's runs."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ const form = document.getElementById("rank");
 const list = document.getElementById("answers");
 const said = document.getElementById("said");
 const allBad = document.getElementById("all_bad");
+const address = form.getAttribute("action"); // form.action is the button of that name
 const pair = form.querySelector(".choice") !== null;
 const stored = list.dataset.stored === "yes";
 const cards = () => [...list.children];
@@ -250,7 +251,7 @@ function newId() {
 async function send(body) {
   for (let pause = 1; ; pause = Math.min(2 * pause, 15)) {
     try {
-      const response = await fetch(form.action, { method: "POST", body, headers: { Accept: "application/json" } });
+      const response = await fetch(address, { method: "POST", body, headers: { Accept: "application/json" } });
       if (response.status < 500) return { status: response.status, ...(await response.json()) };
     } catch { /* no answer */ }
     form.classList.add("waiting");
