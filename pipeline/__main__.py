@@ -269,7 +269,7 @@ def _asked(
         given["overlap"] = min(app_config.overlap, max(1, len(names)))
     merged = {**asdict(app_config), **{name: value for name, value in given.items() if value is not None}}
     try:
-        config = TypeAdapter(AppConfig).validate_python(merged)
+        config = TypeAdapter(AppConfig).validate_json(json.dumps(merged))
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{first['loc'][0]}: {first['msg']}", mend="see the command's --help") from None

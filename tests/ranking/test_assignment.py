@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ask
+from ranking_site import ask
 
 from ranking.assignment import GAP, next_task, progress
 from ranking.campaign import Campaign

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import Site, ask, contents
+from ranking_site import Site, ask, contents
 
 from ranking.campaign import Source
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.slow
 Make = Callable[..., Site]
 
 
@@ -165,8 +166,8 @@ def test_by_keys_alone(site: Make, visit: Callable[..., Any]) -> None:
     press("b")
     press("j")
     press("4")
-    assert order(page) == "(BCD)A" or order(page) == "BCDA" or "A" in order(page)[-2:]
     changed = order(page)
+    assert changed == "(BCD)A"  # all were tied, and the first went to the last place
     sent(page, lambda: press("Enter"))
     assert stored(served) == changed
     assert contents(served)[-1]["task"] == contents(served)[1]["task"]
@@ -200,9 +201,11 @@ def test_by_touch_on_a_phone(site: Make, visit: Callable[..., Any]) -> None:
     finger("touchStart", x, y)
     for part in range(1, 13):
         finger("touchMove", x, y + (target["y"] + target["height"] - 4 - y) * part / 12)
+    for _ in range(6):  # comes to rest: lifted in full swing it would be a fling, which swallows the next tap
+        page.wait_for_timeout(30)
+        finger("touchMove", x, target["y"] + target["height"] - 4)
     finger("touchEnd", 0, 0)
     assert order(page) == "BCAD"
-    page.wait_for_timeout(500)  # what follows a touch at once may be taken for its second half
     page.get_by_role("button", name="Answer D up").tap()
     assert order(page) == "BCDA"
     page.get_by_role("button", name="Answer A as good as the one above").tap()
@@ -330,7 +333,8 @@ def test_what_assistive_technology_is_told(site: Make, visit: Callable[..., Any]
     assert unnamed == []
     dangling = page.evaluate(
         """() => [...document.querySelectorAll("[aria-labelledby], [aria-describedby]")]
-        .filter((e) => !document.getElementById(e.getAttribute("aria-labelledby") || e.getAttribute("aria-describedby")))
+        .filter((e) => !document.getElementById(
+          e.getAttribute("aria-labelledby") || e.getAttribute("aria-describedby")))
         .map((e) => e.outerHTML)"""
     )
     assert dangling == []
@@ -345,7 +349,8 @@ def test_what_assistive_technology_is_told(site: Make, visit: Callable[..., Any]
             """() => { const e = document.activeElement; const s = getComputedStyle(e.matches(
               ".rating input, .labels input, .choice input") ? e.nextElementSibling : e);
               const b = e.getBoundingClientRect();
-              return e === document.body ? null : [e.innerText || e.name || e.id, b.top + scrollY, s.outlineStyle] }"""
+              if (e === document.body) return null;
+              return [e.innerText || e.name || e.id, b.top + scrollY, s.outlineStyle] }"""
         )
         if stop is None:
             break

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Client
+from ranking_site import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"person-{i}" for i in range(8)]
@@ -34,8 +34,8 @@ class Server:
             self.port = found.getsockname()[1]
         self.log = folder / "log"
         self.command = [
-            sys.executable, "-m", "pipeline", "annotate", str(folder / "items.jsonl"), "--out", str(folder / "out.jsonl"),
-            "--annotators", ",".join(NAMES), "--overlap", str(len(NAMES)), "--port", str(self.port),
+            sys.executable, "-m", "pipeline", "annotate", str(folder / "items.jsonl"),
+            "--out", str(folder / "out.jsonl"), "--annotators", ",".join(NAMES), "--overlap", str(len(NAMES)), "--port", str(self.port),
         ]  # fmt: skip
 
     def start(self) -> None:

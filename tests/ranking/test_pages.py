@@ -8,7 +8,7 @@ from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
-from conftest import Site, ask, contents
+from ranking_site import Site, ask, contents
 
 from ranking.campaign import Source
 from ranking.export import rankings

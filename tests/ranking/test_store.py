@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import ask
+from ranking_site import ask
 
 from pipeline.errors import StageError
 from ranking.assignment import next_task
