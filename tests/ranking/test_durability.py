@@ -33,10 +33,9 @@ class Server:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
         self.log = folder / "log"
-        self.command = [
-            sys.executable, "-m", "pipeline", "annotate", str(folder / "items.jsonl"),
-            "--out", str(folder / "out.jsonl"), "--annotators", ",".join(NAMES), "--overlap", str(len(NAMES)), "--port", str(self.port),
-        ]  # fmt: skip
+        self.command = [sys.executable, "-m", "pipeline", "annotate", str(folder / "items.jsonl")]
+        self.command += ["--out", str(folder / "out.jsonl"), "--annotators", ",".join(NAMES)]
+        self.command += ["--overlap", str(len(NAMES)), "--port", str(self.port)]
 
     def start(self) -> None:
         with self.log.open("w") as log:

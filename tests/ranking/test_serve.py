@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from ranking_site import Client, ask
 
+from data.rankings import read_rankings
 from data.schema import Ranking, prompt_key
+from data.sources import Dropped
+from pipeline.config.data import RankingTableConfig
 from pipeline.config.rank import AppConfig, RankConfig
 from pipeline.errors import DataError, StageError
 from pipeline.stage import Artifact, RunContext
@@ -206,6 +209,9 @@ def test_a_file_is_ranked(tmp_path: Path) -> None:
     config = AppConfig(annotators=["ana"], overlap=1, port=0)
     assert rank_file(file, out, config, say=terminal.say, progress=terminal.progress) == 1
     [ranking] = [Ranking(**json.loads(line)) for line in out.read_text().splitlines()]
+    table = RankingTableConfig(path=str(out), format="scored", columns={"ranks": "ranks"})
+    [read] = read_rankings(table, Dropped())
+    assert (read.ranks, read.annotator, read.human) == ([1, 2], "ana", True)
     assert (ranking.ranks, ranking.models, ranking.prompt) == (
         [1, 2],
         ["m", "n"],
