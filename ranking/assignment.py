@@ -34,7 +34,7 @@ class Progress:
 
 def progress(store: Store, campaign: Campaign) -> Progress:
     rows = store.read(
-        """SELECT COALESCE(SUM(t.state = 'ranked'), 0), COALESCE(SUM(t.state IN ('skipped', 'lapsed')), 0)
+        """SELECT COALESCE(SUM(t.state = 'ranked'), 0), COALESCE(SUM(t.state = 'skipped'), 0)
         FROM active a LEFT JOIN tasks t ON t.campaign = a.campaign AND t.item = a.item AND NOT t.repeat
           AND t.annotator IN (SELECT value FROM json_each(?))
         WHERE a.campaign = ? GROUP BY a.item""",
@@ -134,7 +134,8 @@ def _new(db: sqlite3.Connection, campaign: Campaign, annotator: str, now: float)
         f"""SELECT item FROM (
           SELECT a.item, a.place, {_TAKEN} AS taken FROM active a
           WHERE a.campaign = :campaign AND NOT EXISTS (
-            SELECT 1 FROM tasks t WHERE t.campaign = a.campaign AND t.item = a.item AND t.annotator = :me))
+            SELECT 1 FROM tasks t WHERE t.campaign = a.campaign AND t.item = a.item AND t.annotator = :me
+              AND t.state != 'lapsed'))
         WHERE taken < :overlap ORDER BY taken DESC, place LIMIT 1""",
         _values(campaign, annotator, now),
     ).fetchone()
@@ -149,16 +150,17 @@ def _give(
     now: float,
     before: list[int] | None = None,
 ) -> int:
-    """A new task, in an order of its own on the screen: for a repetition another one than `before`."""
+    """A new task, in an order of its own on the screen: for a repetition another one than `before`. A lapsed one is
+    opened again."""
     rng = random.Random(f"order {campaign.name} {item} {annotator} {before}")
     shown = list(range(len(campaign.items[item].completions)))
     rng.shuffle(shown)
     while shown == before:
         rng.shuffle(shown)
-    cursor = db.execute(
+    [(number,)] = db.execute(
         "INSERT INTO tasks (campaign, item, annotator, repeat, shown, given_at, shown_at, leased_until, state) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open')",
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open') "
+        "ON CONFLICT (campaign, item, annotator, repeat) DO UPDATE SET state = 'open' RETURNING id",
         (campaign.name, item, annotator, before is not None, json.dumps(shown), now, now, now + campaign.lease),
-    )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
+    ).fetchall()
+    return int(number)

@@ -64,6 +64,17 @@ def test_what_is_under_way_is_kept_until_its_lease_ends(tmp_path: Path) -> None:
     assert desk.progress == (1, 1)
 
 
+def test_what_lapsed_is_given_again_when_nobody_else_takes_it(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, 1, "ana ben", overlap=1, lease=60.0)
+    mine = desk.next("ana")
+    desk.clock = 61.0
+    taken = desk.next("ben")
+    assert desk.next("ana") is None
+    desk.send(taken, skip=True)
+    assert desk.progress == (0, 1)
+    assert desk.next("ana") == mine
+
+
 def test_a_skipped_item_goes_to_another_and_ends_when_nobody_is_left(tmp_path: Path) -> None:
     desk = Desk(tmp_path, 1, "ana ben cem", overlap=2)
     desk.send(desk.next("ana"), skip=True)
