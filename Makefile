@@ -19,7 +19,8 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := base data sft collect rank reward ppo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test slow lint types check plan show status report chat clean publish export-rankings $(STAGES)
+.PHONY: help venv run test slow lint types check plan show status report chat clean judge publish \
+	export-rankings $(STAGES)
 
 help: ## list the targets
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-16s %s\n", $$1, $$2}'
@@ -61,6 +62,9 @@ report: venv ## write report.html from the finished stages
 
 chat: venv ## talk to a model of the run (ARGS="sft ppo" for two side by side)
 	@$(TUTELAGE) chat $(VALUES)
+
+judge: venv ## have people compare PPO with SFT, blind (ARGS="--annotators ana,ben")
+	@$(TUTELAGE) judge $(VALUES)
 
 check: venv ## check the recipe and its files (ARGS=--artifacts for the hashes of what is made)
 	@$(TUTELAGE) check $(VALUES)

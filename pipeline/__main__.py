@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from typer.core import TyperGroup
 
@@ -17,13 +19,16 @@ from pipeline import clean as cleaning
 from pipeline import hub, manifest, registry
 from pipeline import launch as launching
 from pipeline.config.load import load_recipe
+from pipeline.config.rank import AppConfig
+from pipeline.config.rules import app_conflicts
 from pipeline.device import resolve
-from pipeline.errors import Interrupted, TutelageError
+from pipeline.errors import Interrupted, RecipeError, TutelageError
 from pipeline.files import readable_bytes
 from pipeline.plan import Planner
 from pipeline.progress import Display
 from pipeline.ranks import Ranks
 from pipeline.runner import Runner, terminate_as_interrupt
+from pipeline.stage import RANKINGS_DATABASE
 from pipeline.tables import plan_table, status_table
 
 REPORT = "report.html"
@@ -37,6 +42,11 @@ RunsOption = Annotated[Path, typer.Option("--runs", envvar="TUTELAGE_RUNS", help
 StageArgument = Annotated[
     str | None, typer.Argument(help=f"One of {', '.join(registry.STAGES)}. All when left out.")
 ]
+
+OverlapOption = Annotated[int | None, typer.Option(min=1, help="How many annotators each item gets.")]
+HostOption = Annotated[str | None, typer.Option(help="Address to serve at; 127.0.0.1 unless given.")]
+PortOption = Annotated[int | None, typer.Option(help="Port to serve at; 0 takes a free one.")]
+UrlOption = Annotated[str | None, typer.Option(help="How annotators reach the page, if not by host and port.")]
 
 
 class Whose(str, Enum):
@@ -241,6 +251,81 @@ def chat(
 
 
 @app.command()
+def judge(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    annotators: Annotated[str, typer.Option(help="Who judges: ana,ben. Else those of rank.app.")] = "",
+    overlap: OverlapOption = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Held-out prompts, of those evaluated.")] = 100,
+    host: HostOption = None,
+    port: PortOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Have people compare PPO's answers with SFT's, blind; the report then says what they found."""
+    planner = _planner(recipe, sets, runs)
+    config = _asked(planner.recipe.rank.app, annotators, overlap, host, port, url, labels=[], ratings=False)
+    display = Display(_console())
+    compare = importlib.import_module("ranking.judge").judge
+    compare(
+        planner.summary(),
+        config,
+        prompts=prompts,
+        say=display.say,
+        progress=display.open,
+        database=RANKINGS_DATABASE,
+    )
+    _report(planner)
+
+
+@app.command()
+def annotate(
+    file: Annotated[Path, typer.Argument(help='JSONL of {"prompt", "completions"[, "models"]}.')],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the rankings go, as JSONL.")],
+    annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")],
+    overlap: OverlapOption = 1,
+    repeats: Annotated[float, typer.Option(help="Share of items given again, unannounced.")] = 0.0,
+    ratings: Annotated[bool, typer.Option("--ratings", help="Ask for ratings from 1 to 7 as well.")] = False,
+    guidelines: Annotated[str, typer.Option(help="What to judge by.")] = "",
+    host: HostOption = None,
+    port: PortOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Have people rank the answers in a file. Without a recipe; the rankings can be `data.rankings` of one."""
+    values = {"repeats": repeats, "ratings": ratings, "guidelines": guidelines}
+    config = _asked(AppConfig(), annotators, overlap, host, port, url, **values)
+    display = Display(_console())
+    rank_file = importlib.import_module("ranking.files").rank_file
+    count = rank_file(file, out, config, say=display.say, progress=display.open)
+    _print(f"{count} rankings: {out}")
+
+
+def _asked(
+    app_config: AppConfig,
+    annotators: str,
+    overlap: int | None,
+    host: str | None,
+    port: int | None,
+    url: str | None,
+    **values: Any,
+) -> AppConfig:
+    """The section with what the command line says, checked as a recipe's would be."""
+    names = [name.strip() for name in annotators.split(",") if name.strip()] or app_config.annotators
+    given = {"annotators": names, "overlap": overlap, "host": host, "port": port, "url": url, **values}
+    if overlap is None:
+        given["overlap"] = min(app_config.overlap, max(1, len(names)))
+    merged = {**asdict(app_config), **{name: value for name, value in given.items() if value is not None}}
+    try:
+        config = TypeAdapter(AppConfig).validate_json(json.dumps(merged))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{first['loc'][0]}: {first['msg']}", mend="see the command's --help") from None
+    for path, problem in app_conflicts(config):
+        raise RecipeError(f"{path.rpartition('.')[2]} {problem}", mend="give --annotators ana,ben (and --overlap)")
+    return config
+
+
+@app.command()
 def publish(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
@@ -287,6 +372,9 @@ def clean(
     """Remove the runs that the recipe's present values do not use."""
     planner = _planner(recipe, sets, runs)
     found = cleaning.leftovers(planner, everything)
+    people = cleaning.kept(planner)
+    if people:
+        _print(f"kept, since people made it: {', '.join(str(path) for path in people)}")
     if not found:
         _print("nothing to remove")
         return

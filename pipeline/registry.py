@@ -21,7 +21,7 @@ def _always(recipe: Recipe) -> bool:
 
 
 def _ranks_itself(recipe: Recipe) -> bool:
-    return recipe.rank.source == "simulated"
+    return recipe.rank.source != "data"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ STAGES = {
         ),
         StageSpec(
             "eval",
-            version=1,
+            version=2,
             target="stages.evaluate:run",
             needs=("base", "data", "sft", "reward", "ppo"),
             paths={"eval.judge": lambda judge: judge not in ("none", "venues", "e2e")},

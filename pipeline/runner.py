@@ -135,6 +135,7 @@ class Runner:
                 metrics=metrics_file,
                 progress=self._display.open,
                 say=self._display.say,
+                recipe_dir=self.planner.folder,
                 force=self._force,
                 describe=self._loaded.describe,
             )
@@ -227,6 +228,7 @@ class Runner:
             metrics=Silent(),
             progress=Silent.progress,
             say=lambda text: None,
+            recipe_dir=self.planner.folder,
             force=self._force,
             describe=self._loaded.describe,
         )

@@ -43,7 +43,13 @@ def run(stage, folder, out, lora, micro=None, **trainer):
     state = out / "state"
     state.mkdir()
     ctx = RunContext(
-        seed=3, device="cpu", state_dir=state, metrics=notes, progress=Silent.progress, say=lambda text: None
+        seed=3,
+        device="cpu",
+        state_dir=state,
+        metrics=notes,
+        progress=Silent.progress,
+        say=lambda text: None,
+        recipe_dir=out,
     )
     base, data = (tiny.Artifact(name, folder / name, name) for name in ("base", "data"))
     if stage == "sft":
