@@ -100,9 +100,13 @@ STAGES = {
         StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect")),
         StageSpec(
             "reward",
-            version=1,
+            version=2,
             target="stages.reward.stage:run",
             needs=("base", "data", "sft", "rank"),
+            paths={
+                "reward.model": lambda model: not is_hub_id(model),
+                "reward.pretrain_on.path": is_local,
+            },
             parallel=True,
         ),
         StageSpec(

@@ -133,9 +133,7 @@ def train(
     Raises `StageError` when the loss is not finite.
     """
     own = values.get("per_device_train_batch_size")
-    trainer.micro = MicroBatch(
-        own if micro_batch_size is None else micro_batch_size, ctx.state_dir.parent.name, ctx.say
-    )
+    trainer.micro = MicroBatch(own if micro_batch_size is None else micro_batch_size, "training", ctx.say)
     if trainer.world.rank == 0:
         for path in _checkpoints(ctx.state_dir):
             if not _is_complete(path):

@@ -38,6 +38,7 @@ def build_report(run: RunSummary, path: Path) -> str:
         along=charts.along(run, found),
         curves=charts.curves(run),
         reliability=charts.reliability(found),
+        distributions=charts.distributions(found),
         annotator_columns=rankings.columns(found["rankings"]) if found["rankings"] else [],
         strengths=rankings.strengths(found["rankings"]) if found["rankings"] else [],
         shown_annotators=rankings.SHOWN,

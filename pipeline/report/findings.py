@@ -106,7 +106,8 @@ def _reward(reward: StageRun) -> Findings:
     measured = {
         name.removeprefix("eval_"): value for name, value in quality["metrics"].items() if name.startswith("eval_")
     }
-    return {"held_out": measured, "reliability": quality["reliability"], "unfit": quality["unfit"]}
+    tables = {name: quality.get(name, []) for name in ("reliability", "by_annotator", "by_prompt", "scores")}
+    return {"held_out": measured, **tables, "unfit": quality["unfit"]}
 
 
 def _ppo(ppo: StageRun) -> Findings:

@@ -49,6 +49,13 @@ def test_until_takes_only_what_the_stage_needs(load: Callable[..., LoadedRecipe]
         ("base.pretrain.corpus.path=https://x.org/c.txt", "base", {}),
         (DATA_RANKINGS, "data", {"data.rankings.path": Path("r.csv")}),
         ("data.prompts.path=hub://a/b@c", "data", {}),
+        ("reward.model=./models/bert", "reward", {"reward.model": Path("models/bert")}),
+        ("reward.model=a/bert reward.revision=c", "reward", {}),
+        (
+            "reward.pretrain_on={path: more.csv, format: pairs}",
+            "reward",
+            {"reward.pretrain_on.path": Path("more.csv")},
+        ),
         ("ppo.reward_model=models/rm", "ppo", {"ppo.reward_model": Path("models/rm")}),
         ("eval.judge=venues", "eval", {}),
         ("eval.judge=my.yaml", "eval", {"eval.judge": Path("my.yaml")}),

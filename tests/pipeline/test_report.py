@@ -71,7 +71,21 @@ QUALITY = {
     "ece": 0.033,
     "brier": 0.175,
     "length_correlation": 0.36,
+    "accuracy_by_prompt": 0.705,
+    "above_length": 0.202,
+    "above_length_low": 0.15,
+    "above_length_high": 0.25,
+    "ended_preferred": 0.93,
     "accuracy_by_annotator": {"careful": 0.78, HOSTILE: 0.66},
+}
+TABLES = {
+    "by_annotator": [
+        {"annotator": "careful", "pairs": 900, "accuracy": 0.78},
+        {"annotator": HOSTILE, "pairs": 600, "accuracy": 0.66},
+        *({"annotator": f"worker {i}", "pairs": 1, "accuracy": 0.0} for i in range(7)),
+    ],
+    "by_prompt": [{"low": i / 10, "high": (i + 1) / 10, "count": i * i} for i in range(10)],
+    "scores": [{"low": i - 3.0, "high": i - 2.0, "count": 9 - abs(i - 5)} for i in range(10)],
 }
 RANKING = {
     "rankings": 1600,
@@ -178,12 +192,14 @@ class FakeRun:
     def _reward(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         ctx.metrics.log(10, loss=0.5, accuracy=0.6)
         ctx.metrics.log(20, loss=0.4, accuracy=0.7)
+        ctx.metrics.log(20, eval_accuracy=0.69)
         table = [
             {"predicted": 0.2, "observed": 0.25, "count": 700},
             {"predicted": 0.8, "observed": 0.75, "count": 700},
         ]
         metrics = {f"eval_{name}": value for name, value in self.quality.items()}
-        quality = {"metrics": metrics, "reliability": table, "unfit": self.unfit}
+        tables = {} if not self.quality["pairs"] else TABLES
+        quality = {"metrics": metrics, "reliability": table, **tables, "unfit": self.unfit}
         (out / "quality.json").write_text(json.dumps(quality))
         return {**metrics, "rankings": 1600, "completions": 3157}
 
@@ -253,7 +269,7 @@ def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> N
         assert made.manifest.key[:12] in page.text
     for text in ("missing: food", "invented: kind", "no fault", "491,904 parameters", "small.yaml:7"):
         assert text in page.text
-    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1
+    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1 + 2
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
     assert numbers["verdict"]["tone"] == "good"
     assert numbers["evaluation"] == fake.evaluation
@@ -318,6 +334,21 @@ def test_people_are_called_people(fake: FakeRun, tmp_path: Path) -> None:
     said, page = build(fake("rank"), tmp_path)
     assert "simulated" not in said
     assert "1,600 rankings by 4 people" in page.text
+
+
+def test_an_ensembles_members_are_named(fake: FakeRun, tmp_path: Path) -> None:
+    fake.quality |= {"member_accuracy": [0.701, 0.689, 0.7], "disagreement": 0.42}
+    _, page = build(fake("reward"), tmp_path)
+    text = page.text.replace(wording.SPACE, " ")
+    assert "Each of 3 members alone" in text
+    assert "70 %, 69 %, 70 %" in text
+
+
+def test_of_many_annotators_the_busiest_are_shown(fake: FakeRun, tmp_path: Path) -> None:
+    _, page = build(fake("reward"), tmp_path)
+    assert "worker 5" in page.text
+    assert "worker 6" not in page.text
+    assert "of 9 annotators" in page.text
 
 
 def test_unknown_agreement_is_said(fake: FakeRun, tmp_path: Path) -> None:
