@@ -108,8 +108,9 @@ class PPOConfig:
     kl: KLConfig = field(default_factory=KLConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     reward: AggregateConfig = field(default_factory=AggregateConfig)
-    value: Literal["adapter", "trunk"] = "adapter"
-    """adapter: a value role that starts from the reward model; trunk: a head on the policy's trunk."""
+    value: Literal["adapter", "trunk"] = "trunk"
+    """trunk: a head on the policy's trunk; adapter: a role that starts from the reward model, which learns a little
+    more from as many episodes and takes about twice the time for them (docs/performance.md)."""
     reward_model: str | None = None
     """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
     classifier with one label (scored through text when its tokenizer differs)."""

@@ -76,7 +76,13 @@ def _weights(module: Any) -> int:
 
 
 def update_flops(
-    shape: Shape, lengths: list[tuple[int, int]], *, epochs: int, adapter_value: bool, full: bool
+    shape: Shape,
+    lengths: list[tuple[int, int]],
+    *,
+    epochs: int,
+    adapter_value: bool,
+    full: bool,
+    rewards: int = 1,
 ) -> dict[str, float]:
     """Operations of one update, by phase.
 
@@ -85,12 +91,13 @@ def update_flops(
         adapter_value: the value role passes on its own (else it reads the policy's trunk).
         full: weights learn too, which costs a backward pass its second half; with LoRA the adapters' share, a
             few thousandths, is left out.
+        rewards: reward models of the policy's shape that score each episode.
     """
     policy, bare = shape.forward(lengths), shape.forward(lengths, predicted=False)
     learning = 3 if full else 2
     return {
         "rollout": policy,
-        "score": bare,
+        "score": rewards * bare,
         "passes": policy + (bare if adapter_value else 0),
         "train": epochs * learning * (policy + (bare if adapter_value else 0)),
     }

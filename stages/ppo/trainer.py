@@ -142,6 +142,7 @@ class PPOTrainer:
             epochs=self.config.num_ppo_epochs,
             adapter_value=self.config.value == "adapter",
             full=isinstance(self.bank, FullBank),
+            rewards=sum(role.startswith("reward") for role in self.bank.roles),
         )
         return sum(by_phase.values())
 

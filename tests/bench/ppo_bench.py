@@ -88,8 +88,9 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
     from stages.models.bank import ActorBank, FullBank, disable_dropout
     from stages.models.heads import ScalarHead
     from stages.ppo.cost import Shape, attainable, resident_bytes, update_flops
-    from stages.ppo.scores import bank_scorer
+    from stages.ppo.scores import token_scorer
     from stages.ppo.trainer import PPOTrainer
+    from stages.reward.model import RewardEnsemble
 
     bare = peak_mb()
     torch.manual_seed(0)
@@ -125,7 +126,7 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
         score=ScoreConfig(normalization="none"),
     )
     codec: Any = SimpleNamespace(stop_ids={-1}, pad_id=0)
-    scorer = bank_scorer(bank, a.micro_batch or a.episodes // a.mini_batches)
+    scorer = token_scorer(RewardEnsemble(bank, ["reward"]), a.micro_batch or a.episodes // a.mini_batches, "cpu")
     trainer = PPOTrainer(bank, ppo, codec, prompts, scorer, seed=0)
     laps = []
     for _ in range(a.steps):
