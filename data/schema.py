@@ -21,7 +21,7 @@ Split = Literal["train", "eval"]
 def prompt_key(prompt: Sequence[Message]) -> str:
     """Identifies a prompt by content (16 hex digits): equal conversations have equal keys."""
     text = json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def _always(recipe: Recipe) -> bool:
 
 
 def _ranks_itself(recipe: Recipe) -> bool:
-    return recipe.rank.source == "simulated"
+    return recipe.rank.source != "data"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class StageSpec:
         planned: whether the recipe has this stage at all.
         paths: dotted recipe paths that may name local files or folders -> whether a value does. Their
             content enters the key.
+        parallel: whether several processes can share the work. What it makes does not depend on their number
+            beyond rounding; the first of them writes it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class StageSpec:
     needs: tuple[str, ...] = ()
     planned: Callable[[Recipe], bool] = _always
     paths: Mapping[str, Callable[[str], bool]] | None = None
+    parallel: bool = False
 
     def config(self, recipe: Recipe) -> Any:
         return getattr(recipe, self.name)
@@ -86,7 +89,7 @@ STAGES = {
                 "data.rankings.path": is_local,
             },
         ),
-        StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data")),
+        StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data"), parallel=True),
         StageSpec(
             "collect",
             version=1,
@@ -104,6 +107,7 @@ STAGES = {
                 "reward.model": lambda model: not is_hub_id(model),
                 "reward.pretrain_on.path": is_local,
             },
+            parallel=True,
         ),
         StageSpec(
             "ppo",
@@ -111,10 +115,11 @@ STAGES = {
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             paths={"ppo.reward_model": lambda _: True},
+            parallel=True,
         ),
         StageSpec(
             "eval",
-            version=1,
+            version=2,
             target="stages.evaluate:run",
             needs=("base", "data", "sft", "reward", "ppo"),
             paths={"eval.judge": lambda judge: judge not in ("none", "venues", "e2e")},

@@ -1,7 +1,7 @@
 """The `eval` stage: base, SFT and PPO model on held-out prompts, by a judge that the reward model never saw.
 
-It makes `eval.json` and `samples.jsonl`. The same random numbers draw every model's answers, so that models are
-compared answer by answer.
+It makes `eval.json`, `answers.jsonl` (what people judge) and `samples.jsonl`. The same random numbers draw every
+model's answers, so that models are compared answer by answer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.agreement import bootstrap
 from data.schema import Message, write_jsonl
+from data.shares import bootstrap
 from data.slots import SlotErrors, SlotLexicon, parse_mr, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
 from pipeline.errors import DataError
@@ -80,6 +80,13 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         result["reduction"] = reduction(checks["ppo"], checks["sft"], config.bootstrap, ctx.seed)
     result["along"] = [_judge_look(judge, look) for look in inputs["ppo"].jsonl("looks.jsonl")]
     (out_dir / "eval.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_jsonl(
+        out_dir / "answers.jsonl",
+        (
+            {"prompt": prompt.messages, "answers": {name: found.texts[i] for name, found in answers.items()}}
+            for i, prompt in enumerate(prompts)
+        ),
+    )
     write_jsonl(out_dir / "samples.jsonl", _samples(prompts, answers, checks, config.samples))
     return _flat(result)
 

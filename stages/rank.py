@@ -1,7 +1,7 @@
-"""The `rank` stage: given rankings are passed on; collected answers are ranked by simulated annotators.
+"""The `rank` stage: given rankings are passed on; collected answers are ranked by people or simulated annotators.
 
-Either way their agreement is measured, since it bounds what a reward model can be expected to learn, and with it
-each annotator's consistency, biases and weight, and the strength of each model behind the answers
+Whoever it was, their agreement is measured, since it bounds what a reward model can be expected to learn, and with
+it each annotator's consistency, biases and weight, and the strength of each model behind the answers
 (data/measures.py): on all rankings, or on those of a sample of the prompts where there are very many.
 """
 
@@ -19,9 +19,9 @@ from data.judgements import Sample
 from data.measures import measure
 from data.schema import Ranking, ranks_from_scores, read_rankings_file, write_jsonl
 from pipeline.config.rank import RankConfig
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, StageError
 from pipeline.files import jsonable
-from pipeline.stage import Artifact, Metrics, RunContext
+from pipeline.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -29,6 +29,8 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     path = out_dir / "rankings.jsonl"
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
+    elif config.source == "app":
+        write_jsonl(path, ask(config, inputs["collect"], ctx))
     else:
         write_jsonl(path, simulate(config, inputs["collect"], ctx))
     sample = Sample()
@@ -59,6 +61,33 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "annotators": len(sample.annotators),
         "human": sample.human,
     }
+
+
+def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> list[Ranking]:
+    """Has people rank the answers on a web page; returns when they are through, or the admin says so.
+
+    What they gave before to the same answers counts. Raises `StageError` when no ranking is there.
+    """
+    from ranking.campaign import Campaign
+    from ranking.export import rankings
+    from ranking.items import collected as sources
+    from ranking.serve import collect_rankings
+
+    campaign = Campaign.of("rank", sources(collected.jsonl("answers.jsonl")), config.app)
+    (ctx.state_dir / "asked").touch()  # so that a stopped run is seen to go on
+    database = ctx.recipe_dir / RANKINGS_DATABASE
+    store = collect_rankings(database, campaign, config.app, say=ctx.say, progress=ctx.progress)
+    try:
+        given = list(rankings(store, campaign))
+    finally:
+        store.close()
+    if not given:
+        raise StageError(
+            "nobody ranked anything: all items were skipped",
+            where=str(database),
+            mend="list other annotators under rank.app.annotators, or rank what was skipped",
+        )
+    return given
 
 
 def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterator[Ranking]:

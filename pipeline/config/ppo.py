@@ -65,8 +65,9 @@ class PPOConfig:
     """Passes over each rollout."""
     num_mini_batches: Count = 4
     """Optimizer steps in each pass; must divide `batch_size`."""
-    micro_batch_size: Count | None = field(default=None, metadata=RUNTIME)
-    """Sequences in one forward and backward; null: a whole minibatch. Changes memory, not mathematics."""
+    micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
+    """Sequences in one forward and backward; null: a whole minibatch; auto: a whole minibatch, and half as many
+    whenever the GPU's memory runs out. Changes memory, not mathematics."""
     max_prompt_length: Count = 128
     """Longer prompts are left out, and counted."""
     response_length: Count = 64
@@ -107,16 +108,17 @@ class PPOConfig:
     kl: KLConfig = field(default_factory=KLConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     reward: AggregateConfig = field(default_factory=AggregateConfig)
-    value: Literal["adapter", "trunk"] = "adapter"
-    """adapter: a value role that starts from the reward model; trunk: a head on the policy's trunk."""
+    value: Literal["adapter", "trunk"] = "trunk"
+    """trunk: a head on the policy's trunk; adapter: a role that starts from the reward model, which learns a little
+    more from as many episodes and takes about twice the time for them (docs/performance.md)."""
     reward_model: str | None = None
     """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
     classifier with one label (scored through text when its tokenizer differs)."""
     gradient_checkpointing: bool = field(default=False, metadata=RUNTIME)
     logits_chunk_size: Count | None = field(default=None, metadata=RUNTIME)
     """Positions whose logits exist at the same time; null: as many as take 4 MB (256 MB on a GPU)."""
-    rollout_batch_size: Count | None = field(default=None, metadata=RUNTIME)
-    """Sequences decoded together; null: the whole batch."""
+    rollout_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
+    """Sequences decoded together; null: the whole batch; auto: as for `micro_batch_size`."""
     save_updates: Count = field(default=10, metadata=RUNTIME)
     """Updates between checkpoints."""
     eval_updates: Natural = 8

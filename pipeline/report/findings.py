@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import registry
 from pipeline.files import jsonable, readable_bytes
 from pipeline.plan import KEY_DIGITS, RunSummary, StageRun
-from pipeline.report import rankings
+from pipeline.report import human, rankings
 
 Findings = dict[str, Any]
 
@@ -46,6 +46,7 @@ def collect(run: RunSummary) -> Findings:
         "reward": reward and _reward(reward),
         "ppo": ppo and _ppo(ppo),
         "evaluation": evaluation and evaluation.artifact.json("eval.json"),
+        "human": human.read(run),
         "samples": list(evaluation.artifact.jsonl("samples.jsonl")) if evaluation else [],
         "environment": _environment(run.stages),
         "values": [

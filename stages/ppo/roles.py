@@ -51,7 +51,8 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
         checkpoint_activations(bank)
     with bank.active("policy") as actor:
         check_projection(actor)
-    batch = config.micro_batch_size or config.batch_size
+    minibatch = config.batch_size // config.num_mini_batches
+    batch = config.micro_batch_size if isinstance(config.micro_batch_size, int) else minibatch
     if reward is None:
         classifier = (
             load_reward_classifier(artifact, device)

@@ -26,6 +26,7 @@ from data.splits import group_of
 from pipeline.config.reward import PretrainOnConfig, RewardConfig
 from pipeline.errors import DataError, StageError
 from pipeline.stage import Artifact, Metrics, RunContext
+from stages.distributed import World
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
 from stages.reward import training
@@ -66,14 +67,14 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         _check_order(before, "reward.pretrain_on")
     material = Material(list(own.values()), list(before.values()), list(held_out.values()))
     # 2. and 3.
-    model, parameters = _train_members(builder, config, material, ctx)
+    model, trained = _train_members(builder, config, material, ctx)
     # 4.
     metrics: Metrics = {
         "rankings": sum(len(g.orders) for g in own.values()),
         "prompts": len(own),
         "completions": sum(len(g.rows) for g in own.values()),
         "completions_too_long": too_long,
-        "trainable_parameters": parameters,
+        **trained,
     }
     if config.pretrain_on is not None:
         metrics["pretraining_rankings"] = sum(len(g.orders) for g in material.before)
@@ -81,6 +82,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             metrics["human"] = False  # what learnt from simulated rankings is not called human
     found, tables = measure(model, held_out, _ranked(ranked, "eval"), encoder, config, ctx)
     metrics |= {f"eval_{name}": value for name, value in found.items()}
+    if World().rank:
+        return metrics
     # 5.
     builder.save(model, out_dir, [row for group in own.values() for row in group.rows][: config.golden])
     reasons = [] if config.gate is None else gate(config.gate, found)
@@ -140,9 +143,12 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, ctx: RunContext) -> I
         )
 
 
-def _train_members(builder: Builder, config: RewardConfig, material: Material, ctx: RunContext) -> tuple[Any, int]:
-    """The finished reward model, and how many parameters learnt."""
+def _train_members(
+    builder: Builder, config: RewardConfig, material: Material, ctx: RunContext
+) -> tuple[Any, Metrics]:
+    """The finished reward model, how many parameters learnt, and the micro-batch if it was to be found."""
     offset = parameters = 0
+    found: Metrics = {}
     for number in range(config.ensemble):
         seed = ctx.seed + number
         member = builder.member(number, seed)
@@ -161,6 +167,7 @@ def _train_members(builder: Builder, config: RewardConfig, material: Material, c
                 builder.encoder.pad_id,
                 name=f"reward {name}".strip(),
             )
-            offset += training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
+            steps, found = training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
+            offset += steps
     rows = [row for group in material.own for row in group.rows][:COMMON]
-    return builder.finish(rows), parameters
+    return builder.finish(rows), {"trainable_parameters": parameters, **found}

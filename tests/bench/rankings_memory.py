@@ -85,7 +85,13 @@ def run_stage(stage: str, format: str, folder: Path) -> None:
 
     nothing: Any = None
     context = RunContext(
-        seed=0, device="cpu", state_dir=folder, metrics=nothing, progress=progress, say=lambda line: None
+        seed=0,
+        device="cpu",
+        state_dir=folder,
+        metrics=nothing,
+        progress=progress,
+        say=lambda line: None,
+        recipe_dir=folder,
     )
     columns: dict[str, Any] = {
         "wide": {

@@ -120,6 +120,22 @@ def test_check_reads_artifacts_on_request(recipe_file: Path, stages: FakeStages)
     assert "contents of given.json" in result.stderr
 
 
+def test_clean_never_removes_what_people_made(recipe_file: Path, stages: FakeStages) -> None:
+    invoke("run rank")
+    folder = Path("runs/small")
+    for name in ("rankings.sqlite", "rankings.sqlite-wal", "rankings.key", "judged-0123456789ab.json"):
+        (folder / name).write_text("dear")
+    cleaned = invoke("clean --all -y")
+    assert cleaned.exit_code == 0
+    assert (
+        "kept, since people made it: runs/small/judged-0123456789ab.json, runs/small/rankings.key" in cleaned.output
+    )
+    assert not (folder / "rank").exists()
+    invoke("run rank --fresh")
+    for name in ("rankings.sqlite", "rankings.sqlite-wal", "rankings.key", "judged-0123456789ab.json"):
+        assert (folder / name).read_text() == "dear"
+
+
 def test_clean_keeps_what_the_values_use(recipe_file: Path, stages: FakeStages) -> None:
     invoke("run data")
     invoke("run data -s seed=1")
@@ -235,7 +251,16 @@ def test_make_passes_recipe_and_values_untouched(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    assert said.splitlines() == ["run", "ppo", "--recipe", "recipes/x.yaml", "--set", "a.b=c d='e f'"]
+    assert said.splitlines() == [
+        "run",
+        "ppo",
+        "--nproc",
+        "1",
+        "--recipe",
+        "recipes/x.yaml",
+        "--set",
+        "a.b=c d='e f'",
+    ]
 
 
 def test_export_rankings(recipe_file: Path, stages: FakeStages) -> None:

@@ -136,6 +136,13 @@ def test_ranges(load: Load, given: str) -> None:
             "rank.source: simulated annotators know the built-in task only",
         ),
         ("rank.annotators=[]", "rank.annotators: needs at least one"),
+        ("rank.source=app", "rank.app.annotators: needs at least one annotator"),
+        ("rank.source=app rank.app.annotators=[a,a]", "rank.app.annotators: two annotators are called a"),
+        ("rank.source=app rank.app={annotators: [a], overlap: 2}", "rank.app.overlap: is 2, but there are 1"),
+        (
+            "rank.source=app rank.app={annotators: [a], overlap: 1, url: 'ftp://x'}",
+            "rank.app.url: must be like https://rank.example.org",
+        ),
         ("rank.annotators_per_prompt=3", "rank.annotators_per_prompt: is 3, but there are 2"),
         ("rank.annotators=[{name: a}, {name: a}]", "rank.annotators: two annotators are called a"),
         ("data.prompts.path=hub://a/b", "data.prompts.path: needs the commit"),

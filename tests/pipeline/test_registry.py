@@ -23,6 +23,8 @@ def test_every_stage_comes_after_what_it_needs() -> None:
 def test_simulated_rankings_are_collected_and_given_ones_are_not(load: Callable[..., LoadedRecipe]) -> None:
     simulated = {spec.name: needs for spec, needs in registry.planned(load().recipe)}
     assert simulated["rank"] == ("data", "collect")
+    people = load("rank.source=app rank.app.annotators=[ana, ben]").recipe
+    assert {spec.name: needs for spec, needs in registry.planned(people)} == simulated
     given = {spec.name: needs for spec, needs in registry.planned(load(DATA_RANKINGS).recipe)}
     assert "collect" not in given
     assert given["rank"] == ("data",)

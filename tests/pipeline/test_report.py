@@ -12,7 +12,7 @@ from pipeline_fakes import FakeStages, write_all
 from pipeline import registry
 from pipeline.config.load import LoadedRecipe
 from pipeline.plan import RunSummary
-from pipeline.report import charts, comparison, findings, plots, verdict, wording
+from pipeline.report import charts, comparison, findings, human, plots, verdict, wording
 from pipeline.report.build import build_report
 from pipeline.runner import Runner
 
@@ -542,3 +542,58 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
     assert "nobody ranked anything twice" in text
     assert "Models behind the answers" not in text
     assert "Left out" not in text
+
+
+# --- What people say ----------------------------------------------------------------------------------------
+
+
+def people(run: RunSummary, value: float, low: float, high: float, eval_: str | None = None) -> None:
+    """As `tutelage judge` writes it."""
+    fingerprint = run.stages["eval"].manifest.fingerprint
+    found = {
+        "eval": eval_ or fingerprint,
+        "prompts": 100,
+        "judges": 3,
+        "win_rate": interval(value, low, high, ties=0.1),
+        "agreement": interval(0.8, 0.7, 0.9, pairs=60),
+    }
+    human.judged_file(run.folder, fingerprint).write_text(json.dumps(found))
+
+
+def test_people_answer_where_no_judge_can(fake: FakeRun, tmp_path: Path) -> None:
+    fake.evaluation = unjudged()
+    run = fake()
+    people(run, 0.61, 0.53, 0.69)
+    said, page = build(run, tmp_path)
+    assert said.startswith(
+        "PPO helped. 3 people compared the answers to 100 held-out prompts blind: PPO’s beats SFT’s on "
+        "61\N{NO-BREAK SPACE}% of them (95 % interval 53 to 69\N{NO-BREAK SPACE}%; ties count half)."
+    )
+    assert "Two of them agree on 80\N{NO-BREAK SPACE}%" in said
+    assert "People prefer it to SFT" in page.text
+    people(run, 0.4, 0.3, 0.45)
+    assert verdict.reach(findings.collect(run)).tone == "bad"
+    people(run, 0.5, 0.4, 0.6)
+    assert verdict.reach(findings.collect(run)).tone == "unclear"
+
+
+def test_people_and_the_judge_of_facts(fake: FakeRun) -> None:
+    run = fake()
+    people(run, 0.61, 0.53, 0.69)
+    both = verdict.reach(findings.collect(run))
+    assert both.tone == "good"
+    assert "3 people compared" in both.evidence
+    assert "By the independent judge (venues)" in both.evidence
+    people(run, 0.3, 0.2, 0.4)
+    assert verdict.reach(findings.collect(run)).headline == "People and the judge of facts are at odds."
+    people(run, 0.5, 0.4, 0.6)
+    assert verdict.reach(findings.collect(run)).tone == "good"
+
+
+def test_what_people_said_of_other_answers_is_not_shown(fake: FakeRun) -> None:
+    run = fake()
+    people(run, 0.3, 0.2, 0.4, eval_="0" * 64)
+    assert findings.collect(run)["human"] is None
+    people(run, 0.3, 0.2, 0.4)
+    fake.evaluation["prompts"] = 255
+    assert findings.collect(fake(None, "eval.num_prompts=255"))["human"] is None

@@ -29,7 +29,13 @@ def context(tmp_path: Path) -> Callable[..., RunContext]:
         none: Any = None
         progress = Notes().progress
         return RunContext(
-            seed=seed, device="cpu", state_dir=tmp_path, metrics=none, progress=progress, say=lambda line: None
+            seed=seed,
+            device="cpu",
+            state_dir=tmp_path,
+            metrics=none,
+            progress=progress,
+            say=lambda line: None,
+            recipe_dir=tmp_path,
         )
 
     return make
@@ -77,6 +83,7 @@ def training_context(tmp_path: Path) -> Callable[..., tuple[RunContext, Notes]]:
                 metrics=notes,
                 progress=notes.progress,
                 say=notes.lines.append,
+                recipe_dir=tmp_path,
                 **values,
             ),
             notes,

@@ -245,7 +245,7 @@ def test_resume_is_exact(inputs, tmp_path, training_context, value):
     for (step, ours), (other, theirs) in zip(notes.logged, expected[2:], strict=True):
         assert step == other
         for name, number in theirs.items():
-            if "second" not in name and not name.startswith("time/"):
+            if "second" not in name and name != "mfu" and not name.startswith("time/"):
                 assert ours[name] == number, (step, name)
 
 
