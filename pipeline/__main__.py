@@ -31,7 +31,8 @@ SetOption = Annotated[
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", envvar="TUTELAGE_RUNS", help="The folder where runs are kept.")]
 StageArgument = Annotated[
-    str | None, typer.Argument(help=f"One of {', '.join(registry.STAGES)}. All when left out.")
+    str | None,
+    typer.Argument(help=f"One of {', '.join(registry.STAGES)}; ppo-2 in the second round. All when left out."),
 ]
 
 QUICKSTART = Path("recipes/quickstart.yaml")
@@ -89,7 +90,7 @@ def run(
 ) -> None:
     """Run a stage and what it needs, or all of them and the report. What is up to date is skipped."""
     loaded = load_recipe(recipe, sets or [])
-    again = [] if not fresh else [stage] if stage else list(registry.STAGES)
+    again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
     runner = Runner(loaded, runs, display=Display(_console()), fresh=again, force=force, wait=wait)
     steps = runner.run(stage)
     if all(step.finished for step in steps):
@@ -173,7 +174,8 @@ def _report(planner: Planner) -> None:
 @app.command()
 def chat(
     models: Annotated[
-        list[str] | None, typer.Argument(help="base, sft or ppo; two of them answer side by side.")
+        list[str] | None,
+        typer.Argument(help="base, sft, ppo (of the last round), ppo-1, ...; two talk side by side."),
     ] = None,
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,

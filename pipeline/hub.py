@@ -17,6 +17,7 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.files import readable_bytes
 from pipeline.fingerprint import files_below
 from pipeline.plan import RunSummary, StageRun
+from pipeline.rounds import by_round, newest
 
 CARD = "README.md"
 
@@ -89,20 +90,36 @@ def uploads(run: RunSummary, private: bool | None = None) -> list[Upload]:
     made = []
     if publish.model is not None:
         export, evaluation = run.need("export"), run.need("eval")
-        if export.manifest.inputs["ppo"].fingerprint != evaluation.manifest.inputs["ppo"].fingerprint:
+        exported, evaluated = (newest(made.manifest.inputs, "ppo") for made in (export, evaluation))
+        if exported.fingerprint != evaluated.fingerprint:
             raise StageError(
                 "the exported model is not the one that was evaluated",
                 where=str(export.folder),
                 mend=f"run `tutelage run {run.loaded.arguments}`",
             )
-        made.append(_upload(publish.model, "model", is_private, export, model_card(run, publish.model)))
+        made.append(_upload(publish.model, "model", is_private, {"": export}, model_card(run, publish.model)))
     if publish.rankings is not None:
-        made.append(_upload(publish.rankings, "dataset", is_private, run.need("rank"), rankings_card(run)))
+        run.need("rank")
+        ranked = {_folder(number): made for number, made in by_round(run.stages, "rank").items()}
+        made.append(_upload(publish.rankings, "dataset", is_private, ranked, rankings_card(run)))
     return made
 
 
-def _upload(repository: str, kind: Literal["model", "dataset"], private: bool, run: StageRun, card: str) -> Upload:
-    files = {name: path for name, path in files_below(run.artifact.path).items() if name != CARD}
+def _folder(number: int) -> str:
+    """Where a round's rankings lie in their repository."""
+    return "" if number == 1 else f"round-{number}/"
+
+
+def _upload(
+    repository: str, kind: Literal["model", "dataset"], private: bool, runs: Mapping[str, StageRun], card: str
+) -> Upload:
+    """`runs` by the folder that their files go to."""
+    files = {
+        f"{folder}{name}": path
+        for folder, run in runs.items()
+        for name, path in files_below(run.artifact.path).items()
+        if name != CARD
+    }
     for name, path in files.items():
         if path.suffix in TEXT_FILES:
             _refuse_private_text(name, path.read_text(encoding="utf-8", errors="replace"))
@@ -169,7 +186,9 @@ def rankings_card(run: RunSummary) -> str:
     """The rankings' README.md."""
     simulated = run.need("rank").manifest.simulated
     header = {"tags": ["tutelage", "rankings", *(["simulated-annotators"] if simulated else [])]}
-    return _card(header, f"# Rankings of {run.loaded.recipe.name}", _whose(run))
+    rounds = len(by_round(run.stages, "rank"))
+    parts = [f"Made in {rounds} rounds; those after the first lie in folders of their own."] if rounds > 1 else []
+    return _card(header, f"# Rankings of {run.loaded.recipe.name}", _whose(run), *parts)
 
 
 def _whose(run: RunSummary) -> str:

@@ -21,7 +21,6 @@ from rich.console import Console
 
 from pipeline import machine, manifest
 from pipeline.config.load import LoadedRecipe
-from pipeline.config.section import content
 from pipeline.device import resolve
 from pipeline.errors import Interrupted, StageError
 from pipeline.files import jsonable, readable_seconds
@@ -122,11 +121,13 @@ class Runner:
         trackers = open_trackers(self._recipe.report_to, folder, self._recipe.name, f"{spec.name}-{folder.name}")
         with closing(MetricsFile(folder / "metrics.jsonl", trackers)) as metrics_file:
             ctx = RunContext(
-                seed=self._recipe.seed,
+                seed=spec.seed(self._recipe),
                 device=self._device,
                 state_dir=folder / "state",
                 metrics=metrics_file,
-                progress=self._display.open,
+                progress=lambda what, *counts, **more: self._display.open(
+                    what.replace(spec.section, spec.name, 1), *counts, **more
+                ),
                 say=self._display.say,
                 force=self._force,
                 describe=self._loaded.describe,
@@ -146,11 +147,11 @@ class Runner:
             simulated=metrics.get("human") is False or any(done[name].manifest.simulated for name in inputs),
             seed=self._recipe.seed,
             config=asdict(config),
-            keyed=content(config),
+            keyed=spec.keyed(self._recipe),
             provenance={
                 path: where
                 for path, where in self._loaded.provenance.items()
-                if path == "seed" or path.partition(".")[0] == spec.name
+                if path == "seed" or path.partition(".")[0] == spec.section
             },
             inputs=dict(step.inputs),
             local_files=dict(step.local_files),

@@ -17,6 +17,7 @@ from data.agreement import agreement
 from data.schema import Ranking, ranks_from_scores, write_jsonl
 from pipeline.config.rank import RankConfig
 from pipeline.errors import RecipeError
+from pipeline.rounds import newest
 from pipeline.stage import Artifact, Metrics, RunContext
 
 
@@ -26,7 +27,7 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
     else:
-        write_jsonl(path, simulate(config, inputs["collect"], ctx))
+        write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
     rankings = _read(path)
     measured = agreement(rankings, seed=ctx.seed)
     (out_dir / "agreement.json").write_text(json.dumps(measured.to_json(), indent=1), encoding="utf-8")

@@ -41,6 +41,7 @@ class PPOTrainer:
         prompts: ids of the training prompts.
         scorer: the reward model.
         demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
+        is_copy: whether the policy starts as the reference's copy, which the first batch must then show.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class PPOTrainer:
         seed: int,
         device: str = "cpu",
         demonstrations: Callable[[torch.Generator], LanguageModelBatch] | None = None,
+        is_copy: bool = True,
     ) -> None:
         self.bank, self.config, self.codec, self.scorer = bank, config, codec, scorer
         self.prompts, self.seed, self.device = prompts, seed, device
-        self.demonstrations = demonstrations
+        self.demonstrations, self.is_copy = demonstrations, is_copy
         self.world = World()
         self.updates = config.total_episodes // config.batch_size
         self.update = 0
@@ -90,7 +92,7 @@ class PPOTrainer:
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.
         data = experience.build(self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world)
-        if self.update == 0:
+        if self.update == 0 and self.is_copy:
             self._check_start(data)
         clock.lap("passes")
         # 6. Optimise.
@@ -305,21 +307,21 @@ class PPOTrainer:
         return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
 
     @property
-    def _tolerance(self) -> float:
+    def tolerance(self) -> float:
         """How far equal computations may differ: rounding in float32, or in 16 bits."""
         dtype = next(p.dtype for p in self.bank.parameters() if p.is_floating_point() and not p.requires_grad)
         return 1e-3 if dtype == torch.float32 else 0.1
 
     def _check_start(self, data: Experience) -> None:
         worst = float((data.logp_BT - data.ref_logp_BT).abs().max())
-        if not worst <= self._tolerance:
+        if not worst <= self.tolerance:
             raise StageError(
                 f"policy and reference differ before the first step: a token's log-prob by {worst:.3g}",
                 mend="the policy must start as the reference's copy; train the SFT model again",
             )
 
     def _check_ratio(self, sums: dict[str, float], count: float, *, first: bool) -> None:
-        if first and not abs(sums["ratio"] / count - 1) <= self._tolerance:
+        if first and not abs(sums["ratio"] / count - 1) <= self.tolerance:
             raise StageError(
                 f"the policy's ratio to itself is {sums['ratio'] / count:.4f} before its first step of an update",
                 mend="something in the model is random or depends on the batch; report this with the recipe",

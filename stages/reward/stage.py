@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 from data.schema import Ranking, prompt_key
 from pipeline.config.reward import RewardConfig
 from pipeline.errors import DataError, StageError
+from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.adapters import float32_trainables, is_adapter, load_full, new_adapter
 from stages.models.loading import load_backbone, load_tokenizer
@@ -42,14 +43,14 @@ class Group:
 
 
 def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    base, ranked = inputs["base"], inputs["rank"]
+    base, rounds = inputs["base"], by_round(inputs, "rank")
     codec = Codec(load_tokenizer(base))
-    rankings = [Ranking(**row) for row in ranked.jsonl("rankings.jsonl")]
+    rankings = [Ranking(**row) for ranked in rounds.values() for row in ranked.jsonl("rankings.jsonl")]
     groups, too_long = group_rankings([r for r in rankings if r.split == "train"], codec, config.max_length)
     if not any(len(set(ranks)) > 1 for group in groups.values() for _, ranks in group.rankings):
         raise DataError(
             "the training rankings order nothing: there are none, or all are ties",
-            where=str(ranked.path),
+            where=str(rounds[max(rounds)].path),
             mend="give rankings with at least one strict preference",
         )
     torch.manual_seed(ctx.seed)
