@@ -19,6 +19,7 @@ from pipeline.errors import Interrupted, TutelageError
 from pipeline.files import readable_bytes
 from pipeline.plan import Planner
 from pipeline.progress import Display
+from pipeline.rounds import step_name
 from pipeline.runner import Runner
 from pipeline.tables import plan_table, status_table
 
@@ -105,6 +106,30 @@ def run(
             _print(f"report: {path}")
 
 
+@app.command("round")
+def one_more(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
+) -> None:
+    """Run one more round of collect, rank, reward and ppo than is finished, then eval, export and the report."""
+    given = sets or []
+    finished = 0
+    while _is_finished(_planner(recipe, [*given, f"rounds={finished + 1}"], runs), finished + 1):
+        finished += 1
+    rounds = f"rounds={finished + 1}"
+    _print(f"{finished} round{'s are' if finished != 1 else ' is'} finished; now {rounds}")
+    run(recipe=recipe, sets=[*given, rounds], runs=runs, force=force)
+    if load_recipe(recipe, given).recipe.rounds <= finished:
+        _print(f"to keep this round, set {rounds} in the recipe, or give --set {rounds} to the other commands")
+
+
+def _is_finished(planner: Planner, number: int) -> bool:
+    last = step_name("ppo", number)
+    return next(step for step in planner.plan(last) if step.spec.name == last).finished is not None
+
+
 @app.command()
 def plan(
     stage: StageArgument = None,
@@ -156,16 +181,27 @@ def status(recipe: RecipeOption = QUICKSTART, sets: SetOption = None, runs: Runs
 
 
 @app.command()
-def report(recipe: RecipeOption = QUICKSTART, sets: SetOption = None, runs: RunsOption = RUNS) -> None:
+def report(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help='Compare with the recipe under these values besides: "rounds=1 seed=0".'),
+    ] = None,
+) -> None:
     """Write the report of the finished stages, one HTML file."""
-    _report(_planner(recipe, sets, runs))
+    _report(_planner(recipe, sets, runs), against)
 
 
-def _report(planner: Planner) -> None:
+def _report(planner: Planner, against: str | None = None) -> None:
     from pipeline.report.build import build_report
 
     path = planner.folder / REPORT
-    verdict = build_report(planner.summary(), path)
+    loaded, other = planner.loaded, None
+    if against is not None:
+        other = _planner(loaded.path, [*loaded.sets, against], planner.folder.parent).summary()
+    verdict = build_report(planner.summary(), path, other, against or "")
     if verdict:
         _print(verdict)
     _print(f"report: {path}")

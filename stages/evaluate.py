@@ -84,8 +84,8 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         result["win_rate"] = win_rate(checks["ppo"], checks["sft"], config.bootstrap, ctx.seed)
         result["win_rate"]["by"] = f"judge {config.judge}"
         result["reduction"] = reduction(checks["ppo"], checks["sft"], config.bootstrap, ctx.seed)
-        policies = [name for name in answers if name.startswith("ppo")]
-        result["from_round_before"] = [
+        policies = ["sft", *(name for name in answers if name.startswith("ppo"))]
+        result["by_round"] = [
             reduction(checks[after], checks[before], config.bootstrap, ctx.seed)
             for before, after in pairwise(policies)
         ]
