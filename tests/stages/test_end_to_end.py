@@ -143,3 +143,35 @@ def test_other_ways_through(tmp_path: Path, sets: str) -> None:
     made.run("eval")
     eval_metrics = made.planner.summary().stages["eval"].manifest.metrics
     assert eval_metrics["ppo/kl"] is not None
+
+
+@pytest.mark.slow
+def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    made = runner(folder, "rounds=3")
+    steps = made.run()
+    assert [step.spec.name for step in steps if step.finished] == [
+        "base", "data", "sft", "collect", "rank", "reward", "ppo",
+    ]  # fmt: skip
+    stages = made.planner.summary().stages
+    asked = [
+        {
+            row["prompt"][0]["content"]
+            for row in stages[name].artifact.jsonl("answers.jsonl")
+            if row["split"] == "train"
+        }
+        for name in ("collect", "collect-2", "collect-3")
+    ]
+    assert [len(prompts) for prompts in asked] == [12, 12, 12]
+    assert len(set.union(*asked)) == 36
+    assert stages["reward-3"].manifest.metrics["rankings"] == 3 * 24
+    evaluated = stages["eval"].artifact.json("eval.json")
+    assert list(evaluated["models"]) == ["base", "sft", "ppo-1", "ppo-2", "ppo"]
+    assert len(evaluated["by_round"]) == 3
+    assert [row["round"] for row in evaluated["along"]] == [1] * 3 + [2] * 3 + [3] * 3
+    assert stages["ppo-3"].manifest.simulated
+    one = runner(folder).planner.summary().stages["eval"].artifact.json("eval.json")
+    for ours, theirs in ((evaluated["models"]["ppo-1"], one["models"]["ppo"]),):
+        assert ours["slot_error_rate"] == theirs["slot_error_rate"]
+        assert ours["kl"] == pytest.approx(theirs["kl"])
