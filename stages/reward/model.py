@@ -6,7 +6,7 @@ Its artifact: `reward.json` (base, golden scores), `head.safetensors`, and `adap
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +71,6 @@ def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, devic
         ids, mask = pad([rows[i] for i in batch], 0, left=False)
         scores[batch] = score(ids.to(device), mask.sum(1).to(device)).float().cpu()
     return scores
-
-
-@torch.no_grad()
-def score_members(
-    model: Any,
-    rows: Sequence[Sequence[int]],
-    batch_size: int,
-    device: str | torch.device,
-    on_batch: Callable[[int], object] = lambda done: None,
-) -> Tensor:
-    """Scores (M, N) by each of an ensemble's members, on the CPU: `model.members(ids_BL, lengths_B)` in batches."""
-    found: list[Tensor] = []
-    order: list[int] = []
-    for batch in by_length(rows, batch_size):
-        ids, mask = pad([rows[i] for i in batch], 0, left=False)
-        found.append(model.members(ids.to(device), mask.sum(1).to(device)).float().cpu())
-        order += batch
-        on_batch(len(batch))
-    scores = torch.cat(found, dim=1)
-    return scores[:, torch.tensor(order).argsort()]
 
 
 def actor_scorer(actor: Actor) -> Any:

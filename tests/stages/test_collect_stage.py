@@ -10,7 +10,6 @@ from data.schema import write_jsonl
 from pipeline.config.collect import CollectConfig
 from pipeline.stage import Artifact
 from stages import collect
-from stages.reward import model as reward_model
 
 SMALL = {"num_prompts": 3, "eval_prompts": 1, "num_completions": 2, "response_length": 4}
 
@@ -133,5 +132,5 @@ def test_members_scores_come_back_in_the_rows_order():
     first_and_length = SimpleNamespace(
         members=lambda ids, lengths: torch.stack([ids[:, 0].float(), lengths.float()])
     )
-    scores = reward_model.score_members(first_and_length, rows, 3, "cpu")
+    scores = collect.member_scores(first_and_length, rows, 3, "cpu", lambda done: None)
     assert scores.tolist() == [[float(row[0]) for row in rows], [float(len(row)) for row in rows]]
