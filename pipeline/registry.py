@@ -159,10 +159,14 @@ STAGES = {
         StageSpec("rank", version=1, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
             "reward",
-            version=1,
+            version=2,
             target="stages.reward.stage:run",
             needs=("base", "data", "sft", "rank"),
             later=_reward_later,
+            paths={
+                "reward.model": lambda model: not is_hub_id(model),
+                "reward.pretrain_on.path": is_local,
+            },
         ),
         StageSpec(
             "ppo",

@@ -7,7 +7,7 @@ were not ranked yet: at random, or those on whose answers the newest reward ense
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from pipeline.rounds import by_round, newest
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.adapters import load_policy
 from stages.models.loading import load_tokenizer
-from stages.models.text import Codec, pad
+from stages.models.text import Codec
 from stages.ppo.rollout import generate
 from stages.prompts import EncodedPrompt, load_prompts
 from stages.reward.disagreement import disagreement
-from stages.reward.model import by_length, load_reward
+from stages.reward.model import load_reward, score_rows
 
 
 @dataclass(frozen=True)
@@ -137,20 +137,10 @@ def _disagreement(
     model: Any = load_reward(newest(inputs, "reward"), inputs["base"], ctx.device)
     rows = [row.prompt.ids + ids for row in answered for ids in row.responses]
     with ctx.progress("collect: disagreement", total=len(rows)) as bar:
-        scores_MN = member_scores(model, rows, config.batch_size, ctx.device, bar.advance)
+
+        def members(ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+            bar.advance(len(ids_BL))
+            return model.members(ids_BL, lengths_B)
+
+        scores_MN = score_rows(members, rows, config.batch_size, ctx.device)
     return disagreement(scores_MN.unflatten(1, (len(answered), config.num_completions)))
-
-
-@torch.no_grad()
-def member_scores(
-    model: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str, on_batch: Callable[[int], object]
-) -> Tensor:
-    """Scores (M, N) by each member of an ensemble, on the CPU. `model.members(ids_BL, lengths_B)` gives (M, B)."""
-    order: list[int] = []
-    found: list[Tensor] = []
-    for batch in by_length(rows, batch_size):
-        ids, mask = pad([rows[i] for i in batch], 0, left=False)
-        found.append(model.members(ids.to(device), mask.sum(1).to(device)).float().cpu())
-        order += batch
-        on_batch(len(batch))
-    return torch.cat(found, 1)[:, torch.tensor(order).argsort()]

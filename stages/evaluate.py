@@ -32,7 +32,7 @@ from stages.models.text import IGNORED, Codec
 from stages.ppo.rollout import generate
 from stages.ppo.trajectory import Episodes, logprobs
 from stages.prompts import EncodedPrompt, load_prompts
-from stages.reward.model import load_reward, score_rows
+from stages.reward.classifier import response_scorer
 from stages.sft import encode_demonstrations
 
 CHUNK = 4096
@@ -182,11 +182,9 @@ def _reward_scores(
     ctx: RunContext,
 ) -> dict[str, Tensor]:
     """The (newest) `reward` stage's scores of every model's answers: the proxy, to be read beside the judge."""
-    model = load_reward(newest(inputs, "reward"), inputs["base"], ctx.device)
-    return {
-        name: score_rows(model, [p.ids + r for p, r in zip(prompts, found.ids, strict=True)], 256, ctx.device)
-        for name, found in answers.items()
-    }
+    reward, codec = newest(inputs, "reward"), Codec(load_tokenizer(inputs["base"]))
+    score = response_scorer(reward, inputs["base"], codec, ctx.device)
+    return {name: score([prompt.ids for prompt in prompts], found.ids) for name, found in answers.items()}
 
 
 def _describe(found: Answers, codec: Codec, scores: Tensor) -> dict[str, Any]:

@@ -45,6 +45,17 @@ class ScoreConfig:
 
 
 @section
+class AggregateConfig:
+    """How an ensemble's scores become one score."""
+
+    aggregate: Literal["mean", "min", "uncertainty"] = "mean"
+    """mean; the lowest ("worst case"); or the mean less `uncertainty_coef` times the members' standard deviation
+    (Coste et al. 2023, arXiv:2310.02743)."""
+    uncertainty_coef: NonNegative = 1.0
+    """Standard deviations taken off (uncertainty)."""
+
+
+@section
 class PPOConfig:
     total_episodes: Count = 8192
     """Responses sampled over the whole stage, in each round."""
@@ -95,6 +106,7 @@ class PPOConfig:
     """Subtracted from the score of a response with no stop token; null: none."""
     kl: KLConfig = field(default_factory=KLConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    reward: AggregateConfig = field(default_factory=AggregateConfig)
     value: Literal["adapter", "trunk"] = "adapter"
     """adapter: a value role that starts from the reward model; trunk: a head on the policy's trunk."""
     reward_model: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config.base import BaseConfig
-from pipeline.config.data import DataConfig, TaskConfig
+from pipeline.config.data import TaskConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.recipe import Recipe
 
@@ -29,7 +29,7 @@ def is_local(path: str) -> bool:
 def conflicts(recipe: Recipe) -> Iterator[Problem]:
     """What does not fit together."""
     yield from _base(recipe.base)
-    yield from _data(recipe.data)
+    yield from _data(recipe)
     pretrain, eval_fraction = recipe.base.pretrain, recipe.data.eval_fraction
     if pretrain is not None and pretrain.held_out < eval_fraction:
         yield (
@@ -37,6 +37,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
             f"{pretrain.held_out} must be at least data.eval_fraction ({eval_fraction}), or prompts leak",
         )
     yield from _lora(recipe)
+    yield from _reward(recipe)
     yield from _rank(recipe)
     yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
@@ -67,27 +68,50 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
             )
 
 
-def _data(data: DataConfig) -> Iterator[Problem]:
-    for name in ("demonstrations", "prompts", "rankings"):
-        path = getattr(getattr(data, name), "path", "")
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    sources = {
+        "data.demonstrations": recipe.data.demonstrations,
+        "data.prompts": recipe.data.prompts,
+        "data.rankings": recipe.data.rankings,
+        "reward.pretrain_on": recipe.reward.pretrain_on,
+    }
+    for name, source in sources.items():
+        path = getattr(source, "path", "")
         if path.startswith("hub://") and "@" not in path:
-            yield (
-                f"data.{name}.path",
-                "needs the commit to read, since branches move: hub://owner/name@commit",
-            )
+            yield (f"{name}.path", "needs the commit to read, since branches move: hub://owner/name@commit")
 
 
 def _lora(recipe: Recipe) -> Iterator[Problem]:
     sft, reward = recipe.sft.lora, recipe.reward.lora
     if recipe.base.quantization != "none":
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
-            if lora is None:
+            if lora is None and not (path == "reward.lora" and recipe.reward.model):
                 yield path, f"is required by base.quantization = {recipe.base.quantization}"
-    elif (sft is None) != (reward is None):
+    elif (sft is None) != (reward is None) and recipe.reward.model is None:
         yield (
             "reward.lora",
             "and sft.lora must both be given or both be null: roles share one backbone or none",
         )
+
+
+def _reward(recipe: Recipe) -> Iterator[Problem]:
+    reward = recipe.reward
+    if reward.model is not None and is_hub_id(reward.model) and not reward.revision:
+        yield (
+            "reward.revision",
+            f"is required: {reward.model} is a Hub id (no such folder here) and branches move. Give the commit",
+        )
+    if reward.model is None and reward.revision is not None:
+        yield "reward.revision", "is of reward.model, which is not given"
+    if reward.margin and reward.objective not in ("bradley_terry", "bradley_terry_pairs"):
+        yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
+    if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":
+        yield "reward.merits", "says where margins or regression targets come from, and neither is asked for"
+    if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
+        yield "reward.ensemble", "needs LoRA on the policy's backbone: its members are adapters there"
+    aggregate = recipe.ppo.reward.aggregate
+    if aggregate != "mean" and reward.ensemble == 1 and recipe.ppo.reward_model is None:
+        yield "ppo.reward.aggregate", f"{aggregate} is of several members, and reward.ensemble is 1"
 
 
 def _rank(recipe: Recipe) -> Iterator[Problem]:
@@ -127,7 +151,7 @@ def _rounds(recipe: Recipe) -> Iterator[Problem]:
                 f"would reward every one of {recipe.rounds} rounds, and none would learn from its rankings",
             )
     if recipe.collect.select == "disagreement":
-        if getattr(recipe.reward, "ensemble", 1) < 2:
+        if recipe.reward.ensemble < 2:
             yield "collect.select", "disagreement is between members of an ensemble: reward.ensemble must be >= 2"
         if recipe.collect.num_prompts is None:
             yield "collect.num_prompts", "is required by collect.select = disagreement: of all there is no choice"

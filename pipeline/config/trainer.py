@@ -23,6 +23,7 @@ SECTIONS = {
     "base.pretrain.trainer": "transformers.TrainingArguments",
     "sft.trainer": "trl.SFTConfig",
     "reward.trainer": "transformers.TrainingArguments",
+    "reward.pretrain_on.trainer": "transformers.TrainingArguments",
 }
 """Dotted path of each `trainer:` section -> whose names it holds."""
 

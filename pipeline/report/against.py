@@ -76,7 +76,7 @@ def _describe(run: RunSummary, judged: list[dict[str, Any]]) -> Findings:
     errors, given = sum(row["errors"]["ppo"] for row in judged), sum(row["given"] for row in judged)
     return {
         "rounds": run.loaded.recipe.rounds,
-        "rankings": run.need("reward").manifest.metrics["rankings"],
+        "rankings": sum(made.manifest.metrics["rankings"] for made in by_round(run.stages, "rank").values()),
         "episodes": sum(made.manifest.metrics["episodes"] for made in by_round(run.stages, "ppo").values()),
         "slot_error_rate": errors / max(1, given),
     }
@@ -84,7 +84,7 @@ def _describe(run: RunSummary, judged: list[dict[str, Any]]) -> Findings:
 
 def _budget(side: Findings) -> str:
     rounds = f"{side['rounds']} rounds" if side["rounds"] > 1 else "one round"
-    return f"{rounds}, {side['rankings']:,} training rankings, {side['episodes']:,} PPO episodes"
+    return f"{rounds}, {side['rankings']:,} rankings, {side['episodes']:,} PPO episodes"
 
 
 def _paired_change(ours: list[int], theirs: list[int]) -> dict[str, float]:

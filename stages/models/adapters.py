@@ -68,10 +68,10 @@ def load_full(folder: Path, device: str) -> Any:
     return model.eval()
 
 
-def save_adapter(model: Any, name: str, folder: Path) -> None:
+def save_adapter(model: Any, name: str, folder: Path, target_name: str = ADAPTER) -> None:
     """Writes adapter `name` of a peft model as `folder/adapter`, loadable as any peft adapter."""
     model.save_pretrained(folder, selected_adapters=[name])
-    target = folder / ADAPTER
+    target = folder / target_name
     source = folder if name == "default" else folder / name
     if source == folder:
         target.mkdir()

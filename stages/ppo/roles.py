@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.config.ppo import PPOConfig
+from pipeline.errors import StageError
 from pipeline.rounds import newest
 from pipeline.stage import Artifact
 from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full
@@ -23,8 +24,10 @@ from stages.models.bank import (
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec
-from stages.ppo.scores import ScoreNormalizer, Scorer, TextScorer, bank_scorer, token_scorer
+from stages.ppo.scores import EnsembleScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
 from stages.reward import model as reward_model
+from stages.reward.classifier import is_classifier, load_classifier, load_reward_classifier
+from stages.reward.model import ROLE, RewardEnsemble
 
 
 def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:
@@ -35,7 +38,8 @@ def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifa
     if not (folder / reward_model.SPEC).exists():
         return None
     artifact = Artifact("reward", folder, "")
-    reward_model.check_base(artifact, inputs["base"])
+    if not is_classifier(artifact):
+        reward_model.check_base(artifact, inputs["base"])
     return artifact
 
 
@@ -45,8 +49,10 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
 
     Raises `StageError` when the reward model belongs to another base, is damaged or gives other scores.
     """
-    base, sft, reward = inputs["base"], inputs["sft"], reward_artifact(config, inputs)
+    base, sft, artifact = inputs["base"], inputs["sft"], reward_artifact(config, inputs)
     start = newest(inputs, "ppo", "sft")
+    # What reads text shares nothing with the policy.
+    reward = None if artifact is None or is_classifier(artifact) else artifact
     if reward is not None:
         reward_model.check_base(reward, base)
     make = _lora_bank if is_adapter(sft) else _full_bank
@@ -58,13 +64,34 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
         check_projection(actor)
     batch = config.micro_batch_size or config.batch_size
     if reward is None:
-        return bank, _classifier(str(config.reward_model), codec, batch, device)
-    if "reward" not in bank.roles:
+        classifier = (
+            load_reward_classifier(artifact, device)
+            if artifact is not None
+            else load_classifier(str(config.reward_model), device)
+        )
+        _check_aggregate(config, 1)
+        return bank, TextScorer(classifier, codec, batch)
+    if ROLE in bank.roles:
+        ensemble = RewardEnsemble(bank, reward_model.roles(reward))
+        reward_model.verify(reward, ensemble, device)
+        model: Any = ensemble
+    else:
         # A whole reward model beside a LoRA policy, or the reverse, stands on its own.
-        return bank, token_scorer(reward_model.load_reward(reward, base, device), batch, device)
-    with bank.active("reward") as actor:
-        reward_model.verify(reward, reward_model.actor_scorer(actor), device)
-    return bank, bank_scorer(bank, batch)
+        model = reward_model.load_reward(reward, base, device)
+    members = len(reward_model.roles(reward))
+    _check_aggregate(config, members)
+    if members == 1:
+        return bank, token_scorer(model, batch, device)
+    return bank, EnsembleScorer(model, config.reward, batch, device)
+
+
+def _check_aggregate(config: PPOConfig, members: int) -> None:
+    if config.reward.aggregate != "mean" and members == 1:
+        raise StageError(
+            f"ppo.reward.aggregate is {config.reward.aggregate}, and the reward model has one member",
+            where=str(config.reward_model or "reward"),
+            mend="set ppo.reward.aggregate: mean, or train an ensemble (reward.ensemble)",
+        )
 
 
 def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> None:
@@ -73,15 +100,12 @@ def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> N
         bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
 
 
-def _heads(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:
+def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:
     if reward is None or value_role == "policy":
         value = ScalarHead(hidden)
     else:
         value = ScalarHead.load(reward.file(reward_model.HEAD))
-    heads = {value_role: value}
-    if reward is not None:
-        heads["reward"] = ScalarHead.load(reward.file(reward_model.HEAD))
-    return {role: head.to(device) for role, head in heads.items()}
+    return {value_role: value.to(device)}
 
 
 def _lora_bank(
@@ -93,14 +117,12 @@ def _lora_bank(
     with readable_checkpoint(sft.path):
         model = PeftModel.from_pretrained(backbone, sft.file(ADAPTER), adapter_name="reference")
         model.load_adapter(str(start.file(ADAPTER)), adapter_name="policy")
-        roles = {"reward": shared} if shared else {}
+        heads = reward_model.load_members(shared, model, device) if shared else {}
         if config.value == "adapter":
-            roles["value"] = shared or sft
-        for role, artifact in roles.items():
-            model.load_adapter(str(artifact.file(ADAPTER)), adapter_name=role)
+            model.load_adapter(str((shared or sft).file(ADAPTER)), adapter_name="value")
     trainable = ["policy", "value"] if config.value == "adapter" else ["policy"]
     hidden = backbone.config.get_text_config().hidden_size
-    heads = _heads(shared, hidden, trainable[-1], device)
+    heads |= _value_head(shared, hidden, trainable[-1], device)
     return ActorBank(model.to(device), heads, trainable)
 
 
@@ -109,8 +131,10 @@ def _full_bank(
 ) -> FullBank:
     shared = reward if reward is not None and not is_adapter(reward) else None
     models = {"reference": load_full(sft.file(MODEL), device), "policy": load_full(start.file(MODEL), device)}
+    heads = {}
     if shared:
-        models["reward"] = load_full(shared.file(MODEL), device)
+        models[ROLE] = load_full(shared.file(MODEL), device)
+        heads[ROLE] = ScalarHead.load(shared.file(reward_model.HEAD)).to(device)
     trainable = ["policy"]
     if config.value == "adapter":
         models["value"] = load_full((shared or sft).file(MODEL), device)
@@ -118,12 +142,5 @@ def _full_bank(
     for role in trainable:
         models[role].float()
     hidden = models["policy"].config.get_text_config().hidden_size
-    return FullBank(models, _heads(shared, hidden, trainable[-1], device), trainable)
-
-
-def _classifier(folder: str, codec: Codec, batch: int, device: str) -> TextScorer:
-    with readable_checkpoint(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").to(device).eval()
-    model.requires_grad_(False)
-    return TextScorer(model, tokenizer, codec, batch)
+    heads |= _value_head(shared, hidden, trainable[-1], device)
+    return FullBank(models, heads, trainable)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.config.ppo import ScoreConfig
-from pipeline.errors import StageError
+from pipeline.config.ppo import AggregateConfig, ScoreConfig
 from stages.distributed import World
-from stages.models.bank import Bank
 from stages.models.text import Codec
 from stages.ppo.trajectory import Episodes
-from stages.reward.model import actor_scorer, score_rows
+from stages.reward.classifier import TextClassifier, prompt_text
+from stages.reward.model import score_rows
 
 
 class Scorer(Protocol):
@@ -24,7 +23,8 @@ class Scorer(Protocol):
 
 
 def token_scorer(score: Any, batch_size: int, device: str | torch.device) -> Scorer:
-    """A reward model with the policy's tokenizer: ids go in as they were sampled."""
+    """A reward model with the policy's tokenizer: ids go in as they were sampled. The `members` of an ensemble give
+    (M, B)."""
 
     def scores(episodes: Episodes) -> Tensor:
         rows = [row[:n] for row, n in zip(episodes.ids_BL.tolist(), episodes.lengths_B.tolist(), strict=True)]
@@ -33,39 +33,51 @@ def token_scorer(score: Any, batch_size: int, device: str | torch.device) -> Sco
     return scores
 
 
-def bank_scorer(bank: Bank, batch_size: int) -> Scorer:
-    """The bank's own reward role."""
+class EnsembleScorer:
+    """The members' scores as one, by `ppo.reward`; remembers how far they disagreed on the episodes scored last."""
 
-    def scores(episodes: Episodes) -> Tensor:
-        with bank.active("reward") as actor:
-            return token_scorer(actor_scorer(actor), batch_size, actor.device)(episodes)
+    def __init__(self, model: Any, config: AggregateConfig, batch_size: int, device: str | torch.device) -> None:
+        self._members = token_scorer(model.members, batch_size, device)
+        self._config = config
+        self.disagreement_B = torch.zeros(0)
 
-    return scores
+    def __call__(self, episodes: Episodes) -> Tensor:
+        scores_MB = self._members(episodes)
+        self.disagreement_B = scores_MB.std(0, unbiased=False)
+        return aggregate(scores_MB, self._config)
+
+
+def aggregate(scores_MB: Tensor, config: AggregateConfig) -> Tensor:
+    """Scores of M members -> one score each (B,): their mean, their lowest, or their mean less
+    `uncertainty_coef` standard deviations over members.
+
+    Coste et al. 2023 (arXiv:2310.02743), section 3.3: worst-case and uncertainty-weighted optimisation. They
+    take off the variance; the standard deviation has the scores' own unit, so that the coefficient means the
+    same on any scale.
+    """
+    if config.aggregate == "min":
+        return scores_MB.min(0).values
+    mean = scores_MB.mean(0)
+    if config.aggregate == "uncertainty":
+        return mean - config.uncertainty_coef * scores_MB.std(0, unbiased=False)
+    return mean
+
+
+def disagreement(scorer: Scorer, world: World) -> dict[str, float]:
+    """`objective/scores_disagreement` of the episodes scored last, over all processes; nothing for a single
+    model."""
+    if not isinstance(scorer, EnsembleScorer):
+        return {}
+    spread = scorer.disagreement_B.double()
+    total, count = world.sum(torch.stack([spread.sum(), torch.tensor(float(len(spread))).double()])).tolist()
+    return {"objective/scores_disagreement": total / count}
 
 
 class TextScorer:
-    """A sequence classifier (one label) with a tokenizer of its own: text is the boundary.
+    """A sequence classifier (one label) with a tokenizer of its own: text is the boundary."""
 
-    The prompt's conversation and the decoded response are rendered by the classifier's chat template, or joined
-    as prompt text and response where it has none.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, codec: Codec, batch_size: int) -> None:
-        if model.config.num_labels != 1:
-            raise StageError(
-                f"a reward model has one label and this classifier has {model.config.num_labels}",
-                where="ppo.reward_model",
-                mend="use a classifier trained with num_labels=1",
-            )
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-            raise StageError(
-                "the reward model's pad token is its EOS token: it would read the score at the wrong place",
-                where="ppo.reward_model",
-                mend="give its tokenizer and config a pad token of their own",
-            )
-        model.config.pad_token_id = tokenizer.pad_token_id
-        tokenizer.truncation_side = "left"  # of a text that is too long, the end is the response
-        self.model, self.tokenizer, self.codec, self.batch_size = model, tokenizer, codec, batch_size
+    def __init__(self, classifier: TextClassifier, codec: Codec, batch_size: int) -> None:
+        self.classifier, self.codec, self.batch_size = classifier, codec, batch_size
 
     def __call__(self, episodes: Episodes) -> Tensor:
         texts = []
@@ -75,29 +87,9 @@ class TextScorer:
             episodes.lengths_B.tolist(),
             strict=True,
         ):
-            prompt = self.codec.tokenizer.decode(ids[:start], skip_special_tokens=True)
-            texts.append(self.render(prompt, self.codec.decode(ids[start:end])))
-        return self.score(texts)
-
-    def render(self, prompt: str, response: str) -> str:
-        if self.tokenizer.chat_template:
-            turns = [
-                {"role": "user", "content": prompt.strip()},
-                {"role": "assistant", "content": response},
-            ]
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        return prompt + response + (self.tokenizer.eos_token or "")
-
-    @torch.no_grad()
-    def score(self, texts: Sequence[str]) -> Tensor:
-        scores = torch.zeros(len(texts))
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            batch = self.tokenizer([texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt")
-            logits = self.model(**batch.to(self.model.device)).logits
-            scores[rows] = logits[:, 0].float().cpu()
-        return scores
+            prompt = prompt_text(self.codec, ids[:start])
+            texts.append(self.classifier.render(prompt, self.codec.decode(ids[start:end])))
+        return self.classifier.score(texts, self.batch_size)
 
 
 class ScoreNormalizer:

@@ -26,7 +26,7 @@ from stages.ppo.experience import Experience
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
 from stages.ppo.rollout import generate
-from stages.ppo.scores import ScoreNormalizer, Scorer
+from stages.ppo.scores import ScoreNormalizer, Scorer, disagreement
 from stages.ppo.trajectory import Episodes
 
 LanguageModelBatch = tuple[Tensor, Tensor]
@@ -85,6 +85,7 @@ class PPOTrainer:
         clock.lap("rollout")
         # 2. Score them.
         scores = self.scorer(episodes)
+        differed = disagreement(self.scorer, self.world)
         rewards = self.normalizer(scores)
         ended = episodes.ended(self.codec.stop_ids).cpu()
         if self.config.missing_eos_penalty is not None:
@@ -104,6 +105,7 @@ class PPOTrainer:
         count = self.world.sum(torch.tensor([float(ended.sum()), len(ended), float(episodes.mask_BT.sum())]))
         return (
             data.metrics
+            | differed
             | {"response/ended": float(count[0] / count[1])}
             | learnt
             | {f"time/{name}": seconds for name, seconds in clock.laps.items()}

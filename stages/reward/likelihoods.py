@@ -1,4 +1,5 @@
-"""How likely is a ranking, given a score for each of its K answers?
+"""Losses of one ranking, given a score for each of its K answers: how unlikely is it, or how far off are the
+scores?
 
 Shapes: K answers to one prompt; `scores_K` float, `ranks_K` ints, 1 = best, equal ranks are ties.
 """
@@ -12,15 +13,39 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def bradley_terry(scores_K: Tensor, ranks_K: Tensor) -> Tensor:
+def bradley_terry(scores_K: Tensor, ranks_K: Tensor, margins_KK: Tensor | None = None) -> Tensor:
     """Negative log-likelihood of all pairs of a ranking, each weighted 1/C(K,2); ties add nothing.
 
-    Ouyang et al. 2022 (arXiv:2203.02155), equation 1: K forward passes serve all K(K-1)/2 pairs.
+    Ouyang et al. 2022 (arXiv:2203.02155), equation 1: K forward passes serve all K(K-1)/2 pairs. With `margins_KK`,
+    `margins[i, j]` is by how much the score of i should exceed that of j before the loss levels off (Touvron et al.
+    2023, arXiv:2307.09288, equation 2).
     """
     k = len(scores_K)
     better = ranks_K[:, None] < ranks_K[None, :]
     differences = scores_K[:, None] - scores_K[None, :]
+    if margins_KK is not None:
+        differences = differences - margins_KK
     return -logsigmoid(differences)[better].sum() / (k * (k - 1) / 2)
+
+
+def davidson(scores_K: Tensor, ranks_K: Tensor, log_nu: float) -> Tensor:
+    """As `bradley_terry`, but a tie is an observation too, which draws its two scores together.
+
+    Davidson 1970 (JASA 65), equation 2.6: of i and j, i wins with a probability in proportion to exp(s_i), and they
+    tie in proportion to nu * exp((s_i + s_j) / 2). `davidson_nu` gives a nu from the share of ties.
+    """
+    k = len(scores_K)
+    halves = (scores_K[:, None] - scores_K[None, :]) / 2
+    log_total = torch.logaddexp(torch.logaddexp(halves, -halves), torch.full_like(halves, log_nu))
+    better = ranks_K[:, None] < ranks_K[None, :]
+    tied = (ranks_K[:, None] == ranks_K[None, :]).triu(diagonal=1)
+    wins, ties = (log_total - halves)[better].sum(), (log_total - log_nu)[tied].sum()
+    return (wins + ties) / (k * (k - 1) / 2)
+
+
+def davidson_nu(tie_share: float) -> float:
+    """The nu under which answers of equal score tie with probability `tie_share`: nu / (nu + 2)."""
+    return 2 * tie_share / (1 - tie_share)
 
 
 def plackett_luce(scores_K: Tensor, ranks_K: Tensor) -> Tensor:
@@ -58,6 +83,27 @@ def _log_chosen_first(scores_K: Tensor, group: list[int], left: list[int]) -> Te
             reached[chosen] = torch.stack(ways).logsumexp(0)
         log_reached = reached
     return log_reached[tuple(group)]
+
+
+def regression(scores_K: Tensor, targets_K: Tensor) -> Tensor:
+    """Mean squared error of scores to targets, both less their mean: a ranking says nothing of the level."""
+    return ((scores_K - scores_K.mean()) - (targets_K - targets_K.mean())).square().mean()
+
+
+def borda_targets(ranks_K: Tensor) -> Tensor:
+    """Targets from ranks: an answer's log-odds of winning a comparison within the ranking, log((w + 1/2) / (l +
+    1/2)) with w the others that it beats (its Borda count; a tie is half a win) and l those that beat it. The
+    half keeps it finite (Haldane 1956); log-odds have the unit of Bradley-Terry's scores."""
+    wins = (ranks_K[:, None] < ranks_K[None, :]).sum(1) + ((ranks_K[:, None] == ranks_K[None, :]).sum(1) - 1) / 2
+    return ((wins + 0.5) / (len(ranks_K) - 1 - wins + 0.5)).log()
+
+
+def rating_targets(ratings_K: Tensor) -> Tensor:
+    """Targets from ratings: standardised within the ranking, since annotators use a scale each in their own
+    way; zero where all are equal."""
+    centred = ratings_K - ratings_K.mean()
+    spread = centred.square().mean().sqrt()
+    return centred / spread if spread > 0 else centred
 
 
 def centering(scores_K: Tensor) -> Tensor:

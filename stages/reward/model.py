@@ -1,6 +1,8 @@
 """The reward model on disk and in memory: a role on the policy's backbone, or a whole model, with a scalar head.
 
-Its artifact: `reward.json` (base, golden scores), `head.safetensors`, and `adapter/` or `model/`.
+Its artifact: `reward.json` (base, golden scores), `head.safetensors`, and `adapter/` or `model/`. The further
+members of an ensemble are `head-1.safetensors` and `adapter-1/`, and so on. (An encoder's artifact:
+stages/reward/classifier.py.)
 """
 
 from __future__ import annotations
@@ -17,29 +19,23 @@ from torch import Tensor, nn
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
 from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_full, save_adapter
-from stages.models.bank import Actor
+from stages.models.bank import ActorBank, Bank
 from stages.models.heads import ScalarHead, at_last_token
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec, pad
+from stages.reward.packing import attention_mask
 
 HEAD, SPEC = "head.safetensors", "reward.json"
+ROLE = "reward"
+"""Name of the adapter; further members' are `reward-1`, ..."""
 
 
-class RewardModel(nn.Module):
-    """A causal LM's trunk and a head that reads the last token, trainable as one module."""
+class Scorer(nn.Module):
+    """A module that scores right-padded rows and can be trained on rankings. Subclasses define `forward`."""
 
-    def __init__(self, lm: Any, head: ScalarHead) -> None:
-        super().__init__()
-        self.lm, self.head = lm, head
-
-    @property
-    def config(self) -> Any:
-        return self.lm.config
-
-    def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """Right-padded rows and their real lengths -> scores (B,). The head reads each row's last real token."""
-        hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
-        return self.head(at_last_token(hidden, lengths_B))
+    def members(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """As an ensemble of one: scores (1, B)."""
+        return self(ids_BL, lengths_B)[None]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What learns: a checkpoint needs no copy of a frozen backbone, nor tied weights twice."""
@@ -56,6 +52,80 @@ class RewardModel(nn.Module):
         return super().load_state_dict(state_dict, strict=False, assign=assign)._replace(missing_keys=[])
 
 
+class RewardModel(Scorer):
+    """A causal LM's trunk and a head that reads the last token, trainable as one module."""
+
+    def __init__(self, lm: Any, head: ScalarHead) -> None:
+        super().__init__()
+        self.lm, self.head = lm, head
+
+    @property
+    def config(self) -> Any:
+        return self.lm.config
+
+    def forward(self, ids_BL: Tensor, lengths_B: Tensor | None = None, **packed: Tensor) -> Tensor:
+        """Right-padded rows and their real lengths -> scores (B,). The head reads each row's last real token.
+
+        Or rows as `stages.reward.packing.pack` makes them -> the scores (N,) of all their completions.
+        """
+        if lengths_B is None:
+            return self._packed(ids_BL, **packed)
+        hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        return self.head(at_last_token(hidden, lengths_B))
+
+    def _packed(self, ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor, ends_N: Tensor) -> Tensor:
+        """Rows of `stages.reward.packing.pack` -> scores (N,) of their completions."""
+        lm = causal_lm(self.lm)
+        hidden = lm.get_decoder()(
+            input_ids=ids_BL,
+            position_ids=positions_BL,
+            attention_mask=attention_mask(segments_BL, lm.get_input_embeddings().weight.dtype),
+            use_cache=False,
+        ).last_hidden_state
+        return self.head(hidden.flatten(0, 1)[ends_N])
+
+
+class RewardEnsemble:
+    """M reward roles of one bank, frozen. Their heads were put on a common scale when they were trained.
+
+    Args:
+        bank: holds an adapter and a scalar head for each of `roles`.
+    """
+
+    def __init__(self, bank: Bank, roles: Sequence[str]) -> None:
+        self.bank, self.roles = bank, tuple(roles)
+
+    def members(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """Right-padded rows and their real lengths -> each member's scores (M, B)."""
+        scores = []
+        for role in self.roles:
+            with self.bank.active(role) as actor:
+                scores.append(actor.scalar(at_last_token(actor.hidden(ids_BL), lengths_B)))
+        return torch.stack(scores)
+
+    def __call__(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """The members' mean (B,)."""
+        return self.members(ids_BL, lengths_B).mean(0)
+
+    @torch.no_grad()
+    def share_scale_(self, scores_MN: Tensor) -> None:
+        """Gives all members the same mean and standard deviation on the completions that they scored so: the
+        means of theirs. In place, in the heads."""
+        means, stds = scores_MN.mean(1), scores_MN.std(1, unbiased=False).clamp(min=1e-6)
+        for role, mean, std in zip(self.roles, means.tolist(), stds.tolist(), strict=True):
+            head: Any = self.bank.heads[role]
+            head.rescale_(mean, std / float(stds.mean()))
+            head.bias += float(means.mean())
+
+
+def numbered(name: str, member: int) -> str:
+    """The name of a member's role, file or folder: the first one's is the plain name."""
+    if member == 0:
+        return name
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{member}{dot}{suffix}"
+
+
 def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Indices of rows in batches, those of like length together."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -65,30 +135,56 @@ def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[i
 
 @torch.no_grad()
 def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str | torch.device) -> Tensor:
-    """Scores (N,) on the CPU. `score(ids_BL, lengths_B)` is a `RewardModel` or `actor_scorer(...)`."""
-    scores = torch.zeros(len(rows))
+    """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M,
+    N)."""
+    scores: Tensor | None = None
     for batch in by_length(rows, batch_size):
         ids, mask = pad([rows[i] for i in batch], 0, left=False)
-        scores[batch] = score(ids.to(device), mask.sum(1).to(device)).float().cpu()
-    return scores
-
-
-def actor_scorer(actor: Actor) -> Any:
-    """A role of a bank as `score(ids_BL, lengths_B) -> (B,)`."""
-    return lambda ids, lengths: actor.scalar(at_last_token(actor.hidden(ids), lengths))
+        found = score(ids.to(device), mask.sum(1).to(device)).float().cpu()
+        if scores is None:
+            scores = torch.zeros(*found.shape[:-1], len(rows))
+        scores[..., batch] = found
+    return torch.zeros(0) if scores is None else scores
 
 
 def save(
-    model: RewardModel, out_dir: Path, base: Artifact, codec: Codec, golden: list[dict[str, Any]], lora: bool
+    model: RewardModel | RewardEnsemble,
+    out_dir: Path,
+    base: Artifact,
+    codec: Codec,
+    golden: list[dict[str, Any]],
+    lora: bool,
 ) -> None:
-    """Writes the artifact. `golden` rows hold `ids` and `score`, to be reproduced by `verify`."""
-    if lora:
-        save_adapter(model.lm, "default", out_dir)
+    """Writes the artifact. `golden` rows hold `ids` and `score` (an ensemble's: a list), to be reproduced by
+    `verify`."""
+    if isinstance(model, RewardEnsemble):
+        bank: Any = model.bank
+        for member, role in enumerate(model.roles):
+            save_adapter(bank.model, role, out_dir, numbered(ADAPTER, member))
+            bank.heads[role].save(out_dir / numbered(HEAD, member))
     else:
-        model.lm.save_pretrained(out_dir / MODEL)
-    model.head.save(out_dir / HEAD)
+        if lora:
+            save_adapter(model.lm, ROLE, out_dir)
+        else:
+            model.lm.save_pretrained(out_dir / MODEL)
+        model.head.save(out_dir / HEAD)
     spec = {"base": base.fingerprint, "vocabulary": len(codec.tokenizer), "golden": golden}
     (out_dir / SPEC).write_text(json.dumps(spec) + "\n", encoding="utf-8")
+
+
+def roles(reward: Artifact) -> list[str]:
+    """The roles of an artifact's members: `reward`, and `reward-1`, ... of an ensemble."""
+    return [numbered(ROLE, member) for member in range(1 + len(list(reward.path.glob(f"{ADAPTER}-*"))))]
+
+
+def load_members(reward: Artifact, model: PeftModel, device: str) -> dict[str, ScalarHead]:
+    """Loads every member's adapter into a peft model, where it is missing. Returns their heads by role."""
+    heads = {}
+    for member, name in enumerate(roles(reward)):
+        if name not in model.peft_config:
+            model.load_adapter(str(reward.file(numbered(ADAPTER, member))), adapter_name=name)
+        heads[name] = ScalarHead.load(reward.file(numbered(HEAD, member))).to(device)
+    return heads
 
 
 def check_base(reward: Artifact, base: Artifact) -> None:
@@ -101,27 +197,42 @@ def check_base(reward: Artifact, base: Artifact) -> None:
         )
 
 
-def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardModel:
+def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardModel | RewardEnsemble:
     """The reward model of an artifact on its own, checked against its base and its golden scores."""
     check_base(reward, base)
-    lm: Any
+    model: RewardModel | RewardEnsemble
     if is_adapter(reward):
         with readable_checkpoint(reward.path):
-            lm = PeftModel.from_pretrained(load_backbone(base, device), reward.file(ADAPTER))
+            backbone = load_backbone(base, device)
+            lm = PeftModel.from_pretrained(backbone, reward.file(ADAPTER), adapter_name=ROLE)
+            heads = load_members(reward, lm, device)
+        model = RewardEnsemble(ActorBank(lm.to(device), heads, ()), list(heads))
     else:
-        lm = load_full(reward.file(MODEL), device)
-    model = RewardModel(lm, ScalarHead.load(reward.file(HEAD)).to(device)).eval()
+        head = ScalarHead.load(reward.file(HEAD)).to(device)
+        model = RewardModel(load_full(reward.file(MODEL), device), head).eval()
     verify(reward, model, device)
     return model
 
 
-def verify(reward: Artifact, score: Any, device: str | torch.device) -> float:
-    """Scores the golden texts again; returns the largest deviation, raises `StageError` when it is not small."""
+def golden_scores(model: Any, rows: Sequence[list[int]], device: str | torch.device) -> list[dict[str, Any]]:
+    """Rows with the score that the model gives each, or each member of an ensemble: what `verify` reproduces."""
+    if not rows:
+        return []
+    scores = score_rows(model.members, rows, len(rows), device).T.tolist()
+    return [
+        {"ids": row, "score": found if len(found) > 1 else found[0]}
+        for row, found in zip(rows, scores, strict=True)
+    ]
+
+
+def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
+    """Scores the golden texts again, by every member; returns the largest deviation, raises `StageError` when
+    it is not small."""
     golden = reward.json(SPEC)["golden"]
     if not golden:
         return 0.0
-    scores = score_rows(score, [row["ids"] for row in golden], len(golden), device)
-    expected = torch.tensor([row["score"] for row in golden])
+    scores = score_rows(model.members, [row["ids"] for row in golden], len(golden), device).T
+    expected = torch.tensor([row["score"] for row in golden]).reshape(scores.shape)
     deviation = float((scores - expected).abs().max())
     tolerance = 1e-3 if str(device) == "cpu" else 0.1
     if not deviation <= tolerance * max(1.0, float(expected.abs().max())):

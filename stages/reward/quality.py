@@ -1,31 +1,34 @@
-"""How good is a reward model on held-out rankings? Accuracy, calibration, length; and the gate before PPO."""
+"""How good are scores on held-out rankings? Accuracy, calibration, length, spread. numpy only."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from data.schema import Ranking, prompt_key
-from pipeline.config.reward import GateConfig
 from pipeline.stage import Metrics
 
 Scores = Mapping[tuple[str, str], float]
 """(prompt key, completion) -> score."""
 
 
-def quality(rankings: Sequence[Ranking], scores: Scores, lengths: Scores, seed: int) -> tuple[Metrics, Any]:
-    """Metrics over held-out rankings, and a reliability table for the report.
+def quality(rankings: Iterable[Ranking], scores: Scores, lengths: Scores, seed: int) -> tuple[Metrics, Metrics]:
+    """Metrics over held-out rankings, read once, and tables for the report: reliability, by_annotator,
+    by_prompt, scores.
 
-    accuracy: share of strict pairs that the scores order as the annotator did (95 % bootstrap interval over
-    prompts); length_accuracy: the same for "the longer one"; ece, brier: of sigmoid(score difference) as the
-    probability that the first of a pair is preferred, over 10 bins (Guo et al. 2017, arXiv:1706.04599, equation 3;
-    Brier 1950); length_correlation: Spearman's between score and completion length in tokens.
+    accuracy: share of strict pairs that the scores order as the annotator did; length_accuracy: the same for "the
+    longer one"; above_length: the first less the second (95 % bootstrap intervals over prompts, the difference
+    paired);
+    accuracy_by_prompt: mean over prompts instead of pairs; ece, brier: of sigmoid(score difference) as the
+    probability that the first of a pair is preferred, over 10 bins (Guo et al. 2017, arXiv:1706.04599, equation
+    3; Brier 1950);
+    length_correlation: Spearman's between score and completion length in tokens; score_spread: mean over
+    prompts of the standard deviation of the scores of a prompt's answers.
     """
     margins: dict[str, list[float]] = defaultdict(list)
-    longer: list[float] = []
+    longer: dict[str, list[float]] = defaultdict(list)
     by_annotator: dict[str, list[float]] = defaultdict(list)
     for ranking in rankings:
         key = prompt_key(ranking.prompt)
@@ -36,40 +39,80 @@ def quality(rankings: Sequence[Ranking], scores: Scores, lengths: Scores, seed: 
             margin = scores[first] - scores[second]
             margins[key].append(margin)
             by_annotator[ranking.annotator].append(margin)
-            longer.append(lengths[first] - lengths[second])
+            longer[key].append(lengths[first] - lengths[second])
     if not margins:
-        return {"pairs": 0}, []
+        return {"pairs": 0}, {"reliability": []}
     flat = np.array([m for group in margins.values() for m in group])
-    ece, brier, table = calibration(flat)
-    keys = list(scores)
-    values = np.array([scores[k] for k in keys])
+    ece, brier, reliability = calibration(flat)
+    values, sizes = np.array(list(scores.values())), np.array([lengths[k] for k in scores])
+    right, right_by_length = (
+        np.array([_right(np.array(group)).sum() for group in groups.values()]) for groups in (margins, longer)
+    )
+    pairs = np.array([len(group) for group in margins.values()])
+    low, high = _interval(right, pairs, seed)
+    beyond_low, beyond_high = _interval(right - right_by_length, pairs, seed)
     metrics: Metrics = {
         "pairs": len(flat),
         "prompts": len(margins),
-        "accuracy": _accuracy(flat),
-        "accuracy_low": 0.0,
-        "accuracy_high": 0.0,
-        "length_accuracy": _accuracy(np.array(longer)),
+        "accuracy": float(right.sum() / pairs.sum()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "accuracy_by_prompt": float((right / pairs).mean()),
+        "length_accuracy": float(right_by_length.sum() / pairs.sum()),
+        "above_length": float((right - right_by_length).sum() / pairs.sum()),
+        "above_length_low": beyond_low,
+        "above_length_high": beyond_high,
         "ece": ece,
         "brier": brier,
-        "length_correlation": spearman(values, np.array([lengths[k] for k in keys])),
+        "length_correlation": spearman(values, sizes),
         "score_mean": float(values.mean()),
         "score_std": float(values.std()),
+        "score_spread": _spread(scores),
         "accuracy_by_annotator": {name: _accuracy(np.array(m)) for name, m in sorted(by_annotator.items())},
     }
-    metrics["accuracy_low"], metrics["accuracy_high"] = _interval([np.array(m) for m in margins.values()], seed)
-    return metrics, table
+    tables: Metrics = {
+        "reliability": reliability,
+        "by_annotator": sorted(
+            (
+                {"annotator": name, "pairs": len(m), "accuracy": _accuracy(np.array(m))}
+                for name, m in by_annotator.items()
+            ),
+            key=lambda row: (-row["pairs"], row["annotator"]),
+        ),
+        "by_prompt": _histogram(right / pairs, 10, (0.0, 1.0)),
+        "scores": _histogram(values, 20),
+    }
+    return metrics, tables
+
+
+def _right(margins: np.ndarray) -> np.ndarray:
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
+def _spread(scores: Scores) -> float:
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for (key, _), score in scores.items():
+        by_prompt[key].append(score)
+    return float(np.mean([np.std(group) for group in by_prompt.values()]))
+
+
+def _histogram(values: np.ndarray, bins: int, bounds: tuple[float, float] | None = None) -> list[dict[str, float]]:
+    if not np.isfinite(values).all():
+        return []
+    counts, edges = np.histogram(values, bins, bounds)
+    return [
+        {"low": float(low), "high": float(high), "count": int(count)}
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
 
 
 def _accuracy(margins: np.ndarray) -> float:
-    return float(((margins > 0) + 0.5 * (margins == 0)).mean())
+    return float(_right(margins).mean())
 
 
-def _interval(groups: list[np.ndarray], seed: int, resamples: int = 1000) -> tuple[float, float]:
-    right = np.array([((g > 0) + 0.5 * (g == 0)).sum() for g in groups])
-    size = np.array([len(g) for g in groups])
-    pick = np.random.default_rng(seed).integers(len(groups), size=(resamples, len(groups)))
-    draws = right[pick].sum(1) / size[pick].sum(1)
+def _interval(hits: np.ndarray, totals: np.ndarray, seed: int, resamples: int = 1000) -> tuple[float, float]:
+    pick = np.random.default_rng(seed).integers(len(totals), size=(resamples, len(totals)))
+    draws = hits[pick].sum(1) / totals[pick].sum(1)
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
@@ -107,21 +150,3 @@ def _mean_ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
     return ((last - counts + 1 + last) / 2)[inverse]
-
-
-def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
-    """Why PPO should not trust this reward model; empty when it may."""
-    reasons = []
-    if not metrics.get("pairs"):
-        return ["it was measured on no held-out pair at all"]
-    if metrics["accuracy"] < config.min_accuracy:
-        reasons.append(
-            f"its accuracy on held-out pairs is {metrics['accuracy']:.3f}, below {config.min_accuracy} "
-            "(reward.gate.min_accuracy)"
-        )
-    if abs(metrics["length_correlation"]) > config.max_length_correlation:
-        reasons.append(
-            f"its scores follow length: Spearman {metrics['length_correlation']:.2f}, beyond "
-            f"{config.max_length_correlation} (reward.gate.max_length_correlation)"
-        )
-    return reasons

@@ -1,230 +1,175 @@
 """The `reward` stage: trains a scalar reward model on rankings of K answers, and measures it.
 
-A training example is a prompt: its distinct completions, each scored once, and all rankings they stand in.
+1. Read the training rankings by prompt; a training example is a prompt: its distinct completions, each scored
+   once, and all rankings they stand in.
+2. For each member of the ensemble (one, unless the recipe asks for more): make it, train it on the rankings of
+   `reward.pretrain_on` if there are any, then on the recipe's own.
+3. Put the members on a common scale.
+4. Measure held-out rankings; judge whether PPO may trust the result (the gate).
+5. Write the model with golden scores, and `quality.json`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import Trainer, TrainingArguments
-
-from data.schema import Ranking, prompt_key
-from pipeline.config.reward import RewardConfig
+from data.messages import with_system
+from data.rankings import read_rankings
+from data.schema import Ranking
+from data.sources import Dropped
+from data.splits import group_of
+from pipeline.config.reward import PretrainOnConfig, RewardConfig
 from pipeline.errors import DataError, StageError
 from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
-from stages.models.adapters import float32_trainables, is_adapter, load_full, new_adapter
-from stages.models.loading import load_backbone, load_tokenizer
-from stages.models.text import Codec, pad
-from stages.reward import likelihoods
-from stages.reward import model as reward_model
-from stages.reward.quality import gate, quality
-from stages.training import StageCallback, training_arguments
-from stages.training import train as train_to_end
+from stages.models.loading import load_tokenizer
+from stages.models.text import Codec
+from stages.reward import training
+from stages.reward.builders import Builder, builder_for
+from stages.reward.gate import gate
+from stages.reward.groups import Group, group_rankings
+from stages.reward.measure import measure
+from stages.reward.model import numbered
 
-OBJECTIVES = {"bradley_terry": likelihoods.bradley_terry, "plackett_luce": likelihoods.plackett_luce}
+COMMON = 1024
+"""Training completions on which members are put on a common scale."""
 
 
-@dataclass
-class Group:
-    """One prompt: its distinct completions as ids, and rankings as (indices, ranks)."""
+@dataclass(frozen=True)
+class Material:
+    """What is learnt from: training groups, those of `pretrain_on`, and what the curve of held-out accuracy
+    needs."""
 
-    prompt: list[int]
-    completions: dict[str, int] = field(default_factory=dict)
-    rows: list[list[int]] = field(default_factory=list)
-    rankings: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    own: list[Group]
+    before: list[Group]
+    held_out: list[Group]
 
 
 def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    base, rounds = inputs["base"], by_round(inputs, "rank")
+    base, rounds = inputs["base"], list(by_round(inputs, "rank").values())
     codec = Codec(load_tokenizer(base))
-    rankings = [Ranking(**row) for ranked in rounds.values() for row in ranked.jsonl("rankings.jsonl")]
-    groups, too_long = group_rankings([r for r in rankings if r.split == "train"], codec, config.max_length)
-    if not any(len(set(ranks)) > 1 for group in groups.values() for _, ranks in group.rankings):
-        raise DataError(
-            "the training rankings order nothing: there are none, or all are ties",
-            where=str(rounds[max(rounds)].path),
-            mend="give rankings with at least one strict preference",
-        )
-    torch.manual_seed(ctx.seed)
-    model = _new_model(config, inputs, ctx)
-    _train(model, config, list(groups.values()), codec, ctx)
-    model.eval()
-
-    held_out = [r for r in rankings if r.split == "eval"]
+    builder = builder_for(config, inputs, codec, ctx)
+    encoder = builder.encoder
+    # 1.
+    weights = _weights(config, rounds)
+    own, too_long = group_rankings(_ranked(rounds, "train"), encoder, config.max_length, weights)
+    _check_order(own, rounds[-1])
+    held_out, _ = group_rankings(_ranked(rounds, "eval"), encoder, config.max_length)
+    before: dict[str, Group] = {}
+    if config.pretrain_on is not None:
+        rankings = _pretraining(config.pretrain_on, inputs["data"], ctx)
+        before, _ = group_rankings(rankings, encoder, config.max_length)
+    material = Material(list(own.values()), list(before.values()), list(held_out.values()))
+    # 2. and 3.
+    model, parameters = _train_members(builder, config, material, ctx)
+    # 4.
     metrics: Metrics = {
-        "rankings": sum(len(g.rankings) for g in groups.values()),
-        "prompts": len(groups),
-        "completions": sum(len(g.rows) for g in groups.values()),
+        "rankings": sum(len(g.orders) for g in own.values()),
+        "prompts": len(own),
+        "completions": sum(len(g.rows) for g in own.values()),
         "completions_too_long": too_long,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable_parameters": parameters,
     }
-    table = _measure(model, held_out, codec, config, metrics, ctx)
-    golden = _golden(model, groups, config.golden, ctx)
-    reward_model.save(model, out_dir, base, codec, golden, lora=config.lora is not None)
-    reasons = gate(config.gate, {k.removeprefix("eval_"): v for k, v in metrics.items()})
+    if config.pretrain_on is not None:
+        metrics["pretraining_rankings"] = sum(len(g.orders) for g in material.before)
+        if not config.pretrain_on.human:
+            metrics["human"] = False  # what learnt from simulated rankings is not called human
+    found, tables = measure(model, held_out, _ranked(rounds, "eval"), encoder, config, ctx)
+    metrics |= {f"eval_{name}": value for name, value in found.items()}
+    # 5.
+    golden = [(key, text) for key, group in own.items() for text in group.completions][: config.golden]
+    builder.save(model, out_dir, [own[key].rows[own[key].completions[text]] for key, text in golden])
+    reasons = [] if config.gate is None else gate(config.gate, found)
     (out_dir / "quality.json").write_text(
-        json.dumps({"metrics": metrics, "reliability": table, "unfit": reasons}, indent=1) + "\n",
-        encoding="utf-8",
+        json.dumps({"metrics": metrics, **tables, "unfit": reasons}, indent=1) + "\n", encoding="utf-8"
     )
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
     return metrics | {"unfit": reasons}
 
 
-def group_rankings(rankings: list[Ranking], codec: Codec, max_length: int) -> tuple[dict[str, Group], int]:
-    """Groups by prompt. A completion too long for the model leaves its rankings; also returns how many such."""
-    groups: dict[str, Group] = {}
-    too_long: set[tuple[str, str]] = set()
-    for ranking in rankings:
-        key = prompt_key(ranking.prompt)
-        group = groups.setdefault(key, Group(codec.prompt(ranking.prompt)))
-        indices, ranks = [], []
-        for text, rank in zip(ranking.completions, ranking.ranks, strict=True):
-            if text not in group.completions:
-                row = group.prompt + codec.completion(text)
-                if len(row) > max_length:
-                    too_long.add((key, text))
-                    continue
-                group.completions[text] = len(group.rows)
-                group.rows.append(row)
-            index = group.completions[text]
-            if index not in indices:  # two systems may have said the same: it cannot be better than itself
-                indices.append(index)
-                ranks.append(rank)
-        if len(indices) > 1:
-            group.rankings.append((indices, ranks))
-    return {key: group for key, group in groups.items() if group.rankings}, len(too_long)
+def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
+    """Of all rounds. Read anew each time: as Python objects all rankings would take many times the room of the
+    file."""
+    rows = (row for ranked in rounds for row in ranked.jsonl("rankings.jsonl"))
+    return (Ranking(**row) for row in rows if row["split"] == split)
 
 
-def _new_model(config: RewardConfig, inputs: Mapping[str, Artifact], ctx: RunContext) -> reward_model.RewardModel:
-    base, sft = inputs["base"], inputs["sft"]
-    if config.lora is None:
-        start = sft if config.init == "sft" else None
-        lm: Any = load_full(start.file("model"), ctx.device) if start else load_backbone(base, ctx.device)
-        lm.float().requires_grad_(True)
-    else:
-        lm = new_adapter(load_backbone(base, ctx.device), config.lora)
-        if config.init == "sft":
-            _copy_adapter(sft, lm)
-    float32_trainables(lm)
-    head = reward_model.ScalarHead(lm.config.get_text_config().hidden_size).to(ctx.device)
-    return reward_model.RewardModel(lm, head)
+def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, float] | None:
+    """By annotator, the mean over the rounds in which they ranked."""
+    if config.annotator_weights == "none":
+        return None
+    found: dict[str, list[float]] = defaultdict(list)
+    for ranked in rounds:
+        measured: dict[str, float] | None = ranked.json("agreement.json").get("weights")
+        if measured is None:
+            raise StageError(
+                "the rank stage measured no reliability of annotators",
+                where=str(ranked.path / "agreement.json"),
+                mend=f"run `tutelage run {ranked.stage} --fresh`, or set reward.annotator_weights: none",
+            )
+        for annotator, weight in measured.items():
+            found[annotator].append(weight)
+    return {annotator: sum(weights) / len(weights) for annotator, weights in found.items()}
 
 
-def _copy_adapter(sft: Artifact, lm: Any) -> None:
-    """Starts the reward adapter as the SFT adapter's copy."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    if not is_adapter(sft):
-        raise StageError("the SFT model is not an adapter", where=str(sft.path), mend="set reward.lora to null")
-    try:
-        set_peft_model_state_dict(lm, load_peft_weights(str(sft.file("adapter")), device=str(lm.device)))
-    except RuntimeError as error:
-        raise StageError(
-            "the reward adapter cannot start as the SFT adapter's copy: their LoRA shapes differ",
-            where="reward.lora",
-            mend="give reward.lora the r and target_modules of sft.lora, or set reward.init: base",
-        ) from error
+def _check_order(groups: Mapping[str, Group], ranked: Artifact) -> None:
+    if not any(len(set(order.ranks)) > 1 for group in groups.values() for order in group.orders):
+        raise DataError(
+            "the training rankings order nothing: there are none, or all are ties",
+            where=str(ranked.path),
+            mend="give rankings with at least one strict preference",
+        )
 
 
-def _train(
-    model: reward_model.RewardModel, config: RewardConfig, groups: list[Group], codec: Codec, ctx: RunContext
-) -> None:
-    trainer = RankingTrainer(
-        model=model,
-        args=training_arguments(
-            TrainingArguments,
-            {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16} | config.trainer,
-            ctx,
-            remove_unused_columns=False,
-        ),
-        train_dataset=groups,
-        data_collator=lambda batch: collate(batch, codec.pad_id),
-        callbacks=[StageCallback(ctx, "reward")],
-    )
-    trainer.objective = OBJECTIVES[config.objective]
-    trainer.center = config.center_rewards_coefficient
-    train_to_end(trainer, ctx)
+def _pretraining(config: PretrainOnConfig, data: Artifact, ctx: RunContext) -> Iterator[Ranking]:
+    """The rankings of `reward.pretrain_on`, under the recipe's system message, less those of held-out prompts."""
+    held_out, system = set(), None
+    for row in data.jsonl("prompts.jsonl"):
+        if row["prompt"][0]["role"] == "system":
+            system = row["prompt"][0]["content"]
+        if row["split"] == "eval":
+            held_out.add(group_of(row["prompt"]))
+    left = 0
+    for ranking in read_rankings(config, Dropped(), ctx.say):
+        if group_of(ranking.prompt) not in held_out:
+            left += 1
+            yield replace(ranking, prompt=with_system(ranking.prompt, system))
+    if not left:
+        raise DataError(
+            "every ranking to train on first is of a held-out prompt",
+            where="reward.pretrain_on",
+            mend="give other rankings, or set reward.pretrain_on to null",
+        )
 
 
-def collate(groups: list[Group], pad_id: int) -> dict[str, Any]:
-    """Groups -> padded rows of all their completions, and rankings with indices into those rows."""
-    ids, mask = pad([row for group in groups for row in group.rows], pad_id, left=False)
-    rankings, spans, offset = [], [], 0
-    for group in groups:
-        rankings += [([offset + i for i in indices], ranks) for indices, ranks in group.rankings]
-        spans.append((offset, offset + len(group.rows)))
-        offset += len(group.rows)
-    return {"ids_BL": ids, "lengths_B": mask.sum(1), "rankings": rankings, "spans": spans}
-
-
-def ranking_loss(
-    scores: Tensor, rankings: list[tuple[list[int], list[int]]], objective: Any
-) -> tuple[Tensor, Tensor]:
-    """Mean loss over rankings, and the share of strict pairs that the scores order rightly."""
-    losses, right = [], []
-    for indices, ranks in rankings:
-        s, r = scores[indices], torch.tensor(ranks, device=scores.device)
-        losses.append(objective(s, r))
-        right.append((s[:, None] > s[None, :])[r[:, None] < r[None, :]])
-    return torch.stack(losses).mean(), torch.cat(right).float().mean()
-
-
-class RankingTrainer(Trainer):
-    """A Trainer whose loss is the likelihood of rankings; logs training accuracy besides."""
-
-    objective: Any
-    center: float
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        scores = model(inputs["ids_BL"], inputs["lengths_B"])
-        loss, accuracy = ranking_loss(scores, inputs["rankings"], self.objective)
-        if self.center:
-            means = [likelihoods.centering(scores[start:end]) for start, end in inputs["spans"]]
-            loss = loss + self.center * torch.stack(means).mean()
-        if not accuracy.isnan():  # as it is where all are ties
-            self._accuracies = [*getattr(self, "_accuracies", []), float(accuracy)]
-        return (loss, scores) if return_outputs else loss
-
-    def log(self, logs, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if "loss" in logs and getattr(self, "_accuracies", []):
-            logs["accuracy"] = sum(self._accuracies) / len(self._accuracies)
-            self._accuracies = []
-        super().log(logs, *args, **kwargs)
-
-
-def _measure(
-    model: reward_model.RewardModel,
-    held_out: list[Ranking],
-    codec: Codec,
-    config: RewardConfig,
-    metrics: Metrics,
-    ctx: RunContext,
-) -> Any:
-    groups, _ = group_rankings(held_out, codec, config.max_length)
-    texts = [(key, text) for key, group in groups.items() for text in group.completions]
-    rows = [row for group in groups.values() for row in group.rows]
-    prompt_lengths = [len(group.prompt) for group in groups.values() for _ in group.rows]
-    scores = reward_model.score_rows(model, rows, config.eval_batch_size, ctx.device).tolist()
-    lengths = [float(len(row) - n) for row, n in zip(rows, prompt_lengths, strict=True)]
-    found, table = quality(
-        held_out, dict(zip(texts, scores, strict=True)), dict(zip(texts, lengths, strict=True)), ctx.seed
-    )
-    metrics |= {f"eval_{name}": value for name, value in found.items()}
-    return table
-
-
-def _golden(
-    model: reward_model.RewardModel, groups: dict[str, Group], count: int, ctx: RunContext
-) -> list[dict[str, Any]]:
-    rows = [row for group in groups.values() for row in group.rows][:count]
-    scores = reward_model.score_rows(model, rows, max(1, len(rows)), ctx.device).tolist()
-    return [{"ids": row, "score": score} for row, score in zip(rows, scores, strict=True)]
+def _train_members(builder: Builder, config: RewardConfig, material: Material, ctx: RunContext) -> tuple[Any, int]:
+    """The finished reward model, and how many parameters learnt."""
+    offset = parameters = 0
+    for number in range(config.ensemble):
+        seed = ctx.seed + number
+        member = builder.member(number, seed)
+        parameters += sum(p.numel() for p in member.parameters() if p.requires_grad)
+        phases = [("" if number == 0 else f"member-{number}", config.trainer, material.own)]
+        if config.pretrain_on is not None:
+            phases.insert(0, (numbered("pretrain", number), config.pretrain_on.trainer, material.before))
+        for name, values, groups in phases:
+            fit = partial(
+                training.train,
+                member,
+                config,
+                values,
+                groups,
+                material.held_out,
+                builder.encoder.pad_id,
+                name=f"reward {name}".strip(),
+            )
+            offset += training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
+    rows = [row for group in material.own for row in group.rows][:COMMON]
+    return builder.finish(rows), parameters

@@ -150,8 +150,8 @@ def test_a_comparison_says_which_is_better_or_that_it_cannot(
     assert found["change"]["low"] <= found["change"]["value"] <= found["change"]["high"]
     assert found["ours"]["slot_error_rate"] == sum(ours) / 320
     assert (found["ours"]["episodes"], found["theirs"]["episodes"]) == (4096, 2048)
-    assert "2 rounds, 1,600 training rankings, 4,096 PPO episodes" in rests
-    assert "did not have the same number of episodes." in rests
+    assert "2 rounds, 3,200 rankings, 4,096 PPO episodes" in rests
+    assert "did not have the same number of rankings and episodes." in rests
     assert ("which holds zero" in rests) == (tone == "unclear")
     from pipeline.report.build import build_report
 

@@ -125,12 +125,3 @@ def test_disagreement_chooses_the_prompts_whose_answers_the_members_score_differ
     assert [p[-1] in "13579" for p in prompts(two)] == [True] * 3
     assert len(prompts(two, "eval")) == 1
     assert not set(prompts(two)) & set(prompts(one))
-
-
-def test_members_scores_come_back_in_the_rows_order():
-    rows = tiny.rows(7, 2, 9)
-    first_and_length = SimpleNamespace(
-        members=lambda ids, lengths: torch.stack([ids[:, 0].float(), lengths.float()])
-    )
-    scores = collect.member_scores(first_and_length, rows, 3, "cpu", lambda done: None)
-    assert scores.tolist() == [[float(row[0]) for row in rows], [float(len(row)) for row in rows]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformers import (
 from data.schema import Ranking, write_jsonl
 from pipeline.config.sft import LoRAConfig
 from pipeline.stage import Artifact
-from stages.models.adapters import load_policy, new_adapter, save_adapter
+from stages.models.adapters import new_adapter, save_adapter
 from stages.models.bank import ActorBank, FullBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
@@ -224,12 +223,19 @@ def policy_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: in
 
 def reward_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: int = 4) -> Artifact:
     """As the `reward` stage makes it, with random weights; fit for PPO."""
-    inner = policy_artifact(folder / "inner", base, lora=lora, seed=seed)
-    model = reward_model.RewardModel(load_policy(base, inner, "cpu"), head(seed))
-    texts = rows(4, 3, 9, seed=seed)
-    scores = reward_model.score_rows(model, texts, 4, "cpu").tolist()
-    golden = [{"ids": row, "score": score} for row, score in zip(texts, scores, strict=True)]
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    lm: Any = load_backbone(base, "cpu")
+    if lora:
+        lm = new_adapter(lm, LORA, reward_model.ROLE)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+            elif not lora:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    model = reward_model.RewardModel(lm, head(seed)).eval()
+    golden = reward_model.golden_scores(model, rows(4, 3, 9, seed=seed), "cpu")
     reward_model.save(model, folder, base, codec(), golden, lora=lora)
-    shutil.rmtree(inner.path)
     (folder / "quality.json").write_text(json.dumps({"unfit": []}))
     return Artifact("reward", folder, "reward")

@@ -7,9 +7,10 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from pipeline.config.ppo import ScoreConfig
 from pipeline.errors import StageError
 from stages.distributed import World
-from stages.ppo import roles
-from stages.ppo.scores import ScoreNormalizer, TextScorer, bank_scorer
+from stages.ppo.scores import ScoreNormalizer, TextScorer, token_scorer
 from stages.ppo.trajectory import Episodes
+from stages.reward.classifier import load_classifier
+from stages.reward.model import RewardEnsemble
 
 BATCHES = [np.random.default_rng(i).normal(3 * i - 4, 1 + i, size=5 + i).astype("float32") for i in range(4)]
 
@@ -81,7 +82,7 @@ def episodes():
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_the_banks_reward_role_reads_the_last_token(episodes, batch_size):
     bank = tiny.lora_bank(distinct=True)
-    found = bank_scorer(bank, batch_size)(episodes)
+    found = token_scorer(RewardEnsemble(bank, ["reward"]), batch_size, "cpu")(episodes)
     expected = []
     for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
         with bank.active("reward") as actor:
@@ -120,7 +121,7 @@ def classifier(folder, *, template=None, labels=1, **special):
 def test_text_is_the_boundary(tmp_path, episodes, template, batch_size):
     codec = tiny.codec()
     tokenizer = classifier(tmp_path, template=template)
-    found = roles._classifier(str(tmp_path), codec, batch_size, "cpu")(episodes)
+    found = TextScorer(load_classifier(str(tmp_path), "cpu"), codec, batch_size)(episodes)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     alphabet = {i: c for c, i in codec.tokenizer.get_vocab().items()}
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
@@ -140,23 +141,22 @@ def test_text_is_the_boundary(tmp_path, episodes, template, batch_size):
 def test_a_pad_token_of_its_own_is_asked_for(tmp_path, special):
     classifier(tmp_path, **special)
     with pytest.raises(StageError, match="pad token is its EOS"):
-        roles._classifier(str(tmp_path), tiny.codec(), 4, "cpu")
+        load_classifier(str(tmp_path), "cpu")
 
 
 @pytest.mark.parametrize("labels", [2, 5])
 def test_one_label_is_asked_for(tmp_path, labels):
     classifier(tmp_path, labels=labels)
     with pytest.raises(StageError, match=f"this classifier has {labels}"):
-        roles._classifier(str(tmp_path), tiny.codec(), 4, "cpu")
+        load_classifier(str(tmp_path), "cpu")
 
 
 def test_a_folder_without_a_classifier_is_refused(tmp_path):
     with pytest.raises(StageError, match="cannot be loaded"):
-        roles._classifier(str(tmp_path / "nowhere"), tiny.codec(), 4, "cpu")
+        load_classifier(str(tmp_path / "nowhere"), "cpu")
 
 
 def test_an_empty_response_is_scored(tmp_path):
     classifier(tmp_path)
-    scorer = roles._classifier(str(tmp_path), tiny.codec(), 4, "cpu")
-    assert isinstance(scorer, TextScorer)
-    assert torch.isfinite(scorer.score(["", "a"])).all()
+    scorer = load_classifier(str(tmp_path), "cpu")
+    assert torch.isfinite(scorer.score(["", "a"], 2)).all()

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from stages.reward.likelihoods import bradley_terry, centering, plackett_luce
+from stages.reward.likelihoods import (
+    borda_targets,
+    bradley_terry,
+    centering,
+    davidson,
+    davidson_nu,
+    plackett_luce,
+    rating_targets,
+    regression,
+)
 
 SCORES = [0.3, -1.2, 2.0, 0.7]
 
@@ -136,3 +145,75 @@ def test_centering():
     loss.backward()
     assert loss.item() == pytest.approx(9.0)
     np.testing.assert_allclose(scores.grad, [2.0, 2.0, 2.0])
+
+
+# --- Margins ---
+
+
+@pytest.mark.parametrize("ranks", [[1, 2, 3, 4], [1, 1, 2, 3], [2, 1, 2, 1]])
+def test_margins_by_hand(ranks):
+    """Llama 2's loss: -log sigmoid(better - worse - margin), over all pairs; equation 2."""
+    margins = np.random.default_rng(0).uniform(0, 2, (4, 4))
+    total = 0.0
+    for i in range(4):
+        for j in range(4):
+            if ranks[i] < ranks[j]:
+                total -= np.log(sigmoid(SCORES[i] - SCORES[j] - margins[i, j]))
+    found = bradley_terry(torch.tensor(SCORES, dtype=torch.float64), torch.tensor(ranks), torch.from_numpy(margins))
+    assert found.item() == pytest.approx(total / comb(4, 2), rel=1e-9)
+
+
+# --- Ties as observations ---
+
+
+def davidson_probabilities(a, b, nu):
+    """Davidson 1970: of a win of the first, of the second, and of a tie."""
+    strengths = np.exp([a, b])
+    total = strengths.sum() + nu * np.sqrt(strengths.prod())
+    return *(strengths / total), nu * np.sqrt(strengths.prod()) / total
+
+
+@pytest.mark.parametrize("ranks", [[1, 2, 3, 4], [1, 1, 2, 3], [2, 1, 2, 1], [3, 3, 3, 3]])
+def test_davidson_by_hand(ranks):
+    nu, total = 0.7, 0.0
+    for i, j in combinations(range(4), 2):
+        wins, loses, ties = davidson_probabilities(SCORES[i], SCORES[j], nu)
+        total -= np.log(wins if ranks[i] < ranks[j] else loses if ranks[i] > ranks[j] else ties)
+    found = loss_of(lambda s, r: davidson(s, r, np.log(nu)), SCORES, ranks)
+    assert found == pytest.approx(total / comb(4, 2), rel=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_nu_of_a_share_of_ties(share):
+    assert davidson_probabilities(0.3, 0.3, davidson_nu(share))[2] == pytest.approx(share)
+
+
+def test_without_ties_davidson_is_bradley_terry():
+    found = loss_of(lambda s, r: davidson(s, r, -50.0), SCORES, [3, 1, 4, 2])
+    assert found == pytest.approx(loss_of(bradley_terry, SCORES, [3, 1, 4, 2]), rel=1e-9)
+
+
+# --- Regression ---
+
+
+def test_regression_by_hand():
+    scores, targets = np.array([1.0, 4.0, -2.0]), np.array([0.5, 0.0, 2.5])
+    expected = np.mean(((scores - 1.0) - (targets - 1.0)) ** 2)
+    found = regression(torch.from_numpy(scores), torch.from_numpy(targets))
+    assert found.item() == pytest.approx(expected)
+    assert regression(torch.from_numpy(scores + 9), torch.from_numpy(targets - 3)).item() == pytest.approx(expected)
+
+
+def test_targets_from_ranks():
+    """Of two others, the first beats both, the last two beat half of one each."""
+    found = borda_targets(torch.tensor([1, 2, 2]))
+    np.testing.assert_allclose(found, np.log([2.5 / 0.5, 1.0 / 2.0, 1.0 / 2.0]), rtol=1e-6)
+    assert torch.equal(borda_targets(torch.tensor([4, 4])), torch.zeros(2))
+
+
+def test_targets_from_ratings():
+    ratings = [80.0, 20.0, 50.0]
+    np.testing.assert_allclose(
+        rating_targets(torch.tensor(ratings)), (np.array(ratings) - 50) / np.std(ratings), rtol=1e-6
+    )
+    assert torch.equal(rating_targets(torch.tensor([7.0, 7.0])), torch.zeros(2))

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from data.schema import Ranking, prompt_key
-from pipeline.config.reward import GateConfig
-from stages.reward.quality import calibration, gate, quality, spearman
+from stages.reward.quality import calibration, quality, spearman
 
 
 def ranking(prompt, completions, ranks, annotator="ann"):
@@ -23,7 +22,7 @@ def test_accuracy_by_hand():
     ]
     scores = table("p", {"a": 1.0, "b": 2.0, "c": 0.0}) | table("q", {"d": 5.0, "e": 5.0})
     lengths = table("p", {"a": 3.0, "b": 2.0, "c": 9.0}) | table("q", {"d": 4.0, "e": 8.0})
-    metrics, _ = quality(rankings, scores, lengths, seed=0)
+    metrics, tables = quality(rankings, scores, lengths, seed=0)
     assert metrics["pairs"] == 4
     assert metrics["prompts"] == 2
     assert metrics["accuracy"] == pytest.approx(2.5 / 4)
@@ -32,6 +31,15 @@ def test_accuracy_by_hand():
     assert metrics["score_mean"] == pytest.approx(13 / 5)
     assert metrics["score_std"] == pytest.approx(np.std([1, 2, 0, 5, 5]))
     assert metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"]
+    assert metrics["accuracy_by_prompt"] == pytest.approx((2 / 3 + 0.5) / 2)
+    assert metrics["above_length"] == pytest.approx((2 - 1 + 0.5 - 1) / 4)  # p: 2 of 3 against 1, q: half against 1
+    assert metrics["score_spread"] == pytest.approx((np.std([1, 2, 0]) + 0.0) / 2)
+    assert tables["by_annotator"] == [
+        {"annotator": "ann", "pairs": 3, "accuracy": pytest.approx(2 / 3)},
+        {"annotator": "bob", "pairs": 1, "accuracy": 0.5},
+    ]
+    assert [row["count"] for row in tables["by_prompt"]] == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0]
+    assert sum(row["count"] for row in tables["scores"]) == 5
 
 
 def test_completions_without_a_score_are_left_out():
@@ -58,8 +66,8 @@ def test_interval_is_over_prompts():
 
 
 def test_nothing_to_measure():
-    metrics, rows = quality([ranking("p", ["a", "b"], [1, 1])], table("p", {"a": 1.0, "b": 0.0}), {}, 0)
-    assert (metrics, rows) == ({"pairs": 0}, [])
+    metrics, tables = quality([ranking("p", ["a", "b"], [1, 1])], table("p", {"a": 1.0, "b": 0.0}), {}, 0)
+    assert (metrics, tables) == ({"pairs": 0}, {"reliability": []})
 
 
 def test_calibration_by_hand():
@@ -97,21 +105,3 @@ def test_certain_and_right():
 )
 def test_spearman(x, y, expected):
     assert spearman(np.array(x, float), np.array(y, float)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "reasons"),
-    [
-        ({"pairs": 10, "accuracy": 0.6, "length_correlation": 0.5}, []),
-        ({"pairs": 10, "accuracy": 0.54, "length_correlation": 0.5}, ["accuracy"]),
-        ({"pairs": 10, "accuracy": 0.6, "length_correlation": -0.95}, ["length"]),
-        ({"pairs": 10, "accuracy": 0.4, "length_correlation": 0.95}, ["accuracy", "length"]),
-        ({"pairs": 0}, ["no held-out pair"]),
-        ({}, ["no held-out pair"]),
-    ],
-)
-def test_gate(metrics, reasons):
-    found = gate(GateConfig(), metrics)
-    assert len(found) == len(reasons)
-    for reason, words in zip(found, reasons, strict=True):
-        assert words in reason

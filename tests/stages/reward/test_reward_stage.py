@@ -13,8 +13,8 @@ from pipeline.stage import Artifact
 from stages.models.adapters import new_adapter
 from stages.models.heads import ScalarHead
 from stages.reward import model as reward_model
-from stages.reward import stage
-from stages.reward.likelihoods import bradley_terry
+from stages.reward import stage, training
+from stages.reward.groups import Order, TokenEncoder, collate, group_rankings
 
 
 def ranking(prompt, completions, ranks, annotator="ann"):
@@ -31,51 +31,53 @@ def test_rankings_of_a_prompt_share_a_group_and_equal_completions_a_row():
         ranking("q", ["aa", "dd"], [2, 1]),
         ranking("p", ["cc", "aa"], [1, 2], "bob"),
     ]
-    groups, too_long = stage.group_rankings(rankings, codec, max_length=20)
+    groups, too_long = group_rankings(rankings, TokenEncoder(codec), max_length=20)
     p, q = (groups[prompt_key(tiny.user(name))] for name in "pq")
     assert (len(groups), too_long) == (2, 0)
     assert p.rows == [codec.prompt(tiny.user("p")) + codec.completion(text) for text in ("aa", "bb", "cc")]
-    assert p.rankings == [([0, 1, 2], [1, 2, 3]), ([2, 0], [1, 2])]
-    assert q.rankings == [([0, 1], [2, 1])]
+    assert p.orders == [Order([0, 1, 2], [1, 2, 3]), Order([2, 0], [1, 2])]
+    assert q.orders == [Order([0, 1], [2, 1])]
 
 
 def test_a_completion_that_two_systems_gave_is_not_ranked_against_itself():
-    groups, _ = stage.group_rankings([ranking("p", ["aa", "aa", "bb"], [1, 3, 2])], tiny.codec(), 20)
+    encoder = TokenEncoder(tiny.codec())
+    groups, _ = group_rankings([ranking("p", ["aa", "aa", "bb"], [1, 3, 2])], encoder, 20)
     (group,) = groups.values()
-    assert group.rankings == [([0, 1], [1, 2])]
-    assert not stage.group_rankings([ranking("p", ["aa", "aa"], [1, 2])], tiny.codec(), 20)[0]
+    assert group.orders == [Order([0, 1], [1, 2])]
+    assert not group_rankings([ranking("p", ["aa", "aa"], [1, 2])], encoder, 20)[0]
 
 
 def test_completions_that_are_too_long_leave_their_rankings():
     codec = tiny.codec()
     rankings = [ranking("p", ["a", "b" * 30, "c"], [1, 2, 3]), ranking("p", ["b" * 30, "c"], [1, 2])]
-    groups, too_long = stage.group_rankings(rankings, codec, max_length=10)
+    groups, too_long = group_rankings(rankings, TokenEncoder(codec), max_length=10)
     (group,) = groups.values()
     assert (too_long, len(group.rows)) == (1, 2)
-    assert group.rankings == [([0, 1], [1, 3])]
+    assert group.orders == [Order([0, 1], [1, 3])]
 
 
 def test_a_batch_holds_whole_prompts():
     codec = tiny.codec()
-    groups, _ = stage.group_rankings(
-        [ranking("p", ["aaa", "b"], [1, 2]), ranking("q", ["cc", "d", "e"], [2, 1, 1])], codec, 20
+    groups, _ = group_rankings(
+        [ranking("p", ["aaa", "b"], [1, 2]), ranking("q", ["cc", "d", "e"], [2, 1, 1])], TokenEncoder(codec), 20
     )
-    batch = stage.collate(list(groups.values()), codec.pad_id)
+    batch = collate(list(groups.values()), codec.pad_id)
     rows = [row for group in groups.values() for row in group.rows]
-    assert batch["lengths_B"].tolist() == [len(row) for row in rows]
-    for ids, row in zip(batch["ids_BL"].tolist(), rows, strict=True):
+    assert batch["rows"]["lengths_B"].tolist() == [len(row) for row in rows]
+    for ids, row in zip(batch["rows"]["ids_BL"].tolist(), rows, strict=True):
         assert ids == row + [codec.pad_id] * (len(ids) - len(row))
-    assert batch["rankings"] == [([0, 1], [1, 2]), ([2, 3, 4], [2, 1, 1])]
+    assert batch["orders"] == [Order([0, 1], [1, 2]), Order([2, 3, 4], [2, 1, 1])]
     assert batch["spans"] == [(0, 2), (2, 5)]
 
 
-def test_loss_is_the_mean_over_rankings():
+def test_loss_is_the_weighted_mean_over_rankings():
     scores = torch.tensor([1.0, 0.0, 2.0, -1.0, 3.0])
-    rankings = [([0, 1], [1, 2]), ([2, 3, 4], [2, 1, 1])]
-    loss, accuracy = stage.ranking_loss(scores, rankings, bradley_terry)
+    orders = [Order([0, 1], [1, 2], weight=1.5), Order([2, 3, 4], [2, 1, 1], weight=0.5)]
+    objective = training.objective_of(RewardConfig(), [])
+    loss, accuracy = training.ranking_loss(scores, orders, objective)
     softplus = lambda x: float(np.log1p(np.exp(x)))  # noqa: E731
     # The first: 0 before 1, one pair. The second: 3 before 2 and 4 before 2, of three pairs.
-    assert loss.item() == pytest.approx((softplus(-1) + (softplus(3) + softplus(-1)) / 3) / 2, rel=1e-5)
+    assert loss.item() == pytest.approx((1.5 * softplus(-1) + 0.5 * (softplus(3) + softplus(-1)) / 3) / 2, rel=1e-5)
     assert accuracy.item() == pytest.approx(2 / 3)
 
 
@@ -84,7 +86,7 @@ def test_loss_is_the_mean_over_rankings():
 
 @pytest.fixture
 def model():
-    lm = new_adapter(tiny.lm(0), tiny.LORA)
+    lm = new_adapter(tiny.lm(0), tiny.LORA, "reward")
     return reward_model.RewardModel(lm, ScalarHead(tiny.HIDDEN))
 
 

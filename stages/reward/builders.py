@@ -1,0 +1,128 @@
+"""Makes what the `reward` stage trains: adapters and heads on the policy's backbone, a whole model, or an
+encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from pipeline.config.reward import RewardConfig
+from pipeline.errors import StageError
+from pipeline.stage import Artifact, RunContext
+from stages.models.adapters import float32_trainables, is_adapter, load_full, new_adapter
+from stages.models.bank import ActorBank
+from stages.models.heads import ScalarHead
+from stages.models.loading import load_backbone
+from stages.models.text import Codec
+from stages.reward import classifier
+from stages.reward import model as reward_model
+from stages.reward.groups import Encoder, TokenEncoder
+from stages.reward.model import ROLE, RewardEnsemble, RewardModel, Scorer, golden_scores, numbered, score_rows
+
+
+class Builder(Protocol):
+    """Makes members one after another, and the artifact from all of them."""
+
+    encoder: Encoder
+
+    def member(self, number: int, seed: int) -> Scorer:
+        """A member to train, drawn from `seed`; the one before is finished."""
+
+    def finish(self, rows: Sequence[list[int]]) -> Any:
+        """The frozen reward model, its members on a common scale over `rows`."""
+
+    def save(self, model: Any, out_dir: Path, golden: Sequence[list[int]]) -> None: ...
+
+
+def builder_for(config: RewardConfig, inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Builder:
+    if config.model is not None:
+        torch.manual_seed(ctx.seed)
+        return ClassifierBuilder(config, codec, ctx.device)
+    return BackboneBuilder(config, inputs, codec, ctx.device)
+
+
+class BackboneBuilder:
+    """LoRA adapters on the one backbone, each with a head; or one whole model."""
+
+    def __init__(self, config: RewardConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> None:
+        self.config, self.base, self.sft = config, inputs["base"], inputs["sft"]
+        self.codec, self.device = codec, device
+        self.encoder: Encoder = TokenEncoder(codec)
+        self.lm: Any = None
+        self.heads: list[ScalarHead] = []
+
+    def member(self, number: int, seed: int) -> RewardModel:
+        lora, name = self.config.lora, numbered(ROLE, number)
+        if lora is None:
+            start = self.sft if self.config.init == "sft" else None
+            self.lm = (
+                load_full(start.file("model"), self.device) if start else load_backbone(self.base, self.device)
+            )
+            self.lm.float().requires_grad_(True)
+            torch.manual_seed(seed)
+        else:
+            backbone = load_backbone(self.base, self.device) if self.lm is None else None
+            torch.manual_seed(seed)
+            if backbone is not None:
+                self.lm = new_adapter(backbone, lora, name)
+            else:
+                self.lm.add_adapter(name, self.lm.peft_config[ROLE])
+                self.lm.set_adapter(name)  # the only one that learns from now on
+            if self.config.init == "sft":
+                _copy_adapter(self.sft, self.lm, name)
+        float32_trainables(self.lm)
+        head = reward_model.ScalarHead(self.lm.config.get_text_config().hidden_size).to(self.device)
+        self.heads.append(head)
+        return RewardModel(self.lm, head)
+
+    def finish(self, rows: Sequence[list[int]]) -> RewardModel | RewardEnsemble:
+        if len(self.heads) == 1:
+            return RewardModel(self.lm, self.heads[0]).eval()
+        names = [numbered(ROLE, number) for number in range(len(self.heads))]
+        ensemble = RewardEnsemble(ActorBank(self.lm, dict(zip(names, self.heads, strict=True)), ()), names)
+        ensemble.share_scale_(score_rows(ensemble.members, rows, self.config.eval_batch_size, self.device))
+        return ensemble
+
+    def save(self, model: RewardModel | RewardEnsemble, out_dir: Path, golden: Sequence[list[int]]) -> None:
+        stored = golden_scores(model, golden, self.device)
+        reward_model.save(model, out_dir, self.base, self.codec, stored, lora=self.config.lora is not None)
+
+
+def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:
+    """Starts a reward adapter as the SFT adapter's copy."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    if not is_adapter(sft):
+        raise StageError("the SFT model is not an adapter", where=str(sft.path), mend="set reward.lora to null")
+    weights = load_peft_weights(str(sft.file("adapter")), device=str(lm.device))
+    try:
+        set_peft_model_state_dict(lm, weights, adapter_name=name)
+    except RuntimeError as error:
+        raise StageError(
+            "the reward adapter cannot start as the SFT adapter's copy: their LoRA shapes differ",
+            where="reward.lora",
+            mend="give reward.lora the r and target_modules of sft.lora, or set reward.init: base",
+        ) from error
+
+
+class ClassifierBuilder:
+    """One encoder with a head of its own."""
+
+    def __init__(self, config: RewardConfig, codec: Codec, device: str) -> None:
+        self.classifier = classifier.new_classifier(config, device)
+        self.encoder: Encoder = classifier.TextEncoder(self.classifier, codec)
+
+    def member(self, number: int, seed: int) -> classifier.TextClassifier:
+        assert number == 0
+        torch.manual_seed(seed)
+        return self.classifier
+
+    def finish(self, rows: Sequence[list[int]]) -> classifier.TextClassifier:
+        classifier.finish(self.classifier)
+        return self.classifier
+
+    def save(self, model: classifier.TextClassifier, out_dir: Path, golden: Sequence[list[int]]) -> None:
+        classifier.save_classifier(model, out_dir, golden_scores(model, golden, model.model.device))

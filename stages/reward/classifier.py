@@ -1,0 +1,200 @@
+"""A reward model that reads text: a sequence classifier with one label and a tokenizer of its own, such as an
+encoder.
+
+Its artifact: `reward.json` (golden scores) and `classifier/`, which `AutoModelForSequenceClassification` loads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from data.schema import Message
+from pipeline.config.reward import RewardConfig
+from pipeline.errors import StageError
+from pipeline.stage import Artifact
+from stages.models.loading import readable_checkpoint
+from stages.models.text import Codec
+from stages.reward.model import SPEC, Scorer, load_reward, score_rows, verify
+
+CLASSIFIER = "classifier"
+
+
+class TextClassifier(Scorer):
+    """Scores texts. The conversation and the response are rendered by the classifier's chat template, or joined as
+    prompt text and response where it has none. Raises `StageError` when it has not one label, or no pad token."""
+
+    def __init__(self, model: Any, tokenizer: Any, where: str = "ppo.reward_model") -> None:
+        super().__init__()
+        if model.config.num_labels != 1:
+            raise StageError(
+                f"a reward model has one label and this classifier has {model.config.num_labels}",
+                where=where,
+                mend="use a classifier trained with num_labels=1",
+            )
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+            raise StageError(
+                "the reward model's pad token is its EOS token: it would read the score at the wrong place",
+                where=where,
+                mend="give its tokenizer and config a pad token of their own",
+            )
+        model.config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.truncation_side = "left"  # of a text that is too long, the end is the response
+        self.model, self.tokenizer = model, tokenizer
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it can read."""
+        positions = getattr(self.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        return int(min(positions, self.tokenizer.model_max_length))
+
+    def render(self, prompt: str, response: str) -> str:
+        if self.tokenizer.chat_template:
+            turns = [
+                {"role": "user", "content": prompt.strip()},
+                {"role": "assistant", "content": response},
+            ]
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        return prompt + response + (self.tokenizer.eos_token or "")
+
+    def encode(self, text: str, *, truncate: bool = True) -> list[int]:
+        length = {"truncation": True, "max_length": self.longest} if truncate else {}
+        return list(self.tokenizer(text, verbose=False, **length)["input_ids"])
+
+    def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """Right-padded rows and their real lengths -> scores (B,)."""
+        mask = torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B[:, None]
+        # Decoders among the classifiers look for the last token that is not the pad token.
+        ids = ids_BL.masked_fill(~mask, self.tokenizer.pad_token_id)
+        return self.model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float()
+
+    def score(self, texts: Sequence[str], batch_size: int) -> Tensor:
+        """Scores (N,) of rendered texts, on the CPU, float32."""
+        return score_rows(self, [self.encode(text) for text in texts], batch_size, self.model.device)
+
+
+class TextEncoder:
+    """Conversations and completions as a `TextClassifier` reads them in PPO: the policy's prompt as text."""
+
+    def __init__(self, classifier: TextClassifier, codec: Codec) -> None:
+        self.classifier, self.codec = classifier, codec
+        self.pad_id = int(classifier.tokenizer.pad_token_id)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        return prompt_text(self.codec, self.codec.prompt(messages))
+
+    def row(self, prompt: str, completion: str) -> list[int]:
+        return self.classifier.encode(self.classifier.render(prompt, completion), truncate=False)
+
+    def prompt_length(self, prompt: str) -> int:
+        return len(self.row(prompt, ""))
+
+    def cut(self, row: list[int], prompt_length: int) -> list[int]:
+        # What closes the text for the classifier stays: it never sees the policy's stop token.
+        special = set(self.classifier.tokenizer.all_special_ids)
+        end = next((i for i in range(len(row), 0, -1) if row[i - 1] not in special), 0)
+        closing = row[end:]
+        start = prompt_length - len(closing)
+        return row[: start + (end - start) // 2] + closing
+
+
+def prompt_text(codec: Codec, ids: Sequence[int]) -> str:
+    return str(codec.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+# --- Making, saving and loading ---
+
+
+def new_classifier(config: RewardConfig, device: str) -> TextClassifier:
+    """The pretrained encoder with a fresh head, and LoRA adapters beside it unless every weight is to be
+    trained."""
+    assert config.model is not None
+    with readable_checkpoint(config.model):
+        tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision or "main")
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            config.model, revision=config.revision or "main", num_labels=1, dtype=torch.float32
+        ).to(device)
+    classifier = TextClassifier(model, tokenizer, "reward.model")
+    if config.max_length > classifier.longest:
+        raise StageError(
+            f"the reward model reads {classifier.longest} tokens and reward.max_length is {config.max_length}",
+            where="reward.max_length",
+            mend=f"set reward.max_length to {classifier.longest} or less",
+        )
+    if config.lora is not None:
+        lora = LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.lora_alpha,
+            lora_dropout=config.lora.lora_dropout,
+            target_modules=config.lora.target_modules,
+            task_type="SEQ_CLS",  # trains and keeps the head besides
+        )
+        classifier.model = get_peft_model(model, lora)
+    return classifier
+
+
+def finish(classifier: TextClassifier) -> None:
+    """After training: merges LoRA adapters, so that the artifact is a plain classifier."""
+    if hasattr(classifier.model, "merge_and_unload"):
+        classifier.model = classifier.model.merge_and_unload()
+    classifier.requires_grad_(False).eval()
+
+
+def save_classifier(classifier: TextClassifier, out_dir: Path, golden: list[dict[str, Any]]) -> None:
+    """Writes the artifact. `golden` is as in `stages.reward.model.save`."""
+    classifier.model.save_pretrained(out_dir / CLASSIFIER)
+    classifier.tokenizer.save_pretrained(out_dir / CLASSIFIER)
+    (out_dir / SPEC).write_text(json.dumps({"golden": golden}) + "\n", encoding="utf-8")
+
+
+def is_classifier(reward: Artifact) -> bool:
+    return (reward.path / CLASSIFIER).is_dir()
+
+
+def load_classifier(folder: str | Path, device: str) -> TextClassifier:
+    """Any sequence classifier with one label, frozen."""
+    with readable_checkpoint(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").to(device)
+    classifier = TextClassifier(model.eval(), tokenizer)
+    classifier.requires_grad_(False)
+    return classifier.eval()
+
+
+def load_reward_classifier(reward: Artifact, device: str) -> TextClassifier:
+    """The classifier of a reward artifact, checked against its golden scores."""
+    classifier = load_classifier(reward.file(CLASSIFIER), device)
+    verify(reward, classifier, device)
+    return classifier
+
+
+def response_scorer(
+    reward: Artifact, base: Artifact, codec: Codec, device: str, batch_size: int = 256
+) -> Callable[[Sequence[list[int]], Sequence[list[int]]], Tensor]:
+    """Any reward artifact as `score(prompts, responses) -> (N,)`, of ids in the policy's tokens."""
+    if is_classifier(reward):
+        classifier = load_reward_classifier(reward, device)
+
+        def score(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Tensor:
+            texts = [
+                classifier.render(prompt_text(codec, prompt), codec.decode(response))
+                for prompt, response in zip(prompts, responses, strict=True)
+            ]
+            return classifier.score(texts, batch_size)
+
+        return score
+    model = load_reward(reward, base, device)
+    return lambda prompts, responses: score_rows(
+        model, [p + r for p, r in zip(prompts, responses, strict=True)], batch_size, device
+    )

@@ -1,0 +1,207 @@
+"""Rankings as a reward model learns from them: by prompt, each distinct answer once, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from data.schema import Message, Ranking, prompt_key
+from pipeline.errors import DataError, StageError
+from stages.models.text import Codec, pad
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One ranking of a group's completions.
+
+    Attributes:
+        rows: which of the group's (or batch's) completions were ranked.
+        ranks: one each, 1 = best; equal ranks are ties.
+        ratings: what the ranks derive from, if there was anything.
+        weight: of this ranking in the loss; the mean over all rankings is 1.
+    """
+
+    rows: list[int]
+    ranks: list[int]
+    ratings: list[float] | None = None
+    weight: float = 1.0
+
+
+@dataclass
+class Group:
+    """One prompt: its distinct completions, each a row of ids of prompt and completion, and their rankings."""
+
+    prompt_length: int
+    completions: dict[str, int] = field(default_factory=dict)
+    rows: list[list[int]] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
+
+
+class Encoder(Protocol):
+    """How a reward model reads text; what pads its rows."""
+
+    pad_id: int
+
+    def prompt(self, messages: Sequence[Message]) -> Any: ...
+
+    def row(self, prompt: Any, completion: str) -> list[int]:
+        """Ids of a prompt, as `prompt` gave it, and an ended completion."""
+
+    def prompt_length(self, prompt: Any) -> int: ...
+
+    def cut(self, row: list[int], prompt_length: int) -> list[int]:
+        """The row with the first half of its completion only, and without what ended it."""
+
+
+class TokenEncoder:
+    """The policy's own tokens."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec, self.pad_id = codec, codec.pad_id
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        return self.codec.prompt(messages)
+
+    def row(self, prompt: list[int], completion: str) -> list[int]:
+        return prompt + self.codec.completion(completion)
+
+    def prompt_length(self, prompt: list[int]) -> int:
+        return len(prompt)
+
+    def cut(self, row: list[int], prompt_length: int) -> list[int]:
+        return row[: prompt_length + (len(row) - prompt_length) // 2]
+
+
+def group_rankings(
+    rankings: Iterable[Ranking],
+    encoder: Encoder,
+    max_length: int,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[dict[str, Group], int]:
+    """Groups by prompt key, from rankings that are read once and not kept.
+
+    A completion too long for the model leaves its rankings; also returns how many such. `weights` are by annotator;
+    they are scaled to a mean of 1 over the rankings. Raises `StageError` when an annotator has none.
+    """
+    groups: dict[str, Group] = {}
+    prompts: dict[str, Any] = {}
+    too_long: set[tuple[str, str]] = set()
+    for ranking in rankings:
+        key = prompt_key(ranking.prompt)
+        if key not in groups:
+            prompts[key] = encoder.prompt(ranking.prompt)
+            groups[key] = Group(encoder.prompt_length(prompts[key]))
+        group = groups[key]
+        kept: dict[int, int] = {}  # row -> place in the ranking
+        for place, text in enumerate(ranking.completions):
+            if text not in group.completions:
+                row = encoder.row(prompts[key], text)
+                if len(row) > max_length:
+                    too_long.add((key, text))
+                    continue
+                group.completions[text] = len(group.rows)
+                group.rows.append(row)
+            # Two systems may have said the same: it cannot be better than itself.
+            kept.setdefault(group.completions[text], place)
+        if len(kept) > 1:
+            group.orders.append(
+                Order(
+                    list(kept),
+                    [ranking.ranks[place] for place in kept.values()],
+                    None if ranking.ratings is None else [ranking.ratings[place] for place in kept.values()],
+                    1.0 if weights is None else _weight(weights, ranking.annotator),
+                )
+            )
+    groups = {key: group for key, group in groups.items() if group.orders}
+    if weights is not None and groups:
+        _scale_weights(list(groups.values()))
+    return groups, len(too_long)
+
+
+def _weight(weights: Mapping[str, float], annotator: str) -> float:
+    if annotator not in weights:
+        raise StageError(
+            f"the rank stage measured no reliability of annotator {annotator!r}",
+            where="reward.annotator_weights",
+            mend="run `tutelage run rank --fresh`, or set reward.annotator_weights: none",
+        )
+    return weights[annotator]
+
+
+def _scale_weights(groups: Sequence[Group]) -> None:
+    every = [order.weight for group in groups for order in group.orders]
+    mean = sum(every) / len(every)
+    if not mean > 0:
+        raise StageError(
+            "no annotator of the training rankings has a weight above 0",
+            where="reward.annotator_weights",
+            mend="set reward.annotator_weights: none",
+        )
+    for group in groups:
+        group.orders = [replace(order, weight=order.weight / mean) for order in group.orders]
+
+
+def as_pairs(groups: Iterable[Group]) -> Iterator[Group]:
+    """Each strict pair of each ranking as a group of its own, whose two completions are scored for it alone."""
+    for group in groups:
+        for order in group.orders:
+            for i, better in enumerate(order.rows):
+                for j, worse in enumerate(order.rows):
+                    if order.ranks[i] < order.ranks[j]:
+                        ratings = None if order.ratings is None else [order.ratings[i], order.ratings[j]]
+                        ranks = [order.ranks[i], order.ranks[j]]
+                        pair = Order([0, 1], ranks, ratings, order.weight)
+                        yield Group(
+                            group.prompt_length, rows=[group.rows[better], group.rows[worse]], orders=[pair]
+                        )
+
+
+def tie_share(groups: Iterable[Group]) -> float:
+    """Of all pairs of completions that were ranked together, the share that was tied."""
+    ties = pairs = 0
+    for order in (order for group in groups for order in group.orders):
+        k = len(order.ranks)
+        pairs += k * (k - 1) // 2
+        ties += sum(order.ranks[i] == order.ranks[j] for i in range(k) for j in range(i))
+    return ties / pairs if pairs else 0.0
+
+
+def mean_gap(groups: Iterable[Group], merits: str) -> float:
+    """Mean difference of merit (see `merits_of`) over the strict pairs of all rankings."""
+    total, pairs = 0.0, 0
+    for order in (order for group in groups for order in group.orders):
+        values = merits_of(order, merits)
+        k = range(len(values))
+        gaps = [values[i] - values[j] for i in k for j in k if order.ranks[i] < order.ranks[j]]
+        total, pairs = total + sum(gaps), pairs + len(gaps)
+    return total / pairs if pairs else 1.0
+
+
+def merits_of(order: Order, kind: str) -> list[float]:
+    """What each answer of a ranking is worth to its annotator, by `kind`: their ratings, or minus the ranks."""
+    if kind == "ranks":
+        return [-float(rank) for rank in order.ranks]
+    if order.ratings is None:
+        raise DataError(
+            "a training ranking has no ratings",
+            where="reward.merits",
+            mend="set reward.merits: ranks, or give a table with ratings (or a `margin`)",
+        )
+    return order.ratings
+
+
+def collate(groups: Sequence[Group], pad_id: int) -> dict[str, Any]:
+    """Groups -> padded rows of all their completions, and rankings with indices into those rows."""
+    ids, mask = pad([row for group in groups for row in group.rows], pad_id, left=False)
+    return {"rows": {"ids_BL": ids, "lengths_B": mask.sum(1)}, **orders_of(groups)}
+
+
+def orders_of(groups: Sequence[Group]) -> dict[str, Any]:
+    """All rankings of a batch, with indices into all its completions, and the span of each group's completions."""
+    orders, spans, offset = [], [], 0
+    for group in groups:
+        orders += [replace(order, rows=[offset + i for i in order.rows]) for order in group.orders]
+        spans.append((offset, offset + len(group.rows)))
+        offset += len(group.rows)
+    return {"orders": orders, "spans": spans}

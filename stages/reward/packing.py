@@ -1,0 +1,56 @@
+"""Several completions of a prompt in one row, so that the prompt is computed once, with the same gradients.
+
+A packed row is prompt, completion 1, completion 2, ...; each completion sees the prompt and itself, and its
+positions go on from the prompt's end, as if it stood there alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stages.models.text import pad
+from stages.reward.groups import Group
+
+
+def pack(groups: Sequence[Group], pad_id: int, budget: int) -> dict[str, Tensor]:
+    """Packed rows of about `budget` tokens, right-padded: ids_BL; positions_BL; segments_BL (0 the prompt, then the
+    completion's number, -1 padding); ends_N, the place of each completion's last token in the flattened rows,
+    in the order of the groups' rows."""
+    ids: list[list[int]] = []
+    positions: list[list[int]] = []
+    segments: list[list[int]] = []
+    ends: list[tuple[int, int]] = []
+    for group in groups:
+        start, open_row = group.prompt_length, False
+        for row in group.rows:
+            if not open_row or len(ids[-1]) + len(row) - start > budget:
+                ids.append(row[:start])
+                positions.append(list(range(start)))
+                segments.append([0] * start)
+                open_row = True
+            ids[-1] += row[start:]
+            positions[-1] += range(start, len(row))
+            segments[-1] += [segments[-1][-1] + 1] * (len(row) - start)
+            ends.append((len(ids) - 1, len(ids[-1]) - 1))
+    ids_BL, _ = pad(ids, pad_id, left=False)
+    width = ids_BL.shape[1]
+    return {
+        "ids_BL": ids_BL,
+        "positions_BL": pad(positions, 0, left=False)[0],
+        "segments_BL": pad(segments, -1, left=False)[0],
+        "ends_N": torch.tensor([row * width + end for row, end in ends]),
+    }
+
+
+def attention_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each position may attend to, additive (B, 1, L, L): nothing to its right, the prompt, its own
+    segment."""
+    query, key = segments_BL[:, :, None], segments_BL[:, None, :]
+    length = segments_BL.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
+    allowed = causal & ((key == 0) | (key == query))
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments_BL.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]

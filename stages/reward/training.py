@@ -1,0 +1,227 @@
+"""Trains a reward model on groups of rankings: the losses of a batch, a Trainer for them, looks at held-out
+rankings."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from pipeline.config.reward import RewardConfig
+from pipeline.stage import MetricsLog, RunContext
+from stages.reward import likelihoods
+from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
+from stages.reward.model import RewardModel, Scorer, score_rows
+from stages.reward.packing import pack
+from stages.training import StageCallback, training_arguments
+from stages.training import train as train_to_end
+
+Objective = Callable[[Tensor, Order], Tensor]
+"""Scores (K,) of an order's completions -> its loss."""
+
+DEFAULTS = {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16}
+LOOKED_AT = 128
+"""Held-out prompts in a look during training."""
+
+
+def objective_of(config: RewardConfig, groups: Sequence[Group]) -> Objective:
+    """The loss of one ranking, with what it takes from the training rankings as a whole: the share of ties
+    (Davidson), the mean difference of merit (margins)."""
+    if config.objective == "plackett_luce":
+        return lambda scores, order: likelihoods.plackett_luce(scores, _ranks(scores, order))
+    if config.objective == "davidson":
+        share = tie_share(groups)
+        nu = likelihoods.davidson_nu(min(max(share, 1e-3), 1 - 1e-3))
+        return lambda scores, order: likelihoods.davidson(scores, _ranks(scores, order), math.log(nu))
+    if config.objective == "regression":
+        return partial(_regression, merits=config.merits)
+    scale = config.margin / mean_gap(groups, config.merits) if config.margin else 0.0
+    return partial(_bradley_terry, merits=config.merits, scale=scale)
+
+
+def _ranks(scores: Tensor, order: Order) -> Tensor:
+    return torch.tensor(order.ranks, device=scores.device)
+
+
+def _bradley_terry(scores: Tensor, order: Order, *, merits: str, scale: float) -> Tensor:
+    if not scale:
+        return likelihoods.bradley_terry(scores, _ranks(scores, order))
+    worth = scale * torch.tensor(merits_of(order, merits), device=scores.device, dtype=scores.dtype)
+    return likelihoods.bradley_terry(scores, _ranks(scores, order), worth[:, None] - worth[None, :])
+
+
+def _regression(scores: Tensor, order: Order, *, merits: str) -> Tensor:
+    if merits == "ranks":
+        targets = likelihoods.borda_targets(_ranks(scores, order))
+    else:
+        targets = likelihoods.rating_targets(torch.tensor(merits_of(order, merits), device=scores.device))
+    return likelihoods.regression(scores, targets)
+
+
+def ranking_loss(scores: Tensor, orders: Sequence[Order], objective: Objective) -> tuple[Tensor, Tensor]:
+    """Mean weighted loss over rankings, and the share of strict pairs that the scores order rightly."""
+    losses, right = [], []
+    for order in orders:
+        chosen, ranks = scores[order.rows], _ranks(scores, order)
+        losses.append(order.weight * objective(chosen, order))
+        right.append((chosen[:, None] > chosen[None, :])[ranks[:, None] < ranks[None, :]])
+    return torch.stack(losses).mean(), torch.cat(right).float().mean()
+
+
+def train(
+    model: Scorer,
+    config: RewardConfig,
+    trainer_values: Mapping[str, Any],
+    groups: list[Group],
+    held_out: Sequence[Group],
+    pad_id: int,
+    ctx: RunContext,
+    *,
+    name: str,
+) -> int:
+    """Trains in place, from the newest checkpoint if there is one; returns the steps made."""
+    objective = objective_of(config, groups)
+    if config.bootstrap:
+        generator = torch.Generator().manual_seed(ctx.seed)
+        drawn = torch.randint(len(groups), (len(groups),), generator=generator)
+        groups = [groups[int(i)] for i in drawn]
+    if config.objective == "bradley_terry_pairs":
+        groups = list(as_pairs(groups))
+    packs = config.pack_tokens and can_pack(model, groups[0], pad_id, ctx)
+    arguments = training_arguments(
+        TrainingArguments, DEFAULTS | dict(trainer_values), ctx, remove_unused_columns=False
+    )
+    trainer = RankingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=groups,
+        data_collator=lambda batch: (
+            {"rows": pack(batch, pad_id, config.pack_tokens), **orders_of(batch)}
+            if packs
+            else collate(batch, pad_id)
+        ),
+        callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, list(held_out)[:LOOKED_AT])],
+    )
+    trainer.objective, trainer.center = objective, config.center_rewards_coefficient
+    train_to_end(trainer, ctx)
+    return int(trainer.state.global_step)
+
+
+@torch.no_grad()
+def can_pack(model: Scorer, group: Group, pad_id: int, ctx: RunContext) -> bool:
+    """Whether packed rows give the scores of plain ones: not with encoders, nor with attention that takes no
+    mask of ours or looks at other things than positions and masks."""
+    if not isinstance(model, RewardModel):
+        return False
+    was_training = model.training
+    model.eval()
+    plain = {name: tensor.to(ctx.device) for name, tensor in collate([group], pad_id)["rows"].items()}
+    packed = {name: tensor.to(ctx.device) for name, tensor in pack([group], pad_id, 10**9).items()}
+    try:
+        expected = model(**plain)
+        same = torch.allclose(model(**packed), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+    except (RuntimeError, TypeError, ValueError):
+        same = False
+    model.train(was_training)
+    if not same:
+        ctx.say("this model cannot share a prompt among its completions: each is computed with its own")
+    return same
+
+
+class RankingTrainer(Trainer):
+    """A Trainer whose loss is one of rankings; logs training accuracy besides."""
+
+    objective: Objective
+    center: float
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        scores = model(**inputs["rows"])
+        loss, accuracy = ranking_loss(scores, inputs["orders"], self.objective)
+        if self.center:
+            means = [likelihoods.centering(scores[start:end]) for start, end in inputs["spans"]]
+            loss = loss + self.center * torch.stack(means).mean()
+        if not accuracy.isnan():  # as it is where all are ties
+            self._accuracies = [*getattr(self, "_accuracies", []), float(accuracy)]
+        return (loss, scores) if return_outputs else loss
+
+    def log(self, logs, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if "loss" in logs and getattr(self, "_accuracies", []):
+            logs["accuracy"] = sum(self._accuracies) / len(self._accuracies)
+            self._accuracies = []
+        super().log(logs, *args, **kwargs)
+
+
+class HeldOutCurve(TrainerCallback):
+    """Logs the accuracy on held-out rankings at `reward.eval_points` evenly spaced steps, the last one included."""
+
+    def __init__(self, ctx: RunContext, config: RewardConfig, groups: list[Group]) -> None:
+        self.ctx, self.config, self.groups = ctx, config, groups
+
+    def on_step_end(self, args, state, control, model=None, **_):  # type: ignore[no-untyped-def]
+        points = self.config.eval_points
+        due = {round(state.max_steps * (i + 1) / points) for i in range(points)}
+        if self.groups and state.global_step in due:
+            was_training = model.training
+            model.eval()
+            accuracy = accuracy_on(model, self.groups, self.config.eval_batch_size, self.ctx.device)
+            model.train(was_training)
+            if accuracy is not None:
+                self.ctx.metrics.log(state.global_step, eval_accuracy=accuracy)
+
+
+def accuracy_on(model: Any, groups: Sequence[Group], batch_size: int, device: str) -> float | None:
+    """Share of strict pairs ordered rightly; None when there is no strict pair."""
+    scores = score_rows(model, [row for group in groups for row in group.rows], batch_size, device)
+    _, accuracy = ranking_loss(scores, orders_of(groups)["orders"], lambda s, _: s.sum())
+    return None if accuracy.isnan() else float(accuracy)
+
+
+def run_phase(
+    model: Scorer,
+    fit: Callable[[RunContext], int],
+    ctx: RunContext,
+    name: str,
+    *,
+    seed: int,
+    offset: int,
+) -> int:
+    """One of several trainings of the stage in a row, with a seed, a state folder and names of metrics of its own.
+
+    Its steps follow on the `offset` of those before. Once it is done its result is kept in the state: a stage
+    that was interrupted later loads that instead of training again. Returns the steps made.
+    """
+    folder = ctx.state_dir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    own = replace(ctx, seed=seed, state_dir=folder, metrics=ShiftedMetrics(ctx.metrics, name, offset))
+    finished = folder / "finished.pt"
+    if finished.exists():
+        kept = torch.load(finished, map_location=ctx.device, weights_only=True)
+        model.load_state_dict(kept["model"])
+        return int(kept["steps"])
+    if offset and not any(folder.glob("checkpoint-*")):
+        own.metrics.truncate(0)
+    steps = fit(own)
+    temporary = finished.with_suffix(".tmp")
+    torch.save({"model": model.state_dict(), "steps": steps}, temporary)
+    os.replace(temporary, finished)
+    return steps
+
+
+class ShiftedMetrics(MetricsLog):
+    """A phase's metrics, as `phase/loss` at steps that go on where the phase before ended."""
+
+    def __init__(self, log: MetricsLog, name: str, offset: int) -> None:
+        self._log, self._prefix, self._offset = log, f"{name}/" if name else "", offset
+
+    def log(self, step: int, **values: Any) -> None:
+        self._log.log(step + self._offset, **{f"{self._prefix}{name}": value for name, value in values.items()})
+
+    def truncate(self, step: int) -> None:
+        self._log.truncate(step + self._offset)
