@@ -8,7 +8,7 @@ from pipeline.errors import StageError
 from pipeline.plan import RunSummary
 from pipeline.report.findings import Findings
 from pipeline.report.verdict import Tone
-from pipeline.report.wording import listing, percent, span
+from pipeline.report.wording import fixed, listing, percent, span
 from pipeline.rounds import by_round
 
 RESAMPLES = 2000
@@ -45,11 +45,12 @@ def conclude(found: Findings) -> tuple[Tone, str, str]:
     fewer, more = change["high"] < 0, change["low"] > 0
     tone: Tone = "good" if fewer else "bad" if more else "unclear"
     says = {
-        "good": "This run makes fewer fact errors than",
-        "bad": "This run makes more fact errors than",
-        "unclear": "This run does not beat, nor is it beaten by,",
+        "good": "It makes fewer fact errors than the run compared with.",
+        "bad": "It makes more fact errors than the run compared with.",
+        "unclear": "It does not beat the run compared with, nor does that beat it.",
     }[tone]
     rests = (
+        f"Compared with: the same recipe under {found['values']}. Fact errors are "
         f"{percent(ours['slot_error_rate'], 1)} here ({_budget(ours)}), {percent(theirs['slot_error_rate'], 1)} "
         f"there ({_budget(theirs)}), on the same {found['prompts']:,} held-out prompts: a change of "
         f"{percent(change['value'], sign=True)} (95 % interval {span(change['low'], change['high'], sign=True)}"
@@ -58,7 +59,7 @@ def conclude(found: Findings) -> tuple[Tone, str, str]:
     unequal = [name for name in ("rankings", "episodes") if ours[name] != theirs[name]]
     if unequal:
         rests += f" The two did not have the same number of {listing(unequal)}."
-    return tone, f"{says} the same recipe with {found['values']}.", rests
+    return tone, says, rests
 
 
 def _judged(run: RunSummary) -> list[dict[str, Any]]:
@@ -78,13 +79,15 @@ def _describe(run: RunSummary, judged: list[dict[str, Any]]) -> Findings:
         "rounds": run.loaded.recipe.rounds,
         "rankings": sum(made.manifest.metrics["rankings"] for made in by_round(run.stages, "rank").values()),
         "episodes": sum(made.manifest.metrics["episodes"] for made in by_round(run.stages, "ppo").values()),
+        "kl": run.need("eval").artifact.json("eval.json")["models"]["ppo"]["kl"],
         "slot_error_rate": errors / max(1, given),
     }
 
 
 def _budget(side: Findings) -> str:
     rounds = f"{side['rounds']} rounds" if side["rounds"] > 1 else "one round"
-    return f"{rounds}, {side['rankings']:,} rankings, {side['episodes']:,} PPO episodes"
+    budget = f"{rounds}, {side['rankings']:,} rankings, {side['episodes']:,} PPO episodes"
+    return f"{budget}, KL {fixed(side['kl'])}"
 
 
 def _paired_change(ours: list[int], theirs: list[int]) -> dict[str, float]:
