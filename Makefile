@@ -1,8 +1,10 @@
-# Every target takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f". There is no logic here: see `tutelage --help`.
+# Every target takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f", those that train NPROC=2 (processes, one a card).
+# There is no logic here: see `tutelage --help`.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || echo python3)
 RECIPE ?= recipes/quickstart.yaml
 SET ?=
+NPROC ?= 1
 ARGS ?=
 
 export SET
@@ -17,12 +19,13 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := base data sft collect rank reward ppo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run round test slow lint types check plan show status report chat clean publish $(STAGES)
+.PHONY: help venv run round test slow lint types check plan show status report chat clean judge publish \
+	export-rankings $(STAGES)
 
 help: ## list the targets
-	@grep -hE '^[a-z ]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-10s %s\n", $$1, $$2}'
-	@printf '  %-10s %s\n' $(foreach stage,$(STAGES),$(stage) "run $(stage) and what it needs")
-	@echo 'Each takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f".'
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-16s %s\n", $$1, $$2}'
+	@printf '  %-16s %s\n' $(foreach stage,$(STAGES),$(stage) "run $(stage) and what it needs")
+	@echo 'Each takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f"; NPROC=2 shares the training among two processes.'
 
 venv: $(INSTALLED) ## create .venv and install, if pyproject.toml or constraints.txt changed
 
@@ -34,19 +37,22 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 run: venv ## run every stage that is not up to date, then the report
-	@$(TUTELAGE) run $(VALUES)
+	@$(TUTELAGE) run --nproc $(NPROC) $(VALUES)
 
 $(STAGES): venv
-	@$(TUTELAGE) run $@ $(VALUES)
+	@$(TUTELAGE) run $@ --nproc $(NPROC) $(VALUES)
 
 collect-% rank-% reward-% ppo-%: venv # a stage's step of a later round: make ppo-2
-	@$(TUTELAGE) run $@ $(VALUES)
+	@$(TUTELAGE) run $@ --nproc $(NPROC) $(VALUES)
 
 round: venv ## run one more round of collect, rank, reward and ppo than is finished
-	@$(TUTELAGE) round $(VALUES)
+	@$(TUTELAGE) round --nproc $(NPROC) $(VALUES)
 
 publish: venv ## upload the exported model to the Hub (ARGS=--dry-run to look first)
 	@$(TUTELAGE) publish $(VALUES)
+
+export-rankings: venv ## write the rankings as a data set for the Hub (ARGS=FOLDER)
+	@$(TUTELAGE) export-rankings $(VALUES)
 
 plan: venv ## say which stages would run, and why
 	@$(TUTELAGE) plan $(VALUES)
@@ -62,6 +68,9 @@ report: venv ## write report.html from the finished stages (ARGS='--against "a.b
 
 chat: venv ## talk to a model of the run (ARGS="sft ppo" for two side by side)
 	@$(TUTELAGE) chat $(VALUES)
+
+judge: venv ## have people compare PPO with SFT, blind (ARGS="--annotators ana,ben")
+	@$(TUTELAGE) judge $(VALUES)
 
 check: venv ## check the recipe and its files (ARGS=--artifacts for the hashes of what is made)
 	@$(TUTELAGE) check $(VALUES)

@@ -8,7 +8,9 @@ were shown. A *pair* is two of those completions; an annotator's pair is *strict
 - prediction by the others: of an annotator's strict pairs, the share that the mean of the other annotators'
   ranks orders alike; it is the accuracy of a reward model that knows those ranks and nothing else;
 - Krippendorff's alpha (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"), ordinal, on ranks
-  within a ranking: 1 is perfect agreement, 0 is chance. It counts ties, which the shares leave out.
+  within a ranking: 1 is perfect agreement, 0 is chance. It counts ties, which the shares leave out;
+- Kendall's tau-b (Kendall 1945, "The treatment of ties in ranking problems") of two annotators' rankings, the mean
+  over all pairs of annotators: 1 is the same order, -1 the reverse, 0 is chance; ties lower what can be reached.
 """
 
 from __future__ import annotations
@@ -21,17 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from data.schema import Ranking, prompt_key
+from data.judgements import Judgement, mid_ranks
+from data.schema import Ranking
+from data.shares import Share, bootstrap, share
 
-
-@dataclass(frozen=True)
-class Share:
-    """A share of pairs with its 95 % bootstrap interval over prompts; None where there are no pairs."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    pairs: int
+__all__ = ["Agreement", "Overlap", "Share", "agreement", "bootstrap", "mid_ranks", "overlaps"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class Agreement:
         pairwise: of the pairs that two annotators both order strictly.
         by_others: of the strict pairs of one annotator, on which the others are not tied on average.
         alpha: Krippendorff's; None when it is undefined (no overlap, or everything tied).
+        tau: Kendall's, over pairs of annotators of whom neither ties everything.
         overlaps: sets of completions that at least two annotators ranked.
         annotators: how many took part in those.
     """
@@ -49,6 +46,7 @@ class Agreement:
     pairwise: Share
     by_others: Share
     alpha: float | None
+    tau: Share
     overlaps: int
     annotators: int
 
@@ -65,37 +63,32 @@ class Overlap:
     ranks: np.ndarray
 
 
-def agreement(rankings: Iterable[Ranking], *, resamples: int = 2000, seed: int = 0) -> Agreement:
+def agreement(rankings: Iterable[Ranking | Judgement], *, resamples: int = 2000, seed: int = 0) -> Agreement:
     """All measures over `rankings`. Of an annotator's rankings of the same completions the first counts."""
     shared = list(overlaps(rankings))
+
+    def measure(count: Callable[[np.ndarray], tuple[float, float]]) -> Share:
+        return share(((o.prompt, *count(o.ranks)) for o in shared), resamples=resamples, seed=seed)
+
     return Agreement(
-        pairwise=_share(shared, _alike, resamples, seed),
-        by_others=_share(shared, _alike_to_others, resamples, seed),
+        pairwise=measure(_alike),
+        by_others=measure(_alike_to_others),
         alpha=krippendorff_alpha(shared),
+        tau=measure(_tau),
         overlaps=len(shared),
         annotators=len({name for overlap in shared for name in overlap.annotators}),
     )
 
 
-def overlaps(rankings: Iterable[Ranking]) -> Iterator[Overlap]:
+def overlaps(rankings: Iterable[Ranking | Judgement]) -> Iterator[Overlap]:
     """The sets of completions that at least two annotators ranked."""
-    sets: dict[tuple[str, tuple[str, ...]], dict[str, np.ndarray]] = defaultdict(dict)
+    sets: dict[tuple[str, bytes], dict[str, tuple[float, ...]]] = defaultdict(dict)
     for ranking in rankings:
-        order = sorted(range(len(ranking.completions)), key=lambda i: ranking.completions[i])
-        texts = tuple(ranking.completions[i] for i in order)
-        ranks = mid_ranks([ranking.ranks[i] for i in order])
-        sets[prompt_key(ranking.prompt), texts].setdefault(ranking.annotator, ranks)
+        one = Judgement.of(ranking) if isinstance(ranking, Ranking) else ranking
+        sets[one.prompt, one.item].setdefault(one.annotator, one.ranks)
     for (prompt, _), by_annotator in sets.items():
         if len(by_annotator) > 1:
-            yield Overlap(prompt, list(by_annotator), np.stack(list(by_annotator.values())))
-
-
-def mid_ranks(ranks: Sequence[int]) -> np.ndarray:
-    """Ranks 1..K where ties share the mean of the places that they take: [1, 2, 2] -> [1, 2.5, 2.5]."""
-    r = np.asarray(ranks)
-    below = (r[:, None] > r[None, :]).sum(axis=1)
-    equal = (r[:, None] == r[None, :]).sum(axis=1)
-    return np.asarray(below + (equal + 1) / 2)
+            yield Overlap(prompt, list(by_annotator), np.asarray(list(by_annotator.values())))
 
 
 def krippendorff_alpha(shared: Sequence[Overlap]) -> float | None:
@@ -114,57 +107,41 @@ def krippendorff_alpha(shared: Sequence[Overlap]) -> float | None:
     return float(krippendorff.alpha(value_counts=counts, value_domain=domain, level_of_measurement="ordinal"))
 
 
-def bootstrap(
-    hits: Sequence[float], totals: Sequence[float], *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % percentile interval of sum(hits) / sum(totals), its units (prompts) drawn with replacement."""
-    h, t = np.asarray(hits, dtype=float), np.asarray(totals, dtype=float)
-    rng = np.random.default_rng(seed)
-    shares = []
-    for _ in range(resamples):
-        drawn = rng.integers(len(t), size=len(t))
-        if (total := t[drawn].sum()) > 0:
-            shares.append(h[drawn].sum() / total)
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return float(low), float(high)
+def kendall_tau_b(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Kendall's tau-b of two rankings of the same K completions; None where one of them ties everything.
+
+    (concordant - discordant) / sqrt(strict pairs of a * strict pairs of b), Kendall 1945.
+    """
+    total, defined = _tau(np.asarray([a, b]))
+    return total if defined else None
 
 
-def _share(
-    shared: Sequence[Overlap],
-    count: Callable[[np.ndarray], tuple[int, int]],
-    resamples: int,
-    seed: int,
-) -> Share:
-    """Counts by prompt, since the overlaps of one prompt are not independent of each other."""
-    by_prompt: dict[str, tuple[int, int]] = {}
-    for overlap in shared:
-        hits, total = by_prompt.get(overlap.prompt, (0, 0))
-        more, of = count(overlap.ranks)
-        by_prompt[overlap.prompt] = hits + more, total + of
-    counted = [(hits, total) for hits, total in by_prompt.values() if total]
-    if not counted:
-        return Share(None, None, None, 0)
-    all_hits, totals = zip(*counted, strict=True)
-    low, high = bootstrap(all_hits, totals, resamples=resamples, seed=seed)
-    return Share(sum(all_hits) / sum(totals), low, high, sum(totals))
-
-
-def _alike(ranks: np.ndarray) -> tuple[int, int]:
-    """(ordered alike, strict for both) over all pairs of annotators and of completions."""
-    return _count(np.stack([a * b for a, b in combinations(_signs(ranks), 2)]))
-
-
-def _alike_to_others(ranks: np.ndarray) -> tuple[int, int]:
-    """(ordered alike, strict for both) for each annotator and the mean of all others."""
-    others = (ranks.sum(axis=0) - ranks) / (len(ranks) - 1)
-    return _count(_signs(ranks) * _signs(others))
-
-
-def _signs(ranks: np.ndarray) -> np.ndarray:
+def signs(ranks: np.ndarray) -> np.ndarray:
     """Annotators x pairs: the sign of the first completion's rank less the second's."""
     first, second = np.triu_indices(ranks.shape[1], k=1)
     return np.asarray(np.sign(ranks[:, first] - ranks[:, second]))
 
 
-def _count(products: np.ndarray) -> tuple[int, int]:
-    return int((products > 0).sum()), int((products != 0).sum())
+def _tau(ranks: np.ndarray) -> tuple[float, float]:
+    """(sum of tau-b, how many) over all pairs of annotators of whom neither ties everything."""
+    order = signs(ranks)
+    order = order[np.any(order != 0, axis=1)]
+    strict = np.abs(order).sum(axis=1)
+    first, second = np.triu_indices(len(order), k=1)
+    taus = (order[first] * order[second]).sum(axis=1) / np.sqrt(strict[first] * strict[second])
+    return float(taus.sum()), float(len(taus))
+
+
+def _alike(ranks: np.ndarray) -> tuple[float, float]:
+    """(ordered alike, strict for both) over all pairs of annotators and of completions."""
+    return _count(np.stack([a * b for a, b in combinations(signs(ranks), 2)]))
+
+
+def _alike_to_others(ranks: np.ndarray) -> tuple[float, float]:
+    """(ordered alike, strict for both) for each annotator and the mean of all others."""
+    others = (ranks.sum(axis=0) - ranks) / (len(ranks) - 1)
+    return _count(signs(ranks) * signs(others))
+
+
+def _count(products: np.ndarray) -> tuple[float, float]:
+    return float((products > 0).sum()), float((products != 0).sum())

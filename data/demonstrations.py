@@ -21,7 +21,7 @@ def read_demonstrations(
 
     Rows with an empty prompt or completion are left out and noted in `dropped`.
     """
-    for row, columns in _rows(config, say):
+    for row, columns in _rows(config, dropped, say):
         prompt, completion = _prompt_and_completion(row, columns)
         if not prompt:
             dropped.add("empty prompt", row.number)
@@ -35,7 +35,7 @@ def read_prompts(
     config: TableConfig, eval_fraction: float, dropped: Dropped, say: Callable[[str], None] | None = None
 ) -> Iterator[Prompt]:
     """Prompts alone: column `prompt`, text or messages."""
-    for row, columns in _rows(config, say):
+    for row, columns in _rows(config, dropped, say):
         column = columns.get("prompt", "prompt")
         prompt = as_prompt(row[column], f"column {column!r}", row.where)
         if prompt:
@@ -44,7 +44,9 @@ def read_prompts(
             dropped.add("empty prompt", row.number)
 
 
-def _rows(config: TableConfig, say: Callable[[str], None] | None) -> Iterator[tuple[Row, dict[str, str]]]:
+def _rows(
+    config: TableConfig, dropped: Dropped, say: Callable[[str], None] | None
+) -> Iterator[tuple[Row, dict[str, str]]]:
     unknown = config.columns.keys() - set(COLUMNS)
     if unknown:
         raise RecipeError(
@@ -52,7 +54,7 @@ def _rows(config: TableConfig, say: Callable[[str], None] | None) -> Iterator[tu
             where=f"columns of {config.path}",
             mend=f"on the left stands our name ({', '.join(COLUMNS)}), on the right the table's",
         )
-    for row in read_table(config, say):
+    for row in dropped.counting(read_table(config, say)):
         yield row, config.columns
 
 

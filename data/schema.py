@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ Split = Literal["train", "eval"]
 def prompt_key(prompt: Sequence[Message]) -> str:
     """Identifies a prompt by content (16 hex digits): equal conversations have equal keys."""
     text = json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Ranking:
         ratings: the scores that the ranks derive from, if there were any.
         models: which system wrote each answer, if known.
         split: set by prompt group.
+        metadata: what else was noted while ranking, JSON values by name: `seconds` it took, `shown` (the displayed
+            position of each completion, from 0), `repeat` (whether the annotator had ranked this before).
         where: the file and row it came from, for messages.
     """
 
@@ -61,6 +63,7 @@ class Ranking:
     ratings: list[float] | None = None
     models: list[str] | None = None
     split: Split = "train"
+    metadata: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -100,11 +103,23 @@ def ranks_from_scores(scores: Sequence[float], tie: float = 0.0) -> list[int]:
     return ranks
 
 
+def as_line(row: Any) -> str:
+    """A dataclass or a dict as a line of JSON."""
+    return json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=False) + "\n"
+
+
+def read_rankings_file(path: Path) -> Iterator[Ranking]:
+    """The rankings of an artifact's `rankings.jsonl`, one at a time."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Ranking(**json.loads(line))
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     """Writes dataclasses or dicts, one a line; returns how many."""
     count = 0
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=False) + "\n")
+            out.write(as_line(row))
             count += 1
     return count

@@ -7,24 +7,29 @@ may be gzipped.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import gzip
 import json
 import math
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from data.fetch import fetch, is_url
+from data.json_list import ListReader, NotAList
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUB = "hub://"
+CHUNK = 1 << 16  # bytes of a JSON file read at a time
 
 
 def as_text(value: Any, what: str, where: str) -> str:
@@ -85,17 +90,46 @@ class Row(dict[str, Any]):
         return as_number(self[column], f"column {column!r}", self.where)
 
 
+KEPT = 1000
+"""How many of the places where something was left out are kept; they are all counted."""
+
+
 class Dropped:
-    """What was left out of a table, and why: row numbers by reason."""
+    """What was left out of a table, and why.
+
+    Attributes:
+        read: rows of the table that were read.
+        counts: how often something was left out, by reason.
+        places: (row, reason) of the first `KEPT` of them.
+        on_read: told of `read` now and then. Where rows must be grouped, all are read before anything comes of it.
+    """
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[int]] = defaultdict(list)
+        self.read = 0
+        self.on_read: Callable[[int], None] = lambda read: None
+        self.counts: Counter[str] = Counter()
+        self.places: list[tuple[int, str]] = []
 
     def add(self, reason: str, row: int) -> None:
-        self.rows[reason].append(row)
+        self.counts[reason] += 1
+        if len(self.places) < KEPT:
+            self.places.append((row, reason))
 
-    def counts(self) -> dict[str, int]:
-        return {reason: len(rows) for reason, rows in self.rows.items()}
+    def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """`rows`, counted as they pass."""
+        for row in rows:
+            self.read += 1
+            if self.read % 1000 == 0:
+                self.on_read(self.read)
+            yield row
+
+    @property
+    def rows(self) -> dict[str, list[int]]:
+        """Row numbers by reason, of the places that are kept."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for row, reason in self.places:
+            found[reason].append(row)
+        return dict(found)
 
 
 def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], None] | None = None) -> Iterator[Row]:
@@ -116,6 +150,11 @@ def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], No
 
 
 def _file_rows(path: Path) -> Iterator[Row]:
+    if path.is_dir() and (shards := sorted(path.rglob("*.parquet"))):
+        for number, row in enumerate(chain.from_iterable(map(_parquet_rows, shards)), 1):
+            row.number = number
+            yield row
+        return
     if not path.is_file():
         raise DataError(
             f"there is no file {path}",
@@ -140,32 +179,59 @@ def _file_rows(path: Path) -> Iterator[Row]:
             )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, decoded one by one so that a bad byte is placed exactly."""
+@contextmanager
+def _opened(path: Path, line: Callable[[], int]) -> Iterator[IO[bytes]]:
+    """The file, unpacked; what goes wrong while reading it is placed at `line()`."""
     opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
     try:
         with opener(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"byte {raw[error.start]:#04x} is not UTF-8",
-                        where=f"{path}:{number}",
-                        mend="save the file with the encoding UTF-8",
-                    ) from None
-                if "\0" in line:
-                    raise DataError(
-                        "the line holds a NUL byte",
-                        where=f"{path}:{number}",
-                        mend="the file is damaged or not text: write it again, as UTF-8",
-                    )
-                yield number, line
+            yield cast(IO[bytes], file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"the file cannot be read: {error}", where=f"{path}:{number + 1}", mend="write or copy it again"
+            f"the file cannot be read: {error}", where=f"{path}:{line()}", mend="write or copy it again"
         ) from error
+
+
+def _decoded(decode: Callable[[bytes], str], raw: bytes, path: Path, line: int) -> str:
+    """`raw`, which starts in line `line`, as text."""
+    try:
+        text = decode(raw)
+    except UnicodeDecodeError as error:
+        line += error.object.count(b"\n", 0, error.start)
+        raise DataError(
+            f"byte {error.object[error.start]:#04x} is not UTF-8",
+            where=f"{path}:{line}",
+            mend="save the file with the encoding UTF-8",
+        ) from None
+    if "\0" in text:
+        line += text.count("\n", 0, text.index("\0"))
+        raise DataError(
+            "the line holds a NUL byte",
+            where=f"{path}:{line}",
+            mend="the file is damaged or not text: write it again, as UTF-8",
+        )
+    return text
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, decoded one by one so that a bad byte is placed exactly."""
+    number = 0
+    with _opened(path, lambda: number + 1) as file:
+        for number, raw in enumerate(file, 1):
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
+            yield number, _decoded(partial(bytes.decode, encoding=encoding), raw, path, number)
+
+
+def _chunks(path: Path) -> Iterator[str]:
+    """Text in pieces of one size: a JSON file may be one long line."""
+    line = 1
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+    with _opened(path, lambda: line) as file:
+        while raw := file.read(CHUNK):
+            text = _decoded(decode, raw, path, line)
+            line += text.count("\n")
+            yield text
+        yield _decoded(partial(decode, final=True), b"", path, line)
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
@@ -225,18 +291,15 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        values = json.loads("".join(line for _, line in _lines(path)))
-    except (ValueError, RecursionError) as error:
+        for number, value in enumerate(ListReader(_chunks(path)), 1):
+            where = f"{path}, row {number}"
+            yield Row(number, _object(value, where), where)
+    except NotAList as error:
         raise DataError(
-            f"the file is not JSON: {error}",
-            where=f"{path}:{getattr(error, 'lineno', 1)}",
-            mend="write a list of objects; a file with one object on each line is named .jsonl",
+            str(error),
+            where=f"{path}:{error.line}",
+            mend="write a list of objects, [{...}, ...]; a file with one object on each line is named .jsonl",
         ) from None
-    if not isinstance(values, list):
-        raise DataError("the file is no list of objects", where=str(path), mend="put the rows into [ ... ]")
-    for number, value in enumerate(values, 1):
-        where = f"{path}, row {number}"
-        yield Row(number, _object(value, where), where)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -274,9 +337,10 @@ def _hub_rows(path: str, split: str) -> Iterator[Row]:
 
     name, subset = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
     try:
-        table = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
-        for number, cells in enumerate(table, 1):
-            yield Row(number, cells, f"{path}, split {split}, row {number}")
+        for part in split.split("+"):
+            table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
+            for number, cells in enumerate(table, 1):
+                yield Row(number, cells, f"{path}, split {part}, row {number}")
     except DataError:
         raise
     except Exception as error:  # datasets raises whatever its readers, file systems and HTTP client raise

@@ -7,7 +7,7 @@ table it stands in. Demonstrations, rankings and extra prompts agree on it witho
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from data.schema import Demonstration, Message, Prompt, Ranking, Split
 from pipeline.errors import DataError
@@ -33,14 +33,15 @@ def split_of_prompt(prompt: Sequence[Message], eval_fraction: float) -> Split:
     return split_of(group_of(prompt), eval_fraction)
 
 
-def check_no_leak(rows: Iterable[Demonstration | Prompt | Ranking]) -> None:
-    """Raises `DataError` when a prompt group is in both splits, in whatever tables."""
-    seen: dict[str, Split] = {}
-    for row in rows:
-        group = group_of(row.prompt)
-        if seen.setdefault(group, row.split) != row.split:
-            raise DataError(
-                f"a prompt is both trained on and held out: {group[:80]!r}",
-                where=getattr(row, "where", ""),
-                mend="give all rows of one prompt the same split",
-            )
+def check_split(row: Demonstration | Prompt | Ranking, eval_fraction: float) -> None:
+    """Raises `DataError` when a row is not on the side of its prompt group.
+
+    Where all rows of all tables are, no group is in both splits, and nothing needs to be remembered to know it.
+    """
+    group = group_of(row.prompt)
+    if row.split != split_of(group, eval_fraction):
+        raise DataError(
+            f"a prompt is both trained on and held out: {group[:80]!r}",
+            where=getattr(row, "where", ""),
+            mend="give all rows of one prompt the same split",
+        )

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from typer.core import TyperGroup
 
 from pipeline import clean as cleaning
 from pipeline import hub, manifest, registry
+from pipeline import launch as launching
 from pipeline.config.load import load_recipe
+from pipeline.config.rank import AppConfig
+from pipeline.config.rules import app_conflicts
 from pipeline.device import resolve
-from pipeline.errors import Interrupted, TutelageError
+from pipeline.errors import Interrupted, RecipeError, TutelageError
 from pipeline.files import readable_bytes
 from pipeline.plan import Planner
 from pipeline.progress import Display
+from pipeline.ranks import Ranks
 from pipeline.rounds import step_name
-from pipeline.runner import Runner
+from pipeline.runner import Runner, terminate_as_interrupt
+from pipeline.stage import RANKINGS_DATABASE
 from pipeline.tables import plan_table, status_table
 
 REPORT = "report.html"
@@ -36,6 +45,20 @@ StageArgument = Annotated[
     typer.Argument(help=f"One of {', '.join(registry.STAGES)}; ppo-2 in the second round. All when left out."),
 ]
 
+ProcessesOption = Annotated[
+    int | None, typer.Option("--nproc", min=1, help="Processes that share sft, reward and ppo, one a card.")
+]
+OverlapOption = Annotated[int | None, typer.Option(min=1, help="How many annotators each item gets.")]
+HostOption = Annotated[str | None, typer.Option(help="Address to serve at; 127.0.0.1 unless given.")]
+PortOption = Annotated[int | None, typer.Option(help="Port to serve at; 0 takes a free one.")]
+UrlOption = Annotated[str | None, typer.Option(help="How annotators reach the page, if not by host and port.")]
+
+
+class Whose(str, Enum):
+    human = "human"
+    simulated = "simulated"
+
+
 QUICKSTART = Path("recipes/quickstart.yaml")
 RUNS = Path("runs")
 
@@ -50,7 +73,8 @@ class _Commands(TyperGroup):
             problem: TutelageError = Interrupted("interrupted")
         except TutelageError as error:
             problem = error
-        Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        if not launching.tell(problem):
+            Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(problem.exit_code)
 
 
@@ -88,11 +112,24 @@ def run(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another process on the same stage.")] = False,
+    nproc: ProcessesOption = None,
 ) -> None:
     """Run a stage and what it needs, or all of them and the report. What is up to date is skipped."""
     loaded = load_recipe(recipe, sets or [])
     again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
-    runner = Runner(loaded, runs, display=Display(_console()), fresh=again, force=force, wait=wait)
+    if (nproc or 1) > 1 and "WORLD_SIZE" not in os.environ:
+        steps = Planner(loaded, runs, again).plan(stage)
+        if any(step.spec.parallel and step.finished is None for step in steps):
+            with terminate_as_interrupt():
+                launching.launch(nproc or 1, _arguments(stage, recipe, sets, runs, fresh, force, wait, nproc))
+            return
+        nproc = 1  # nothing to share
+    launching.end_with_launcher()
+    ranks = Ranks.join(nproc)
+    runner = Runner(loaded, runs, display=Display(_console()), fresh=again, force=force, wait=wait, ranks=ranks)
+    if ranks.rank:
+        runner.follow()
+        return
     steps = runner.run(stage)
     if all(step.finished for step in steps):
         _console().print(plan_table(steps))
@@ -104,6 +141,26 @@ def run(
             _report(runner.planner)
         else:
             _print(f"report: {path}")
+    ranks.finish()
+
+
+def _arguments(
+    stage: str | None,
+    recipe: Path,
+    sets: list[str] | None,
+    runs: Path,
+    fresh: bool,
+    force: bool,
+    wait: bool,
+    nproc: int | None,
+) -> list[str]:
+    """`run`'s command line again, for the processes that share it."""
+    flags = {"--fresh": fresh, "--force": force, "--wait": wait}
+    return [
+        *("run", *([stage] if stage else []), "--recipe", str(recipe), "--runs", str(runs), "--nproc", str(nproc)),
+        *(name for name, given in flags.items() if given),
+        *(part for text in sets or [] for part in ("--set", text)),
+    ]
 
 
 @app.command("round")
@@ -112,6 +169,7 @@ def one_more(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
     force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
+    nproc: ProcessesOption = None,
 ) -> None:
     """Run one more round of collect, rank, reward and ppo than is finished, then eval, export and the report."""
     given = sets or []
@@ -120,7 +178,7 @@ def one_more(
         finished += 1
     rounds = f"rounds={finished + 1}"
     _print(f"{finished} round{'s are' if finished != 1 else ' is'} finished; now {rounds}")
-    run(recipe=recipe, sets=[*given, rounds], runs=runs, force=force)
+    run(recipe=recipe, sets=[*given, rounds], runs=runs, force=force, nproc=nproc)
     if load_recipe(recipe, given).recipe.rounds <= finished:
         _print(f"to keep this round, set {rounds} in the recipe, or give --set {rounds} to the other commands")
 
@@ -232,6 +290,81 @@ def chat(
 
 
 @app.command()
+def judge(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    annotators: Annotated[str, typer.Option(help="Who judges: ana,ben. Else those of rank.app.")] = "",
+    overlap: OverlapOption = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Held-out prompts, of those evaluated.")] = 100,
+    host: HostOption = None,
+    port: PortOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Have people compare PPO's answers with SFT's, blind; the report then says what they found."""
+    planner = _planner(recipe, sets, runs)
+    config = _asked(planner.recipe.rank.app, annotators, overlap, host, port, url, labels=[], ratings=False)
+    display = Display(_console())
+    compare = importlib.import_module("ranking.judge").judge
+    compare(
+        planner.summary(),
+        config,
+        prompts=prompts,
+        say=display.say,
+        progress=display.open,
+        database=RANKINGS_DATABASE,
+    )
+    _report(planner)
+
+
+@app.command()
+def annotate(
+    file: Annotated[Path, typer.Argument(help='JSONL of {"prompt", "completions"[, "models"]}.')],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the rankings go, as JSONL.")],
+    annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")],
+    overlap: OverlapOption = 1,
+    repeats: Annotated[float, typer.Option(help="Share of items given again, unannounced.")] = 0.0,
+    ratings: Annotated[bool, typer.Option("--ratings", help="Ask for ratings from 1 to 7 as well.")] = False,
+    guidelines: Annotated[str, typer.Option(help="What to judge by.")] = "",
+    host: HostOption = None,
+    port: PortOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Have people rank the answers in a file. Without a recipe; the rankings can be `data.rankings` of one."""
+    values = {"repeats": repeats, "ratings": ratings, "guidelines": guidelines}
+    config = _asked(AppConfig(), annotators, overlap, host, port, url, **values)
+    display = Display(_console())
+    rank_file = importlib.import_module("ranking.files").rank_file
+    count = rank_file(file, out, config, say=display.say, progress=display.open)
+    _print(f"{count} rankings: {out}")
+
+
+def _asked(
+    app_config: AppConfig,
+    annotators: str,
+    overlap: int | None,
+    host: str | None,
+    port: int | None,
+    url: str | None,
+    **values: Any,
+) -> AppConfig:
+    """The section with what the command line says, checked as a recipe's would be."""
+    names = [name.strip() for name in annotators.split(",") if name.strip()] or app_config.annotators
+    given = {"annotators": names, "overlap": overlap, "host": host, "port": port, "url": url, **values}
+    if overlap is None:
+        given["overlap"] = min(app_config.overlap, max(1, len(names)))
+    merged = {**asdict(app_config), **{name: value for name, value in given.items() if value is not None}}
+    try:
+        config = TypeAdapter(AppConfig).validate_json(json.dumps(merged))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{first['loc'][0]}: {first['msg']}", mend="see the command's --help") from None
+    for path, problem in app_conflicts(config):
+        raise RecipeError(f"{path.rpartition('.')[2]} {problem}", mend="give --annotators ana,ben (and --overlap)")
+    return config
+
+
+@app.command()
 def publish(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
@@ -249,6 +382,24 @@ def publish(
             _print(f"published: {upload.send()}")
 
 
+@app.command("export-rankings")
+def export_rankings(
+    folder: Annotated[Path, typer.Argument(help="Where the data set is written.")],
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    only: Annotated[
+        Whose | None, typer.Option("--only", help="Only what people made, or what they did not.")
+    ] = None,
+) -> None:
+    """Write the run's rankings as a data set for the Hub: Parquet files and a card. People become pseudonyms."""
+    summary = _planner(recipe, sets, runs).summary()
+    with Display(_console()).open("export-rankings"):
+        made = hub.export_rankings(summary, folder, None if only is None else only.value)
+    counts = ", ".join(f"{count:,} {split}" for split, count in made.splits.items())
+    _print(f"{folder}: {counts}, {len(made.files)} files")
+
+
 @app.command()
 def clean(
     recipe: RecipeOption = QUICKSTART,
@@ -260,6 +411,9 @@ def clean(
     """Remove the runs that the recipe's present values do not use."""
     planner = _planner(recipe, sets, runs)
     found = cleaning.leftovers(planner, everything)
+    people = cleaning.kept(planner)
+    if people:
+        _print(f"kept, since people made it: {', '.join(str(path) for path in people)}")
     if not found:
         _print("nothing to remove")
         return
@@ -270,7 +424,12 @@ def clean(
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except Exception as bug:
+        if not launching.tell(bug):
+            raise
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

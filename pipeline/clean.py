@@ -12,6 +12,7 @@ from pipeline.errors import StageError
 from pipeline.files import folder_size
 from pipeline.lock import locked
 from pipeline.plan import POINTER, Planner
+from pipeline.stage import RANKINGS_DATABASE
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,17 @@ def leftovers(planner: Planner, everything: bool = False) -> list[Leftover]:
     keep = set() if everything else {step.folder for step in planner.plan() if step.action in ("skip", "resume")}
     found = [folder for stage in _stage_folders(planner) for folder in sorted(stage.glob("*"))]
     return [Leftover(folder, folder_size(folder)) for folder in found if folder.is_dir() and folder not in keep]
+
+
+def kept(planner: Planner) -> list[Path]:
+    """People's work, which is never removed: their rankings, the key of their links, their judgements."""
+    stem = RANKINGS_DATABASE.partition(".")[0]
+    return sorted(
+        path
+        for pattern in (f"{stem}.*", "judged-*.json")
+        for path in planner.folder.glob(pattern)
+        if path.is_file()
+    )
 
 
 def remove(planner: Planner, found: list[Leftover], say: Callable[[str], None]) -> int:

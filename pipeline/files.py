@@ -26,12 +26,18 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes renames and new names in a folder survive a power cut."""
+    """Makes renames and new names in a folder, or a file's content, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_below(folder: Path) -> None:
+    """Makes all files below a folder survive a power cut."""
+    for path in [folder, *folder.rglob("*")]:
+        sync_folder(path)
 
 
 def jsonable(value: Any) -> Any:

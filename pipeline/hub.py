@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from pipeline.config.section import content
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import readable_bytes
 from pipeline.fingerprint import files_below
-from pipeline.plan import RunSummary, StageRun
+from pipeline.plan import RunSummary
 from pipeline.rounds import by_round, newest
 
 CARD = "README.md"
@@ -97,33 +98,46 @@ def uploads(run: RunSummary, private: bool | None = None) -> list[Upload]:
                 where=str(export.folder),
                 mend=f"run `tutelage run {run.loaded.arguments}`",
             )
-        made.append(_upload(publish.model, "model", is_private, {"": export}, model_card(run, publish.model)))
+        card = model_card(run, publish.model)
+        made.append(_upload(publish.model, "model", is_private, export.artifact.path, card))
     if publish.rankings is not None:
-        run.need("rank")
-        ranked = {_folder(number): made for number, made in by_round(run.stages, "rank").items()}
-        made.append(_upload(publish.rankings, "dataset", is_private, ranked, rankings_card(run)))
+        folder = run.folder / "rankings"
+        for path in _rankings(run):
+            with path.open(encoding="utf-8") as lines:
+                _refuse_private_text("rankings.jsonl", lines)  # in the Parquet files it could not be read
+        export_rankings(run, folder)
+        card = (folder / CARD).read_text(encoding="utf-8")
+        made.append(_upload(publish.rankings, "dataset", is_private, folder, card))
     return made
 
 
-def _folder(number: int) -> str:
-    """Where a round's rankings lie in their repository."""
-    return "" if number == 1 else f"round-{number}/"
+def export_rankings(run: RunSummary, folder: Path, only: str | None = None) -> Any:
+    """Writes the run's rankings as a data set for the Hub; returns what `data.export` says of it."""
+    export = importlib.import_module("data.export")
+    recipe = run.loaded.recipe
+    return export.export_rankings(
+        _rankings(run),
+        folder,
+        name=f"Rankings of {recipe.name}",
+        key=export.key_file(run.folder / "annotators.key"),
+        license=recipe.publish.rankings_license,
+        only=only,
+        seed=recipe.seed,
+    )
 
 
-def _upload(
-    repository: str, kind: Literal["model", "dataset"], private: bool, runs: Mapping[str, StageRun], card: str
-) -> Upload:
-    """`runs` by the folder that their files go to."""
-    files = {
-        f"{folder}{name}": path
-        for folder, run in runs.items()
-        for name, path in files_below(run.artifact.path).items()
-        if name != CARD
-    }
+def _rankings(run: RunSummary) -> list[Path]:
+    """Of every round. Raises `StageError` when the last one's are not there yet."""
+    run.need("rank")
+    return [ranked.artifact.file("rankings.jsonl") for ranked in by_round(run.stages, "rank").values()]
+
+
+def _upload(repository: str, kind: Literal["model", "dataset"], private: bool, folder: Path, card: str) -> Upload:
+    files = {name: path for name, path in files_below(folder).items() if name != CARD}
     for name, path in files.items():
         if path.suffix in TEXT_FILES:
-            _refuse_private_text(name, path.read_text(encoding="utf-8", errors="replace"))
-    _refuse_private_text(CARD, card)
+            _refuse_private_text(name, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    _refuse_private_text(CARD, card.splitlines())
     return Upload(repository, kind, private, files, card)
 
 
@@ -133,9 +147,9 @@ def _machine_folders() -> Iterator[str]:
             yield f"{folder}/"
 
 
-def _refuse_private_text(name: str, text: str) -> None:
+def _refuse_private_text(name: str, lines: Iterable[str]) -> None:
     folders = tuple(_machine_folders())
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if _TOKENS.search(line):
             problem = "an access token"
         elif _HOMES.search(line) or any(folder in line for folder in folders):
@@ -180,15 +194,6 @@ def model_card(run: RunSummary, repository: str) -> str:
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```",
         f"## Recipe\n\n```yaml\n{_recipe_yaml(run)}```",
     )
-
-
-def rankings_card(run: RunSummary) -> str:
-    """The rankings' README.md."""
-    simulated = run.need("rank").manifest.simulated
-    header = {"tags": ["tutelage", "rankings", *(["simulated-annotators"] if simulated else [])]}
-    rounds = len(by_round(run.stages, "rank"))
-    parts = [f"Made in {rounds} rounds; those after the first lie in folders of their own."] if rounds > 1 else []
-    return _card(header, f"# Rankings of {run.loaded.recipe.name}", _whose(run), *parts)
 
 
 def _whose(run: RunSummary) -> str:

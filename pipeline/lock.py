@@ -12,13 +12,15 @@ from pipeline.errors import StageError
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[None]:
+def locked(
+    folder: Path, *, wait: bool, say: Callable[[str], None], name: str = "lock", what: str = "this stage"
+) -> Iterator[None]:
     """Holds the folder's exclusive lock; the system releases it should the process die.
 
     Raises `StageError` that names the holder when another process has it, unless `wait`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+", encoding="utf-8") as file:
+    with (folder / name).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -26,7 +28,7 @@ def locked(folder: Path, *, wait: bool, say: Callable[[str], None]) -> Iterator[
             holder = f"process {file.read().strip() or 'unknown'}"
             if not wait:
                 raise StageError(
-                    f"{holder} is at work on this stage",
+                    f"{holder} is at work on {what}",
                     where=str(folder),
                     mend="wait for it to end, or give --wait",
                 ) from None

@@ -64,6 +64,7 @@ class Manifest:
         metrics: what the stage returned.
         forced: whether `--force` was given.
         device: the torch device.
+        processes: how many shared the work.
         started, finished: ISO 8601, UTC.
         seconds: spent in this run; earlier, interrupted runs are not counted.
         resumed: whether it went on from an interrupted run's state.
@@ -93,6 +94,7 @@ class Manifest:
     seconds: float
     resumed: bool
     memory: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
     code: dict[str, Any] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)

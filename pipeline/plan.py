@@ -134,7 +134,7 @@ class Planner:
                 raise RecipeError(
                     f"this recipe has no {until} stage",
                     where=self.loaded.describe("rank.source"),
-                    mend="it exists with rank.source=simulated only",
+                    mend="it exists with rank.source=app or simulated only",
                 )
         return registry.planned(self.recipe, until)
 

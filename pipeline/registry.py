@@ -24,7 +24,7 @@ def _always(recipe: Recipe) -> bool:
 
 
 def _ranks_itself(recipe: Recipe) -> bool:
-    return recipe.rank.source == "simulated"
+    return recipe.rank.source != "data"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class StageSpec:
         planned: whether the recipe has this stage at all.
         paths: dotted recipe paths that may name local files or folders -> whether a value does. Their
             content enters the key.
+        parallel: whether several processes can share the work. What it makes does not depend on their number
+            beyond rounding; the first of them writes it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class StageSpec:
     later: Callable[[Recipe, int], tuple[str, ...]] | None = None
     planned: Callable[[Recipe], bool] = _always
     paths: Mapping[str, Callable[[str], bool]] | None = None
+    parallel: bool = False
 
     @property
     def section(self) -> str:
@@ -139,7 +142,7 @@ STAGES = {
         ),
         StageSpec(
             "data",
-            version=1,
+            version=2,
             target="stages.data:run",
             paths={
                 "data.demonstrations.path": is_local,
@@ -147,7 +150,7 @@ STAGES = {
                 "data.rankings.path": is_local,
             },
         ),
-        StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data")),
+        StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data"), parallel=True),
         StageSpec(
             "collect",
             version=1,
@@ -156,7 +159,7 @@ STAGES = {
             later=_collect_later,
             planned=_ranks_itself,
         ),
-        StageSpec("rank", version=1, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
+        StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
             "reward",
             version=2,
@@ -167,18 +170,20 @@ STAGES = {
                 "reward.model": lambda model: not is_hub_id(model),
                 "reward.pretrain_on.path": is_local,
             },
+            parallel=True,
         ),
         StageSpec(
             "ppo",
-            version=1,
+            version=2,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             later=_ppo_later,
             paths={"ppo.reward_model": lambda _: True},
+            parallel=True,
         ),
         StageSpec(
             "eval",
-            version=1,
+            version=3,
             target="stages.evaluate:run",
             needs=("base", "data", "sft", "reward", "ppo"),
             later=_eval_later,

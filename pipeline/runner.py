@@ -10,17 +10,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
 from pipeline import machine, manifest
 from pipeline.config.load import LoadedRecipe
+from pipeline.config.section import content
 from pipeline.device import resolve
 from pipeline.errors import Interrupted, StageError
 from pipeline.files import jsonable, readable_seconds
@@ -29,7 +31,9 @@ from pipeline.manifest import Manifest
 from pipeline.metrics import MetricsFile, open_trackers
 from pipeline.plan import Planner, StagePlan, StageRun
 from pipeline.progress import Display
-from pipeline.stage import RunContext
+from pipeline.ranks import Ranks
+from pipeline.registry import steps
+from pipeline.stage import Artifact, RunContext
 
 
 class Runner:
@@ -42,6 +46,7 @@ class Runner:
         fresh: stages to make again even when they are up to date.
         force: passed to the stages, which record it where it mattered.
         wait: for another process that works on the same stage, instead of refusing.
+        ranks: the processes that share the run. Only rank 0 calls `run`, the others `follow`.
 
     Attributes:
         planner: plans the same recipe.
@@ -57,11 +62,12 @@ class Runner:
         fresh: Iterable[str] = (),
         force: bool = False,
         wait: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.planner = Planner(loaded, runs, fresh)
         self._loaded, self._recipe = loaded, loaded.recipe
         self._display = display or Display(Console())
-        self._force, self._wait = force, wait
+        self._force, self._wait, self._ranks = force, wait, ranks or Ranks()
         self.moved = False
 
     def run(self, until: str | None = None) -> list[StagePlan]:
@@ -69,11 +75,13 @@ class Runner:
         turn came: a stage whose rerun inputs came out the same is skipped after all."""
         done: dict[str, StageRun] = {}
         steps = []
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             self.planner.plan(until)  # every missing file and damaged artifact is found before anything runs
             try:
                 for spec, needs in self.planner.stages(until):
                     step = self.planner.consider(spec, needs, done)
+                    if step.finished:  # a kill may have come between the manifest and the end of its state
+                        shutil.rmtree(step.finished.folder / "state", ignore_errors=True)
                     done[spec.name] = step.finished or self._execute(step, done)
                     steps.append(step)
             finally:
@@ -129,13 +137,27 @@ class Runner:
                     what.replace(spec.section, spec.name, 1), *counts, **more
                 ),
                 say=self._display.say,
+                recipe_dir=self.planner.folder,
                 force=self._force,
                 describe=self._loaded.describe,
             )
             run = spec.load()
             inputs = {name: done[name].artifact for name in step.inputs}
             started, clock = datetime.now(timezone.utc), time.monotonic()
-            with machine.PeakMemory() as peak:
+            shared = spec.parallel and self._ranks.size > 1
+            with machine.PeakMemory() as peak, ExitStack() as stack:
+                if shared:
+                    folders = {name: str(done[name].folder.absolute()) for name in inputs}
+                    self._ranks.announce(
+                        {
+                            "stage": spec.name,
+                            "folder": str(folder.absolute()),
+                            "inputs": folders,
+                            "config": content(config),
+                            "seed": spec.seed(self._recipe),
+                        }
+                    )
+                    stack.enter_context(self._ranks.together(spec.name, self._device))
                 metrics = run(config, inputs, folder / "out", ctx)
         files = manifest.record_files(folder / "out")
         made = Manifest(
@@ -159,6 +181,7 @@ class Runner:
             metrics=jsonable(metrics),
             forced=self._force,
             device=self._device,
+            processes=self._ranks.size if shared else 1,
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             seconds=round(time.monotonic() - clock, 3),
@@ -169,19 +192,78 @@ class Runner:
             hardware=machine.hardware(),
         )
         manifest.write(folder, made)
-        shutil.rmtree(folder / "state")
+        shutil.rmtree(folder / "state", ignore_errors=True)
         _free_memory()
         return StageRun(folder, made)
+
+    def follow(self) -> None:
+        """Takes part in the parallel stages that rank 0 announces, silently, until there is no more."""
+        with terminate_as_interrupt():
+            try:
+                for task in self._ranks.tasks():
+                    self._take_part(task)
+            except KeyboardInterrupt:
+                raise Interrupted("interrupted") from None
+
+    def _take_part(self, task: Mapping[str, Any]) -> None:
+        spec, folder = steps(self._recipe)[task["stage"]], Path(task["folder"])
+        inputs: dict[str, Artifact] = {}
+        for name, path in task["inputs"].items():
+            made = manifest.read(Path(path))
+            if made is None:
+                raise StageError(
+                    f"process {self._ranks.rank} does not see the {name} artifact",
+                    where=path,
+                    mend="all machines must see the same files under the same path",
+                )
+            inputs[name] = manifest.artifact(Path(path), made)
+        config = spec.config(self._recipe)
+        if task["config"] != content(config) or task["seed"] != spec.seed(self._recipe):
+            raise StageError(
+                f"process {self._ranks.rank} has read another recipe than process 0",
+                mend="start all of them with the same arguments and files",
+            )
+        ctx = RunContext(
+            seed=spec.seed(self._recipe),
+            device=self._device,
+            state_dir=folder / "state",
+            metrics=Silent(),
+            progress=Silent.progress,
+            say=lambda text: None,
+            recipe_dir=self.planner.folder,
+            force=self._force,
+            describe=self._loaded.describe,
+        )
+        with self._ranks.together(spec.name, self._device):
+            spec.load()(config, inputs, folder / "out", ctx)
+        _free_memory()
 
     @cached_property
     def _device(self) -> str:
         return resolve(self._loaded)
 
 
+class Silent:
+    """The metrics log and progress display of a process that is not rank 0."""
+
+    def log(self, step: int, **values: Any) -> None: ...
+
+    def truncate(self, step: int) -> None: ...
+
+    def advance(self, steps: int = 1, **numbers: float) -> None: ...
+
+    @staticmethod
+    @contextmanager
+    def progress(description: str, total: int | None = None, *, done: int = 0) -> Iterator[Silent]:
+        yield Silent()
+
+
 def _prepare(folder: Path, *, keep_state: bool) -> None:
     """Empties what an earlier run of the key left behind, all but its state when it is to go on."""
     (folder / manifest.FILE).unlink(missing_ok=True)
     shutil.rmtree(folder / "out", ignore_errors=True)
+    for unfinished in folder.glob(".*"):  # what a killed process was about to put in place
+        unfinished.unlink()
     if not keep_state:
         shutil.rmtree(folder / "state", ignore_errors=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -205,7 +287,7 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """A polite kill ends a run as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -23,6 +23,9 @@ from typing import Any, Protocol
 
 from pipeline.errors import StageError
 
+RANKINGS_DATABASE = "rankings.sqlite"
+"""What people ranked, in a recipe's folder. Nothing in the pipeline removes it."""
+
 Metrics = dict[str, Any]
 """What a stage returns for its manifest: JSON values by metric name."""
 
@@ -87,6 +90,8 @@ class RunContext:
         metrics: the stage's metrics log.
         progress: opens a progress display: `with ctx.progress("ppo", total=64) as bar: bar.advance()`.
         say: prints one plain line to the user.
+        recipe_dir: runs/<recipe>, for what belongs to no key: work of people that a stage takes in over time. Only
+            its own files there are a stage's to touch; neither `--fresh` nor `tutelage clean` removes them.
         force: the user insists; a stage records it in its metrics where it mattered.
         describe: dotted recipe path -> "file:line" or flag that set it, for error messages.
     """
@@ -97,6 +102,7 @@ class RunContext:
     metrics: MetricsLog
     progress: Callable[..., AbstractContextManager[Progress]]
     say: Callable[[str], None]
+    recipe_dir: Path
     force: bool = False
     describe: Callable[[str], str] = lambda path: path
 

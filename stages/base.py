@@ -20,7 +20,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    Trainer,
     TrainingArguments,
 )
 
@@ -29,6 +28,7 @@ from pipeline.config.base import BaseConfig, PretrainConfig
 from pipeline.errors import DataError, StageError
 from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
+from stages.batches import GlobalBatchTrainer
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import IGNORED, Codec, chat_template
 from stages.training import StageCallback, training_arguments
@@ -124,21 +124,17 @@ def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: 
     width = pretrain.max_position_embeddings
     rows = [row for turn in documents for row in _rows(codec, turn, width)]
     model = _new_model(codec, len(tokenizer), pretrain, ctx)
-    arguments = training_arguments(
-        TrainingArguments,
-        {"per_device_train_batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.1, "num_train_epochs": 1}
-        | pretrain.trainer,
-        ctx,
-        remove_unused_columns=False,
-    )
-    trainer = Trainer(
+    values = {"per_device_train_batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.1, "num_train_epochs": 1}
+    values |= pretrain.trainer
+    arguments = training_arguments(TrainingArguments, values, ctx, remove_unused_columns=False)
+    trainer = GlobalBatchTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=[StageCallback(ctx, "base")],
     )
-    train_to_end(trainer, ctx)
+    train_to_end(trainer, ctx, values)
     model.save_pretrained(out_dir / "model")
     _save_tokenizer(tokenizer, config.chat_template, out_dir)
     return {

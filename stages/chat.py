@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from stages.models.adapters import load_policy
+from stages.models.adapters import load_actor
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
 from stages.ppo.rollout import generate
@@ -32,7 +32,7 @@ def chat(
     base = summary.need("base").artifact
     codec = Codec(load_tokenizer(base))
     speakers = {
-        name: load_policy(base, None if name == "base" else summary.need(name).artifact, device) for name in models
+        name: load_actor(base, None if name == "base" else summary.need(name).artifact, device) for name in models
     }
     console = Console(highlight=False)
     console.print("An empty line leaves, /clear starts anew.", style="dim")
@@ -49,11 +49,11 @@ def chat(
             histories = {name: [] for name in models}
             continue
         panels = []
-        for name, model in speakers.items():
+        for name, actor in speakers.items():
             histories[name].append({"role": "user", "content": line})
             ids = codec.prompt(histories[name])
             [response] = generate(
-                model,
+                actor,
                 [ids],
                 torch.rand((1, max_new_tokens)),
                 temperature=temperature,

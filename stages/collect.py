@@ -20,7 +20,7 @@ from pipeline.config.collect import CollectConfig
 from pipeline.errors import DataError
 from pipeline.rounds import by_round, newest
 from pipeline.stage import Artifact, Metrics, RunContext
-from stages.models.adapters import load_policy
+from stages.models.adapters import load_actor
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
 from stages.ppo.rollout import generate
@@ -113,12 +113,12 @@ def _answer(
     codec: Codec,
     ctx: RunContext,
 ) -> list[Answered]:
-    model = load_policy(inputs["base"], newest(inputs, "ppo", "sft"), ctx.device)
+    actor = load_actor(inputs["base"], newest(inputs, "ppo", "sft"), ctx.device)
     k = config.num_completions
     generator = torch.Generator().manual_seed(ctx.seed)
     with ctx.progress("collect", total=len(prompts) * k) as bar:
         responses = generate(
-            model,
+            actor,
             [prompt.ids for prompt in prompts for _ in range(k)],
             torch.rand((len(prompts) * k, config.response_length), generator=generator),
             temperature=config.temperature,

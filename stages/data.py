@@ -1,106 +1,145 @@
 """The `data` stage: demonstrations, prompts and rankings, split by prompt group and checked.
 
-1. Read or generate the demonstrations; read the rankings and the extra prompts.
+1. Read or generate the demonstrations; read the extra prompts and the rankings. Rows pass through one by one: no
+   table is held in memory.
 2. Put the system message in front and give every prompt group its split.
-3. Check that no prompt is in both splits.
-4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once), rankings.jsonl, dropped.json.
+3. Check that every row is on the side of its prompt group, whichever table it comes from.
+4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once), rankings.jsonl, and dropped.jsonl: the
+   first rows of each table of which something was left out, with row number (line, in text files) and reason.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from data import venues
 from data.demonstrations import read_demonstrations, read_prompts
 from data.messages import with_system
 from data.rankings import read_rankings
-from data.schema import Demonstration, Prompt, Ranking, prompt_key, write_jsonl
+from data.schema import Demonstration, Prompt, Ranking, as_line, prompt_key, write_jsonl
 from data.sources import Dropped
-from data.splits import check_no_leak, split_of_prompt
+from data.spill import seen
+from data.splits import check_split, split_of_prompt
 from pipeline.config.data import DataConfig, TaskConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
 
+Text = TypeVar("Text", Demonstration, Prompt, Ranking)
+
 
 def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     """Writes the artifact; returns counts by split, what was dropped, and what the rankings are made of."""
-    held_out, system = config.eval_fraction, config.system
+    held_out = config.eval_fraction
     dropped = {table: Dropped() for table in ("demonstrations", "prompts", "rankings")}
+    sizes: Counter[int] = Counter()
+    annotators: set[str] = set()
+    human = True
+    with ExitStack() as opened:
+        known = opened.enter_context(seen())
+        distinct = opened.enter_context((out_dir / "prompts.jsonl").open("w", encoding="utf-8"))
+        prompts: Counter[str] = Counter()
 
-    demonstrations: Iterable[Demonstration]
-    if isinstance(config.demonstrations, TaskConfig):
-        demonstrations = venues.demonstrations(config.demonstrations, ctx.seed, held_out)
-    else:
-        table = config.demonstrations
-        demonstrations = read_demonstrations(table, held_out, dropped["demonstrations"], ctx.say)
-    demonstrations = [replace(d, prompt=with_system(d.prompt, system)) for d in demonstrations]
-    extra: list[Prompt] = []
-    if config.prompts:
-        prompts = read_prompts(config.prompts, held_out, dropped["prompts"], ctx.say)
-        extra = [replace(p, prompt=with_system(p.prompt, system)) for p in prompts]
-    rankings: list[Ranking] = []
-    if config.rankings:
-        rankings = [
-            replace(
-                r,
-                prompt=with_system(r.prompt, system),
-                split=split_of_prompt(r.prompt, held_out),
-                where="",  # the artifact's content must not depend on the folder of its source
-            )
-            for r in read_rankings(config.rankings, dropped["rankings"], ctx.say)
-        ]
-    check_no_leak([*demonstrations, *extra, *rankings])
-    distinct = _distinct([*demonstrations, *extra, *rankings])
-    _check_sizes(demonstrations, distinct, held_out)
+        def passing(rows: Iterable[Text], table: str) -> Iterator[Text]:
+            """The rows as they are written; each new prompt goes to prompts.jsonl."""
+            with ctx.progress(f"data: {table}") as bar:
+                dropped[table].on_read = lambda read: bar.advance(0, read=read)
+                for given in rows:
+                    row = replace(given, prompt=with_system(given.prompt, config.system))
+                    check_split(row, held_out)
+                    if known.first(prompt_key(row.prompt)):
+                        distinct.write(as_line(Prompt(row.prompt, row.split)))
+                        prompts[row.split] += 1
+                    yield row
+                    bar.advance()
 
-    write_jsonl(out_dir / "demonstrations.jsonl", demonstrations)
-    write_jsonl(out_dir / "prompts.jsonl", distinct)
-    report = {table: noted.rows for table, noted in dropped.items()}
-    (out_dir / "dropped.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+        demonstrations = _write(
+            out_dir / "demonstrations.jsonl",
+            passing(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"),
+        )
+        if config.prompts:
+            extra = read_prompts(config.prompts, held_out, dropped["prompts"], ctx.say)
+            for _ in passing(extra, "prompts"):
+                pass
+        rankings: Counter[str] = Counter()
+        if config.rankings:
+
+            def counted(rows: Iterable[Ranking]) -> Iterator[Ranking]:
+                nonlocal human
+                for row in rows:
+                    sizes[len(row.completions)] += 1
+                    annotators.add(row.annotator)
+                    human = human and row.human
+                    # The artifact's content must not depend on the folder of its source: no `where`.
+                    yield replace(row, split=split_of_prompt(row.prompt, held_out), where="")
+
+            given = read_rankings(config.rankings, dropped["rankings"], ctx.say)
+            rankings = _write(out_dir / "rankings.jsonl", passing(counted(given), "rankings"))
+    _check_sizes(demonstrations, prompts, held_out)
+    write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
     metrics: Metrics = {
         **_by_split("demonstrations", demonstrations),
-        **_by_split("prompts", distinct),
-        **{f"dropped_{table}": sum(noted.counts().values()) for table, noted in dropped.items()},
+        **_by_split("prompts", prompts),
+        **{f"read_{table}": noted.read for table, noted in dropped.items() if noted.read},
+        **{f"dropped_{table}": noted.counts.total() for table, noted in dropped.items()},
+        **{
+            f"dropped_{table}/{reason}": count
+            for table, noted in dropped.items()
+            for reason, count in sorted(noted.counts.items())
+        },
     }
     if config.rankings:
-        write_jsonl(out_dir / "rankings.jsonl", rankings)
-        sizes = Counter(len(ranking.completions) for ranking in rankings)
         metrics |= {
             **_by_split("rankings", rankings),
             **{f"rankings_of_{k}": count for k, count in sorted(sizes.items())},
-            "annotators": len({ranking.annotator for ranking in rankings}),
-            "human": config.rankings.human,
+            "annotators": len(annotators),
+            "human": human,
         }
     return metrics
 
 
-def _distinct(rows: Iterable[Demonstration | Prompt | Ranking]) -> list[Prompt]:
-    """Each prompt once, in the order of first appearance."""
-    first: dict[str, Prompt] = {}
-    for row in rows:
-        first.setdefault(prompt_key(row.prompt), Prompt(row.prompt, row.split))
-    return list(first.values())
+def _demonstrations(config: DataConfig, dropped: Dropped, ctx: RunContext) -> Iterable[Demonstration]:
+    source = config.demonstrations
+    if isinstance(source, TaskConfig):
+        return venues.demonstrations(source, ctx.seed, config.eval_fraction)
+    return read_demonstrations(source, config.eval_fraction, dropped, ctx.say)
 
 
-def _check_sizes(demonstrations: list[Demonstration], prompts: list[Prompt], held_out: float) -> None:
-    if not any(d.split == "train" for d in demonstrations):
+def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
+    """Writes the rows; returns how many there are by split."""
+    counts: Counter[str] = Counter()
+    with path.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(as_line(row))
+            counts[row.split] += 1
+    return counts
+
+
+def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:
+    """The table's file is in the manifest: it may be moved without making another artifact."""
+    for table, noted in dropped.items():
+        for row, reason in noted.places:
+            yield {"table": table, "row": row, "reason": reason}
+
+
+def _check_sizes(demonstrations: Counter[str], prompts: Counter[str], held_out: float) -> None:
+    if not demonstrations["train"]:
         raise DataError(
-            f"none of the {len(demonstrations)} demonstrations is left to train on",
+            f"none of the {demonstrations.total()} demonstrations is left to train on",
             where="data.demonstrations",
             mend="give more of them, with non-empty prompts and completions, or lower data.eval_fraction",
         )
-    if held_out > 0 and not any(p.split == "eval" for p in prompts):
+    if held_out > 0 and not prompts["eval"]:
         raise DataError(
-            f"none of the {len(prompts)} prompts is held out at data.eval_fraction {held_out:g}",
+            f"none of the {prompts.total()} prompts is held out at data.eval_fraction {held_out:g}",
             where="data.eval_fraction",
             mend="give more prompts, or raise data.eval_fraction",
         )
 
 
-def _by_split(table: str, rows: Iterable[Demonstration | Prompt | Ranking]) -> dict[str, int]:
-    counts = Counter(row.split for row in rows)
-    return {f"{table}_{split}": counts[split] for split in ("train", "eval")}
+def _by_split(table: str, counts: Mapping[str, int]) -> dict[str, int]:
+    return {f"{table}_{split}": counts.get(split, 0) for split in ("train", "eval")}

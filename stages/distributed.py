@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+BUCKET = 1 << 24
+"""Numbers that are summed in one go: many small sums would each wait for the slowest process."""
 
 
 class World:
@@ -29,11 +33,41 @@ class World:
         """Adds up gradients over all processes, in place. Losses must be divided by global counts."""
         if self.size == 1:
             return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+        for bucket in _buckets(parameters):
+            for parameter in bucket:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            flat = torch.cat([p.grad.flatten() for p in bucket if p.grad is not None])
+            dist.all_reduce(flat)
+            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad.copy_(part.view_as(parameter))  # type: ignore[union-attr]
 
     def mine(self, count: int) -> Tensor:
         """Indices of this process's share of `count` things."""
         return torch.arange(self.rank, count, self.size)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def together(self, mine: list[Any], count: int) -> list[Any]:
+        """All `count` things in order on every process, of which each has its share (`mine`)."""
+        if self.size == 1:
+            return mine
+        shares: list[Any] = [None] * self.size
+        dist.all_gather_object(shares, mine)
+        return [shares[i % self.size][i // self.size] for i in range(count)]
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Neighbours of one kind, up to a size."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(p.numel() for p in bucket) + parameter.numel() > BUCKET
+        if bucket and (full or (parameter.dtype, parameter.device) != (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket

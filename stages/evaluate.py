@@ -1,8 +1,8 @@
 """The `eval` stage: base, SFT and PPO model on held-out prompts, by a judge that the reward model never saw.
 
-It makes `eval.json`, `judged.jsonl` (faults of every answer) and `samples.jsonl`. The same random numbers draw
-every model's answers, so that models are compared answer by answer. After several rounds `ppo` is the last one's
-policy, and `ppo-1`, ... are those before.
+It makes `eval.json`, `judged.jsonl` (faults of every answer), `answers.jsonl` (what people judge) and
+`samples.jsonl`. The same random numbers draw every model's answers, so that models are compared answer by answer.
+After several rounds `ppo` is the last one's policy, and `ppo-1`, ... are those before.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.agreement import bootstrap
 from data.schema import Message, write_jsonl
+from data.shares import bootstrap
 from data.slots import SlotErrors, SlotLexicon, parse_mr, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
 from pipeline.errors import DataError
 from pipeline.rounds import by_round, newest
 from pipeline.stage import Artifact, Metrics, RunContext
-from stages.models.adapters import causal_lm, load_policy
-from stages.models.bank import Actor
+from stages.models.actor import Actor
+from stages.models.adapters import load_actor
 from stages.models.loading import load_tokenizer
 from stages.models.text import IGNORED, Codec
 from stages.ppo.rollout import generate
@@ -34,9 +34,6 @@ from stages.ppo.trajectory import Episodes, logprobs
 from stages.prompts import EncodedPrompt, load_prompts
 from stages.reward.classifier import response_scorer
 from stages.sft import encode_demonstrations
-
-CHUNK = 4096
-"""Positions whose logits exist at the same time."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,13 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         for look in policy.jsonl("looks.jsonl")
     ]
     (out_dir / "eval.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_jsonl(
+        out_dir / "answers.jsonl",
+        (
+            {"prompt": prompt.messages, "answers": {name: found.texts[i] for name, found in answers.items()}}
+            for i, prompt in enumerate(prompts)
+        ),
+    )
     write_jsonl(out_dir / "samples.jsonl", _samples(prompts, answers, checks, config.samples))
     return _flat(result)
 
@@ -117,11 +121,11 @@ def _answer(
     ctx: RunContext,
 ) -> Answers:
     """A model's answers, its loss on held-out demonstrations and, for SFT and PPO, its KL from the SFT model."""
-    model = load_policy(inputs["base"], artifact, ctx.device)
+    actor = load_actor(inputs["base"], artifact, ctx.device)
     generator = torch.Generator().manual_seed(ctx.seed)
     with ctx.progress(f"eval {name}", total=len(prompts)) as bar:
         ids = generate(
-            model,
+            actor,
             [prompt.ids for prompt in prompts],
             torch.rand((len(prompts), config.response_length), generator=generator),
             temperature=config.temperature,
@@ -132,17 +136,17 @@ def _answer(
         )
     kl = torch.zeros(len(ids)) if name == "sft" else None
     if name.startswith("ppo"):
-        reference = load_policy(inputs["base"], inputs["sft"], ctx.device)
+        reference = load_actor(inputs["base"], inputs["sft"], ctx.device)
         asked = [prompt.ids for prompt in prompts]
         ours, theirs = (
-            response_logprobs(lm, asked, ids, codec, temperature=config.temperature, batch_size=config.batch_size)
-            for lm in (model, reference)
+            response_logprobs(who, asked, ids, codec, temperature=config.temperature, batch_size=config.batch_size)
+            for who in (actor, reference)
         )
         kl = ours - theirs
-    return Answers(ids, [codec.decode(row) for row in ids], kl, _nll(model, inputs["data"], codec, config))
+    return Answers(ids, [codec.decode(row) for row in ids], kl, _nll(actor, inputs["data"], codec, config))
 
 
-def _nll(model: Any, data: Artifact, codec: Codec, config: EvalConfig) -> float | None:
+def _nll(actor: Actor, data: Artifact, codec: Codec, config: EvalConfig) -> float | None:
     """Nats a token on the completions of held-out demonstrations; None when there are none."""
     rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
     if not rows:
@@ -150,13 +154,13 @@ def _nll(model: Any, data: Artifact, codec: Codec, config: EvalConfig) -> float 
     starts = [sum(label == IGNORED for label in row["labels"]) for row in rows[: config.num_prompts]]
     prompts = [row["input_ids"][:start] for row, start in zip(rows, starts, strict=False)]
     completions = [row["input_ids"][start:] for row, start in zip(rows, starts, strict=False)]
-    logps = response_logprobs(model, prompts, completions, codec, temperature=1.0, batch_size=config.batch_size)
+    logps = response_logprobs(actor, prompts, completions, codec, temperature=1.0, batch_size=config.batch_size)
     return -float(logps.sum()) / sum(map(len, completions))
 
 
 @torch.no_grad()
 def response_logprobs(
-    model: Any,
+    actor: Actor,
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
     codec: Codec,
@@ -165,12 +169,11 @@ def response_logprobs(
     batch_size: int,
 ) -> Tensor:
     """Log-probability (B,) of each whole response given its prompt, nats, on the CPU."""
-    episodes = Episodes.build(prompts, responses, codec.stop_ids, codec.pad_id, model.device)
-    actor = Actor(causal_lm(model), None, route=lambda: None)
+    episodes = Episodes.build(prompts, responses, codec.stop_ids, codec.pad_id, actor.device)
     totals = torch.zeros(len(episodes))
     for rows, part in episodes.micro_batches(torch.arange(len(episodes)), batch_size):
         hidden = actor.hidden(part.ids_BL)
-        logps, _ = logprobs(actor, part, hidden, temperature=temperature, chunk_size=CHUNK)
+        logps, _ = logprobs(actor, part, hidden, temperature=temperature, chunk_size=None, entropy=False)
         totals[rows] = logps.sum(1).cpu()
     return totals
 

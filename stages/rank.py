@@ -1,6 +1,8 @@
-"""The `rank` stage: given rankings are passed on; collected answers are ranked by simulated annotators.
+"""The `rank` stage: given rankings are passed on; collected answers are ranked by people or simulated annotators.
 
-Either way their agreement is measured, since it bounds what a reward model can be expected to learn.
+Whoever it was, their agreement is measured, since it bounds what a reward model can be expected to learn, and with
+it each annotator's consistency, biases and weight, and the strength of each model behind the answers
+(data/measures.py): on all rankings, or on those of a sample of the prompts where there are very many.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from data import venues
-from data.agreement import agreement
-from data.schema import Ranking, ranks_from_scores, write_jsonl
+from data.judgements import Sample
+from data.measures import measure
+from data.schema import Ranking, ranks_from_scores, read_rankings_file, write_jsonl
 from pipeline.config.rank import RankConfig
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, StageError
+from pipeline.files import jsonable
 from pipeline.rounds import newest
-from pipeline.stage import Artifact, Metrics, RunContext
+from pipeline.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -26,27 +30,65 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     path = out_dir / "rankings.jsonl"
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
+    elif config.source == "app":
+        write_jsonl(path, ask(config, newest(inputs, "collect"), ctx))
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
-    rankings = _read(path)
-    measured = agreement(rankings, seed=ctx.seed)
-    (out_dir / "agreement.json").write_text(json.dumps(measured.to_json(), indent=1), encoding="utf-8")
-
-    pairs = sum(len(r.pairs()) for r in rankings)
-    all_pairs = sum(len(r.completions) * (len(r.completions) - 1) // 2 for r in rankings)
+    sample = Sample()
+    with ctx.progress("rank: reading") as bar:
+        for ranking in read_rankings_file(path):
+            sample.add(ranking)
+            bar.advance()
+    ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
+    measured = measure(sample, seed=ctx.seed)
+    text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
+    (out_dir / "agreement.json").write_text(text, encoding="utf-8")
+    agreed = measured["pairwise"]
     return {
-        "rankings": len(rankings),
-        "pairs": pairs,
-        "tie_share": 1 - pairs / all_pairs,
-        "agreement": measured.pairwise.value,
-        "agreement_low": measured.pairwise.low,
-        "agreement_high": measured.pairwise.high,
-        "agreement_pairs": measured.pairwise.pairs,
-        "predicted_by_others": measured.by_others.value,
-        "alpha": measured.alpha,
-        "annotators": len({r.annotator for r in rankings}),
-        "human": all(r.human for r in rankings),
+        "rankings": sample.rankings,
+        "pairs": sample.pairs - sample.ties,
+        "tie_share": sample.ties / sample.pairs,
+        "agreement": agreed["value"],
+        "agreement_low": agreed["low"],
+        "agreement_high": agreed["high"],
+        "agreement_pairs": agreed["pairs"],
+        "predicted_by_others": measured["by_others"]["value"],
+        "alpha": measured["alpha"],
+        "tau": measured["tau"]["value"],
+        "self_consistency": measured["self_consistency"]["value"],
+        "first_shown": measured["first_shown"]["value"],
+        "longer": measured["longer"]["value"],
+        "measured_on": sample.kept,
+        "annotators": len(sample.annotators),
+        "human": sample.human,
     }
+
+
+def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> list[Ranking]:
+    """Has people rank the answers on a web page; returns when they are through, or the admin says so.
+
+    What they gave before to the same answers counts. Raises `StageError` when no ranking is there.
+    """
+    from ranking.campaign import Campaign
+    from ranking.export import rankings
+    from ranking.items import collected as sources
+    from ranking.serve import collect_rankings
+
+    campaign = Campaign.of("rank", sources(collected.jsonl("answers.jsonl")), config.app)
+    (ctx.state_dir / "asked").touch()  # so that a stopped run is seen to go on
+    database = ctx.recipe_dir / RANKINGS_DATABASE
+    store = collect_rankings(database, campaign, config.app, say=ctx.say, progress=ctx.progress)
+    try:
+        given = list(rankings(store, campaign))
+    finally:
+        store.close()
+    if not given:
+        raise StageError(
+            "nobody ranked anything: all items were skipped",
+            where=str(database),
+            mend="list other annotators under rank.app.annotators, or rank what was skipped",
+        )
+    return given
 
 
 def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterator[Ranking]:
@@ -73,8 +115,3 @@ def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterat
                 ratings=utilities,
                 split=row["split"],
             )
-
-
-def _read(path: Path) -> list[Ranking]:
-    with path.open(encoding="utf-8") as lines:
-        return [Ranking(**json.loads(line)) for line in lines]

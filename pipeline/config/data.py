@@ -30,7 +30,7 @@ class TableConfig:
     """Rows of a CSV, TSV, JSONL or Parquet file, or of a Hub data set."""
 
     path: str
-    """A local file, an `https://` URL (add `#sha256=...` to have it checked) or `hub://owner/name@revision`."""
+    """A local file, a folder of Parquet files, an `https://` URL (add `#sha256=...` to have it checked) or `hub://owner/name@revision`."""
     split: str = "train"
     """Of a Hub data set."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -57,10 +57,12 @@ class RankingTableConfig:
 
     path: str
     """As `TableConfig.path`."""
-    format: Literal["wide", "long", "pairs", "tree", "scored"]
+    format: Literal["native", "wide", "long", "pairs", "tree", "scored", "argilla", "label_studio"]
     """wide: K completion and K rating columns a row; long: a row a completion; pairs: chosen and rejected;
-    tree: nested replies with ranks (OASST); scored: a list of scored completions a row."""
+    tree: nested replies with ranks (OASST); scored: a list of scored completions a row; native: as `tutelage
+    export-rankings` writes; argilla and label_studio: exports of these tools."""
     split: str = "train"
+    """Of a Hub data set; `train+eval` for several."""
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     """Our name -> the table's: `prompt`, `completions`, `ratings`, `models`, `annotator`, ... (lists
     for wide)."""

@@ -19,4 +19,6 @@ class PublishConfig:
     """Hub repository of the exported model, `owner/name`."""
     rankings: str | None = None
     """Hub data set repository of the rankings; null: they stay here."""
+    rankings_license: str | None = field(default=None, metadata=RUNTIME)
+    """The Hub's identifier of the rankings' licence, for their card ("cc-by-4.0"); null: none is given."""
     private: bool = field(default=True, metadata=RUNTIME)

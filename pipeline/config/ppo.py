@@ -65,8 +65,9 @@ class PPOConfig:
     """Passes over each rollout."""
     num_mini_batches: Count = 4
     """Optimizer steps in each pass; must divide `batch_size`."""
-    micro_batch_size: Count | None = field(default=None, metadata=RUNTIME)
-    """Sequences in one forward and backward; null: a whole minibatch. Changes memory, not mathematics."""
+    micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
+    """Sequences in one forward and backward; null: a whole minibatch; auto: a whole minibatch, and half as many
+    whenever the GPU's memory runs out. Changes memory, not mathematics."""
     max_prompt_length: Count = 128
     """Longer prompts are left out, and counted."""
     response_length: Count = 64
@@ -113,10 +114,10 @@ class PPOConfig:
     """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
     classifier with one label (scored through text when its tokenizer differs)."""
     gradient_checkpointing: bool = field(default=False, metadata=RUNTIME)
-    logits_chunk_size: Count = field(default=4096, metadata=RUNTIME)
-    """Positions whose logits exist at the same time."""
-    rollout_batch_size: Count | None = field(default=None, metadata=RUNTIME)
-    """Sequences decoded together; null: the whole batch."""
+    logits_chunk_size: Count | None = field(default=None, metadata=RUNTIME)
+    """Positions whose logits exist at the same time; null: as many as take 4 MB (256 MB on a GPU)."""
+    rollout_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
+    """Sequences decoded together; null: the whole batch; auto: as for `micro_batch_size`."""
     save_updates: Count = field(default=10, metadata=RUNTIME)
     """Updates between checkpoints."""
     eval_updates: Natural = 8

@@ -82,6 +82,9 @@ class RewardConfig:
     """null: PPO trusts whatever comes out."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Values of `transformers.TrainingArguments`, by their own names; a batch is counted in prompts."""
+    micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
+    """Prompts that go through the model at once; null: `trainer.per_device_train_batch_size`; auto: a whole
+    optimizer step, and half as many whenever the GPU's memory runs out. Changes memory, not mathematics."""
     eval_batch_size: Count = field(default=64, metadata=RUNTIME)
     """Completions scored together."""
     pack_tokens: Natural = field(default=256, metadata=RUNTIME)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config.base import BaseConfig
 from pipeline.config.data import TaskConfig
 from pipeline.config.ppo import PPOConfig
+from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
 
 Problem = tuple[str, str]
@@ -120,14 +121,16 @@ def _rank(recipe: Recipe) -> Iterator[Problem]:
         if recipe.data.rankings is None:
             yield "data.rankings", "is required by rank.source = data"
         return
+    if rank.source == "app":
+        yield from app_conflicts(rank.app)
+        return
     if not isinstance(recipe.data.demonstrations, TaskConfig):
         yield (
             "rank.source",
             "simulated annotators know the built-in task only: data.demonstrations must be {task: ...}",
         )
     names = [annotator.name for annotator in rank.annotators]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield "rank.annotators", f"two annotators are called {name}"
+    yield from _distinct("rank.annotators", names)
     if not names:
         yield "rank.annotators", "needs at least one annotator for rank.source = simulated"
     elif rank.annotators_per_prompt > len(names):
@@ -157,12 +160,29 @@ def _rounds(recipe: Recipe) -> Iterator[Problem]:
             yield "collect.num_prompts", "is required by collect.select = disagreement: of all there is no choice"
 
 
+def app_conflicts(app: AppConfig) -> Iterator[Problem]:
+    """What does not fit together in the ranking app's section."""
+    names = app.annotators
+    yield from _distinct("rank.app.annotators", names)
+    if not names:
+        yield "rank.app.annotators", "needs at least one annotator here"
+    elif app.overlap > len(names):
+        yield "rank.app.overlap", f"is {app.overlap}, but there are {len(names)} annotators"
+    if app.url is not None and not re.fullmatch(r"https?://[^/?#]+/?", app.url):
+        yield "rank.app.url", f"must be like https://rank.example.org, got {app.url!r}"
+
+
+def _distinct(path: str, names: Sequence[str]) -> Iterator[Problem]:
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield path, f"two annotators are called {name}"
+
+
 def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
     if ppo.total_episodes < ppo.batch_size:
         yield "ppo.total_episodes", f"{ppo.total_episodes} must be at least batch_size ({ppo.batch_size})"
     if ppo.batch_size % ppo.num_mini_batches:
         yield "ppo.num_mini_batches", f"{ppo.num_mini_batches} must divide batch_size ({ppo.batch_size})"
-    elif ppo.micro_batch_size and (ppo.batch_size // ppo.num_mini_batches) % ppo.micro_batch_size:
+    elif isinstance(ppo.micro_batch_size, int) and (ppo.batch_size // ppo.num_mini_batches) % ppo.micro_batch_size:
         yield (
             "ppo.micro_batch_size",
             f"{ppo.micro_batch_size} must divide the minibatch ({ppo.batch_size // ppo.num_mini_batches})",

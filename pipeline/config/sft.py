@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pipeline.config.section import BelowOne, Count, field, section
+from pipeline.config.section import RUNTIME, BelowOne, Count, field, section
 
 
 @section
@@ -28,4 +28,8 @@ class SFTConfig:
     packing: bool = True
     """Put several demonstrations into one row of `max_length`; they do not see each other."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Values of `trl.SFTConfig`, by their own names."""
+    """Values of `trl.SFTConfig`, by their own names. One optimizer step is over `per_device_train_batch_size` times
+    `gradient_accumulation_steps` rows, on however many processes."""
+    micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
+    """Rows that go through the model at once; null: `trainer.per_device_train_batch_size`; auto: a whole
+    optimizer step, and half as many whenever the GPU's memory runs out. Changes memory, not mathematics."""

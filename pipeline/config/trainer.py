@@ -32,7 +32,9 @@ _HUB = "`tutelage publish` uploads, from finished artifacts only"
 _DTYPE = "`base.dtype` decides it for every stage"
 _DATA = "the data stage prepares the columns"
 _MODEL = "the base stage makes model and tokenizer"
-_SHARDING = "one device is what is supported"
+_SHARDING = "`make NPROC=2` decides how many processes share the work, and they sum their gradients"
+_BATCH = "an optimizer step is the same on any number of processes; see `micro_batch_size` beside `trainer`"
+_CHECKPOINT = "a resumed run needs whole checkpoints"
 _SCREEN = "the runner owns the display and the metrics; see `report_to` at the top of the recipe"
 _SEED = "every generator derives from `seed` at the top of the recipe"
 _STEPS = "the stage decides what it does"
@@ -53,6 +55,20 @@ OWNED = {
     "disable_tqdm": _SCREEN,
     "use_cpu": "`device` at the top of the recipe decides it",
     "local_rank": _SHARDING,
+    "ddp_backend": _SHARDING,
+    "ddp_timeout": _SHARDING,
+    "ddp_find_unused_parameters": _SHARDING,
+    "ddp_bucket_cap_mb": _SHARDING,
+    "ddp_broadcast_buffers": _SHARDING,
+    "ddp_static_graph": _SHARDING,
+    "accelerator_config": _SHARDING,
+    "average_tokens_across_devices": _BATCH,
+    "auto_find_batch_size": _BATCH,
+    "include_num_input_tokens_seen": "`num_tokens` in metrics.jsonl counts them",
+    "length_column_name": _DATA,
+    "save_only_model": _CHECKPOINT,
+    "save_on_each_node": _CHECKPOINT,
+    "ignore_data_skip": _CHECKPOINT,
     "deepspeed": _SHARDING,
     "fsdp": _SHARDING,
     "fsdp_config": _SHARDING,

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.files import readable_bytes, readable_seconds, write_atomic
 from pipeline.plan import RunSummary
-from pipeline.report import against, charts, comparison, findings, plots, verdict, wording
+from pipeline.report import against, charts, comparison, findings, plots, rankings, verdict, wording
 
 HERE = Path(__file__).parent
 
@@ -44,6 +44,10 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         along=charts.along(run, found),
         curves=charts.curves(run),
         reliability=charts.reliability(found),
+        distributions=charts.distributions(found),
+        annotator_columns=rankings.columns(found["rankings"]) if found["rankings"] else [],
+        strengths=rankings.strengths(found["rankings"]) if found["rankings"] else [],
+        shown_annotators=rankings.SHOWN,
         draw=draw,
         numbers=numbers.name,
     )

@@ -17,13 +17,19 @@ TRAINING: list[tuple[str, str, str, dict[str, Kind]]] = [
     ("base", "Loss of the base model", "nats a token", {"loss": "train", "eval_loss": "held-out"}),
     ("sft", "Loss of SFT", "nats a token", {"loss": "train", "eval_loss": "held-out"}),
     ("reward", "Loss of the reward model", "nats", {"loss": "train"}),
-    ("reward", "Accuracy of the reward model", "share of pairs ordered rightly", {"accuracy": "train"}),
+    (
+        "reward",
+        "Accuracy of the reward model",
+        "share of pairs ordered rightly",
+        {"accuracy": "train", "eval_accuracy": "held-out"},
+    ),
 ]
 """Charts of what comes before PPO: stage, title, unit, metric -> kind of line."""
 
 PPO: list[tuple[str, str, str, Bounds | None]] = [
     ("KL coefficient", "reward a nat", "objective/kl_coef", None),
     ("Reward less KL penalty", "normalised score", "objective/rlhf_reward", None),
+    ("Disagreement of the reward models", "standard deviation of scores", "objective/scores_disagreement", None),
     ("Entropy", "nats a token", "objective/entropy", None),
     ("Response length", "tokens", "response/length", None),
     ("Ended by a stop token", "share of responses", "response/ended", (0, 1.05)),
@@ -94,6 +100,28 @@ def reliability(found: Findings) -> list[Chart]:
         "Calibration", "share preferred", lines, "predicted chance of being preferred", (0, 1), square=True
     )
     return [chart] if table else []
+
+
+def distributions(found: Findings) -> list[Chart]:
+    """How the reward model's scores, and its accuracy over prompts, are spread on held-out prompts."""
+    reward = found["reward"] or {}
+    charts = [
+        Chart(title, unit, [Line("histogram", _bars(reward.get(table, [])))], x, (0, None))
+        for table, title, unit, x in (
+            ("scores", "Scores of held-out answers", "answers", "score"),
+            ("by_prompt", "Accuracy by held-out prompt", "prompts", "share of its pairs ordered rightly"),
+        )
+    ]
+    return _with_points(charts)
+
+
+def _bars(histogram: Iterable[dict[str, Any]]) -> list[Point]:
+    """A histogram's bins by their middles, between two empty ones."""
+    bins = [((row["low"] + row["high"]) / 2, float(row["count"])) for row in histogram]
+    if len(bins) < 2:
+        return []
+    width = bins[1][0] - bins[0][0]
+    return [(bins[0][0] - width, 0.0), *bins, (bins[-1][0] + width, 0.0)]
 
 
 def _newest(run: RunSummary, stage: str) -> list[dict[str, Any]]:

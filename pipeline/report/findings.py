@@ -12,7 +12,7 @@ from pipeline import registry
 from pipeline.files import jsonable, readable_bytes
 from pipeline.plan import KEY_DIGITS, RunSummary, StageRun
 from pipeline.registry import StageSpec
-from pipeline.report import lineage
+from pipeline.report import human, lineage, rankings
 
 Findings = dict[str, Any]
 
@@ -43,10 +43,13 @@ def collect(run: RunSummary) -> Findings:
         "annotators": annotators(run),
         "stages": [_stage(spec, run) for spec in registry.steps(recipe).values()],
         "ranking": ranking and ranking.manifest.metrics,
+        "rankings": rankings.measured(ranking),
+        "dropped": rankings.dropped(run.stages.get("data")),
         "reward": reward and _reward(reward),
         "ppo": ppo and _ppo(ppo),
         "lineage": lineage.rows(run, evaluation) if recipe.rounds > 1 else [],
         "evaluation": evaluation,
+        "human": human.read(run),
         "samples": list(evaluated.artifact.jsonl("samples.jsonl")) if evaluated else [],
         "environment": _environment(run.stages),
         "values": [
@@ -108,7 +111,8 @@ def _reward(reward: StageRun) -> Findings:
     measured = {
         name.removeprefix("eval_"): value for name, value in quality["metrics"].items() if name.startswith("eval_")
     }
-    return {"held_out": measured, "reliability": quality["reliability"], "unfit": quality["unfit"]}
+    tables = {name: quality.get(name, []) for name in ("reliability", "by_annotator", "by_prompt", "scores")}
+    return {"held_out": measured, **tables, "unfit": quality["unfit"]}
 
 
 def _ppo(ppo: StageRun) -> Findings:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 Bounds = tuple[float | None, float | None]
-Kind = Literal["train", "held-out", "level"]
+Kind = Literal["train", "held-out", "level", "histogram"]
 
 TEXT, GRID = "#010203", "#010204"
 COLOURS = {
@@ -29,6 +29,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#010205", "linewidth": 1.4},
     "held-out": {"color": "#010206", "linewidth": 1.4, "marker": "o", "markersize": 4},
     "level": {"color": TEXT, "linewidth": 1.0, "linestyle": (0, (4, 3))},
+    "histogram": {"color": "#010206", "linewidth": 1.4, "drawstyle": "steps-mid"},
 }
 FONT = "DejaVu Sans"
 SETTINGS: Any = {
@@ -60,7 +61,7 @@ MOST_POINTS = 300
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: of training batches, of held-out prompts, or a level to compare with."""
+    """A curve: of training batches, of held-out prompts, a level to compare with, or counts of held-out things."""
 
     kind: Kind
     points: Sequence[Point]

@@ -1,7 +1,9 @@
 """Did PPO help? The answer in a few sentences, from the numbers alone.
 
 Only a judge that the reward model never saw can answer: yes when the 95 % interval of the change in fact
-errors lies wholly below zero, no when it lies wholly above, and otherwise that the run does not tell.
+errors lies wholly below zero, no when it lies wholly above, and otherwise that the run does not tell. People who
+compared the answers blind are such a judge: their win rate answers where the other judge cannot, and where the two
+are at odds the run does not tell.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.report import human
 from pipeline.report.findings import Findings
 from pipeline.report.wording import fixed, listing, number, percent, span
 
@@ -39,7 +42,8 @@ def reach(found: Findings) -> Verdict:
         return Verdict("unknown", "Not evaluated yet.", _progress(found), caveats=caveats)
     sft, ppo = evaluation["models"]["sft"], evaluation["models"]["ppo"]
     price = _price(sft, ppo)
-    if evaluation["judge"] is None:
+    people = found["human"]
+    if evaluation["judge"] is None and people is None:
         return Verdict(
             "unknown",
             "Whether PPO helped is not known.",
@@ -47,8 +51,11 @@ def reach(found: Findings) -> Verdict:
             price,
             caveats,
         )
-    tone, headline = _direction(evaluation)
-    return Verdict(tone, headline, _evidence(evaluation), price, caveats)
+    tone, headline = _direction(evaluation, people)
+    evidence = [human.evidence(people)] if people else []
+    if evaluation["judge"] is not None:
+        evidence.append(_evidence(evaluation))
+    return Verdict(tone, headline, " ".join(evidence), price, caveats)
 
 
 def _progress(found: Findings) -> str:
@@ -67,11 +74,17 @@ def _score(before: dict[str, Any], after: dict[str, Any]) -> str:
     )
 
 
-def _direction(evaluation: dict[str, Any]) -> tuple[Tone, str]:
-    errors, wins = _change(evaluation), _sign(evaluation["win_rate"], about=0.5)
-    sign = -_sign(evaluation["reduction"]) if errors else wins
-    if sign and wins == -sign:
-        return "unclear", "The judge is of two minds."
+def _direction(evaluation: dict[str, Any], people: dict[str, Any] | None) -> tuple[Tone, str]:
+    said = _sign(people["win_rate"], about=0.5) if people else 0
+    sign = said
+    if evaluation["judge"] is not None:
+        errors, wins = _change(evaluation), _sign(evaluation["win_rate"], about=0.5)
+        sign = -_sign(evaluation["reduction"]) if errors else wins
+        if sign and said == -sign:
+            return "unclear", "People and the judge of facts are at odds."
+        if sign and wins == -sign:
+            return "unclear", "The judge is of two minds."
+        sign = sign or said
     if sign > 0:
         return "good", "PPO helped."
     if sign < 0:

@@ -5,6 +5,7 @@ A trained policy's artifact holds either `adapter/` (peft's format) or `model/` 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config.sft import LoRAConfig
 from pipeline.stage import Artifact
+from stages.models.actor import Actor
+from stages.models.linear import speed_up
 from stages.models.loading import load_backbone, readable_checkpoint
 
 ADAPTER, MODEL = "adapter", "model"
@@ -54,6 +57,13 @@ def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
         return PeftModel.from_pretrained(backbone, artifact.file(ADAPTER)).eval()
 
 
+def load_actor(base: Artifact, artifact: Artifact | None, device: str) -> Actor:
+    """As `load_policy`, to speak and to be asked for log-probs; its parameters stay frozen."""
+    model = load_policy(base, artifact, device)
+    speed_up(model)
+    return Actor(causal_lm(model))
+
+
 def causal_lm(model: Any) -> Any:
     """The causal LM itself, whether peft has wrapped it or not; its adapters stay at work."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -81,3 +91,16 @@ def save_adapter(model: Any, name: str, folder: Path, target_name: str = ADAPTER
         source.rename(target)
     (folder / "README.md").unlink(missing_ok=True)
     (target / "README.md").unlink(missing_ok=True)
+    _settle(target / "adapter_config.json")
+
+
+def _settle(file: Path) -> None:
+    """Takes out of peft's file what differs between runs that are the same: the order of a set, and the folder that
+    the base lay in (a Hub id stays)."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    if base is not None and Path(base).exists():
+        config["base_model_name_or_path"] = None
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,60 +29,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
+from stages.models.actor import Actor
 from stages.models.heads import ScalarHead
-from stages.models.logprobs import token_logprobs
+from stages.models.linear import FastLoRA, merged, speed_up
 
 BASE = "base"
 """The role of the bare backbone, no adapter active."""
-
-
-class Actor:
-    """A role while it is active: what may be asked of a causal LM and its scalar head."""
-
-    def __init__(self, lm: PreTrainedModel, head: ScalarHead | None, route: Callable[[], Any]) -> None:
-        self.lm, self._head, self._route = lm, head, route
-        self._decoder = lm.get_decoder()
-
-    @property
-    def device(self) -> torch.device:
-        return self.lm.device
-
-    def hidden(self, ids_BL: Tensor) -> Tensor:
-        """Last hidden states (B, L, H) of right-padded rows. Causal attention never looks right, so that padding
-        needs no mask; what stands at padded positions is meaningless."""
-        hidden = self._decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
-        if hidden.requires_grad:
-            before = self._route()
-
-            def check(_: Tensor) -> None:
-                if self._route() != before:
-                    raise RuntimeError(
-                        f"backward under route {self._route()}, forward under {before}: "
-                        "call backward before the role's context ends"
-                    )
-
-            hidden.register_hook(check)
-        return hidden
-
-    def project(self, hidden_NH: Tensor) -> Tensor:
-        """Logits (N, V) of hidden states, as the model's own forward makes them."""
-        config = self.lm.config.get_text_config()
-        logits = self.lm.get_output_embeddings()(hidden_NH)
-        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    def logprobs(
-        self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float, chunk_size: int
-    ) -> tuple[Tensor, Tensor]:
-        """As `stages.models.logprobs.token_logprobs`."""
-        return token_logprobs(hidden_NH, targets_N, self.project, temperature=temperature, chunk_size=chunk_size)
-
-    def scalar(self, hidden: Tensor) -> Tensor:
-        """The role's scalar head on hidden states (..., H) -> (...)."""
-        if self._head is None:
-            raise RuntimeError("this role has no scalar head")
-        return self._head(hidden)
 
 
 class Bank(nn.Module, ABC):
@@ -101,10 +53,13 @@ class Bank(nn.Module, ABC):
         self.heads = nn.ModuleDict(heads)
         self.trainable = frozenset(trainable)
         self._role: str | None = None
+        self._actors: dict[str, Actor] = {}
+        self._lora: list[FastLoRA] = []
 
     @contextlib.contextmanager
-    def active(self, role: str, *, train: bool = False) -> Iterator[Actor]:
-        """The only way in. Without `train` no gradient is recorded. Roles do not nest."""
+    def active(self, role: str, *, train: bool = False, decode: bool = False) -> Iterator[Actor]:
+        """The only way in. Without `train` no gradient is recorded. With `decode` adapters may be merged into
+        copies of their weights for the time. Roles do not nest."""
         if self._role is not None:
             raise RuntimeError(f"role {role!r} inside role {self._role!r}: roles do not nest")
         if train and role not in self.trainable:
@@ -113,9 +68,12 @@ class Bank(nn.Module, ABC):
         try:
             with self._routed(role) as lm:
                 lm.train(train)
-                head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
-                with torch.enable_grad() if train else torch.no_grad():
-                    yield Actor(lm, head, self._route)  # type: ignore[arg-type]
+                if role not in self._actors:
+                    head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
+                    self._actors[role] = Actor(lm, head, self._route)  # type: ignore[arg-type]
+                faster = merged(self._lora) if decode else contextlib.nullcontext()
+                with torch.enable_grad() if train else torch.no_grad(), faster:
+                    yield self._actors[role]
         finally:
             self._role = None
 
@@ -199,6 +157,7 @@ class ActorBank(Bank):
         for role, head in self.heads.items():
             head.requires_grad_(role in self.trainable)
         self._switch(None)
+        self._lora = speed_up(model)
 
     @contextlib.contextmanager
     def _routed(self, role: str) -> Iterator[PreTrainedModel]:
@@ -242,6 +201,7 @@ class FullBank(Bank):
         self.roles = tuple(models)
         for role, model in self.models.items():
             model.requires_grad_(role in self.trainable)
+            speed_up(model)
         for role, head in self.heads.items():
             head.requires_grad_(role in self.trainable)
 
@@ -276,17 +236,3 @@ def checkpoint_activations(model: nn.Module) -> None:
             name = "activation_checkpointing_enable"
             enable = getattr(module, name, None) or module.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-
-
-def check_projection(actor: Actor) -> None:
-    """Compares `hidden` and `project` with the model's own forward; architectures that do more are refused."""
-    ids = torch.arange(4, device=actor.device)[None]
-    with torch.no_grad():
-        ours = actor.project(actor.hidden(ids)).float()
-        theirs = actor.lm(ids, use_cache=False).logits.float()
-    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
-        raise StageError(
-            f"{type(actor.lm).__name__} computes its logits in a way that is not supported here",
-            where="base.model",
-            mend="use a model whose logits are its head applied to its last hidden states",
-        )

@@ -56,7 +56,8 @@ def load_causal_lm(
     if quantization != "none":
         kwargs |= {
             "quantization_config": _quantization(quantization, torch_dtype),
-            "device_map": {"": device},
+            # By number: several processes may each have a card of their own.
+            "device_map": {"": torch.cuda.current_device() if device == "cuda" else device},
         }
     with readable_checkpoint(source):
         model: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
@@ -104,11 +105,14 @@ def readable_checkpoint(source: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_load() -> Iterator[None]:
-    """Hides the loading report of transformers, whose findings we turn into errors of our own."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hides the loading report of transformers, whose findings we turn into errors of our own, and that it does not
+    shard a model among processes, as nobody asked."""
+    names = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

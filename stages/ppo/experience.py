@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
 from stages.distributed import World
+from stages.microbatch import MicroBatch
 from stages.models.bank import Bank
 from stages.ppo import trajectory
 from stages.ppo.advantages import gae, masked_moments, masked_sum, token_rewards, whiten
 from stages.ppo.kl import k1, k3
+from stages.ppo.rollout import Record
 from stages.ppo.trajectory import Episodes
 
 
@@ -36,30 +38,58 @@ class Experience:
 
 @torch.no_grad()
 def score_tokens(
-    bank: Bank, role: str, episodes: Episodes, config: PPOConfig, *, with_values: bool = False
+    bank: Bank,
+    role: str,
+    episodes: Episodes,
+    config: PPOConfig,
+    *,
+    entropy: bool = False,
+    with_values: bool = False,
+    micro: MicroBatch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, entropies and (`with_values`) the scalar head's values (B, T) under a role, in one pass."""
-    shape, device = episodes.mask_BT.shape, episodes.ids_BL.device
-    logps, entropies, values = (torch.zeros(shape, device=device) for _ in range(3))
-    with bank.active(role) as actor:
-        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), config.micro_batch_size):
+    """Log-probs and, where wanted (else zero), entropies and the scalar head's values (B, T) under a role, in one
+    pass. `micro`: what holds the micro-batch that fits; None: as the config says."""
+
+    def passes(size: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        shape, device = episodes.mask_BT.shape, episodes.ids_BL.device
+        logps, entropies, values = (torch.zeros(shape, device=device) for _ in range(3))
+        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), size or _minibatch(config)):
             hidden = actor.hidden(part.ids_BL)
             logps[rows], entropies[rows] = trajectory.logprobs(
-                actor, part, hidden, temperature=config.temperature, chunk_size=config.logits_chunk_size
+                actor,
+                part,
+                hidden,
+                temperature=config.temperature,
+                chunk_size=config.logits_chunk_size,
+                entropy=entropy,
             )
             if with_values:
                 values[rows] = trajectory.values(actor, part, hidden)
-    return logps, entropies, values
+        return logps, entropies, values
+
+    with bank.active(role) as actor:
+        return (micro or MicroBatch(config.micro_batch_size)).run(passes, len(episodes))
 
 
 @torch.no_grad()
-def value_tokens(bank: Bank, role: str, episodes: Episodes, config: PPOConfig) -> Tensor:
+def value_tokens(
+    bank: Bank, role: str, episodes: Episodes, config: PPOConfig, *, micro: MicroBatch | None = None
+) -> Tensor:
     """V (B, T) under a value role of its own."""
-    values = torch.zeros(episodes.mask_BT.shape, device=episodes.ids_BL.device)
-    with bank.active(role) as actor:
-        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), config.micro_batch_size):
+
+    def passes(size: int | None) -> Tensor:
+        values = torch.zeros(episodes.mask_BT.shape, device=episodes.ids_BL.device)
+        for rows, part in episodes.micro_batches(torch.arange(len(episodes)), size or _minibatch(config)):
             values[rows] = trajectory.values(actor, part, actor.hidden(part.ids_BL))
-    return values
+        return values
+
+    with bank.active(role) as actor:
+        return (micro or MicroBatch(config.micro_batch_size)).run(passes, len(episodes))
+
+
+def _minibatch(config: PPOConfig) -> int:
+    """What training takes at once by default: a pass over the whole batch should not set the peak of memory."""
+    return config.batch_size // config.num_mini_batches
 
 
 def build(
@@ -70,21 +100,33 @@ def build(
     config: PPOConfig,
     kl_coef: float,
     world: World,
+    record: Record | None = None,
+    micro: MicroBatch | None = None,
 ) -> Experience:
     """Steps 3 to 5.
 
     Args:
+        record: of the sampling of these episodes; None: the policy is asked again.
         scores_B: raw scores of the reward model, for the log.
         rewards_B: what enters the reward: normalised, clipped, less the penalty for a missing stop token.
         kl_coef: beta.
+        micro: as for `score_tokens`.
     """
     mask = episodes.mask_BT
     # 3. What the policy and the reference say of the tokens, and what they are worth.
     trunk = config.value == "trunk"
-    logp, entropy, values = score_tokens(bank, "policy", episodes, config, with_values=trunk)
-    ref_logp, _, _ = score_tokens(bank, "reference", episodes, config)
+    if record is None:
+        logp, entropy, values = score_tokens(
+            bank, "policy", episodes, config, entropy=True, with_values=trunk, micro=micro
+        )
+    else:
+        logp, entropy, values = (
+            torch.where(mask, noted[:, : mask.shape[1]], 0.0)
+            for noted in (record.logp_BT, record.entropy_BT, record.values_BT)
+        )
+    ref_logp, _, _ = score_tokens(bank, "reference", episodes, config, micro=micro)
     if not trunk:
-        values = value_tokens(bank, "value", episodes, config)
+        values = value_tokens(bank, "value", episodes, config, micro=micro)
     # 4. Rewards: the KL penalty on every token, the score on the last valid one.
     kl = torch.where(mask, k1(logp, ref_logp), 0.0)
     rewards = token_rewards(kl_coef * kl, rewards_B.to(kl), mask)

@@ -12,15 +12,9 @@ from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from pipeline.rounds import newest
 from pipeline.stage import Artifact
+from stages.models.actor import check_projection
 from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full
-from stages.models.bank import (
-    ActorBank,
-    Bank,
-    FullBank,
-    check_projection,
-    checkpoint_activations,
-    disable_dropout,
-)
+from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec
@@ -62,7 +56,8 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
         checkpoint_activations(bank)
     with bank.active("policy") as actor:
         check_projection(actor)
-    batch = config.micro_batch_size or config.batch_size
+    minibatch = config.batch_size // config.num_mini_batches
+    batch = config.micro_batch_size if isinstance(config.micro_batch_size, int) else minibatch
     if reward is None:
         classifier = (
             load_reward_classifier(artifact, device)

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
+from stages.models.actor import Actor
 from stages.models.text import pad
 
 COMPACT_AT = 0.75
 """Finished rows are dropped once the unfinished are at most this share of those in the cache: a drop copies it."""
 
 
+@dataclass(frozen=True)
+class Record:
+    """What the policy knew of each token as it was sampled, float32 (B, T).
+
+    Equal to a forward pass over the finished sequences, up to rounding; values are zero without a scalar head.
+    Past a response's end, where the rows of its batch were still at work, it means nothing.
+    """
+
+    logp_BT: Tensor
+    entropy_BT: Tensor
+    values_BT: Tensor
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], device: torch.device | str) -> Record:
+        return cls(*(torch.zeros(shape, device=device) for _ in range(3)))
+
+    def note(
+        self, rows: Tensor, t: int, logits: Tensor, probs: Tensor, token: Tensor, values: Tensor | None
+    ) -> None:
+        chosen = token[:, None]
+        logp = probs.gather(1, chosen)[:, 0].log()
+        self.logp_BT[rows, t] = logp
+        # H = log Z - E[logit], and log Z follows from the one log-prob that is known.
+        log_z = logits.gather(1, chosen)[:, 0] - logp
+        self.entropy_BT[rows, t] = log_z - torch.linalg.vecdot(probs, logits)
+        if values is not None:
+            self.values_BT[rows, t] = values
+
+
 @torch.no_grad()
 def generate(
-    lm: PreTrainedModel,
+    actor: Actor,
     prompts: Sequence[Sequence[int]],
     uniform_BT: Tensor,
     *,
@@ -25,82 +55,81 @@ def generate(
     pad_id: int,
     batch_size: int | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
+    record: Record | None = None,
 ) -> list[list[int]]:
     """A response to each prompt: token ids up to and including the first stop token, at most T.
 
     Args:
-        lm: a causal LM in the role that shall speak; it is put into evaluation mode.
+        actor: the LM that shall speak; it is put into evaluation mode.
         uniform_BT: a number in [0, 1) for each (prompt, position), drawn beforehand: a response then depends
             neither on what shares its batch nor on how many processes share the work.
         temperature: divides the logits; 0 takes the most likely token.
         batch_size: sequences decoded together; None: all.
         on_batch: told how many prompts are done.
+        record: filled in, when given.
     """
-    lm.eval()
-    stops = torch.tensor(sorted(stop_ids), device=lm.device)
+    actor.lm.eval()
+    stops = torch.tensor(sorted(stop_ids), device=actor.device)
     # Prompts of like length share a batch, which saves padding; answers return to their places.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     size = batch_size or max(1, len(prompts))
     responses: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        ids = _decode(lm, [prompts[i] for i in rows], uniform_BT[rows], temperature, stops, pad_id)
-        for i, response in zip(rows, ids, strict=True):
+        ids, mask = pad([prompts[i] for i in rows], pad_id, left=True)
+        found = _decode(actor, ids, mask, uniform_BT[rows], temperature, stops, record, torch.tensor(rows))
+        for i, response in zip(rows, found, strict=True):
             responses[i] = response
         on_batch(len(rows))
     return responses
 
 
 def _decode(
-    lm: PreTrainedModel,
-    prompts: list[Sequence[int]],
+    actor: Actor,
+    ids: Tensor,
+    mask: Tensor,
     uniform_BT: Tensor,
     temperature: float,
     stops: Tensor,
-    pad_id: int,
+    record: Record | None,
+    places: Tensor,
 ) -> list[list[int]]:
-    ids, mask = pad(prompts, pad_id, left=True)
-    ids, mask = ids.to(lm.device), mask.to(lm.device).long()
-    uniform_BT = uniform_BT.to(lm.device)
-    position = mask.cumsum(1) - 1
-    cache = DynamicCache(config=lm.config)
-    live = torch.arange(len(prompts), device=lm.device)  # rows still in the cache -> rows of the batch
-    finished = torch.zeros(len(prompts), dtype=torch.bool, device=lm.device)
-    output = torch.full(uniform_BT.shape, -1, device=lm.device)
-    step_ids, step_position = ids, position.clamp(min=0)
+    device = actor.device
+    uniform_BT, places = uniform_BT.to(device), places.to(device)
+    steps = actor.decode(ids.to(device), mask.to(device), uniform_BT.shape[1])
+    live = torch.arange(len(ids), device=device)  # rows still in the cache -> rows of the batch
+    finished = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    output = torch.full(uniform_BT.shape, -1, device=device)
+    hidden = steps.start()
     for t in range(uniform_BT.shape[1]):
-        logits = lm(
-            input_ids=step_ids,
-            attention_mask=mask,
-            position_ids=step_position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        token = sample(logits, uniform_BT[live, t], temperature)
+        logits = actor.project(hidden)
+        token, probs = sample(logits, uniform_BT[live, t], temperature)
+        if record is not None:
+            values = actor.scalar(hidden) if actor.has_head else None
+            record.note(places[live], t, logits.float() / temperature, probs, token, values)
         open_rows = ~finished[live]
         output[live[open_rows], t] = token[open_rows]
         finished[live] |= torch.isin(token, stops)
         open_rows = ~finished[live]
         left = int(open_rows.sum())
-        if left == 0:
+        if left == 0 or t + 1 == uniform_BT.shape[1]:
             break
-        step_position = step_position[:, -1:] + 1
         if left <= COMPACT_AT * len(live):
-            cache.batch_select_indices(open_rows.nonzero()[:, 0])
-            live, token, mask, step_position = (x[open_rows] for x in (live, token, mask, step_position))
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        step_ids = token[:, None]
+            steps.keep(open_rows.nonzero()[:, 0])
+            live, token = live[open_rows], token[open_rows]
+        hidden = steps.next(token)
     return [[i for i in row if i >= 0] for row in output.tolist()]
 
 
-def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float) -> Tensor:
-    """Token ids (B,) by inverse CDF: the first token whose cumulative probability exceeds the uniform number.
+def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Token ids (B,) by inverse CDF, the first token whose cumulative probability exceeds the uniform number, and
+    the probabilities (B, V). At temperature 0 the most likely token, and the untempered probabilities.
 
     `torch.multinomial` draws the same distribution 40 times as slowly on a CPU.
     """
+    probs = torch.softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
-        return logits_BV.argmax(-1)
-    cdf = torch.softmax(logits_BV.float() / temperature, dim=-1).cumsum(-1)
+        return logits_BV.argmax(-1), probs
+    cdf = probs.cumsum(-1)
     target = uniform_B[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=logits_BV.shape[1] - 1)
+    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=logits_BV.shape[1] - 1), probs

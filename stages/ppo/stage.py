@@ -17,11 +17,12 @@ from torch import Tensor
 
 from data.schema import write_jsonl
 from pipeline.config.ppo import PPOConfig
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
+from stages.distributed import World
 from stages.models.adapters import MODEL, save_adapter
-from stages.models.bank import ActorBank, FullBank
+from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.loading import load_tokenizer
 from stages.models.text import IGNORED, Codec, pad
 from stages.ppo import golden, roles
@@ -49,6 +50,12 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             where=str(inputs["data"].path),
             mend="raise ppo.max_prompt_length",
         )
+    if config.batch_size < World().size:
+        raise RecipeError(
+            f"ppo.batch_size: {World().size} processes cannot share a batch of {config.batch_size}",
+            where=ctx.describe("ppo.batch_size"),
+            mend="start fewer processes, or enlarge the batch",
+        )
     torch.manual_seed(ctx.seed)
     bank, scorer = roles.build(config, inputs, codec, ctx.device)
     before = by_round(inputs, "ppo")
@@ -62,21 +69,18 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         device=ctx.device,
         demonstrations=_demonstrations(inputs["data"], codec, config) if config.ptx_coef else None,
         is_copy=not before,
+        say=ctx.say,
     )
     if before:
         _go_on(trainer, before[max(before)])
     looks = _train(trainer, config, held_out[: config.eval_prompts], ctx)
     trainer.check_frozen()
 
-    write_jsonl(out_dir / "looks.jsonl", looks)
-    golden.write(trainer, [prompt.ids for prompt in prompts[:GOLDEN]], ctx.seed, out_dir)
-    if isinstance(bank, ActorBank):
-        save_adapter(bank.model, "policy", out_dir)
-    elif isinstance(bank, FullBank):
-        policy: Any = bank.models["policy"]
-        policy.save_pretrained(out_dir / MODEL)
-    save_file(bank.state_of("value" if config.value == "adapter" else "policy"), out_dir / "value.safetensors")
+    if trainer.world.rank == 0:
+        golden.write(trainer, [prompt.ids for prompt in prompts[:GOLDEN]], ctx.seed, out_dir)
+        _write(out_dir, bank, "value" if config.value == "adapter" else "policy", looks)
     last = looks[-1] if looks else {}
+    whole = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
         "prompts": len(prompts),
         "prompts_too_long": too_long,
@@ -84,9 +88,21 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         "updates": trainer.updates,
         "trainable_parameters": sum(p.numel() for p in bank.parameters() if p.requires_grad),
         "kl_coef": trainer.kl.value,
+        "mfu": trainer.mfu,
+        **({"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}),
         **{f"final_{name}": last[name] for name in ("kl", "score", "length") if name in last},
         **({"forced_past_gate": forced} if forced else {}),
     }
+
+
+def _write(out_dir: Path, bank: Bank, value_role: str, looks: list[dict[str, Any]]) -> None:
+    write_jsonl(out_dir / "looks.jsonl", looks)
+    if isinstance(bank, ActorBank):
+        save_adapter(bank.model, "policy", out_dir)
+    elif isinstance(bank, FullBank):
+        policy: Any = bank.models["policy"]
+        policy.save_pretrained(out_dir / MODEL)
+    save_file(bank.state_of(value_role), out_dir / "value.safetensors")
 
 
 def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) -> list[str]:
@@ -124,6 +140,7 @@ def _train(
         ctx.metrics.truncate(trainer.update)
         ctx.say(f"resuming from update {trainer.update} of {trainer.updates}")
     else:
+        ctx.metrics.truncate(-1)  # an interrupted run may have logged an update and not kept it
         trainer.start()
         roles.start_value(trainer.bank, config, trainer.normalizer)
     look_at = config.eval_updates if held_out else 0
@@ -138,7 +155,7 @@ def _train(
                 metrics |= {f"eval/{name}": looks[-1][name] for name in ("kl", "score", "length")}
             ctx.metrics.log(trainer.update, **metrics)
             bar.advance(1, **{name.rpartition("/")[2]: metrics[name] for name in SHOWN})
-            if trainer.update % config.save_updates == 0 or first:
+            if trainer.world.rank == 0 and (trainer.update % config.save_updates == 0 or first):
                 _save(checkpoint, {"trainer": trainer.state_dict(), "looks": looks})
     return looks
 
@@ -151,8 +168,8 @@ def _look(trainer: PPOTrainer, held_out: list[EncodedPrompt], seed: int) -> dict
     prompts = [prompt.ids for prompt in held_out]
     episodes = trainer.respond(prompts, uniform)
     scores = trainer.scorer(episodes)
-    logp, _, _ = score_tokens(trainer.bank, "policy", episodes, trainer.config)
-    ref_logp, _, _ = score_tokens(trainer.bank, "reference", episodes, trainer.config)
+    logp, _, _ = score_tokens(trainer.bank, "policy", episodes, trainer.config, micro=trainer.micro)
+    ref_logp, _, _ = score_tokens(trainer.bank, "reference", episodes, trainer.config, micro=trainer.micro)
     kl = torch.where(episodes.mask_BT, k1(logp, ref_logp), 0.0).sum(1)
     responses = [
         trainer.codec.decode(row[:n])

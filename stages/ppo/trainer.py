@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from stages.distributed import World
-from stages.models.bank import Bank
+from stages.microbatch import MicroBatch
+from stages.models.bank import Actor, Bank, FullBank
 from stages.models.text import IGNORED, Codec
 from stages.ppo import experience, trajectory
+from stages.ppo.cost import Shape, attainable, update_flops
 from stages.ppo.experience import Experience
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
-from stages.ppo.rollout import generate
+from stages.ppo.rollout import Record, generate
 from stages.ppo.scores import ScoreNormalizer, Scorer, disagreement
 from stages.ppo.trajectory import Episodes
 
@@ -42,6 +44,7 @@ class PPOTrainer:
         scorer: the reward model.
         demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
         is_copy: whether the policy starts as the reference's copy, which the first batch must then show.
+        say: told when a micro-batch did not fit into memory.
     """
 
     def __init__(
@@ -56,11 +59,14 @@ class PPOTrainer:
         device: str = "cpu",
         demonstrations: Callable[[torch.Generator], LanguageModelBatch] | None = None,
         is_copy: bool = True,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.bank, self.config, self.codec, self.scorer = bank, config, codec, scorer
         self.prompts, self.seed, self.device = prompts, seed, device
         self.demonstrations, self.is_copy = demonstrations, is_copy
         self.world = World()
+        self.micro = MicroBatch(config.micro_batch_size, "training", say)
+        self.decoding = MicroBatch(config.rollout_batch_size, "sampling", say)
         self.updates = config.total_episodes // config.batch_size
         self.update = 0
         self.generator = torch.Generator().manual_seed(seed)
@@ -68,6 +74,11 @@ class PPOTrainer:
         kl = config.kl
         self.kl: FixedKL = AdaptiveKL(kl.init, kl.target, kl.horizon) if kl.kind == "adaptive" else FixedKL(kl.init)
         self.normalizer = ScoreNormalizer(config.score, self.world)
+        with bank.active("policy") as actor:
+            self.shape = Shape.of(actor.lm)
+        weight = next(p for p in bank.parameters() if p.is_floating_point())
+        self.attainable = attainable(device, weight.dtype)
+        self._work = [0.0, 0.0]  # operations, seconds
         self.optimizers = {role: self._optimizer(role) for role in sorted(bank.trainable)}
         self.frozen = {role: bank.checksum(role) for role in bank.roles if role not in bank.trainable}
 
@@ -75,13 +86,14 @@ class PPOTrainer:
 
     def start(self) -> None:
         """Before the first update: the moments that scores are normalised by, from the reference's own answers."""
-        self.normalizer.prepare(lambda: self.scorer(self.sample(self.next_prompts(), "reference")))
+        self.normalizer.prepare(lambda: self.scorer(self.sample(self.next_prompts(), role="reference")))
 
     def step(self) -> dict[str, float]:
         """One update: sample a batch of episodes, learn from it. Returns its metrics (docs/ppo.md)."""
         clock = _Clock()
         # 1. Sample responses.
-        episodes = self.sample(self.next_prompts())
+        record = self._record() if self._exact else None
+        episodes = self.sample(self.next_prompts(), record)
         clock.lap("rollout")
         # 2. Score them.
         scores = self.scorer(episodes)
@@ -92,7 +104,9 @@ class PPOTrainer:
             rewards = rewards - self.config.missing_eos_penalty * (~ended).float()
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.
-        data = experience.build(self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world)
+        data = experience.build(
+            self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world, record, self.micro
+        )
         if self.update == 0 and self.is_copy:
             self._check_start(data)
         clock.lap("passes")
@@ -102,7 +116,11 @@ class PPOTrainer:
         # 7. Steer the price of KL.
         self.kl.update(data.metrics["objective/kl"], self.config.batch_size)
         self.update += 1
-        count = self.world.sum(torch.tensor([float(ended.sum()), len(ended), float(episodes.mask_BT.sum())]))
+        counts = [float(ended.sum()), len(ended), float(episodes.mask_BT.sum()), self._flops(episodes)]
+        count = self.world.sum(torch.tensor(counts, dtype=torch.float64))
+        flops = float(count[3])
+        self._work[0] += flops / self.world.size
+        self._work[1] += clock.total
         return (
             data.metrics
             | differed
@@ -112,8 +130,28 @@ class PPOTrainer:
             | {
                 "episode": self.update * self.config.batch_size,
                 "tokens_per_second": float(count[2]) / clock.total,
+                "flops": flops,
+                "mfu": flops / self.world.size / clock.total / self.attainable,
             }
         )
+
+    def _flops(self, episodes: Episodes) -> float:
+        """Operations that this process's share of the update asked for (`stages.ppo.cost`)."""
+        responses = (episodes.lengths_B - episodes.prompt_lengths_B).tolist()
+        by_phase = update_flops(
+            self.shape,
+            list(zip(episodes.prompt_lengths_B.tolist(), responses, strict=True)),
+            epochs=self.config.num_ppo_epochs,
+            adapter_value=self.config.value == "adapter",
+            full=isinstance(self.bank, FullBank),
+        )
+        return sum(by_phase.values())
+
+    @property
+    def mfu(self) -> float:
+        """Model-FLOPs utilisation of this process's updates so far: operations that the mathematics asks for, a
+        second, over what one large matrix product reaches."""
+        return self._work[0] / self._work[1] / self.attainable if self._work[1] else 0.0
 
     def next_prompts(self) -> list[Sequence[int]]:
         """The next batch of prompts, this process's share. They come in a random order, and in a new one each time
@@ -127,23 +165,36 @@ class PPOTrainer:
             chosen += taken.tolist()
         return [self.prompts[chosen[i]] for i in self.world.mine(self.config.batch_size).tolist()]
 
-    def sample(self, prompts: Sequence[Sequence[int]], role: str = "policy") -> Episodes:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], record: Record | None = None, role: str = "policy"
+    ) -> Episodes:
         """Episodes of this process's prompts under a role."""
         uniform = torch.rand((self.config.batch_size, self.config.response_length), generator=self.generator)
-        return self.respond(prompts, uniform[self.world.mine(self.config.batch_size)], role)
+        return self.respond(prompts, uniform[self.world.mine(self.config.batch_size)], record, role)
 
-    def respond(self, prompts: Sequence[Sequence[int]], uniform_BT: Tensor, role: str = "policy") -> Episodes:
+    def respond(
+        self,
+        prompts: Sequence[Sequence[int]],
+        uniform_BT: Tensor,
+        record: Record | None = None,
+        role: str = "policy",
+    ) -> Episodes:
         """Episodes from given random numbers."""
-        with self.bank.active(role) as actor:
-            responses = generate(
-                actor.lm,
+
+        def decode(size: int | None) -> list[list[int]]:
+            return generate(
+                actor,
                 prompts,
                 uniform_BT,
                 temperature=self.config.temperature,
                 stop_ids=self.codec.stop_ids,
                 pad_id=self.codec.pad_id,
-                batch_size=self.config.rollout_batch_size,
+                batch_size=size,
+                record=record,
             )
+
+        with self.bank.active(role, decode=True) as actor:
+            responses = self.decoding.run(decode, len(prompts))
         return Episodes.build(prompts, responses, self.codec.stop_ids, self.codec.pad_id, self.device)
 
     # --- 6. Optimisation ----------------------------------------------------------------------------------------
@@ -195,45 +246,75 @@ class PPOTrainer:
 
     def _train_policy(self, data: Experience, rows: Tensor, count: float) -> dict[str, float]:
         """One optimizer step of the policy (and, on a shared trunk, of the value head)."""
+        with self.bank.active("policy", train=True) as actor:
+            sums = self._fitting(
+                "policy", rows, lambda size: self._policy_gradients(actor, data, rows, count, size)
+            )
+        return self._step("policy", sums)
+
+    def _policy_gradients(
+        self, actor: Actor, data: Experience, rows: Tensor, count: float, size: int | None
+    ) -> dict[str, Tensor]:
         config = self.config
         sums: dict[str, Tensor] = {}
-        with self.bank.active("policy", train=True) as actor:
-            for part_rows, part in data.episodes.micro_batches(rows, config.micro_batch_size):
-                hidden = actor.hidden(part.ids_BL)
-                logp, entropy = trajectory.logprobs(
-                    actor, part, hidden, temperature=config.temperature, chunk_size=config.logits_chunk_size
+        for part_rows, part in data.episodes.micro_batches(rows, size):
+            hidden = actor.hidden(part.ids_BL)
+            logp, entropy = trajectory.logprobs(
+                actor,
+                part,
+                hidden,
+                temperature=config.temperature,
+                chunk_size=config.logits_chunk_size,
+                entropy=config.entropy_coef > 0,
+            )
+            losses = [
+                policy_loss(
+                    logp,
+                    data.logp_BT[part_rows],
+                    data.advantages_BT[part_rows],
+                    part.mask_BT,
+                    count=count,
+                    cliprange=config.cliprange,
+                    dual_clip=config.dual_clip,
                 )
-                losses = [
-                    policy_loss(
-                        logp,
-                        data.logp_BT[part_rows],
-                        data.advantages_BT[part_rows],
-                        part.mask_BT,
-                        count=count,
-                        cliprange=config.cliprange,
-                        dual_clip=config.dual_clip,
-                    )
-                ]
-                if config.entropy_coef:
-                    losses.append(entropy_bonus(entropy, part.mask_BT, count=count, coef=config.entropy_coef))
-                if config.value == "trunk":
-                    value = self._value_loss(data, part_rows, part, trajectory.values(actor, part, hidden), count)
-                    losses.append(Loss(config.vf_coef * value.loss, value.sums))
-                torch.stack([loss.loss for loss in losses]).sum().backward()
-                _accumulate(sums, losses)
-            if config.ptx_coef:
-                sums["ptx_loss"] = self._ptx(actor) * count / self.world.size
-        return self._step("policy", sums)
+            ]
+            if config.entropy_coef:
+                losses.append(entropy_bonus(entropy, part.mask_BT, count=count, coef=config.entropy_coef))
+            if config.value == "trunk":
+                value = self._value_loss(data, part_rows, part, trajectory.values(actor, part, hidden), count)
+                losses.append(Loss(config.vf_coef * value.loss, value.sums))
+            torch.stack([loss.loss for loss in losses]).sum().backward()
+            _accumulate(sums, losses)
+        if config.ptx_coef:
+            sums["ptx_loss"] = self._ptx(actor) * count / self.world.size
+        return sums
+
+    def _fitting(
+        self, role: str, rows: Tensor, work: Callable[[int | None], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """A minibatch's gradients, at the micro-batch that fits: what an attempt left behind is taken back."""
+        drawn = self.generator.get_state()
+
+        def undo() -> None:
+            self.optimizers[role].zero_grad(set_to_none=True)
+            self.generator.set_state(drawn)
+
+        return self.micro.run(work, max(1, len(rows)), undo)
 
     def _train_value(self, data: Experience, rows: Tensor, count: float) -> dict[str, float]:
         """One optimizer step of a value role of its own."""
-        sums: dict[str, Tensor] = {}
-        with self.bank.active("value", train=True) as actor:
-            for part_rows, part in data.episodes.micro_batches(rows, self.config.micro_batch_size):
+
+        def gradients(size: int | None) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            for part_rows, part in data.episodes.micro_batches(rows, size):
                 new = trajectory.values(actor, part, actor.hidden(part.ids_BL))
                 loss = self._value_loss(data, part_rows, part, new, count)
                 loss.loss.backward()
                 _accumulate(sums, [loss])
+            return sums
+
+        with self.bank.active("value", train=True) as actor:
+            sums = self._fitting("value", rows, gradients)
         return self._step("value", sums)
 
     def _value_loss(self, data: Experience, rows: Tensor, part: Episodes, values_BT: Tensor, count: float) -> Loss:
@@ -254,7 +335,11 @@ class PPOTrainer:
         hidden = actor.hidden(ids)[:, :-1]
         keep = labels[:, 1:] != IGNORED
         logps, _ = actor.logprobs(
-            hidden[keep], labels[:, 1:][keep], temperature=1.0, chunk_size=self.config.logits_chunk_size
+            hidden[keep],
+            labels[:, 1:][keep],
+            temperature=1.0,
+            chunk_size=self.config.logits_chunk_size,
+            entropy=False,
         )
         loss = -logps.mean()
         (self.config.ptx_coef * loss / self.world.size).backward()
@@ -291,6 +376,7 @@ class PPOTrainer:
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
+            fused=True,
         )
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -309,10 +395,19 @@ class PPOTrainer:
         return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
 
     @property
+    def _exact(self) -> bool:
+        """Whether the bank computes in float32. Then what was noted while sampling equals what a pass over the
+        whole sequence says; in 16 bits the two differ by more than a step of the optimizer changes."""
+        return all(p.dtype == torch.float32 for p in self.bank.parameters() if p.is_floating_point())
+
+    @property
     def tolerance(self) -> float:
         """How far equal computations may differ: rounding in float32, or in 16 bits."""
-        dtype = next(p.dtype for p in self.bank.parameters() if p.is_floating_point() and not p.requires_grad)
-        return 1e-3 if dtype == torch.float32 else 0.1
+        return 1e-3 if self._exact else 0.1
+
+    def _record(self) -> Record:
+        rows = len(self.world.mine(self.config.batch_size))
+        return Record.empty((rows, self.config.response_length), self.device)
 
     def _check_start(self, data: Experience) -> None:
         worst = float((data.logp_BT - data.ref_logp_BT).abs().max())
@@ -347,6 +442,8 @@ class PPOTrainer:
             "order": self.order,
             "cursor": self.cursor,
             "generator": self.generator.get_state(),
+            "micro_batch": self.micro.state_dict(),
+            "decoding": self.decoding.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -361,6 +458,8 @@ class PPOTrainer:
         self.normalizer.load_state_dict(state["scores"])
         self.order, self.cursor = state["order"], state["cursor"]
         self.generator.set_state(state["generator"])
+        self.micro.load_state_dict(state["micro_batch"])
+        self.decoding.load_state_dict(state["decoding"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])

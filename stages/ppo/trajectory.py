@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stages.models.bank import Actor
+from stages.models.actor import Actor
 from stages.models.text import pad
 
 
@@ -114,14 +114,22 @@ class Episodes:
 
 
 def logprobs(
-    actor: Actor, episodes: Episodes, hidden_BLH: Tensor, *, temperature: float, chunk_size: int
+    actor: Actor,
+    episodes: Episodes,
+    hidden_BLH: Tensor,
+    *,
+    temperature: float,
+    chunk_size: int | None,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy (B, T) of the response tokens under the active role, zero where masked."""
+    """Log-probability and entropy (B, T) of the response tokens under the active role, zero where masked. Without
+    `entropy`, which costs a second pass over the vocabulary, the latter is zero everywhere."""
     logps, entropies = actor.logprobs(
         episodes.predicting_hidden(hidden_BLH),
         episodes.targets(),
         temperature=temperature,
         chunk_size=chunk_size,
+        entropy=entropy,
     )
     return episodes.scatter(logps), episodes.scatter(entropies)
 

@@ -21,13 +21,14 @@ from typing import Any
 
 from data.messages import with_system
 from data.rankings import read_rankings
-from data.schema import Ranking
+from data.schema import Ranking, read_rankings_file
 from data.sources import Dropped
 from data.splits import group_of
 from pipeline.config.reward import PretrainOnConfig, RewardConfig
 from pipeline.errors import DataError, StageError
 from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
+from stages.distributed import World
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
 from stages.reward import training
@@ -59,22 +60,23 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     # 1.
     weights = _weights(config, rounds)
     own, too_long = group_rankings(_ranked(rounds, "train"), encoder, config.max_length, weights)
-    _check_order(own, rounds[-1])
+    _check_order(own, ", ".join(str(ranked.path) for ranked in rounds))
     held_out, _ = group_rankings(_ranked(rounds, "eval"), encoder, config.max_length)
     before: dict[str, Group] = {}
     if config.pretrain_on is not None:
         rankings = _pretraining(config.pretrain_on, inputs["data"], ctx)
         before, _ = group_rankings(rankings, encoder, config.max_length)
+        _check_order(before, "reward.pretrain_on")
     material = Material(list(own.values()), list(before.values()), list(held_out.values()))
     # 2. and 3.
-    model, parameters = _train_members(builder, config, material, ctx)
+    model, trained = _train_members(builder, config, material, ctx)
     # 4.
     metrics: Metrics = {
         "rankings": sum(len(g.orders) for g in own.values()),
         "prompts": len(own),
         "completions": sum(len(g.rows) for g in own.values()),
         "completions_too_long": too_long,
-        "trainable_parameters": parameters,
+        **trained,
     }
     if config.pretrain_on is not None:
         metrics["pretraining_rankings"] = sum(len(g.orders) for g in material.before)
@@ -82,9 +84,10 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             metrics["human"] = False  # what learnt from simulated rankings is not called human
     found, tables = measure(model, held_out, _ranked(rounds, "eval"), encoder, config, ctx)
     metrics |= {f"eval_{name}": value for name, value in found.items()}
+    if World().rank:
+        return metrics
     # 5.
-    golden = [(key, text) for key, group in own.items() for text in group.completions][: config.golden]
-    builder.save(model, out_dir, [own[key].rows[own[key].completions[text]] for key, text in golden])
+    builder.save(model, out_dir, [row for group in own.values() for row in group.rows][: config.golden])
     reasons = [] if config.gate is None else gate(config.gate, found)
     (out_dir / "quality.json").write_text(
         json.dumps({"metrics": metrics, **tables, "unfit": reasons}, indent=1) + "\n", encoding="utf-8"
@@ -97,8 +100,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
 def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
     """Of all rounds. Read anew each time: as Python objects all rankings would take many times the room of the
     file."""
-    rows = (row for ranked in rounds for row in ranked.jsonl("rankings.jsonl"))
-    return (Ranking(**row) for row in rows if row["split"] == split)
+    rows = (row for ranked in rounds for row in read_rankings_file(ranked.file("rankings.jsonl")))
+    return (row for row in rows if row.split == split)
 
 
 def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, float] | None:
@@ -119,11 +122,11 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
     return {annotator: sum(weights) / len(weights) for annotator, weights in found.items()}
 
 
-def _check_order(groups: Mapping[str, Group], ranked: Artifact) -> None:
+def _check_order(groups: Mapping[str, Group], where: str) -> None:
     if not any(len(set(order.ranks)) > 1 for group in groups.values() for order in group.orders):
         raise DataError(
             "the training rankings order nothing: there are none, or all are ties",
-            where=str(ranked.path),
+            where=where,
             mend="give rankings with at least one strict preference",
         )
 
@@ -149,9 +152,12 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, ctx: RunContext) -> I
         )
 
 
-def _train_members(builder: Builder, config: RewardConfig, material: Material, ctx: RunContext) -> tuple[Any, int]:
-    """The finished reward model, and how many parameters learnt."""
+def _train_members(
+    builder: Builder, config: RewardConfig, material: Material, ctx: RunContext
+) -> tuple[Any, Metrics]:
+    """The finished reward model, how many parameters learnt, and the micro-batch if it was to be found."""
     offset = parameters = 0
+    found: Metrics = {}
     for number in range(config.ensemble):
         seed = ctx.seed + number
         member = builder.member(number, seed)
@@ -170,6 +176,7 @@ def _train_members(builder: Builder, config: RewardConfig, material: Material, c
                 builder.encoder.pad_id,
                 name=f"reward {name}".strip(),
             )
-            offset += training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
+            steps, found = training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
+            offset += steps
     rows = [row for group in material.own for row in group.rows][:COMMON]
-    return builder.finish(rows), parameters
+    return builder.finish(rows), {"trainable_parameters": parameters, **found}

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.config.reward import RewardConfig
-from pipeline.stage import MetricsLog, RunContext
+from pipeline.stage import Metrics, MetricsLog, RunContext
+from stages.batches import GlobalBatchTrainer
+from stages.distributed import World
 from stages.reward import likelihoods
 from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
 from stages.reward.model import RewardModel, Scorer, score_rows
@@ -85,8 +87,9 @@ def train(
     ctx: RunContext,
     *,
     name: str,
-) -> int:
-    """Trains in place, from the newest checkpoint if there is one; returns the steps made."""
+) -> tuple[int, Metrics]:
+    """Trains in place, from the newest checkpoint if there is one; returns the steps made, and what was found on
+    the way: the micro-batch, if it was to be."""
     objective = objective_of(config, groups)
     if config.bootstrap:
         generator = torch.Generator().manual_seed(ctx.seed)
@@ -95,12 +98,10 @@ def train(
     if config.objective == "bradley_terry_pairs":
         groups = list(as_pairs(groups))
     packs = config.pack_tokens and can_pack(model, groups[0], pad_id, ctx)
-    arguments = training_arguments(
-        TrainingArguments, DEFAULTS | dict(trainer_values), ctx, remove_unused_columns=False
-    )
+    values = DEFAULTS | dict(trainer_values)
     trainer = RankingTrainer(
         model=model,
-        args=arguments,
+        args=training_arguments(TrainingArguments, values, ctx, remove_unused_columns=False),
         train_dataset=groups,
         data_collator=lambda batch: (
             {"rows": pack(batch, pad_id, config.pack_tokens), **orders_of(batch)}
@@ -110,8 +111,8 @@ def train(
         callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, list(held_out)[:LOOKED_AT])],
     )
     trainer.objective, trainer.center = objective, config.center_rewards_coefficient
-    train_to_end(trainer, ctx)
-    return int(trainer.state.global_step)
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size)
+    return int(trainer.state.global_step), found
 
 
 @torch.no_grad()
@@ -135,27 +136,48 @@ def can_pack(model: Scorer, group: Group, pad_id: int, ctx: RunContext) -> bool:
     return same
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(GlobalBatchTrainer):
     """A Trainer whose loss is one of rankings; logs training accuracy besides."""
 
     objective: Objective
     center: float
+    loss_is_scaled_for_ga = True
+
+    def length(self, example: Group) -> int:
+        return sum(map(len, example.rows))
+
+    def count(self, examples: list[Group]) -> Tensor:
+        """Rankings and prompts of the examples: what the two terms of the loss are means over."""
+        return torch.tensor([sum(len(group.orders) for group in examples), len(examples)])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         scores = model(**inputs["rows"])
         loss, accuracy = ranking_loss(scores, inputs["orders"], self.objective)
+        here = (len(inputs["orders"]), len(inputs["spans"]))
+        rankings, prompts = here if num_items_in_batch is None else num_items_in_batch.tolist()
+        loss = loss * (here[0] / rankings)
         if self.center:
             means = [likelihoods.centering(scores[start:end]) for start, end in inputs["spans"]]
-            loss = loss + self.center * torch.stack(means).mean()
+            loss = loss + self.center * torch.stack(means).sum() / prompts
         if not accuracy.isnan():  # as it is where all are ties
             self._accuracies = [*getattr(self, "_accuracies", []), float(accuracy)]
         return (loss, scores) if return_outputs else loss
 
     def log(self, logs, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if "loss" in logs and getattr(self, "_accuracies", []):
-            logs["accuracy"] = sum(self._accuracies) / len(self._accuracies)
+        if "loss" in logs:
+            seen = getattr(self, "_accuracies", [])
+            total, count = self.world.sum(torch.tensor([sum(seen), len(seen)], dtype=torch.double)).tolist()
+            if count:
+                logs["accuracy"] = total / count
             self._accuracies = []
         super().log(logs, *args, **kwargs)
+
+    def running_state(self) -> dict[str, Any]:
+        return super().running_state() | {"accuracies": getattr(self, "_accuracies", [])}
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        super().load_running_state(state)
+        self._accuracies = state["accuracies"]
 
 
 class HeldOutCurve(TrainerCallback):
@@ -185,17 +207,17 @@ def accuracy_on(model: Any, groups: Sequence[Group], batch_size: int, device: st
 
 def run_phase(
     model: Scorer,
-    fit: Callable[[RunContext], int],
+    fit: Callable[[RunContext], tuple[int, Metrics]],
     ctx: RunContext,
     name: str,
     *,
     seed: int,
     offset: int,
-) -> int:
+) -> tuple[int, Metrics]:
     """One of several trainings of the stage in a row, with a seed, a state folder and names of metrics of its own.
 
     Its steps follow on the `offset` of those before. Once it is done its result is kept in the state: a stage
-    that was interrupted later loads that instead of training again. Returns the steps made.
+    that was interrupted later loads that instead of training again. Returns what `fit` did.
     """
     folder = ctx.state_dir / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,14 +226,13 @@ def run_phase(
     if finished.exists():
         kept = torch.load(finished, map_location=ctx.device, weights_only=True)
         model.load_state_dict(kept["model"])
-        return int(kept["steps"])
-    if offset and not any(folder.glob("checkpoint-*")):
-        own.metrics.truncate(0)
-    steps = fit(own)
-    temporary = finished.with_suffix(".tmp")
-    torch.save({"model": model.state_dict(), "steps": steps}, temporary)
-    os.replace(temporary, finished)
-    return steps
+        return int(kept["steps"]), kept["found"]
+    steps, found = fit(own)
+    if World().rank == 0:
+        temporary = finished.with_suffix(".tmp")
+        torch.save({"model": model.state_dict(), "steps": steps, "found": found}, temporary)
+        os.replace(temporary, finished)
+    return steps, found
 
 
 class ShiftedMetrics(MetricsLog):
@@ -224,4 +245,5 @@ class ShiftedMetrics(MetricsLog):
         self._log.log(step + self._offset, **{f"{self._prefix}{name}": value for name, value in values.items()})
 
     def truncate(self, step: int) -> None:
-        self._log.truncate(step + self._offset)
+        # The phase before ended at this one's step 0: nothing of it is forgotten.
+        self._log.truncate(max(step, 0) + self._offset if self._offset else step)

@@ -44,7 +44,7 @@ def test_empty_cells_are_dropped_and_named(tmp_path):
     dropped = Dropped()
     assert len(list(read_demonstrations(table(tmp_path, rows), 0.0, dropped))) == 1
     assert dropped.rows == {"empty prompt": [2], "empty completion": [3, 4]}
-    assert dropped.counts() == {"empty prompt": 1, "empty completion": 2}
+    assert dropped.counts == {"empty prompt": 1, "empty completion": 2}
 
 
 def test_split_is_that_of_the_prompt(tmp_path):

@@ -333,11 +333,19 @@ def test_scored_parallel_lists(tmp_path):
     fails(table(tmp_path, "scored", [rows[0] | {"ratings": [1, 2]}]), "3 completions have 2 values")
 
 
+def test_scored_rows_that_are_too_short_are_dropped(tmp_path):
+    """Some rows of UltraFeedback have no completions at all."""
+    good = [{"text": "x", "score": 1}, {"text": "y", "score": 2}]
+    rows = [{"prompt": "p", "completions": completions} for completions in (good, [], good[:1])]
+    dropped = Dropped()
+    assert len(read(table(tmp_path, "scored", rows), dropped)) == 1
+    assert dropped.rows == {"fewer than 2 completions left": [2, 3]}
+    fails(table(tmp_path, "scored", rows[1:]), "no ranking is left", "2 x fewer than 2 completions")
+
+
 @pytest.mark.parametrize(
     ("completions", "message"),
     [
-        ([{"text": "x", "score": 1}], "at least 2 completions and this one has 1"),
-        ([], "at least 2 completions and this one has 0"),
         ("x", "not a list"),
         ([{"text": "x", "score": "high"}, {"text": "y", "score": 1}], "not a number"),
         ([{"text": "x", "points": 1}, {"text": "y", "points": 1}], "no column 'score'"),

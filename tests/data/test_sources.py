@@ -4,6 +4,8 @@ import sys
 import types
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data.sources import Row, as_number, read_table
@@ -220,3 +222,38 @@ def test_hub_failure_is_one_error(monkeypatch):
 
     fake_datasets(monkeypatch, load)
     fails("hub://owner/name@abc", "no route to host", "hub://owner/name@abc")
+
+
+def test_long_single_line_of_json(tmp_path):
+    rows = [{"a": i, "b": "ü" * 50} for i in range(5000)]
+    (tmp_path / "t.json").write_text(json.dumps(rows, ensure_ascii=False))
+    assert list(map(dict, read(tmp_path / "t.json"))) == rows
+    (tmp_path / "t.json").write_bytes(json.dumps(rows).encode()[:-1] + b', {"a": "\xff"}]')
+    fails(tmp_path / "t.json", "0xff is not UTF-8", "t.json:1")
+
+
+def test_folder_of_parquet_files(tmp_path):
+    for i in range(3):
+        rows = [{"a": 10 * i + j} for j in range(2)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"train-0000{i}.parquet")
+    rows = read(tmp_path)
+    assert [row["a"] for row in rows] == [0, 1, 10, 11, 20, 21]
+    assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[3].where.endswith("train-00001.parquet, row 2")
+
+
+def test_several_splits_of_a_hub_data_set(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, subset, *, split, revision, streaming):
+        asked.append((name, subset, split, revision, streaming))
+        return [{"a": f"{split} {i}"} for i in range(2)]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    config = TableConfig(path="hub://me/rankings/some@abc", split="train+eval")
+    rows = list(read_table(config))
+    assert [row["a"] for row in rows] == ["train 0", "train 1", "eval 0", "eval 1"]
+    assert rows[2].where == "hub://me/rankings/some@abc, split eval, row 1"
+    assert asked == [("me/rankings", "some", split, "abc", True) for split in ("train", "eval")]

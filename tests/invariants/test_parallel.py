@@ -31,7 +31,7 @@ def test_micro_batches(kind, value):
     for size in (1, 2, 4):
         ppo_case.assert_close(results[size][1], expected, tolerance=1e-3 * moved)
         for name, number in metrics.items():
-            if "second" not in name and not name.startswith("time/"):
+            if "second" not in name and name != "mfu" and not name.startswith("time/"):
                 assert results[size][0][name] == pytest.approx(number, rel=1e-3, abs=1e-5), (size, name)
 
 
@@ -82,5 +82,5 @@ def test_two_processes_are_one(tmp_path, value):
     assert first["scores"] == pytest.approx(alone["scores"], rel=1e-5)
     for ours, theirs in zip(first["metrics"], alone["metrics"], strict=True):
         for name, number in theirs.items():
-            if "second" not in name and not name.startswith("time/"):
+            if "second" not in name and name != "mfu" and not name.startswith("time/"):
                 assert ours[name] == pytest.approx(number, rel=1e-3, abs=1e-5), name

@@ -42,7 +42,7 @@ def test_resume_equals_no_interruption(kind, value, scheduler, tmp_path):
     assert second.normalizer.state_dict() == whole.normalizer.state_dict()
     for ours, theirs in zip(found, expected[2:], strict=True):
         for name, number in theirs.items():
-            if "second" not in name and not name.startswith("time/"):
+            if "second" not in name and name != "mfu" and not name.startswith("time/"):
                 assert ours[name] == number, name
 
 

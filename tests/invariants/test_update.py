@@ -1,5 +1,6 @@
 """What one update does, seen from outside."""
 
+import copy
 import math
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from pipeline.config.ppo import KLConfig, ScoreConfig
 from pipeline.errors import StageError
-from stages.ppo import experience
+from stages.models.bank import Actor
+from stages.ppo import experience, rollout
 from stages.ppo.trajectory import Episodes
 
 KINDS = list(tiny.BANKS)
@@ -76,7 +78,7 @@ def test_metrics_by_their_definitions(data):
     mask = made.episodes.mask_BT.numpy()
     ratio = (made.logp_BT - made.ref_logp_BT).numpy().astype(float)[mask]
     returns, values = (x[made.episodes.mask_BT].numpy().astype(float) for x in (made.returns_BT, made.values_BT))
-    _, entropy, _ = experience.score_tokens(trainer.bank, "policy", made.episodes, trainer.config)
+    _, entropy, _ = experience.score_tokens(trainer.bank, "policy", made.episodes, trainer.config, entropy=True)
     expected = {
         "objective/entropy": float(entropy.sum()) / mask.sum(),
         "objective/kl": np.clip(ratio, -10, 10).sum() / 8,
@@ -97,8 +99,9 @@ def test_metrics_by_their_definitions(data):
 def test_kl_is_zero_and_ratio_one_before_the_first_step(kind):
     trainer = ppo_case.make(kind, learning_rate=1e-12, temperature=0.7)
     metrics = trainer.step()
-    assert metrics["objective/kl"] == 0.0
-    assert metrics["objective/kl_k3"] == 0.0
+    # Not exactly: the policy's log-probs are those of the rollout, from other shapes of the same products.
+    assert metrics["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["objective/kl_k3"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-7)
     assert metrics["policy/clipfrac_avg"] == 0.0
@@ -242,7 +245,7 @@ def test_missing_eos_penalty_knows_every_stop_id(penalty):
     unended = sum(end not in ppo_case.STOPS for end in ends) / 32
     assert 0 < unended < 1
     assert metrics["response/ended"] == pytest.approx(1 - unended)
-    assert metrics["objective/rlhf_reward"] == pytest.approx(-(penalty or 0) * unended)
+    assert metrics["objective/rlhf_reward"] == pytest.approx(-(penalty or 0) * unended, abs=1e-5)
 
 
 def test_scores_are_normalised_by_the_references_answers():
@@ -323,7 +326,9 @@ def test_a_policy_that_is_not_the_references_copy_is_refused():
 
 
 def test_a_random_policy_is_refused():
-    trainer = ppo_case.make(bank=tiny.lora_bank(attention_dropout=0.5))
+    trainer = ppo_case.make()
+    layer = trainer.bank.model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda module, _, y: y + torch.randn_like(y) if module.training else y)
     with pytest.raises(StageError, match="ratio to itself"):
         trainer.step()
 
@@ -344,6 +349,109 @@ def test_a_gradient_that_is_not_finite_is_found():
     with pytest.raises(StageError, match="policy role's gradient is nan at update 2"):
         trainer.step()
     assert trainer.bank.checksum("policy") == before
+
+
+# --- Memory ---
+
+
+def with_scarce_memory(monkeypatch, trainer, *failing):
+    """Steps once with memory that runs out in given backward passes, counted from one, after their gradient is in
+    place. Returns the number of sequences in each pass that recorded a gradient."""
+    hidden, done, sizes, passes = Actor.hidden, torch.Tensor.backward, [], []
+
+    def watched(actor, ids):
+        made = hidden(actor, ids)
+        if made.requires_grad:
+            sizes.append(len(ids))
+        return made
+
+    def backward(tensor, *args, **kwargs):
+        done(tensor, *args, **kwargs)
+        passes.append(tensor)
+        if len(passes) in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Actor, "hidden", watched)
+        patch.setattr(torch.Tensor, "backward", backward)
+        trainer.step()
+    return sizes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_minibatch_out_of_memory_is_taken_again(kind, monkeypatch):
+    """The minibatch of four starts as a whole, fails, starts anew in twos, fails half-way, and starts anew in ones,
+    with the demonstrations of PPO-ptx that it had drawn. A run that was in ones from then on makes the same, bit
+    for bit."""
+    values = ppo_case.EVERYTHING | {"num_ppo_epochs": 1, "rollout_batch_size": "auto"}
+    drawn = []
+
+    def demonstrations(generator):
+        drawn.append(torch.rand(1, generator=generator).item())
+        return ppo_case.demonstrations(generator)
+
+    said = []
+    trainer = ppo_case.make(kind, micro_batch_size="auto", **values)
+    trainer.demonstrations, trainer.micro._say = demonstrations, said.append
+    sizes = with_scarce_memory(monkeypatch, trainer, 1, 3)
+    assert sizes[:3] == [4, 2, 2]
+    assert trainer.micro.size == 1
+    assert said == [
+        "out of memory: training goes on with 2 sequences at once instead of 4",
+        "out of memory: training goes on with 1 sequences at once instead of 2",
+    ]
+
+    plenty = ppo_case.make(kind, micro_batch_size="auto", **values)
+    plenty.demonstrations = demonstrations
+    fit, gradients_of = plenty._fitting, plenty.micro
+    del drawn[:]
+
+    def smaller(*args):
+        gradients_of.size = 1
+        return fit(*args)
+
+    plenty._fitting = smaller
+    plenty.step()
+    assert len(drawn) == 2, "one draw for each minibatch"
+    ppo_case.assert_close(ppo_case.weights(trainer), ppo_case.weights(plenty), tolerance=0)
+    assert torch.equal(trainer.generator.get_state(), plenty.generator.get_state())
+
+
+def test_memory_that_a_fixed_micro_batch_lacks_is_an_error(monkeypatch):
+    with pytest.raises(torch.OutOfMemoryError):
+        with_scarce_memory(monkeypatch, ppo_case.make(micro_batch_size=2), 2)
+    with pytest.raises(torch.OutOfMemoryError):  # one sequence does not fit
+        with_scarce_memory(monkeypatch, ppo_case.make(micro_batch_size="auto"), 1, 2, 3)
+
+
+def test_the_micro_batch_that_was_found_is_in_the_checkpoint(monkeypatch):
+    first = ppo_case.make(micro_batch_size="auto")
+    with_scarce_memory(monkeypatch, first, 1)
+    second = ppo_case.make(micro_batch_size="auto", seed=9)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.micro.size == first.micro.size == 2
+    fixed = ppo_case.make(micro_batch_size=4, seed=9)
+    fixed.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert fixed.micro.size == 4, "what the recipe says now counts"
+    first.step()
+    second.step()
+    ppo_case.assert_close(ppo_case.weights(second), ppo_case.weights(first), tolerance=0)
+
+
+def test_decoding_out_of_memory_halves_its_batch(monkeypatch):
+    expected = ppo_case.make(rollout_batch_size=4).sample(ppo_case.PROMPTS[:8])
+    trainer = ppo_case.make(rollout_batch_size="auto")
+    generate, sizes = rollout.generate, []
+
+    def scarce(*args, batch_size, **kwargs):
+        sizes.append(batch_size)
+        if batch_size is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return generate(*args, batch_size=batch_size, **kwargs)
+
+    monkeypatch.setattr("stages.ppo.trainer.generate", scarce)
+    assert torch.equal(trainer.sample(ppo_case.PROMPTS[:8]).ids_BL, expected.ids_BL)
+    assert sizes == [None, 4]
 
 
 # --- A value head on the policy's trunk ---
@@ -383,7 +491,7 @@ def test_episodes_are_sampled_at_the_temperature_of_their_log_probs():
     )
     episodes = trainer.sample([ppo_case.PROMPTS[i % 11] for i in range(512)])
     assert isinstance(episodes, Episodes)
-    logp, entropy, _ = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config)
+    logp, entropy, _ = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config, entropy=True)
     n = int(episodes.mask_BT.sum())
     spread = float(logp[episodes.mask_BT].std()) / n**0.5
     assert -logp.sum().item() / n == pytest.approx(entropy.sum().item() / n, abs=4 * spread)

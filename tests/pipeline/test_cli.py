@@ -138,6 +138,22 @@ def test_check_reads_artifacts_on_request(recipe_file: Path, stages: FakeStages)
     assert "contents of given.json" in result.stderr
 
 
+def test_clean_never_removes_what_people_made(recipe_file: Path, stages: FakeStages) -> None:
+    invoke("run rank")
+    folder = Path("runs/small")
+    for name in ("rankings.sqlite", "rankings.sqlite-wal", "rankings.key", "judged-0123456789ab.json"):
+        (folder / name).write_text("dear")
+    cleaned = invoke("clean --all -y")
+    assert cleaned.exit_code == 0
+    assert (
+        "kept, since people made it: runs/small/judged-0123456789ab.json, runs/small/rankings.key" in cleaned.output
+    )
+    assert not (folder / "rank").exists()
+    invoke("run rank --fresh")
+    for name in ("rankings.sqlite", "rankings.sqlite-wal", "rankings.key", "judged-0123456789ab.json"):
+        assert (folder / name).read_text() == "dear"
+
+
 def test_clean_keeps_what_the_values_use(recipe_file: Path, stages: FakeStages) -> None:
     invoke("run data")
     invoke("run data -s seed=1")
@@ -253,4 +269,41 @@ def test_make_passes_recipe_and_values_untouched(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    assert said.splitlines() == ["run", "ppo", "--recipe", "recipes/x.yaml", "--set", "a.b=c d='e f'"]
+    assert said.splitlines() == [
+        "run",
+        "ppo",
+        "--nproc",
+        "1",
+        "--recipe",
+        "recipes/x.yaml",
+        "--set",
+        "a.b=c d='e f'",
+    ]
+
+
+def test_export_rankings(recipe_file: Path, stages: FakeStages) -> None:
+    def rank(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        prompt = [{"role": "user", "content": "p"}]
+        rows = [
+            {"prompt": prompt, "completions": ["x", "y"], "ranks": [1, 2], "annotator": name, "human": human}
+            for name, human in (("Ada Byron", True), ("bot", False))
+        ]
+        (out_dir / "rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {}
+
+    stages.does["rank"] = rank
+    early = invoke("export-rankings made")
+    assert early.exit_code == 4
+    assert "rank is not finished" in early.stderr
+    invoke("run rank")
+    done = invoke("export-rankings made -s publish.rankings_license=cc0-1.0")
+    assert done.exit_code == 0, done.output
+    assert "made: 2 train, 2 files" in done.output
+    assert "license: cc0-1.0" in Path("made/README.md").read_text()
+    assert b"Byron" not in Path("made/data/train-00000-of-00001.parquet").read_bytes()
+    assert b"bot" in Path("made/data/train-00000-of-00001.parquet").read_bytes()
+    assert "made: 1 train" in invoke("export-rankings made --only human").output
+    assert len(stages.calls) == 5  # a licence makes nothing again
+    Path("other").mkdir()
+    Path("other/file").touch()
+    assert invoke("export-rankings other").exit_code == 3

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
-from pipeline_fakes import FakeStages, write_all
+from pipeline_fakes import FakeStages, write_all, write_rankings
 
 from pipeline import hub
 from pipeline.errors import RecipeError, StageError
@@ -26,7 +26,7 @@ def write_model(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, 
 
 @pytest.fixture
 def finished(runner: Callable[..., Runner], stages: FakeStages) -> Callable[..., RunSummary]:
-    stages.does["rank"] = lambda *given: write_all(*given) | {"human": False}
+    stages.does["rank"] = write_rankings
     stages.does["eval"] = lambda *given: write_all(*given) | {"fact_error_ppo": 0.1234, "judge": "venues"}
     stages.does["export"] = write_model
 
@@ -98,8 +98,20 @@ def test_rankings_are_a_data_set_of_their_own(finished: Callable[..., RunSummary
     model, rankings = hub.uploads(finished(MODEL, "publish.rankings=me/rankings"), private=False)
     assert (model.kind, rankings.kind) == ("model", "dataset")
     assert not rankings.private
-    assert list(rankings.files) == ["given.json"]
+    assert list(rankings.files) == ["data/train-00000-of-00001.parquet"]
     assert "simulated annotators, not by people" in rankings.card
+
+
+def test_a_token_in_a_ranking_stays_here(finished: Callable[..., RunSummary], stages: FakeStages) -> None:
+    def leak(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        made = write_rankings(config, inputs, out_dir, ctx)
+        text = (out_dir / "rankings.jsonl").read_text().replace('"x"', f'"hf_{"a" * 30}"')
+        (out_dir / "rankings.jsonl").write_text(text)
+        return made
+
+    stages.does["rank"] = leak
+    with pytest.raises(StageError, match="an access token"):
+        hub.uploads(finished(MODEL, "publish.rankings=me/rankings"))
 
 
 def test_nothing_is_uploaded_without_a_destination_or_evidence(

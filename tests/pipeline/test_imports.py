@@ -1,4 +1,4 @@
-"""Imports go one way: stages -> data -> pipeline; and pipeline's own are light."""
+"""Imports go one way: stages -> ranking -> data -> pipeline; and pipeline's own are light."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ALLOWED = {"pipeline": {"pipeline"}, "data": {"data", "pipeline"}, "stages": {"stages", "data", "pipeline"}}
+LAYERS = ("pipeline", "data", "ranking", "stages")
+ALLOWED = {package: set(LAYERS[: place + 1]) for place, package in enumerate(LAYERS)}
 LIGHT = {"pydantic", "pydantic_core", "yaml", "typer", "typing_extensions", "rich", "pipeline"}
 
 
@@ -43,6 +44,14 @@ def test_imports_go_one_way(package: str) -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             own = {name.partition(".")[0] for name in imported(node)} & set(ALLOWED)
             assert own <= ALLOWED[package], f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+
+
+@pytest.mark.parametrize("file", files("ranking"), ids=lambda file: file.name)
+def test_people_rank_without_torch(file: Path) -> None:
+    names = {
+        name.partition(".")[0] for node in ast.walk(ast.parse(file.read_text("utf-8"))) for name in imported(node)
+    }
+    assert not names & {"torch", "transformers"}
 
 
 @pytest.mark.parametrize("file", files("pipeline"), ids=lambda file: str(file.relative_to(ROOT)))

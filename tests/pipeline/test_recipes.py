@@ -23,6 +23,14 @@ def test_recipe_is_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_recipe(file).recipe.name
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes/hardware").glob("*.yaml")), ids=lambda file: file.stem)
+def test_part_fits_the_default_recipe(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = tmp_path / "made.yaml"
+    recipe.write_text(f"extends: [{ROOT / 'recipes/quickstart.yaml'}, {file}]\nname: made\n")
+    assert load_recipe(recipe).recipe != load_recipe(ROOT / "recipes/quickstart.yaml").recipe
+
+
 def test_the_default_recipe_is_there() -> None:
     assert ROOT / "recipes/quickstart.yaml" in NAMED
 

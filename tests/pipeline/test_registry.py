@@ -23,6 +23,8 @@ def test_every_stage_comes_after_what_it_needs() -> None:
 def test_simulated_rankings_are_collected_and_given_ones_are_not(load: Callable[..., LoadedRecipe]) -> None:
     simulated = {spec.name: needs for spec, needs in registry.planned(load().recipe)}
     assert simulated["rank"] == ("data", "collect")
+    people = load("rank.source=app rank.app.annotators=[ana, ben]").recipe
+    assert {spec.name: needs for spec, needs in registry.planned(people)} == simulated
     given = {spec.name: needs for spec, needs in registry.planned(load(DATA_RANKINGS).recipe)}
     assert "collect" not in given
     assert given["rank"] == ("data",)
@@ -47,6 +49,13 @@ def test_until_takes_only_what_the_stage_needs(load: Callable[..., LoadedRecipe]
         ("base.pretrain.corpus.path=https://x.org/c.txt", "base", {}),
         (DATA_RANKINGS, "data", {"data.rankings.path": Path("r.csv")}),
         ("data.prompts.path=hub://a/b@c", "data", {}),
+        ("reward.model=./models/bert", "reward", {"reward.model": Path("models/bert")}),
+        ("reward.model=a/bert reward.revision=c", "reward", {}),
+        (
+            "reward.pretrain_on={path: more.csv, format: pairs}",
+            "reward",
+            {"reward.pretrain_on.path": Path("more.csv")},
+        ),
         ("ppo.reward_model=models/rm", "ppo", {"ppo.reward_model": Path("models/rm")}),
         ("eval.judge=venues", "eval", {}),
         ("eval.judge=my.yaml", "eval", {"eval.judge": Path("my.yaml")}),

@@ -12,7 +12,7 @@ from pipeline_fakes import FakeStages, write_all
 from pipeline import registry
 from pipeline.config.load import LoadedRecipe
 from pipeline.plan import RunSummary
-from pipeline.report import charts, comparison, findings, plots, verdict, wording
+from pipeline.report import charts, comparison, findings, human, plots, verdict, wording
 from pipeline.report.build import build_report
 from pipeline.runner import Runner
 
@@ -71,7 +71,21 @@ QUALITY = {
     "ece": 0.033,
     "brier": 0.175,
     "length_correlation": 0.36,
+    "accuracy_by_prompt": 0.705,
+    "above_length": 0.202,
+    "above_length_low": 0.15,
+    "above_length_high": 0.25,
+    "ended_preferred": 0.93,
     "accuracy_by_annotator": {"careful": 0.78, HOSTILE: 0.66},
+}
+TABLES = {
+    "by_annotator": [
+        {"annotator": "careful", "pairs": 900, "accuracy": 0.78},
+        {"annotator": HOSTILE, "pairs": 600, "accuracy": 0.66},
+        *({"annotator": f"worker {i}", "pairs": 1, "accuracy": 0.0} for i in range(7)),
+    ],
+    "by_prompt": [{"low": i / 10, "high": (i + 1) / 10, "count": i * i} for i in range(10)],
+    "scores": [{"low": i - 3.0, "high": i - 2.0, "count": 9 - abs(i - 5)} for i in range(10)],
 }
 RANKING = {
     "rankings": 1600,
@@ -84,6 +98,43 @@ RANKING = {
     "annotators": 4,
     "human": False,
 }
+
+
+def part(value: float | None, pairs: int = 100) -> dict[str, Any]:
+    if value is None:
+        return {"value": None, "low": None, "high": None, "pairs": 0}
+    return {"value": value, "low": value - 0.05, "high": value + 0.05, "pairs": pairs}
+
+
+def annotator(count: int, **more: Any) -> dict[str, Any]:
+    shares = {"agreement": part(0.7), "tau": part(0.4), "self_consistency": part(None), "first_shown": part(0.63)}
+    return {"rankings": count, **shares, "longer": part(0.55), "seconds": None, "weight": 1.07, **more}
+
+
+def agreement() -> dict[str, Any]:
+    """As `rank` writes it; more annotators than the page has room for."""
+    return {
+        "pairwise": part(0.69, 4321),
+        "by_others": part(0.7),
+        "alpha": 0.41,
+        "tau": part(0.38),
+        "overlaps": 800,
+        "annotators": 4,
+        "self_consistency": part(0.83, 60),
+        "first_shown": part(0.63),
+        "longer": part(0.55),
+        "seconds": {"median": 41.6, "p90": 120.0, "rankings": 1600},
+        "sample": {"rankings": 1600, "of": 6400, "prompts": 400, "share": 0.25},
+        "weights": {},
+        "by_annotator": {f"worker {i}": annotator(1000 - i) for i in range(70)}
+        | {HOSTILE: annotator(5000, seconds={"median": 12.3, "p90": 20.0, "rankings": 9})},
+        "models": [
+            {"model": "large", "strength": 0.5, "low": 0.4, "high": 0.6, "win_rate": 0.62, "pairs": 900},
+            {"model": "small", "strength": -0.5, "low": -0.6, "high": -0.4, "win_rate": 0.38, "pairs": 900},
+        ],
+    }
+
+
 SAMPLE = {
     "prompt": "name[Blue Mill], food[Thai]",
     "answers": {"base": HOSTILE, "sft": "Blue Mill is a pub.", "ppo": "Blue Mill serves Thai food."},
@@ -100,9 +151,11 @@ class FakeRun:
     def __init__(self, stages: FakeStages, runner: Callable[..., Runner]) -> None:
         self.runner = runner
         self.ranking, self.quality, self.evaluation = dict(RANKING), dict(QUALITY), evaluation()
+        self.agreement: dict[str, Any] | None = None
+        self.dropped: list[dict[str, Any]] = []
         self.unfit: list[str] = []
         self.forced_past_gate: list[str] = []
-        for name in ("base", "sft", "rank", "reward", "ppo", "eval"):
+        for name in ("base", "data", "sft", "rank", "reward", "ppo", "eval"):
             stages.does[name] = getattr(self, f"_{name}")
 
     def __call__(self, until: str | None = None, *sets: str) -> RunSummary:
@@ -123,18 +176,30 @@ class FakeRun:
         ctx.metrics.log(20, eval_loss=0.381)
         return write_all(config, inputs, out, ctx) | {"demonstrations": 2703}
 
-    def _rank(self, *given: Any) -> dict[str, Any]:
-        return write_all(*given) | self.ranking
+    def _data(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
+        (out / "dropped.jsonl").write_text("".join(json.dumps(place) + "\n" for place in self.dropped))
+        reasons: dict[str, Any] = {"read_rankings": 900} if self.dropped else {}
+        for place in self.dropped:
+            name = f"dropped_{place['table']}/{place['reason']}"
+            reasons[name] = reasons.get(name, 0) + 1
+        return write_all(config, inputs, out, ctx) | reasons
+
+    def _rank(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
+        if self.agreement is not None:
+            (out / "agreement.json").write_text(json.dumps(self.agreement))
+        return write_all(config, inputs, out, ctx) | self.ranking
 
     def _reward(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         ctx.metrics.log(10, loss=0.5, accuracy=0.6)
         ctx.metrics.log(20, loss=0.4, accuracy=0.7)
+        ctx.metrics.log(20, eval_accuracy=0.69)
         table = [
             {"predicted": 0.2, "observed": 0.25, "count": 700},
             {"predicted": 0.8, "observed": 0.75, "count": 700},
         ]
         metrics = {f"eval_{name}": value for name, value in self.quality.items()}
-        quality = {"metrics": metrics, "reliability": table, "unfit": self.unfit}
+        tables = {} if not self.quality["pairs"] else TABLES
+        quality = {"metrics": metrics, "reliability": table, **tables, "unfit": self.unfit}
         (out / "quality.json").write_text(json.dumps(quality))
         return {**metrics, "rankings": 1600, "completions": 3157}
 
@@ -204,7 +269,7 @@ def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> N
         assert made.manifest.key[:12] in page.text
     for text in ("missing: food", "invented: kind", "no fault", "491,904 parameters", "small.yaml:7"):
         assert text in page.text
-    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1
+    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1 + 2
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
     assert numbers["verdict"]["tone"] == "good"
     assert numbers["evaluation"] == fake.evaluation
@@ -269,6 +334,21 @@ def test_people_are_called_people(fake: FakeRun, tmp_path: Path) -> None:
     said, page = build(fake("rank"), tmp_path)
     assert "simulated" not in said
     assert "1,600 rankings by 4 people" in page.text
+
+
+def test_an_ensembles_members_are_named(fake: FakeRun, tmp_path: Path) -> None:
+    fake.quality |= {"member_accuracy": [0.701, 0.689, 0.7], "disagreement": 0.42}
+    _, page = build(fake("reward"), tmp_path)
+    text = page.text.replace(wording.SPACE, " ")
+    assert "Each of 3 members alone" in text
+    assert "70 %, 69 %, 70 %" in text
+
+
+def test_of_many_annotators_the_busiest_are_shown(fake: FakeRun, tmp_path: Path) -> None:
+    _, page = build(fake("reward"), tmp_path)
+    assert "worker 5" in page.text
+    assert "worker 6" not in page.text
+    assert "of 9 annotators" in page.text
 
 
 def test_unknown_agreement_is_said(fake: FakeRun, tmp_path: Path) -> None:
@@ -415,3 +495,105 @@ def test_long_curves_are_thinned_by_means() -> None:
 )
 def test_numbers_read_well(written: str, expected: str) -> None:
     assert written == expected
+
+
+# --- Rankings -----------------------------------------------------------------------------------------------
+
+
+def test_rankings_are_told_with_annotators_models_and_what_was_left_out(fake: FakeRun, tmp_path: Path) -> None:
+    fake.agreement = agreement()
+    fake.dropped = [{"table": "rankings", "row": row, "reason": "missing rating"} for row in range(3, 43)]
+    _, page = build(fake(), tmp_path)
+    text = " ".join(page.text.split())
+    for said in (
+        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs",
+        "the reward model orders 71.2 % of held-out pairs",
+        "the one shown first 63 % (58 to 68 %)",
+        "Measured on 1,600 of 6,400 rankings: all those of 400 prompts",
+        "42 s median; 9 of 10 below 120 s",
+        "83 % of 60 pairs",
+        "48 more annotators, of 59",
+        "large +0.50 wins 62 %",
+        "missing rating 40 900 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, …",
+    ):
+        assert said in text
+    assert "<script" not in page.source
+    assert text.index(HOSTILE) < text.index("worker 0") < text.index("worker 58")
+    assert "worker 59" not in text
+    head = next(part for part in page.source.split("<thead>") if "Agrees with others" in part).split("</thead>")[0]
+    assert "Agrees with self" not in head  # nobody has it
+    assert "First shown wins" in head
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["rankings"]["all_annotators"] == 71
+    assert numbers["dropped"][0]["count"] == 40
+
+
+def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> None:
+    measures = ("pairwise", "by_others", "tau", "self_consistency", "first_shown", "longer")
+    nothing = {name: part(None) for name in measures}
+    shares = {name: part(None) for name in ("agreement", "tau", "self_consistency", "first_shown", "longer")}
+    fake.agreement = agreement() | nothing
+    fake.agreement |= {"alpha": None, "seconds": None, "models": []}
+    fake.agreement["by_annotator"] = {"unknown": {"rankings": 3, **shares, "seconds": None, "weight": 1.0}}
+    fake.ranking |= {"agreement": None, "predicted_by_others": None, "alpha": None}
+    _, page = build(fake("rank"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "how far they agree is not known" in text
+    assert "nobody ranked anything twice" in text
+    assert "Models behind the answers" not in text
+    assert "Left out" not in text
+
+
+# --- What people say ----------------------------------------------------------------------------------------
+
+
+def people(run: RunSummary, value: float, low: float, high: float, eval_: str | None = None) -> None:
+    """As `tutelage judge` writes it."""
+    fingerprint = run.stages["eval"].manifest.fingerprint
+    found = {
+        "eval": eval_ or fingerprint,
+        "prompts": 100,
+        "judges": 3,
+        "win_rate": interval(value, low, high, ties=0.1),
+        "agreement": interval(0.8, 0.7, 0.9, pairs=60),
+    }
+    human.judged_file(run.folder, fingerprint).write_text(json.dumps(found))
+
+
+def test_people_answer_where_no_judge_can(fake: FakeRun, tmp_path: Path) -> None:
+    fake.evaluation = unjudged()
+    run = fake()
+    people(run, 0.61, 0.53, 0.69)
+    said, page = build(run, tmp_path)
+    assert said.startswith(
+        "PPO helped. 3 people compared the answers to 100 held-out prompts blind: PPO’s beats SFT’s on "
+        "61\N{NO-BREAK SPACE}% of them (95 % interval 53 to 69\N{NO-BREAK SPACE}%; ties count half)."
+    )
+    assert "Two of them agree on 80\N{NO-BREAK SPACE}%" in said
+    assert "People prefer it to SFT" in page.text
+    people(run, 0.4, 0.3, 0.45)
+    assert verdict.reach(findings.collect(run)).tone == "bad"
+    people(run, 0.5, 0.4, 0.6)
+    assert verdict.reach(findings.collect(run)).tone == "unclear"
+
+
+def test_people_and_the_judge_of_facts(fake: FakeRun) -> None:
+    run = fake()
+    people(run, 0.61, 0.53, 0.69)
+    both = verdict.reach(findings.collect(run))
+    assert both.tone == "good"
+    assert "3 people compared" in both.evidence
+    assert "By the independent judge (venues)" in both.evidence
+    people(run, 0.3, 0.2, 0.4)
+    assert verdict.reach(findings.collect(run)).headline == "People and the judge of facts are at odds."
+    people(run, 0.5, 0.4, 0.6)
+    assert verdict.reach(findings.collect(run)).tone == "good"
+
+
+def test_what_people_said_of_other_answers_is_not_shown(fake: FakeRun) -> None:
+    run = fake()
+    people(run, 0.3, 0.2, 0.4, eval_="0" * 64)
+    assert findings.collect(run)["human"] is None
+    people(run, 0.3, 0.2, 0.4)
+    fake.evaluation["prompts"] = 255
+    assert findings.collect(fake(None, "eval.num_prompts=255"))["human"] is None

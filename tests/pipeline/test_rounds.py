@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from pipeline_fakes import FakeStages, write_all
+from pipeline_fakes import FakeStages, write_all, write_rankings
+from pyarrow import parquet
 
 from pipeline import clean, hub, registry
 from pipeline.config.load import LoadedRecipe
 from pipeline.errors import RecipeError, StageError
+from pipeline.ranks import Ranks
 from pipeline.rounds import by_round, newest, parse, step_name
 from pipeline.runner import Runner
 
@@ -148,16 +150,57 @@ def test_a_bare_name_means_the_last_round(runner: MakeRunner) -> None:
 
 
 def test_rankings_of_all_rounds_are_published(runner: MakeRunner, stages: FakeStages) -> None:
-    stages.does["rank"] = lambda *given: write_all(*given) | {"human": False}
+    stages.does["rank"] = write_rankings
     stages.does["eval"] = lambda *given: write_all(*given) | {"judge": "venues"}
     made = runner("rounds=2 publish.model=me/model publish.rankings=me/rankings")
     made.run()
     model, rankings = hub.uploads(made.planner.summary())
-    assert set(rankings.files) == {"given.json", "round-2/given.json"}
-    assert rankings.files["round-2/given.json"].parts[-4] == "rank-2"
-    assert "Made in 2 rounds" in rankings.card
-    assert "Made in" not in hub.rankings_card(runner().planner.summary())
+    [file] = rankings.files.values()
+    asked = [row["prompt"][0]["content"] for row in parquet.read_table(file).to_pylist()]
+    assert asked == ["p0", "p1000003"], "a round each"
     assert set(model.files) == {"given.json"}
+
+
+def test_a_token_in_an_earlier_rounds_rankings_stays_here(runner: MakeRunner, stages: FakeStages) -> None:
+    def leak(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        made = write_rankings(config, inputs, out_dir, ctx)
+        if ctx.seed == 0:
+            text = (out_dir / "rankings.jsonl").read_text().replace('"x"', f'"hf_{"a" * 30}"')
+            (out_dir / "rankings.jsonl").write_text(text)
+        return made
+
+    stages.does["rank"] = leak
+    made = runner("rounds=2 publish.rankings=me/rankings")
+    made.run()
+    with pytest.raises(StageError, match="an access token"):
+        hub.uploads(made.planner.summary())
+
+
+def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeRunner, stages: FakeStages) -> None:
+    class Two(Ranks):
+        size = 2
+        said: ClassVar[list[Mapping[str, Any]]] = []
+
+        def announce(self, task: Mapping[str, Any]) -> None:
+            self.said.append(json.loads(json.dumps(task)))
+
+        def tasks(self) -> Iterator[Any]:
+            yield from self.said
+
+    runner("rounds=2", ranks=Two()).run()
+    assert [task["stage"] for task in Two.said] == ["sft", "reward", "ppo", "reward-2", "ppo-2"]
+    seeds: list[int] = []
+    given: list[set[str]] = []
+
+    def note(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        seeds.append(ctx.seed)
+        given.append(set(inputs))
+        return {}
+
+    stages.does |= dict.fromkeys(("sft", "reward", "ppo"), note)
+    runner("rounds=2", ranks=Two()).follow()
+    assert seeds == [0, 0, 0, 1_000_003, 1_000_003]
+    assert given[-1] == {"base", "data", "sft", "reward-2", "ppo"}
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,19 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Callable[..., RunContext]:
-    """Makes the context of a stage that needs neither metrics log nor progress display."""
+    """Makes the context of a stage that needs no metrics log and whose progress nobody looks at."""
 
     def make(seed: int = 0) -> RunContext:
         none: Any = None
+        progress = Notes().progress
         return RunContext(
-            seed=seed, device="cpu", state_dir=tmp_path, metrics=none, progress=none, say=lambda line: None
+            seed=seed,
+            device="cpu",
+            state_dir=tmp_path,
+            metrics=none,
+            progress=progress,
+            say=lambda line: None,
+            recipe_dir=tmp_path,
         )
 
     return make
@@ -42,6 +49,7 @@ class Notes:
         self.truncated: list[int] = []
         self.lines: list[str] = []
         self.advanced = 0
+        self.numbers: dict[str, float] = {}
 
     def log(self, step: int, **values: Any) -> None:
         self.logged.append((step, values))
@@ -51,9 +59,10 @@ class Notes:
 
     def advance(self, steps: int = 1, **numbers: float) -> None:
         self.advanced += steps
+        self.numbers |= numbers
 
     @contextlib.contextmanager
-    def progress(self, name: str, total: int, done: int = 0) -> Iterator["Notes"]:
+    def progress(self, name: str, total: int | None = None, done: int = 0) -> Iterator["Notes"]:
         self.advanced += done
         yield self
 
@@ -74,6 +83,7 @@ def training_context(tmp_path: Path) -> Callable[..., tuple[RunContext, Notes]]:
                 metrics=notes,
                 progress=notes.progress,
                 say=notes.lines.append,
+                recipe_dir=tmp_path,
                 **values,
             ),
             notes,

@@ -50,15 +50,13 @@ def test_tables(tables, tmp_path, context):
     split = {prompt_key(row["prompt"]): row["split"] for row in prompts}
     for row in demonstrations + rankings:
         assert row["split"] == split[prompt_key(row["prompt"])]
-    assert json.loads((out / "dropped.json").read_text()) == {
-        "demonstrations": {"empty completion": [8]},
-        "prompts": {},
-        "rankings": {},
-    }
+    [place] = read(out, "dropped.jsonl")
+    assert place == {"table": "demonstrations", "row": 8, "reason": "empty completion"}
     assert metrics["demonstrations_train"] + metrics["demonstrations_eval"] == 39
     assert metrics["prompts_eval"] == sum(s == "eval" for s in split.values()) > 0
     assert metrics["rankings_train"] + metrics["rankings_eval"] == metrics["rankings_of_2"] == 30
-    assert metrics["dropped_demonstrations"] == 1
+    assert metrics["dropped_demonstrations"] == metrics["dropped_demonstrations/empty completion"] == 1
+    assert (metrics["read_demonstrations"], metrics["read_prompts"], metrics["read_rankings"]) == (40, 15, 30)
     assert (metrics["annotators"], metrics["human"]) == (3, True)
 
 
@@ -109,3 +107,24 @@ def test_nothing_held_out(tmp_path, context):
     assert stage(
         DataConfig(demonstrations=TableConfig(path=path), eval_fraction=0.0), tmp_path, context, name="all"
     )
+
+
+def test_a_long_table_shows_that_it_is_read(tmp_path, training_context):
+    rows = [
+        {"prompt": f"p{i}", "annotator": "a", "completion": text, "rating": len(text)}
+        for text in ("x", "yy")
+        for i in range(1500)
+    ]
+    demonstrations = [{"prompt": f"p{i}", "completion": "c"} for i in range(20)]
+    config = DataConfig(
+        demonstrations=TableConfig(path=write(tmp_path / "d.jsonl", demonstrations)),
+        rankings=RankingTableConfig(path=write(tmp_path / "r.jsonl", rows), format="long"),
+        eval_fraction=0.3,
+    )
+    ctx, notes = training_context()
+    out = tmp_path / "out"
+    out.mkdir()
+    metrics = run(config, {}, out, ctx)
+    assert metrics["rankings_train"] + metrics["rankings_eval"] == 1500
+    assert (metrics["read_rankings"], notes.numbers) == (3000, {"read": 3000})
+    assert notes.advanced == 1520

@@ -21,7 +21,7 @@ SMALL = (
     "base.pretrain.corpus.size=200 base.pretrain.hidden_size=32 base.pretrain.intermediate_size=64 "
     "base.pretrain.trainer.num_train_epochs=1 base.check_tokens=4 data.demonstrations.size=200 "
     "collect.num_prompts=12 collect.eval_prompts=6 collect.response_length=24 reward.trainer.num_train_epochs=1 "
-    "reward.gate.min_accuracy=0 reward.gate.max_length_correlation=1 ppo.total_episodes=32 ppo.batch_size=16 "
+    "reward.gate=null ppo.total_episodes=32 ppo.batch_size=16 "
     "ppo.response_length=24 ppo.eval_updates=1 ppo.eval_prompts=4 eval.num_prompts=12 eval.response_length=24 "
     "eval.bootstrap=50"
 )
@@ -175,3 +175,21 @@ def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None
     for ours, theirs in ((evaluated["models"]["ppo-1"], one["models"]["ppo"]),):
         assert ours["slot_error_rate"] == theirs["slot_error_rate"]
         assert ours["kl"] == pytest.approx(theirs["kl"])
+
+
+@pytest.mark.slow
+def test_a_later_round_asks_what_the_ensemble_disagrees_about(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    made = runner(folder, "rounds=2 reward.ensemble=2 collect.select=disagreement ppo.reward.aggregate=uncertainty")
+    made.run()
+    stages = made.planner.summary().stages
+    metrics = stages["collect-2"].manifest.metrics
+    assert metrics["candidates"] == 4 * 12
+    assert metrics["disagreement"] > metrics["disagreement_candidates"] > 0
+    rows = list(stages["collect-2"].artifact.jsonl("answers.jsonl"))
+    assert [row["split"] for row in rows] == ["train"] * 12 + ["eval"] * 6
+    ranked = {row["prompt"][0]["content"] for row in stages["rank"].artifact.jsonl("rankings.jsonl")}
+    assert not ranked & {row["prompt"][0]["content"] for row in rows}
+    assert (stages["reward-2"].artifact.path / "adapter-1").is_dir()
+    assert made.planner.plan()[-1].finished

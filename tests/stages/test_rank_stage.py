@@ -97,3 +97,32 @@ def test_agreement_is_null_where_nobody_overlaps(artifact, tmp_path, context):
     write_jsonl(data.path / "rankings.jsonl", [Ranking(prompt, ["x", "y"], [1, 2], "a", human=True)])
     metrics, _, _ = stage(RankConfig(), {"data": data}, tmp_path, context)
     assert (metrics["agreement"], metrics["alpha"], metrics["tie_share"]) == (None, None, 0.0)
+
+
+def test_agreement_json_holds_weights_and_a_row_for_each_annotator(artifact, tmp_path, context):
+    data = artifact("data")
+    given = [
+        Ranking(
+            [{"role": "user", "content": f"p{i}"}],
+            ["x", "longer"],
+            [1, 2] if name != "c" or i % 2 else [2, 1],
+            name,
+            human=True,
+            models=["m", "n"],
+            metadata={"seconds": 4.0, "shown": [1, 0]},
+        )
+        for i in range(60)
+        for name in "abc"
+    ]
+    write_jsonl(data.path / "rankings.jsonl", given)
+    metrics, _, out = stage(RankConfig(), {"data": data}, tmp_path, context)
+    found = json.loads((out / "agreement.json").read_text())
+    assert found["weights"].keys() == found["by_annotator"].keys() == set("abc")
+    assert found["weights"]["c"] < 0.5 < 1 < found["weights"]["a"]
+    assert found["by_annotator"]["a"]["longer"]["value"] == 0.0
+    assert found["by_annotator"]["c"]["first_shown"]["value"] == 0.5
+    assert found["by_annotator"]["c"]["seconds"]["median"] == 4.0
+    assert [row["model"] for row in found["models"]] == ["m", "n"]
+    assert metrics["first_shown"] == pytest.approx(1 / 6)
+    assert (metrics["measured_on"], metrics["tau"]) == (180, pytest.approx(1 / 3))
+    assert found["sample"] == {"rankings": 180, "of": 180, "prompts": 60, "share": 1.0}

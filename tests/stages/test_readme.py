@@ -9,12 +9,17 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_end_to_end import ROOT, SMALL, runner
 from typer.testing import CliRunner
 
 from pipeline.__main__ import app
+from ranking import serve
+from ranking.assignment import next_task
+from ranking.campaign import Campaign
+from ranking.store import Answer, Store
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 COMMANDS = [
@@ -100,8 +105,25 @@ def test_command(command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.M
         extra += restaurants(tmp_path)
     if "smollm2" in command:
         extra += [*restaurants(tmp_path), "-s", f"base.model={tiny_model(runs)} base.revision=null"]
+    if "app" in command or "judge" in command:
+        let_people_rank(monkeypatch)
+        extra += ["--port", "0"] if "judge" in command else ["-s", "rank.app.port=0"]
     result = CliRunner().invoke(app, [*arguments, *extra], input="name[Blue Fox], kind[pub]\n\n")
     assert result.exit_code == 0, result.output
+    if "judge" in command:
+        assert "2 people compared the answers to 12 held-out prompts blind" in result.output
+
+
+def let_people_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks all there is, in the place of the people who would while the page is served."""
+
+    def rank_all(store: Store, campaign: Campaign, *given: Any) -> None:
+        for name in campaign.annotators:
+            while task := next_task(store, campaign, name):
+                store.submit(task.id, f"{task.id:016}", Answer(ranks=list(range(1, len(task.shown) + 1))))
+
+    monkeypatch.setattr(serve, "_watch", rank_all)
+    monkeypatch.setattr(serve, "LINGER", 0.0)
 
 
 def tiny_model(runs: Path) -> Path:

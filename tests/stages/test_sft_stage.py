@@ -63,9 +63,10 @@ def test_documents_of_a_row_do_not_see_each_other(inputs, tmp_path, training_con
     """The trainer's loss over all its batches is the mean over labels of each document read alone."""
     trainers = []
 
-    def keep(trainer, ctx):
+    def keep(trainer, *_):
         trainer.state.log_history.append({"train_loss": 0.0})
         trainers.append(trainer)
+        return {}
 
     monkeypatch.setattr(sft, "train_to_end", keep)
     run(
@@ -77,7 +78,8 @@ def test_documents_of_a_row_do_not_see_each_other(inputs, tmp_path, training_con
     )
     (trainer,) = trainers
     total, count, batches = 0.0, 0, 0
-    for batch in trainer.get_train_dataloader():
+    for examples in trainer.get_train_dataloader():
+        batch = trainer.data_collator(examples)
         labels = int((batch["labels"] != IGNORED).sum())
         with torch.no_grad():
             total += float(trainer.compute_loss(trainer.model, dict(batch))) * labels

@@ -221,20 +221,30 @@ def policy_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: in
     return Artifact("sft", folder, f"sft of {base.fingerprint}")
 
 
-def reward_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: int = 4) -> Artifact:
+def reward_artifact(
+    folder: Path, base: Artifact, *, lora: bool = True, seed: int = 4, members: int = 1
+) -> Artifact:
     """As the `reward` stage makes it, with random weights; fit for PPO."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
     lm: Any = load_backbone(base, "cpu")
+    roles = [reward_model.numbered(reward_model.ROLE, member) for member in range(members)]
     if lora:
-        lm = new_adapter(lm, LORA, reward_model.ROLE)
+        lm = new_adapter(lm, LORA, roles[0])
+        for role in roles[1:]:
+            lm.add_adapter(role, lm.peft_config[roles[0]])
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if "lora_" in name:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
             elif not lora:
                 parameter.add_(0.02 * torch.randn_like(parameter))
-    model = reward_model.RewardModel(lm, head(seed)).eval()
+    model: Any
+    if members == 1:
+        model = reward_model.RewardModel(lm, head(seed)).eval()
+    else:
+        heads = {role: head(seed + member) for member, role in enumerate(roles)}
+        model = reward_model.RewardEnsemble(ActorBank(lm, heads, ()), roles)
     golden = reward_model.golden_scores(model, rows(4, 3, 9, seed=seed), "cpu")
     reward_model.save(model, folder, base, codec(), golden, lora=lora)
     (folder / "quality.json").write_text(json.dumps({"unfit": []}))

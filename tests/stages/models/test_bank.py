@@ -4,7 +4,8 @@ import tiny
 import torch
 
 from pipeline.errors import StageError
-from stages.models.bank import BASE, Actor, check_projection, checkpoint_activations, disable_dropout
+from stages.models.actor import Actor, check_projection
+from stages.models.bank import BASE, checkpoint_activations, disable_dropout
 
 IDS = torch.tensor(tiny.rows(3, 6, 6))
 
@@ -180,7 +181,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind, role):
     checkpoint_activations(bank)
     runs = []
     owner = bank.models[role] if kind == "full" else bank.model.get_base_model()
-    owner.model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+    owner.model.layers[0].mlp.up_proj.register_forward_pre_hook(lambda *_: runs.append(1))
     checkpointed = backward(bank, role)[role]
     assert len(runs) == 2, "the layer must run again in the backward pass, or this shows nothing"
     for one, other in zip(plain, checkpointed, strict=True):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import DynamicCache
 
+from stages.models import actor as actors
+from stages.models.actor import Actor
+from stages.models.plain import PlainSteps
 from stages.ppo import rollout
 from stages.ppo.rollout import generate, sample
 
@@ -26,7 +28,7 @@ def uniform():
 
 def run(lm, prompts, uniform, **values):
     arguments = {"temperature": 0.8, "stop_ids": STOPS, "pad_id": tiny.PAD} | values
-    return generate(lm, prompts, uniform, **arguments)
+    return generate(Actor(lm), prompts, uniform, **arguments)
 
 
 @torch.no_grad()
@@ -69,12 +71,13 @@ def test_batches_of_any_size(lm, uniform, batch_size):
     assert max(done) <= (batch_size or len(PROMPTS))
 
 
-def test_dropping_finished_rows_changes_nothing(lm, uniform, monkeypatch):
+@pytest.mark.parametrize("kind", [PlainSteps, actors.CachedSteps])
+def test_dropping_finished_rows_changes_nothing(kind, lm, uniform, monkeypatch):
     drops = []
-    select = DynamicCache.batch_select_indices
-    monkeypatch.setattr(
-        DynamicCache, "batch_select_indices", lambda self, rows: drops.append(len(rows)) or select(self, rows)
-    )
+    keep = kind.keep
+    monkeypatch.setattr(kind, "keep", lambda self, rows: drops.append(len(rows)) or keep(self, rows))
+    if kind is actors.CachedSteps:
+        monkeypatch.setattr(actors, "plain_decoder", lambda model: None)
     results = {}
     for share in (0.0, 0.75, 1.0):
         drops.clear()
@@ -127,7 +130,7 @@ LOGITS = torch.tensor([0.5, -1.0, 2.0, -float("inf"), 0.0, 1.0])
 def test_sample_matches_the_distribution(temperature):
     n = 20_000
     uniform = torch.rand(n, generator=torch.Generator().manual_seed(1))
-    tokens = sample(LOGITS.expand(n, -1), uniform, temperature)
+    tokens, _ = sample(LOGITS.expand(n, -1), uniform, temperature)
     counts = np.bincount(tokens.numpy(), minlength=6)
     p = np.exp(LOGITS.double().numpy() / temperature)
     p /= p.sum()
@@ -140,7 +143,7 @@ def test_sample_matches_the_distribution(temperature):
 def test_sample_is_the_inverse_cdf():
     """Evenly spaced numbers give each token its share, to within one."""
     n = 10_000
-    tokens = sample(LOGITS.expand(n, -1), (torch.arange(n) + 0.5) / n, 1.0)
+    tokens, _ = sample(LOGITS.expand(n, -1), (torch.arange(n) + 0.5) / n, 1.0)
     p = LOGITS.exp() / LOGITS.exp().sum()
     np.testing.assert_allclose(np.bincount(tokens.numpy(), minlength=6), n * p.numpy(), atol=1.01)
     assert (tokens.diff() >= 0).all()
@@ -153,17 +156,17 @@ def test_impossible_tokens_are_never_drawn(impossible):
     logits[impossible] = -float("inf")
     edges = torch.tensor([0.0, 1e-45, 1e-7, 0.5, 1 - 2**-24])
     uniform = torch.cat([edges, torch.rand(1000, generator=torch.Generator().manual_seed(2))])
-    assert not set(sample(logits.expand(len(uniform), -1), uniform, 1.0).tolist()) & set(impossible)
+    assert not set(sample(logits.expand(len(uniform), -1), uniform, 1.0)[0].tolist()) & set(impossible)
 
 
 def test_tokens_of_vanishing_probability_at_the_end_are_not_drawn():
     """With many tokens the cumulative sum does not end at one exactly."""
     logits = torch.randn(200, 5000, generator=torch.Generator().manual_seed(3))
     logits[:, -1] = -float("inf")
-    assert (sample(logits, torch.full((200,), 1 - 2**-24), 1.0) < 4999).all()
+    assert (sample(logits, torch.full((200,), 1 - 2**-24), 1.0)[0] < 4999).all()
 
 
 def test_half_precision_logits_are_sampled_in_float32():
     logits = torch.zeros(1, 1000, dtype=torch.bfloat16)
     for u in (0.0, 0.3337, 0.9999):
-        assert sample(logits, torch.tensor([u]), 1.0).item() == math.floor(u * 1000)
+        assert sample(logits, torch.tensor([u]), 1.0)[0].item() == math.floor(u * 1000)

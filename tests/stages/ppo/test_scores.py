@@ -4,10 +4,10 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from pipeline.config.ppo import ScoreConfig
+from pipeline.config.ppo import AggregateConfig, ScoreConfig
 from pipeline.errors import StageError
 from stages.distributed import World
-from stages.ppo.scores import ScoreNormalizer, TextScorer, token_scorer
+from stages.ppo.scores import EnsembleScorer, ScoreNormalizer, TextScorer, aggregate, disagreement, token_scorer
 from stages.ppo.trajectory import Episodes
 from stages.reward.classifier import load_classifier
 from stages.reward.model import RewardEnsemble
@@ -160,3 +160,40 @@ def test_an_empty_response_is_scored(tmp_path):
     classifier(tmp_path)
     scorer = load_classifier(str(tmp_path), "cpu")
     assert torch.isfinite(scorer.score(["", "a"], 2)).all()
+
+
+# --- Ensembles ---
+
+MEMBERS = np.random.default_rng(3).normal(size=(4, 6)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, MEMBERS.mean(0)),
+        ({"aggregate": "min"}, MEMBERS.min(0)),
+        ({"aggregate": "uncertainty", "uncertainty_coef": 0.5}, MEMBERS.mean(0) - 0.5 * MEMBERS.std(0)),
+        ({"aggregate": "uncertainty", "uncertainty_coef": 0.0}, MEMBERS.mean(0)),
+    ],
+)
+def test_aggregates(values, expected):
+    np.testing.assert_allclose(aggregate(torch.from_numpy(MEMBERS), AggregateConfig(**values)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mean", "min", "uncertainty"])
+def test_members_of_one_mind_change_nothing(kind):
+    same = torch.from_numpy(MEMBERS[:1]).expand(3, -1)
+    found = aggregate(same, AggregateConfig(aggregate=kind, uncertainty_coef=7.0))
+    np.testing.assert_allclose(found, MEMBERS[0], atol=1e-6)
+
+
+def test_the_ensembles_disagreement_is_that_of_the_last_episodes(episodes):
+    class Members:
+        def members(self, ids_BL, lengths_B):
+            return torch.stack([lengths_B, 3 * lengths_B]).float()
+
+    scorer = EnsembleScorer(Members(), AggregateConfig(aggregate="min"), 2, "cpu")
+    lengths = episodes.lengths_B.float()
+    np.testing.assert_allclose(scorer(episodes), lengths)
+    assert disagreement(scorer, World()) == {"objective/scores_disagreement": pytest.approx(lengths.mean().item())}
+    assert disagreement(lambda _: lengths, World()) == {}, "one model disagrees with nobody"

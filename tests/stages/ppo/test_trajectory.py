@@ -4,9 +4,10 @@ import tiny
 import torch
 
 from pipeline.config.ppo import PPOConfig
-from stages.ppo import rollout, trajectory
+from stages.models import actor as actors
+from stages.ppo import trajectory
 from stages.ppo.experience import score_tokens, value_tokens
-from stages.ppo.rollout import generate
+from stages.ppo.rollout import Record, generate
 from stages.ppo.trajectory import Episodes, response_mask
 
 STOPS = {tiny.EOS, 9}
@@ -128,7 +129,7 @@ CONFIG = PPOConfig(temperature=0.7, logits_chunk_size=4)
 def test_log_probs_and_values_one_token_at_a_time(episodes, micro_batch_size):
     bank = tiny.lora_bank(distinct=True)
     config = PPOConfig(temperature=0.7, logits_chunk_size=4, micro_batch_size=micro_batch_size)
-    logp, entropy, none = score_tokens(bank, "policy", episodes, config)
+    logp, entropy, none = score_tokens(bank, "policy", episodes, config, entropy=True)
     values = value_tokens(bank, "value", episodes, config)
     assert not none.any()
     expected = [torch.zeros(6, 6) for _ in range(3)]
@@ -160,23 +161,25 @@ def test_values_on_the_policys_trunk(episodes):
         assert not values[row, KEPT[row] :].any()
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "library"])
+@pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("kind", tiny.BANKS)
-def test_log_probs_of_the_rollout_are_those_recomputed(kind, monkeypatch):
-    """From cached, left-padded decoding, and from one right-padded pass."""
-    bank = tiny.BANKS[kind]()
-    monkeypatch.setattr(rollout, "COMPACT_AT", 0.0)  # rows keep their places
-    stops = {*STOPS, 17, 33}
+def test_the_rollouts_record_is_what_a_pass_over_the_sequences_says(kind, batch_size, plain, monkeypatch):
+    """From cached, left-padded decoding with merged adapters that drops finished rows, and from one right-padded
+    pass: log-probs, entropies and values."""
+    if not plain:
+        monkeypatch.setattr(actors, "plain_decoder", lambda model: None)
+    bank = tiny.BANKS[kind](value="trunk")
+    stops = {*STOPS, *range(7, 40, 4)}
     uniform = torch.rand((6, 10), generator=torch.Generator().manual_seed(4))
-    prompts = sorted(PROMPTS, key=len)  # as they are decoded
-    seen = []
-    with bank.active("policy") as actor:
-        hook = actor.lm.register_forward_hook(lambda module, args, output: seen.append(output.logits[:, -1]))
-        responses = generate(actor.lm, prompts, uniform, temperature=0.7, stop_ids=stops, pad_id=tiny.PAD)
-        hook.remove()
-    episodes = Episodes.build(prompts, responses, stops, tiny.PAD)
-    logp, _, _ = score_tokens(bank, "policy", episodes, CONFIG)
-    assert {len(r) for r in responses} != {10}, "the case must hold responses that stop"
-    for row, response in enumerate(responses):
-        for t, token in enumerate(response):
-            expected = torch.log_softmax(seen[t][row].double() / 0.7, -1)[token].item()
-            assert logp[row, t].item() == pytest.approx(expected, abs=2e-5), (row, t)
+    record = Record.empty((6, 10), "cpu")
+    values = {"temperature": 0.7, "stop_ids": stops, "pad_id": tiny.PAD, "batch_size": batch_size}
+    with bank.active("policy", decode=True) as actor:
+        responses = generate(actor, PROMPTS, uniform, record=record, **values)
+    episodes = Episodes.build(PROMPTS, responses, stops, tiny.PAD)
+    assert len({len(r) for r in responses}) > 2, "the case must hold responses that stop"
+    found = score_tokens(bank, "policy", episodes, CONFIG, entropy=True, with_values=True)
+    mask = episodes.mask_BT
+    for ours, noted in zip(found, (record.logp_BT, record.entropy_BT, record.values_BT), strict=True):
+        assert ours[mask].abs().min() > 0
+        np.testing.assert_allclose(noted[:, : mask.shape[1]][mask], ours[mask], atol=2e-5)

@@ -1,0 +1,137 @@
+"""What measures need of a ranking, and a sample of them that fits into memory whatever the number of rankings."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from sys import intern
+
+import numpy as np
+
+from data.schema import Ranking, prompt_key
+
+MOST = 20_000
+"""Rankings in a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A ranking less its texts. The completions are in the order of their texts, whatever order they were given in.
+
+    Attributes:
+        prompt: the key of the prompt, 16 hex digits.
+        item: identifies the prompt with the set of completions, 8 bytes.
+        annotator: who ranked.
+        ranks: K mid-ranks, 1 the best: ties share the mean of the places that they take.
+        lengths: characters of each completion.
+        models: which system wrote each completion, if known.
+        shown: the place where each completion was displayed, if known.
+        seconds: how long it took, if known.
+    """
+
+    prompt: str
+    item: bytes
+    annotator: str
+    ranks: tuple[float, ...]
+    lengths: tuple[int, ...]
+    models: tuple[str, ...] | None = None
+    shown: tuple[int, ...] | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, ranking: Ranking, key: str | None = None) -> Judgement:
+        texts = ranking.completions
+        order = sorted(range(len(texts)), key=lambda i: texts[i])
+        key = prompt_key(ranking.prompt) if key is None else key
+        digest = sha256(key.encode())
+        for i in order:
+            digest.update(b"\0" + texts[i].encode(errors="surrogatepass"))
+        ranks = mid_ranks(ranking.ranks)
+        models, shown = ranking.models, ranking.metadata.get("shown")
+        seconds = ranking.metadata.get("seconds")
+        return cls(
+            prompt=key,
+            item=digest.digest()[:8],
+            annotator=intern(ranking.annotator),
+            ranks=tuple(float(ranks[i]) for i in order),
+            lengths=tuple(len(texts[i]) for i in order),
+            models=tuple(intern(models[i]) for i in order) if models else None,
+            shown=tuple(shown[i] for i in order) if isinstance(shown, list) and len(shown) == len(texts) else None,
+            seconds=float(seconds) if isinstance(seconds, int | float) and seconds >= 0 else None,
+        )
+
+    def signs(self) -> np.ndarray:
+        """Over all pairs i < j of completions (K(K-1)/2,): 1 where i is worse, -1 where it is better, 0 if tied."""
+        r = np.asarray(self.ranks)
+        first, second = np.triu_indices(len(r), k=1)
+        return np.asarray(np.sign(r[first] - r[second]))
+
+
+def mid_ranks(ranks: Iterable[float]) -> np.ndarray:
+    """Ranks 1..K where ties share the mean of the places that they take: [1, 2, 2] -> [1, 2.5, 2.5]."""
+    r = np.asarray(ranks)
+    below = (r[:, None] > r[None, :]).sum(axis=1)
+    equal = (r[:, None] == r[None, :]).sum(axis=1)
+    return np.asarray(below + (equal + 1) / 2)
+
+
+@dataclass
+class Sample:
+    """Counts over all rankings, and the judgements of some prompts, all of them where they are few.
+
+    A prompt is in the sample when its key, read as a number in [0, 1), is below `share`. That is 1 until there are
+    more than `most` judgements, and is halved as often as that happens: what is kept depends neither on the order
+    of the rankings nor on a random generator, and all rankings of a prompt are kept or none.
+
+    Attributes:
+        rankings, pairs, ties: of all rankings; pairs of completions, and how many of them are tied.
+        annotators: rankings by annotator, of all.
+        human: whether people made all of them.
+    """
+
+    most: int = MOST
+    share: float = 1.0
+    rankings: int = 0
+    pairs: int = 0
+    ties: int = 0
+    human: bool = True
+    annotators: Counter[str] = field(default_factory=Counter)
+    kept: int = 0
+    by_prompt: dict[str, list[Judgement]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, ranking: Ranking) -> None:
+        k = len(ranking.ranks)
+        self.rankings += 1
+        self.pairs += k * (k - 1) // 2
+        self.ties += sum(n * (n - 1) // 2 for n in Counter(ranking.ranks).values())
+        self.human = self.human and ranking.human
+        self.annotators[ranking.annotator] += 1
+        key = prompt_key(ranking.prompt)
+        if _uniform(key) >= self.share:
+            return
+        self.by_prompt[key].append(Judgement.of(ranking, key))
+        self.kept += 1
+        while self.kept > self.most:
+            left_out = [prompt for prompt in self.by_prompt if _uniform(prompt) >= self.share / 2]
+            if len(left_out) == len(self.by_prompt):  # a few prompts that were ranked very often
+                return
+            self.share /= 2
+            for prompt in left_out:
+                self.kept -= len(self.by_prompt.pop(prompt))
+
+    def __iter__(self) -> Iterator[Judgement]:
+        for judgements in self.by_prompt.values():
+            yield from judgements
+
+
+def sample(rankings: Iterable[Ranking], most: int = MOST) -> Sample:
+    made = Sample(most)
+    for ranking in rankings:
+        made.add(ranking)
+    return made
+
+
+def _uniform(key: str) -> float:
+    return int(key, 16) / 2.0**64

@@ -1,0 +1,166 @@
+"""Who gets what next.
+
+- An item goes to `overlap` different annotators, to nobody twice; what is under way for another counts for `lease`
+  seconds. Items that someone has ranked come first, so that a campaign stopped early still has overlaps.
+- Of their own items, annotators get a share of `repeats` once more, after others have come between.
+- An item that an annotator skipped goes to someone else, while there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from dataclasses import dataclass
+
+from ranking.campaign import Campaign
+from ranking.store import Store, Task
+
+GAP = 8
+"""Items of their own that lie between an item and its repetition, at least."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Rankings that count, of those wanted: `overlap` an item, less those that everyone left has skipped."""
+
+    done: int
+    wanted: int
+
+    @property
+    def complete(self) -> bool:
+        return self.done >= self.wanted
+
+
+def progress(store: Store, campaign: Campaign) -> Progress:
+    rows = store.read(
+        """SELECT COALESCE(SUM(t.state = 'ranked'), 0), COALESCE(SUM(t.state = 'skipped'), 0)
+        FROM active a LEFT JOIN tasks t ON t.campaign = a.campaign AND t.item = a.item AND NOT t.repeat
+          AND t.annotator IN (SELECT value FROM json_each(?))
+        WHERE a.campaign = ? GROUP BY a.item""",
+        json.dumps(list(campaign.annotators)),
+        campaign.name,
+    )
+    done = wanted = 0
+    for ranked, gone in rows:
+        possible = min(campaign.overlap, len(campaign.annotators) - gone)
+        wanted += possible
+        done += min(ranked, possible)
+    return Progress(done, wanted)
+
+
+def next_task(store: Store, campaign: Campaign, annotator: str) -> Task | None:
+    """The annotator's open item, or else a new one; None when there is nothing for them (now)."""
+    now = store.now()
+    with store.transaction() as db:
+        number = (
+            _open(db, campaign, annotator, now)
+            or _repetition(db, campaign, annotator, now)
+            or _new(db, campaign, annotator, now)
+        )
+        if number is None:
+            return None
+        db.execute(
+            "UPDATE tasks SET shown_at = ?, leased_until = ? WHERE id = ?", (now, now + campaign.lease, number)
+        )
+    return store.task(number)
+
+
+def show_again(store: Store, task: Task) -> None:
+    """Notes that an earlier item is looked at again, from when its time counts."""
+    with store.transaction() as db:
+        db.execute("UPDATE tasks SET shown_at = ? WHERE id = ?", (store.now(), task.id))
+
+
+_TAKEN = """(SELECT COUNT(*) FROM tasks o WHERE o.campaign = a.campaign AND o.item = a.item AND NOT o.repeat
+  AND o.annotator != :me AND o.annotator IN (SELECT value FROM json_each(:all))
+  AND (o.state = 'ranked' OR o.state = 'open' AND o.leased_until > :now))"""
+"""How many other annotators have an active item or are at it."""
+
+
+def _values(campaign: Campaign, annotator: str, now: float) -> dict[str, object]:
+    everyone = json.dumps(list(campaign.annotators))
+    return {
+        "campaign": campaign.name,
+        "me": annotator,
+        "all": everyone,
+        "now": now,
+        "overlap": campaign.overlap,
+    }
+
+
+def _open(db: sqlite3.Connection, campaign: Campaign, annotator: str, now: float) -> int | None:
+    values = _values(campaign, annotator, now)
+    db.execute(
+        f"""UPDATE tasks SET state = 'lapsed' WHERE id IN (
+          SELECT t.id FROM tasks t JOIN active a USING (campaign, item)
+          WHERE t.campaign = :campaign AND t.annotator = :me AND t.state = 'open' AND NOT t.repeat
+            AND t.leased_until < :now AND {_TAKEN} >= :overlap)""",
+        values,
+    )
+    found = db.execute(
+        """SELECT t.id FROM tasks t JOIN active a USING (campaign, item)
+        WHERE t.campaign = :campaign AND t.annotator = :me AND t.state = 'open' ORDER BY t.id LIMIT 1""",
+        values,
+    ).fetchone()
+    return found[0] if found else None
+
+
+def _repetition(db: sqlite3.Connection, campaign: Campaign, annotator: str, now: float) -> int | None:
+    mine = db.execute(
+        """SELECT t.item, t.repeat, t.shown FROM tasks t JOIN active a USING (campaign, item)
+        WHERE t.campaign = ? AND t.annotator = ? AND t.state = 'ranked' ORDER BY t.id""",
+        (campaign.name, annotator),
+    ).fetchall()
+    first = [(item, shown) for item, repeat, shown in mine if not repeat]
+    given = {
+        item
+        for (item,) in db.execute(
+            "SELECT item FROM tasks WHERE campaign = ? AND annotator = ? AND repeat", (campaign.name, annotator)
+        )
+    }
+    if len(given) >= int(campaign.repeats * len(first)):
+        return None
+    candidates = [(item, shown) for item, shown in first[:-GAP] if item not in given]
+    if not candidates:
+        return None
+    rng = random.Random(f"repeat {campaign.name} {annotator} {len(given)}")
+    item, before = rng.choice(candidates)
+    return _give(db, campaign, item, annotator, now, before=json.loads(before))
+
+
+def _new(db: sqlite3.Connection, campaign: Campaign, annotator: str, now: float) -> int | None:
+    found = db.execute(
+        f"""SELECT item FROM (
+          SELECT a.item, a.place, {_TAKEN} AS taken FROM active a
+          WHERE a.campaign = :campaign AND NOT EXISTS (
+            SELECT 1 FROM tasks t WHERE t.campaign = a.campaign AND t.item = a.item AND t.annotator = :me
+              AND t.state != 'lapsed'))
+        WHERE taken < :overlap ORDER BY taken DESC, place LIMIT 1""",
+        _values(campaign, annotator, now),
+    ).fetchone()
+    return _give(db, campaign, found[0], annotator, now) if found else None
+
+
+def _give(
+    db: sqlite3.Connection,
+    campaign: Campaign,
+    item: str,
+    annotator: str,
+    now: float,
+    before: list[int] | None = None,
+) -> int:
+    """A new task, in an order of its own on the screen: for a repetition another one than `before`. A lapsed one is
+    opened again."""
+    rng = random.Random(f"order {campaign.name} {item} {annotator} {before}")
+    shown = list(range(len(campaign.items[item].completions)))
+    rng.shuffle(shown)
+    while shown == before:
+        rng.shuffle(shown)
+    [(number,)] = db.execute(
+        "INSERT INTO tasks (campaign, item, annotator, repeat, shown, given_at, shown_at, leased_until, state) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open') "
+        "ON CONFLICT (campaign, item, annotator, repeat) DO UPDATE SET state = 'open' RETURNING id",
+        (campaign.name, item, annotator, before is not None, json.dumps(shown), now, now, now + campaign.lease),
+    ).fetchall()
+    return int(number)

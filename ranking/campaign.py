@@ -1,0 +1,88 @@
+"""What is to be ranked, by whom, and how it is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from data.schema import Message, Split
+from pipeline.config.rank import AppConfig
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and its distinct answers in a fixed order: what a person is shown, whatever made it.
+
+    Identified by its content alone, so that a ranking counts wherever the same answers to the same prompt come up.
+    """
+
+    prompt: list[Message]
+    completions: list[str]
+
+    @cached_property
+    def key(self) -> str:
+        text = json.dumps([[[m["role"], m["content"]] for m in self.prompt], self.completions])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Answers as a model gave them: in its order, some perhaps the same text twice."""
+
+    prompt: list[Message]
+    completions: list[str]
+    models: list[str] | None = None
+    split: Split = "train"
+
+    @cached_property
+    def item(self) -> Item | None:
+        """What there is to rank; None when all answers are one text."""
+        distinct = sorted(set(self.completions))
+        return Item(self.prompt, distinct) if len(distinct) > 1 else None
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A set of items and how they are ranked.
+
+    Attributes:
+        name: under which its rankings are kept; another name is another question.
+        sources: in the order in which they are handed out. Of equal items the first counts.
+        annotators: who ranks. Rankings of others under this name do not count.
+        overlap: how many of them rank each item.
+        repeats: share of an annotator's items that they get once more.
+        lease: seconds for which an item given out is kept from others.
+    """
+
+    name: str
+    sources: Sequence[Source]
+    annotators: Sequence[str]
+    overlap: int = 2
+    repeats: float = 0.0
+    labels: Sequence[str] = ()
+    ratings: bool = False
+    guidelines: str = ""
+    lease: float = 1800.0
+    items: dict[str, Item] = field(init=False, repr=False)
+    """By key, in order."""
+
+    def __post_init__(self) -> None:
+        found = (source.item for source in self.sources)
+        object.__setattr__(self, "items", {item.key: item for item in found if item is not None})
+
+    @classmethod
+    def of(cls, name: str, sources: Iterable[Source], config: AppConfig) -> Campaign:
+        return cls(
+            name=name,
+            sources=list(sources),
+            annotators=config.annotators,
+            overlap=config.overlap,
+            repeats=config.repeats,
+            labels=config.labels,
+            ratings=config.ratings,
+            guidelines=config.guidelines,
+            lease=60 * config.lease_minutes,
+        )

@@ -1,0 +1,44 @@
+"""People rank the answers in a file, without a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.config.rank import AppConfig
+from pipeline.errors import StageError
+from pipeline.files import write_atomic
+from pipeline.stage import Progress
+from ranking.campaign import Campaign
+from ranking.export import rankings
+from ranking.items import read_sources
+from ranking.serve import collect_rankings
+
+
+def rank_file(
+    file: Path,
+    out: Path,
+    config: AppConfig,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[..., AbstractContextManager[Progress]],
+) -> int:
+    """Serves the answers of `file`, writes the rankings to `out` and returns how many there are.
+
+    The database lies beside `out`, with `.sqlite` after its name.
+    """
+    campaign = Campaign.of("rank", read_sources(str(file)), config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    database = out.with_name(f"{out.name}.sqlite")
+    store = collect_rankings(database, campaign, config, say=say, progress=progress)
+    try:
+        given = [json.dumps(asdict(ranking), ensure_ascii=False) + "\n" for ranking in rankings(store, campaign)]
+    finally:
+        store.close()
+    if not given:
+        raise StageError("nobody ranked anything: all items were skipped", where=str(database))
+    write_atomic(out, "".join(given))
+    return len(given)

@@ -1,0 +1,47 @@
+"""What is there to rank: rows of a table of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from data.messages import as_prompt
+from data.sources import as_text, read_table
+from pipeline.config.data import TableConfig
+from pipeline.errors import DataError
+from ranking.campaign import Source
+
+
+def collected(rows: Iterable[dict[str, Any]]) -> list[Source]:
+    """Those of the `collect` stage."""
+    return [Source(row["prompt"], row["completions"], row.get("models"), row["split"]) for row in rows]
+
+
+def read_sources(path: str) -> Iterator[Source]:
+    """Rows `{"prompt", "completions"[, "models"]}` of a table (JSONL, JSON or Parquet).
+
+    Raises `DataError` that names file and row.
+    """
+    for row in read_table(TableConfig(path=path)):
+        prompt = as_prompt(row["prompt"], "prompt", row.where)
+        completions = _texts(row["completions"], "completions", row.where)
+        models = None if row.get("models") is None else _texts(row["models"], "models", row.where)
+        if not prompt or len(completions) < 2:
+            raise DataError(
+                "a row needs a prompt and at least 2 completions",
+                where=row.where,
+                mend="complete or remove the row",
+            )
+        if models is not None and len(models) != len(completions):
+            raise DataError(
+                f"{len(completions)} completions have {len(models)} models",
+                where=row.where,
+                mend="give one of models for each completion",
+            )
+        yield Source(prompt, completions, models)
+
+
+def _texts(value: Any, what: str, where: str) -> list[str]:
+    if not isinstance(value, list):
+        raise DataError(f"{what} is not a list but {value!r:.60}", where=where, mend='write ["...", "..."]')
+    return [as_text(text, f"one of {what}", where) for text in value]

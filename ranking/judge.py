@@ -1,0 +1,120 @@
+"""People compare two models' answers to held-out prompts, blind: the win rate that no judge model can give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from data.agreement import agreement
+from data.schema import Ranking, prompt_key
+from data.shares import bootstrap
+from pipeline.config.rank import AppConfig
+from pipeline.errors import StageError
+from pipeline.files import write_atomic
+from pipeline.plan import RunSummary
+from pipeline.report.human import judged_file
+from pipeline.stage import Progress
+from ranking.campaign import Campaign, Source
+from ranking.export import rankings
+from ranking.serve import collect_rankings
+
+CAMPAIGN = "judge"
+MODELS = ("ppo", "sft")
+"""Whose wins are counted, and against whom."""
+
+
+def judge(
+    run: RunSummary,
+    config: AppConfig,
+    *,
+    prompts: int | None,
+    say: Callable[[str], None],
+    progress: Callable[..., AbstractContextManager[Progress]],
+    database: str,
+) -> dict[str, Any]:
+    """Serves the comparison until it is complete and writes what came of it where the report finds it.
+
+    Args:
+        prompts: how many of the evaluated prompts; None: all.
+        database: the file name in the recipe's folder.
+    """
+    evaluation = run.need("eval")
+    rows = islice(evaluation.artifact.jsonl("answers.jsonl"), prompts)
+    campaign = Campaign.of(CAMPAIGN, sources(rows), config)
+    store = collect_rankings(run.folder / database, campaign, config, say=say, progress=progress)
+    try:
+        given = list(rankings(store, campaign))
+    finally:
+        store.close()
+    found = result(campaign.sources, given, run.loaded.recipe.eval.bootstrap, run.loaded.recipe.seed)
+    found["eval"] = evaluation.manifest.fingerprint
+    found["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    path: Path = judged_file(run.folder, evaluation.manifest.fingerprint)
+    write_atomic(path, json.dumps(found, indent=1) + "\n")
+    say(f"{summary(found)}\nwritten to {path}")
+    return found
+
+
+def sources(rows: Iterable[dict[str, Any]]) -> list[Source]:
+    """Of the `eval` stage's answers.jsonl."""
+    return [Source(row["prompt"], [row["answers"][name] for name in MODELS], list(MODELS), "eval") for row in rows]
+
+
+def result(compared: Sequence[Source], given: Sequence[Ranking], resamples: int, seed: int) -> dict[str, Any]:
+    """Win rate of the first model, each prompt with the mean of its judges (ties count half), and a 95 % bootstrap
+    interval over prompts.
+
+    Prompts that both models answer with the same text are ties that nobody is asked about. When judging ended early
+    only those count that come before the last judged prompt. Repetitions are left out. Raises `StageError` when
+    nobody judged anything.
+    """
+    first = [ranking for ranking in given if not ranking.metadata["repeat"]]
+    by_prompt: dict[str, list[float]] = {}
+    for ranking in first:
+        score = 0.5 if ranking.ranks[0] == ranking.ranks[1] else float(ranking.ranks[0] < ranking.ranks[1])
+        by_prompt.setdefault(_key(ranking.prompt, ranking.completions), []).append(score)
+    judged = [_key(source.prompt, source.completions) in by_prompt for source in compared]
+    if not any(judged):
+        raise StageError("no comparison was made", mend="run the command again and judge one at least")
+    last = max(i for i, yes in enumerate(judged) if yes)
+    reached = (
+        compared if all(j or s.item is None for j, s in zip(judged, compared, strict=True)) else compared[:last]
+    )
+    identical = sum(source.item is None for source in reached)
+    wins = [mean(scores) for scores in by_prompt.values()] + [0.5] * identical
+    low, high = bootstrap(wins, [1.0] * len(wins), resamples=resamples, seed=seed)
+    agreed = agreement(first, resamples=resamples, seed=seed).pairwise
+    return {
+        "models": list(MODELS),
+        "prompts": len(wins),
+        "identical": identical,
+        "judgements": len(first),
+        "judges": len({ranking.annotator for ranking in first}),
+        "win_rate": {
+            "value": mean(wins),
+            "low": low,
+            "high": high,
+            "ties": mean(r.ranks[0] == r.ranks[1] for r in first),
+        },
+        "both_bad": mean(bool(r.metadata["all_bad"]) for r in first),
+        "agreement": {"value": agreed.value, "low": agreed.low, "high": agreed.high, "pairs": agreed.pairs},
+    }
+
+
+def summary(found: dict[str, Any]) -> str:
+    win = found["win_rate"]
+    return (
+        f"{found['judges']} judges, {found['judgements']} comparisons on {found['prompts']} prompts: "
+        f"{MODELS[0]} wins {100 * win['value']:.1f} % against {MODELS[1]} "
+        f"(95 % interval {100 * win['low']:.1f} to {100 * win['high']:.1f}; ties count half)"
+    )
+
+
+def _key(prompt: Any, completions: Sequence[str]) -> str:
+    return json.dumps([prompt_key(prompt), *completions])

@@ -1,0 +1,127 @@
+"""What the admin page shows: how far everyone is, how fast, and how alike they rank."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import median
+
+from ranking.assignment import Progress, progress
+from ranking.campaign import Campaign, Item
+from ranking.export import counting
+from ranking.store import Store, Stored
+
+
+@dataclass
+class Alike:
+    """Of the pairs of answers that both of two rankings order strictly, those ordered alike."""
+
+    alike: int = 0
+    pairs: int = 0
+
+    def add(self, a: Sequence[int], b: Sequence[int]) -> None:
+        for i, j in combinations(range(len(a)), 2):
+            product = (a[i] - a[j]) * (b[i] - b[j])
+            self.pairs += product != 0
+            self.alike += product > 0
+
+    @property
+    def share(self) -> float | None:
+        return self.alike / self.pairs if self.pairs else None
+
+
+@dataclass
+class Annotator:
+    """`with_others` and `with_self` are over overlaps and over repeats."""
+
+    name: str
+    ranked: int = 0
+    repeats: int = 0
+    skipped: int = 0
+    flagged: int = 0
+    all_bad: int = 0
+    seconds: list[float] = field(default_factory=list)
+    with_others: Alike = field(default_factory=Alike)
+    with_self: Alike = field(default_factory=Alike)
+
+    @property
+    def median_seconds(self) -> float | None:
+        return median(self.seconds) if self.seconds else None
+
+    @property
+    def per_hour(self) -> float | None:
+        """Items an hour of work on the page."""
+        spent = sum(self.seconds)
+        return 3600 * len(self.seconds) / spent if spent else None
+
+
+@dataclass(frozen=True)
+class Overview:
+    progress: Progress
+    annotators: list[Annotator]
+    disputed: list[tuple[Item, Alike]]
+    remarks: list[Stored]
+    elsewhere: int
+
+    @property
+    def agreement(self) -> Alike:
+        return Alike(
+            sum(a.with_others.alike for a in self.annotators), sum(a.with_others.pairs for a in self.annotators)
+        )
+
+
+def overview(store: Store, campaign: Campaign, most: int = 10) -> Overview:
+    """`most`: how many of the most disputed items, and of the newest flags and notes."""
+    people = {name: Annotator(name) for name in campaign.annotators}
+    everything = store.submitted(campaign.name)
+    for stored in everything:
+        if stored.task.annotator in people and stored.task.item.key in campaign.items:
+            _count(people[stored.task.annotator], stored)
+    counted = counting(store, campaign)
+    by_item: dict[str, list[Stored]] = defaultdict(list)
+    for stored in counted:
+        by_item[stored.task.item.key].append(stored)
+    disputes = []
+    for found in by_item.values():
+        between = _compare(found, people)
+        if between.pairs:
+            disputes.append((found[0].task.item, between))
+    disputes.sort(key=lambda dispute: (dispute[1].share or 0.0, -dispute[1].pairs))
+    ranked = sum(stored.answer.ranks is not None for stored in everything)
+    remarks = [s for s in everything if s.answer.flag is not None or s.answer.note]
+    return Overview(
+        progress(store, campaign),
+        list(people.values()),
+        [dispute for dispute in disputes if (dispute[1].share or 0.0) < 1][:most],
+        sorted(remarks, key=lambda s: -s.received_at)[:most],
+        ranked - len(counted),
+    )
+
+
+def _count(person: Annotator, stored: Stored) -> None:
+    answer = stored.answer
+    person.flagged += answer.flag is not None
+    if answer.ranks is None:
+        person.skipped += 1
+        return
+    person.repeats += stored.task.repeat
+    person.ranked += not stored.task.repeat
+    person.all_bad += answer.all_bad
+    person.seconds.append(stored.seconds)
+
+
+def _compare(found: Iterable[Stored], people: dict[str, Annotator]) -> Alike:
+    """Of one item: adds to the people what they share, and returns what the first rankings of all share."""
+    first = {s.task.annotator: s.answer.ranks or [] for s in found if not s.task.repeat}
+    for stored in found:
+        name, ranks = stored.task.annotator, stored.answer.ranks or []
+        if stored.task.repeat and name in first:
+            people[name].with_self.add(first[name], ranks)
+    between = Alike()
+    for (a, ranks_a), (b, ranks_b) in combinations(first.items(), 2):
+        between.add(ranks_a, ranks_b)
+        people[a].with_others.add(ranks_a, ranks_b)
+        people[b].with_others.add(ranks_a, ranks_b)
+    return between

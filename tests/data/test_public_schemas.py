@@ -1,0 +1,195 @@
+"""Rows in the schemas of public data sets, through the formats that docs/rankings.md names for them."""
+
+import json
+
+import pytest
+
+from data.agreement import agreement
+from data.rankings import read_rankings
+from data.schema import Ranking, write_jsonl
+from data.sources import Dropped
+from pipeline.config.data import RankingTableConfig
+from pipeline.errors import DataError, RecipeError
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def table(tmp_path, format, rows, **columns):
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    return RankingTableConfig(path=str(tmp_path / "t.jsonl"), format=format, columns=columns)
+
+
+def read(config, dropped=None):
+    return list(read_rankings(config, dropped or Dropped()))
+
+
+def completion(model, score):
+    annotations = {"helpfulness": {"Rating": "3", "Rationale": "...", "Type": ["1"]}}
+    return {
+        "model": model,
+        "principle": "helpfulness",
+        "custom_system_prompt": "...",
+        "response": f"by {model}",
+        "annotations": annotations,
+        "critique": "...",
+        "fine-grained_score": 3.0,
+        "overall_score": score,
+    }
+
+
+def test_ultrafeedback(tmp_path):
+    """openbmb/UltraFeedback; some of its rows have no completions."""
+    row = {
+        "source": "sharegpt",
+        "instruction": "What to do in Cairo?",
+        "models": ["starchat", "gpt-4"],
+        "correct_answers": ["None"],
+        "completions": [completion("starchat", 6.5), completion("gpt-4", 8.0), completion("bard", 6.5)],
+    }
+    dropped = Dropped()
+    config = table(
+        tmp_path,
+        "scored",
+        [row, row | {"completions": []}],
+        prompt="instruction",
+        text="response",
+        score="overall_score",
+    )
+    [ranking] = read(config, dropped)
+    assert (ranking.ranks, ranking.ratings) == ([2, 1, 2], [6.5, 8.0, 6.5])
+    assert ranking.models == ["starchat", "gpt-4", "bard"]
+    assert dropped.rows == {"fewer than 2 completions left": [2]}
+
+
+def test_ultrafeedback_binarized(tmp_path):
+    """HuggingFaceH4/ultrafeedback_binarized: conversations with the prompt in them, and two scores that may tie."""
+    rows = [
+        {
+            "prompt": "p",
+            "chosen": [user("p"), assistant("x")],
+            "rejected": [user("p"), assistant("y")],
+            "messages": [user("p"), assistant("x")],
+            "score_chosen": chosen,
+            "score_rejected": 5.0,
+        }
+        for chosen in (8.0, 5.0)
+    ]
+    columns = {"chosen_rating": "score_chosen", "rejected_rating": "score_rejected"}
+    first, second = read(table(tmp_path, "pairs", rows, **columns))
+    assert (first.ranks, first.ratings) == ([1, 2], [8.0, 5.0])
+    assert (second.ranks, second.ratings) == ([1, 1], [5.0, 5.0])
+    with pytest.raises(DataError, match="below the rejected one"):
+        read(table(tmp_path, "pairs", [rows[0] | {"score_chosen": 1.0}], **columns))
+
+
+def test_helpsteer2_ratings(tmp_path):
+    """nvidia/HelpSteer2: a row a response, five attributes; rows of a prompt are one ranking."""
+    rows = [
+        {"prompt": "p", "response": text, "helpfulness": h, "correctness": 4, "coherence": 4, "complexity": 2}
+        for text, h in (("x", 3), ("y", 4))
+    ]
+    [ranking] = read(table(tmp_path, "long", rows, completion="response", rating="helpfulness"))
+    assert (ranking.completions, ranking.ranks, ranking.ratings) == (["x", "y"], [2, 1], [3.0, 4.0])
+
+
+def preference(strength, **more):
+    """A row of HelpSteer2's preference/preference.jsonl."""
+    return {
+        "split": "train",
+        "prompt": "p",
+        "response_1": "x",
+        "response_2": "y",
+        "preference_strength": strength,
+        "preference_statement": "...",
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("strength", "ranks", "ratings"),
+    [(-3, [1, 2], [3.0, 0.0]), (0, [1, 1], [0.0, 0.0]), (2, [2, 1], [0.0, 2.0])],
+)
+def test_helpsteer2_preferences(tmp_path, strength, ranks, ratings):
+    """-3: response 1 is much better, ..., 3: response 2 is."""
+    columns = {"completions": ["response_1", "response_2"], "preference": "preference_strength"}
+    [ranking] = read(table(tmp_path, "wide", [preference(strength)], **columns))
+    assert (ranking.completions, ranking.ranks, ranking.ratings) == (["x", "y"], ranks, ratings)
+
+
+def test_helpsteer3(tmp_path):
+    """nvidia/HelpSteer3: a conversation, one overall preference, and those of up to three annotators."""
+    context = [user("p"), assistant("a"), user("q")]
+    rows = [
+        {
+            "domain": "general",
+            "language": "english",
+            "context": context,
+            "response1": "x",
+            "response2": "y",
+            "overall_preference": -2,
+            "individual_preference": [
+                {"score": -2, "reasoning": "...", "feedback1": "...", "feedback2": "..."},
+                {"score": 1, "reasoning": "...", "feedback1": "...", "feedback2": "..."},
+                {"score": None, "reasoning": "...", "feedback1": "...", "feedback2": "..."},
+            ],
+        }
+    ]
+    columns = {"prompt": "context", "completions": ["response1", "response2"]}
+    [overall] = read(table(tmp_path, "wide", rows, **columns, preference="overall_preference"))
+    assert (overall.prompt, overall.ranks) == (context, [1, 2])
+    dropped = Dropped()
+    single = read(table(tmp_path, "wide", rows, **columns, preference="individual_preference"), dropped)
+    assert [(r.annotator, r.ranks, r.ratings) for r in single] == [
+        ("unknown-1", [1, 2], [2.0, 0.0]),
+        ("unknown-2", [2, 1], [0.0, 1.0]),
+    ]
+    assert dropped.counts == {"missing rating": 2, "fewer than 2 completions left": 1}
+    assert agreement(single).pairwise.value == 0.0
+
+
+def test_a_preference_orders_two(tmp_path):
+    columns = {"completions": ["response_1", "response_2"], "preference": "preference_strength"}
+    with pytest.raises(RecipeError, match="orders 2 completions"):
+        read(table(tmp_path, "wide", [preference(1)], **(columns | {"completions": ["response_1"]})))
+    with pytest.raises(DataError, match="not a number"):
+        read(table(tmp_path, "wide", [preference("better")], **columns))
+
+
+def test_native_is_lossless(tmp_path):
+    rankings = [
+        Ranking([user("p"), assistant("a"), user("q")], ["x", "", "x"], [1, 3, 3], "ann", True, split="eval"),
+        Ranking(
+            [user("ü\n")], ["x", "y"], [2, 1], "bot", False, [0.1, 1e300], ["m", ""], metadata={"shown": [1, 0]}
+        ),
+    ]
+    rows = [*rankings, {**vars(rankings[1]), "metadata": json.dumps(rankings[1].metadata), "ratings": None}]
+    path = tmp_path / "t.jsonl"
+    write_jsonl(path, rows)
+    first, second, third = read(RankingTableConfig(path=str(path), format="native"))
+    assert [first, second] == rankings
+    assert (third.metadata, third.ratings) == ({"shown": [1, 0]}, None)
+    assert [r.human for r in read(RankingTableConfig(path=str(path), format="native", human=False))] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ranks": ["1", "2"]}, "ranks.0"),
+        ({"ranks": [1]}, "2 completions has 1 ranks"),
+        ({"completions": "xy"}, "completions"),
+        ({"metadata": "{"}, "no ranking"),
+    ],
+)
+def test_malformed_native_rows(tmp_path, change, message):
+    row = {"prompt": [user("p")], "completions": ["x", "y"], "ranks": [1, 2], "annotator": "a", "human": True}
+    with pytest.raises(DataError, match=message) as caught:
+        read(table(tmp_path, "native", [row, row | change]))
+    assert "t.jsonl:2" in str(caught.value)
+    with pytest.raises(RecipeError, match="leave `columns` out"):
+        read(table(tmp_path, "native", [row], prompt="p"))

@@ -1,0 +1,169 @@
+"""SFT and reward training make the same model however the work is divided: in micro-batches, or among processes."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+
+import tiny
+from safetensors.torch import load_file
+
+from pipeline.config.reward import GateConfig, RewardConfig
+from pipeline.config.sft import SFTConfig
+from pipeline.ranks import Ranks
+from pipeline.runner import Silent
+from pipeline.stage import RunContext
+from stages import batches, sft
+from stages.distributed import World
+from stages.reward import stage as reward
+
+# 16 demonstrations in steps of five, and 8 prompts in steps of three: the last step of an epoch is a short one, of
+# which a second process has no share at all.
+TRAINER = {
+    "learning_rate": 1e-2,
+    "num_train_epochs": 2,
+    "logging_steps": 3,
+    "adam_epsilon": 1e-3,  # rounding errors of tiny gradients stay tiny
+}
+GATE = GateConfig(min_accuracy=0.0, max_length_correlation=1.0)
+
+
+def run(stage, folder, out, lora, micro=None, **trainer):
+    """The tensors that a stage makes, and its metrics log."""
+    out.mkdir()
+    log = []
+    notes = SimpleNamespace(log=lambda step, **values: log.append((step, values)), truncate=lambda step: None)
+    state = out / "state"
+    state.mkdir()
+    ctx = RunContext(
+        seed=3,
+        device="cpu",
+        state_dir=state,
+        metrics=notes,
+        progress=Silent.progress,
+        say=lambda text: None,
+        recipe_dir=out,
+    )
+    base, data = (tiny.Artifact(name, folder / name, name) for name in ("base", "data"))
+    if stage == "sft":
+        config = SFTConfig(
+            lora=lora, max_length=40, packing=False, micro_batch_size=micro, trainer=TRAINER | trainer
+        )
+        metrics = sft.run(config, {"base": base, "data": data}, out, ctx)
+    else:
+        config = RewardConfig(
+            lora=lora, max_length=40, gate=GATE, center_rewards_coefficient=0.1, micro_batch_size=micro,
+            trainer=TRAINER | trainer,
+        )  # fmt: skip
+        start = tiny.Artifact("sft", folder / ("sft" if lora else "full"), "sft")
+        ranked = tiny.Artifact("rank", folder / "rank", "rank")
+        metrics = reward.run(config, {"base": base, "data": data, "sft": start, "rank": ranked}, out, ctx)
+    tensors = {}
+    for file in sorted(out.rglob("*.safetensors")):
+        if "state" not in file.relative_to(out).parts:
+            tensors |= {f"{file.stem} {name}": tensor for name, tensor in load_file(file).items()}
+    return tensors, log, metrics
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    base = tiny.base_artifact(folder / "base")
+    tiny.data_artifact(folder / "data", train=16)
+    tiny.rank_artifact(folder / "rank")
+    tiny.policy_artifact(folder / "sft", base)
+    tiny.policy_artifact(folder / "full", base, lora=False)
+    return folder
+
+
+def close(found, expected, tolerance=2e-5):
+    assert found.keys() == expected.keys()
+    assert expected
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_accumulation_and_micro_batches_change_nothing(folder, tmp_path, stage):
+    whole, log, _ = run(stage, folder, tmp_path / "whole", tiny.LORA, per_device_train_batch_size=6)
+    ways = {
+        "two of three": {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2},
+        "in fours": {"per_device_train_batch_size": 6, "micro": 4},
+    }
+    for name, values in ways.items():
+        found, other_log, _ = run(stage, folder, tmp_path / name, tiny.LORA, **values)
+        close(found, whole)
+        assert [step for step, _ in other_log] == [step for step, _ in log]
+        losses = [values["loss"] for _, values in log if "loss" in values]
+        assert [v["loss"] for _, v in other_log if "loss" in v] == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_step_out_of_memory_is_taken_again(folder, tmp_path, monkeypatch):
+    """Memory runs out with a part of the step's gradient in place: the step starts anew, with fewer at once. What
+    comes out is, to the bit, what comes out when there were as few from the start."""
+    expected, _, _ = run("reward", folder, tmp_path / "ones", tiny.LORA, 1, per_device_train_batch_size=6)
+    passes = []
+    backward = batches.Trainer.training_step
+
+    def scarce(trainer, model, inputs, *args):
+        passes.append(len(inputs["spans"]))
+        loss = backward(trainer, model, inputs, *args)
+        if passes in ([6], [6, 3, 3]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return loss
+
+    monkeypatch.setattr(batches.Trainer, "training_step", scarce)
+    found, _, metrics = run("reward", folder, tmp_path / "auto", tiny.LORA, "auto", per_device_train_batch_size=6)
+    assert passes == [6, 3, 3] + 16 * [1], "two epochs of eight prompts"
+    close(found, expected, tolerance=0)
+    assert metrics["micro_batch_size"] == 1
+    passes.clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        run("reward", folder, tmp_path / "fixed", tiny.LORA, 6, per_device_train_batch_size=6)
+
+
+def worker(rank, port, stage, folder, out, full):
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = Ranks.join(2)
+    batch = 5 if stage == "sft" else 3
+    with ranks.together(stage, "cpu"):
+        assert World().size == 2
+        # Each process says what it has; a real run writes once, from rank 0, into a folder that both see.
+        result = run(stage, folder, out / str(rank), None if full else tiny.LORA, per_device_train_batch_size=batch)
+    assert "WORLD_SIZE" not in os.environ
+    torch.save(result, out / f"{rank}.pt")
+    ranks.finish() if rank == 0 else list(ranks.tasks())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_two_processes_are_one(folder, tmp_path, stage, full):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, args=(port, stage, folder, tmp_path, full), nprocs=2)
+    (tensors, log, metrics), (nothing, other_log, _) = (torch.load(tmp_path / f"{i}.pt") for i in (0, 1))
+    assert not nothing, "only rank 0 writes"
+    batch = 5 if stage == "sft" else 3
+    alone = run(stage, folder, tmp_path / "alone", None if full else tiny.LORA, per_device_train_batch_size=batch)
+    close(tensors, alone[0])
+    assert [step for step, _ in log] == [step for step, _ in alone[1]]
+    for (step, ours), (_, theirs), (_, others) in zip(log, alone[1], other_log, strict=True):
+        for name, number in theirs.items():
+            if name in ("loss", "grad_norm", "learning_rate", "eval_loss", "num_tokens"):
+                assert ours[name] == pytest.approx(number, rel=1e-4), (step, name)
+                assert ours[name] == others[name]
+    for name, number in alone[2].items():
+        if isinstance(number, float):
+            assert metrics[name] == pytest.approx(number, rel=1e-3, abs=1e-4), name

@@ -1,0 +1,40 @@
+"""A campaign served for real."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranking_site import Site
+
+from pipeline.config.rank import AppConfig
+from ranking import serve
+from ranking.app import Pages
+from ranking.campaign import Campaign, Source
+from ranking.security import Links
+from ranking.store import Store
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """`site(sources, annotators=[...], overlap=2)`: serves a campaign until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def make(sources: Sequence[Source], name: str = "rankings", **values: Any) -> Site:
+            config = AppConfig(**{"annotators": ["ana", "ben"], "port": 0, "repeats": 0.0, **values})
+            campaign = Campaign.of("rank", sources, config)
+            store = Store(tmp_path / f"{name}.sqlite")
+            stack.callback(store.close)
+            store.open(campaign)
+            links = Links(store.path.with_suffix(".key"))
+            listener = stack.enter_context(serve._listening(config))
+            address = serve._address(config.host, listener.getsockname()[1])
+            made = Site(store, campaign, links, address)
+            pages = Pages(store, campaign, links, made.finished.set, address)
+            stack.enter_context(serve._running(pages.app([]), listener))
+            return made
+
+        yield make

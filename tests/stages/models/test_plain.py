@@ -1,0 +1,161 @@
+"""The plain pass against transformers' own, in value and in gradient; and what it must leave alone."""
+
+import pytest
+import tiny
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from stages.models.plain import GatedSiLU, RMSNorm, Rotary, plain_decoder
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+}
+IDS = torch.randint(40, (3, 11), generator=torch.Generator().manual_seed(0))
+
+
+def make(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:  # norms of one and biases of zero would hide a mistake
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+            assert parameter.isfinite().all(), name
+    return model.eval()
+
+
+def llama(**values):
+    return tiny.lm(0, num_attention_heads=4, num_key_value_heads=2, **values)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+PLAIN = {
+    "llama": llama,
+    "llama with biases": lambda: make(llama(attention_bias=True, mlp_bias=True).config),
+    "llama 3 positions": lambda: make(llama(rope_parameters=LLAMA3).config),
+    "tied": lambda: llama(tie_word_embeddings=True),
+    "mistral": lambda: make(MistralConfig(**SHAPE, sliding_window=None)),
+    "qwen2": lambda: make(Qwen2Config(**SHAPE)),
+    "qwen3": lambda: make(Qwen3Config(**SHAPE, head_dim=8)),
+}
+OTHER = {
+    "windows": lambda: make(MistralConfig(**SHAPE, sliding_window=4)),
+    "another activation": lambda: make(llama(hidden_act="gelu").config),
+    "fused projections": lambda: make(Phi3Config(**SHAPE)),
+    "norms after and soft caps": lambda: make(Gemma2Config(**SHAPE, head_dim=4)),
+    "learned positions": tiny.gpt2,
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_hidden_states_and_gradients(kind):
+    model = PLAIN[kind]()
+    decoder = plain_decoder(model)
+    assert decoder is not None
+    weigh = torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(1))
+    found = []
+    for run in (
+        lambda: model.get_decoder()(input_ids=IDS, use_cache=False).last_hidden_state,
+        lambda: decoder.hidden(IDS),
+    ):
+        hidden = run()
+        (hidden * weigh).sum().backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        found.append((hidden.detach(), grads))
+    (theirs, expected), (ours, grads) = found
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert grads.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_other_architectures_keep_their_own_pass(kind):
+    assert plain_decoder(OTHER[kind]()) is None
+
+
+def test_a_long_row_goes_through_the_fused_kernel(monkeypatch):
+    """Past `SHORT` positions, where scores written out would take too much memory; the same numbers."""
+    model = llama()
+    ids = torch.randint(40, (2, 30), generator=torch.Generator().manual_seed(0))
+    decoder = plain_decoder(model)
+    with torch.no_grad():
+        short = decoder.hidden(ids)
+        monkeypatch.setattr("stages.models.plain.SHORT", 8)
+        torch.testing.assert_close(decoder.hidden(ids), short, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [8, 128])
+def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
+    """Left-padded prompts, a row dropped on the way, short and long caches."""
+    monkeypatch.setattr("stages.models.plain.SHORT", limit)
+    model = llama()
+    decoder = plain_decoder(model)
+    from stages.models.plain import PlainSteps
+
+    prompts, more = [[5, 6, 7, 8], [9], [10, 11]], [[12, 13, 14], [15, 16, 17], [18, 19, 20]]
+    ids = torch.tensor([[0] * (4 - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (4 - len(p)) + [1] * len(p) for p in prompts])
+    with torch.no_grad():
+        steps = PlainSteps(decoder, ids, mask, 3)
+        live = [0, 1, 2]
+        for t in range(4):
+            if t == 0:
+                hidden = steps.start()
+            else:
+                if t == 2:
+                    steps.keep(torch.tensor([0, 2]))
+                    live = [0, 2]
+                hidden = steps.next(torch.tensor([more[i][t - 1] for i in live]))
+            for row, i in enumerate(live):
+                whole = torch.tensor([prompts[i] + more[i][:t]])
+                theirs = model.get_decoder()(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
+                torch.testing.assert_close(hidden[row], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_by_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    angle = random(1, 3, 1, 2).detach()
+    assert torch.autograd.gradcheck(lambda x: Rotary.apply(x, angle.cos(), angle.sin()), random(2, 3, 2, 4))
+    assert torch.autograd.gradcheck(GatedSiLU.apply, (random(3, 4), random(3, 4)))
+
+
+def test_rms_norm_by_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(5, 6, generator=generator), torch.randn(6, generator=generator)
+    for tensor in (x, weight):
+        tensor.requires_grad_(True)
+    weigh = torch.randn(5, 6, generator=generator)
+    formula = x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+    expected = torch.autograd.grad((formula * weigh).sum(), (x, weight))
+    ours = RMSNorm.apply(x, weight, 1e-3)
+    torch.testing.assert_close(ours, formula)
+    for found, wanted in zip(torch.autograd.grad((ours * weigh).sum(), (x, weight)), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
