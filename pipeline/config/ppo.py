@@ -26,9 +26,9 @@ class KLConfig:
     kind: Literal["fixed", "adaptive"] = "adaptive"
     """adaptive: Ziegler et al. 2019's proportional controller towards `target`."""
     init: NonNegative = 0.05
-    """The coefficient beta at the start."""
+    """The coefficient beta at the start; a later round goes on from the last (adaptive)."""
     target: Positive = 6.0
-    """Wanted KL in nats a response (adaptive)."""
+    """Wanted KL in nats a response (adaptive); from the SFT model in every round, so a budget for all of them."""
     horizon: Count = 10_000
     """Episodes over which the controller acts (adaptive)."""
 
@@ -58,7 +58,7 @@ class AggregateConfig:
 @section
 class PPOConfig:
     total_episodes: Count = 8192
-    """Responses sampled over the whole stage."""
+    """Responses sampled over the whole stage, in each round."""
     batch_size: Count = 128
     """Episodes an update (one rollout)."""
     num_ppo_epochs: Count = 4

@@ -40,6 +40,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _lora(recipe)
     yield from _reward(recipe)
     yield from _rank(recipe)
+    yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
     for name in ("model", "rankings"):
         repository = getattr(recipe.publish, name)
@@ -137,6 +138,26 @@ def _rank(recipe: Recipe) -> Iterator[Problem]:
             "rank.annotators_per_prompt",
             f"is {rank.annotators_per_prompt}, but there are {len(names)} annotators",
         )
+
+
+def _rounds(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.rounds > 1:
+        if recipe.rank.source == "data":
+            yield (
+                "rounds",
+                f"{recipe.rounds} rounds need annotators for each policy's new answers, and rank.source = data "
+                "has rankings of given answers only",
+            )
+        if recipe.ppo.reward_model is not None:
+            yield (
+                "ppo.reward_model",
+                f"would reward every one of {recipe.rounds} rounds, and none would learn from its rankings",
+            )
+    if recipe.collect.select == "disagreement":
+        if recipe.reward.ensemble < 2:
+            yield "collect.select", "disagreement is between members of an ensemble: reward.ensemble must be >= 2"
+        if recipe.collect.num_prompts is None:
+            yield "collect.num_prompts", "is required by collect.select = disagreement: of all there is no choice"
 
 
 def app_conflicts(app: AppConfig) -> Iterator[Problem]:
