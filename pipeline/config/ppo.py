@@ -76,7 +76,7 @@ class PPOConfig:
     """Of sampling, and of every log-probability computed from it."""
     learning_rate: Positive = 1e-5
     value_learning_rate: Positive | None = None
-    """Of the value role; null: as `learning_rate`."""
+    """Of a value role of its own (`value: adapter`); null: as `learning_rate`."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
     warmup_updates: Natural = 0
     """Updates over which the learning rates rise from zero."""
@@ -100,7 +100,7 @@ class PPOConfig:
     target_kl: Positive | None = None
     """Ends an update's epochs once the approximate KL from the behaviour policy passes it; null: never."""
     critic_warmup_updates: Natural = 0
-    """First updates that train the value role only."""
+    """First updates that train the value role only (`value: adapter`)."""
     ptx_coef: NonNegative = 0.0
     """Weight of the language-modelling loss on demonstrations (InstructGPT's PPO-ptx)."""
     missing_eos_penalty: NonNegative | None = None

@@ -187,3 +187,7 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
             "ppo.micro_batch_size",
             f"{ppo.micro_batch_size} must divide the minibatch ({ppo.batch_size // ppo.num_mini_batches})",
         )
+    if ppo.value == "trunk":
+        for name in ("value_learning_rate", "critic_warmup_updates"):
+            if getattr(ppo, name):
+                yield f"ppo.{name}", "is for a value role of its own: set ppo.value: adapter, or leave it out"
