@@ -68,7 +68,7 @@ def test_members_are_single_models_trained_apart(inputs, tmp_path, training_cont
 def test_members_have_a_common_scale(inputs, tmp_path, training_context):
     artifact, _ = run(inputs, tmp_path / "out", training_context()[0], ensemble=2)
     model = reward_model.load_reward(artifact, inputs["base"], "cpu")
-    own = group_rankings(stage._ranked(inputs["rank"], "train"), TokenEncoder(tiny.codec()), 40)[0]
+    own = group_rankings(stage._ranked([inputs["rank"]], "train"), TokenEncoder(tiny.codec()), 40)[0]
     rows = [row for group in own.values() for row in group.rows]
     scores = reward_model.score_rows(model.members, rows, 8, "cpu")
     np.testing.assert_allclose(scores.mean(1), scores.mean().expand(2), atol=1e-4)
