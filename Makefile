@@ -19,7 +19,7 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := base data sft collect rank reward ppo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test slow lint types check plan show status report chat clean judge publish \
+.PHONY: help venv run round test slow lint types check plan show status report chat clean judge publish \
 	export-rankings $(STAGES)
 
 help: ## list the targets
@@ -42,6 +42,12 @@ run: venv ## run every stage that is not up to date, then the report
 $(STAGES): venv
 	@$(TUTELAGE) run $@ --nproc $(NPROC) $(VALUES)
 
+collect-% rank-% reward-% ppo-%: venv # a stage's step of a later round: make ppo-2
+	@$(TUTELAGE) run $@ --nproc $(NPROC) $(VALUES)
+
+round: venv ## run one more round of collect, rank, reward and ppo than is finished
+	@$(TUTELAGE) round --nproc $(NPROC) $(VALUES)
+
 publish: venv ## upload the exported model to the Hub (ARGS=--dry-run to look first)
 	@$(TUTELAGE) publish $(VALUES)
 
@@ -57,7 +63,7 @@ show: venv ## print every value of the recipe and where it was set
 status: venv ## show each stage's state, key, time and size
 	@$(TUTELAGE) status $(VALUES)
 
-report: venv ## write report.html from the finished stages
+report: venv ## write report.html from the finished stages (ARGS='--against "a.b=c"' to compare)
 	@$(TUTELAGE) report $(VALUES)
 
 chat: venv ## talk to a model of the run (ARGS="sft ppo" for two side by side)

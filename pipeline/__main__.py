@@ -27,6 +27,7 @@ from pipeline.files import readable_bytes
 from pipeline.plan import Planner
 from pipeline.progress import Display
 from pipeline.ranks import Ranks
+from pipeline.rounds import step_name
 from pipeline.runner import Runner, terminate_as_interrupt
 from pipeline.stage import RANKINGS_DATABASE
 from pipeline.tables import plan_table, status_table
@@ -40,9 +41,13 @@ SetOption = Annotated[
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", envvar="TUTELAGE_RUNS", help="The folder where runs are kept.")]
 StageArgument = Annotated[
-    str | None, typer.Argument(help=f"One of {', '.join(registry.STAGES)}. All when left out.")
+    str | None,
+    typer.Argument(help=f"One of {', '.join(registry.STAGES)}; ppo-2 in the second round. All when left out."),
 ]
 
+ProcessesOption = Annotated[
+    int | None, typer.Option("--nproc", min=1, help="Processes that share sft, reward and ppo, one a card.")
+]
 OverlapOption = Annotated[int | None, typer.Option(min=1, help="How many annotators each item gets.")]
 HostOption = Annotated[str | None, typer.Option(help="Address to serve at; 127.0.0.1 unless given.")]
 PortOption = Annotated[int | None, typer.Option(help="Port to serve at; 0 takes a free one.")]
@@ -107,14 +112,11 @@ def run(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another process on the same stage.")] = False,
-    nproc: Annotated[
-        int | None,
-        typer.Option("--nproc", min=1, help="Processes that share sft, reward and ppo, one a card."),
-    ] = None,
+    nproc: ProcessesOption = None,
 ) -> None:
     """Run a stage and what it needs, or all of them and the report. What is up to date is skipped."""
     loaded = load_recipe(recipe, sets or [])
-    again = [] if not fresh else [stage] if stage else list(registry.STAGES)
+    again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
     if (nproc or 1) > 1 and "WORLD_SIZE" not in os.environ:
         steps = Planner(loaded, runs, again).plan(stage)
         if any(step.spec.parallel and step.finished is None for step in steps):
@@ -159,6 +161,31 @@ def _arguments(
         *(name for name, given in flags.items() if given),
         *(part for text in sets or [] for part in ("--set", text)),
     ]
+
+
+@app.command("round")
+def one_more(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
+    nproc: ProcessesOption = None,
+) -> None:
+    """Run one more round of collect, rank, reward and ppo than is finished, then eval, export and the report."""
+    given = sets or []
+    finished = 0
+    while _is_finished(_planner(recipe, [*given, f"rounds={finished + 1}"], runs), finished + 1):
+        finished += 1
+    rounds = f"rounds={finished + 1}"
+    _print(f"{finished} round{'s are' if finished != 1 else ' is'} finished; now {rounds}")
+    run(recipe=recipe, sets=[*given, rounds], runs=runs, force=force, nproc=nproc)
+    if load_recipe(recipe, given).recipe.rounds <= finished:
+        _print(f"to keep this round, set {rounds} in the recipe, or give --set {rounds} to the other commands")
+
+
+def _is_finished(planner: Planner, number: int) -> bool:
+    last = step_name("ppo", number)
+    return next(step for step in planner.plan(last) if step.spec.name == last).finished is not None
 
 
 @app.command()
@@ -212,16 +239,27 @@ def status(recipe: RecipeOption = QUICKSTART, sets: SetOption = None, runs: Runs
 
 
 @app.command()
-def report(recipe: RecipeOption = QUICKSTART, sets: SetOption = None, runs: RunsOption = RUNS) -> None:
+def report(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help='Compare with the recipe under these values besides: "rounds=1 seed=0".'),
+    ] = None,
+) -> None:
     """Write the report of the finished stages, one HTML file."""
-    _report(_planner(recipe, sets, runs))
+    _report(_planner(recipe, sets, runs), against)
 
 
-def _report(planner: Planner) -> None:
+def _report(planner: Planner, against: str | None = None) -> None:
     from pipeline.report.build import build_report
 
     path = planner.folder / REPORT
-    verdict = build_report(planner.summary(), path)
+    loaded, other = planner.loaded, None
+    if against is not None:
+        other = _planner(loaded.path, [*loaded.sets, against], planner.folder.parent).summary()
+    verdict = build_report(planner.summary(), path, other, against or "")
     if verdict:
         _print(verdict)
     _print(f"report: {path}")
@@ -230,7 +268,8 @@ def _report(planner: Planner) -> None:
 @app.command()
 def chat(
     models: Annotated[
-        list[str] | None, typer.Argument(help="base, sft or ppo; two of them answer side by side.")
+        list[str] | None,
+        typer.Argument(help="base, sft, ppo (of the last round), ppo-1, ...; two talk side by side."),
     ] = None,
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,

@@ -25,7 +25,7 @@ def leftovers(planner: Planner, everything: bool = False) -> list[Leftover]:
     """Stage runs that the recipe's present values do not use: other values' runs, and unfinished ones without
     a checkpoint. With `everything`, all of the recipe's runs."""
     keep = set() if everything else {step.folder for step in planner.plan() if step.action in ("skip", "resume")}
-    found = [folder for stage in registry.STAGES for folder in sorted((planner.folder / stage).glob("*"))]
+    found = [folder for stage in _stage_folders(planner) for folder in sorted(stage.glob("*"))]
     return [Leftover(folder, folder_size(folder)) for folder in found if folder.is_dir() and folder not in keep]
 
 
@@ -51,9 +51,8 @@ def remove(planner: Planner, found: list[Leftover], say: Callable[[str], None]) 
             say(f"kept {leftover.path}: {error.what}")
             continue
         freed += leftover.size
-    for stage in registry.STAGES:
-        folder = planner.folder / stage
-        if folder.is_dir() and not any(folder.iterdir()):
+    for folder in _stage_folders(planner):
+        if not any(folder.iterdir()):
             folder.rmdir()
     if planner.folder.is_dir() and {path.name for path in planner.folder.iterdir()} <= {
         POINTER,
@@ -61,3 +60,10 @@ def remove(planner: Planner, found: list[Leftover], say: Callable[[str], None]) 
     }:
         shutil.rmtree(planner.folder)
     return freed
+
+
+def _stage_folders(planner: Planner) -> list[Path]:
+    """Of every stage and round that ever ran, whether the recipe still has it or not."""
+    if not planner.folder.is_dir():
+        return []
+    return [path for path in sorted(planner.folder.iterdir()) if path.is_dir() and registry.is_step(path.name)]

@@ -18,6 +18,7 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.files import readable_bytes
 from pipeline.fingerprint import files_below
 from pipeline.plan import RunSummary
+from pipeline.rounds import by_round, newest
 
 CARD = "README.md"
 
@@ -90,7 +91,8 @@ def uploads(run: RunSummary, private: bool | None = None) -> list[Upload]:
     made = []
     if publish.model is not None:
         export, evaluation = run.need("export"), run.need("eval")
-        if export.manifest.inputs["ppo"].fingerprint != evaluation.manifest.inputs["ppo"].fingerprint:
+        exported, evaluated = (newest(made.manifest.inputs, "ppo") for made in (export, evaluation))
+        if exported.fingerprint != evaluated.fingerprint:
             raise StageError(
                 "the exported model is not the one that was evaluated",
                 where=str(export.folder),
@@ -100,8 +102,9 @@ def uploads(run: RunSummary, private: bool | None = None) -> list[Upload]:
         made.append(_upload(publish.model, "model", is_private, export.artifact.path, card))
     if publish.rankings is not None:
         folder = run.folder / "rankings"
-        with run.need("rank").artifact.file("rankings.jsonl").open(encoding="utf-8") as lines:
-            _refuse_private_text("rankings.jsonl", lines)  # in the Parquet files it could not be read
+        for path in _rankings(run):
+            with path.open(encoding="utf-8") as lines:
+                _refuse_private_text("rankings.jsonl", lines)  # in the Parquet files it could not be read
         export_rankings(run, folder)
         card = (folder / CARD).read_text(encoding="utf-8")
         made.append(_upload(publish.rankings, "dataset", is_private, folder, card))
@@ -113,7 +116,7 @@ def export_rankings(run: RunSummary, folder: Path, only: str | None = None) -> A
     export = importlib.import_module("data.export")
     recipe = run.loaded.recipe
     return export.export_rankings(
-        [run.need("rank").artifact.file("rankings.jsonl")],
+        _rankings(run),
         folder,
         name=f"Rankings of {recipe.name}",
         key=export.key_file(run.folder / "annotators.key"),
@@ -121,6 +124,12 @@ def export_rankings(run: RunSummary, folder: Path, only: str | None = None) -> A
         only=only,
         seed=recipe.seed,
     )
+
+
+def _rankings(run: RunSummary) -> list[Path]:
+    """Of every round. Raises `StageError` when the last one's are not there yet."""
+    run.need("rank")
+    return [ranked.artifact.file("rankings.jsonl") for ranked in by_round(run.stages, "rank").values()]
 
 
 def _upload(repository: str, kind: Literal["model", "dataset"], private: bool, folder: Path, card: str) -> Upload:

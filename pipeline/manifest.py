@@ -56,7 +56,7 @@ class Manifest:
         simulated: whether simulated annotators had a part in it, in this stage or before.
         seed: the recipe's.
         config: the stage's resolved section, runtime fields included.
-        keyed: the same without the runtime fields: what the key was made from.
+        keyed: what of it the key was made from: the runtime fields were not.
         provenance: dotted path -> file and line or flag, for the section's values that were set.
         inputs: key and fingerprint of each input artifact, by stage.
         local_files: path and fingerprint of each local file or folder that the recipe names, by dotted path.

@@ -20,6 +20,7 @@ from pipeline.fingerprint import Fingerprints
 from pipeline.machine import code_commit, package_versions
 from pipeline.manifest import InputRecord, LocalRecord, Manifest
 from pipeline.registry import StageSpec
+from pipeline.rounds import REPEATED, by_round, parse, step_name
 from pipeline.stage import Artifact
 
 Action = Literal["skip", "run", "resume", "wait"]
@@ -79,8 +80,14 @@ class RunSummary:
     folder: Path
     stages: Mapping[str, StageRun]
 
-    def need(self, stage: str) -> StageRun:
-        """A finished stage. Raises `StageError` when it is not finished under the recipe's present values."""
+    def newest(self, stage: str) -> StageRun | None:
+        """A stage's run of the last round that is finished."""
+        return next(reversed(by_round(self.stages, stage).values()), None)
+
+    def need(self, name: str) -> StageRun:
+        """A finished step; the bare name of a repeated stage means the recipe's last round, "ppo-1" the first.
+        Raises `StageError` when it is not finished under the recipe's present values."""
+        stage = step_name(name, self.loaded.recipe.rounds) if name in REPEATED else step_name(*parse(name))
         if stage not in self.stages:
             raise StageError(
                 f"{stage} is not finished under these recipe values",
@@ -120,12 +127,10 @@ class Planner:
 
     def stages(self, until: str | None) -> list[tuple[StageSpec, tuple[str, ...]]]:
         if until is not None:
-            spec = registry.STAGES.get(until)
-            if spec is None:
-                raise RecipeError(
-                    f"there is no stage called {until}", mend=f"stages are {', '.join(registry.STAGES)}"
-                )
-            if not spec.planned(self.recipe):
+            steps = registry.steps(self.recipe)
+            if until not in steps and until not in registry.STAGES:
+                raise RecipeError(f"there is no stage called {until}", mend=f"stages are {', '.join(steps)}")
+            if until not in steps:
                 raise RecipeError(
                     f"this recipe has no {until} stage",
                     where=self.loaded.describe("rank.source"),
@@ -150,7 +155,7 @@ class Planner:
         key = manifest.stage_key(
             spec.name,
             spec.version,
-            spec.config(self.recipe),
+            spec.keyed(self.recipe),
             self.recipe.seed,
             {name: record.fingerprint for name, record in inputs.items()},
             {name: record.fingerprint for name, record in local_files.items()},
@@ -208,7 +213,8 @@ class Planner:
                 name in current and current[name].manifest.key == record.key for name, record in inputs
             ):
                 current[stage] = run
-        ordered = {stage: current[stage].folder.name for stage in registry.STAGES if stage in current}
+        steps = registry.steps(self.recipe)
+        ordered = {stage: current[stage].folder.name for stage in steps if stage in current}
         text = json.dumps({"values": self._digest, "stages": ordered}, indent=2) + "\n"
         path = self.folder / POINTER
         if path.exists() and path.read_text(encoding="utf-8") == text:
@@ -259,8 +265,8 @@ class Planner:
         changes = []
         if was.version != spec.version:
             changes.append(f"stage version {was.version} -> {spec.version}")
-        now = {"seed": self.recipe.seed, spec.name: content(spec.config(self.recipe))}
-        config = _difference({"seed": was.seed, spec.name: was.keyed}, now)
+        now = {"seed": self.recipe.seed, spec.section: spec.keyed(self.recipe)}
+        config = _difference({"seed": was.seed, spec.section: was.keyed}, now)
         if config:
             changes.append(f"config changed: {', '.join(config)}")
         changes += [

@@ -1,5 +1,6 @@
 """The stages, in order: what each is called, what it needs, and where its code is.
 
+A recipe's plan is made of steps: a stage each, or with `rounds` > 1 a stage and a round (`pipeline.rounds`).
 Targets are names, imported only when a stage runs, so that planning needs no torch.
 """
 
@@ -7,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local
+from pipeline.config.section import content
+from pipeline.rounds import REPEATED, parse, step_name
 from pipeline.stage import StageFunction
 
 
@@ -26,12 +29,15 @@ def _ranks_itself(recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What the runner knows of a stage. The stage's section of the recipe has the stage's name.
+    """What the runner knows of a stage, or of its step in a later round.
 
     Attributes:
+        name: the step's; the stage's own in `STAGES`.
         version: raised when the same config and inputs should give another result; makes finished runs stale.
         target: "module:function".
-        needs: stages whose artifacts it gets, less those that are not planned for the recipe.
+        needs: steps whose artifacts it gets, less those that are not planned for the recipe.
+        later: the same in round r > 1, from the recipe and r; r is the last round for a stage that runs once.
+            None: as `needs`.
         planned: whether the recipe has this stage at all.
         paths: dotted recipe paths that may name local files or folders -> whether a value does. Their
             content enters the key.
@@ -43,12 +49,37 @@ class StageSpec:
     version: int
     target: str
     needs: tuple[str, ...] = ()
+    later: Callable[[Recipe, int], tuple[str, ...]] | None = None
     planned: Callable[[Recipe], bool] = _always
     paths: Mapping[str, Callable[[str], bool]] | None = None
     parallel: bool = False
 
+    @property
+    def section(self) -> str:
+        """The stage's name, which is that of its section of the recipe."""
+        return parse(self.name)[0]
+
+    @property
+    def round(self) -> int:
+        return parse(self.name)[1]
+
     def config(self, recipe: Recipe) -> Any:
-        return getattr(recipe, self.name)
+        return getattr(recipe, self.section)
+
+    def keyed(self, recipe: Recipe) -> Any:
+        """What of its config decides its result: the runtime fields do not, nor, in the first round, those that
+        only later rounds read."""
+        return content(self.config(recipe), later=self.round > 1)
+
+    def seed(self, recipe: Recipe) -> int:
+        """The recipe's in the first round; each later one draws other numbers."""
+        return recipe.seed + 1_000_003 * (self.round - 1)
+
+    def in_round(self, recipe: Recipe, number: int) -> StageSpec:
+        """Its step of a round; or itself after that many rounds, when it runs once."""
+        name = step_name(self.name, number) if self.name in REPEATED else self.name
+        needs = self.needs if number == 1 or self.later is None else self.later(recipe, number)
+        return replace(self, name=name, needs=needs)
 
     def load(self) -> StageFunction:
         module, function = self.target.split(":")
@@ -64,6 +95,36 @@ class StageSpec:
             if value is not None and is_path(value):
                 found[dotted] = Path(value)
         return found
+
+
+def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """The newest policy, what was ranked before it and, to choose by disagreement, the newest reward model."""
+    before = tuple(step_name("rank", earlier) for earlier in range(1, number))
+    judges = (step_name("reward", number - 1),) if recipe.collect.select == "disagreement" else ()
+    return ("base", "data", step_name("ppo", number - 1), *before, *judges)
+
+
+def _rank_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    return ("data", step_name("collect", number))
+
+
+def _reward_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """The rankings of all rounds so far."""
+    return ("base", "data", "sft", *(step_name("rank", r) for r in range(1, number + 1)))
+
+
+def _ppo_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """SFT is the reference in every round; the policy starts as the round before left it."""
+    return ("base", "data", "sft", step_name("reward", number), step_name("ppo", number - 1))
+
+
+def _eval_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    policies = tuple(step_name("ppo", r) for r in range(1, number + 1))
+    return ("base", "data", "sft", step_name("reward", number), *policies)
+
+
+def _export_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    return ("base", "sft", step_name("ppo", number))
 
 
 STAGES = {
@@ -95,14 +156,16 @@ STAGES = {
             version=1,
             target="stages.collect:run",
             needs=("base", "data", "sft"),
+            later=_collect_later,
             planned=_ranks_itself,
         ),
-        StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect")),
+        StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
             "reward",
             version=2,
             target="stages.reward.stage:run",
             needs=("base", "data", "sft", "rank"),
+            later=_reward_later,
             paths={
                 "reward.model": lambda model: not is_hub_id(model),
                 "reward.pretrain_on.path": is_local,
@@ -111,28 +174,50 @@ STAGES = {
         ),
         StageSpec(
             "ppo",
-            version=1,
+            version=2,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
+            later=_ppo_later,
             paths={"ppo.reward_model": lambda _: True},
             parallel=True,
         ),
         StageSpec(
             "eval",
-            version=2,
+            version=3,
             target="stages.evaluate:run",
             needs=("base", "data", "sft", "reward", "ppo"),
+            later=_eval_later,
             paths={"eval.judge": lambda judge: judge not in ("none", "venues", "e2e")},
         ),
-        StageSpec("export", version=1, target="stages.export:run", needs=("base", "sft", "ppo")),
+        StageSpec(
+            "export", version=1, target="stages.export:run", needs=("base", "sft", "ppo"), later=_export_later
+        ),
     )
 }
-"""Stage name -> spec, in the order in which they run."""
+"""Stage name -> spec, in the order in which they run (in one round)."""
+
+
+def steps(recipe: Recipe) -> dict[str, StageSpec]:
+    """The recipe's steps by name, in order: the repeated stages come once a round, where the first one is."""
+    specs = [spec for spec in STAGES.values() if spec.planned(recipe)]
+    repeated = [spec for spec in specs if spec.name in REPEATED]
+    ordered: list[StageSpec] = []
+    for spec in specs:
+        if spec.name not in REPEATED:
+            ordered.append(spec.in_round(recipe, recipe.rounds))
+        elif spec is repeated[0]:
+            ordered += [again.in_round(recipe, r) for r in range(1, recipe.rounds + 1) for again in repeated]
+    return {spec.name: spec for spec in ordered}
+
+
+def is_step(name: str) -> bool:
+    """Whether a stage has this name in some round, whatever the recipe."""
+    return parse(name)[0] in STAGES
 
 
 def planned(recipe: Recipe, until: str | None = None) -> list[tuple[StageSpec, tuple[str, ...]]]:
-    """The recipe's stages in order, each with its needs; with `until`, that one and what leads to it."""
-    specs = {name: spec for name, spec in STAGES.items() if spec.planned(recipe)}
+    """The recipe's steps in order, each with its needs; with `until`, that one and what leads to it."""
+    specs = steps(recipe)
     needs = {name: tuple(need for need in spec.needs if need in specs) for name, spec in specs.items()}
     if until is None:
         wanted = set(specs)

@@ -32,7 +32,7 @@ from pipeline.metrics import MetricsFile, open_trackers
 from pipeline.plan import Planner, StagePlan, StageRun
 from pipeline.progress import Display
 from pipeline.ranks import Ranks
-from pipeline.registry import STAGES
+from pipeline.registry import steps
 from pipeline.stage import Artifact, RunContext
 
 
@@ -129,11 +129,13 @@ class Runner:
         trackers = open_trackers(self._recipe.report_to, folder, self._recipe.name, f"{spec.name}-{folder.name}")
         with closing(MetricsFile(folder / "metrics.jsonl", trackers)) as metrics_file:
             ctx = RunContext(
-                seed=self._recipe.seed,
+                seed=spec.seed(self._recipe),
                 device=self._device,
                 state_dir=folder / "state",
                 metrics=metrics_file,
-                progress=self._display.open,
+                progress=lambda what, *counts, **more: self._display.open(
+                    what.replace(spec.section, spec.name, 1), *counts, **more
+                ),
                 say=self._display.say,
                 recipe_dir=self.planner.folder,
                 force=self._force,
@@ -152,7 +154,7 @@ class Runner:
                             "folder": str(folder.absolute()),
                             "inputs": folders,
                             "config": content(config),
-                            "seed": self._recipe.seed,
+                            "seed": spec.seed(self._recipe),
                         }
                     )
                     stack.enter_context(self._ranks.together(spec.name, self._device))
@@ -167,11 +169,11 @@ class Runner:
             simulated=metrics.get("human") is False or any(done[name].manifest.simulated for name in inputs),
             seed=self._recipe.seed,
             config=asdict(config),
-            keyed=content(config),
+            keyed=spec.keyed(self._recipe),
             provenance={
                 path: where
                 for path, where in self._loaded.provenance.items()
-                if path == "seed" or path.partition(".")[0] == spec.name
+                if path == "seed" or path.partition(".")[0] == spec.section
             },
             inputs=dict(step.inputs),
             local_files=dict(step.local_files),
@@ -204,7 +206,7 @@ class Runner:
                 raise Interrupted("interrupted") from None
 
     def _take_part(self, task: Mapping[str, Any]) -> None:
-        spec, folder = STAGES[task["stage"]], Path(task["folder"])
+        spec, folder = steps(self._recipe)[task["stage"]], Path(task["folder"])
         inputs: dict[str, Artifact] = {}
         for name, path in task["inputs"].items():
             made = manifest.read(Path(path))
@@ -216,13 +218,13 @@ class Runner:
                 )
             inputs[name] = manifest.artifact(Path(path), made)
         config = spec.config(self._recipe)
-        if task["config"] != content(config) or task["seed"] != self._recipe.seed:
+        if task["config"] != content(config) or task["seed"] != spec.seed(self._recipe):
             raise StageError(
                 f"process {self._ranks.rank} has read another recipe than process 0",
                 mend="start all of them with the same arguments and files",
             )
         ctx = RunContext(
-            seed=self._recipe.seed,
+            seed=spec.seed(self._recipe),
             device=self._device,
             state_dir=folder / "state",
             metrics=Silent(),

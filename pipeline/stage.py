@@ -3,7 +3,8 @@
 A stage is a function `run(config, inputs, out_dir, ctx) -> metrics`:
 
 - `config`: its section of the recipe (a frozen dataclass from `pipeline.config`);
-- `inputs`: finished artifacts by stage name, exactly those its spec in `pipeline.registry` names;
+- `inputs`: finished artifacts by step name, exactly those its spec in `pipeline.registry` names; of stages that
+  repeat in rounds, `pipeline.rounds.newest` and `by_round` find them;
 - `out_dir`: an empty folder; what is written there becomes the artifact's content;
 - `ctx`: everything else a stage may use: seed, device, `state_dir` for checkpoints, metrics, progress.
 
@@ -83,7 +84,7 @@ class RunContext:
     """What a stage may use besides its config and inputs.
 
     Attributes:
-        seed: the recipe's seed; a stage derives every generator from it.
+        seed: the recipe's seed, another in each later round; a stage derives every generator from it.
         device: a torch device name, resolved ("cpu", "cuda", "mps").
         state_dir: for checkpoints; survives an interruption, is removed once the stage is finished.
         metrics: the stage's metrics log.

@@ -1,35 +1,119 @@
-"""The `collect` stage: K answers of the SFT model to each prompt, for annotators to rank."""
+"""The `collect` stage: K answers of the newest policy to each prompt, for annotators to rank.
+
+The first round asks the SFT model the first prompts; a later one the PPO model of the round before, prompts that
+were not ranked yet: at random, or those on whose answers the newest reward ensemble disagrees most.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from data.schema import write_jsonl
+from data.schema import prompt_key, write_jsonl
 from pipeline.config.collect import CollectConfig
 from pipeline.errors import DataError
+from pipeline.rounds import by_round, newest
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.adapters import load_actor
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
 from stages.ppo.rollout import generate
-from stages.prompts import load_prompts
+from stages.prompts import EncodedPrompt, load_prompts
+from stages.reward.disagreement import disagreement
+from stages.reward.model import load_reward, score_rows
+
+
+@dataclass(frozen=True)
+class Answered:
+    prompt: EncodedPrompt
+    responses: list[list[int]]
 
 
 def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     codec = Codec(load_tokenizer(inputs["base"]))
     train, too_long = load_prompts(inputs["data"], codec, "train", config.max_prompt_length)
     held_out, too_long_eval = load_prompts(inputs["data"], codec, "eval", config.max_prompt_length)
-    prompts = train[: config.num_prompts] + held_out[: config.eval_prompts]
-    if not prompts:
+    if not train + held_out:
         raise DataError(
             f"no prompt fits into collect.max_prompt_length = {config.max_prompt_length} tokens",
             where=str(inputs["data"].path),
             mend="raise collect.max_prompt_length",
         )
-    actor = load_actor(inputs["base"], inputs["sft"], ctx.device)
+    ranked = _ranked(inputs)
+    chooses = bool(ranked) and config.select == "disagreement" and config.num_prompts is not None
+    candidates = _next(train, config.num_prompts, ranked, ctx.seed, times=config.pool if chooses else 1)
+    # Held-out prompts are never chosen by disagreement: what measures must not be biased.
+    measured = _next(held_out, config.eval_prompts, ranked, ctx.seed)
+    answered = _answer(candidates + measured, config, inputs, codec, ctx)
+    metrics: Metrics = {}
+    if chooses:
+        assert config.num_prompts is not None
+        found = _disagreement(answered[: len(candidates)], config, inputs, ctx)
+        kept = found.argsort(descending=True, stable=True)[: config.num_prompts].sort().values.tolist()
+        metrics = {
+            "candidates": len(candidates),
+            "disagreement": float(found[kept].mean()),
+            "disagreement_candidates": float(found.mean()),
+        }
+        answered = [answered[i] for i in kept] + answered[len(candidates) :]
+    write_jsonl(
+        out_dir / "answers.jsonl",
+        (
+            {
+                "prompt": row.prompt.messages,
+                "completions": [codec.decode(ids) for ids in row.responses],
+                "split": row.prompt.split,
+            }
+            for row in answered
+        ),
+    )
+    responses = [ids for row in answered for ids in row.responses]
+    if ranked:
+        metrics["prompts_again"] = sum(prompt_key(row.prompt.messages) in ranked for row in answered)
+    return {
+        "prompts": len(answered),
+        "prompts_too_long": too_long + too_long_eval,
+        "answers": len(responses),
+        "tokens": sum(map(len, responses)),
+        "ended": sum(ids[-1] in codec.stop_ids for ids in responses) / len(responses),
+        **metrics,
+    }
+
+
+def _ranked(inputs: Mapping[str, Artifact]) -> set[str]:
+    """The keys of the prompts that earlier rounds ranked; none in the first."""
+    rankings = by_round(inputs, "rank").values()
+    return {prompt_key(row["prompt"]) for ranked in rankings for row in ranked.jsonl("rankings.jsonl")}
+
+
+def _next(
+    prompts: Sequence[EncodedPrompt], count: int | None, ranked: set[str], seed: int, times: int = 1
+) -> list[EncodedPrompt]:
+    """`count` prompts (None: all): the first ones in the first round; later, at random, up to `times` as many that
+    were not ranked yet and, where these do not do, others again."""
+    count = len(prompts) if count is None else count
+    if not ranked:
+        return list(prompts[:count])
+    mixed = random.Random(f"collect {seed}").sample(prompts, len(prompts))
+    fresh = [prompt for prompt in mixed if prompt_key(prompt.messages) not in ranked]
+    again = [prompt for prompt in mixed if prompt_key(prompt.messages) in ranked]
+    return (fresh[: count * times] + again[: max(0, count - len(fresh))]) if count else []
+
+
+def _answer(
+    prompts: Sequence[EncodedPrompt],
+    config: CollectConfig,
+    inputs: Mapping[str, Artifact],
+    codec: Codec,
+    ctx: RunContext,
+) -> list[Answered]:
+    actor = load_actor(inputs["base"], newest(inputs, "ppo", "sft"), ctx.device)
     k = config.num_completions
     generator = torch.Generator().manual_seed(ctx.seed)
     with ctx.progress("collect", total=len(prompts) * k) as bar:
@@ -43,21 +127,20 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
             batch_size=config.batch_size,
             on_batch=bar.advance,
         )
-    write_jsonl(
-        out_dir / "answers.jsonl",
-        (
-            {
-                "prompt": prompt.messages,
-                "completions": [codec.decode(ids) for ids in responses[i * k : (i + 1) * k]],
-                "split": prompt.split,
-            }
-            for i, prompt in enumerate(prompts)
-        ),
-    )
-    return {
-        "prompts": len(prompts),
-        "prompts_too_long": too_long + too_long_eval,
-        "answers": len(responses),
-        "tokens": sum(map(len, responses)),
-        "ended": sum(ids[-1] in codec.stop_ids for ids in responses) / len(responses),
-    }
+    return [Answered(prompt, responses[i * k : (i + 1) * k]) for i, prompt in enumerate(prompts)]
+
+
+def _disagreement(
+    answered: Sequence[Answered], config: CollectConfig, inputs: Mapping[str, Artifact], ctx: RunContext
+) -> Tensor:
+    """Of the newest reward model's members about each prompt's answers (N,)."""
+    model: Any = load_reward(newest(inputs, "reward"), inputs["base"], ctx.device)
+    rows = [row.prompt.ids + ids for row in answered for ids in row.responses]
+    with ctx.progress("collect: disagreement", total=len(rows)) as bar:
+
+        def members(ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+            bar.advance(len(ids_BL))
+            return model.members(ids_BL, lengths_B)
+
+        scores_MN = score_rows(members, rows, config.batch_size, ctx.device)
+    return disagreement(scores_MN.unflatten(1, (len(answered), config.num_completions)))

@@ -1,7 +1,8 @@
 """The `eval` stage: base, SFT and PPO model on held-out prompts, by a judge that the reward model never saw.
 
-It makes `eval.json`, `answers.jsonl` (what people judge) and `samples.jsonl`. The same random numbers draw every
-model's answers, so that models are compared answer by answer.
+It makes `eval.json`, `judged.jsonl` (faults of every answer), `answers.jsonl` (what people judge) and
+`samples.jsonl`. The same random numbers draw every model's answers, so that models are compared answer by answer.
+After several rounds `ppo` is the last one's policy, and `ppo-1`, ... are those before.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from data.shares import bootstrap
 from data.slots import SlotErrors, SlotLexicon, parse_mr, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
 from pipeline.errors import DataError
+from pipeline.rounds import by_round, newest
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.actor import Actor
 from stages.models.adapters import load_actor
@@ -32,8 +34,6 @@ from stages.ppo.trajectory import Episodes, logprobs
 from stages.prompts import EncodedPrompt, load_prompts
 from stages.reward.classifier import response_scorer
 from stages.sft import encode_demonstrations
-
-MODELS = ("base", "sft", "ppo")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,10 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             where=str(inputs["data"].path),
             mend="raise data.eval_fraction or eval.max_prompt_length",
         )
-    answers = {name: _answer(name, inputs, prompts, codec, config, ctx) for name in MODELS}
+    answers = {
+        name: _answer(name, artifact, inputs, prompts, codec, config, ctx)
+        for name, artifact in evaluated(inputs).items()
+    }
     judge = None if config.judge == "none" else SlotLexicon.load(config.judge)
     scores = _reward_scores(inputs, prompts, answers, ctx)
     checks = {
@@ -78,7 +81,17 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         result["win_rate"] = win_rate(checks["ppo"], checks["sft"], config.bootstrap, ctx.seed)
         result["win_rate"]["by"] = f"judge {config.judge}"
         result["reduction"] = reduction(checks["ppo"], checks["sft"], config.bootstrap, ctx.seed)
-    result["along"] = [_judge_look(judge, look) for look in inputs["ppo"].jsonl("looks.jsonl")]
+        policies = ["sft", *(name for name in answers if name.startswith("ppo"))]
+        result["by_round"] = [
+            reduction(checks[after], checks[before], config.bootstrap, ctx.seed)
+            for before, after in pairwise(policies)
+        ]
+        write_jsonl(out_dir / "judged.jsonl", _judged(prompts, checks))
+    result["along"] = [
+        {"round": number} | _judge_look(judge, look)
+        for number, policy in by_round(inputs, "ppo").items()
+        for look in policy.jsonl("looks.jsonl")
+    ]
     (out_dir / "eval.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     write_jsonl(
         out_dir / "answers.jsonl",
@@ -91,8 +104,16 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     return _flat(result)
 
 
+def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:
+    """What is compared, by name, in order; None is the bare base model."""
+    *earlier, last = by_round(inputs, "ppo").items()
+    policies = {f"ppo-{number}": policy for number, policy in earlier} | {"ppo": last[1]}
+    return {"base": None, "sft": inputs["sft"], **policies}
+
+
 def _answer(
     name: str,
+    artifact: Artifact | None,
     inputs: Mapping[str, Artifact],
     prompts: Sequence[EncodedPrompt],
     codec: Codec,
@@ -100,7 +121,7 @@ def _answer(
     ctx: RunContext,
 ) -> Answers:
     """A model's answers, its loss on held-out demonstrations and, for SFT and PPO, its KL from the SFT model."""
-    actor = load_actor(inputs["base"], None if name == "base" else inputs[name], ctx.device)
+    actor = load_actor(inputs["base"], artifact, ctx.device)
     generator = torch.Generator().manual_seed(ctx.seed)
     with ctx.progress(f"eval {name}", total=len(prompts)) as bar:
         ids = generate(
@@ -114,7 +135,7 @@ def _answer(
             on_batch=bar.advance,
         )
     kl = torch.zeros(len(ids)) if name == "sft" else None
-    if name == "ppo":
+    if name.startswith("ppo"):
         reference = load_actor(inputs["base"], inputs["sft"], ctx.device)
         asked = [prompt.ids for prompt in prompts]
         ours, theirs = (
@@ -163,8 +184,8 @@ def _reward_scores(
     answers: Mapping[str, Answers],
     ctx: RunContext,
 ) -> dict[str, Tensor]:
-    """The `reward` stage's scores of every model's answers: the proxy, to be read beside the judge."""
-    reward, codec = inputs["reward"], Codec(load_tokenizer(inputs["base"]))
+    """The (newest) `reward` stage's scores of every model's answers: the proxy, to be read beside the judge."""
+    reward, codec = newest(inputs, "reward"), Codec(load_tokenizer(inputs["base"]))
     score = response_scorer(reward, inputs["base"], codec, ctx.device)
     return {name: score([prompt.ids for prompt in prompts], found.ids) for name, found in answers.items()}
 
@@ -234,6 +255,20 @@ def _judge_look(judge: SlotLexicon | None, look: dict[str, Any]) -> dict[str, An
         ]
         row["slot_error_rate"] = slot_error_rate(checks)
     return row
+
+
+def _judged(prompts: Sequence[EncodedPrompt], checks: Mapping[str, Sequence[SlotErrors]]) -> list[dict[str, Any]]:
+    """Each prompt with the facts it gives and, by model, the errors in the answer and all its faults: what another
+    run on the same prompts can be compared with."""
+    return [
+        {
+            "prompt": prompt.messages[-1]["content"],
+            "given": checks["ppo"][i].given,
+            "errors": {name: found[i].errors for name, found in checks.items()},
+            "faults": {name: _faults(found[i]) for name, found in checks.items()},
+        }
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def _samples(

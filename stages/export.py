@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.export import ExportConfig
 from pipeline.errors import StageError
+from pipeline.rounds import newest
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.adapters import load_policy
 from stages.models.loading import load_tokenizer
@@ -36,7 +37,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             mend="deploy the ppo artifact's adapter beside its base, or train with base.quantization: none",
         )
     tokenizer = load_tokenizer(base)
-    model: Any = load_policy(base, inputs["ppo"], ctx.device)
+    model: Any = load_policy(base, newest(inputs, "ppo"), ctx.device)
     probe = torch.tensor([Codec(tokenizer).prompt([{"role": "user", "content": "Hello"}])], device=ctx.device)
     before = _logprobs(model, probe)
     if hasattr(model, "merge_and_unload"):

@@ -21,6 +21,7 @@ from data.schema import Ranking, ranks_from_scores, read_rankings_file, write_js
 from pipeline.config.rank import RankConfig
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import jsonable
+from pipeline.rounds import newest
 from pipeline.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 
 
@@ -30,9 +31,9 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
     elif config.source == "app":
-        write_jsonl(path, ask(config, inputs["collect"], ctx))
+        write_jsonl(path, ask(config, newest(inputs, "collect"), ctx))
     else:
-        write_jsonl(path, simulate(config, inputs["collect"], ctx))
+        write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
     sample = Sample()
     with ctx.progress("rank: reading") as bar:
         for ranking in read_rankings_file(path):

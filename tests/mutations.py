@@ -55,6 +55,55 @@ NO_ROUTE_CHECK = ("stages/models/bank.py", "if self._route() != before:", "if Fa
 
 MUTATIONS = [
     mutation(
+        "rounds: PPO starts from SFT again",
+        "stages/ppo/roles.py",
+        'start = newest(inputs, "ppo", "sft")',
+        "start = sft",
+        f"{PPO}/test_ppo_stage.py",
+    ),
+    mutation(
+        "rounds: the reference moves to the newest policy",
+        "stages/ppo/roles.py",
+        "bank = make(config, base, sft, start, reward, device)",
+        "bank = make(config, base, start, start, reward, device)",
+        f"{PPO}/test_ppo_stage.py",
+    ),
+    mutation(
+        "rounds: what is loaded is not compared with what was stored",
+        "stages/ppo/golden.py",
+        "if not off.max() <= tolerance:",
+        "if False:",
+        f"{PPO}/test_ppo_stage.py",
+    ),
+    mutation(
+        "rounds: the reward model learns from the first round only",
+        "stages/reward/stage.py",
+        "for ranked in rounds.values() for row",
+        "for ranked in [rounds[1]] for row",
+        f"{REWARD}/test_reward_stage.py",
+    ),
+    mutation(
+        "rounds: ranked prompts are asked again",
+        "stages/collect.py",
+        "if prompt_key(prompt.messages) not in ranked]",
+        "]",
+        "tests/stages/test_collect_stage.py",
+    ),
+    mutation(
+        "rounds: the prompts that members agree on are chosen",
+        "stages/collect.py",
+        "found.argsort(descending=True",
+        "found.argsort(descending=False",
+        "tests/stages/test_collect_stage.py",
+    ),
+    mutation(
+        "disagreement: confidence counts",
+        "stages/reward/disagreement.py",
+        "- _entropy(preferred_MNP).mean(0)",
+        "",
+        f"{REWARD}/test_disagreement.py",
+    ),
+    mutation(
         "whitening keeps the mean",
         "stages/ppo/advantages.py",
         "white if shift_mean else white + mean",

@@ -26,9 +26,9 @@ class KLConfig:
     kind: Literal["fixed", "adaptive"] = "adaptive"
     """adaptive: Ziegler et al. 2019's proportional controller towards `target`."""
     init: NonNegative = 0.05
-    """The coefficient beta at the start."""
+    """The coefficient beta at the start; a later round goes on from the last (adaptive)."""
     target: Positive = 6.0
-    """Wanted KL in nats a response (adaptive)."""
+    """Wanted KL in nats a response (adaptive); from the SFT model in every round, so a budget for all of them."""
     horizon: Count = 10_000
     """Episodes over which the controller acts (adaptive)."""
 
@@ -58,7 +58,7 @@ class AggregateConfig:
 @section
 class PPOConfig:
     total_episodes: Count = 8192
-    """Responses sampled over the whole stage."""
+    """Responses sampled over the whole stage, in each round."""
     batch_size: Count = 128
     """Episodes an update (one rollout)."""
     num_ppo_epochs: Count = 4
@@ -76,7 +76,7 @@ class PPOConfig:
     """Of sampling, and of every log-probability computed from it."""
     learning_rate: Positive = 1e-5
     value_learning_rate: Positive | None = None
-    """Of the value role; null: as `learning_rate`."""
+    """Of a value role of its own (`value: adapter`); null: as `learning_rate`."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
     warmup_updates: Natural = 0
     """Updates over which the learning rates rise from zero."""
@@ -100,7 +100,7 @@ class PPOConfig:
     target_kl: Positive | None = None
     """Ends an update's epochs once the approximate KL from the behaviour policy passes it; null: never."""
     critic_warmup_updates: Natural = 0
-    """First updates that train the value role only."""
+    """First updates that train the value role only (`value: adapter`)."""
     ptx_coef: NonNegative = 0.0
     """Weight of the language-modelling loss on demonstrations (InstructGPT's PPO-ptx)."""
     missing_eos_penalty: NonNegative | None = None

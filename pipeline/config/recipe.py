@@ -24,6 +24,8 @@ class Recipe:
     """Names the folder under runs/."""
     seed: int = 0
     """Every generator of every stage derives from it."""
+    rounds: Count = 1
+    """How often collect, rank, reward and ppo run, each time from the newest policy and on all rankings so far."""
     device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=RUNTIME)
     threads: Count | None = field(default=None, metadata=RUNTIME)
     """CPU threads; null: torch's choice. Another number may change the last bits, so it is recorded."""

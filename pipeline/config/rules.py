@@ -40,6 +40,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _lora(recipe)
     yield from _reward(recipe)
     yield from _rank(recipe)
+    yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
     for name in ("model", "rankings"):
         repository = getattr(recipe.publish, name)
@@ -139,6 +140,26 @@ def _rank(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _rounds(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.rounds > 1:
+        if recipe.rank.source == "data":
+            yield (
+                "rounds",
+                f"{recipe.rounds} rounds need annotators for each policy's new answers, and rank.source = data "
+                "has rankings of given answers only",
+            )
+        if recipe.ppo.reward_model is not None:
+            yield (
+                "ppo.reward_model",
+                f"would reward every one of {recipe.rounds} rounds, and none would learn from its rankings",
+            )
+    if recipe.collect.select == "disagreement":
+        if recipe.reward.ensemble < 2:
+            yield "collect.select", "disagreement is between members of an ensemble: reward.ensemble must be >= 2"
+        if recipe.collect.num_prompts is None:
+            yield "collect.num_prompts", "is required by collect.select = disagreement: of all there is no choice"
+
+
 def app_conflicts(app: AppConfig) -> Iterator[Problem]:
     """What does not fit together in the ranking app's section."""
     names = app.annotators
@@ -166,3 +187,7 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
             "ppo.micro_batch_size",
             f"{ppo.micro_batch_size} must divide the minibatch ({ppo.batch_size // ppo.num_mini_batches})",
         )
+    if ppo.value == "trunk":
+        for name in ("value_learning_rate", "critic_warmup_updates"):
+            if getattr(ppo, name):
+                yield f"ppo.{name}", "is for a value role of its own: set ppo.value: adapter, or leave it out"

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import dataclass_transform
 
 __all__ = [
+    "LATER",
     "RUNTIME",
     "BelowOne",
     "Chance",
@@ -37,6 +38,9 @@ def section(cls: type[T]) -> type[T]:
 RUNTIME: dict[str, Any] = {"runtime": True}
 """Metadata of a field that changes how a stage runs, not what it makes: left out of the stage's key."""
 
+LATER: dict[str, Any] = {"later": True}
+"""Metadata of a field that only rounds after the first read: left out of a first round's key."""
+
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -45,13 +49,15 @@ Chance = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
-def content(value: Any) -> Any:
-    """A section as JSON values, less the runtime fields at any depth: what a stage's key is made from."""
+def content(value: Any, *, later: bool = True) -> Any:
+    """A section as JSON values, less the runtime fields at any depth: what a stage's key is made from. Without
+    `later`, less the fields that only later rounds read as well."""
     if is_dataclass(value):
-        kept = (f.name for f in fields(value) if not f.metadata.get("runtime"))
-        return {name: content(getattr(value, name)) for name in kept}
+        left_out = {"runtime"} if later else {"runtime", "later"}
+        kept = (f.name for f in fields(value) if not any(f.metadata.get(mark) for mark in left_out))
+        return {name: content(getattr(value, name), later=later) for name in kept}
     if isinstance(value, list | tuple):
-        return [content(item) for item in value]
+        return [content(item, later=later) for item in value]
     if isinstance(value, dict):
-        return {key: content(item) for key, item in value.items()}
+        return {key: content(item, later=later) for key, item in value.items()}
     return value

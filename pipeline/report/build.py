@@ -12,18 +12,23 @@ from markupsafe import Markup
 
 from pipeline.files import readable_bytes, readable_seconds, write_atomic
 from pipeline.plan import RunSummary
-from pipeline.report import charts, comparison, findings, plots, rankings, verdict, wording
+from pipeline.report import against, charts, comparison, findings, plots, rankings, verdict, wording
 
 HERE = Path(__file__).parent
 
 
-def build_report(run: RunSummary, path: Path) -> str:
+def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, values: str = "") -> str:
     """Writes the report of the finished stages to `path` and, beside it, its numbers as JSON.
 
-    Depends on the run alone: the same run gives the same bytes. Returns the verdict as plain text.
+    Depends on the runs alone: the same give the same bytes. Returns the verdict as plain text.
+
+    Args:
+        other: a run of the same recipe under other `values`, to compare with.
     """
     found = findings.collect(run)
     reached = verdict.reach(found)
+    found["against"] = against.compare(run, other, values) if other else None
+    concluded = against.conclude(found["against"]) if other else None
     numbers = path.with_suffix(".json")
     numbered = count()
 
@@ -33,6 +38,7 @@ def build_report(run: RunSummary, path: Path) -> str:
     page = _template().render(
         found=found,
         verdict=reached,
+        against=concluded,
         rows=comparison.rows(found["evaluation"]),
         models=comparison.MODELS,
         along=charts.along(run, found),
@@ -49,7 +55,7 @@ def build_report(run: RunSummary, path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, f"{text}\n")
     write_atomic(path, page)
-    return reached.text
+    return "\n".join([reached.text, *([" ".join(concluded[1:])] if concluded else [])])
 
 
 def _template() -> Template:

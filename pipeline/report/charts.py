@@ -10,7 +10,8 @@ from pipeline.metrics import read_metrics
 from pipeline.plan import RunSummary
 from pipeline.report.findings import Findings
 from pipeline.report.plots import Bounds, Chart, Kind, Line, Point
-from pipeline.report.wording import number
+from pipeline.report.wording import number as shown
+from pipeline.rounds import by_round
 
 TRAINING: list[tuple[str, str, str, dict[str, Kind]]] = [
     ("base", "Loss of the base model", "nats a token", {"loss": "train", "eval_loss": "held-out"}),
@@ -41,12 +42,13 @@ PPO: list[tuple[str, str, str, Bounds | None]] = [
 
 
 def curves(run: RunSummary) -> dict[str, list[Chart]]:
-    """Charts of the stages that train, as far as these are finished and logged anything."""
+    """Charts of the stages that train, as far as these are finished and logged anything: the last round's of the
+    reward model, all rounds' of PPO."""
     before = [
-        Chart(title, unit, [Line(kind, _points(_rows(run, stage), metric)) for metric, kind in lines.items()])
+        Chart(title, unit, [Line(kind, _points(_newest(run, stage), metric)) for metric, kind in lines.items()])
         for stage, title, unit, lines in TRAINING
     ]
-    rows = _rows(run, "ppo")
+    rows = _ppo_rows(run)
     ppo = [
         Chart(title, unit, [Line("train", _points(rows, metric))], "update", bounds)
         for title, unit, metric, bounds in PPO
@@ -56,11 +58,19 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
 
 
 def along(run: RunSummary, found: Findings) -> list[Chart]:
-    """Reward, KL and the independent judge along PPO."""
+    """Reward, KL and the independent judge along PPO, one round after the other."""
     if not found["ppo"]:
         return []
-    rows, looks, evaluation = _rows(run, "ppo"), found["ppo"]["looks"], found["evaluation"]
-    judged = evaluation["along"] if evaluation and evaluation["judge"] else []
+    rows, evaluation, starts = _ppo_rows(run), found["evaluation"], _starts(run)
+    looks = [
+        look | {"update": starts[number] + look["update"]}
+        for number, made in by_round(run.stages, "ppo").items()
+        for look in made.artifact.jsonl("looks.jsonl")
+    ]
+    judged = [
+        look | {"update": starts[look.get("round", 1)] + look["update"]}
+        for look in (evaluation["along"] if evaluation and evaluation["judge"] else [])
+    ]
     target = found["ppo"]["kl_target"]
     kl = [Line("train", _points(rows, "objective/kl")), Line("held-out", _points(looks, "kl", "update"))]
     highest = max((y for line in kl for _, y in line.points), default=0.0)
@@ -73,7 +83,7 @@ def along(run: RunSummary, found: Findings) -> list[Chart]:
     errors = [Line("held-out", _points(judged, "slot_error_rate", "update"))]
     charts = [
         Chart("Reward model’s score", "mean", score, "update"),
-        Chart("KL from SFT", f"nats a response{f' (target {number(target)})' if target else ''}", kl, "update"),
+        Chart("KL from SFT", f"nats a response{f' (target {shown(target)})' if target else ''}", kl, "update"),
         Chart("Fact errors", "share of facts, by the independent judge", errors, "update", (0, None)),
     ]
     return _with_points(charts)
@@ -114,8 +124,28 @@ def _bars(histogram: Iterable[dict[str, Any]]) -> list[Point]:
     return [(bins[0][0] - width, 0.0), *bins, (bins[-1][0] + width, 0.0)]
 
 
-def _rows(run: RunSummary, stage: str) -> list[dict[str, Any]]:
-    return list(read_metrics(run.stages[stage].folder / "metrics.jsonl")) if stage in run.stages else []
+def _newest(run: RunSummary, stage: str) -> list[dict[str, Any]]:
+    made = run.newest(stage)
+    return list(read_metrics(made.folder / "metrics.jsonl")) if made else []
+
+
+def _ppo_rows(run: RunSummary) -> list[dict[str, Any]]:
+    """PPO's metrics of all rounds, their updates counted on from round to round."""
+    starts = _starts(run)
+    return [
+        row | {"step": starts[number] + row["step"]}
+        for number, made in by_round(run.stages, "ppo").items()
+        for row in read_metrics(made.folder / "metrics.jsonl")
+    ]
+
+
+def _starts(run: RunSummary) -> dict[int, int]:
+    """How many updates came before each round."""
+    starts, done = {}, 0
+    for number, made in by_round(run.stages, "ppo").items():
+        starts[number] = done
+        done += made.manifest.metrics["updates"]
+    return starts
 
 
 def _points(rows: Iterable[dict[str, Any]], metric: str, x: str = "step") -> list[Point]:

@@ -11,7 +11,8 @@ from typing import Any
 from pipeline import registry
 from pipeline.files import jsonable, readable_bytes
 from pipeline.plan import KEY_DIGITS, RunSummary, StageRun
-from pipeline.report import human, rankings
+from pipeline.registry import StageSpec
+from pipeline.report import human, lineage, rankings
 
 Findings = dict[str, Any]
 
@@ -31,7 +32,8 @@ MADE = {
 
 def collect(run: RunSummary) -> Findings:
     recipe, manifests = run.loaded.recipe, [made.manifest for made in run.stages.values()]
-    reward, ppo, evaluation = (run.stages.get(name) for name in ("reward", "ppo", "eval"))
+    ranking, reward, ppo, evaluated = (run.newest(name) for name in ("rank", "reward", "ppo", "eval"))
+    evaluation = evaluated.artifact.json("eval.json") if evaluated else None
     found = {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -39,15 +41,16 @@ def collect(run: RunSummary) -> Findings:
         "finished": max((manifest.finished for manifest in manifests), default=None),
         "seconds": sum(manifest.seconds for manifest in manifests),
         "annotators": annotators(run),
-        "stages": [_stage(spec.name, run) for spec, _ in registry.planned(recipe)],
-        "ranking": run.stages["rank"].manifest.metrics if "rank" in run.stages else None,
-        "rankings": rankings.measured(run.stages.get("rank")),
+        "stages": [_stage(spec, run) for spec in registry.steps(recipe).values()],
+        "ranking": ranking and ranking.manifest.metrics,
+        "rankings": rankings.measured(ranking),
         "dropped": rankings.dropped(run.stages.get("data")),
         "reward": reward and _reward(reward),
         "ppo": ppo and _ppo(ppo),
-        "evaluation": evaluation and evaluation.artifact.json("eval.json"),
+        "lineage": lineage.rows(run, evaluation) if recipe.rounds > 1 else [],
+        "evaluation": evaluation,
         "human": human.read(run),
-        "samples": list(evaluation.artifact.jsonl("samples.jsonl")) if evaluation else [],
+        "samples": list(evaluated.artifact.jsonl("samples.jsonl")) if evaluated else [],
         "environment": _environment(run.stages),
         "values": [
             {"path": path, "value": value, "origin": run.loaded.describe(path)}
@@ -59,7 +62,7 @@ def collect(run: RunSummary) -> Findings:
 
 def annotators(run: RunSummary) -> str:
     """Who made the rankings: `simulated`, `human`, or `unknown`."""
-    rank = run.stages.get("rank")
+    rank = run.newest("rank")
     if rank is None:
         return "simulated" if run.loaded.recipe.rank.source == "simulated" else "unknown"
     if rank.manifest.simulated:
@@ -67,7 +70,8 @@ def annotators(run: RunSummary) -> str:
     return "human" if rank.manifest.metrics.get("human") is True else "unknown"
 
 
-def _stage(name: str, run: RunSummary) -> Findings:
+def _stage(spec: StageSpec, run: RunSummary) -> Findings:
+    name = spec.name
     if name not in run.stages:
         return {"name": name, "key": None}
     manifest = run.stages[name].manifest
@@ -75,7 +79,7 @@ def _stage(name: str, run: RunSummary) -> Findings:
         "name": name,
         "key": manifest.key[:KEY_DIGITS],
         "fingerprint": manifest.fingerprint,
-        "made": _made(name, run),
+        "made": _made(spec, run),
         "inputs": {
             need: {"key": record.key[:KEY_DIGITS], "fingerprint": record.fingerprint}
             for need, record in manifest.inputs.items()
@@ -92,11 +96,12 @@ def _stage(name: str, run: RunSummary) -> Findings:
     }
 
 
-def _made(name: str, run: RunSummary) -> str:
-    metrics = run.stages[name].manifest.metrics
+def _made(spec: StageSpec, run: RunSummary) -> str:
+    metrics = run.stages[spec.name].manifest.metrics
+    size = readable_bytes(metrics.get("bytes", 0))
     who = {"simulated": "simulated annotators", "human": "people"}.get(annotators(run), "annotators")
     try:
-        return MADE[name].format_map({**metrics, "who": who, "size": readable_bytes(metrics.get("bytes", 0))})
+        return MADE[spec.section].format_map({**metrics, "who": who, "size": size})
     except KeyError:
         return ""
 

@@ -165,7 +165,8 @@ def _caveats(found: Findings) -> list[str]:
             f"Only {percent(ppo_model['ended'])} of PPO’s answers end by themselves; "
             f"of SFT’s {percent(sft_model['ended'])} do."
         )
-    if ppo and evaluation["judge"] and (peak := overoptimised(evaluation["along"], ppo["look_prompts"])):
+    along = _last_round(evaluation["along"])
+    if ppo and evaluation["judge"] and (peak := overoptimised(along, ppo["look_prompts"])):
         best, last = peak
         said.append(
             f"Over-optimised: after update {best['update']} the reward model’s score went on rising "
@@ -173,6 +174,12 @@ def _caveats(found: Findings) -> list[str]:
             f"({percent(best['slot_error_rate'], 1)} to {percent(last['slot_error_rate'], 1)})."
         )
     return said
+
+
+def _last_round(along: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Another round's scores are another reward model's."""
+    last = max((look.get("round", 1) for look in along), default=1)
+    return [look for look in along if look.get("round", 1) == last]
 
 
 def overoptimised(along: list[dict[str, Any]], prompts: int) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
+from pipeline.rounds import newest
 from pipeline.stage import Artifact
 from stages.models.actor import check_projection
 from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full
@@ -26,7 +27,7 @@ from stages.reward.model import ROLE, RewardEnsemble
 def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:
     """The reward artifact to score with; None when `ppo.reward_model` names a sequence classifier."""
     if config.reward_model is None:
-        return inputs["reward"]
+        return newest(inputs, "reward")
     folder = Path(config.reward_model)
     if not (folder / reward_model.SPEC).exists():
         return None
@@ -37,15 +38,19 @@ def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifa
 
 
 def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> tuple[Bank, Scorer]:
-    """The bank (policy as the reference's copy, value as the reward model's) and the scorer. Raises `StageError`
-    when the reward model belongs to another base, is damaged, or does not give its stored scores."""
+    """The bank and the scorer. The reference is the SFT model, the policy starts as its copy or, in a later round,
+    as the round before left it, the value role as the reward model's copy.
+
+    Raises `StageError` when the reward model belongs to another base, is damaged or gives other scores.
+    """
     base, sft, artifact = inputs["base"], inputs["sft"], reward_artifact(config, inputs)
+    start = newest(inputs, "ppo", "sft")
     # What reads text shares nothing with the policy.
     reward = None if artifact is None or is_classifier(artifact) else artifact
     if reward is not None:
         reward_model.check_base(reward, base)
     make = _lora_bank if is_adapter(sft) else _full_bank
-    bank = make(config, base, sft, reward, device)
+    bank = make(config, base, sft, start, reward, device)
     disable_dropout(bank)
     if config.gradient_checkpointing:
         checkpoint_activations(bank)
@@ -98,13 +103,15 @@ def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: s
     return {value_role: value.to(device)}
 
 
-def _lora_bank(config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifact | None, device: str) -> ActorBank:
+def _lora_bank(
+    config: PPOConfig, base: Artifact, sft: Artifact, start: Artifact, reward: Artifact | None, device: str
+) -> ActorBank:
     # A reward model that is no adapter is scored on its own, and lends its head to nobody.
     shared = reward if reward is not None and is_adapter(reward) else None
     backbone = load_backbone(base, device)
     with readable_checkpoint(sft.path):
         model = PeftModel.from_pretrained(backbone, sft.file(ADAPTER), adapter_name="reference")
-        model.load_adapter(str(sft.file(ADAPTER)), adapter_name="policy")
+        model.load_adapter(str(start.file(ADAPTER)), adapter_name="policy")
         heads = reward_model.load_members(shared, model, device) if shared else {}
         if config.value == "adapter":
             model.load_adapter(str((shared or sft).file(ADAPTER)), adapter_name="value")
@@ -114,9 +121,11 @@ def _lora_bank(config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifac
     return ActorBank(model.to(device), heads, trainable)
 
 
-def _full_bank(config: PPOConfig, base: Artifact, sft: Artifact, reward: Artifact | None, device: str) -> FullBank:
+def _full_bank(
+    config: PPOConfig, base: Artifact, sft: Artifact, start: Artifact, reward: Artifact | None, device: str
+) -> FullBank:
     shared = reward if reward is not None and not is_adapter(reward) else None
-    models = {role: load_full(sft.file(MODEL), device) for role in ("reference", "policy")}
+    models = {"reference": load_full(sft.file(MODEL), device), "policy": load_full(start.file(MODEL), device)}
     heads = {}
     if shared:
         models[ROLE] = load_full(shared.file(MODEL), device)

@@ -1,7 +1,7 @@
 """The `ppo` stage: runs `PPOTrainer` from artifacts to artifact, with checkpoints, looks and the gate.
 
-It makes the policy (`adapter/` or `model/`), `value.safetensors`, and `looks.jsonl`: answers to held-out prompts
-along the run, for judges that PPO itself never sees.
+It makes the policy (`adapter/` or `model/`), `value.safetensors`, `golden.json` for a next round to start from, and
+`looks.jsonl`: answers to held-out prompts along the run, for judges that PPO itself never sees.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch import Tensor
 from data.schema import write_jsonl
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import DataError, RecipeError, StageError
+from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.distributed import World
 from stages.models.adapters import MODEL, save_adapter
 from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.loading import load_tokenizer
 from stages.models.text import IGNORED, Codec, pad
-from stages.ppo import roles
+from stages.ppo import golden, roles
 from stages.ppo.experience import score_tokens
 from stages.ppo.kl import k1
 from stages.ppo.trainer import LanguageModelBatch, PPOTrainer
@@ -33,6 +34,9 @@ from stages.sft import encode_demonstrations
 
 SHOWN = ("objective/scores", "objective/kl", "response/length", "objective/entropy")
 """The few numbers of the progress display."""
+
+GOLDEN = 8
+"""Responses whose log-probs are stored with the policy."""
 
 
 def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -54,6 +58,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         )
     torch.manual_seed(ctx.seed)
     bank, scorer = roles.build(config, inputs, codec, ctx.device)
+    before = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,
         config,
@@ -63,12 +68,16 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         seed=ctx.seed,
         device=ctx.device,
         demonstrations=_demonstrations(inputs["data"], codec, config) if config.ptx_coef else None,
+        is_copy=not before,
         say=ctx.say,
     )
+    if before:
+        _go_on(trainer, before[max(before)])
     looks = _train(trainer, config, held_out[: config.eval_prompts], ctx)
     trainer.check_frozen()
 
     if trainer.world.rank == 0:
+        golden.write(trainer, [prompt.ids for prompt in prompts[:GOLDEN]], ctx.seed, out_dir)
         _write(out_dir, bank, "value" if config.value == "adapter" else "policy", looks)
     last = looks[-1] if looks else {}
     whole = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
@@ -109,6 +118,13 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
             mend="give it more or better rankings, or insist with --force (which is recorded)",
         )
     return unfit
+
+
+def _go_on(trainer: PPOTrainer, before: Artifact) -> None:
+    """A later round goes on from the policy of the one before, at the price of KL that was right for it."""
+    golden.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.tolerance)
+    if trainer.config.kl.kind == "adaptive":
+        trainer.kl.value = before.metrics["kl_coef"]
 
 
 def _train(
@@ -214,6 +230,6 @@ def _load(path: Path) -> dict[str, Any]:
         raise StageError(
             f"the checkpoint is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
             where=str(path),
-            mend="start the stage afresh: tutelage run ppo --fresh",
+            mend="start the stage afresh, with --fresh",
         ) from error
     return state

@@ -43,6 +43,7 @@ class PPOTrainer:
         prompts: ids of the training prompts.
         scorer: the reward model.
         demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
+        is_copy: whether the policy starts as the reference's copy, which the first batch must then show.
         say: told when a micro-batch did not fit into memory.
     """
 
@@ -57,11 +58,12 @@ class PPOTrainer:
         seed: int,
         device: str = "cpu",
         demonstrations: Callable[[torch.Generator], LanguageModelBatch] | None = None,
+        is_copy: bool = True,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.bank, self.config, self.codec, self.scorer = bank, config, codec, scorer
         self.prompts, self.seed, self.device = prompts, seed, device
-        self.demonstrations = demonstrations
+        self.demonstrations, self.is_copy = demonstrations, is_copy
         self.world = World()
         self.micro = MicroBatch(config.micro_batch_size, "training", say)
         self.decoding = MicroBatch(config.rollout_batch_size, "sampling", say)
@@ -105,7 +107,7 @@ class PPOTrainer:
         data = experience.build(
             self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world, record, self.micro
         )
-        if self.update == 0:
+        if self.update == 0 and self.is_copy:
             self._check_start(data)
         clock.lap("passes")
         # 6. Optimise.
@@ -400,7 +402,7 @@ class PPOTrainer:
         return all(p.dtype == torch.float32 for p in self.bank.parameters() if p.is_floating_point())
 
     @property
-    def _tolerance(self) -> float:
+    def tolerance(self) -> float:
         """How far equal computations may differ: rounding in float32, or in 16 bits."""
         return 1e-3 if self._exact else 0.1
 
@@ -410,14 +412,14 @@ class PPOTrainer:
 
     def _check_start(self, data: Experience) -> None:
         worst = float((data.logp_BT - data.ref_logp_BT).abs().max())
-        if not worst <= self._tolerance:
+        if not worst <= self.tolerance:
             raise StageError(
                 f"policy and reference differ before the first step: a token's log-prob by {worst:.3g}",
                 mend="the policy must start as the reference's copy; train the SFT model again",
             )
 
     def _check_ratio(self, sums: dict[str, float], count: float, *, first: bool) -> None:
-        if first and not abs(sums["ratio"] / count - 1) <= self._tolerance:
+        if first and not abs(sums["ratio"] / count - 1) <= self.tolerance:
             raise StageError(
                 f"the policy's ratio to itself is {sums['ratio'] / count:.4f} before its first step of an update",
                 mend="something in the model is random or depends on the batch; report this with the recipe",

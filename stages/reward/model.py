@@ -47,7 +47,7 @@ class Scorer(nn.Module):
         if state_dict.keys() != self.state_dict().keys():
             raise StageError(
                 "the checkpoint of the reward model has other parameters than the model",
-                mend="start the stage afresh: tutelage run reward --fresh",
+                mend="start the stage afresh, with --fresh",
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)._replace(missing_keys=[])
 

@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from data.sources import Dropped
 from data.splits import group_of
 from pipeline.config.reward import PretrainOnConfig, RewardConfig
 from pipeline.errors import DataError, StageError
+from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.distributed import World
 from stages.models.loading import load_tokenizer
@@ -51,15 +53,15 @@ class Material:
 
 
 def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    base, ranked = inputs["base"], inputs["rank"]
+    base, rounds = inputs["base"], list(by_round(inputs, "rank").values())
     codec = Codec(load_tokenizer(base))
     builder = builder_for(config, inputs, codec, ctx)
     encoder = builder.encoder
     # 1.
-    weights = _weights(config, ranked)
-    own, too_long = group_rankings(_ranked(ranked, "train"), encoder, config.max_length, weights)
-    _check_order(own, str(ranked.path))
-    held_out, _ = group_rankings(_ranked(ranked, "eval"), encoder, config.max_length)
+    weights = _weights(config, rounds)
+    own, too_long = group_rankings(_ranked(rounds, "train"), encoder, config.max_length, weights)
+    _check_order(own, ", ".join(str(ranked.path) for ranked in rounds))
+    held_out, _ = group_rankings(_ranked(rounds, "eval"), encoder, config.max_length)
     before: dict[str, Group] = {}
     if config.pretrain_on is not None:
         rankings = _pretraining(config.pretrain_on, inputs["data"], ctx)
@@ -80,7 +82,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         metrics["pretraining_rankings"] = sum(len(g.orders) for g in material.before)
         if not config.pretrain_on.human:
             metrics["human"] = False  # what learnt from simulated rankings is not called human
-    found, tables = measure(model, held_out, _ranked(ranked, "eval"), encoder, config, ctx)
+    found, tables = measure(model, held_out, _ranked(rounds, "eval"), encoder, config, ctx)
     metrics |= {f"eval_{name}": value for name, value in found.items()}
     if World().rank:
         return metrics
@@ -95,22 +97,29 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     return metrics | {"unfit": reasons}
 
 
-def _ranked(ranked: Artifact, split: str) -> Iterator[Ranking]:
-    """Read anew each time: as Python objects all rankings would take many times the room of the file."""
-    return (r for r in read_rankings_file(ranked.file("rankings.jsonl")) if r.split == split)
+def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
+    """Of all rounds. Read anew each time: as Python objects all rankings would take many times the room of the
+    file."""
+    rows = (row for ranked in rounds for row in read_rankings_file(ranked.file("rankings.jsonl")))
+    return (row for row in rows if row.split == split)
 
 
-def _weights(config: RewardConfig, ranked: Artifact) -> dict[str, float] | None:
+def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, float] | None:
+    """By annotator, the mean over the rounds in which they ranked."""
     if config.annotator_weights == "none":
         return None
-    weights: dict[str, float] | None = ranked.json("agreement.json").get("weights")
-    if weights is None:
-        raise StageError(
-            "the rank stage measured no reliability of annotators",
-            where=str(ranked.path / "agreement.json"),
-            mend="run `tutelage run rank --fresh`, or set reward.annotator_weights: none",
-        )
-    return weights
+    found: dict[str, list[float]] = defaultdict(list)
+    for ranked in rounds:
+        measured: dict[str, float] | None = ranked.json("agreement.json").get("weights")
+        if measured is None:
+            raise StageError(
+                "the rank stage measured no reliability of annotators",
+                where=str(ranked.path / "agreement.json"),
+                mend=f"run `tutelage run {ranked.stage} --fresh`, or set reward.annotator_weights: none",
+            )
+        for annotator, weight in measured.items():
+            found[annotator].append(weight)
+    return {annotator: sum(weights) / len(weights) for annotator, weights in found.items()}
 
 
 def _check_order(groups: Mapping[str, Group], where: str) -> None:

@@ -37,6 +37,14 @@ def write_all(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, An
     return {"inputs": len(inputs)}
 
 
+def write_rankings(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+    """One simulated ranking, of a prompt that the seed names."""
+    ranking = {"prompt": [{"role": "user", "content": f"p{ctx.seed}"}], "completions": ["x", "y"], "ranks": [1, 2]}
+    row = {**ranking, "annotator": "ann", "human": False, "split": "train"}
+    (out_dir / "rankings.jsonl").write_text(json.dumps(row) + "\n")
+    return {"human": False}
+
+
 class Lines(Display):
     """A display that keeps what it says."""
 

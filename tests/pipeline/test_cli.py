@@ -24,7 +24,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The stages of each report that was asked for."""
     made: list[list[str]] = []
 
-    def build_report(run: Any, path: Path) -> str:
+    def build_report(run: Any, path: Path, *compared: Any) -> str:
         made.append(list(run.stages))
         path.write_text("<html>")
         return "PPO halved the errors."
@@ -70,6 +70,24 @@ def test_run_a_stage_makes_no_report(recipe_file: Path, stages: FakeStages, repo
     assert reports == []
     assert invoke("report").exit_code == 0
     assert reports == [["base", "data", "sft"]]
+
+
+def test_one_more_round_than_is_finished(recipe_file: Path, stages: FakeStages, reports: list[list[str]]) -> None:
+    first = invoke("round")
+    assert first.exit_code == 0, first.output
+    assert "0 rounds are finished; now rounds=1" in first.output
+    assert len(stages.calls) == 9
+    assert "to keep this round" not in first.output
+    for rounds in (2, 3):
+        stages.calls.clear()
+        more = invoke("round")
+        assert f"now rounds={rounds}" in more.output
+        assert f"set rounds={rounds} in the recipe" in more.output
+        assert stages.calls == ["collect", "rank", "reward", "ppo", "eval", "export"]
+        assert reports[-1][-3:] == [f"ppo-{rounds}", "eval", "export"]
+    stages.calls.clear()
+    assert invoke("round -s rounds=5").exit_code == 0
+    assert stages.calls == ["collect", "rank", "reward", "ppo", "eval", "export"], "one round, whatever the recipe"
 
 
 def test_plan_gives_reasons(recipe_file: Path, stages: FakeStages, reports: list[list[str]]) -> None:

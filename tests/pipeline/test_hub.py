@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
-from pipeline_fakes import FakeStages, write_all
+from pipeline_fakes import FakeStages, write_all, write_rankings
 
 from pipeline import hub
 from pipeline.errors import RecipeError, StageError
@@ -17,13 +16,6 @@ from pipeline.plan import RunSummary
 from pipeline.runner import Runner
 
 MODEL = "publish.model=me/model"
-
-
-def write_rankings(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
-    ranking = {"prompt": [{"role": "user", "content": "p"}], "completions": ["x", "y"], "ranks": [1, 2]}
-    row = {**ranking, "annotator": "ann", "human": False, "split": "train"}
-    (out_dir / "rankings.jsonl").write_text(json.dumps(row) + "\n")
-    return {"human": False}
 
 
 def write_model(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:

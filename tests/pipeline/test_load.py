@@ -129,6 +129,8 @@ def test_ranges(load: Load, given: str) -> None:
         ("base.chat_template=chat", "base.chat_template: must be auto, plain, chatml or a .jinja"),
         ("ppo.num_mini_batches=3", "ppo.num_mini_batches: 3 must divide batch_size (128)"),
         ("ppo.micro_batch_size=5", "ppo.micro_batch_size: 5 must divide the minibatch (32)"),
+        ("ppo.value_learning_rate=1e-3", "ppo.value_learning_rate: is for a value role of its own"),
+        ("ppo.critic_warmup_updates=2", "ppo.critic_warmup_updates: is for a value role of its own"),
         ("ppo.total_episodes=100", "ppo.total_episodes: 100 must be at least batch_size (128)"),
         ("rank.source=data", "data.rankings: is required by rank.source = data"),
         (
@@ -178,6 +180,7 @@ def test_rules_across_sections(load: Load, given: str, message: str) -> None:
         "ppo.reward_model=models/rm ppo.reward.aggregate=min",
         "reward.gate=null",
         "ppo.micro_batch_size=8",
+        "ppo.value=adapter ppo.value_learning_rate=1e-3 ppo.critic_warmup_updates=2",
         "data.prompts.path=hub://a/b@c0ffee",
         "rank.source=data data.rankings={path: x.csv, format: wide, columns: {completions: [a, b]}}",
     ],

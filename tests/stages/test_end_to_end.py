@@ -143,3 +143,53 @@ def test_other_ways_through(tmp_path: Path, sets: str) -> None:
     made.run("eval")
     eval_metrics = made.planner.summary().stages["eval"].manifest.metrics
     assert eval_metrics["ppo/kl"] is not None
+
+
+@pytest.mark.slow
+def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    made = runner(folder, "rounds=3")
+    steps = made.run()
+    assert [step.spec.name for step in steps if step.finished] == [
+        "base", "data", "sft", "collect", "rank", "reward", "ppo",
+    ]  # fmt: skip
+    stages = made.planner.summary().stages
+    asked = [
+        {
+            row["prompt"][0]["content"]
+            for row in stages[name].artifact.jsonl("answers.jsonl")
+            if row["split"] == "train"
+        }
+        for name in ("collect", "collect-2", "collect-3")
+    ]
+    assert [len(prompts) for prompts in asked] == [12, 12, 12]
+    assert len(set.union(*asked)) == 36
+    assert stages["reward-3"].manifest.metrics["rankings"] == 3 * 24
+    evaluated = stages["eval"].artifact.json("eval.json")
+    assert list(evaluated["models"]) == ["base", "sft", "ppo-1", "ppo-2", "ppo"]
+    assert len(evaluated["by_round"]) == 3
+    assert [row["round"] for row in evaluated["along"]] == [1] * 3 + [2] * 3 + [3] * 3
+    assert stages["ppo-3"].manifest.simulated
+    one = runner(folder).planner.summary().stages["eval"].artifact.json("eval.json")
+    for ours, theirs in ((evaluated["models"]["ppo-1"], one["models"]["ppo"]),):
+        assert ours["slot_error_rate"] == theirs["slot_error_rate"]
+        assert ours["kl"] == pytest.approx(theirs["kl"])
+
+
+@pytest.mark.slow
+def test_a_later_round_asks_what_the_ensemble_disagrees_about(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    made = runner(folder, "rounds=2 reward.ensemble=2 collect.select=disagreement ppo.reward.aggregate=uncertainty")
+    made.run()
+    stages = made.planner.summary().stages
+    metrics = stages["collect-2"].manifest.metrics
+    assert metrics["candidates"] == 4 * 12
+    assert metrics["disagreement"] > metrics["disagreement_candidates"] > 0
+    rows = list(stages["collect-2"].artifact.jsonl("answers.jsonl"))
+    assert [row["split"] for row in rows] == ["train"] * 12 + ["eval"] * 6
+    ranked = {row["prompt"][0]["content"] for row in stages["rank"].artifact.jsonl("rankings.jsonl")}
+    assert not ranked & {row["prompt"][0]["content"] for row in rows}
+    assert (stages["reward-2"].artifact.path / "adapter-1").is_dir()
+    assert made.planner.plan()[-1].finished

@@ -129,3 +129,11 @@ def let_people_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_model(runs: Path) -> Path:
     """The default recipe's exported model, in the place of a downloaded one."""
     return runner(runs).planner.summary().stages["export"].artifact.path
+
+
+@pytest.mark.parametrize(("target", "words"), [("ppo-2", ["run", "ppo-2"]), ("round", ["round"])])
+def test_rounds_have_targets(target: str, words: list[str], tmp_path: Path) -> None:
+    [[program, *arguments]] = recorded(f'make {target} SET="rounds=2"', tmp_path)
+    assert program == "tutelage"
+    assert arguments[: len(words)] == words
+    assert "rounds=2" in arguments

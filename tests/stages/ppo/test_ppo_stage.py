@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import tiny
@@ -297,3 +298,97 @@ def test_a_full_disk_leaves_the_old_checkpoint(inputs, tmp_path, training_contex
     with pytest.raises(StageError, match="No space left on device"):
         stage._save(path, {})
     assert path.read_bytes() == old
+
+
+# --- A later round ---
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_later_round_goes_on_from_the_newest_policy_against_the_same_reference(
+    tmp_path, base, training_context, lora
+):
+    made = make_inputs(tmp_path, base, sft_lora=lora, reward_lora=lora)
+    first, metrics = run(made, tmp_path / "first", training_context()[0])
+    first = Artifact("ppo", first.path, "ppo", metrics)
+    later = made | {"ppo": first, "reward-2": tiny.reward_artifact(tmp_path / "reward 2", base, lora=lora, seed=8)}
+    del later["reward"]
+    bank, _ = roles.build(PPOConfig(**SMALL), later, tiny.codec(), "cpu")
+    prompt = torch.tensor(tiny.rows(1, 6, 6))
+    for role, artifact in (("policy", first), ("reference", made["sft"])):
+        alone = load_policy(base, artifact, "cpu")
+        with bank.active(role) as actor, torch.no_grad():
+            torch.testing.assert_close(actor.lm(prompt).logits, alone(prompt).logits)
+    assert bank.checksum("value") == bank.checksum("reward")
+
+    ctx, notes = training_context(state="second")
+    second, metrics = run(later, tmp_path / "second out", ctx)
+    looks = list(second.jsonl("looks.jsonl"))
+    assert looks[0]["kl"] == pytest.approx(list(first.jsonl("looks.jsonl"))[-1]["kl"], abs=1e-5)
+    assert notes.logged[0][1]["objective/kl_coef"] == first.metrics["kl_coef"] != SMALL["kl"].init
+    third = later | {"ppo-2": Artifact("ppo-2", second.path, "ppo", metrics)}
+    bank, _ = roles.build(PPOConfig(**SMALL), third, tiny.codec(), "cpu")
+    with bank.active("policy") as actor, torch.no_grad():
+        alone = load_policy(base, second, "cpu")
+        torch.testing.assert_close(actor.lm(prompt).logits, alone(prompt).logits)
+
+
+def later_inputs(inputs, tmp_path, training_context):
+    first, metrics = run(inputs, tmp_path / "first", training_context()[0])
+    return inputs | {"ppo": Artifact("ppo", first.path, "ppo", metrics)}
+
+
+def test_a_fixed_price_of_kl_stays_that_of_the_recipe(inputs, tmp_path, training_context):
+    later = later_inputs(inputs, tmp_path, training_context)
+    ctx, notes = training_context(state="second")
+    run(later, tmp_path / "second out", ctx, kl=KLConfig(kind="fixed", init=0.07), total_episodes=8)
+    assert notes.logged[0][1]["objective/kl_coef"] == 0.07
+
+
+@pytest.mark.parametrize("wrong", ["policy", "reference"])
+def test_a_policy_or_reference_that_is_not_the_stored_one_is_refused(
+    inputs, tmp_path, training_context, base, wrong
+):
+    """The policy as SFT left it, whose KL would be zero again; or another SFT model as the reference."""
+    later = later_inputs(inputs, tmp_path, training_context)
+    if wrong == "policy":
+        for file in inputs["sft"].file("adapter").iterdir():
+            shutil.copy(file, later["ppo"].file("adapter") / file.name)
+    else:
+        later["sft"] = tiny.policy_artifact(tmp_path / "other sft", base, seed=9)
+    with pytest.raises(StageError, match=f"the {wrong} does not say what was stored with ppo: off by") as caught:
+        run(later, tmp_path / "second out", training_context(state="second")[0])
+    assert "tutelage run ppo --fresh" in caught.value.mend
+
+
+def test_the_stored_responses_are_the_policys_and_their_logprobs_too(inputs, tmp_path, base, training_context):
+    """Token by token, by a model of its own, not through the bank."""
+    artifact, _ = run(inputs, tmp_path / "out", training_context()[0])
+    found = artifact.json("golden.json")
+    assert len(found["prompts"]) == len(found["responses"]) == 8
+    for role, source in (("policy", artifact), ("reference", inputs["sft"])):
+        model = load_policy(base, source, "cpu")
+        for prompt, response, expected in zip(found["prompts"], found["responses"], found[role], strict=True):
+            with torch.no_grad():
+                logp = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+            total = sum(float(logp[len(prompt) + i - 1, token]) for i, token in enumerate(response))
+            assert total == pytest.approx(expected, abs=1e-4)
+    assert found["policy"] != found["reference"]
+
+
+def test_resume_is_exact_in_a_later_round(inputs, tmp_path, training_context):
+    later = later_inputs(inputs, tmp_path, training_context)
+    whole, _ = run(later, tmp_path / "whole out", training_context(state="whole")[0])
+    ctx, notes = training_context(state="cut")
+    log = notes.log
+
+    def die(step, **numbers):
+        if step == 3:
+            raise Killed
+        log(step, **numbers)
+
+    notes.log = die
+    with pytest.raises(Killed):
+        run(later, tmp_path / "cut out", ctx)
+    resumed, _ = run(later, tmp_path / "resumed out", training_context(state="cut")[0])
+    for name in ("adapter/adapter_model.safetensors", "value.safetensors", "looks.jsonl", "golden.json"):
+        assert resumed.file(name).read_bytes() == whole.file(name).read_bytes(), name

@@ -278,3 +278,27 @@ def test_a_state_of_another_model_is_refused(model, damage):
         state["more"] = torch.zeros(1)
     with pytest.raises(StageError, match="other parameters"):
         model.load_state_dict(state, strict=False)
+
+
+# --- Rounds ---
+
+
+def test_later_rounds_train_and_measure_on_the_rankings_of_all(tmp_path, training_context):
+    base = tiny.base_artifact(tmp_path / "base")
+    inputs = {"base": base, "sft": tiny.policy_artifact(tmp_path / "sft", base)}
+    inputs["rank"] = tiny.rank_artifact(tmp_path / "rank", train=6, held_out=2)
+    config = RewardConfig(lora=tiny.LORA, trainer={"max_steps": 1}, max_length=40)
+
+    def run(name, inputs):
+        (tmp_path / name).mkdir()
+        return stage.run(config, inputs, tmp_path / name, training_context(state=f"{name} state")[0])
+
+    one = run("one", inputs)
+    second = tiny.rank_artifact(tmp_path / "rank 2", train=5, held_out=3)
+    # Its prompts are others than the first round's.
+    text = second.file("rankings.jsonl").read_text()
+    second.file("rankings.jsonl").write_text(text.replace('"content": "', '"content": "x'))
+    two = run("two", inputs | {"rank-2": second})
+    assert (one["rankings"], two["rankings"]) == (6, 11)
+    assert (one["prompts"], two["prompts"]) == (6, 11)
+    assert (one["eval_prompts"], two["eval_prompts"]) == (2, 5)
