@@ -72,7 +72,7 @@ def test_from_rankings_to_ppos_scores(inputs, tmp_path, training_context, encode
     losses = [values["loss"] for _, values in notes.logged if "loss" in values]
     assert losses[-1] < 0.7 * losses[0]
     inputs["reward"] = artifact
-    bank, scorer = roles.build(PPOConfig(), inputs, tiny.codec(), "cpu")
+    bank, scorer = roles.build(PPOConfig(value="adapter"), inputs, tiny.codec(), "cpu")
     assert set(bank.roles) == {"reference", "policy", "value"}, "what reads text shares nothing with the policy"
     found = scorer(EPISODES)
 
