@@ -24,6 +24,7 @@ CODEC: Any = SimpleNamespace(stop_ids=STOPS, pad_id=tiny.PAD)
 PROMPTS = tiny.rows(11, 1, 7, seed=1)
 
 CONFIG = {
+    "value": "adapter",
     "total_episodes": 32,
     "batch_size": 8,
     "num_ppo_epochs": 2,

@@ -17,6 +17,7 @@ from stages.ppo.trajectory import Episodes
 from stages.reward import model as reward_model
 
 SMALL = {
+    "value": "adapter",
     "total_episodes": 32,
     "batch_size": 8,
     "num_ppo_epochs": 2,
@@ -94,7 +95,7 @@ def test_a_reward_model_of_the_other_kind_is_scored_on_its_own(tmp_path, base, s
 
 
 def test_a_value_head_on_the_trunk_brings_no_value_role(inputs):
-    bank, _ = roles.build(PPOConfig(**SMALL, value="trunk"), inputs, tiny.codec(), "cpu")
+    bank, _ = roles.build(PPOConfig(**(SMALL | {"value": "trunk"})), inputs, tiny.codec(), "cpu")
     assert set(bank.roles) == {"reference", "policy", "reward"}
     assert set(bank.heads) == {"policy", "reward"}
     assert bank.trainable == {"policy"}
