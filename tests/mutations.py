@@ -266,9 +266,9 @@ MUTATIONS = [
     ),
     mutation(
         "left padding counts in positions",
-        "stages/models/plain.py",
-        "self._position = mask_BL.long().cumsum(1) - 1",
-        "self._position = torch.ones_like(mask_BL).cumsum(1) - 1",
+        "stages/models/actor.py",  # rotary positions are relative: a row's offset changes nothing there
+        "self._positions = (self._mask.cumsum(1) - 1)",
+        "self._positions = (torch.ones_like(self._mask).cumsum(1) - 1)",
         f"{PPO}/test_rollout.py",
     ),
     mutation(
