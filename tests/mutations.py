@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("pipeline", "data", "stages", "tests", "pyproject.toml")
+COPIED = ("pipeline", "ranking", "data", "stages", "tests", "pyproject.toml")
 SHOWN = 2
 
 PPO, MODELS, REWARD = "tests/stages/ppo", "tests/stages/models", "tests/stages/reward"
@@ -44,14 +44,22 @@ BACKWARD_AFTER_SWITCH = (
     "stages/ppo/trainer.py",
     """                loss.loss.backward()
                 _accumulate(sums, [loss])
-        return self._step("value", sums)
+            return sums
+
+        with self.bank.active("value", train=True) as actor:
+            sums = self._fitting("value", rows, gradients)
 """,
-    """                _accumulate(sums, [loss])
-        loss.loss.backward()
-        return self._step("value", sums)
+    """                late.append(loss.loss)
+                _accumulate(sums, [loss])
+            return sums
+
+        late: list[Tensor] = []
+        with self.bank.active("value", train=True) as actor:
+            sums = self._fitting("value", rows, gradients)
+        torch.stack(late).sum().backward()
 """,
 )
-NO_ROUTE_CHECK = ("stages/models/bank.py", "if self._route() != before:", "if False:")
+NO_ROUTE_CHECK = ("stages/models/actor.py", "if self._route() != before:", "if False:")
 
 MUTATIONS = [
     mutation(
@@ -78,8 +86,8 @@ MUTATIONS = [
     mutation(
         "rounds: the reward model learns from the first round only",
         "stages/reward/stage.py",
-        "for ranked in rounds.values() for row",
-        "for ranked in [rounds[1]] for row",
+        "for ranked in rounds for row",
+        "for ranked in rounds[:1] for row",
         f"{REWARD}/test_reward_stage.py",
     ),
     mutation(
@@ -186,8 +194,8 @@ MUTATIONS = [
     mutation(
         "temperature not in log-probs",
         "stages/models/logprobs.py",
-        "project(hidden).float() / temperature",
-        "project(hidden).float()",
+        "if temperature != 1:",
+        "if False:",
         f"{MODELS}/test_logprobs.py",
         f"{PPO}/test_trajectory.py",
         f"{INVARIANTS}/test_update.py",
@@ -195,9 +203,8 @@ MUTATIONS = [
     mutation(
         "policy loss divided by the micro-batch's tokens",
         "stages/ppo/trainer.py",
-        "                        count=count,\n                        cliprange=config.cliprange,",
-        "                        count=float(part.mask_BT.sum()),\n"
-        "                        cliprange=config.cliprange,",
+        "                    count=count,\n                    cliprange=config.cliprange,",
+        "                    count=float(part.mask_BT.sum()),\n                    cliprange=config.cliprange,",
         f"{INVARIANTS}/test_parallel.py::test_micro_batches",
     ),
     mutation(
@@ -259,9 +266,9 @@ MUTATIONS = [
     ),
     mutation(
         "left padding counts in positions",
-        "stages/ppo/rollout.py",
-        "position = mask.cumsum(1) - 1",
-        "position = torch.ones_like(mask).cumsum(1) - 1",
+        "stages/models/plain.py",
+        "self._position = mask_BL.long().cumsum(1) - 1",
+        "self._position = torch.ones_like(mask_BL).cumsum(1) - 1",
         f"{PPO}/test_rollout.py",
     ),
     mutation(
@@ -374,7 +381,7 @@ MUTATIONS = [
     mutation(
         "incomplete checkpoints are resumed from",
         "stages/training.py",
-        "if not (path / COMPLETE).exists():",
+        "if not _is_complete(path):",
         "if False:",
         "tests/stages/test_sft_stage.py",
     ),
