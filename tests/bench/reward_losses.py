@@ -96,6 +96,7 @@ def measure(arguments: argparse.Namespace, sets: list[str], seed: int) -> dict[s
             seed=seed,
             device=arguments.device,
             state_dir=folder / "state",
+            recipe_dir=folder,
             metrics=quiet,
             progress=quiet.progress,
             say=lambda line: None,
