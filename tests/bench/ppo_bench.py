@@ -170,7 +170,7 @@ def _flags(values: dict[str, Any]) -> list[str]:
     words = []
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
-        words += [flag] if value is True else [] if value in (None, False) else [flag, str(value)]
+        words += [flag] if value is True else [] if value is None or value is False else [flag, str(value)]
     return words
 
 
