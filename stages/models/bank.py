@@ -67,7 +67,9 @@ class Bank(nn.Module, ABC):
         self._role = role
         try:
             with self._routed(role) as lm:
-                lm.train(train)
+                # All of it is in one mode: to walk it each time would cost a small model a twentieth of its step.
+                if lm.training != train:
+                    lm.train(train)
                 if role not in self._actors:
                     head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
                     self._actors[role] = Actor(lm, head, self._route)  # type: ignore[arg-type]
@@ -158,6 +160,7 @@ class ActorBank(Bank):
             head.requires_grad_(role in self.trainable)
         self._switch(None)
         self._lora = speed_up(model)
+        self.eval()
 
     @contextlib.contextmanager
     def _routed(self, role: str) -> Iterator[PreTrainedModel]:
@@ -204,6 +207,7 @@ class FullBank(Bank):
             speed_up(model)
         for role, head in self.heads.items():
             head.requires_grad_(role in self.trainable)
+        self.eval()
 
     @contextlib.contextmanager
     def _routed(self, role: str) -> Iterator[PreTrainedModel]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Project = Callable[[Tensor], Tensor]
@@ -54,6 +56,28 @@ def _chunk(
     if temperature != 1:
         logits = logits / temperature
     if not entropy:
-        return -F.cross_entropy(logits, targets, reduction="none"), torch.zeros_like(targets, dtype=torch.float32)
+        return ChosenLogprob.apply(logits, targets), torch.zeros_like(targets, dtype=torch.float32)
     logps = torch.log_softmax(logits, dim=-1)
     return logps.gather(1, targets[:, None])[:, 0], -torch.linalg.vecdot(logps.exp(), logps)
+
+
+class ChosenLogprob(Function):
+    """`log_softmax(logits)` at one target a row, (N, V) and (N,) -> (N,). Its gradient `grad (onehot - p)` is made
+    in one pass over the kept probabilities and in their place, a third of what `F.cross_entropy` takes on a CPU.
+    A second backward pass through it is an error of PyTorch's."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        highest, at = logits_NV.max(-1, keepdim=True)
+        probs_NV = torch.softmax(logits_NV, dim=-1)
+        ctx.save_for_backward(probs_NV, targets_N)
+        # log p = logit - highest + log p(highest), whose probability is never too small for a logarithm.
+        logp_N1 = logits_NV.gather(1, targets_N[:, None]) - highest + probs_NV.gather(1, at).log()
+        return logp_N1[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
+        probs_NV, targets_N = ctx.saved_tensors
+        grad_NV = probs_NV.mul_(-grad_N[:, None])
+        return grad_NV.scatter_add_(1, targets_N[:, None], grad_N[:, None]), None

@@ -12,6 +12,7 @@ width, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -110,7 +112,10 @@ class PlainDecoder:
         mixed = self._attend(query, key, value, mask)
         x = x + attention.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
         inner = self._norm(layer.post_attention_layernorm, x)
-        return x + mlp.down_proj(GatedSiLU.apply(mlp.gate_proj(inner), mlp.up_proj(inner)))
+        gate, up = mlp.gate_proj(inner), mlp.up_proj(inner)
+        gated = GatedSiLU.apply(gate, up)
+        with _recomputed(gated, lambda: GatedSiLU.of(gate, up)):
+            return x + mlp.down_proj(gated)
 
     def _attend(self, query_BNLD: Tensor, key_BMSD: Tensor, value_BMSD: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
@@ -231,6 +236,10 @@ class GatedSiLU(Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        return GatedSiLU.of(gate, up)
+
+    @staticmethod
+    def of(gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate).mul_(up)
 
     @staticmethod
@@ -238,6 +247,18 @@ class GatedSiLU(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def _recomputed(product: Tensor, again: Callable[[], Tensor]) -> Any:
+    """Inside this context, what wants to keep `product` for its backward pass gets it computed anew instead."""
+
+    def keep(tensor: Tensor) -> Any:
+        return tensor.shape if tensor.data_ptr() == product.data_ptr() else tensor
+
+    def give(kept: Any) -> Tensor:
+        return kept if isinstance(kept, Tensor) else again().view(kept)
+
+    return saved_tensors_hooks(keep, give)
 
 
 @torch.no_grad()

@@ -79,7 +79,10 @@ class PPOTrainer:
         weight = next(p for p in bank.parameters() if p.is_floating_point())
         self.attainable = attainable(device, weight.dtype)
         self._work = [0.0, 0.0]  # operations, seconds
-        self.optimizers = {role: self._optimizer(role) for role in sorted(bank.trainable)}
+        self._learning = {
+            role: [p for p in bank.parameters_of(role) if p.requires_grad] for role in sorted(bank.trainable)
+        }
+        self.optimizers = {role: self._optimizer(role) for role in self._learning}
         self.frozen = {role: bank.checksum(role) for role in bank.roles if role not in bank.trainable}
 
     # --- The loop -----------------------------------------------------------------------------------------------
@@ -347,7 +350,7 @@ class PPOTrainer:
         return loss.detach()
 
     def _step(self, role: str, sums: dict[str, Tensor]) -> dict[str, float]:
-        parameters = self._parameters(role)
+        parameters = self._learning[role]
         self.world.sum_gradients(parameters)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if not math.isfinite(norm):
@@ -372,7 +375,7 @@ class PPOTrainer:
         config = self.config
         rate = config.value_learning_rate if role == "value" else None
         optimizer = torch.optim.AdamW(
-            self._parameters(role),
+            self._learning[role],
             lr=config.learning_rate if rate is None else rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
@@ -382,9 +385,6 @@ class PPOTrainer:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
-
-    def _parameters(self, role: str) -> list[nn.Parameter]:
-        return [p for p in self.bank.parameters_of(role) if p.requires_grad]
 
     def _schedule(self, update: int) -> float:
         config = self.config

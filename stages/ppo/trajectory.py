@@ -74,7 +74,10 @@ class Episodes:
 
     def predicting_hidden(self, hidden_BLH: Tensor) -> Tensor:
         """(N, H): for each valid response token, in order, the hidden state that predicts it."""
-        return hidden_BLH[self._rows_N, self._positions_N - 1]
+        rows, t = self.mask_BT.nonzero(as_tuple=True)
+        places = rows * hidden_BLH.shape[1] + self.prompt_lengths_B[rows] + t - 1
+        # By one flat index: the gradient of indexing by rows and positions takes five times as long.
+        return hidden_BLH.flatten(0, 1).index_select(0, places)
 
     def targets(self) -> Tensor:
         """(N,): the valid response tokens in the same order."""
@@ -85,15 +88,6 @@ class Episodes:
         return torch.zeros(self.mask_BT.shape, device=values_N.device, dtype=values_N.dtype).masked_scatter(
             self.mask_BT, values_N
         )
-
-    @property
-    def _rows_N(self) -> Tensor:
-        return self.mask_BT.nonzero()[:, 0]
-
-    @property
-    def _positions_N(self) -> Tensor:
-        rows, t = self.mask_BT.nonzero(as_tuple=True)
-        return self.prompt_lengths_B[rows] + t
 
     def ended(self, stop_ids: Collection[int]) -> Tensor:
         """(B,) bool: whether the response stopped by itself."""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.models.logprobs import token_logprobs
+from stages.models.logprobs import ChosenLogprob, token_logprobs
 
 
 @pytest.fixture
@@ -80,3 +80,30 @@ def test_half_precision_logits_are_normalised_in_float32():
     logp, entropy = token_logprobs(logits, torch.tensor([0]), lambda h: h)
     assert logp.item() == pytest.approx(-np.log(300), rel=1e-6)
     assert entropy.item() == pytest.approx(np.log(300), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [3, 100])
+def test_without_entropies_value_and_gradient_are_the_same(case, chunk_size):
+    hidden, weight, targets = case
+    h = hidden.clone().requires_grad_()
+    logp, none = token_logprobs(
+        h, targets, lambda x: x @ weight.T, temperature=0.7, chunk_size=chunk_size, entropy=False
+    )
+    (logp * torch.arange(7)).sum().backward()
+    logits = hidden.numpy().astype(float) @ weight.numpy().astype(float).T / 0.7
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    rows = np.arange(7)
+    np.testing.assert_allclose(logp.detach(), np.log(p[rows, targets.numpy()]), atol=1e-5)
+    expected = rows[:, None] * (np.eye(11)[targets.numpy()] - p) @ weight.numpy() / 0.7
+    np.testing.assert_allclose(h.grad, expected, atol=1e-4)
+    assert not none.any()
+
+
+def test_a_hopeless_token_has_a_finite_log_prob():
+    logits = torch.tensor([[300.0, 0.0, -40.0]], requires_grad=True)
+    logp = ChosenLogprob.apply(logits, torch.tensor([2]))
+    assert logp.item() == pytest.approx(-340.0)
+    logp.sum().backward(retain_graph=True)
+    np.testing.assert_allclose(logits.grad, [[-1.0, 0.0, 1.0]], atol=1e-6)
+    with pytest.raises(RuntimeError, match="inplace"):
+        logp.sum().backward()
