@@ -8,7 +8,8 @@
 `tiny` is a Llama of about a million random weights; else a folder with a model and its tokenizer. The peer's script
 takes --model, --episodes, --response-length, --ppo-epochs, --mini-batches, --threads, --steps, --warmup, --lora and
 prints a last line of JSON with samples_per_s and peak_rss_MB; it runs in an environment of its own (trl 1.12.0).
-Rounds alternate between the contenders, so that what else the machine does falls on all of them. Each contender's
+Rounds alternate between the contenders, so that what else the machine does falls on all of them; with --out they
+can be spread over a day. Each contender's
 memory is its peak above what the same interpreter takes to import the same libraries and nothing more.
 """
 
@@ -196,11 +197,18 @@ def compare(a: argparse.Namespace, base: dict[str, Any]) -> None:
         "peer, full": lambda: peer(a.peer, base | {"lora": 0}),
     }
     chosen = {name: run for name, run in contenders.items() if not a.only or any(o in name for o in a.only)}
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    work = {name: value for name, value in base.items() if name != "model"} | {"model": a.model}
+    known = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out and a.out.exists() else []
+    runs = {name: [row["found"] for row in known if row["of"] == [name, work]] for name in chosen}
     for turn in range(a.rounds):
         for name, run in chosen.items():
-            runs[name].append(run())
-            last = runs[name][-1]
+            if len(runs[name]) > turn:
+                continue
+            last = run()
+            runs[name].append(last)
+            if a.out:
+                with a.out.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps({"of": [name, work], "found": last}) + "\n")
             print(
                 f"round {turn + 1} of {a.rounds}: {name}: {last['samples_per_s']:.2f} episodes/s, "
                 f"{last['peak_MB'] - last['bare_MB']:.0f} MB",
@@ -268,6 +276,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each contender (peer)")
     parser.add_argument("--peer", help="the peer's interpreter and script, in one string")
     parser.add_argument("--only", nargs="*", help="contenders whose names contain one of these (peer)")
+    parser.add_argument("--out", type=Path, help="keeps each run's figures: what is there is not run again (peer)")
     parser.add_argument("--lora", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--value", default="trunk", help=argparse.SUPPRESS)
     parser.add_argument("--micro-batch", type=int, help=argparse.SUPPRESS)
