@@ -1,4 +1,9 @@
-"""Writes a run's report: one HTML file that loads nothing, and a JSON file with the same numbers."""
+"""Writes a run's report: one HTML file that loads nothing, and a JSON file with the same numbers.
+
+A section of the page is: findings of its own in `report.json` (`findings.collect` calls the module that reads them),
+a template of its own that template.html includes where it belongs, and its files in `sources.FILES`. `guarding.py`
+with guards.html is the example.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,18 @@ import json
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline.files import readable_bytes, readable_seconds, write_atomic
+from pipeline.files import jsonable, readable_bytes, readable_seconds, write_atomic
 from pipeline.plan import RunSummary
-from pipeline.report import against, charts, comparison, findings, plots, rankings, verdict, wording
+from pipeline.report import against, charts, comparison, findings, guarding, plots, rankings, verdict, wording
 
 HERE = Path(__file__).parent
+FORMAT = 1
+"""Of report.json: raised when a reader of older ones would misread it."""
 
 
 def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, values: str = "") -> str:
@@ -32,7 +40,10 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
     numbers = path.with_suffix(".json")
     numbered = count()
 
+    drawn: list[dict[str, Any]] = []
+
     def draw(chart: plots.Chart) -> Markup:
+        drawn.append(plots.numbers(chart))
         return plots.draw(chart, f"chart-{next(numbered)}")
 
     page = _template().render(
@@ -50,8 +61,11 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         shown_annotators=rankings.SHOWN,
         draw=draw,
         numbers=numbers.name,
+        guard_summary=guarding.summary(found["guards"]) if found["guards"] else "",
+        guard_looks=guarding.rows(found["guards"]) if found["guards"] else [],
     )
-    text = json.dumps({"verdict": asdict(reached), **found}, indent=1, ensure_ascii=False)
+    told = {"format": FORMAT, "verdict": asdict(reached), **found, "charts": drawn}
+    text = json.dumps(jsonable(told), indent=1, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, f"{text}\n")
     write_atomic(path, page)
