@@ -1,8 +1,8 @@
 """Writes a run's report: one HTML file that loads nothing, and a JSON file with the same numbers.
 
-A section of the page is: findings of its own in `report.json` (`findings.collect` calls the module that reads them),
-a template of its own that template.html includes where it belongs, and its files in `sources.FILES`. `guarding.py`
-with guards.html is the example.
+A section of the page is: findings of its own in `report.json` (`findings.collect` calls the module that reads
+them), a template of its own that template.html includes where it belongs, and its files in `sources.FILES`.
+`guarding.py` with guards.html is the example.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from markupsafe import Markup
 
 from pipeline.files import jsonable, readable_bytes, readable_seconds, write_atomic
 from pipeline.plan import RunSummary
-from pipeline.report import against, charts, comparison, findings, guarding, plots, rankings, verdict, wording
+from pipeline.report import (
+    against,
+    charts,
+    compare,
+    comparison,
+    findings,
+    guarding,
+    plots,
+    rankings,
+    verdict,
+    wording,
+)
 
 HERE = Path(__file__).parent
 FORMAT = 1
@@ -72,7 +83,23 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
     return "\n".join([reached.text, *([" ".join(concluded[1:])] if concluded else [])])
 
 
-def _template() -> Template:
+def compare_reports(a: Path, b: Path, out: Path) -> str:
+    """Writes the comparison of two runs to `out` and, beside it, its numbers as JSON. Returns it as plain text."""
+    names = (_named(a), _named(b))
+    if names[0] == names[1]:
+        names = (f"{names[0]} (A)", f"{names[1]} (B)")
+    found = compare.compare(compare.read(a), compare.read(b), names)
+    compare.write(found, out, _template("compare.html"))
+    return compare.as_text(found)
+
+
+def _named(path: Path) -> str:
+    """A run's folder, or the file's name where it is not `report`."""
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    return folder.name if path.is_dir() or path.stem == "report" else path.stem
+
+
+def _template(name: str = "template.html") -> Template:
     """Everything is escaped: what models say is not to be trusted."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -89,10 +116,11 @@ def _template() -> Template:
         "listing": wording.listing,
         "bytes": readable_bytes,
         "seconds": readable_seconds,
+        "noted": wording.noted,
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     environment.globals |= {
         "span": wording.span,
         "css": Markup((HERE / "style.css").read_text(encoding="utf-8")),
     }
-    return environment.get_template("template.html")
+    return environment.get_template(name)

@@ -136,7 +136,13 @@ def reliability(found: Findings) -> list[Chart]:
         Line("held-out", [(row["predicted"], row["observed"]) for row in table]),
     ]
     chart = Chart(
-        "Calibration", "share preferred", lines, "predicted chance of being preferred", (0, 1), square=True
+        "Calibration",
+        "share preferred",
+        lines,
+        "predicted chance of being preferred",
+        (0, 1),
+        square=True,
+        source=f"{_quality(found)}: reliability",
     )
     return [chart] if table else []
 
@@ -145,13 +151,24 @@ def distributions(found: Findings) -> list[Chart]:
     """How the reward model's scores, and its accuracy over prompts, are spread on held-out prompts."""
     reward = found["reward"] or {}
     charts = [
-        Chart(title, unit, [Line("histogram", _bars(reward.get(table, [])))], x, (0, None))
+        Chart(
+            title,
+            unit,
+            [Line("histogram", _bars(reward.get(table, [])))],
+            x,
+            (0, None),
+            source=f"{_quality(found)}: {table}",
+        )
         for table, title, unit, x in (
             ("scores", "Scores of held-out answers", "answers", "score"),
             ("by_prompt", "Accuracy by held-out prompt", "prompts", "share of its pairs ordered rightly"),
         )
     ]
     return _with_points(charts)
+
+
+def _quality(found: Findings) -> str:
+    return next(iter(found["sources"].get("reward", [])), "")
 
 
 def _bars(histogram: Iterable[dict[str, Any]]) -> list[Point]:

@@ -1,4 +1,4 @@
-"""What PPO's guards noted, which policy was handed on, and how the judge and the score went: a section of its own."""
+"""What PPO's guards noted, and which policy was handed on."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def caveats(found: dict[str, Any]) -> list[str]:
         falls = [event for event in found["events"] if event["rule"] == "stopped"]
         why = falls[0]["symptom"].removeprefix("stopped: ") if falls else "the judge fell while the score rose"
         said.append(
-            f"The guard stopped PPO at update {found['stopped_at']} of {found['planned_updates']} as over-optimised: "
-            f"{why}."
+            f"The guard stopped PPO as over-optimised, at update {found['stopped_at']} of "
+            f"{found['planned_updates']}: {why}."
         )
     if found["watched"] and found["handed_on"] != found["updates"]:
         said.append(summary(found))

@@ -173,8 +173,8 @@ def _caveats(found: Findings) -> list[str]:
         said.append(
             f"Over-optimised: after update {best['update']} the reward model’s score went on rising "
             f"({fixed(best['score'])} to {fixed(last['score'])}) while fact errors rose again "
-            f"({percent(best['slot_error_rate'], 1)} to {percent(last['slot_error_rate'], 1)}, on the prompts of the "
-            "looks)."
+            f"({percent(best['slot_error_rate'], 1)} to {percent(last['slot_error_rate'], 1)}, on the prompts of "
+            "the looks)."
         )
     return said
 
