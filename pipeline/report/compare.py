@@ -184,13 +184,11 @@ def _models(a: Report, b: Report) -> list[dict[str, Any]]:
 def _row(metric: Metric, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     x, y = a.get(metric.key), b.get(metric.key)
     row: dict[str, Any] = {"label": metric.label, "unit": metric.unit, "a": metric.write(x), "b": metric.write(y)}
-    row |= {"values": [x, y], "difference": "", "tone": ""}
-    if metric.key == "slot_error_rate":
-        for side, model in (("a", a), ("b", b)):
-            if model.get("slot_error_low") is not None:
-                row[f"{side}_interval"] = span(model["slot_error_low"], model["slot_error_high"], metric.decimals)
-    if x is not None and y is not None:
-        row["difference"] = metric.write_change(y - x)
+    row |= {"values": [x, y], "difference": "" if x is None or y is None else metric.write_change(y - x)}
+    for side, model in (("a", a), ("b", b)):
+        known = metric.key == "slot_error_rate" and model.get("slot_error_low") is not None
+        interval = span(model["slot_error_low"], model["slot_error_high"], metric.decimals) if known else ""
+        row[f"{side}_interval"] = interval
     return row
 
 
