@@ -109,14 +109,14 @@ def test_the_command_takes_folders_and_files(report: dict[str, Any], tmp_path: P
     arguments = ["compare", str(tmp_path / "a"), str(tmp_path / "b" / "report.html"), "--out", str(out)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "Whether a or b is better, these prompts do not tell." in result.output
+    assert "Whether b or a is better, these prompts do not tell." in result.output
     assert "Fact errors" in result.output
     assert json.loads(out.with_suffix(".json").read_text())["names"] == ["a", "b"]
     assert "<script" not in out.read_text()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "there is no report"), ("{}", "no report"), ("x", "no report")]
+    ("content", "said"), [(None, "there is no report"), ("{}", "is no report"), ("x", "is no report")]
 )
 def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
     if content is not None:
