@@ -27,9 +27,9 @@ class Fall:
     def describe(self, looks: Sequence[Look]) -> str:
         best, now = looks[self.best], looks[self.now]
         return (
-            f"since update {best['update']} the judge fell from {best['judge']:.3f} to {now['judge']:.3f} on "
-            f"{len(now['judged'])} held-out prompts while the reward model's score rose from {best['score']:.3f} "
-            f"to {now['score']:.3f} (chance of such a fall by luck: {self.p:.2g})"
+            f"since update {best['update']} the judge’s mark fell from {best['judge']:.3f} to {now['judge']:.3f} "
+            f"on {len(now['judged'])} held-out prompts while the reward model's score rose from "
+            f"{best['score']:.3f} to {now['score']:.3f} (chance of such a fall by luck: {self.p:.2g})"
         )
 
 

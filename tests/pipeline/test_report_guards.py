@@ -62,6 +62,7 @@ def test_the_report_says_what_was_seen_why_it_stopped_and_what_was_handed_on(
     assert "Handed on was the policy of update 8, not the last one (of update 16)" in said
     assert "The guards noted 1 symptom during PPO" in said
     assert page.source.count("handed on") >= 3, "in each chart along PPO"
+    assert "built-in" not in page.source, "a dict has a method that is called update"
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_the_fall_of_the_judge_and_the_stop_are_events_of_their_own():
         fall = choice.fallen(looks[:n], n - 1, 0.05)
         lines.append(recorder.look(looks[:n], fall, stop=n == 4))
     assert [len(said) for said in lines] == [0, 0, 1, 1]
-    assert "the judge fell from 1.035 to 0.535" in lines[2][0]
+    assert "the judge’s mark fell from 1.035 to 0.535" in lines[2][0]
     assert lines[3][0].startswith("guard, update 12: stopped: since update 4")
     assert [(event["rule"], event["updates"]) for event in recorder.events] == [("judge-falls", 2), ("stopped", 1)]
 

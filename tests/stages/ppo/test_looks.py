@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from data.schema import prompt_key
-from pipeline.config.ppo import AggregateConfig, GuardsConfig, KLConfig, PPOConfig
+from pipeline.config.ppo import AggregateConfig, GuardsConfig, KLConfig, PPOConfig, ScoreConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
 from stages import evaluate
@@ -98,12 +98,12 @@ def overoptimised(monkeypatch):
     monkeypatch.setattr(judges, "build", lambda *arguments: Judge("a test’s", judge))
 
 
-def answers(inputs, artifact, seed=0):
+def answers(inputs, artifact, seed=0, length=LENGTH, of=slice(16, 32)):
     """What an artifact's policy says to the look's prompts, from the look's random numbers, without the bank."""
     codec = tiny.codec()
     prompts, _ = load_prompts(inputs["data"], codec, "eval", 30)
-    asked = [prompt.ids for prompt in look_prompts(prompts, 16)]
-    uniform = torch.rand((len(asked), LENGTH), generator=torch.Generator().manual_seed(seed))
+    asked = [prompt.ids for prompt in prompts[of]]
+    uniform = torch.rand((len(asked), length), generator=torch.Generator().manual_seed(seed))
     found = generate(
         load_actor(inputs["base"], artifact, "cpu"),
         asked,
@@ -184,8 +184,47 @@ def test_it_stops_when_the_judge_falls_while_the_score_rises(inputs, tmp_path, t
     assert artifact.metrics["handed_on"] == 0
     events = {event["rule"]: event for event in artifact.jsonl("guards.jsonl")}
     assert events["judge-falls"]["update"] < events["stopped"]["update"] == looks[-1]["update"]
-    said = [line for line in notes.lines if "stopped: since update 0 the judge fell" in line]
+    said = [line for line in notes.lines if "stopped: since update 0 the judge’s mark fell" in line]
     assert len(said) == 1
+
+
+@pytest.mark.slow
+def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
+    inputs, tmp_path, training_context, monkeypatch
+):
+    """The reward counts a letter; the judge wants it once. So the policy gets better and then worse, and what is
+    handed on is better than the last policy on prompts that no look used."""
+    letter = tiny.codec().tokenizer.convert_tokens_to_ids("a")
+    build = roles.build
+    monkeypatch.setattr(roles, "build", lambda *given: (build(*given)[0], count))
+
+    def count(episodes):
+        return ((episodes.responses_BT == letter) & episodes.mask_BT).sum(1).float().cpu()
+
+    def mark(counts):
+        return [1.0 - abs(n - 1) for n in counts]
+
+    judge = Judge("a test’s", lambda prompts, responses, episodes: mark(count(episodes).tolist()))
+    monkeypatch.setattr(judges, "build", lambda *given: judge)
+    values = {
+        "total_episodes": 64 * 30,
+        "batch_size": 64,
+        "num_ppo_epochs": 4,
+        "response_length": 8,
+        "eval_updates": 2,
+        "score": ScoreConfig(normalization="running", clip=None),
+    }
+    guarded = run(inputs, tmp_path / "guarded", training_context()[0], **values)
+    unguarded = {"checkpoint": "last", "guards": GuardsConfig(stop=False)}
+    last = run(inputs, tmp_path / "last", training_context(state="l")[0], **values, **unguarded)
+    assert guarded.metrics["stopped_at"] < 30
+    assert 0 < guarded.metrics["handed_on"] < guarded.metrics["stopped_at"]
+
+    def quality(artifact):
+        texts = answers(inputs, artifact, length=8, of=slice(0, 16), seed=1)
+        return sum(mark(text.count("a") for text in texts)) / len(texts)
+
+    assert quality(guarded) > quality(last) + 0.3
 
 
 # --- Kill and resume ---
