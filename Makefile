@@ -19,7 +19,7 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := base data sft collect rank reward ppo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run round test slow lint types check plan show status report chat clean judge publish \
+.PHONY: help venv run round test slow lint types check plan show status report compare chat clean judge publish \
 	export-rankings $(STAGES)
 
 help: ## list the targets
@@ -65,6 +65,9 @@ status: venv ## show each stage's state, key, time and size
 
 report: venv ## write report.html from the finished stages (ARGS='--against "a.b=c"' to compare)
 	@$(TUTELAGE) report $(VALUES)
+
+compare: venv ## compare two runs by their folders or reports (ARGS="runs/a runs/b")
+	@$(TUTELAGE) compare $(ARGS)
 
 chat: venv ## talk to a model of the run (ARGS="sft ppo" for two side by side)
 	@$(TUTELAGE) chat $(VALUES)

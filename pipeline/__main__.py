@@ -265,6 +265,19 @@ def _report(planner: Planner, against: str | None = None) -> None:
     _print(f"report: {path}")
 
 
+@app.command("compare")
+def compare_two(
+    first: Annotated[Path, typer.Argument(help="A run: its folder, its report.json or its report.html.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("comparison.html"),
+) -> None:
+    """Compare two runs, from their reports: what differs in the recipes and in the results, with intervals."""
+    from pipeline.report.build import compare_reports
+
+    _print(compare_reports(first, second, out))
+    _print(f"comparison: {out}")
+
+
 @app.command()
 def chat(
     models: Annotated[

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.config.recipe import Recipe
-from pipeline.config.rules import is_hub_id, is_local
+from pipeline.config.rules import is_hub_id, is_local, look_judge
 from pipeline.config.section import content
 from pipeline.rounds import REPEATED, parse, step_name
 from pipeline.stage import StageFunction
@@ -43,6 +43,7 @@ class StageSpec:
             content enters the key.
         parallel: whether several processes can share the work. What it makes does not depend on their number
             beyond rounding; the first of them writes it.
+        resolve: the stage's config from the recipe and its section; None: the section as it is.
     """
 
     name: str
@@ -53,6 +54,7 @@ class StageSpec:
     planned: Callable[[Recipe], bool] = _always
     paths: Mapping[str, Callable[[str], bool]] | None = None
     parallel: bool = False
+    resolve: Callable[[Recipe, Any], Any] | None = None
 
     @property
     def section(self) -> str:
@@ -64,7 +66,9 @@ class StageSpec:
         return parse(self.name)[1]
 
     def config(self, recipe: Recipe) -> Any:
-        return getattr(recipe, self.section)
+        """Its section of the recipe, with what it takes over from others filled in."""
+        section = getattr(recipe, self.section)
+        return section if self.resolve is None else self.resolve(recipe, section)
 
     def keyed(self, recipe: Recipe) -> Any:
         """What of its config decides its result: the runtime fields do not, nor, in the first round, those that
@@ -95,6 +99,10 @@ class StageSpec:
             if value is not None and is_path(value):
                 found[dotted] = Path(value)
         return found
+
+
+def _is_file(judge: str) -> bool:
+    return judge not in ("none", "venues", "e2e")
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -174,20 +182,25 @@ STAGES = {
         ),
         StageSpec(
             "ppo",
-            version=2,
+            version=3,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             later=_ppo_later,
-            paths={"ppo.reward_model": lambda _: True},
+            paths={
+                "ppo.reward_model": lambda _: True,
+                "ppo.guards.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
+                "eval.judge": _is_file,
+            },
             parallel=True,
+            resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=look_judge(recipe))),
         ),
         StageSpec(
             "eval",
-            version=3,
+            version=4,
             target="stages.evaluate:run",
             needs=("base", "data", "sft", "reward", "ppo"),
             later=_eval_later,
-            paths={"eval.judge": lambda judge: judge not in ("none", "venues", "e2e")},
+            paths={"eval.judge": _is_file},
         ),
         StageSpec(
             "export", version=1, target="stages.export:run", needs=("base", "sft", "ppo"), later=_export_later

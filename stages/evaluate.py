@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.schema import Message, write_jsonl
+from data.schema import Message, prompt_key, write_jsonl
 from data.shares import bootstrap
 from data.slots import SlotErrors, SlotLexicon, parse_mr, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
@@ -49,7 +49,8 @@ class Answers:
 def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     codec = Codec(load_tokenizer(inputs["base"]))
     prompts, _ = load_prompts(inputs["data"], codec, "eval", config.max_prompt_length)
-    prompts = prompts[: config.num_prompts]
+    looked_at = _looked_at(inputs)
+    prompts = [prompt for prompt in prompts if prompt_key(prompt.messages) not in looked_at][: config.num_prompts]
     if not prompts:
         raise DataError(
             "there is no held-out prompt to evaluate on",
@@ -102,6 +103,12 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     )
     write_jsonl(out_dir / "samples.jsonl", _samples(prompts, answers, checks, config.samples))
     return _flat(result)
+
+
+def _looked_at(inputs: Mapping[str, Artifact]) -> set[str]:
+    """The prompts that PPO's looks used: a checkpoint chosen on a prompt cannot be reported on it."""
+    looks = (look for policy in by_round(inputs, "ppo").values() for look in policy.jsonl("looks.jsonl"))
+    return {prompt_key(prompt) for look in looks for prompt in look["prompts"]}
 
 
 def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:

@@ -56,6 +56,22 @@ class AggregateConfig:
 
 
 @section
+class GuardsConfig:
+    """Who watches PPO besides its own reward, and when that stops it (docs/ppo.md, Guards)."""
+
+    judge: str = "eval"
+    """Who scores the looks: `eval`, as `eval.judge`; another slot lexicon or the path of one; `member`, an
+    ensemble's last member, which then takes no part in the reward; `reward`, the run's own reward model where
+    `ppo.reward_model` names another; the folder of a reward model; or `none`."""
+    stop: bool = True
+    """End training when the judge falls while the reward model's score rises."""
+    patience: Count = 2
+    """Looks in a row that must show it."""
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Level of the tests over prompts that say so."""
+
+
+@section
 class PPOConfig:
     total_episodes: Count = 8192
     """Responses sampled over the whole stage, in each round."""
@@ -122,6 +138,10 @@ class PPOConfig:
     save_updates: Count = field(default=10, metadata=RUNTIME)
     """Updates between checkpoints."""
     eval_updates: Natural = 8
-    """Updates between looks at the held-out prompts by the independent judge; 0: none."""
+    """Updates between looks at held-out prompts by the independent judge; 0: none."""
     eval_prompts: Count = 64
-    """Held-out prompts in such a look."""
+    """Held-out prompts in such a look, at most half of them all; `eval` leaves these out."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which policy is handed on: the one at the look that the judge rates highest, or the last; without a judge,
+    the last."""
+    guards: GuardsConfig = field(default_factory=GuardsConfig)

@@ -42,6 +42,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _rank(recipe)
     yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
+    yield from _guards(recipe)
     for name in ("model", "rankings"):
         repository = getattr(recipe.publish, name)
         if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
@@ -175,6 +176,25 @@ def app_conflicts(app: AppConfig) -> Iterator[Problem]:
 def _distinct(path: str, names: Sequence[str]) -> Iterator[Problem]:
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield path, f"two annotators are called {name}"
+
+
+def look_judge(recipe: Recipe) -> str:
+    """Who scores PPO's looks: `ppo.guards.judge`, with `eval` resolved."""
+    judge = recipe.ppo.guards.judge
+    return recipe.eval.judge if judge == "eval" else judge
+
+
+def _guards(recipe: Recipe) -> Iterator[Problem]:
+    ppo, judge = recipe.ppo, recipe.ppo.guards.judge
+    if judge == "member":
+        least = 2 if ppo.reward.aggregate == "mean" else 3
+        if ppo.reward_model is None and recipe.reward.ensemble < least:
+            yield (
+                "ppo.guards.judge",
+                f"member keeps one of the ensemble's out of the reward: reward.ensemble must be >= {least}",
+            )
+    if judge == "reward" and ppo.reward_model is None:
+        yield "ppo.guards.judge", "reward is the model that PPO optimises, unless ppo.reward_model names another"
 
 
 def _ppo(ppo: PPOConfig) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ Plain JSON values throughout. Sections of stages that are not finished are None.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline import registry
 from pipeline.files import jsonable, readable_bytes
 from pipeline.plan import KEY_DIGITS, RunSummary, StageRun
 from pipeline.registry import StageSpec
-from pipeline.report import human, lineage, rankings
+from pipeline.report import guarding, human, lineage, rankings, sources
 
 Findings = dict[str, Any]
 
@@ -47,15 +48,18 @@ def collect(run: RunSummary) -> Findings:
         "dropped": rankings.dropped(run.stages.get("data")),
         "reward": reward and _reward(reward),
         "ppo": ppo and _ppo(ppo),
+        "guards": ppo and guarding.read(ppo),
         "lineage": lineage.rows(run, evaluation) if recipe.rounds > 1 else [],
         "evaluation": evaluation,
         "human": human.read(run),
+        "judged": _judged(evaluated),
         "samples": list(evaluated.artifact.jsonl("samples.jsonl")) if evaluated else [],
         "environment": _environment(run.stages),
         "values": [
             {"path": path, "value": value, "origin": run.loaded.describe(path)}
             for path, value in run.loaded.values().items()
         ],
+        "sources": sources.read(run),
     }
     return dict(jsonable(found))
 
@@ -126,7 +130,19 @@ def _ppo(ppo: StageRun) -> Findings:
             for look in ppo.artifact.jsonl("looks.jsonl")
         ],
         "look_prompts": config["eval_prompts"],
+        "stopped": "stopped_at" in ppo.manifest.metrics,
     }
+
+
+def _judged(evaluated: StageRun | None) -> list[Findings]:
+    """By prompt, which a hash stands for: what another run on the same prompts can be compared with."""
+    if evaluated is None or not (evaluated.artifact.path / "judged.jsonl").is_file():
+        return []
+    return [
+        {"prompt": hashlib.sha256(row["prompt"].encode()).hexdigest()[:KEY_DIGITS], "given": row["given"]}
+        | {kind: row[kind] for kind in ("errors", "faults") if kind in row}
+        for row in evaluated.artifact.jsonl("judged.jsonl")
+    ]
 
 
 def _environment(stages: Mapping[str, StageRun]) -> dict[str, dict[str, list[str]]]:

@@ -77,6 +77,16 @@ class Chart:
     x: str = "step"
     bounds: Bounds | None = None
     square: bool = False
+    mark: float | None = None
+    """A place on the horizontal axis to point out: the update whose policy was handed on."""
+    source: str = ""
+    """The metrics and files that the points are from."""
+
+
+def numbers(chart: Chart) -> dict[str, Any]:
+    """A chart as JSON values: the points that are drawn, and where they come from."""
+    lines = [{"kind": line.kind, "points": [list(point) for point in thinned(line.points)]} for line in chart.lines]
+    return {"title": chart.title, "unit": chart.unit, "x": chart.x, "source": chart.source, "lines": lines}
 
 
 def draw(chart: Chart, name: str) -> Markup:
@@ -91,6 +101,10 @@ def draw(chart: Chart, name: str) -> Markup:
         axes = figure.subplots()
         for line in chart.lines:
             axes.plot(*zip(*thinned(line.points), strict=True), **STYLES[line.kind])
+        if chart.mark is not None:
+            axes.axvline(chart.mark, **STYLES["level"])
+            place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+            axes.annotate("handed on", (chart.mark, 1), (4, -1), va="top", fontsize=9, color=TEXT, **place)
         axes.set_xlabel(chart.x)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=not chart.square))
         axes.yaxis.set_major_locator(MaxNLocator(5))

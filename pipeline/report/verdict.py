@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.report import human
+from pipeline.report import guarding, human
 from pipeline.report.findings import Findings
 from pipeline.report.wording import fixed, listing, number, percent, span
 
@@ -155,6 +155,8 @@ def _caveats(found: Findings) -> list[str]:
         said.append(
             f"PPO was rewarded by another reward model ({ppo['reward_model']}) than the one that this run trained."
         )
+    if found["guards"]:
+        said += guarding.caveats(found["guards"])
     if not evaluation:
         return said
     sft_model, ppo_model = evaluation["models"]["sft"], evaluation["models"]["ppo"]
@@ -166,12 +168,13 @@ def _caveats(found: Findings) -> list[str]:
             f"of SFT’s {percent(sft_model['ended'])} do."
         )
     along = _last_round(evaluation["along"])
-    if ppo and evaluation["judge"] and (peak := overoptimised(along, ppo["look_prompts"])):
+    if ppo and evaluation["judge"] and not ppo["stopped"] and (peak := overoptimised(along, ppo["look_prompts"])):
         best, last = peak
         said.append(
             f"Over-optimised: after update {best['update']} the reward model’s score went on rising "
             f"({fixed(best['score'])} to {fixed(last['score'])}) while fact errors rose again "
-            f"({percent(best['slot_error_rate'], 1)} to {percent(last['slot_error_rate'], 1)})."
+            f"({percent(best['slot_error_rate'], 1)} to {percent(last['slot_error_rate'], 1)}, on the prompts of "
+            "the looks)."
         )
     return said
 

@@ -74,6 +74,9 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
         # A whole reward model beside a LoRA policy, or the reverse, stands on its own.
         model = reward_model.load_reward(reward, base, device)
     members = len(reward_model.roles(reward))
+    if config.guards.judge == "member" and members > 1:  # the last one judges instead (stages.ppo.judges)
+        members -= 1
+        model = reward_model.RewardEnsemble(model.bank, model.roles[:-1])
     _check_aggregate(config, members)
     if members == 1:
         return bank, token_scorer(model, batch, device)

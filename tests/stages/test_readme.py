@@ -137,3 +137,8 @@ def test_rounds_have_targets(target: str, words: list[str], tmp_path: Path) -> N
     assert program == "tutelage"
     assert arguments[: len(words)] == words
     assert "rounds=2" in arguments
+
+
+def test_compare_has_a_target(tmp_path: Path) -> None:
+    [[program, *arguments]] = recorded('make compare ARGS="runs/a runs/b"', tmp_path)
+    assert [program, *arguments] == ["tutelage", "compare", "runs/a", "runs/b"]
