@@ -10,7 +10,7 @@ Shapes: blocks are (N, K), N blocks of K consecutive weights of a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -36,20 +36,25 @@ NF4 = (
 
 
 def onto(name: str, weight: Tensor) -> Tensor:
-    """The weight (O, I) on grid `name`, a key of `GRIDS`, in its own dtype.
+    """The weight (O, I) on grid `name`, a key of `GRIDS`, in its own dtype. Raises as `check`."""
+    check(name, weight.shape)
+    with torch.no_grad():
+        return GRIDS[name](weight.float()).to(weight.dtype)
 
-    Raises `StageError` when rows are no multiple of the grid's block. The formats refuse it too, but for
-    bitsandbytes, whose blocks run on over the ends of rows, and whose CPU build then reads them back wrongly.
+
+def check(name: str, shape: Sequence[int]) -> None:
+    """Raises `StageError` when rows of a weight of this shape are no multiple of the grid's block.
+
+    The formats refuse it too, but for bitsandbytes, whose blocks run on over the ends of rows, and whose CPU build
+    (0.50, with AVX-512) then reads them back wrongly.
     """
-    if weight.shape[-1] % block(name):
+    if shape[-1] % block(name):
         raise StageError(
-            f"{name} stores rows in blocks of {block(name)} weights, and a weight of shape {tuple(weight.shape)} "
-            "has rows that are no multiple of it",
+            f"{name} stores rows in blocks of {block(name)} weights, and a weight of shape {tuple(shape)} has rows "
+            "that are no multiple of it",
             where="base.quantization",
             mend="use a model whose hidden sizes are multiples of it, or another quantisation",
         )
-    with torch.no_grad():
-        return GRIDS[name](weight.float()).to(weight.dtype)
 
 
 def block(name: str) -> int:
@@ -146,6 +151,17 @@ def integers(bits: int) -> Grid:
         return blocks.mul(1 / scale).round_().clamp_(lowest, highest).mul_(scale).view(weight.shape)
 
     return grid
+
+
+def int8_per_token(x: Tensor) -> Tensor:
+    """Activations (..., I), each row on torchao's dynamic grid (`Int8DynamicActivationIntxWeightConfig`): 256
+    levels from the row's lowest to its highest value, zero among them."""
+    lowest, highest = x.aminmax(dim=-1, keepdim=True)
+    lowest, highest = lowest.clamp_(max=0), highest.clamp_(min=0)
+    scale = (highest - lowest) / torch.full((), 255.0, device=x.device, dtype=x.dtype)
+    scale = scale.clamp_(min=torch.finfo(x.dtype).smallest_normal)
+    zero = (-128 - (lowest / scale).round_()).clamp_(-128, 127)
+    return x.mul(1 / scale).round_().add_(zero).clamp_(-128, 127).sub_(zero).mul_(scale)
 
 
 GRIDS: dict[str, Grid] = {
