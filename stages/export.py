@@ -18,6 +18,7 @@ from pipeline.config.export import ExportConfig
 from pipeline.errors import StageError
 from pipeline.rounds import newest
 from pipeline.stage import Artifact, Metrics, RunContext
+from stages.models import qat
 from stages.models.adapters import load_policy
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
@@ -29,7 +30,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base = inputs["base"]
     quantization = base.json("base.json")["quantization"]
-    if quantization != "none":
+    if quantization in ("nf4", "int8"):
         raise StageError(
             f"an adapter trained on a {quantization} base is not merged: merging and quantising again would undo "
             "its training",
@@ -40,8 +41,10 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     model: Any = load_policy(base, newest(inputs, "ppo"), ctx.device)
     probe = torch.tensor([Codec(tokenizer).prompt([{"role": "user", "content": "Hello"}])], device=ctx.device)
     before = _logprobs(model, probe)
+    model = model.float()  # a sum in 16 bits would lose small adapters, and not be what training rounds
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    qat.settle(model)
     model = model.to(getattr(torch, config.dtype))
     model.generation_config.eos_token_id = sorted(Codec(tokenizer).stop_ids)
     model.generation_config.pad_token_id = Codec(tokenizer).pad_id

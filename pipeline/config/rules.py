@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.config.base import BaseConfig
+from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.data import TaskConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import AppConfig
@@ -85,15 +85,23 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
 
 def _lora(recipe: Recipe) -> Iterator[Problem]:
     sft, reward = recipe.sft.lora, recipe.reward.lora
-    if recipe.base.quantization != "none":
+    quantization = recipe.base.quantization
+    if quantization in ("nf4", "int8"):
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
             if lora is None and not (path == "reward.lora" and recipe.reward.model):
-                yield path, f"is required by base.quantization = {recipe.base.quantization}"
+                yield path, f"is required by base.quantization = {quantization}"
     elif (sft is None) != (reward is None) and recipe.reward.model is None:
         yield (
             "reward.lora",
             "and sft.lora must both be given or both be null: roles share one backbone or none",
         )
+    if isinstance(quantization, QATConfig):
+        for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
+            if lora is not None and lora.lora_dropout:
+                yield (
+                    f"{path}.lora_dropout",
+                    "must be 0 with base.quantization.qat, which rounds weight and adapter as one",
+                )
 
 
 def _reward(recipe: Recipe) -> Iterator[Problem]:
