@@ -196,7 +196,7 @@ def plan(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
 ) -> None:
-    """Say which stages would run, and why; what memory, operations and time each takes, and what would make it fit."""
+    """Say which stages would run, and why; what memory and time each takes, and what would make it fit."""
     planner = _planner(recipe, sets, runs)
     _console().print(plan_table(planner.plan(stage)))
     forecast = Forecast.of(planner.loaded, planner.latest("data"))

@@ -85,6 +85,8 @@ class Runner:
                 self._forecast = Forecast.of(self._loaded, self.planner.latest("data"))
                 self._forecast.check({step.spec.section for step in planned if not step.finished}, self._force)
                 self._recipe = self._forecast.recipe
+                if self._forecast.is_tight:
+                    machine.return_memory()
                 for spec, needs in self.planner.stages(until):
                     step = self.planner.consider(spec, needs, done)
                     if step.finished:  # a kill may have come between the manifest and the end of its state

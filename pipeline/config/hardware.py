@@ -19,8 +19,8 @@ class HardwareConfig:
     """What the device has, such as `16GB` or `15.5GiB` (GB: 10^9 bytes, GiB: 2^30). A run that is predicted to need
     more is refused. null: what the GPU says it has; nothing is refused on a CPU."""
     tflops: Positive | None = None
-    """10^12 operations a second that one large matrix product reaches here; the plan then says how long a stage takes
-    at least. null: times only of stages that ran here before."""
+    """10^12 operations a second that one large matrix product reaches here; the plan then says how long a stage
+    takes at least. null: times only of stages that ran here before."""
 
 
 def size_in_bytes(text: str) -> int:

@@ -104,17 +104,19 @@ def _parts(recipe: Recipe, stage: str, plan: MemoryPlan) -> Values:
         again = predict(trial, plan.model.shape, device=plan.model.device, limit=plan.limit)
         return again.stages[stage].total
 
+    assert plan.limit is not None
+    sizes = _sizes(recipe, plan).get(stage, {})
     best: Values = {}
-    for path, size in _sizes(recipe, plan).get(stage, {}).items():
-        least = needs(best)
-        assert plan.limit is not None
-        while size > 1 and least > plan.limit:
-            size = _next_smaller(recipe, path, size)
-            found = needs(best | {path: size})
-            if found < least:  # another phase may be the worst, and is not helped
-                best, least = best | {path: size}, found
-            elif not best.get(path):
-                break
+    least = needs(best)
+    while least > plan.limit:
+        # The one of its values whose next smaller size helps most: another phase may be the worst each time.
+        smaller = [best | {path: _next_smaller(recipe, path, size)} for path, size in sizes.items() if size > 1]
+        needed = [needs(values) for values in smaller]
+        if not needed or min(needed) >= least:
+            break
+        least = min(needed)
+        best = smaller[needed.index(least)]
+        sizes |= {path: size for path, size in best.items() if path in sizes}
     return best
 
 
@@ -160,6 +162,11 @@ def _checkpointing(recipe: Recipe, plan: MemoryPlan) -> Values:
     return values
 
 
+def _saved(recipe: Recipe, plan: MemoryPlan) -> Values:
+    wide = "export" in plan.too_large() and recipe.export.dtype == "float32"
+    return {"export.dtype": "bfloat16"} if wide else {}
+
+
 def _trunk(recipe: Recipe, plan: MemoryPlan) -> Values:
     return {"ppo.value": "trunk"} if recipe.ppo.value == "adapter" and "ppo" in plan.too_large() else {}
 
@@ -188,6 +195,7 @@ def _shorter(recipe: Recipe, plan: MemoryPlan) -> Values:
 
 CHANGES: tuple[tuple[Callable[[Recipe, MemoryPlan], Values], str], ...] = (
     (_smaller_parts, "the same result, a little slower"),
+    (_saved, "the exported model in 16 bits"),
     (_checkpointing, "the same result, a third more time in training"),
     (_trunk, "a value head instead of a value role: less is learnt from an episode, in half the time"),
     (_adapters, "LoRA instead of whole models"),

@@ -15,8 +15,8 @@ from pipeline.memory.shapes import Architecture
 SINGLE = 4
 """Bytes of a float32 number."""
 NF4 = 0.5 + 1 / 64 + SINGLE / (64 * 256)
-"""Bytes of a weight in NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3): four bits, one
-byte a block of 64 for its scale, and a float32 for each 256 scales."""
+"""Bytes of a weight in NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3): four bits,
+one byte a block of 64 for its scale, and a float32 for each 256 scales."""
 WRITTEN_OUT = 128
 """Up to so many positions a CPU attends with its scores written out (stages/models/plain.py)."""
 MERGE_UP_TO = 2**29
@@ -25,8 +25,8 @@ MERGE_UP_TO = 2**29
 Path = Literal["plain", "library"]
 """Whose forward pass: our plain one with fast LoRA layers, or transformers' and peft's."""
 Mask = Literal["none", "padded", "packed"]
-"""What rows are told apart by: nothing; a mask of padding, which each block keeps as numbers of its own; or one mask for
-all blocks (packed rows). With either the library's pass repeats keys and values, which the plain pass never does."""
+"""What rows are told apart by: nothing; a mask of padding, which each block keeps as numbers of its own; or one
+mask of packed rows, for all blocks. With either the library's pass repeats keys and values; ours never does."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Model:
             total += 2 * hidden * size  # the normalised, for the gradient of the norm's weight
         if s.qk_norm:
             total += (queries + keys) * (size if path == "plain" else SINGLE)
-        # The linear layers' inputs. Fast layers keep one of each in its own precision; peft's one in float32 for each
-        # adapter, which where the model is in float32 is the same tensor.
+        # The linear layers' inputs. Fast layers keep one of each in its own precision; peft's one in float32 for
+        # each adapter, which where the model is in float32 is the same tensor.
         if self.lora and size < SINGLE and (path == "library" or self.quantization != "none"):
             total += SINGLE * sum(inputs[name] for name in targets)
         else:
@@ -121,8 +121,8 @@ class Model:
         return total + size * wide * (2 if path == "plain" else 3)
 
     def kept(self, rows: int, length: int, path: Path, *, checkpointing: bool, mask: Mask = "none") -> float:
-        """Activations of a forward pass until its backward pass: all blocks', or with checkpointing their inputs and
-        one block's; and the last normalisation's."""
+        """Activations of a forward pass until its backward pass: all blocks', or with checkpointing their inputs
+        and one block's; and the last normalisation's."""
         tokens, blocks = rows * length, self.shape.num_hidden_layers
         block = self.layer(length, path, mask)
         if checkpointing:
@@ -132,8 +132,8 @@ class Model:
         return tokens * (blocks * block + ends + shared)
 
     def passing(self, rows: int, length: int, path: Path, *, merged: bool = False) -> float:
-        """What a forward pass without gradient has at once: in one block, beside its input, the wider of attention and
-        MLP."""
+        """What a forward pass without gradient has at once: in one block, beside its input, the wider of attention
+        and MLP."""
         s = self.shape
         hidden, queries, keys, wide = s.hidden_size, s.queries, s.keys, s.intermediate_size
         apart = 1 if self.lora and not merged and (path == "library" or self.quantization != "none") else 0

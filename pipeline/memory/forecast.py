@@ -46,9 +46,14 @@ class Forecast:
         counts = data.manifest.metrics if data else {}
         return cls(loaded, recipe, plan, stage_flops(recipe, plan.model.shape, counts))
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether the recipe says what a CPU run may take: then room that is free goes back to the system."""
+        return self.plan is not None and self.plan.model.device == "cpu" and self.plan.limit is not None
+
     def check(self, stages: Iterable[str], force: bool = False) -> None:
-        """Raises `StageError` when one of these stages needs more than the device has, with what would fit; not when
-        the user insists."""
+        """Raises `StageError` when one of these stages needs more than the device has, with what would fit; not
+        when the user insists."""
         large = [] if self.plan is None else self.plan.too_large(set(stages))
         if not large or force:
             return

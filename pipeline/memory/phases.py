@@ -140,8 +140,8 @@ def _reward(recipe: Recipe, model: Model, prompts: int) -> Phases:
 
 
 def packed_rows(recipe: Recipe, prompts: int) -> tuple[int, int]:
-    """Rows and their tokens that so many prompts make with all their completions (stages/reward/packing.py), each as
-    long as the recipe allows."""
+    """Rows and their tokens that so many prompts make with all their completions (stages/reward/packing.py), each
+    as long as the recipe allows."""
     reward = recipe.reward
     count = completions(recipe)
     prompt = min(_asked(recipe), reward.max_length - 1)

@@ -119,7 +119,7 @@ def predict(
         found = phases.stages(recipe, model, micro)
         return {stage: _peak(moments, device) for stage, moments in found.items()}
 
-    # What is `auto` takes what it needs to fit: first smaller parts, which cost next to nothing, then recomputation.
+    # Automatic micro-batches halve until they fit; `resolve` decides about checkpointing after that.
     automatic = {
         "sft": recipe.sft.micro_batch_size == "auto",
         "reward": recipe.reward.micro_batch_size == "auto",

@@ -1,7 +1,8 @@
 """A decoder's shape, from its config.json: which weights it has, and how wide its tensors are.
 
 Exact for Llama-like models (pre-norm, rotary positions, grouped queries, gated MLP: Llama, Mistral, Qwen2, Qwen3,
-SmolLM). Other dense decoders are planned as if they were, which `approximate` says; mixtures of experts are refused.
+SmolLM). Other dense decoders are planned as if they were, which `approximate` says; mixtures of experts are
+refused.
 """
 
 from __future__ import annotations

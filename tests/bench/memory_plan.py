@@ -3,9 +3,9 @@
     python tests/bench/memory_plan.py [--only sft ppo-lora ...] [--smol FOLDER]
 
 Runs stages for a few steps, each in a process of its own, on Llamas with random weights and rows as long as the
-recipe allows, and prints predicted and measured peak and their ratio. On a CPU measured is the highest resident size
-(VmHWM) above what the same interpreter holds once it has imported the stage; the allocator is the system's, with its
-own settings, as when `tutelage run` runs. On a GPU it is `torch.cuda.max_memory_allocated`.
+recipe allows, and prints predicted and measured peak and their ratio. On a CPU measured is the highest resident
+size (VmHWM) above what the same interpreter holds once it has imported the stage, with the allocator as a run with
+`hardware.memory` sets it (`pipeline.machine.return_memory`). On a GPU it is `torch.cuda.max_memory_allocated`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/stages")]
 
 SHAPES: dict[str, dict[str, int]] = {
-    "h128": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
-             "num_key_value_heads": 4, "vocab_size": 1024},
+    "h16": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "vocab_size": 256},
     "h256": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8,
              "num_key_value_heads": 4, "vocab_size": 4096},
     "h384": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6,
@@ -41,7 +41,8 @@ PPO = (
 )
 SFT = "sft.packing=false sft.trainer.max_steps=3 sft.max_length=256 sft.trainer.per_device_train_batch_size=8 "
 REWARD = (
-    "reward.trainer.max_steps=3 reward.trainer.per_device_train_batch_size=4 reward.max_length=192 reward.gate=null "
+    "reward.trainer.max_steps=3 reward.trainer.per_device_train_batch_size=4 reward.max_length=192 "
+    "reward.gate=null "
     "collect.max_prompt_length=128 collect.response_length=64 reward.eval_batch_size=16 "
 )
 FULL = "sft.lora=null reward.lora=null "
@@ -71,6 +72,20 @@ CASES: dict[str, tuple[str, str, str]] = {
     "ppo-nf4": ("ppo", "h576", PPO + "ppo.response_length=64 base.quantization=nf4 ppo.micro_batch_size=8"),
 }  # fmt: skip
 """Name -> stage, shape, values over the recipe's."""
+SMALL = (
+    "ppo.response_length=8 ppo.max_prompt_length=16 ppo.batch_size=8 ppo.total_episodes=16 ppo.num_ppo_epochs=1 "
+)
+NOTHING: dict[str, tuple[str, str, str]] = {
+    "nothing-sft": ("sft", "h16", "sft.packing=false sft.trainer.max_steps=2 sft.max_length=16 "
+                    "sft.trainer.per_device_train_batch_size=2"),
+    "nothing-reward": ("reward", "h16", "reward.trainer.max_steps=2 reward.trainer.per_device_train_batch_size=2 "
+                       "reward.max_length=24 reward.gate=null collect.max_prompt_length=16 "
+                       "collect.response_length=8"),
+    "nothing-collect": ("collect", "h16", "collect.num_prompts=2 collect.eval_prompts=1 collect.response_length=8 "
+                        "collect.max_prompt_length=16"),
+    "nothing-ppo": ("ppo", "h16", SMALL + "ppo.num_mini_batches=1 ppo.eval_updates=0"),
+}  # fmt: skip
+"""What the libraries take at their first use, with models of no size: `pipeline.memory.plan.FIRST_USE`."""
 SMOL = {
     "smol-sft-nf4": ("sft", "smol", SFT + "base.quantization=nf4 sft.trainer.per_device_train_batch_size=2"),
     "smol-ppo-lora": ("ppo", "smol", PPO + "ppo.response_length=64 ppo.micro_batch_size=4 ppo.batch_size=16 "
@@ -116,7 +131,7 @@ def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]
     """Runs one stage from the artifacts in a folder; its peak, above the imports'."""
     import torch
 
-    from pipeline import registry
+    from pipeline import machine, registry
     from pipeline.config.load import load_recipe
     from pipeline.stage import Artifact, RunContext
 
@@ -125,6 +140,7 @@ def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]
     import bitsandbytes  # noqa: F401  imported late by transformers, and part of what is imported
     import trl  # noqa: F401
 
+    machine.return_memory()
     bare = resident("VmRSS")
     nothing: Any = Nothing()
     out, state = folder / "out", folder / "state"
@@ -259,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", help="Names that contain one of these.")
     parser.add_argument("--smol", type=Path, help="SmolLM2-135M's folder, for two more rows.")
+    parser.add_argument("--nothing", action="store_true", help="Models of no size: what the libraries take.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument(
         "--components", action="store_true", help="Also print what is predicted, component by component."
@@ -269,7 +286,7 @@ def main() -> None:
         stage, folder, device, values = a.run
         print(json.dumps(work(stage, Path(folder), device, values)))
         return
-    cases = CASES | (SMOL if a.smol else {})
+    cases = NOTHING if a.nothing else CASES | (SMOL if a.smol else {})
     print("| configuration | stage | model | peak in | predicted MB | measured MB | ratio |")
     print("| --- | --- | --- | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as name:
@@ -281,8 +298,8 @@ def main() -> None:
                 random_model(source, shape)
             planned, found = measure(stage, source, values, a.device)
             ours, theirs = planned.allocated / 1e6, found["measured"] / 1e6
-            print(f"| {case} | {stage} | {shape} | {planned.phase} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} |",
-                  flush=True)  # fmt: skip
+            numbers = f"{ours:.0f} | {theirs:.0f} | {ours / theirs:.2f}"
+            print(f"| {case} | {stage} | {shape} | {planned.phase} | {numbers} |", flush=True)
             if a.components:
                 print(f"    imports alone {found['bare'] / 1e6:.0f} MB;", planned.describe(), flush=True)
 

@@ -34,7 +34,7 @@ def test_a_forward_pass_is_what_pytorch_counts(make):
 
 
 def test_adapters_add_nothing_to_the_shape():
-    assert shape_of(tiny.lora_bank().model.get_base_model()) == Shape.of(tiny.lm())
+    assert shape_of(tiny.lora_bank().model.get_base_model()) == shape_of(tiny.lm())
 
 
 def test_cached_numbers_are_those_in_a_cache():
