@@ -207,9 +207,9 @@ def prepare(folder: Path, source: Path, recipe: Any) -> None:
             {
                 "prompt": tiny.user(prompt(half)),
                 "completion": completion(longest - half - 3 * (i % 2)),
-                "split": "train",
+                "split": "train" if i < 24 else "eval",
             }
-            for i in range(24)
+            for i in range(32)
         ),
     )
     asked = min(recipe.ppo.max_prompt_length, recipe.collect.max_prompt_length)
