@@ -54,7 +54,7 @@ publish: venv ## upload the exported model to the Hub (ARGS=--dry-run to look fi
 export-rankings: venv ## write the rankings as a data set for the Hub (ARGS=FOLDER)
 	@$(TUTELAGE) export-rankings $(VALUES)
 
-plan: venv ## say which stages would run, and why
+plan: venv ## say which stages would run, why, and what memory they need
 	@$(TUTELAGE) plan $(VALUES)
 
 show: venv ## print every value of the recipe and where it was set

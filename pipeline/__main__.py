@@ -24,13 +24,14 @@ from pipeline.config.rules import app_conflicts
 from pipeline.device import resolve
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 from pipeline.files import readable_bytes
+from pipeline.memory.forecast import Forecast
 from pipeline.plan import Planner
 from pipeline.progress import Display
 from pipeline.ranks import Ranks
 from pipeline.rounds import step_name
 from pipeline.runner import Runner, terminate_as_interrupt
 from pipeline.stage import RANKINGS_DATABASE
-from pipeline.tables import plan_table, status_table
+from pipeline.tables import memory_table, plan_table, proposals, status_table
 
 REPORT = "report.html"
 
@@ -195,8 +196,14 @@ def plan(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
 ) -> None:
-    """Say which stages would run, and why."""
-    _console().print(plan_table(_planner(recipe, sets, runs).plan(stage)))
+    """Say which stages would run, and why; what memory and time each takes, and what would make it fit."""
+    planner = _planner(recipe, sets, runs)
+    _console().print(plan_table(planner.plan(stage)))
+    forecast = Forecast.of(planner.loaded, planner.latest("data"))
+    _print("")
+    _console().print(memory_table(forecast, planner))
+    for line in proposals(forecast):
+        _print(line)
 
 
 @app.command()

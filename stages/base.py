@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from data import corpus
-from pipeline.config.base import BaseConfig, PretrainConfig
+from pipeline.config.base import ArchitectureConfig, BaseConfig, PretrainConfig
 from pipeline.errors import DataError, StageError
 from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
@@ -65,12 +65,26 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         _save_tokenizer(tokenizer, config.chat_template, out_dir)
     (out_dir / "base.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
     base = Artifact("base", out_dir, "")
-    return metrics | _check(base, config.check_tokens, ctx)
+    return metrics | _check(base, config.check_tokens, ctx, config.architecture)
 
 
-def _check(base: Artifact, tokens: int, ctx: RunContext) -> Metrics:
+def _compare(architecture: ArchitectureConfig, config: Any) -> None:
+    """What the memory was planned for must be what is loaded."""
+    given = {name: value for name, value in vars(architecture).items() if value is not None}
+    other = {name: getattr(config, name) for name, value in given.items() if getattr(config, name, value) != value}
+    if other:
+        raise StageError(
+            f"base.architecture is not that of the model, which has {other}",
+            where="base.architecture",
+            mend="correct it, or leave it out: the model's config.json is then read",
+        )
+
+
+def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: ArchitectureConfig | None) -> Metrics:
     """Loads what the other stages will load and lets it speak; a model that cannot is found out here."""
     model: Any = load_backbone(base, ctx.device)
+    if architecture is not None:
+        _compare(architecture, model.config.get_text_config())
     codec = Codec(AutoTokenizer.from_pretrained(base.file("tokenizer")))
     if len(codec.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise StageError(

@@ -43,6 +43,23 @@ class QATConfig:
 
 
 @section
+class ArchitectureConfig:
+    """The numbers of a model's config.json that the memory plan needs, so that it needs no file and no network. The
+    base stage compares them with the model that it loads."""
+
+    model_type: str = "llama"
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count | None = None
+    """null: hidden_size / num_attention_heads."""
+    tie_word_embeddings: bool = False
+
+
+@section
 class BaseConfig:
     """Exactly one of `model` and `pretrain` is given."""
 
@@ -50,6 +67,8 @@ class BaseConfig:
     """A Hub id, a local folder, or a `.gguf` file (dequantised on load)."""
     revision: str | None = None
     """For a Hub id: the commit to pin."""
+    architecture: ArchitectureConfig | None = field(default=None, metadata=RUNTIME)
+    """Of `model`, for the memory plan; null: its config.json says."""
     pretrain: PretrainConfig | None = None
     """Make the LM here instead of loading one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -93,7 +93,7 @@ def _names(section: Any) -> frozenset[str]:
 def _rivals() -> dict[str, frozenset[str]]:
     made = {
         "base.model": frozenset({"base.pretrain"}),
-        "base.pretrain": frozenset({"base.model", "base.revision"}),
+        "base.pretrain": frozenset({"base.model", "base.revision", "base.architecture"}),
     }
     for source in ("data.demonstrations", "base.pretrain.corpus"):
         for key, others in (("task", _names(TableConfig)), ("path", _names(TaskConfig))):

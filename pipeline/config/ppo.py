@@ -134,7 +134,9 @@ class PPOConfig:
     reward_model: str | None = None
     """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
     classifier with one label (scored through text when its tokenizer differs)."""
-    gradient_checkpointing: bool = field(default=False, metadata=RUNTIME)
+    gradient_checkpointing: bool | Literal["auto"] = field(default=False, metadata=RUNTIME)
+    """Activations are computed again in the backward pass instead of kept: less memory, a third more time. auto:
+    where the memory plan says that the device needs it (`hardware.memory`, or the GPU's own), else not."""
     logits_chunk_size: Count | None = field(default=None, metadata=RUNTIME)
     """Positions whose logits exist at the same time; null: as many as take 4 MB (256 MB on a GPU)."""
     rollout_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)

@@ -11,6 +11,7 @@ from pipeline.config.collect import CollectConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.evaluate import EvalConfig
 from pipeline.config.export import ExportConfig, PublishConfig
+from pipeline.config.hardware import HardwareConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import RankConfig
 from pipeline.config.reward import RewardConfig
@@ -31,6 +32,8 @@ class Recipe:
     """CPU threads; null: torch's choice. Another number may change the last bits, so it is recorded."""
     report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list, metadata=RUNTIME)
     """Where metrics go besides metrics.jsonl."""
+    hardware: HardwareConfig = field(default_factory=HardwareConfig, metadata=RUNTIME)
+    """What the run is planned for (docs/memory.md)."""
     base: BaseConfig
     data: DataConfig
     sft: SFTConfig = field(default_factory=SFTConfig)

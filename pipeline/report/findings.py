@@ -96,6 +96,8 @@ def _stage(spec: StageSpec, run: RunSummary) -> Findings:
         "simulated": manifest.simulated,
         "peak_bytes": manifest.memory.get("peak_bytes"),
         "peak_gpu_bytes": manifest.memory.get("peak_gpu_bytes"),
+        "predicted_bytes": manifest.predicted.get("peak_bytes"),
+        "predicted_gpu_bytes": manifest.predicted.get("allocated_bytes"),
         "metrics": manifest.metrics,
     }
 

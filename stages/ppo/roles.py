@@ -52,7 +52,7 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
     make = _lora_bank if is_adapter(sft) else _full_bank
     bank = make(config, base, sft, start, reward, device)
     disable_dropout(bank)
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing is True:  # `auto` is for the runner to decide
         checkpoint_activations(bank)
     with bank.active("policy") as actor:
         check_projection(actor)

@@ -25,7 +25,7 @@ from stages.models.qat import rounds_inputs
 from stages.models.text import IGNORED, Codec
 from stages.optimizers import adamw
 from stages.ppo import experience, trajectory
-from stages.ppo.cost import Shape, attainable, update_flops
+from stages.ppo.cost import attainable, shape_of, update_flops
 from stages.ppo.experience import Experience
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
@@ -77,7 +77,7 @@ class PPOTrainer:
         self.kl: FixedKL = AdaptiveKL(kl.init, kl.target, kl.horizon) if kl.kind == "adaptive" else FixedKL(kl.init)
         self.normalizer = ScoreNormalizer(config.score, self.world)
         with bank.active("policy") as actor:
-            self.shape = Shape.of(actor.lm)
+            self.shape = shape_of(actor.lm)
         weight = next(p for p in bank.parameters() if p.is_floating_point())
         self.attainable = attainable(device, weight.dtype)
         self._work = [0.0, 0.0]  # operations, seconds

@@ -93,7 +93,9 @@ def test_one_more_round_than_is_finished(recipe_file: Path, stages: FakeStages, 
 def test_plan_gives_reasons(recipe_file: Path, stages: FakeStages, reports: list[list[str]]) -> None:
     invoke("run")
     output = invoke('plan --set "ppo.kl.target=8"').output
-    rows = [line.split(maxsplit=2) for line in output.splitlines()[1:]]
+    table, memory = output.split("\n\n", 1)
+    assert memory.startswith("memory on cpu")
+    rows = [line.split(maxsplit=2) for line in table.splitlines()[1:]]
     assert {row[0]: row[1] for row in rows} == {
         **dict.fromkeys(("base", "data", "sft", "collect", "rank", "reward"), "skip"),
         "ppo": "run",
