@@ -69,11 +69,12 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
     if ROLE in bank.roles:
         ensemble = RewardEnsemble(bank, reward_model.roles(reward))
         reward_model.verify(reward, ensemble, device)
-        model: Any = ensemble
+        kept = len(ensemble.roles) - config.reward.held_out
+        model: Any = RewardEnsemble(bank, ensemble.roles[:kept])
     else:
         # A whole reward model beside a LoRA policy, or the reverse, stands on its own.
         model = reward_model.load_reward(reward, base, device)
-    members = len(reward_model.roles(reward))
+    members = len(reward_model.roles(reward)) - config.reward.held_out
     _check_aggregate(config, members)
     if members == 1:
         return bank, token_scorer(model, batch, device)

@@ -91,6 +91,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         "mfu": trainer.mfu,
         **({"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}),
         **{f"final_{name}": last[name] for name in ("kl", "score", "length") if name in last},
+        **({"held_out_members": config.reward.held_out} if config.reward.held_out else {}),
         **({"forced_past_gate": forced} if forced else {}),
     }
 
@@ -180,6 +181,8 @@ def _look(trainer: PPOTrainer, held_out: list[EncodedPrompt], seed: int) -> dict
         "kl": float(kl.mean()),
         "score": float(scores.mean()),
         "length": float(episodes.mask_BT.sum(1).float().mean()),
+        "kls": kl.tolist(),
+        "scores": scores.tolist(),
         "prompts": [prompt.messages for prompt in held_out],
         "responses": responses,
     }
