@@ -12,7 +12,18 @@ from markupsafe import Markup
 
 from pipeline.files import readable_bytes, readable_seconds, write_atomic
 from pipeline.plan import RunSummary
-from pipeline.report import against, charts, comparison, findings, plots, rankings, verdict, wording
+from pipeline.report import (
+    against,
+    baselines,
+    charts,
+    comparison,
+    findings,
+    frontier,
+    plots,
+    rankings,
+    verdict,
+    wording,
+)
 
 HERE = Path(__file__).parent
 
@@ -40,7 +51,12 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         verdict=reached,
         against=concluded,
         rows=comparison.rows(found["evaluation"]),
-        models=comparison.MODELS,
+        models=baselines.names(found["evaluation"]),
+        contests=baselines.contests(found["evaluation"]),
+        against_sft=baselines.against_sft(found["evaluation"]),
+        reach=baselines.reach(found["evaluation"]) if found["evaluation"] else "",
+        frontier=frontier.charts(found["evaluation"]),
+        frontier_says=frontier.conclude(found["evaluation"]),
         along=charts.along(run, found),
         curves=charts.curves(run),
         reliability=charts.reliability(found),

