@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data import corpus
+from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import EvalConfig
 from pipeline.errors import DataError
 from pipeline.rounds import by_round
@@ -81,24 +82,29 @@ def answer_all(
 ) -> dict[str, Answers]:
     """Each model's answers, drawn by the same random numbers, its KL from SFT where it comes from there, and its
     loss on held-out demonstrations and text."""
-    texts = _text_rows(config, codec, ctx)
+    read = {"nll": _demonstrations(inputs["data"], codec, config)}
+    if config.text is not None:
+        read["text_nll"] = _text_rows(config.text, codec, ctx)
     asked = [prompt.ids for prompt in prompts]
-    found = {}
     reference = load_actor(inputs["base"], inputs["sft"], ctx.device)
+    found = {}
     for name, artifact in evaluated(inputs).items():
-        actor = load_actor(inputs["base"], artifact, ctx.device)
-        with ctx.progress(f"eval {name}", total=len(prompts)) as bar:
+        actor = reference if name == "sft" else load_actor(inputs["base"], artifact, ctx.device)
+        trained = name not in ("base", "sft")
+        steps = len(asked) * (2 if trained else 1) + sum(map(len, read.values()))
+        with ctx.progress(f"eval {name}", total=steps) as bar:
             ids = sample(actor, asked, codec, config, ctx.device, seed=ctx.seed, on_batch=bar.advance)
-        kl = None
-        if name != "base":
-            ours, theirs = (
-                _logprobs(who, asked, ids, codec, config, config.temperature) for who in (actor, reference)
-            )
-            kl = np.zeros(len(ids)) if name == "sft" else np.asarray((ours - theirs).double())
-        losses = {
-            "nll": _loss(actor, _demonstrations(inputs["data"], codec, config), codec, config),
-            **({"text_nll": _loss(actor, texts, codec, config)} if config.text else {}),
-        }
+            kl = np.zeros(len(ids)) if name == "sft" else None
+            if trained:
+                ours, theirs = (
+                    _logprobs(who, asked, ids, codec, config, config.temperature) for who in (actor, reference)
+                )
+                kl = np.asarray((ours - theirs).double())
+                bar.advance(len(asked))
+            losses = {}
+            for what, rows in read.items():
+                losses[what] = _loss(actor, rows, codec, config)
+                bar.advance(len(rows))
         one = np.ones((len(ids), 1))
         found[name] = Answers([[row] for row in ids], [[codec.decode(row)] for row in ids], one, kl, losses)
     return found
@@ -184,13 +190,11 @@ def _demonstrations(data: Artifact, codec: Codec, config: EvalConfig) -> Rows:
     return [(row["input_ids"][:start], row["input_ids"][start:]) for row, start in zip(rows, starts, strict=False)]
 
 
-def _text_rows(config: EvalConfig, codec: Codec, ctx: RunContext) -> Rows:
+def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
     """Held-out text in rows of `TEXT_WIDTH` tokens, of which the first is given; completions after their prompts,
     whole."""
-    if config.text is None:
-        return []
     rows: Rows = []
-    for *prompt, text in corpus.documents(config.text, ctx.seed, 0.0):
+    for *prompt, text in corpus.documents(source, ctx.seed, 0.0):
         ids: list[int] = codec.tokenizer.encode(text, add_special_tokens=False)
         if prompt:
             rows.append((codec.prompt([{"role": "user", "content": prompt[0]}]), [*ids, codec.end_id]))
@@ -198,5 +202,5 @@ def _text_rows(config: EvalConfig, codec: Codec, ctx: RunContext) -> Rows:
         cuts: Any = (ids[i : i + TEXT_WIDTH] for i in range(0, len(ids), TEXT_WIDTH))
         rows += [(row[:1], row[1:]) for row in cuts if len(row) > 1]
     if not rows:
-        raise DataError("there is no text to read", where=config.text.path, mend="see eval.text.columns")
+        raise DataError("there is no text to read", where=source.path, mend="see eval.text.columns")
     return rows

@@ -71,8 +71,8 @@ def faults(check: SlotErrors) -> int:
     return check.errors + len(check.repeated)
 
 
-class HeldOutReward:
-    """A reward model that PPO did not use."""
+class RewardModel:
+    """A reward model; as a judge, one that PPO did not use."""
 
     unit = "score"
 
@@ -88,7 +88,7 @@ def scoring_judges(config: EvalConfig, inputs: Mapping[str, Artifact], codec: Co
     found: list[Judge] = [] if config.judge == "none" else [Rubric(config.judge)]
     if config.reward_model is not None:
         name = "held-out ensemble member" if config.reward_model == "ensemble" else "held-out reward model"
-        found.append(HeldOutReward(name, _held_out(config.reward_model, inputs, codec, device)))
+        found.append(RewardModel(name, _held_out(config.reward_model, inputs, codec, device)))
     return found
 
 

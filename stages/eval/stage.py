@@ -32,7 +32,7 @@ from pipeline.stage import Artifact, Metrics, RunContext
 from stages.eval import along, best_of_n, wins
 from stages.eval.answers import Answers, answer_all, sample_sft
 from stages.eval.contests import contests, extremes
-from stages.eval.judges import Judge, Rubric, faults, proxy_scorer, scoring_judges
+from stages.eval.judges import Judge, RewardModel, Rubric, faults, proxy_scorer, scoring_judges
 from stages.eval.llm_judge import LLMJudge
 from stages.eval.texts import distinct, repetition
 from stages.eval.wins import Array
@@ -71,20 +71,20 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             where=str(inputs["data"].path),
             mend="raise data.eval_fraction or eval.max_prompt_length",
         )
-    judges = scoring_judges(config, inputs, codec, ctx.device)
-    proxy = proxy_scorer(inputs, codec, ctx.device)
-    # 1.
+    # 1. One model after the other: a card need not hold them all.
     answers = answer_all(inputs, prompts, codec, config, ctx)
-    scores = {name: found.score(proxy, prompts) for name, found in answers.items()}
+    if config.best_of_n is not None:
+        answers["best_of_n"] = sample_sft(inputs, prompts, codec, config, ctx, config.best_of_n)
+    proxy = RewardModel("proxy", proxy_scorer(inputs, codec, ctx.device))
+    scores = _merits(proxy, prompts, answers, ctx)
+    del proxy
     n = None
     if config.best_of_n is not None:
-        samples = sample_sft(inputs, prompts, codec, config, ctx, config.best_of_n)
-        scores["best_of_n"] = samples.score(proxy, prompts)
         n = best_of_n.nearest(float(_kl(answers["ppo"]).mean()), config.best_of_n)
-        answers["best_of_n"] = replace(samples, weights_PS=best_of_n.weights(scores["best_of_n"], n))
-    merits = {
-        judge.name: {name: judge.merits(prompts, found) for name, found in answers.items()} for judge in judges
-    }
+        weights = best_of_n.weights(scores["best_of_n"], n)
+        answers["best_of_n"] = replace(answers["best_of_n"], weights_PS=weights)
+    judges = scoring_judges(config, inputs, codec, ctx.device)
+    merits = {judge.name: _merits(judge, prompts, answers, ctx) for judge in judges}
     panel = Panel(prompts, answers, scores, merits, n)
     # 2. and 3.
     rubric = next((judge for judge in judges if isinstance(judge, Rubric)), None)
@@ -128,6 +128,18 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     )
     write_jsonl(out_dir / "samples.jsonl", _samples(prompts, shown, rubric, config.samples))
     return _flat(result)
+
+
+def _merits(
+    judge: Judge, prompts: Sequence[EncodedPrompt], answers: Mapping[str, Answers], ctx: RunContext
+) -> dict[str, Array]:
+    """(P, S) by model."""
+    merits = {}
+    with ctx.progress(f"eval {judge.name}", total=sum(found.weights_PS.size for found in answers.values())) as bar:
+        for name, found in answers.items():
+            merits[name] = judge.merits(prompts, found)
+            bar.advance(found.weights_PS.size)
+    return merits
 
 
 def _kl(found: Answers) -> Array:
