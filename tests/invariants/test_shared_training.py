@@ -1,4 +1,4 @@
-"""SFT, reward training and DPO make the same model however the work is divided: in micro-batches, among processes."""
+"""SFT, reward training and DPO make the same model, however the work is divided: in micro-batches or processes."""
 
 import os
 import socket
