@@ -16,7 +16,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 TUTELAGE := $(VENV)/bin/tutelage
 VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
-STAGES := base data sft collect rank reward ppo eval export
+STAGES := base data sft collect rank reward ppo dpo eval export
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run round test slow lint types check plan show status report compare chat clean judge publish \

@@ -27,6 +27,10 @@ def _ranks_itself(recipe: Recipe) -> bool:
     return recipe.rank.source != "data"
 
 
+def _has_dpo(recipe: Recipe) -> bool:
+    return recipe.dpo is not None and recipe.dpo.enabled
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """What the runner knows of a stage, or of its step in a later round.
@@ -39,6 +43,7 @@ class StageSpec:
         later: the same in round r > 1, from the recipe and r; r is the last round for a stage that runs once.
             None: as `needs`.
         planned: whether the recipe has this stage at all.
+        exists: for a stage that not every recipe has: the dotted path that decides it, and when there is one.
         paths: dotted recipe paths that may name local files or folders -> whether a value does. Their
             content enters the key.
         parallel: whether several processes can share the work. What it makes does not depend on their number
@@ -52,6 +57,7 @@ class StageSpec:
     needs: tuple[str, ...] = ()
     later: Callable[[Recipe, int], tuple[str, ...]] | None = None
     planned: Callable[[Recipe], bool] = _always
+    exists: tuple[str, str] = ("", "")
     paths: Mapping[str, Callable[[str], bool]] | None = None
     parallel: bool = False
     resolve: Callable[[Recipe, Any], Any] | None = None
@@ -128,7 +134,7 @@ def _ppo_later(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 def _eval_later(recipe: Recipe, number: int) -> tuple[str, ...]:
     policies = tuple(step_name("ppo", r) for r in range(1, number + 1))
-    return ("base", "data", "sft", step_name("reward", number), *policies)
+    return ("base", "data", "sft", step_name("reward", number), *policies, "dpo")
 
 
 def _export_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -166,6 +172,7 @@ STAGES = {
             needs=("base", "data", "sft"),
             later=_collect_later,
             planned=_ranks_itself,
+            exists=("rank.source", "with rank.source=app or simulated only"),
         ),
         StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
@@ -195,12 +202,26 @@ STAGES = {
             resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=look_judge(recipe))),
         ),
         StageSpec(
+            "dpo",
+            version=1,
+            target="stages.dpo:run",
+            needs=("base", "data", "sft", "rank"),
+            later=_reward_later,
+            planned=_has_dpo,
+            exists=("dpo.enabled", "with a `dpo` section, or with dpo.enabled=true"),
+            parallel=True,
+        ),
+        StageSpec(
             "eval",
             version=4,
-            target="stages.evaluate:run",
-            needs=("base", "data", "sft", "reward", "ppo"),
+            target="stages.eval.stage:run",
+            needs=("base", "data", "sft", "reward", "ppo", "dpo"),
             later=_eval_later,
-            paths={"eval.judge": _is_file},
+            paths={
+                "eval.judge": _is_file,
+                "eval.reward_model": lambda model: model != "ensemble",
+                "eval.text.path": is_local,
+            },
         ),
         StageSpec(
             "export", version=1, target="stages.export:run", needs=("base", "sft", "ppo"), later=_export_later

@@ -53,6 +53,9 @@ class AggregateConfig:
     (Coste et al. 2023, arXiv:2310.02743)."""
     uncertainty_coef: NonNegative = 1.0
     """Standard deviations taken off (uncertainty)."""
+    held_out: Natural = 0
+    """The ensemble's last members that PPO leaves alone, so that `eval.reward_model: ensemble` can judge by
+    them."""
 
 
 @section

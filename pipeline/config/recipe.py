@@ -9,6 +9,7 @@ from pydantic import Field
 from pipeline.config.base import BaseConfig
 from pipeline.config.collect import CollectConfig
 from pipeline.config.data import DataConfig
+from pipeline.config.dpo import DPOConfig
 from pipeline.config.evaluate import EvalConfig
 from pipeline.config.export import ExportConfig, PublishConfig
 from pipeline.config.hardware import HardwareConfig
@@ -41,6 +42,8 @@ class Recipe:
     rank: RankConfig = field(default_factory=RankConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    dpo: DPOConfig | None = None
+    """A baseline to PPO; null: none."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)

@@ -43,6 +43,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
     yield from _guards(recipe)
+    yield from _eval(recipe)
     for name in ("model", "rankings"):
         repository = getattr(recipe.publish, name)
         if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
@@ -76,6 +77,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         "data.prompts": recipe.data.prompts,
         "data.rankings": recipe.data.rankings,
         "reward.pretrain_on": recipe.reward.pretrain_on,
+        "eval.text": recipe.eval.text,
     }
     for name, source in sources.items():
         path = getattr(source, "path", "")
@@ -119,9 +121,29 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
         yield "reward.merits", "says where margins or regression targets come from, and neither is asked for"
     if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
         yield "reward.ensemble", "needs LoRA on the policy's backbone: its members are adapters there"
-    aggregate = recipe.ppo.reward.aggregate
-    if aggregate != "mean" and reward.ensemble == 1 and recipe.ppo.reward_model is None:
-        yield "ppo.reward.aggregate", f"{aggregate} is of several members, and reward.ensemble is 1"
+    aggregate, held_out = recipe.ppo.reward.aggregate, recipe.ppo.reward.held_out
+    if held_out and recipe.ppo.reward_model is not None:
+        yield "ppo.reward.held_out", "is of the run's own ensemble, and ppo.reward_model names another model"
+    elif held_out and held_out >= reward.ensemble:
+        yield "ppo.reward.held_out", f"{held_out} leaves PPO no member: reward.ensemble is {reward.ensemble}"
+    elif aggregate != "mean" and reward.ensemble - held_out == 1 and recipe.ppo.reward_model is None:
+        less = f" less {held_out} held out" if held_out else ""
+        yield (
+            "ppo.reward.aggregate",
+            f"{aggregate} is of several members, and reward.ensemble is {reward.ensemble}{less}",
+        )
+
+
+def _eval(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.eval.reward_model == "ensemble" and not recipe.ppo.reward.held_out:
+        yield "eval.reward_model", "ensemble: no member is left to judge by; set ppo.reward.held_out to 1 or more"
+    judge = recipe.eval.llm_judge
+    if judge is None:
+        return
+    if not re.fullmatch(r"https?://\S+", judge.base_url):
+        yield "eval.llm_judge.base_url", f"must be like https://api.example.org/v1, got {judge.base_url!r}"
+    if owned := sorted({"model", "messages", "stream", "n"} & judge.parameters.keys()):
+        yield "eval.llm_judge.parameters", f"may not set {', '.join(owned)}"
 
 
 def _rank(recipe: Recipe) -> Iterator[Problem]:
@@ -194,13 +216,8 @@ def look_judge(recipe: Recipe) -> str:
 
 def _guards(recipe: Recipe) -> Iterator[Problem]:
     ppo, judge = recipe.ppo, recipe.ppo.guards.judge
-    if judge == "member":
-        least = 2 if ppo.reward.aggregate == "mean" else 3
-        if ppo.reward_model is None and recipe.reward.ensemble < least:
-            yield (
-                "ppo.guards.judge",
-                f"member keeps one of the ensemble's out of the reward: reward.ensemble must be >= {least}",
-            )
+    if judge == "member" and not ppo.reward.held_out:
+        yield "ppo.guards.judge", "member: none is left to judge; set ppo.reward.held_out to 1 or more"
     if judge == "reward" and ppo.reward_model is None:
         yield "ppo.guards.judge", "reward is the model that PPO optimises, unless ppo.reward_model names another"
 

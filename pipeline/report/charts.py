@@ -27,6 +27,12 @@ TRAINING: list[tuple[str, str, str, dict[str, Kind]]] = [
 ]
 """Charts of what comes before PPO: stage, title, unit, metric -> kind of line."""
 
+DPO: list[tuple[str, str, str, dict[str, Kind]]] = [
+    ("dpo", "Loss of DPO", "nats a pair", {"loss": "train"}),
+    ("dpo", "Accuracy of DPO’s implicit reward", "share of pairs ordered rightly", {"rewards/accuracies": "train"}),
+]
+"""As `TRAINING`, of the baseline."""
+
 PPO: list[tuple[str, str, str, Bounds | None]] = [
     ("KL coefficient", "reward a nat", "objective/kl_coef", None),
     ("Reward less KL penalty", "normalised score", "objective/rlhf_reward", None),
@@ -45,15 +51,18 @@ PPO: list[tuple[str, str, str, Bounds | None]] = [
 def curves(run: RunSummary) -> dict[str, list[Chart]]:
     """Charts of the stages that train, as far as these are finished and logged anything: the last round's of the
     reward model, all rounds' of PPO."""
-    before = [
-        Chart(
-            title,
-            unit,
-            [Line(kind, _points(_newest(run, stage), metric)) for metric, kind in lines.items()],
-            source=_source(run, (stage, "metrics.jsonl", ", ".join(lines))),
-        )
-        for stage, title, unit, lines in TRAINING
-    ]
+    before, baseline = (
+        [
+            Chart(
+                title,
+                unit,
+                [Line(kind, _points(_newest(run, stage), metric)) for metric, kind in lines.items()],
+                source=_source(run, (stage, "metrics.jsonl", ", ".join(lines))),
+            )
+            for stage, title, unit, lines in charts
+        ]
+        for charts in (TRAINING, DPO)
+    )
     rows = _ppo_rows(run)
     ppo = [
         Chart(
@@ -66,7 +75,7 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
         )
         for title, unit, metric, bounds in PPO
     ]
-    parts = {"Before PPO": _with_points(before), "PPO": _with_points(ppo)}
+    parts = {"Before PPO": _with_points(before), "PPO": _with_points(ppo), "DPO": _with_points(baseline)}
     return {part: charts for part, charts in parts.items() if charts}
 
 

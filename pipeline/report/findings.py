@@ -25,6 +25,7 @@ MADE = {
     "rank": "{rankings:,} rankings by {annotators} {who}",
     "reward": "trained on {rankings:,} rankings of {completions:,} answers",
     "ppo": "{updates:,} updates, {episodes:,} episodes",
+    "dpo": "trained on {pairs:,} pairs of answers to {prompts:,} prompts",
     "eval": "{prompts:,} held-out prompts, judge: {judge}",
     "export": "one model of {size}",
 }

@@ -77,6 +77,7 @@ class Looks:
             "kl_coef": trainer.kl.value,
             "score": float(scores.mean()),
             "length": float(lengths.float().mean()),
+            "kls": kl.tolist(),
             "scores": scores.tolist(),
             "prompts": prompts,
             "responses": responses,

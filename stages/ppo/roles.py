@@ -73,10 +73,9 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
     else:
         # A whole reward model beside a LoRA policy, or the reverse, stands on its own.
         model = reward_model.load_reward(reward, base, device)
-    members = len(reward_model.roles(reward))
-    if config.guards.judge == "member" and members > 1:  # the last one judges instead (stages.ppo.judges)
-        members -= 1
-        model = reward_model.RewardEnsemble(model.bank, model.roles[:-1])
+    members = len(reward_model.roles(reward)) - config.reward.held_out
+    if config.reward.held_out:
+        model = RewardEnsemble(model.bank, model.roles[:members])
     _check_aggregate(config, members)
     if members == 1:
         return bank, token_scorer(model, batch, device)

@@ -104,6 +104,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         "mfu": trainer.mfu,
         **({"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}),
         **{f"final_{name}": handed_on[name] for name in LOOKED if handed_on and name in handed_on},
+        **({"held_out_members": config.reward.held_out} if config.reward.held_out else {}),
         **({"forced_past_gate": forced} if forced else {}),
     }
 

@@ -255,7 +255,7 @@ def test_the_module_runs_as_a_command(recipe_file: Path) -> None:
 def test_make_knows_every_stage_and_command() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = {line.split()[0] for line in listed.splitlines()}
-    stages = {"base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export", "publish"}
+    stages = {"base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval", "export", "publish"}
     assert stages | {"run", "test", "plan", "show", "status", "report", "chat", "clean"} <= names
 
 

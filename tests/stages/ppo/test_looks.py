@@ -292,7 +292,7 @@ def test_a_member_that_judges_takes_no_part_in_the_reward(tmp_path, base, lora):
     made = make_inputs(tmp_path, base, lora=lora)
     made["reward"] = tiny.reward_artifact(tmp_path / "three", base, members=3)
     config = PPOConfig(
-        **SMALL, guards=GuardsConfig(judge="member"), reward=AggregateConfig(aggregate="min")
+        **SMALL, guards=GuardsConfig(judge="member"), reward=AggregateConfig(aggregate="min", held_out=1)
     )  # the lowest of two
     bank, scorer = roles.build(config, made, tiny.codec(), "cpu")
     judge = judges.build(config, made, tiny.codec(), bank, "cpu")
