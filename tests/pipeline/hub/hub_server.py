@@ -195,7 +195,13 @@ class _Handler(BaseHTTPRequestHandler):
         names = [name for name in sorted(repository.files) if not path or name.startswith(f"{path}/")]
         if path and not names:
             raise _Refused(404, f"{path} does not exist", "EntryNotFound")
-        self._send([self._entry(repository, name) for name in names])
+        parents = {str(parent) for name in names for parent in Path(name).parents if parent != Path(".")}
+        entries = [self._entry(repository, name) for name in names]
+        entries += [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in sorted(parents)]
+        here = str(Path(path or "."))
+        deep = "recursive=true" in urlsplit(self.path).query.lower()
+        below = [entry for entry in entries if here == "." or entry["path"].startswith(f"{here}/")]
+        self._send([entry for entry in below if deep or str(Path(entry["path"]).parent) == here])
 
     def paths_info(self, kind: str, id: str, revision: str) -> None:
         repository = self._repository(kind, id)
