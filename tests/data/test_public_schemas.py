@@ -267,3 +267,20 @@ def test_summarize_from_feedback(tmp_path):
 def test_a_choice_among_texts(tmp_path):
     [ranking] = read(table(tmp_path, "choice", [{"prompt": "p", "completions": ["x", "y", "z"], "choice": 0}]))
     assert (ranking.completions, ranking.ranks) == (["x", "y", "z"], [1, 2, 2])
+
+
+def test_oasst_trees_as_demonstrations(tmp_path):
+    """OpenAssistant/oasst1, *_ready.trees.jsonl.gz: of ranked replies the best is the demonstration."""
+
+    def reply(text, rank, replies=()):
+        return {"text": text, "role": "assistant", "rank": rank, "replies": list(replies)}
+
+    follow_up = {"text": "more", "role": "prompter", "rank": 0, "replies": [reply("u", 1), reply("v", 0)]}
+    replies = [reply("x", 1), reply("y", 0, [follow_up]), reply("z", None)]
+    root = {"text": "Hi", "role": "prompter", "replies": replies}
+    write_jsonl(tmp_path / "t.jsonl", [{"message_tree_id": "1", "tree_state": "ready_for_export", "prompt": root}])
+    made = list(read_demonstrations(TableConfig(path=str(tmp_path / "t.jsonl")), 0.1, Dropped()))
+    assert [(d.prompt, d.completion) for d in made] == [
+        ([user("Hi")], "y"),
+        ([user("Hi"), assistant("y"), user("more")], "v"),
+    ]

@@ -13,7 +13,7 @@ from test_end_to_end import ROOT, SMALL, runner
 
 sys.path.insert(0, str(ROOT / "tests/pipeline/hub"))
 from hub_client import publish, python
-from hub_server import Hub, serving
+from hub_server import Hub, Repository, serving
 
 VALUES = ("publish.model=me/model publish.rankings=me/rankings publish.private=false", "device=cpu", SMALL)
 COMPARE = """
@@ -59,22 +59,26 @@ def test_what_was_published_loads_by_the_lines_of_its_card(
     assert not hub.xet or any(hub.xet.rglob("*"))
 
     there = tmp_path / "there"
-    model, rankings = (
-        hub.repositories[f"{kind}s", f"me/{name}"] for kind, name in (("model", "model"), ("dataset", "rankings"))
-    )
+    model, rankings = hub.repositories["models", "me/model"], hub.repositories["datasets", "me/rankings"]
     same = json.loads(python(hub, there, COMPARE.format(folder=exported)).splitlines()[-1])
     assert same
     assert all(same)
 
-    [lines] = re.findall(r"```python\n(.*?)```", bytes(model.files["README.md"]).decode(), re.DOTALL)  # type: ignore[arg-type]
+    [lines] = re.findall(r"```python\n(.*?)```", card(model), re.DOTALL)
     assert len([line for line in lines.splitlines() if line and "import" not in line]) == 5
     assert python(hub, there, lines).strip()
 
-    [lines] = re.findall(r"```python\n(.*?)```", bytes(rankings.files["README.md"]).decode(), re.DOTALL)  # type: ignore[arg-type]
+    [lines] = re.findall(r"```python\n(.*?)```", card(rankings), re.DOTALL)
     show = "\nprint(__import__('json').dumps({name: part.num_rows for name, part in rankings.items()}))"
     counts = json.loads(python(hub, there, lines + show).splitlines()[-1])
     given = [row["split"] for row in summary.need("rank").artifact.jsonl("rankings.jsonl")]
     assert counts == {split: given.count(split) for split in ("train", "eval")}
+
+
+def card(repository: Repository) -> str:
+    text = repository.files["README.md"]
+    assert isinstance(text, bytes)
+    return text.decode()
 
 
 def _picture(runs: Path, tmp_path: Path) -> Path:
