@@ -21,8 +21,8 @@ HEAD = """# Recipes: every value
 
 Made by `make docs` from the dataclasses in `pipeline/config/`; a test holds it current. A recipe is checked before
 anything runs: an unknown key, a wrong type (`true` for 1, "3" for 3) or two values that do not fit together
-(`pipeline/config/rules.py`) are refused with file, line and the nearest valid name. `extends:` builds on other files,
-the command line's `SET="a.b=c"` goes over all of them, and `make show` prints every value and where it was set.
+(`pipeline/config/rules.py`) are refused with file, line and the nearest valid name. `extends:` builds on others;
+`SET="a.b=c"` on the command line goes over all of them, and `make show` prints every value and where it was set.
 
 "required" has no default. A value marked **r** changes how a stage runs and not what it makes: changing it reruns
 nothing. One marked **l** is read by later rounds only.
