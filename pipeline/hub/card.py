@@ -12,7 +12,7 @@ from pipeline.config.rules import is_hub_id
 from pipeline.config.section import content
 from pipeline.plan import RunSummary
 from pipeline.report import comparison, findings, verdict
-from pipeline.report.wording import fixed, percent, span
+from pipeline.report.wording import DASH, fixed, percent, span
 
 HUB = "hub://"
 EXAMPLE = "What makes a good answer?"
@@ -91,6 +91,7 @@ def comparisons(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float, float,
             yield name, *numbers  # type: ignore[misc]
 
 
+MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
 LABELS = {"win_rate": "win rate against SFT", "reduction": "change of fact errors against SFT"}
 
 
@@ -156,17 +157,19 @@ def _verdict(found: findings.Findings) -> str:
 def _evaluation(run: RunSummary, found: findings.Findings) -> Iterator[str]:
     metrics = run.need("eval").manifest.metrics
     judge = metrics.get("judge", "none")
+    compared = comparison.rows(found["evaluation"])
+    models = [name for name in found["evaluation"]["models"] if any(name in row.cells for row in compared)]
     rows = [
         f"| {row.metric.label}, {row.metric.unit} | "
-        + " | ".join(_cell(row, model) for model in comparison.MODELS)
+        + " | ".join(_cell(row, model) for model in models)
         + f" | {row.change} |"
-        for row in comparison.rows(found["evaluation"])
+        for row in compared
     ]
-    names = " | ".join(comparison.MODELS.values())
+    names = " | ".join(MODELS.get(name, name.replace("_", " ")) for name in models)
     yield (
         f"## Evaluation\n\nOn {metrics.get('prompts', 0):,} held-out prompts; judge: `{judge}`, which is never the "
         "reward model. In parentheses: 95 % bootstrap intervals over prompts.\n\n"
-        f"| metric | {names} | PPO less SFT |\n|---|{'---|' * (len(comparison.MODELS) + 1)}\n" + "\n".join(rows)
+        f"| metric | {names} | PPO less SFT |\n|---|{'---|' * (len(models) + 1)}\n" + "\n".join(rows)
     )
     with_intervals = [
         f"| {label(name)} | {value:.4g} | {low:.4g} to {high:.4g} |"
@@ -182,7 +185,7 @@ def _evaluation(run: RunSummary, found: findings.Findings) -> Iterator[str]:
 
 def _cell(row: comparison.Row, model: str) -> str:
     interval = row.intervals.get(model)
-    return row.cells[model] + (f" ({interval})" if interval else "")
+    return row.cells.get(model, DASH) + (f" ({interval})" if interval else "")
 
 
 def _training(found: findings.Findings) -> str:

@@ -29,7 +29,8 @@ CARD = "README.md"
 CURVES = "training.png"
 
 MODEL_FILES = (
-    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.gguf"),
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("*.gguf", "Modelfile"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
 )
@@ -163,7 +164,14 @@ def _merged(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list
     export = run.need("export")
     _verify(run, export, progress)
     paths = {name: export.artifact.path / name for name in export.manifest.files}
-    return _listed(paths, MODEL_FILES)
+    files, left_out = _listed(paths, MODEL_FILES)
+    if "config.json" not in files:
+        raise StageError(
+            "the export holds no merged model, and the card's lines would load nothing",
+            where=str(export.artifact.path),
+            mend="set publish.adapter=true, or export a merged model",
+        )
+    return files, left_out
 
 
 def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list[str]]:

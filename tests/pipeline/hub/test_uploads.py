@@ -190,13 +190,20 @@ def test_what_is_on_no_list_stays_here(finished: Finished, stages: FakeStages) -
             (given[2] / name).write_bytes(b"\0secret")
         (given[2] / "gguf").mkdir()
         (given[2] / "gguf/model-Q4_0.gguf").write_bytes(b"GGUF\0")
+        (given[2] / "gguf/Modelfile").write_text("FROM ./model-Q4_0.gguf\n")
         return write_model(*given)
 
     stages.does["export"] = export
     run = finished(MODEL)
     (run.need("export").artifact.path / "later.safetensors").write_bytes(b"no manifest vouches for it")
     [upload] = planned(run)
-    assert set(upload.files) == {"config.json", "model.safetensors", "gguf/model-Q4_0.gguf", CURVES}
+    assert set(upload.files) == {
+        "config.json",
+        "model.safetensors",
+        "gguf/model-Q4_0.gguf",
+        "gguf/Modelfile",
+        CURVES,
+    }
     assert upload.left_out == (
         "notes.txt", "optimizer.pt", "state/checkpoint.pt", "trainer_state.json", "training_args.bin",
     )  # fmt: skip
@@ -223,6 +230,17 @@ def test_a_file_that_gives_something_away_is_refused(
     with pytest.raises(StageError, match=f"config.json holds {problem}: nothing was uploaded") as error:
         planned(finished(MODEL))
     assert error.value.where == f"config.json:2 ({problem})"
+
+
+def test_an_export_without_a_merged_model_is_refused(finished: Finished, stages: FakeStages) -> None:
+    def export(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        (out_dir / "adapter").mkdir()
+        (out_dir / "adapter/adapter_model.safetensors").write_bytes(b"\0")
+        return {}
+
+    stages.does["export"] = export
+    with pytest.raises(StageError, match="holds no merged model"):
+        planned(finished(MODEL))
 
 
 def test_absolute_paths_of_the_recipe_stay_here(finished: Finished) -> None:
