@@ -10,9 +10,10 @@ import yaml
 
 from pipeline.config.rules import is_hub_id
 from pipeline.config.section import content
+from pipeline.files import readable_seconds
 from pipeline.plan import RunSummary
 from pipeline.report import comparison, findings, verdict
-from pipeline.report.wording import DASH, fixed, percent, span
+from pipeline.report.wording import DASH, percent, span
 
 HUB = "hub://"
 EXAMPLE = "What makes a good answer?"
@@ -157,6 +158,7 @@ def _verdict(found: findings.Findings) -> str:
 def _evaluation(run: RunSummary, found: findings.Findings) -> Iterator[str]:
     metrics = run.need("eval").manifest.metrics
     judge = metrics.get("judge", "none")
+    said = "without an independent judge" if judge == "none" else f"judge: `{judge}`, which is not the reward model"
     compared = comparison.rows(found["evaluation"])
     models = [name for name in found["evaluation"]["models"] if any(name in row.cells for row in compared)]
     rows = [
@@ -167,8 +169,8 @@ def _evaluation(run: RunSummary, found: findings.Findings) -> Iterator[str]:
     ]
     names = " | ".join(MODELS.get(name, name.replace("_", " ")) for name in models)
     yield (
-        f"## Evaluation\n\nOn {metrics.get('prompts', 0):,} held-out prompts; judge: `{judge}`, which is never the "
-        "reward model. In parentheses: 95 % bootstrap intervals over prompts.\n\n"
+        f"## Evaluation\n\nOn {metrics.get('prompts', 0):,} held-out prompts, {said}. In parentheses: 95 % "
+        "bootstrap intervals over prompts.\n\n"
         f"| metric | {names} | PPO less SFT |\n|---|{'---|' * (len(models) + 1)}\n" + "\n".join(rows)
     )
     with_intervals = [
@@ -191,7 +193,10 @@ def _cell(row: comparison.Row, model: str) -> str:
 def _training(found: findings.Findings) -> str:
     seconds = found["seconds"]
     hardware = ", ".join(found["environment"]["hardware"].get("device", []))
-    return f"All stages took {fixed(seconds / 60, 1)} minutes on {hardware or 'an unrecorded device'}."
+    return (
+        "Blue: on held-out prompts, along PPO; grey: on the batches it learned from; dashed: the KL's target. "
+        f"All stages took {readable_seconds(seconds)} on {hardware or 'an unrecorded device'}."
+    )
 
 
 def _use(run: RunSummary, repository: str, files: Sequence[str]) -> str:

@@ -19,9 +19,10 @@ def training(run: RunSummary) -> bytes | None:
         return None
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(3.6 * len(drawn), 2.6), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(3.8 * len(drawn), 2.8), layout="constrained", facecolor="white")
         for axes, chart in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
             for line in chart.lines:
                 axes.plot(
@@ -31,7 +32,10 @@ def training(run: RunSummary) -> bytes | None:
                     marker=MARKERS.get(line.kind),
                     markersize=3,
                 )
-            axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.unit)
+            axes.set_title(chart.title, loc="left", fontweight="bold", pad=18)
+            axes.text(0, 1.03, chart.unit, transform=axes.transAxes, color="#52606d")
+            axes.set_xlabel(chart.x)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if chart.bounds:
                 axes.set_ylim(*chart.bounds)
         picture = BytesIO()
