@@ -113,13 +113,28 @@ def _sources(section: type[Any]) -> dict[str, tuple[ast.expr, ast.expr | None, s
         return {}
     tree = ast.parse(inspect.getsource(sys.modules[section.__module__]))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section.__name__)
+    aliases = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
     found = {}
     for node, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             said = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             text = str(following.value.value) if said else ""  # type: ignore[union-attr]
-            found[node.target.id] = (node.annotation, node.value, text)
+            found[node.target.id] = (_Named(aliases).visit(node.annotation), node.value, text)
     return found
+
+
+class _Named(ast.NodeTransformer):
+    """Puts what a module calls by a name of its own (`Format = Literal[...]`) in the name's place."""
+
+    def __init__(self, aliases: dict[str, ast.expr]) -> None:
+        self._aliases = {name: value for name, value in aliases.items() if name not in NAMES}
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._aliases.get(node.id, node)
 
 
 def _kind(annotation: ast.expr) -> str:

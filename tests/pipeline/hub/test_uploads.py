@@ -146,7 +146,7 @@ def test_nothing_is_uploaded_without_a_destination_or_evidence(
     with pytest.raises(RecipeError, match="where to publish"):
         planned(finished())
     other = runner(MODEL, "seed=1")
-    other.run("export")
+    other.run("ppo")
     with pytest.raises(StageError, match="eval is not finished"):
         planned(other.planner.summary())
 
