@@ -20,7 +20,7 @@ STAGES := base data sft collect rank reward ppo dpo eval export
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run round test slow lint types check plan show status report compare chat clean judge publish \
-	export-rankings $(STAGES)
+	export-rankings docs $(STAGES)
 
 help: ## list the targets
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-16s %s\n", $$1, $$2}'
@@ -48,7 +48,7 @@ collect-% rank-% reward-% ppo-%: venv # a stage's step of a later round: make pp
 round: venv ## run one more round of collect, rank, reward and ppo than is finished
 	@$(TUTELAGE) round --nproc $(NPROC) $(VALUES)
 
-publish: venv ## upload the exported model to the Hub (ARGS=--dry-run to look first)
+publish: venv ## upload model, card and rankings to the Hub (ARGS=--dry-run to look first)
 	@$(TUTELAGE) publish $(VALUES)
 
 export-rankings: venv ## write the rankings as a data set for the Hub (ARGS=FOLDER)
@@ -92,3 +92,6 @@ lint: venv ## ruff
 
 types: venv ## mypy
 	@$(VENV)/bin/mypy
+
+docs: venv ## write docs/recipes.md, the reference of every recipe value
+	@$(VENV)/bin/python -m pipeline.config.reference > docs/recipes.md

@@ -16,14 +16,15 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from pipeline import clean as cleaning
-from pipeline import hub, manifest, registry
 from pipeline import launch as launching
+from pipeline import manifest, registry
 from pipeline.config.load import load_recipe
 from pipeline.config.rank import AppConfig
 from pipeline.config.rules import app_conflicts
 from pipeline.device import resolve
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 from pipeline.files import readable_bytes
+from pipeline.hub import send, uploads
 from pipeline.memory.forecast import Forecast
 from pipeline.plan import Planner
 from pipeline.progress import Display
@@ -389,17 +390,25 @@ def publish(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be uploaded.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the exact files, sizes and cards; upload nothing.")
+    ] = False,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Over publish.private of the recipe.")
     ] = None,
 ) -> None:
-    """Upload the exported model and, when named, the rankings to the Hub."""
+    """Upload the model and, when named, the rankings to the Hub. After an interruption the same command goes on."""
     summary = _planner(recipe, sets, runs).summary()
-    for upload in hub.uploads(summary, private):
-        _print(upload.describe() if dry_run else f"uploading {len(upload.files)} files to {upload.repository}")
-        if not dry_run:
-            _print(f"published: {upload.send()}")
+    display = Display(_console())
+    made = uploads.uploads(summary, display.open, private)
+    if dry_run:
+        for upload in made:
+            _print(upload.describe())
+        return
+    for upload in made:
+        _print(f"published: {send.send(upload, display.open, display.say)}")
+    if address := send.collect(summary.loaded.recipe.publish, made):
+        _print(f"collection: {address}")
 
 
 @app.command("export-rankings")
@@ -415,7 +424,7 @@ def export_rankings(
     """Write the run's rankings as a data set for the Hub: Parquet files and a card. People become pseudonyms."""
     summary = _planner(recipe, sets, runs).summary()
     with Display(_console()).open("export-rankings"):
-        made = hub.export_rankings(summary, folder, None if only is None else only.value)
+        made = uploads.export_rankings(summary, folder, None if only is None else only.value)
     counts = ", ".join(f"{count:,} {split}" for split, count in made.splits.items())
     _print(f"{folder}: {counts}, {len(made.files)} files")
 

@@ -81,6 +81,8 @@ class Chart:
     x: str = "step"
     bounds: Bounds | None = None
     square: bool = False
+    fraction: bool = False
+    """Whether the horizontal axis is not counted in whole steps."""
     mark: float | None = None
     """A place on the horizontal axis to point out: the update whose policy was handed on."""
     source: str = ""
@@ -91,8 +93,6 @@ def numbers(chart: Chart) -> dict[str, Any]:
     """A chart as JSON values: the points that are drawn, and where they come from."""
     lines = [{"kind": line.kind, "points": [list(point) for point in thinned(line.points)]} for line in chart.lines]
     return {"title": chart.title, "unit": chart.unit, "x": chart.x, "source": chart.source, "lines": lines}
-    fraction: bool = False
-    """Whether the horizontal axis is not counted in whole steps."""
 
 
 def draw(chart: Chart, name: str) -> Markup:
