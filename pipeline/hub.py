@@ -18,6 +18,7 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.files import readable_bytes
 from pipeline.fingerprint import files_below
 from pipeline.plan import RunSummary
+from pipeline.report import exported
 from pipeline.rounds import by_round, newest
 
 CARD = "README.md"
@@ -185,6 +186,7 @@ def model_card(run: RunSummary, repository: str) -> str:
         "penalty, made by tutelage.",
         _whose(run),
         "## Evaluation\n\nOn held-out prompts.\n\n| metric | value |\n|---|---|\n" + "\n".join(rows),
+        *filter(None, [exported.markdown(exported.read(run))]),
         "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{repository}")\n'
         f'model = AutoModelForCausalLM.from_pretrained("{repository}")\n'

@@ -124,7 +124,7 @@ def _eval_later(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 
 def _export_later(recipe: Recipe, number: int) -> tuple[str, ...]:
-    return ("base", "sft", step_name("ppo", number))
+    return ("base", "data", step_name("reward", number), step_name("ppo", number), "eval")
 
 
 STAGES = {
@@ -183,14 +183,18 @@ STAGES = {
         ),
         StageSpec(
             "eval",
-            version=3,
+            version=4,
             target="stages.evaluate:run",
             needs=("base", "data", "sft", "reward", "ppo"),
             later=_eval_later,
             paths={"eval.judge": lambda judge: judge not in ("none", "venues", "e2e")},
         ),
         StageSpec(
-            "export", version=1, target="stages.export:run", needs=("base", "sft", "ppo"), later=_export_later
+            "export",
+            version=2,
+            target="stages.export.stage:run",
+            needs=("base", "data", "reward", "ppo", "eval"),
+            later=_export_later,
         ),
     )
 }

@@ -71,6 +71,9 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "judge": None if judge is None else config.judge,
         "prompts": len(prompts),
         "bootstrap": config.bootstrap,
+        "settings": {
+            name: getattr(config, name) for name in ("max_prompt_length", "response_length", "temperature")
+        },
         "models": {
             name: _describe(found, codec, scores[name])
             | (_errors(checks[name], config.bootstrap, ctx.seed) if name in checks else {})

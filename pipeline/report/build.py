@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.files import readable_bytes, readable_seconds, write_atomic
 from pipeline.plan import RunSummary
-from pipeline.report import against, charts, comparison, findings, plots, rankings, verdict, wording
+from pipeline.report import against, charts, comparison, exported, findings, plots, rankings, verdict, wording
 
 HERE = Path(__file__).parent
 
@@ -45,6 +45,9 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         curves=charts.curves(run),
         reliability=charts.reliability(found),
         distributions=charts.distributions(found),
+        exported=exported.rows(found["export"]),
+        exported_header=exported.HEADER,
+        exported_text=exported.explanation(found["export"]) if found["export"] else "",
         annotator_columns=rankings.columns(found["rankings"]) if found["rankings"] else [],
         strengths=rankings.strengths(found["rankings"]) if found["rankings"] else [],
         shown_annotators=rankings.SHOWN,

@@ -12,7 +12,7 @@ from pipeline import registry
 from pipeline.files import jsonable, readable_bytes
 from pipeline.plan import KEY_DIGITS, RunSummary, StageRun
 from pipeline.registry import StageSpec
-from pipeline.report import human, lineage, rankings
+from pipeline.report import exported, human, lineage, rankings
 
 Findings = dict[str, Any]
 
@@ -25,7 +25,7 @@ MADE = {
     "reward": "trained on {rankings:,} rankings of {completions:,} answers",
     "ppo": "{updates:,} updates, {episodes:,} episodes",
     "eval": "{prompts:,} held-out prompts, judge: {judge}",
-    "export": "one model of {size}",
+    "export": "{formats}: {size}",
 }
 """Stage -> what it made, in terms of its metrics."""
 
@@ -50,6 +50,7 @@ def collect(run: RunSummary) -> Findings:
         "lineage": lineage.rows(run, evaluation) if recipe.rounds > 1 else [],
         "evaluation": evaluation,
         "human": human.read(run),
+        "export": exported.read(run),
         "samples": list(evaluated.artifact.jsonl("samples.jsonl")) if evaluated else [],
         "environment": _environment(run.stages),
         "values": [

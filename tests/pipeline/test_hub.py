@@ -120,8 +120,8 @@ def test_nothing_is_uploaded_without_a_destination_or_evidence(
     with pytest.raises(RecipeError, match="where to publish"):
         hub.uploads(finished())
     other = runner(MODEL, "seed=1")
-    other.run("export")
-    with pytest.raises(StageError, match="eval is not finished"):
+    other.run("eval")
+    with pytest.raises(StageError, match="export is not finished"):
         hub.uploads(other.planner.summary())
 
 

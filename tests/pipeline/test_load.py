@@ -51,7 +51,10 @@ def test_values_are_flat_and_complete(load: Load) -> None:
     [
         ("ppo.kl.tagret=8", "ppo.kl.tagret: unknown key; did you mean target?"),
         ("pppo={}", "pppo: unknown key; did you mean ppo?"),
-        ("export.zzz=1", "export.zzz: unknown key; valid are dtype"),
+        (
+            "export.zzz=1",
+            "export.zzz: unknown key; valid are batch_size, dtype, formats, merge_quantized, num_prompts",
+        ),
         ("data.demonstrations.sizes=5", "data.demonstrations.sizes: unknown key; did you mean size?"),
         ("sft.lora.rank=5", "sft.lora.rank: unknown key; valid are"),
         ("rank.annotators=[{name: a, nois: 1}, {name: b}]", "rank.annotators[0].nois: unknown key"),
