@@ -1,8 +1,8 @@
 """A causal LM as a GGUF file, for llama.cpp, Ollama and transformers.
 
 Matrices of the decoder's layers are stored in the file's type, quantised by gguf's own code; embeddings (and an
-output matrix of its own) in the same where it is F32 or F16, else in F16; vectors in F32, which is all that llama.cpp
-reads. Names come from gguf's table.
+output matrix of its own) in the same where it is F32 or F16, else in F16; vectors in F32, which is all that
+llama.cpp reads. Names come from gguf's table.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def write(
 
 
 def tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a GGUF file under the model's own names: an output matrix tied to the embedding is not there."""
+    """The tensors of a GGUF file, under the model's names; not an output matrix tied to the embedding."""
     tied = model.config.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         if not (tied and name == "lm_head.weight"):

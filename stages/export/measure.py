@@ -145,8 +145,8 @@ class Yardstick:
 
 @torch.no_grad()
 def token_divergence(policy: Actor, other: Actor, episodes: Episodes, temperature: float) -> tuple[Tensor, Tensor]:
-    """KL(policy || other) over the next token, nats (N,), and whether both find the same one likeliest, (N,) bool, at
-    each valid response token of the episodes, in order. Logits exist in chunks."""
+    """KL(policy || other) over the next token, nats (N,), and whether both find the same one likeliest, (N,) bool,
+    at each valid response token of the episodes, in order. Logits exist in chunks."""
     ours, theirs = (episodes.predicting_hidden(actor.hidden(episodes.ids_BL)) for actor in (policy, other))
     vocabulary = policy.lm.get_output_embeddings().weight.shape[0]
     size = positions_at_once(vocabulary, ours.device)

@@ -26,32 +26,21 @@ class Turns:
 
     @classmethod
     def of(cls, codec: Codec) -> Turns | None:
-        """The template's turns, found by rendering marked messages; None when it does more than put text around."""
-        roles = ["user", "assistant"]
-        with_system = _render(codec, ["system", *roles])
-        if with_system is not None and _MARKS["system"] in with_system:
-            roles = ["system", *roles]
-        start, found = "", {}
-        try:
-            one, two = _render(codec, ["user"]), _render(codec, ["user", "user"])
-            assert one is not None
-            assert two is not None
-            again = two.removeprefix(one)
-            before_and_after = again.split(_MARKS["user"])
-            found["user"] = before_and_after[0], before_and_after[1]
-            start = one.removesuffix("".join([found["user"][0], _MARKS["user"], found["user"][1]]))
-            for role in set(roles) - {"user"}:
-                text = _render(codec, ["user", role])
-                assert text is not None
-                before, after = text.removeprefix(one).split(_MARKS[role])
-                found[role] = before, after
-        except (AssertionError, IndexError, ValueError):
-            return None
-        asked = _render(codec, ["user"], generation=True) or ""
-        turns = cls(start, found, asked.removeprefix(one))
-        tests = (["user"], ["user", "assistant", "user"], [*roles, "user"])
-        if all(turns.render(test) == _render(codec, test, generation=True) for test in tests):
-            return turns
+        """The template's turns, found by rendering marked messages, proved by rendering others; None when it does
+        more than put text around."""
+        one = _render(codec, ["user"])
+        user, assistant = (
+            _around(_render(codec, ["user", role]).removeprefix(one), role) for role in ("user", "assistant")
+        )
+        turn = user[0] + _MARKS["user"] + user[1]
+        start = one.removesuffix(turn)
+        system = _around(_render(codec, ["system", "user"]).removeprefix(start).removesuffix(turn), "system")
+        answer = _render(codec, ["user"], generation=True).removeprefix(one)
+        around = {"user": user, "assistant": assistant}
+        for turns in (cls(start, {"system": system, **around}, answer), cls(start, around, answer)):
+            tests = (["user"], ["user", "assistant", "user"], [*turns.around, "user"])
+            if all(turns.render(test) == _render(codec, test, generation=True) for test in tests):
+                return turns
         return None
 
     def render(self, roles: list[str]) -> str:
@@ -67,13 +56,19 @@ class Turns:
         return f"{self.start}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{{{{ end }}}}{self.answer}"
 
 
-def _render(codec: Codec, roles: list[str], *, generation: bool = False) -> str | None:
+def _around(text: str, role: str) -> tuple[str, str]:
+    before, _, after = text.partition(_MARKS[role])
+    return before, after
+
+
+def _render(codec: Codec, roles: list[str], *, generation: bool = False) -> str:
+    """Marked messages under the tokenizer's template, less BOS; nothing when it refuses them."""
     messages = [{"role": role, "content": _MARKS[role]} for role in roles]
     try:
         text = codec.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        return str(text).removeprefix(codec.tokenizer.bos_token or "")
     except Exception:  # a template may refuse roles, in whatever way it likes
-        return None
+        return ""
+    return str(text).removeprefix(codec.tokenizer.bos_token or "")
 
 
 def modelfile(codec: Codec, gguf: str, temperature: float) -> str:

@@ -1,8 +1,8 @@
 """The `export` stage: the trained policy in the formats that `export.formats` names, each read back and measured.
 
 What it makes: merged safetensors at the top, where `from_pretrained` and the Hub look; every other format in a
-folder of its own name, with the tokenizer; and `export.json`, what each file says beside what the policy itself says.
-What is measured is the file, read as its users read it: by plain transformers, a GGUF file dequantised.
+folder of its own name, with the tokenizer; and `export.json`, what each file says beside what the policy itself
+says. What is measured is the file, read as its users read it: by plain transformers, a GGUF file dequantised.
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ def chosen(config: ExportConfig, held: str) -> list[Format]:
 
 
 def change(name: str, held: str) -> str:
-    """What a format does to the model that was trained: `none`, `rounded` (16 bits), `quantised` (after training, on a
-    grid that it was not trained on) or `merged and quantised again`."""
+    """What a format does to the model that was trained, in words; `none` when the file is that model."""
     if name == "adapter":
         return "none"
     quantised = name in ("nf4", "torchao_int4", "torchao_int8", "gguf_q8_0", "gguf_q4_0")
