@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pipeline.errors import DataError, StageError
 from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
+from stages.models import qat
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import IGNORED, Codec, chat_template
 from stages.training import StageCallback, training_arguments
@@ -42,7 +44,7 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "model": None,
         "revision": None,
         "dtype": config.dtype,
-        "quantization": config.quantization,
+        "quantization": asdict(config.quantization) if is_dataclass(config.quantization) else config.quantization,
     }
     metrics: Metrics = {}
     if config.pretrain is not None:
@@ -77,7 +79,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext) -> Metrics:
             mend="use the tokenizer that belongs to the model",
         )
     prompt = torch.tensor([codec.prompt([{"role": "user", "content": "Hello"}])], device=ctx.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), qat.kept(qat.quantised(model)):
         logits = model(prompt).logits
         spoken = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,

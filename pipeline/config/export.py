@@ -22,7 +22,8 @@ Format = Literal[
 @section
 class ExportConfig:
     formats: list[Format] | None = None
-    """What is written, see docs/export.md. null: `adapter` on a quantised base, else `safetensors`."""
+    """What is written, see docs/export.md. null: `adapter` on a base in 4 or 8 bits, else
+    `safetensors`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the merged safetensors, and of what an nf4 or torchao checkpoint leaves unquantised."""
     merge_quantized: bool = False

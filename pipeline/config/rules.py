@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.config.base import BaseConfig
+from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.data import TaskConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import AppConfig
@@ -85,15 +85,23 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
 
 def _lora(recipe: Recipe) -> Iterator[Problem]:
     sft, reward = recipe.sft.lora, recipe.reward.lora
-    if recipe.base.quantization != "none":
+    quantization = recipe.base.quantization
+    if quantization in ("nf4", "int8"):
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
             if lora is None and not (path == "reward.lora" and recipe.reward.model):
-                yield path, f"is required by base.quantization = {recipe.base.quantization}"
+                yield path, f"is required by base.quantization = {quantization}"
     elif (sft is None) != (reward is None) and recipe.reward.model is None:
         yield (
             "reward.lora",
             "and sft.lora must both be given or both be null: roles share one backbone or none",
         )
+    if isinstance(quantization, QATConfig):
+        for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
+            if lora is not None and lora.lora_dropout:
+                yield (
+                    f"{path}.lora_dropout",
+                    "must be 0 with base.quantization.qat, which rounds weight and adapter as one",
+                )
 
 
 def _reward(recipe: Recipe) -> Iterator[Problem]:
@@ -206,10 +214,17 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
     if "adapter" in formats and lora is None:
         yield "export.formats", "adapter needs LoRA, and sft.lora is null: every weight is trained"
     merged = [name for name in formats if name != "adapter"]
-    if recipe.base.quantization != "none" and merged and not export.merge_quantized:
+    quantization = recipe.base.quantization
+    if isinstance(quantization, QATConfig):
+        if "adapter" in formats:
+            yield (
+                "export.formats",
+                "adapter would be computed without the rounding that base.quantization.qat trained: merge it",
+            )
+    elif quantization != "none" and merged and not export.merge_quantized:
         yield (
             "export.formats",
-            f"{merged[0]} needs the adapter merged into its base, which is {recipe.base.quantization}: merged and "
+            f"{merged[0]} needs the adapter merged into its base, which is {quantization}: merged and "
             "quantised again, the tuning may be lost. Use `adapter`, or insist with export.merge_quantized: true, "
             "and what it costs is measured",
         )

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages.models.adapters import ADAPTER, is_adapter, load_full, save_adapter
+from stages.models.adapters import ADAPTER, is_adapter, load_policy, save_adapter
 from stages.models.loading import dtype_of, keep_layout, load_backbone, quiet_load, readable_checkpoint
 
 BASE = "base"
@@ -24,16 +24,18 @@ BLOCKS = {"nf4": 64, "torchao_int4": 32, "torchao_int8": 32}
 
 
 def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:
-    """The policy as one plain model in float32. A quantised base is dequantised first: the model then is no longer
-    the one that was trained as soon as it is quantised again."""
-    if not is_adapter(policy):
-        return load_full(policy.file("model"), device).float()
-    backbone: Any = load_backbone(base, device)
-    if getattr(backbone, "is_quantized", False):
-        backbone = backbone.dequantize()
-    with readable_checkpoint(policy.path):
-        model: Any = PeftModel.from_pretrained(backbone.float(), policy.file(ADAPTER))
-    return model.merge_and_unload().requires_grad_(False).eval()
+    """The policy as one model in float32, its adapter merged: a sum in 16 bits would lose small adapters, and not
+    be what quantisation-aware training rounds. After such training it still computes on its grid: `qat.settle` writes
+    that into the weights. A base held in 4 or 8 bits is dequantised."""
+    if is_adapter(policy) and base.json("base.json")["quantization"] in ("nf4", "int8"):
+        backbone: Any = load_backbone(base, device)
+        with readable_checkpoint(policy.path):
+            model: Any = PeftModel.from_pretrained(backbone.dequantize().float(), policy.file(ADAPTER))
+    else:
+        model = load_policy(base, policy, device).float()
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    return model.requires_grad_(False).eval()
 
 
 def save_adapter_beside_base(base: Artifact, policy: Artifact, folder: Path, device: str) -> None:

@@ -125,14 +125,17 @@ def _full_bank(
     config: PPOConfig, base: Artifact, sft: Artifact, start: Artifact, reward: Artifact | None, device: str
 ) -> FullBank:
     shared = reward if reward is not None and not is_adapter(reward) else None
-    models = {"reference": load_full(sft.file(MODEL), device), "policy": load_full(start.file(MODEL), device)}
+    models = {
+        "reference": load_full(base, sft.file(MODEL), device),
+        "policy": load_full(base, start.file(MODEL), device),
+    }
     heads = {}
     if shared:
-        models[ROLE] = load_full(shared.file(MODEL), device)
+        models[ROLE] = load_full(base, shared.file(MODEL), device)
         heads[ROLE] = ScalarHead.load(shared.file(reward_model.HEAD)).to(device)
     trainable = ["policy"]
     if config.value == "adapter":
-        models["value"] = load_full((shared or sft).file(MODEL), device)
+        models["value"] = load_full(base, (shared or sft).file(MODEL), device)
         trainable.append("value")
     for role in trainable:
         models[role].float()

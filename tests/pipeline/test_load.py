@@ -125,6 +125,20 @@ def test_ranges(load: Load, given: str) -> None:
         ("base.model=a/b", "base.revision: is required: a/b is a Hub id"),
         ("base.quantization=nf4 sft.lora=null reward.lora=null", "sft.lora (--set #2): is required by"),
         ("base.quantization=int8 reward.lora=null", "reward.lora: is required by"),
+        (
+            "base.quantization=q4_0",
+            "base.quantization: must be 'none', 'nf4' or 'int8', got \"q4_0\", or must be a section of keys "
+            "(activations, qat)",
+        ),
+        ("base.quantization.qat=q4", "base.quantization.qat: must be 'q8_0', 'q4_0', 'nf4', 'int4-g32',"),
+        (
+            "base.quantization.grid=q4_0 base.quantization.qat=nf4",
+            "quantization.grid: unknown key; valid are activ",
+        ),
+        (
+            "base.quantization.qat=q4_0 reward.lora.lora_dropout=0.1",
+            "reward.lora.lora_dropout: must be 0 with base.quantization.qat",
+        ),
         ("sft.lora=null", "reward.lora: and sft.lora must both"),
         ("reward.lora=null", "reward.lora: and sft.lora must both"),
         ("base.pretrain.hidden_size=130", "base.pretrain.hidden_size: 130 must be a multiple"),
@@ -174,6 +188,8 @@ def test_rules_across_sections(load: Load, given: str, message: str) -> None:
         "base.model=weights.gguf",
         "base.model=./gone/folder",
         "base.quantization=nf4",
+        "base.quantization=nf4 base.quantization.qat=q4_0 sft.lora=null reward.lora=null",
+        "base.quantization.qat=int3-g32 base.quantization=int8",
         "sft.lora=null reward.lora=null",
         "reward.model=./encoder reward.lora=null",
         "base.quantization=nf4 reward.model=./encoder reward.lora=null",
