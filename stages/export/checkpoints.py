@@ -25,8 +25,8 @@ BLOCKS = {"nf4": 64, "torchao_int4": 32, "torchao_int8": 32}
 
 def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:
     """The policy as one model in float32, its adapter merged: a sum in 16 bits would lose small adapters, and not
-    be what quantisation-aware training rounds. After such training it still computes on its grid: `qat.settle` writes
-    that into the weights. A base held in 4 or 8 bits is dequantised."""
+    be what quantisation-aware training rounds. After such training the model still computes on its grid, until
+    `qat.settle` writes that into the weights. A base held in 4 or 8 bits is dequantised."""
     if is_adapter(policy) and base.json("base.json")["quantization"] in ("nf4", "int8"):
         backbone: Any = load_backbone(base, device)
         with readable_checkpoint(policy.path):
