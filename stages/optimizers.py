@@ -15,7 +15,7 @@ def adamw(kind: str, parameters: Sequence[nn.Parameter], device: str, **values: 
     """An optimizer of `ppo.optimizer`.
 
     With 8 bits (Dettmers et al. 2022, arXiv:2110.02861) bitsandbytes keeps the moments of tensors of 4,096 numbers
-    and more in blocks of 256 that share a scale, those of smaller ones in float32. On a CPU too, where it is slower.
+    and more in blocks of 256 that share a scale, those of smaller ones in float32; on a CPU too, but slowly.
 
     Args:
         kind: adamw, adamw_8bit or paged_adamw_8bit.

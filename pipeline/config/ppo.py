@@ -78,8 +78,9 @@ class PPOConfig:
     value_learning_rate: Positive | None = None
     """Of a value role of its own (`value: adapter`); null: as `learning_rate`."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """8bit: bitsandbytes', whose moments of tensors of 4,096 numbers and more take a quarter of the memory. paged, on
-    a CUDA device: they move to the system's memory when the device's runs short. (SFT, reward: `trainer.optim`.)"""
+    """8bit: bitsandbytes', whose moments of tensors of 4,096 numbers and more take a quarter of the memory. paged,
+    on a CUDA device: they move to the system's memory when the device's runs short. (SFT, reward: `trainer.optim`.)
+    """
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
     warmup_updates: Natural = 0
     """Updates over which the learning rates rise from zero."""
