@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from stages.export import checkpoints, gguf_file, stage
 from stages.models import grids, qat
 from stages.models.adapters import causal_lm, load_policy
 
+ROOT = Path(__file__).resolve().parents[3]
 IDS = torch.arange(5, 25)[None]
 Export = Callable[..., tuple[dict[str, Any], Path, dict[str, Any]]]
 
@@ -174,44 +176,38 @@ def test_torchao_is_asked_for_before_anything_is_written(
     assert not list((tmp_path / "out").iterdir())
 
 
+BLOCKS = re.findall(r"```python\n(# (\w+).*?)```", (ROOT / "docs/export.md").read_text(encoding="utf-8"), re.DOTALL)
 FRESH = """
 import json, sys, torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-out, ids = sys.argv[1], torch.arange(5, 25)[None]
-tokenizer = AutoTokenizer.from_pretrained(out)
-found = {"ids": tokenizer("the blue fox")["input_ids"]}
-models = {
-    "safetensors": lambda: AutoModelForCausalLM.from_pretrained(out),
-    "nf4": lambda: AutoModelForCausalLM.from_pretrained(out + "/nf4"),
-    "adapter": lambda: PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(out + "/adapter/base"), out + "/adapter/adapter"
-    ),
-    "gguf_q4_0": lambda: AutoModelForCausalLM.from_pretrained(
-        out + "/gguf_q4_0", gguf_file="model-q4_0.gguf", dtype=torch.float32,
-        quantization_config=GgufConfig(gguf_file="model-q4_0.gguf", dequantize=True),
-    ),
-}
-for name, load in models.items():
-    model = load().eval()
+found = {}
+for code, name in json.load(open("blocks.json")):
+    names = {}
+    exec(code, names)
+    model = names["model"].eval()
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # on some CPUs bitsandbytes rounds activations to bfloat16
     with torch.no_grad():
-        found[name] = model(ids).logits[0].tolist()
-json.dump(found, open(sys.argv[2], "w"))
+        found[name] = model(torch.arange(5, 25)[None]).logits[0].tolist()
+    if "tokenizer" in names:
+        assert names["tokenizer"]("the blue fox")["input_ids"] == json.load(open("ids.json"))
+json.dump(found, open("found.json", "w"))
 """
 
 
 @pytest.mark.slow
-def test_plain_transformers_read_every_file_in_a_process_of_their_own(export: Export, tmp_path: Path) -> None:
+def test_the_lines_of_the_docs_read_every_file_in_a_process_of_their_own(export: Export, tmp_path: Path) -> None:
+    assert {name for _, name in BLOCKS} == {"safetensors", "nf4", "adapter", "gguf_q4_0"}
     rows, out, inputs = export(["safetensors", "adapter", "nf4", "gguf_q4_0"])
-    answer = tmp_path / "found.json"
-    subprocess.run([sys.executable, "-c", FRESH, str(out), str(answer)], cwd=tmp_path, check=True, timeout=300)
-    found = json.loads(answer.read_text())
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    out.rename(folder / "export")
+    (folder / "blocks.json").write_text(json.dumps(BLOCKS))
+    (folder / "ids.json").write_text(json.dumps(small.bpe()("the blue fox")["input_ids"]))
+    subprocess.run([sys.executable, "-c", FRESH], cwd=folder, check=True, timeout=300)
+    found = json.loads((folder / "found.json").read_text())
     policy = logits(load_policy(inputs["base"], inputs["ppo"], "cpu"))[0]
-    assert found.pop("ids") == small.bpe()("the blue fox")["input_ids"]
     for name, theirs in found.items():
         off = float((torch.tensor(theirs) - policy).abs().mean() / policy.std())
         assert off < 1e-5 if rows[name]["change"] == "none" else 1e-3 < off < 0.5, name
