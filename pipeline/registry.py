@@ -138,7 +138,7 @@ def _eval_later(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 
 def _export_later(recipe: Recipe, number: int) -> tuple[str, ...]:
-    return ("base", "sft", step_name("ppo", number))
+    return ("base", "data", step_name("reward", number), step_name("ppo", number), "eval")
 
 
 STAGES = {
@@ -224,7 +224,11 @@ STAGES = {
             },
         ),
         StageSpec(
-            "export", version=1, target="stages.export:run", needs=("base", "sft", "ppo"), later=_export_later
+            "export",
+            version=2,
+            target="stages.export.stage:run",
+            needs=("base", "data", "reward", "ppo", "eval"),
+            later=_export_later,
         ),
     )
 }

@@ -44,6 +44,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _ppo(recipe.ppo)
     yield from _guards(recipe)
     yield from _eval(recipe)
+    yield from _export(recipe)
     for name in ("model", "rankings"):
         repository = getattr(recipe.publish, name)
         if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
@@ -236,3 +237,31 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
         for name in ("value_learning_rate", "critic_warmup_updates"):
             if getattr(ppo, name):
                 yield f"ppo.{name}", "is for a value role of its own: set ppo.value: adapter, or leave it out"
+
+
+def _export(recipe: Recipe) -> Iterator[Problem]:
+    export, lora = recipe.export, recipe.sft.lora
+    formats = export.formats
+    if formats is None:
+        return
+    for name in sorted({name for name in formats if formats.count(name) > 1}):
+        yield "export.formats", f"{name} is named twice"
+    if not formats:
+        yield "export.formats", "names no format; null leaves the choice to the base"
+    if "adapter" in formats and lora is None:
+        yield "export.formats", "adapter needs LoRA, and sft.lora is null: every weight is trained"
+    merged = [name for name in formats if name != "adapter"]
+    quantization = recipe.base.quantization
+    if isinstance(quantization, QATConfig):
+        if "adapter" in formats:
+            yield (
+                "export.formats",
+                "adapter would be computed without the rounding that base.quantization.qat trained: merge it",
+            )
+    elif quantization != "none" and merged and not export.merge_quantized:
+        yield (
+            "export.formats",
+            f"{merged[0]} needs the adapter merged into its base, which is {quantization}: merged and "
+            "quantised again, the tuning may be lost. Use `adapter`, or insist with export.merge_quantized: true, "
+            "and what it costs is measured",
+        )

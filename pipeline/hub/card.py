@@ -12,7 +12,7 @@ from pipeline.config.rules import is_hub_id
 from pipeline.config.section import content
 from pipeline.files import readable_seconds
 from pipeline.plan import RunSummary
-from pipeline.report import comparison, findings, verdict
+from pipeline.report import comparison, exported, findings, verdict
 from pipeline.report.wording import DASH, percent, span
 
 HUB = "hub://"
@@ -179,6 +179,8 @@ def _evaluation(run: RunSummary, found: findings.Findings) -> Iterator[str]:
     ]
     if with_intervals:
         yield "| PPO | value | 95 % interval |\n|---|---|---|\n" + "\n".join(with_intervals)
+    if found["export"]:
+        yield exported.markdown(found["export"])
     if found["reward"] and (accuracy := found["reward"]["held_out"].get("accuracy")) is not None:
         low, high = (found["reward"]["held_out"].get(f"accuracy_{end}") for end in ("low", "high"))
         interval = "" if low is None or high is None else f" (95 % interval {span(low, high, 1)})"

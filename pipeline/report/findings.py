@@ -13,7 +13,7 @@ from pipeline import registry
 from pipeline.files import jsonable, readable_bytes
 from pipeline.plan import KEY_DIGITS, RunSummary, StageRun
 from pipeline.registry import StageSpec
-from pipeline.report import guarding, human, lineage, rankings, sources
+from pipeline.report import exported, guarding, human, lineage, rankings, sources
 
 Findings = dict[str, Any]
 
@@ -27,7 +27,7 @@ MADE = {
     "ppo": "{updates:,} updates, {episodes:,} episodes",
     "dpo": "trained on {pairs:,} pairs of answers to {prompts:,} prompts",
     "eval": "{prompts:,} held-out prompts, judge: {judge}",
-    "export": "one model of {size}",
+    "export": "{formats}: {size}",
 }
 """Stage -> what it made, in terms of its metrics."""
 
@@ -54,6 +54,7 @@ def collect(run: RunSummary) -> Findings:
         "evaluation": evaluation,
         "human": human.read(run),
         "judged": _judged(evaluated),
+        "export": exported.read(run),
         "samples": list(evaluated.artifact.jsonl("samples.jsonl")) if evaluated else [],
         "environment": _environment(run.stages),
         "values": [

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from data.schema import prompt_key, write_jsonl
+from data.schema import write_jsonl
 from data.slots import SlotErrors, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
 from pipeline.errors import DataError
@@ -38,7 +38,7 @@ from stages.eval.texts import distinct, repetition
 from stages.eval.wins import Array
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
-from stages.prompts import EncodedPrompt, load_prompts
+from stages.prompts import EncodedPrompt, unseen_prompts
 
 KINDS = ("missing", "wrong", "invented", "repeated")
 
@@ -63,9 +63,7 @@ class Panel:
 def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     codec = Codec(load_tokenizer(inputs["base"]))
     llm = None if config.llm_judge is None else LLMJudge(config.llm_judge, ctx.recipe_dir)
-    prompts, _ = load_prompts(inputs["data"], codec, "eval", config.max_prompt_length)
-    looked_at = _looked_at(inputs)
-    prompts = [prompt for prompt in prompts if prompt_key(prompt.messages) not in looked_at][: config.num_prompts]
+    prompts = unseen_prompts(inputs, codec, config.max_prompt_length)[: config.num_prompts]
     if not prompts:
         raise DataError(
             "there is no held-out prompt to evaluate on",
@@ -95,6 +93,9 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "judges": [{"name": judge.name, "unit": judge.unit} for judge in judges],
         "prompts": len(prompts),
         "bootstrap": config.bootstrap,
+        "settings": {
+            name: getattr(config, name) for name in ("max_prompt_length", "response_length", "temperature")
+        },
         "models": {
             name: _describe(panel, name, codec, config, ctx.seed)
             | (_errors(checks[name], answers[name], config, ctx.seed) if name in checks else {})
@@ -129,12 +130,6 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     )
     write_jsonl(out_dir / "samples.jsonl", _samples(prompts, shown, rubric, config.samples))
     return _flat(result)
-
-
-def _looked_at(inputs: Mapping[str, Artifact]) -> set[str]:
-    """The prompts that PPO's looks used: a checkpoint chosen on a prompt cannot be reported on it."""
-    looks = (look for policy in by_round(inputs, "ppo").values() for look in policy.jsonl("looks.jsonl"))
-    return {prompt_key(prompt) for look in looks for prompt in look["prompts"]}
 
 
 def _merits(

@@ -73,15 +73,21 @@ def load_causal_lm(
         model: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     if quantization == "none":
         model.to(device)
-    for module in model.modules():
-        if quantization == "nf4" and device == "cpu" and hasattr(module, "quant_state"):
-            grids.check("nf4", (module.out_features, module.in_features))
-        # On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks a 4-bit layer at its first evaluation, for good, in a
-        # form that rounds to bfloat16 and has no backward: what is trained after a rollout would get no gradient.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    if quantization == "nf4" and device == "cpu":
+        for module in model.modules():
+            if hasattr(module, "quant_state"):
+                grids.check("nf4", (module.out_features, module.in_features))
+    keep_layout(model)
     model.requires_grad_(False)
     return model.eval()
+
+
+def keep_layout(model: Any) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks a 4-bit layer at its first evaluation, for good, in a form
+    that rounds to bfloat16 and has no backward: what is trained after a rollout would get no gradient. Not here."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _quantization(kind: str, compute: torch.dtype) -> Any:

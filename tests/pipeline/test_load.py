@@ -51,7 +51,10 @@ def test_values_are_flat_and_complete(load: Load) -> None:
     [
         ("ppo.kl.tagret=8", "ppo.kl.tagret: unknown key; did you mean target?"),
         ("pppo={}", "pppo: unknown key; did you mean ppo?"),
-        ("export.zzz=1", "export.zzz: unknown key; valid are dtype"),
+        (
+            "export.zzz=1",
+            "export.zzz: unknown key; valid are batch_size, dtype, formats, merge_quantized, num_prompts",
+        ),
         ("data.demonstrations.sizes=5", "data.demonstrations.sizes: unknown key; did you mean size?"),
         ("sft.lora.rank=5", "sft.lora.rank: unknown key; valid are"),
         ("rank.annotators=[{name: a, nois: 1}, {name: b}]", "rank.annotators[0].nois: unknown key"),
@@ -136,6 +139,18 @@ def test_ranges(load: Load, given: str) -> None:
             "base.quantization.qat=q4_0 reward.lora.lora_dropout=0.1",
             "reward.lora.lora_dropout: must be 0 with base.quantization.qat",
         ),
+        (
+            "base.quantization=nf4 export.formats=[adapter,gguf_q4_0]",
+            "export.formats: gguf_q4_0 needs the adapter me",
+        ),
+        (
+            "base.quantization.qat=nf4 export.formats=[nf4,adapter]",
+            "export.formats: adapter would be computed with",
+        ),
+        ("export.formats=[nf4,nf4]", "export.formats: nf4 is named twice"),
+        ("export.formats=[]", "export.formats: names no format"),
+        ("export.formats=[adapter] sft.lora=null reward.lora=null", "export.formats: adapter needs LoRA"),
+        ("export.formats=[gguf]", "export.formats[0]: must be 'safetensors', 'adapter', 'nf4'"),
         ("sft.lora=null", "reward.lora: and sft.lora must both"),
         ("reward.lora=null", "reward.lora: and sft.lora must both"),
         ("base.pretrain.hidden_size=130", "base.pretrain.hidden_size: 130 must be a multiple"),
@@ -191,6 +206,7 @@ def test_rules_across_sections(load: Load, given: str, message: str) -> None:
         "base.model=weights.gguf",
         "base.model=./gone/folder",
         "base.quantization=nf4",
+        "base.quantization=nf4 export.formats=[nf4] export.merge_quantized=true",
         "base.quantization=nf4 base.quantization.qat=q4_0 sft.lora=null reward.lora=null",
         "base.quantization.qat=int3-g32 base.quantization=int8",
         "sft.lora=null reward.lora=null",

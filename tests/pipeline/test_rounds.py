@@ -68,7 +68,7 @@ def test_rounds_repeat_four_stages_and_each_comes_after_its_needs(load: Callable
     assert needs["reward-3"] == {"base", "data", "sft", "rank", "rank-2", "rank-3"}
     assert needs["ppo-3"] == {"base", "data", "sft", "reward-3", "ppo-2"}
     assert needs["eval"] == {"base", "data", "sft", "reward-3", "ppo", "ppo-2", "ppo-3"}
-    assert needs["export"] == {"base", "sft", "ppo-3"}
+    assert needs["export"] == {"base", "data", "reward-3", "ppo-3", "eval"}
 
 
 def test_until_a_later_round_plans_what_leads_to_it(load: Callable[..., LoadedRecipe]) -> None:

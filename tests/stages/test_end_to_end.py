@@ -198,6 +198,24 @@ def test_other_ways_through(tmp_path: Path, sets: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sets", "exact"),
+    [
+        ("base.quantization=nf4", "adapter"),
+        ("base.quantization.qat=q4_0 export.formats=[gguf_q4_0,safetensors]", "gguf_q4_0"),
+    ],
+)
+def test_what_leaves_is_what_was_trained(tmp_path: Path, sets: str, exact: str) -> None:
+    made = runner(tmp_path, sets, "base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128")
+    made.run()
+    export = made.planner.summary().stages["export"]
+    found = {row["format"]: row for row in export.artifact.json("export.json")["formats"]}
+    assert found[exact]["kl"] < 1e-3
+    assert found[exact]["slot_error_rate"] == export.artifact.json("export.json")["policy"]["slot_error_rate"]
+    assert (export.artifact.path / exact).is_dir()
+
+
+@pytest.mark.slow
 def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     shutil.copytree(runs, folder)
