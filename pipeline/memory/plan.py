@@ -19,7 +19,7 @@ from pipeline.memory.phases import Moment
 from pipeline.memory.shapes import BYTES, Architecture
 from pipeline.memory.sources import shape_of
 
-LIBRARIES = {"cpu": 650e6, "cuda": 550e6, "mps": 650e6}
+LIBRARIES = {"cpu": 570e6, "cuda": 550e6, "mps": 570e6}
 """The interpreter with torch, transformers, trl and peft imported; on a GPU its context and the kernels' workspace,
 which is not measured but what is commonly seen."""
 FIRST_USE = {"cpu": 30e6, "cuda": 0.0, "mps": 30e6}

@@ -185,11 +185,11 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
     runner: Callable[..., Runner], stages: FakeStages, load: Callable[..., LoadedRecipe]
 ) -> None:
     with pytest.raises(StageError, match="this run cannot fit") as refused:
-        runner("hardware.memory=720MB").run()
+        runner("hardware.memory=640MB").run()
     assert not stages.calls
-    assert "hardware.memory is 720 MB" in str(refused.value)
+    assert "hardware.memory is 640 MB" in str(refused.value)
     first = next(line.split("  (")[0].strip() for line in refused.value.mend.splitlines() if "micro_batch" in line)
-    before, after = (predict(load(*sets, "hardware.memory=720MB").recipe) for sets in ((), (first,)))
+    before, after = (predict(load(*sets, "hardware.memory=640MB").recipe) for sets in ((), (first,)))
     assert sum(peak.total for peak in after.stages.values()) < sum(peak.total for peak in before.stages.values())
 
 
@@ -277,12 +277,12 @@ def test_operations_follow_the_counts(load: Callable[..., LoadedRecipe]) -> None
 def test_plan_and_status_show_memory(
     runner: Callable[..., Runner], stages: FakeStages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sets = ["--recipe", "small.yaml", "--set", "hardware.memory=720MB hardware.tflops=0.5"]
+    sets = ["--recipe", "small.yaml", "--set", "hardware.memory=640MB hardware.tflops=0.5"]
     shown = CliRunner().invoke(app, ["plan", *sets]).output
-    assert "memory on cpu, of 720 MB (hardware.memory)" in shown
+    assert "memory on cpu, of 640 MB (hardware.memory)" in shown
     assert "would not fit" in shown
     assert "at least" in shown
-    runner("hardware.memory=720MB", "hardware.tflops=0.5", force=True).run()
+    runner("hardware.memory=640MB", "hardware.tflops=0.5", force=True).run()
     assert "planned)" in CliRunner().invoke(app, ["status", *sets]).output
 
 
