@@ -57,7 +57,7 @@ def test_the_report_says_what_was_seen_why_it_stopped_and_what_was_handed_on(
     text = " ".join(page.text.split())
     for event in guarded.events:
         for name in ("symptom", "cause", "mend"):
-            assert event[name] in text
+            assert event[name].removeprefix("stopped: ") in text
     assert "The guard stopped PPO as over-optimised, at update 16 of 60: the judge fell from 3 to 2." in said
     assert "Handed on was the policy of update 8, not the last one (of update 16)" in said
     assert "The guards noted 1 symptom during PPO" in said
