@@ -203,7 +203,7 @@ def as_dataset(pairs: Sequence[Pair]) -> Dataset:
 def trainable_policy(base: Artifact, sft: Artifact, device: str) -> Any:
     """The SFT model, to be trained further."""
     if not is_adapter(sft):
-        return load_full(sft.file(MODEL), device).float().requires_grad_(True)
+        return load_full(base, sft.file(MODEL), device).float().requires_grad_(True)
     with readable_checkpoint(sft.path):
         return PeftModel.from_pretrained(load_backbone(base, device), sft.file(ADAPTER), is_trainable=True)
 
