@@ -189,7 +189,7 @@ STAGES = {
         ),
         StageSpec(
             "ppo",
-            version=3,
+            version=4,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             later=_ppo_later,
@@ -213,7 +213,7 @@ STAGES = {
         ),
         StageSpec(
             "eval",
-            version=4,
+            version=5,
             target="stages.eval.stage:run",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),
             later=_eval_later,

@@ -67,7 +67,7 @@ def _cell(model: Path, card: Path) -> str:
     recipe = resolve(recipe, predict(recipe))
     plan = predict(recipe)
     stage, need = _worst(plan)
-    held = "16 bits" if recipe.base.quantization == "none" else recipe.base.quantization
+    held = "nf4" if recipe.base.quantization == "nf4" else "16 bits"
     if large := plan.too_large():
         return f"**no**: {', '.join(large)} (with {held}, {readable_bytes(need)})"
     shorter = [

@@ -35,6 +35,7 @@ class Model:
 
     Attributes:
         size: bytes of a number that is not quantised: of the weights, and of what is computed.
+        quantization: none, nf4, int8, or qat for weights that are rounded as they are used.
         lora: the adapters on it; None: whole models learn.
     """
 
@@ -53,6 +54,7 @@ class Model:
             "none": shape.linear * self.size,
             "nf4": shape.linear * NF4,
             "int8": shape.linear + rows * SINGLE,
+            "qat": shape.linear * 2 * self.size,  # beside each weight what it is rounded to
         }[self.quantization]
         return linear + shape.rest * self.size
 
@@ -80,7 +82,7 @@ class Model:
     def unpacked(self) -> float:
         """Of the one layer that a quantised model has in full precision at a time."""
         largest = max(matrix.size for matrix in self.shape.matrices)
-        return 0.0 if self.quantization == "none" else largest * self.size
+        return 0.0 if self.quantization in ("none", "qat") else largest * self.size
 
     def written_out(self, length: int) -> bool:
         return self.device == "cpu" and length <= WRITTEN_OUT

@@ -37,8 +37,7 @@ def stages(recipe: Recipe, model: Model, micro: dict[str, int]) -> dict[str, Pha
         found["reward"] = _reward(recipe, model, micro["reward"])
     found["ppo"] = _ppo(recipe, model, micro["ppo"])
     found["eval"] = _eval(recipe, model)
-    if recipe.base.quantization == "none":
-        found["export"] = _export(recipe, model)
+    found["export"] = _export(recipe, model)
     return found
 
 
@@ -224,10 +223,11 @@ def _export(recipe: Recipe, model: Model) -> Phases:
     from pipeline.memory.shapes import BYTES
 
     learner = _learner(model)
-    read_back = learner.shape.parameters * BYTES[recipe.export.dtype]
+    held = model.quantization in ("nf4", "int8")  # then what is written is the adapter beside its base
+    file = learner.weights if held else learner.shape.parameters * BYTES[recipe.export.dtype]
     return {
         "merge": {"weights": learner.weights, "adapters": model.adapter},
-        "read back": {"weights": read_back, "merged": read_back},
+        "measure": {"weights": learner.weights + file, "adapters": model.adapter},
     }
 
 

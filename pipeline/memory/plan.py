@@ -112,7 +112,8 @@ def predict(
     room, where = (limit, "given") if limit is not None else device_memory(recipe, device)
     dtype = recipe.base.dtype
     size = (2 if device == "cuda" else 4) if dtype == "auto" else BYTES[dtype]
-    model = Model(shape, device, size, recipe.base.quantization, recipe.sft.lora)
+    held = recipe.base.quantization
+    model = Model(shape, device, size, held if isinstance(held, str) else "qat", recipe.sft.lora)
     wanted = phases.micro_batches(recipe)
 
     def plan(recipe: Recipe, micro: dict[str, int]) -> dict[str, StagePeak]:
