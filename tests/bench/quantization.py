@@ -12,11 +12,7 @@ is not run again. The modes of a seed share one pretrained base. Then measures e
 
 Fact errors by the recipe's judge, perplexity of held-out demonstrations, and the reward model of the same seed's
 fp32 run, the same yardstick for all; bytes of the weights as deployed (the blocks' linear layers on the grid, the
-<<<<<<< HEAD
-rest in 16 bits); seconds and peak memory of the run. Each measurement is appended to `--out` as one line of JSON and
-=======
 rest in 16 bits); seconds and peak memory of the run. Each measurement is appended to `--out` as a line of JSON and
->>>>>>> quant
 not made again. Prints means with 95 % intervals over seeds, and how much of what rounding loses QAT loses.
 """
 
