@@ -104,7 +104,8 @@ class Model:
         if self.lora and size < SINGLE and (path == "library" or self.quantization != "none"):
             total += SINGLE * sum(inputs[name] for name in targets)
         else:
-            shared = {"qkv": hidden, "o": queries, "gate_up": hidden, "down": wide}
+            # A plain pass computes the last one's anew.
+            shared = {"qkv": hidden, "o": queries, "gate_up": hidden, "down": wide if path == "library" else 0}
             groups = {name: _group(name) for name in targets}
             total += size * sum(shared[group] for group in set(groups.values()))
         if self.lora:

@@ -23,6 +23,9 @@ FOREIGN = {
     "pre-commit": "a tool of git's, for contributors",
     "git": "needs the origin",
     "hf": "needs the Hub",
+    "ollama": "a program of its own",
+    "cd": "goes with ollama",
+    "llama-cli": "a program of its own",
 }
 """Programs that are not ours -> why their commands are not tried."""
 COMMANDS: Any = typer.main.get_command(app)

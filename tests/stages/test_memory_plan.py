@@ -15,6 +15,7 @@ from pipeline.memory.components import Model
 from pipeline.memory.flops import Shape
 from pipeline.memory.shapes import architecture
 from stages.base import _compare
+from stages.models import plain
 from stages.models.adapters import causal_lm, float32_trainables, new_adapter
 from stages.models.linear import speed_up
 from stages.models.loading import load_causal_lm
@@ -64,12 +65,28 @@ def kept(made: Any, length: int, path: str, mask: str) -> int:
     elif mask == "packed":
         given = torch.zeros(ROWS, 1, length, length, dtype=lm.dtype)
     decoder = None
+    recomputed = plain._recomputed
+
+    def also_packed(product: torch.Tensor, again: Any) -> Any:
+        """Of nested hooks PyTorch calls the innermost alone."""
+        hooks = recomputed(product, again)
+
+        def both(tensor: torch.Tensor) -> Any:
+            kept = hooks.pack_hook(tensor)
+            return pack(kept) if isinstance(kept, torch.Tensor) else kept
+
+        return torch.autograd.graph.saved_tensors_hooks(both, hooks.unpack_hook)
+
     if path == "plain":
         speed_up(made)
         decoder = plain_decoder(lm)
         assert decoder is not None
     lm.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(plain, "_recomputed", also_packed)
         if decoder is not None:
             decoder.hidden(ids)
         else:

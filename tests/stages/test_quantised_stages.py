@@ -5,16 +5,13 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from pipeline.config.export import ExportConfig
 from pipeline.config.reward import RewardConfig
 from pipeline.config.sft import SFTConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages import export, sft
-from stages.models import grids, qat
-from stages.models.adapters import load_actor, load_policy
+from stages import sft
+from stages.models.adapters import load_actor
 from stages.reward import model as reward_model
 from stages.reward import stage as reward_stage
 
@@ -124,24 +121,6 @@ def test_sft_with_moments_in_8_bits(inputs, tmp_path, training_context):
     artifact, metrics = train_sft(inputs, tmp_path / "out", training_context()[0], optim="adamw_8bit")
     assert metrics["train_loss"] > 0
     assert files(artifact.path)
-
-
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("grid", ["q4_0", "int3-g32"])
-def test_export_writes_what_was_trained_for(grid, lora, tmp_path, training_context):
-    base = tiny.base_artifact(tmp_path / "base", quantization={"qat": grid, "activations": "none"})
-    policy = tiny.policy_artifact(tmp_path / "ppo", base, lora=lora)
-    out = tmp_path / "out"
-    out.mkdir()
-    metrics = export.run(ExportConfig(), {"base": base, "sft": policy, "ppo": policy}, out, training_context()[0])
-    assert metrics["deviation"] < 1e-4
-    plain = AutoModelForCausalLM.from_pretrained(out)
-    with torch.no_grad():
-        expected = load_policy(base, policy, "cpu")(IDS).logits
-        torch.testing.assert_close(plain(IDS).logits, expected, rtol=1e-4, atol=1e-4)
-    for layer in qat.linears(plain).values():
-        levels = layer.weight.view(-1, grids.block(grid))
-        assert max(len(row.unique()) for row in levels) <= {"q4_0": 16, "int3-g32": 8}[grid]
 
 
 def test_weights_whose_rows_nf4_would_misread_are_refused(tmp_path):

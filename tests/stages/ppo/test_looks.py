@@ -8,7 +8,6 @@ from data.schema import prompt_key
 from pipeline.config.ppo import AggregateConfig, GuardsConfig, KLConfig, PPOConfig, ScoreConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages import evaluate
 from stages.models.adapters import load_actor
 from stages.ppo import judges, roles, stage
 from stages.ppo.judges import Judge
@@ -16,7 +15,7 @@ from stages.ppo.looks import look_prompts
 from stages.ppo.rollout import generate
 from stages.ppo.scores import token_scorer
 from stages.ppo.trajectory import Episodes
-from stages.prompts import load_prompts
+from stages.prompts import load_prompts, unseen_prompts
 from stages.reward.model import RewardEnsemble
 
 LENGTH = 5
@@ -333,7 +332,8 @@ def test_eval_leaves_out_what_was_looked_at(inputs, tmp_path, training_context):
     held_out, _ = load_prompts(inputs["data"], tiny.codec(), "eval", 30)
     looked_at = {prompt_key(prompt) for prompt in next(iter(artifact.jsonl("looks.jsonl")))["prompts"]}
     assert looked_at == {prompt_key(prompt.messages) for prompt in held_out[16:]}
-    assert evaluate._looked_at({"ppo": artifact}) == looked_at
+    left = unseen_prompts(inputs | {"ppo": artifact}, tiny.codec(), 30)
+    assert [prompt.ids for prompt in left] == [prompt.ids for prompt in held_out[:16]]
 
 
 @pytest.mark.parametrize(("held_out", "count", "expected"), [(10, 3, 3), (10, 9, 5), (1, 4, 0), (0, 4, 0)])
