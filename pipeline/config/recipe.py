@@ -29,6 +29,9 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=RUNTIME)
     threads: Count | None = field(default=None, metadata=RUNTIME)
     """CPU threads; null: torch's choice. Another number may change the last bits, so it is recorded."""
+    sharding: Literal["none", "full"] = field(default="none", metadata=RUNTIME)
+    """none: each of several processes holds all of every model; full: of what a full fine-tune (`lora: null`) holds,
+    each keeps a part: weights, gradients and optimizer moments (FSDP, ZeRO-3; docs/distributed.md)."""
     report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list, metadata=RUNTIME)
     """Where metrics go besides metrics.jsonl."""
     base: BaseConfig

@@ -43,7 +43,9 @@ with torch.random.fork_rng(devices=[]):
 
 def matmul(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`F.linear` without a gradient, (N, O)."""
-    if ONEDNN and x_NI.dtype == torch.float32 and x_NI.device.type == "cpu" and len(x_NI) >= ROWS:
+    # Nor does oneDNN know sums of nothing, such as the gradient of a weight that met no token.
+    plain = x_NI.dtype == torch.float32 and x_NI.device.type == "cpu" and x_NI.numel() > 0
+    if ONEDNN and plain and len(x_NI) >= ROWS:
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return F.linear(x_NI, weight_OI, bias_O)
 

@@ -22,7 +22,7 @@ from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.distributed import World
 from stages.models.adapters import MODEL, save_adapter
-from stages.models.bank import ActorBank, Bank, FullBank
+from stages.models.bank import ActorBank, FullBank
 from stages.models.loading import load_tokenizer
 from stages.models.text import IGNORED, Codec, pad
 from stages.ppo import golden, roles
@@ -57,7 +57,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             mend="start fewer processes, or enlarge the batch",
         )
     torch.manual_seed(ctx.seed)
-    bank, scorer = roles.build(config, inputs, codec, ctx.device)
+    bank, scorer = roles.build(config, inputs, codec, ctx.device, sharded=ctx.sharded)
     before = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,
@@ -76,9 +76,9 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     looks = _train(trainer, config, held_out[: config.eval_prompts], ctx)
     trainer.check_frozen()
 
-    if trainer.world.rank == 0:
+    if trainer.world.rank == 0 or bank.sharded:
         golden.write(trainer, [prompt.ids for prompt in prompts[:GOLDEN]], ctx.seed, out_dir)
-        _write(out_dir, bank, "value" if config.value == "adapter" else "policy", looks)
+        _write(out_dir, trainer, "value" if config.value == "adapter" else "policy", looks)
     last = looks[-1] if looks else {}
     whole = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
@@ -95,14 +95,19 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     }
 
 
-def _write(out_dir: Path, bank: Bank, value_role: str, looks: list[dict[str, Any]]) -> None:
-    write_jsonl(out_dir / "looks.jsonl", looks)
-    if isinstance(bank, ActorBank):
-        save_adapter(bank.model, "policy", out_dir)
-    elif isinstance(bank, FullBank):
-        policy: Any = bank.models["policy"]
-        policy.save_pretrained(out_dir / MODEL)
-    save_file(bank.state_of(value_role), out_dir / "value.safetensors")
+def _write(out_dir: Path, trainer: PPOTrainer, value_role: str, looks: list[dict[str, Any]]) -> None:
+    """From rank 0; for the rest of a sharded bank it needs all."""
+    bank, writes = trainer.bank, trainer.world.rank == 0
+    value = bank.state_of(value_role)
+    with bank.whole("policy"):
+        if writes and isinstance(bank, ActorBank):
+            save_adapter(bank.model, "policy", out_dir)
+        elif writes and isinstance(bank, FullBank):
+            policy: Any = bank.models["policy"]
+            policy.save_pretrained(out_dir / MODEL)
+    if writes:
+        write_jsonl(out_dir / "looks.jsonl", looks)
+        save_file(value, out_dir / "value.safetensors")
 
 
 def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) -> list[str]:
@@ -155,8 +160,11 @@ def _train(
                 metrics |= {f"eval/{name}": looks[-1][name] for name in ("kl", "score", "length")}
             ctx.metrics.log(trainer.update, **metrics)
             bar.advance(1, **{name.rpartition("/")[2]: metrics[name] for name in SHOWN})
-            if trainer.world.rank == 0 and (trainer.update % config.save_updates == 0 or first):
-                _save(checkpoint, {"trainer": trainer.state_dict(), "looks": looks})
+            due = trainer.update % config.save_updates == 0 or first
+            if due and (trainer.world.rank == 0 or trainer.bank.sharded):
+                state = {"trainer": trainer.state_dict(), "looks": looks}
+                if trainer.world.rank == 0:
+                    _save(checkpoint, state)
     return looks
 
 
@@ -225,7 +233,7 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise StageError(
             f"the checkpoint is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
