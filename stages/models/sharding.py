@@ -1,13 +1,13 @@
 """A full fine-tune's weights, gradients and optimizer moments, divided among the processes of a run.
 
-Of each parameter a process keeps its part, a DTensor (ZeRO stage 3: Rajbhandari et al. 2020, arXiv:1910.02054; FSDP:
-Zhao et al. 2023, arXiv:2304.11277). In training a weight is gathered where a module reads it, and the gradient of
-what was gathered is summed over the processes and scattered as soon as it is known; both are steps of autograd, as in
-SimpleFSDP (Zhang et al. 2024, arXiv:2411.00284). Then every process must make the same passes, as many of them.
-Where processes do different things, as in decoding, `Shards.whole` gathers a model once for all of it.
+Of each parameter a process keeps its part, a DTensor (ZeRO stage 3: Rajbhandari et al. 2020, arXiv:1910.02054;
+FSDP: Zhao et al. 2023, arXiv:2304.11277). In training a weight is gathered where a module reads it, and the gradient
+of what was gathered is summed over the processes and scattered as soon as it is known; both are steps of autograd,
+as in SimpleFSDP (Zhang et al. 2024, arXiv:2411.00284). Then every process must make the same passes, as many of
+them. Where processes do different things, as in decoding, `Shards.whole` gathers a model once for all of it.
 
-PyTorch's `fully_shard` does the gathering in hooks around the calls of modules: `stages.models.plain` calls no layer,
-and the number of calls of a language-model head depends on how many tokens a process has.
+PyTorch's `fully_shard` gathers in hooks around the calls of modules: `stages.models.plain` calls no layer, and how
+often a language-model head is called depends on how many tokens a process has.
 """
 
 from __future__ import annotations
@@ -99,6 +99,13 @@ class Shards:
             self._whole = False
             self._set({parameter: parameter for parameter in copies})
 
+    def release(self) -> None:
+        """Makes the modules whole again, for good. Every process must ask."""
+        self.forget()
+        learns = {parameter: parameter.requires_grad for parameter in self.parameters}
+        self._set({p: nn.Parameter(gathered(p), requires_grad=learn) for p, learn in learns.items()})
+        self._places = []
+
     def _set(self, now: dict[nn.Parameter, nn.Parameter]) -> None:
         for module, name, parameter in self._places:
             module._parameters[name] = now[parameter]
@@ -124,7 +131,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 @functools.cache
-def _gathering(kind: type, names: tuple[str, ...]) -> type:
+def _gathering(kind: Any, names: tuple[str, ...]) -> type:
     """A module's class whose parameters are gathered as they are read."""
 
     def reads(name: str) -> property:
@@ -155,8 +162,8 @@ def _read(parameter: Any) -> Tensor:
 
 
 def whole_states(optimizer: torch.optim.Optimizer) -> None:
-    """From now on, if what it steps is divided, its `state_dict` is that of an optimizer of whole parameters, on the
-    CPU of rank 0 (elsewhere empty; every process must ask), and what it loads is such a one."""
+    """From now on, if what it steps is divided, its `state_dict` is that of an optimizer of whole parameters, on
+    the CPU of rank 0 (elsewhere empty; every process must ask), and what it loads is such a one."""
     if any(isinstance(parameter, DTensor) for parameter in _steps(optimizer)):
         optimizer.register_state_dict_post_hook(_gather)
         optimizer.register_load_state_dict_pre_hook(_scatter)

@@ -28,8 +28,8 @@ ROLES = ("policy", "reference")
 
 
 def write(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int, out_dir: Path) -> None:
-    """Writes, from rank 0, the policy's responses to `prompts`, and each role's log-prob of each of them, in nats. The
-    processes of a sharded bank all take part."""
+    """Writes, from rank 0, the policy's responses to `prompts`, and each role's log-prob of each of them, in nats.
+    The processes of a sharded bank all take part."""
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand((len(prompts), trainer.config.response_length), generator=generator)
     episodes = trainer.respond(prompts, uniform)

@@ -1,4 +1,4 @@
-"""PPO whose roles are divided among processes makes the model that one process makes, and each holds a part of it."""
+"""PPO whose roles are divided among processes makes the model that one makes, and each holds a part of it."""
 
 import socket
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
+from stages.models.bank import checkpoint_activations
 from stages.ppo.scores import HeldScorer, token_scorer
 from stages.reward.model import RewardEnsemble
 
@@ -31,8 +32,6 @@ def make(value, *, sharded, checkpointing=False):
     if sharded:
         bank.shard("cpu")
     if checkpointing:
-        from stages.models.bank import checkpoint_activations
-
         checkpoint_activations(bank)
     scorer = HeldScorer(token_scorer(RewardEnsemble(bank, ["reward"]), 2, "cpu"), bank, "reward")
     return ppo_case.make("full", bank=bank, scorer=scorer, value=value, **VALUES)

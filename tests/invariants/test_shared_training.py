@@ -35,13 +35,13 @@ TRAINER = {
 GATE = GateConfig(min_accuracy=0.0, max_length_correlation=1.0)
 
 
-def run(stage, folder, out, lora, micro=None, **trainer):
+def run(stage, folder, out, lora, micro=None, sharded=False, state=None, **trainer):
     """The tensors that a stage makes, and its metrics log."""
     out.mkdir()
     log = []
     notes = SimpleNamespace(log=lambda step, **values: log.append((step, values)), truncate=lambda step: None)
-    state = out / "state"
-    state.mkdir()
+    state = state or out / "state"
+    state.mkdir(exist_ok=True)
     ctx = RunContext(
         seed=3,
         device="cpu",
@@ -50,6 +50,7 @@ def run(stage, folder, out, lora, micro=None, **trainer):
         progress=Silent.progress,
         say=lambda text: None,
         recipe_dir=out,
+        sharded=sharded,
     )
     base, data = (tiny.Artifact(name, folder / name, name) for name in ("base", "data"))
     if stage == "sft":
