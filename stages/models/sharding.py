@@ -1,10 +1,11 @@
 """A full fine-tune's weights, gradients and optimizer moments, divided among the processes of a run.
 
 Of each parameter a process keeps its part, a DTensor (ZeRO stage 3: Rajbhandari et al. 2020, arXiv:1910.02054;
-FSDP: Zhao et al. 2023, arXiv:2304.11277). In training a weight is gathered where a module reads it, and the gradient
-of what was gathered is summed over the processes and scattered as soon as it is known; both are steps of autograd,
-as in SimpleFSDP (Zhang et al. 2024, arXiv:2411.00284). Then every process must make the same passes, as many of
-them. Where processes do different things, as in decoding, `Shards.whole` gathers a model once for all of it.
+FSDP: Zhao et al. 2023, arXiv:2304.11277). In training a weight is gathered where a module reads it, and the
+gradient of what was gathered is summed over the processes and scattered as soon as it is known; both are steps of
+autograd, as in SimpleFSDP (Zhang et al. 2024, arXiv:2411.00284). Then every process must make the same passes, as
+many of them. Where processes do different things, as in decoding, `Shards.whole` gathers a model once for all of
+it.
 
 PyTorch's `fully_shard` gathers in hooks around the calls of modules: `stages.models.plain` calls no layer, and how
 often a language-model head is called depends on how many tokens a process has.

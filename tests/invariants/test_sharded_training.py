@@ -45,7 +45,7 @@ def watched(killed_at=None):
     return training_step, kept
 
 
-def worker(rank, port, stage, folder, out):
+def worker(rank, port, stage, inputs, out):
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in place.items()}
@@ -57,13 +57,13 @@ def worker(rank, port, stage, folder, out):
         training_step, kept = watched()
         with patch.context() as during:
             during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
-            undisturbed = shared.run(stage, folder, out / f"whole {rank}", None, state=out / "whole", **values)
+            undisturbed = shared.run(stage, inputs, out / f"whole {rank}", None, state=out / "whole", **values)
         training_step, _ = watched(INTERRUPTED)
         with patch.context() as during:
             during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
             with pytest.raises(Killed):
-                shared.run(stage, folder, out / f"first {rank}", None, state=out / "killed", **values)
-        resumed = shared.run(stage, folder, out / f"second {rank}", None, state=out / "killed", **values)
+                shared.run(stage, inputs, out / f"first {rank}", None, state=out / "killed", **values)
+        resumed = shared.run(stage, inputs, out / f"second {rank}", None, state=out / "killed", **values)
     torch.save({"undisturbed": undisturbed, "resumed": resumed, "kept": kept}, out / f"{rank}.pt")
     ranks.finish() if rank == 0 else list(ranks.tasks())
 

@@ -46,6 +46,9 @@ def test_values_are_flat_and_complete(load: Load) -> None:
     assert values["report_to"] == []
 
 
+SHARDED = "sharding=full sft.lora=null reward.lora=null"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -158,6 +161,17 @@ def test_ranges(load: Load, given: str) -> None:
         ("ppo.reward.aggregate=min", "ppo.reward.aggregate: min is of several members"),
         ("reward.pretrain_on={path: x, format: pairs, trainer: {seed: 1}}", "may not be set here"),
         ("publish.model=mine", "publish.model: must be owner/name"),
+        ("sharding=full", "sft.lora: must be null for sharding = full"),
+        ("sharding=full sft.lora=null", "reward.lora: must be null for sharding = full"),
+        ("sharding=full base.quantization=nf4", "sharding (--set #1): full is of a full fine-tune"),
+        (f"{SHARDED} ppo.micro_batch_size=auto", "ppo.micro_batch_size (--set #4): auto finds out"),
+        (f"{SHARDED} sft.micro_batch_size=auto", "sft.micro_batch_size (--set #4): auto finds out"),
+        (f"{SHARDED} reward.micro_batch_size=auto", "reward.micro_batch_size (--set #4): auto finds out"),
+        (f"{SHARDED} sft.trainer.optim=adafactor", "sft.trainer.optim (--set #4): adafactor is not supported"),
+        (
+            f"{SHARDED} reward.trainer.torch_compile=true",
+            "reward.trainer.torch_compile (--set #4): is not supported",
+        ),
     ],
 )
 def test_rules_across_sections(load: Load, given: str, message: str) -> None:
@@ -172,6 +186,8 @@ def test_rules_across_sections(load: Load, given: str, message: str) -> None:
         "base.model=./gone/folder",
         "base.quantization=nf4",
         "sft.lora=null reward.lora=null",
+        f"{SHARDED} ppo.rollout_batch_size=auto sft.trainer.optim=adamw_torch_fused",
+        "sharding=full sft.lora=null reward.model=./encoder",
         "reward.model=./encoder reward.lora=null",
         "base.quantization=nf4 reward.model=./encoder reward.lora=null",
         "reward.objective=regression reward.merits=ratings",
