@@ -126,7 +126,7 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def without_seconds(numbers: dict[str, Any]) -> dict[str, Any]:
-    timed = ("second", "runtime", "time/")
+    timed = ("second", "runtime", "time/", "mfu")
     return {name: value for name, value in numbers.items() if name != "time" and not any(t in name for t in timed)}
 
 
