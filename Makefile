@@ -16,11 +16,11 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 TUTELAGE := $(VENV)/bin/tutelage
 VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
-STAGES := base data sft collect rank reward ppo eval export
+STAGES := base data sft collect rank reward ppo dpo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run round test slow lint types check plan show status report chat clean judge publish \
-	export-rankings $(STAGES)
+.PHONY: help venv run round test slow lint types check plan show status report compare chat clean judge publish \
+	export-rankings docs $(STAGES)
 
 help: ## list the targets
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-16s %s\n", $$1, $$2}'
@@ -48,13 +48,13 @@ collect-% rank-% reward-% ppo-%: venv # a stage's step of a later round: make pp
 round: venv ## run one more round of collect, rank, reward and ppo than is finished
 	@$(TUTELAGE) round --nproc $(NPROC) $(VALUES)
 
-publish: venv ## upload the exported model to the Hub (ARGS=--dry-run to look first)
+publish: venv ## upload model, card and rankings to the Hub (ARGS=--dry-run to look first)
 	@$(TUTELAGE) publish $(VALUES)
 
 export-rankings: venv ## write the rankings as a data set for the Hub (ARGS=FOLDER)
 	@$(TUTELAGE) export-rankings $(VALUES)
 
-plan: venv ## say which stages would run, and why
+plan: venv ## say which stages would run, why, and what memory they need
 	@$(TUTELAGE) plan $(VALUES)
 
 show: venv ## print every value of the recipe and where it was set
@@ -65,6 +65,9 @@ status: venv ## show each stage's state, key, time and size
 
 report: venv ## write report.html from the finished stages (ARGS='--against "a.b=c"' to compare)
 	@$(TUTELAGE) report $(VALUES)
+
+compare: venv ## compare two runs by their folders or reports (ARGS="runs/a runs/b")
+	@$(TUTELAGE) compare $(ARGS)
 
 chat: venv ## talk to a model of the run (ARGS="sft ppo" for two side by side)
 	@$(TUTELAGE) chat $(VALUES)
@@ -89,3 +92,6 @@ lint: venv ## ruff
 
 types: venv ## mypy
 	@$(VENV)/bin/mypy
+
+docs: venv ## write docs/recipes.md, the reference of every recipe value
+	@$(VENV)/bin/python -m pipeline.config.reference > docs/recipes.md

@@ -50,6 +50,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "long": ("prompt", "completion", "rating", "rank", "model", "annotator", "group"),
     "pairs": ("prompt", "chosen", "rejected", "margin", "chosen_rating", "rejected_rating", "annotator"),
     "tree": ("prompt", "text", "role", "replies", "rank", "model"),
+    "choice": ("prompt", "completions", "text", "choice", "model", "annotator"),
     "scored": ("prompt", "completions", "text", "score", "rank", "ratings", "ranks", "model", "annotator"),
     "argilla": ("prompt", "completions", "question", "options", "models"),
     "label_studio": ("prompt", "completions", "text", "question", "buckets", "model", "models"),
@@ -108,5 +109,17 @@ class Columns:
         return as_text(self.optional(row, "model"), f"column {self.name('model')!r}", row.where) or None
 
     def prompt(self, row: Row) -> list[Message]:
+        """The prompt's cell, or the text that a template with columns in braces makes of the row."""
         column = self.name("prompt")
+        if "{" in column:
+            return as_prompt(self._filled(column, row), "the prompt", row.where)
         return as_prompt(row[column], f"column {column!r}", row.where)
+
+    def _filled(self, template: str, row: Row) -> str:
+        try:
+            return template.format_map({name: "" if value is None else value for name, value in row.items()})
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise self.error(
+                f"the prompt's template does not fit the row at {row.where}: {type(error).__name__}: {error}",
+                "write columns in braces, {title}, and parts of one in brackets, {info[post]}; {{ for a brace",
+            ) from None

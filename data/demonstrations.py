@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from data import formats
+from data.columns import Columns
 from data.messages import as_completion, as_prompt
 from data.schema import Demonstration, Message, Prompt
 from data.sources import Dropped, Row, read_table
 from data.splits import split_of_prompt
-from pipeline.config.data import TableConfig
+from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import RecipeError
 
 COLUMNS = ("prompt", "completion", "messages", "text")
@@ -17,18 +19,19 @@ COLUMNS = ("prompt", "completion", "messages", "text")
 def read_demonstrations(
     config: TableConfig, eval_fraction: float, dropped: Dropped, say: Callable[[str], None] | None = None
 ) -> Iterator[Demonstration]:
-    """Prompts with their completions: columns `prompt` and `completion`, or `messages` with both.
+    """Prompts with their completions: columns `prompt` and `completion`, or `messages` with both; or trees of
+    ranked replies (OASST), of which the best reply to each message is taken.
 
     Rows with an empty prompt or completion are left out and noted in `dropped`.
     """
     for row, columns in _rows(config, dropped, say):
-        prompt, completion = _prompt_and_completion(row, columns)
-        if not prompt:
-            dropped.add("empty prompt", row.number)
-        elif not completion.strip():
-            dropped.add("empty completion", row.number)
-        else:
-            yield Demonstration(prompt, completion, split_of_prompt(prompt, eval_fraction))
+        for prompt, completion in _prompts_and_completions(row, columns):
+            if not prompt:
+                dropped.add("empty prompt", row.number)
+            elif not completion.strip():
+                dropped.add("empty completion", row.number)
+            else:
+                yield Demonstration(prompt, completion, split_of_prompt(prompt, eval_fraction))
 
 
 def read_prompts(
@@ -56,6 +59,18 @@ def _rows(
         )
     for row in dropped.counting(read_table(config, say)):
         yield row, config.columns
+
+
+def _prompts_and_completions(row: Row, columns: dict[str, str]) -> Iterator[tuple[list[Message], str]]:
+    """One pair a row; as many as a tree has messages with ranked replies."""
+    if not isinstance(row.get("prompt"), dict):
+        yield _prompt_and_completion(row, columns)
+        return
+    tree = RankingTableConfig(path=row.where, format="tree")
+    for candidates in formats.tree(iter([row]), Columns(tree)):
+        ranked = [answer for answer in candidates.answers if answer.score is not None]
+        if ranked:
+            yield candidates.prompt, max(ranked, key=lambda answer: answer.score or 0.0).text
 
 
 def _prompt_and_completion(row: Row, columns: dict[str, str]) -> tuple[list[Message], str]:

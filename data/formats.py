@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.columns import Answer, Candidates, Columns
-from data.messages import ROLES, as_completion
+from data.messages import ROLES, as_completion, is_transcript
 from data.schema import Message, Ranking, prompt_key
 from data.sources import Row, as_number, as_text
 from data.spill import grouping
@@ -136,12 +136,19 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
 
 
 def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """`chosen` and `rejected`: answers, or whole conversations that differ in the last message only."""
+    """`chosen` and `rejected`: answers, or whole conversations that differ in the last message only.
+
+    Transcripts (HH-RLHF) that differ before it are left out: published ones do, and no reader can mend them.
+    """
     for row in rows:
         (before, chosen), (other, rejected) = (
             as_completion(row[columns.name(name)], f"column {columns.name(name)!r}", row.where)
             for name in ("chosen", "rejected")
         )
+        if before != other and is_transcript(row[columns.name("chosen")]):
+            reason = ("chosen and rejected differ before the last answer", row.number)
+            yield Candidates(before, [], row, left_out=True, extra=[reason])
+            continue
         if before != other:
             raise DataError(
                 "chosen and rejected differ before the last answer",
@@ -253,6 +260,25 @@ def scored(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 for item, number in zip(items, numbers, strict=True)
             ]
         yield Candidates(columns.prompt(row), answers, row, columns.annotator(row), rated=sign == 1)
+
+
+def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
+    """`completions`: a list of texts or of objects with a `text`, and `choice`, the place of the best, from 0."""
+    for row in rows:
+        items = _list(row, columns.name("completions"))
+        best = as_number(row[columns.name("choice")], f"column {columns.name('choice')!r}", row.where)
+        if best is not None and best not in range(len(items)):
+            raise DataError(
+                f"the choice is {best:g}, and there are {len(items)} completions",
+                where=row.where,
+                mend="a choice is the place of the best completion, counted from 0, or empty",
+            )
+        answers = []
+        for place, item in enumerate(items):
+            node = _node(item if isinstance(item, dict) else {columns.name("text"): item}, row)
+            score = None if best is None else float(place == best)
+            answers.append(Answer(node.text(columns.name("text")), score, columns.model(node)))
+        yield Candidates(columns.prompt(row), answers, row, columns.annotator(row), rated=False)
 
 
 def _list(row: Row, column: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,27 @@ from pipeline.errors import DataError
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompter": "user"}
 """The roles that are understood; OASST calls the user a prompter."""
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a cell is a whole conversation as one text, as in HH-RLHF: a blank line and `Human:` begin it."""
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
+
+
+def from_transcript(text: str) -> list[Message]:
+    """The turns of a transcript. What one speaker says in several turns is one message."""
+    _, *parts = _TURN.split(text)
+    messages: list[Message] = []
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        role = _SPEAKERS[speaker]
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{said.strip()}".strip()
+        else:
+            messages.append({"role": role, "content": said.strip()})
+    return messages
 
 
 def as_messages(value: Any, what: str, where: str) -> list[Message]:
@@ -50,7 +72,13 @@ def as_prompt(value: Any, what: str, where: str) -> list[Message]:
 
 
 def as_completion(value: Any, what: str, where: str) -> tuple[list[Message], str]:
-    """An answer, and the messages that stand before it when the cell holds a whole conversation."""
+    """An answer, and the messages that stand before it when the cell holds a whole conversation; "" where a
+    transcript ends with the user."""
+    if is_transcript(value):
+        messages = from_transcript(as_text(value, what, where))
+        if messages[-1]["role"] == "user":
+            return messages, ""
+        return messages[:-1], messages[-1]["content"]
     if value is None or isinstance(value, str):
         return [], as_text(value, what, where)
     messages = as_messages(value, what, where)

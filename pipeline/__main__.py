@@ -16,21 +16,23 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from pipeline import clean as cleaning
-from pipeline import hub, manifest, registry
 from pipeline import launch as launching
+from pipeline import manifest, registry
 from pipeline.config.load import load_recipe
 from pipeline.config.rank import AppConfig
 from pipeline.config.rules import app_conflicts
 from pipeline.device import resolve
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 from pipeline.files import readable_bytes
+from pipeline.hub import send, uploads
+from pipeline.memory.forecast import Forecast
 from pipeline.plan import Planner
 from pipeline.progress import Display
 from pipeline.ranks import Ranks
 from pipeline.rounds import step_name
 from pipeline.runner import Runner, terminate_as_interrupt
 from pipeline.stage import RANKINGS_DATABASE
-from pipeline.tables import plan_table, status_table
+from pipeline.tables import memory_table, plan_table, proposals, status_table
 
 REPORT = "report.html"
 
@@ -195,8 +197,14 @@ def plan(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
 ) -> None:
-    """Say which stages would run, and why."""
-    _console().print(plan_table(_planner(recipe, sets, runs).plan(stage)))
+    """Say which stages would run, and why; what memory and time each takes, and what would make it fit."""
+    planner = _planner(recipe, sets, runs)
+    _console().print(plan_table(planner.plan(stage)))
+    forecast = Forecast.of(planner.loaded, planner.latest("data"))
+    _print("")
+    _console().print(memory_table(forecast, planner))
+    for line in proposals(forecast):
+        _print(line)
 
 
 @app.command()
@@ -263,6 +271,19 @@ def _report(planner: Planner, against: str | None = None) -> None:
     if verdict:
         _print(verdict)
     _print(f"report: {path}")
+
+
+@app.command("compare")
+def compare_two(
+    first: Annotated[Path, typer.Argument(help="A run: its folder, its report.json or its report.html.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("comparison.html"),
+) -> None:
+    """Compare two runs, from their reports: what differs in the recipes and in the results, with intervals."""
+    from pipeline.report.build import compare_reports
+
+    _print(compare_reports(first, second, out))
+    _print(f"comparison: {out}")
 
 
 @app.command()
@@ -369,17 +390,25 @@ def publish(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be uploaded.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the exact files, sizes and cards; upload nothing.")
+    ] = False,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Over publish.private of the recipe.")
     ] = None,
 ) -> None:
-    """Upload the exported model and, when named, the rankings to the Hub."""
+    """Upload the model and, when named, the rankings to the Hub. After an interruption the same command goes on."""
     summary = _planner(recipe, sets, runs).summary()
-    for upload in hub.uploads(summary, private):
-        _print(upload.describe() if dry_run else f"uploading {len(upload.files)} files to {upload.repository}")
-        if not dry_run:
-            _print(f"published: {upload.send()}")
+    display = Display(_console())
+    made = uploads.uploads(summary, display.open, private)
+    if dry_run:
+        for upload in made:
+            _print(upload.describe())
+        return
+    for upload in made:
+        _print(f"published: {send.send(upload, display.open, display.say)}")
+    if address := send.collect(summary.loaded.recipe.publish, made):
+        _print(f"collection: {address}")
 
 
 @app.command("export-rankings")
@@ -395,7 +424,7 @@ def export_rankings(
     """Write the run's rankings as a data set for the Hub: Parquet files and a card. People become pseudonyms."""
     summary = _planner(recipe, sets, runs).summary()
     with Display(_console()).open("export-rankings"):
-        made = hub.export_rankings(summary, folder, None if only is None else only.value)
+        made = uploads.export_rankings(summary, folder, None if only is None else only.value)
     counts = ", ".join(f"{count:,} {split}" for split, count in made.splits.items())
     _print(f"{folder}: {counts}, {len(made.files)} files")
 

@@ -5,6 +5,7 @@ Versions are those of the process, looked up once: code that changes while it ru
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -97,6 +98,24 @@ def _resident_bytes() -> int | None:
     except OSError:
         pass
     return None
+
+
+RETURNED = 2**20
+"""Bytes of a block that is given back as soon as it is free (`return_memory`)."""
+
+
+def return_memory() -> bool:
+    """Has the C library give large blocks back to the system once they are free; whether it can.
+
+    glibc raises its limit for this with every block that is freed, up to 32 MB, and keeps smaller ones for later: a
+    quarter of a training's peak was such room (docs/memory.md). A block then costs its page faults again each time.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018  not glibc: another constant, or none
+        return bool(libc.mallopt(-3, RETURNED))  # M_MMAP_THRESHOLD
+    except (AttributeError, OSError):
+        return False
 
 
 class PeakMemory:

@@ -69,6 +69,7 @@ class Manifest:
         seconds: spent in this run; earlier, interrupted runs are not counted.
         resumed: whether it went on from an interrupted run's state.
         memory: measured peaks, in bytes, and how they were measured.
+        predicted: what the memory plan foresaw (`pipeline.memory.plan.MemoryPlan.record`), and the operations.
         code, packages, hardware: what made it. Not part of the key.
     """
 
@@ -94,6 +95,7 @@ class Manifest:
     seconds: float
     resumed: bool
     memory: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     code: dict[str, Any] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)

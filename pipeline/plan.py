@@ -131,10 +131,11 @@ class Planner:
             if until not in steps and until not in registry.STAGES:
                 raise RecipeError(f"there is no stage called {until}", mend=f"stages are {', '.join(steps)}")
             if until not in steps:
+                decides, when = registry.STAGES[until].exists
                 raise RecipeError(
                     f"this recipe has no {until} stage",
-                    where=self.loaded.describe("rank.source"),
-                    mend="it exists with rank.source=app or simulated only",
+                    where=self.loaded.describe(decides),
+                    mend=f"it exists {when}",
                 )
         return registry.planned(self.recipe, until)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.config.recipe import Recipe
-from pipeline.config.rules import is_hub_id, is_local
+from pipeline.config.rules import is_hub_id, is_local, look_judge
 from pipeline.config.section import content
 from pipeline.rounds import REPEATED, parse, step_name
 from pipeline.stage import StageFunction
@@ -25,6 +25,10 @@ def _always(recipe: Recipe) -> bool:
 
 def _ranks_itself(recipe: Recipe) -> bool:
     return recipe.rank.source != "data"
+
+
+def _has_dpo(recipe: Recipe) -> bool:
+    return recipe.dpo is not None and recipe.dpo.enabled
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class StageSpec:
         later: the same in round r > 1, from the recipe and r; r is the last round for a stage that runs once.
             None: as `needs`.
         planned: whether the recipe has this stage at all.
+        exists: for a stage that not every recipe has: the dotted path that decides it, and when there is one.
         paths: dotted recipe paths that may name local files or folders -> whether a value does. Their
             content enters the key.
         parallel: whether several processes can share the work. What it makes does not depend on their number
             beyond rounding; the first of them writes it.
+        resolve: the stage's config from the recipe and its section; None: the section as it is.
     """
 
     name: str
@@ -51,8 +57,10 @@ class StageSpec:
     needs: tuple[str, ...] = ()
     later: Callable[[Recipe, int], tuple[str, ...]] | None = None
     planned: Callable[[Recipe], bool] = _always
+    exists: tuple[str, str] = ("", "")
     paths: Mapping[str, Callable[[str], bool]] | None = None
     parallel: bool = False
+    resolve: Callable[[Recipe, Any], Any] | None = None
 
     @property
     def section(self) -> str:
@@ -64,7 +72,9 @@ class StageSpec:
         return parse(self.name)[1]
 
     def config(self, recipe: Recipe) -> Any:
-        return getattr(recipe, self.section)
+        """Its section of the recipe, with what it takes over from others filled in."""
+        section = getattr(recipe, self.section)
+        return section if self.resolve is None else self.resolve(recipe, section)
 
     def keyed(self, recipe: Recipe) -> Any:
         """What of its config decides its result: the runtime fields do not, nor, in the first round, those that
@@ -97,6 +107,10 @@ class StageSpec:
         return found
 
 
+def _is_file(judge: str) -> bool:
+    return judge not in ("none", "venues", "e2e")
+
+
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
     """The newest policy, what was ranked before it and, to choose by disagreement, the newest reward model."""
     before = tuple(step_name("rank", earlier) for earlier in range(1, number))
@@ -120,11 +134,11 @@ def _ppo_later(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 def _eval_later(recipe: Recipe, number: int) -> tuple[str, ...]:
     policies = tuple(step_name("ppo", r) for r in range(1, number + 1))
-    return ("base", "data", "sft", step_name("reward", number), *policies)
+    return ("base", "data", "sft", step_name("reward", number), *policies, "dpo")
 
 
 def _export_later(recipe: Recipe, number: int) -> tuple[str, ...]:
-    return ("base", "sft", step_name("ppo", number))
+    return ("base", "data", step_name("reward", number), step_name("ppo", number), "eval")
 
 
 STAGES = {
@@ -158,6 +172,7 @@ STAGES = {
             needs=("base", "data", "sft"),
             later=_collect_later,
             planned=_ranks_itself,
+            exists=("rank.source", "with rank.source=app or simulated only"),
         ),
         StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
@@ -174,23 +189,46 @@ STAGES = {
         ),
         StageSpec(
             "ppo",
-            version=2,
+            version=4,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             later=_ppo_later,
-            paths={"ppo.reward_model": lambda _: True},
+            paths={
+                "ppo.reward_model": lambda _: True,
+                "ppo.guards.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
+                "eval.judge": _is_file,
+            },
+            parallel=True,
+            resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=look_judge(recipe))),
+        ),
+        StageSpec(
+            "dpo",
+            version=1,
+            target="stages.dpo:run",
+            needs=("base", "data", "sft", "rank"),
+            later=_reward_later,
+            planned=_has_dpo,
+            exists=("dpo.enabled", "with a `dpo` section, or with dpo.enabled=true"),
             parallel=True,
         ),
         StageSpec(
             "eval",
-            version=3,
-            target="stages.evaluate:run",
-            needs=("base", "data", "sft", "reward", "ppo"),
+            version=5,
+            target="stages.eval.stage:run",
+            needs=("base", "data", "sft", "reward", "ppo", "dpo"),
             later=_eval_later,
-            paths={"eval.judge": lambda judge: judge not in ("none", "venues", "e2e")},
+            paths={
+                "eval.judge": _is_file,
+                "eval.reward_model": lambda model: model != "ensemble",
+                "eval.text.path": is_local,
+            },
         ),
         StageSpec(
-            "export", version=1, target="stages.export:run", needs=("base", "sft", "ppo"), later=_export_later
+            "export",
+            version=2,
+            target="stages.export.stage:run",
+            needs=("base", "data", "reward", "ppo", "eval"),
+            later=_export_later,
         ),
     )
 }

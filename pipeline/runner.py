@@ -28,6 +28,7 @@ from pipeline.errors import Interrupted, RecipeError, StageError
 from pipeline.files import jsonable, readable_seconds
 from pipeline.lock import locked
 from pipeline.manifest import Manifest
+from pipeline.memory.forecast import Forecast
 from pipeline.metrics import MetricsFile, open_trackers
 from pipeline.plan import Planner, StagePlan, StageRun
 from pipeline.progress import Display
@@ -67,6 +68,7 @@ class Runner:
         self.planner = Planner(loaded, runs, fresh)
         self._loaded, self._recipe = loaded, loaded.recipe
         self._display = display or Display(Console())
+        self._forecast: Forecast | None = None
         self._force, self._wait, self._ranks = force, wait, ranks or Ranks()
         self.moved = False
 
@@ -76,8 +78,15 @@ class Runner:
         done: dict[str, StageRun] = {}
         steps = []
         with terminate_as_interrupt():
-            self.planner.plan(until)  # every missing file and damaged artifact is found before anything runs
+            planned = self.planner.plan(
+                until
+            )  # every missing file and damaged artifact is found before anything runs
             try:
+                self._forecast = Forecast.of(self._loaded, self.planner.latest("data"))
+                self._forecast.check({step.spec.section for step in planned if not step.finished}, self._force)
+                self._recipe = self._forecast.recipe
+                if self._forecast.is_tight:
+                    machine.return_memory()
                 for spec, needs in self.planner.stages(until):
                     step = self.planner.consider(spec, needs, done)
                     if step.finished:  # a kill may have come between the manifest and the end of its state
@@ -188,6 +197,7 @@ class Runner:
             seconds=round(time.monotonic() - clock, 3),
             resumed=resumes,
             memory=peak.report(),
+            predicted=self._forecast.record(spec.section) if self._forecast else {},
             code=machine.code_state(),
             packages=machine.package_versions(),
             hardware=machine.hardware(),
@@ -201,6 +211,7 @@ class Runner:
         """Takes part in the parallel stages that rank 0 announces, silently, until there is no more."""
         with terminate_as_interrupt():
             try:
+                self._recipe = Forecast.of(self._loaded).recipe
                 for task in self._ranks.tasks():
                     self._take_part(task)
             except KeyboardInterrupt:

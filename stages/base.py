@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from transformers import (
 )
 
 from data import corpus
-from pipeline.config.base import BaseConfig, PretrainConfig
+from pipeline.config.base import ArchitectureConfig, BaseConfig, PretrainConfig
 from pipeline.errors import DataError, StageError
 from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
+from stages.models import qat
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import IGNORED, Codec, chat_template
 from stages.training import StageCallback, training_arguments
@@ -42,7 +44,7 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "model": None,
         "revision": None,
         "dtype": config.dtype,
-        "quantization": config.quantization,
+        "quantization": asdict(config.quantization) if is_dataclass(config.quantization) else config.quantization,
     }
     metrics: Metrics = {}
     if config.pretrain is not None:
@@ -63,12 +65,26 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         _save_tokenizer(tokenizer, config.chat_template, out_dir)
     (out_dir / "base.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
     base = Artifact("base", out_dir, "")
-    return metrics | _check(base, config.check_tokens, ctx)
+    return metrics | _check(base, config.check_tokens, ctx, config.architecture)
 
 
-def _check(base: Artifact, tokens: int, ctx: RunContext) -> Metrics:
+def _compare(architecture: ArchitectureConfig, config: Any) -> None:
+    """What the memory was planned for must be what is loaded."""
+    given = {name: value for name, value in vars(architecture).items() if value is not None}
+    other = {name: getattr(config, name) for name, value in given.items() if getattr(config, name, value) != value}
+    if other:
+        raise StageError(
+            f"base.architecture is not that of the model, which has {other}",
+            where="base.architecture",
+            mend="correct it, or leave it out: the model's config.json is then read",
+        )
+
+
+def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: ArchitectureConfig | None) -> Metrics:
     """Loads what the other stages will load and lets it speak; a model that cannot is found out here."""
     model: Any = load_backbone(base, ctx.device)
+    if architecture is not None:
+        _compare(architecture, model.config.get_text_config())
     codec = Codec(AutoTokenizer.from_pretrained(base.file("tokenizer")))
     if len(codec.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise StageError(
@@ -77,7 +93,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext) -> Metrics:
             mend="use the tokenizer that belongs to the model",
         )
     prompt = torch.tensor([codec.prompt([{"role": "user", "content": "Hello"}])], device=ctx.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), qat.kept(qat.quantised(model)):
         logits = model(prompt).logits
         spoken = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,

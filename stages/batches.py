@@ -190,3 +190,40 @@ class GlobalBatchTrainer(ShardedTrainer):
         self._globalstep_last_logged = state["logged_at"]
         self._initial_global_step = 0  # the mean loss is over the whole training, not over this process's part
         self.micro.load_state_dict(state["micro_batch"])
+
+
+class TrlTrainer(GlobalBatchTrainer):
+    """The same for trl's trainers, one of which is the second base class: their metrics, too, are those of whole
+    steps."""
+
+    _metrics: Any
+    _total_train_tokens: int
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        # trl gathers its metrics in every pass, and processes need not make equally many: `log` does it instead.
+        self.accelerator.gather_for_metrics = self.accelerator.gather = lambda values: values
+        before = self._total_train_tokens
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        del self.accelerator.gather_for_metrics, self.accelerator.gather
+        seen = torch.tensor(self._total_train_tokens - before)
+        self._total_train_tokens = before + int(self.world.sum(seen))
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        learner: Any = self.model
+        if learner.training and self.world.size > 1:
+            # A process that had no share of the steps since the last time has nothing to say.
+            everywhere = self.world.together([dict(self._metrics["train"])], self.world.size)
+            for name in {name for there in everywhere for name in there}:
+                self._metrics["train"][name] = [number for there in everywhere for number in there.get(name, [])]
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        super().log(logs, start_time)
+
+    def running_state(self) -> dict[str, Any]:
+        own = {"metrics": self._metrics["train"], "tokens": self._total_train_tokens}
+        return super().running_state() | own
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        super().load_running_state(state)
+        self._metrics["train"].update(state["metrics"])
+        self._total_train_tokens = state["tokens"]

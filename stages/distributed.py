@@ -50,6 +50,10 @@ class World:
         counts[self.rank] = count
         return int(self.sum(counts).max())
 
+    def first(self, number: float) -> float:
+        """Rank 0's number."""
+        return float(self.sum(torch.tensor([number if self.rank == 0 else 0.0], dtype=torch.float64))[0])
+
     def mine(self, count: int) -> Tensor:
         """Indices of this process's share of `count` things."""
         return torch.arange(self.rank, count, self.size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data.schema import Message, Split
+from data.schema import Message, Split, prompt_key
+from pipeline.rounds import by_round
 from pipeline.stage import Artifact
 from stages.models.text import Codec
 
@@ -28,3 +30,11 @@ def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) ->
         else:
             prompts.append(EncodedPrompt(row["prompt"], ids, split))
     return prompts, too_long
+
+
+def unseen_prompts(inputs: Mapping[str, Artifact], codec: Codec, max_length: int) -> list[EncodedPrompt]:
+    """The held-out prompts that no look of PPO used: a checkpoint chosen on a prompt cannot be reported on it."""
+    prompts, _ = load_prompts(inputs["data"], codec, "eval", max_length)
+    looks = (look for policy in by_round(inputs, "ppo").values() for look in policy.jsonl("looks.jsonl"))
+    looked_at = {prompt_key(prompt) for look in looks for prompt in look["prompts"]}
+    return [prompt for prompt in prompts if prompt_key(prompt.messages) not in looked_at]

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from trl import SFTConfig as TrainerConfig  # type: ignore[attr-defined]
 from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from pipeline.config.sft import SFTConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
-from stages.batches import GlobalBatchTrainer
+from stages.batches import TrlTrainer
 from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter
 from stages.models.loading import load_backbone, load_tokenizer
 from stages.models.text import IGNORED, Codec
@@ -83,37 +82,8 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     return metrics
 
 
-class DemonstrationTrainer(GlobalBatchTrainer, SFTTrainer):
+class DemonstrationTrainer(TrlTrainer, SFTTrainer):
     """trl's SFTTrainer, whose steps do not depend on how the work is divided."""
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        # trl gathers its metrics in every pass, and processes need not make equally many: `log` does it instead.
-        self.accelerator.gather_for_metrics = lambda values: values
-        before = self._total_train_tokens
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        del self.accelerator.gather_for_metrics
-        seen = torch.tensor(self._total_train_tokens - before)
-        self._total_train_tokens = before + int(self.world.sum(seen))
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        learner: Any = self.model
-        if learner.training and self.world.size > 1:
-            # A process that had no share of the steps since the last time has nothing to say.
-            everywhere = self.world.together([dict(self._metrics["train"])], self.world.size)
-            for name in {name for there in everywhere for name in there}:
-                self._metrics["train"][name] = [number for there in everywhere for number in there.get(name, [])]
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        super().log(logs, start_time)
-
-    def running_state(self) -> dict[str, Any]:
-        own = {"metrics": self._metrics["train"], "tokens": self._total_train_tokens}
-        return super().running_state() | own
-
-    def load_running_state(self, state: dict[str, Any]) -> None:
-        super().load_running_state(state)
-        self._metrics["train"].update(state["metrics"])
-        self._total_train_tokens = state["tokens"]
 
 
 def encode_demonstrations(

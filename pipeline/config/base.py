@@ -31,6 +31,35 @@ class PretrainConfig:
 
 
 @section
+class QATConfig:
+    """Quantisation-aware training: every later stage computes with weights on the grid that will be exported, and
+    its gradients pass the rounding as if it were not there (docs/quantization.md)."""
+
+    qat: Literal["q8_0", "q4_0", "nf4", "int4-g32", "int3-g32", "int2-g32"]
+    """The grid: of GGUF (q8_0, q4_0), of bitsandbytes with double quantisation (nf4), or of torchao (symmetric
+    integers in groups of 32)."""
+    activations: Literal["none", "int8"] = "none"
+    """int8: the inputs of quantised layers too, each token's on a grid of its own, as torchao deploys them."""
+
+
+@section
+class ArchitectureConfig:
+    """The numbers of a model's config.json that the memory plan needs, so that it needs no file and no network. The
+    base stage compares them with the model that it loads."""
+
+    model_type: str = "llama"
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count | None = None
+    """null: hidden_size / num_attention_heads."""
+    tie_word_embeddings: bool = False
+
+
+@section
 class BaseConfig:
     """Exactly one of `model` and `pretrain` is given."""
 
@@ -38,12 +67,15 @@ class BaseConfig:
     """A Hub id, a local folder, or a `.gguf` file (dequantised on load)."""
     revision: str | None = None
     """For a Hub id: the commit to pin."""
+    architecture: ArchitectureConfig | None = field(default=None, metadata=RUNTIME)
+    """Of `model`, for the memory plan; null: its config.json says."""
     pretrain: PretrainConfig | None = None
     """Make the LM here instead of loading one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the frozen weights. `auto`: bfloat16 on a GPU that has it, float32 elsewhere."""
-    quantization: Literal["none", "nf4", "int8"] = "none"
-    """How the backbone is held in memory in every later stage. 4 and 8 bits train LoRA adapters only."""
+    quantization: Literal["none", "nf4", "int8"] | QATConfig = "none"
+    """nf4, int8: how the backbone is held in memory in every later stage, which then trains LoRA adapters only. Or
+    `{qat: q4_0}`: held in full, and trained for the grid that it will be deployed on."""
     chat_template: str = "auto"
     """`auto`: the tokenizer's own, or `plain` when it has none; or `plain`, `chatml`, or a .jinja file."""
     check_tokens: Natural = field(default=64, metadata=RUNTIME)

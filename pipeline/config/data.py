@@ -57,10 +57,11 @@ class RankingTableConfig:
 
     path: str
     """As `TableConfig.path`."""
-    format: Literal["native", "wide", "long", "pairs", "tree", "scored", "argilla", "label_studio"]
+    format: Literal["native", "wide", "long", "pairs", "tree", "scored", "choice", "argilla", "label_studio"]
     """wide: K completion and K rating columns a row; long: a row a completion; pairs: chosen and rejected;
-    tree: nested replies with ranks (OASST); scored: a list of scored completions a row; native: as `tutelage
-    export-rankings` writes; argilla and label_studio: exports of these tools."""
+    tree: nested replies with ranks (OASST); scored: a list of scored completions a row; choice: a list of
+    completions and the place of the best; native: as `tutelage export-rankings` writes; argilla and
+    label_studio: exports of these tools."""
     split: str = "train"
     """Of a Hub data set; `train+eval` for several."""
     columns: dict[str, str | list[str]] = field(default_factory=dict)

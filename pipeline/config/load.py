@@ -93,7 +93,7 @@ def _names(section: Any) -> frozenset[str]:
 def _rivals() -> dict[str, frozenset[str]]:
     made = {
         "base.model": frozenset({"base.pretrain"}),
-        "base.pretrain": frozenset({"base.model", "base.revision"}),
+        "base.pretrain": frozenset({"base.model", "base.revision", "base.architecture"}),
     }
     for source in ("data.demonstrations", "base.pretrain.corpus"):
         for key, others in (("task", _names(TableConfig)), ("path", _names(TaskConfig))):
@@ -118,6 +118,8 @@ def _trainer_problems(data: Mapping[str, Any]) -> Iterator[rules.Problem]:
 def _schema_problems(errors: Iterable[ErrorDetails], data: Any) -> Iterator[rules.Problem]:
     found: dict[str, list[str]] = {}
     for error in errors:
+        if error["type"] == "literal_error" and isinstance(error["input"], dict):
+            continue  # where a section may stand instead of a word, what is wrong inside it says enough
         path = _path(error, data)
         found.setdefault(path, []).append(_message(error))
     for path, messages in found.items():
@@ -145,7 +147,10 @@ def _message(error: ErrorDetails) -> str:
         name = str(error["loc"][-1])
         return "unknown key" + _nearest(name, _valid_names(error["loc"][:-1]))
     if kind == "dataclass_type":
-        return f"must be a section of keys, got {_short(given)}"
+        # Where a section is one of several things that may stand here, its keys tell it from the others.
+        names = sorted(_valid_names(error["loc"])) if str(error["loc"][-1]).endswith("Config") else []
+        keys = f" ({', '.join(names)})" if names else ""
+        return f"must be a section of keys{keys}, got {_short(given)}"
     if kind == "string_pattern_mismatch":
         return f"may hold letters, digits, dots, dashes and underscores only, got {_short(given)}"
     expected = error["msg"].replace("Input should be", "must be")
@@ -173,6 +178,8 @@ def _valid_names(location: Sequence[str | int]) -> set[str]:
         if key in ("a table", "the built-in task"):
             wanted = TableConfig if key == "a table" else TaskConfig
             sections = [section for section in sections if section is wanted]
+        elif named := [section for section in sections if section.__name__ == key]:
+            sections = named  # a member of a union
         elif isinstance(key, str):
             hints = [typing.get_type_hints(section) for section in sections]
             sections = [found for hint in hints if key in hint for found in _sections_in(hint[key])]

@@ -53,6 +53,25 @@ class AggregateConfig:
     (Coste et al. 2023, arXiv:2310.02743)."""
     uncertainty_coef: NonNegative = 1.0
     """Standard deviations taken off (uncertainty)."""
+    held_out: Natural = 0
+    """The ensemble's last members that PPO leaves alone, so that `eval.reward_model: ensemble` can judge by
+    them."""
+
+
+@section
+class GuardsConfig:
+    """Who watches PPO besides its own reward, and when that stops it (docs/ppo.md, Guards)."""
+
+    judge: str = "eval"
+    """Who scores the looks: `eval`, as `eval.judge`; another slot lexicon or the path of one; `member`, an
+    ensemble's last member, which then takes no part in the reward; `reward`, the run's own reward model where
+    `ppo.reward_model` names another; the folder of a reward model; or `none`."""
+    stop: bool = True
+    """End training when the judge falls while the reward model's score rises."""
+    patience: Count = 2
+    """Looks in a row that must show it."""
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Level of the tests over prompts that say so."""
 
 
 @section
@@ -77,6 +96,10 @@ class PPOConfig:
     learning_rate: Positive = 1e-5
     value_learning_rate: Positive | None = None
     """Of a value role of its own (`value: adapter`); null: as `learning_rate`."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """8bit: bitsandbytes', whose moments of tensors of 4,096 numbers and more take a quarter of the memory. paged,
+    on a CUDA device: they move to the system's memory when the device's runs short. (SFT, reward: `trainer.optim`.)
+    """
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
     warmup_updates: Natural = 0
     """Updates over which the learning rates rise from zero."""
@@ -114,7 +137,9 @@ class PPOConfig:
     reward_model: str | None = None
     """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
     classifier with one label (scored through text when its tokenizer differs)."""
-    gradient_checkpointing: bool = field(default=False, metadata=RUNTIME)
+    gradient_checkpointing: bool | Literal["auto"] = field(default=False, metadata=RUNTIME)
+    """Activations are computed again in the backward pass instead of kept: less memory, a third more time. auto:
+    where the memory plan says that the device needs it (`hardware.memory`, or the GPU's own), else not."""
     logits_chunk_size: Count | None = field(default=None, metadata=RUNTIME)
     """Positions whose logits exist at the same time; null: as many as take 4 MB (256 MB on a GPU)."""
     rollout_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
@@ -122,6 +147,10 @@ class PPOConfig:
     save_updates: Count = field(default=10, metadata=RUNTIME)
     """Updates between checkpoints."""
     eval_updates: Natural = 8
-    """Updates between looks at the held-out prompts by the independent judge; 0: none."""
+    """Updates between looks at held-out prompts by the independent judge; 0: none."""
     eval_prompts: Count = 64
-    """Held-out prompts in such a look."""
+    """Held-out prompts in such a look, at most half of them all; `eval` leaves these out."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which policy is handed on: the one at the look that the judge rates highest, or the last; without a judge,
+    the last."""
+    guards: GuardsConfig = field(default_factory=GuardsConfig)

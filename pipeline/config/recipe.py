@@ -9,8 +9,10 @@ from pydantic import Field
 from pipeline.config.base import BaseConfig
 from pipeline.config.collect import CollectConfig
 from pipeline.config.data import DataConfig
+from pipeline.config.dpo import DPOConfig
 from pipeline.config.evaluate import EvalConfig
 from pipeline.config.export import ExportConfig, PublishConfig
+from pipeline.config.hardware import HardwareConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import RankConfig
 from pipeline.config.reward import RewardConfig
@@ -34,6 +36,8 @@ class Recipe:
     (`lora: null`) holds: weights, gradients and optimizer moments (as FSDP and ZeRO-3; docs/distributed.md)."""
     report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list, metadata=RUNTIME)
     """Where metrics go besides metrics.jsonl."""
+    hardware: HardwareConfig = field(default_factory=HardwareConfig, metadata=RUNTIME)
+    """What the run is planned for (docs/memory.md)."""
     base: BaseConfig
     data: DataConfig
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -41,6 +45,8 @@ class Recipe:
     rank: RankConfig = field(default_factory=RankConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    dpo: DPOConfig | None = None
+    """A baseline to PPO; null: none."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.config.base import BaseConfig
+from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.data import TaskConfig
+from pipeline.config.dpo import DPOConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
@@ -43,6 +44,9 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _rank(recipe)
     yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
+    yield from _guards(recipe)
+    yield from _eval(recipe)
+    yield from _export(recipe)
     for name in ("model", "rankings"):
         repository = getattr(recipe.publish, name)
         if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
@@ -76,6 +80,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         "data.prompts": recipe.data.prompts,
         "data.rankings": recipe.data.rankings,
         "reward.pretrain_on": recipe.reward.pretrain_on,
+        "eval.text": recipe.eval.text,
     }
     for name, source in sources.items():
         path = getattr(source, "path", "")
@@ -85,15 +90,23 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
 
 def _lora(recipe: Recipe) -> Iterator[Problem]:
     sft, reward = recipe.sft.lora, recipe.reward.lora
-    if recipe.base.quantization != "none":
+    quantization = recipe.base.quantization
+    if quantization in ("nf4", "int8"):
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
             if lora is None and not (path == "reward.lora" and recipe.reward.model):
-                yield path, f"is required by base.quantization = {recipe.base.quantization}"
+                yield path, f"is required by base.quantization = {quantization}"
     elif (sft is None) != (reward is None) and recipe.reward.model is None:
         yield (
             "reward.lora",
             "and sft.lora must both be given or both be null: roles share one backbone or none",
         )
+    if isinstance(quantization, QATConfig):
+        for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
+            if lora is not None and lora.lora_dropout:
+                yield (
+                    f"{path}.lora_dropout",
+                    "must be 0 with base.quantization.qat, which rounds weight and adapter as one",
+                )
 
 
 def _sharding(recipe: Recipe) -> Iterator[Problem]:
@@ -103,7 +116,7 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization != "none":
         yield (
             "sharding",
-            f"full is of a full fine-tune, and base.quantization = {recipe.base.quantization} allows none",
+            "full is of a full fine-tune of plain weights, and base.quantization is set: take one of the two away",
         )
     for path, lora in (("sft.lora", sft.lora), ("reward.lora", reward.lora)):
         if lora is not None and not (path == "reward.lora" and reward.model):
@@ -112,10 +125,14 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
                 "must be null for sharding = full: adapters are small, and the backbone under them stays whole on "
                 "every process. Set it to null, or sharding to none",
             )
+    if ppo.optimizer != "adamw":
+        yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding = full: use adamw"
+    dpo = recipe.dpo or DPOConfig()
     for path, size in (
         ("sft", sft.micro_batch_size),
         ("reward", reward.micro_batch_size),
         ("ppo", ppo.micro_batch_size),
+        ("dpo", dpo.micro_batch_size),
     ):
         if size == "auto":
             yield (
@@ -128,6 +145,7 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
         ("sft.trainer", sft.trainer),
         ("reward.trainer", reward.trainer),
         ("reward.pretrain_on.trainer", pretrain_on),
+        ("dpo.trainer", dpo.trainer),
     ):
         if values.get("optim", "adamw_torch") not in ("adamw_torch", "adamw_torch_fused"):
             yield f"{path}.optim", f"{values['optim']} is not supported with sharding = full: use adamw_torch"
@@ -151,9 +169,29 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
         yield "reward.merits", "says where margins or regression targets come from, and neither is asked for"
     if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
         yield "reward.ensemble", "needs LoRA on the policy's backbone: its members are adapters there"
-    aggregate = recipe.ppo.reward.aggregate
-    if aggregate != "mean" and reward.ensemble == 1 and recipe.ppo.reward_model is None:
-        yield "ppo.reward.aggregate", f"{aggregate} is of several members, and reward.ensemble is 1"
+    aggregate, held_out = recipe.ppo.reward.aggregate, recipe.ppo.reward.held_out
+    if held_out and recipe.ppo.reward_model is not None:
+        yield "ppo.reward.held_out", "is of the run's own ensemble, and ppo.reward_model names another model"
+    elif held_out and held_out >= reward.ensemble:
+        yield "ppo.reward.held_out", f"{held_out} leaves PPO no member: reward.ensemble is {reward.ensemble}"
+    elif aggregate != "mean" and reward.ensemble - held_out == 1 and recipe.ppo.reward_model is None:
+        less = f" less {held_out} held out" if held_out else ""
+        yield (
+            "ppo.reward.aggregate",
+            f"{aggregate} is of several members, and reward.ensemble is {reward.ensemble}{less}",
+        )
+
+
+def _eval(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.eval.reward_model == "ensemble" and not recipe.ppo.reward.held_out:
+        yield "eval.reward_model", "ensemble: no member is left to judge by; set ppo.reward.held_out to 1 or more"
+    judge = recipe.eval.llm_judge
+    if judge is None:
+        return
+    if not re.fullmatch(r"https?://\S+", judge.base_url):
+        yield "eval.llm_judge.base_url", f"must be like https://api.example.org/v1, got {judge.base_url!r}"
+    if owned := sorted({"model", "messages", "stream", "n"} & judge.parameters.keys()):
+        yield "eval.llm_judge.parameters", f"may not set {', '.join(owned)}"
 
 
 def _rank(recipe: Recipe) -> Iterator[Problem]:
@@ -218,6 +256,20 @@ def _distinct(path: str, names: Sequence[str]) -> Iterator[Problem]:
         yield path, f"two annotators are called {name}"
 
 
+def look_judge(recipe: Recipe) -> str:
+    """Who scores PPO's looks: `ppo.guards.judge`, with `eval` resolved."""
+    judge = recipe.ppo.guards.judge
+    return recipe.eval.judge if judge == "eval" else judge
+
+
+def _guards(recipe: Recipe) -> Iterator[Problem]:
+    ppo, judge = recipe.ppo, recipe.ppo.guards.judge
+    if judge == "member" and not ppo.reward.held_out:
+        yield "ppo.guards.judge", "member: none is left to judge; set ppo.reward.held_out to 1 or more"
+    if judge == "reward" and ppo.reward_model is None:
+        yield "ppo.guards.judge", "reward is the model that PPO optimises, unless ppo.reward_model names another"
+
+
 def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
     if ppo.total_episodes < ppo.batch_size:
         yield "ppo.total_episodes", f"{ppo.total_episodes} must be at least batch_size ({ppo.batch_size})"
@@ -232,3 +284,31 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
         for name in ("value_learning_rate", "critic_warmup_updates"):
             if getattr(ppo, name):
                 yield f"ppo.{name}", "is for a value role of its own: set ppo.value: adapter, or leave it out"
+
+
+def _export(recipe: Recipe) -> Iterator[Problem]:
+    export, lora = recipe.export, recipe.sft.lora
+    formats = export.formats
+    if formats is None:
+        return
+    for name in sorted({name for name in formats if formats.count(name) > 1}):
+        yield "export.formats", f"{name} is named twice"
+    if not formats:
+        yield "export.formats", "names no format; null leaves the choice to the base"
+    if "adapter" in formats and lora is None:
+        yield "export.formats", "adapter needs LoRA, and sft.lora is null: every weight is trained"
+    merged = [name for name in formats if name != "adapter"]
+    quantization = recipe.base.quantization
+    if isinstance(quantization, QATConfig):
+        if "adapter" in formats:
+            yield (
+                "export.formats",
+                "adapter would be computed without the rounding that base.quantization.qat trained: merge it",
+            )
+    elif quantization != "none" and merged and not export.merge_quantized:
+        yield (
+            "export.formats",
+            f"{merged[0]} needs the adapter merged into its base, which is {quantization}: merged and "
+            "quantised again, the tuning may be lost. Use `adapter`, or insist with export.merge_quantized: true, "
+            "and what it costs is measured",
+        )

@@ -24,6 +24,7 @@ SECTIONS = {
     "sft.trainer": "trl.SFTConfig",
     "reward.trainer": "transformers.TrainingArguments",
     "reward.pretrain_on.trainer": "transformers.TrainingArguments",
+    "dpo.trainer": "trl.DPOConfig",
 }
 """Dotted path of each `trainer:` section -> whose names it holds."""
 
@@ -39,6 +40,7 @@ _CHECKPOINT = "a resumed run needs whole checkpoints"
 _SCREEN = "the runner owns the display and the metrics; see `report_to` at the top of the recipe"
 _SEED = "every generator derives from `seed` at the top of the recipe"
 _STEPS = "the stage decides what it does"
+_REFERENCE = "the reference is the SFT model, whose log-probs the stage computes once"
 
 OWNED = {
     "output_dir": _FOLDER,
@@ -87,7 +89,7 @@ OWNED = {
     "dataset_text_field": _DATA,
     "completion_only_loss": "the loss is on completions only",
     "assistant_only_loss": "the loss is on completions only",
-    "max_length": "it stands beside `trainer`: `sft.max_length`",
+    "max_length": "it stands beside `trainer`: `sft.max_length`, `dpo.max_length`",
     "packing": "it stands beside `trainer`: `sft.packing`",
     "packing_strategy": "packed documents must not see each other, and only the default keeps them apart",
     "eval_packing": "it stands beside `trainer`: `sft.packing`",
@@ -96,6 +98,14 @@ OWNED = {
     "chat_template_path": "`base.chat_template` decides it",
     "eos_token": _MODEL,
     "pad_token": _MODEL,
+    "beta": "it stands beside `trainer`: `dpo.beta`",
+    "truncation_mode": "pairs that are too long are left out",
+    "padding_free": "trl has switched it off",
+    "precompute_ref_log_probs": _REFERENCE,
+    "precompute_ref_batch_size": _REFERENCE,
+    "sync_ref_model": _REFERENCE,
+    "ref_model_mixup_alpha": _REFERENCE,
+    "ref_model_sync_steps": _REFERENCE,
 }
 """Names that a recipe may not set -> why."""
 
@@ -157,12 +167,14 @@ def _kinds(annotation: Any) -> set[str]:
 def installed_fields() -> dict[str, dict[str, str]]:
     """What trainer_fields.json must hold for the installed versions. Imports trl: seconds."""
     from transformers import TrainingArguments
+    from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.sft_config import SFTConfig
 
     made = {}
     for name, config in {
         "transformers.TrainingArguments": TrainingArguments,
         "trl.SFTConfig": SFTConfig,
+        "trl.DPOConfig": DPOConfig,
     }.items():
         hints = typing.get_type_hints(config)
         made[name] = {

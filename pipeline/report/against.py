@@ -35,7 +35,7 @@ def compare(run: RunSummary, other: RunSummary, values: str) -> Findings:
         "ours": _describe(run, ours),
         "theirs": _describe(other, theirs),
         "prompts": len(ours),
-        "change": _paired_change([row["errors"]["ppo"] for row in ours], [row["errors"]["ppo"] for row in theirs]),
+        "change": paired_change([row["errors"]["ppo"] for row in ours], [row["errors"]["ppo"] for row in theirs]),
     }
 
 
@@ -90,7 +90,7 @@ def _budget(side: Findings) -> str:
     return f"{budget}, KL {fixed(side['kl'])}"
 
 
-def _paired_change(ours: list[int], theirs: list[int]) -> dict[str, float]:
+def paired_change(ours: list[int], theirs: list[int]) -> dict[str, float]:
     import numpy as np
 
     a, b = np.array(ours, dtype=float), np.array(theirs, dtype=float)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.metrics import read_metrics
 from pipeline.plan import RunSummary
+from pipeline.report import sources
 from pipeline.report.findings import Findings
 from pipeline.report.plots import Bounds, Chart, Kind, Line, Point
 from pipeline.report.wording import number as shown
@@ -25,6 +26,12 @@ TRAINING: list[tuple[str, str, str, dict[str, Kind]]] = [
     ),
 ]
 """Charts of what comes before PPO: stage, title, unit, metric -> kind of line."""
+
+DPO: list[tuple[str, str, str, dict[str, Kind]]] = [
+    ("dpo", "Loss of DPO", "nats a pair", {"loss": "train"}),
+    ("dpo", "Accuracy of DPO’s implicit reward", "share of pairs ordered rightly", {"rewards/accuracies": "train"}),
+]
+"""As `TRAINING`, of the baseline."""
 
 PPO: list[tuple[str, str, str, Bounds | None]] = [
     ("KL coefficient", "reward a nat", "objective/kl_coef", None),
@@ -44,16 +51,31 @@ PPO: list[tuple[str, str, str, Bounds | None]] = [
 def curves(run: RunSummary) -> dict[str, list[Chart]]:
     """Charts of the stages that train, as far as these are finished and logged anything: the last round's of the
     reward model, all rounds' of PPO."""
-    before = [
-        Chart(title, unit, [Line(kind, _points(_newest(run, stage), metric)) for metric, kind in lines.items()])
-        for stage, title, unit, lines in TRAINING
-    ]
+    before, baseline = (
+        [
+            Chart(
+                title,
+                unit,
+                [Line(kind, _points(_newest(run, stage), metric)) for metric, kind in lines.items()],
+                source=_source(run, (stage, "metrics.jsonl", ", ".join(lines))),
+            )
+            for stage, title, unit, lines in charts
+        ]
+        for charts in (TRAINING, DPO)
+    )
     rows = _ppo_rows(run)
     ppo = [
-        Chart(title, unit, [Line("train", _points(rows, metric))], "update", bounds)
+        Chart(
+            title,
+            unit,
+            [Line("train", _points(rows, metric))],
+            "update",
+            bounds,
+            source=_source(run, ("ppo", "metrics.jsonl", metric)),
+        )
         for title, unit, metric, bounds in PPO
     ]
-    parts = {"Before PPO": _with_points(before), "PPO": _with_points(ppo)}
+    parts = {"Before PPO": _with_points(before), "PPO": _with_points(ppo), "DPO": _with_points(baseline)}
     return {part: charts for part, charts in parts.items() if charts}
 
 
@@ -81,12 +103,38 @@ def along(run: RunSummary, found: Findings) -> list[Chart]:
         Line("held-out", _points(looks, "score", "update")),
     ]
     errors = [Line("held-out", _points(judged, "slot_error_rate", "update"))]
+
+    def both(metric: str, look: str) -> str:
+        return _source(run, ("ppo", "metrics.jsonl", metric), ("ppo", "out/looks.jsonl", look))
+
     charts = [
-        Chart("Reward model’s score", "mean", score, "update"),
-        Chart("KL from SFT", f"nats a response{f' (target {shown(target)})' if target else ''}", kl, "update"),
-        Chart("Fact errors", "share of facts, by the independent judge", errors, "update", (0, None)),
+        Chart("Reward model’s score", "mean", score, "update", source=both("objective/scores", "score")),
+        Chart(
+            "KL from SFT",
+            f"nats a response{f' (target {shown(target)})' if target else ''}",
+            kl,
+            "update",
+            source=both("objective/kl", "kl"),
+        ),
+        Chart(
+            "Fact errors",
+            "share of facts, by the independent judge",
+            errors,
+            "update",
+            (0, None),
+            source=_source(run, ("eval", "out/eval.json", "along[].slot_error_rate")),
+        ),
     ]
-    return _with_points(charts)
+    guards = found["guards"] or {}
+    chosen = None
+    if guards.get("watched") and guards["handed_on"] != guards["updates"]:
+        chosen = starts[max(starts)] + guards["handed_on"]
+    return [replace(chart, mark=chosen) for chart in _with_points(charts)]
+
+
+def _source(run: RunSummary, *read: tuple[str, str, str]) -> str:
+    """Of (stage, file, what of it): the files and what was read there."""
+    return "; ".join(f"{path}: {what}" for stage, file, what in read for path in sources.of(run, stage, file))
 
 
 def reliability(found: Findings) -> list[Chart]:
@@ -97,7 +145,13 @@ def reliability(found: Findings) -> list[Chart]:
         Line("held-out", [(row["predicted"], row["observed"]) for row in table]),
     ]
     chart = Chart(
-        "Calibration", "share preferred", lines, "predicted chance of being preferred", (0, 1), square=True
+        "Calibration",
+        "share preferred",
+        lines,
+        "predicted chance of being preferred",
+        (0, 1),
+        square=True,
+        source=f"{_quality(found)}: reliability",
     )
     return [chart] if table else []
 
@@ -106,13 +160,24 @@ def distributions(found: Findings) -> list[Chart]:
     """How the reward model's scores, and its accuracy over prompts, are spread on held-out prompts."""
     reward = found["reward"] or {}
     charts = [
-        Chart(title, unit, [Line("histogram", _bars(reward.get(table, [])))], x, (0, None))
+        Chart(
+            title,
+            unit,
+            [Line("histogram", _bars(reward.get(table, [])))],
+            x,
+            (0, None),
+            source=f"{_quality(found)}: {table}",
+        )
         for table, title, unit, x in (
             ("scores", "Scores of held-out answers", "answers", "score"),
             ("by_prompt", "Accuracy by held-out prompt", "prompts", "share of its pairs ordered rightly"),
         )
     ]
     return _with_points(charts)
+
+
+def _quality(found: Findings) -> str:
+    return next(iter(found["sources"].get("reward", [])), "")
 
 
 def _bars(histogram: Iterable[dict[str, Any]]) -> list[Point]:

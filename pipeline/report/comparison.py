@@ -1,13 +1,12 @@
-"""The table of base, SFT and PPO model by metric."""
+"""The table of the evaluated models by metric."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.report import baselines
 from pipeline.report.wording import fixed, percent, points, span
-
-MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,9 @@ METRICS = (
     Metric("length", "Length", "tokens", decimals=1),
     Metric("ended", "Ended by themselves", "of answers", 1, 1, share=True),
     Metric("distinct_2", "Distinct word pairs", "of all word pairs", 1, 1, share=True),
+    Metric("repetition", "Repeated sequences of four words", "of an answer’s", -1, 1, share=True),
     Metric("nll", "Loss on held-out demonstrations", "nats a token", -1, 3),
+    Metric("text_nll", "Loss on held-out text", "nats a token", -1, 3),
 )
 
 
@@ -62,10 +63,12 @@ def rows(evaluation: dict[str, Any] | None) -> list[Row]:
 
 
 def _row(metric: Metric, models: dict[str, Any]) -> Row:
-    values = {name: models.get(name, {}).get(metric.key) for name in MODELS}
+    values = {name: models.get(name, {}).get(metric.key) for name in baselines.NAMES}
     cells = {name: metric.write(value) for name, value in values.items()}
     if metric.key == "kl" or values["sft"] is None:  # from itself, the SFT model has none
-        return Row(metric, cells)
+        if values["best_of_n"] is not None:
+            cells["best_of_n"] = f"≤ {cells['best_of_n']}"
+        return Row(metric, cells, intervals=_kl_intervals(models))
     change = round(values["ppo"] - values["sft"], metric.decimals + 2 * metric.share)
     gain = metric.better * change
     tone = "good" if gain > 0 else "bad" if gain < 0 else ""
@@ -73,7 +76,15 @@ def _row(metric: Metric, models: dict[str, Any]) -> Row:
     if metric.key == "slot_error_rate":
         intervals = {
             name: span(models[name]["slot_error_low"], models[name]["slot_error_high"], metric.decimals)
-            for name in MODELS
+            for name in baselines.NAMES
             if name in models
         }
     return Row(metric, cells, metric.write_change(change), tone, intervals)
+
+
+def _kl_intervals(models: dict[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{fixed(found['kl_low'])} to {fixed(found['kl_high'])}"
+        for name, found in models.items()
+        if name != "sft" and "kl_low" in found
+    }

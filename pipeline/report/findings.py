@@ -5,6 +5,7 @@ Plain JSON values throughout. Sections of stages that are not finished are None.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline import registry
 from pipeline.files import jsonable, readable_bytes
 from pipeline.plan import KEY_DIGITS, RunSummary, StageRun
 from pipeline.registry import StageSpec
-from pipeline.report import human, lineage, rankings
+from pipeline.report import exported, guarding, human, lineage, rankings, sources
 
 Findings = dict[str, Any]
 
@@ -24,8 +25,9 @@ MADE = {
     "rank": "{rankings:,} rankings by {annotators} {who}",
     "reward": "trained on {rankings:,} rankings of {completions:,} answers",
     "ppo": "{updates:,} updates, {episodes:,} episodes",
+    "dpo": "trained on {pairs:,} pairs of answers to {prompts:,} prompts",
     "eval": "{prompts:,} held-out prompts, judge: {judge}",
-    "export": "one model of {size}",
+    "export": "{formats}: {size}",
 }
 """Stage -> what it made, in terms of its metrics."""
 
@@ -47,15 +49,19 @@ def collect(run: RunSummary) -> Findings:
         "dropped": rankings.dropped(run.stages.get("data")),
         "reward": reward and _reward(reward),
         "ppo": ppo and _ppo(ppo),
+        "guards": ppo and guarding.read(ppo),
         "lineage": lineage.rows(run, evaluation) if recipe.rounds > 1 else [],
         "evaluation": evaluation,
         "human": human.read(run),
+        "judged": _judged(evaluated),
+        "export": exported.read(run),
         "samples": list(evaluated.artifact.jsonl("samples.jsonl")) if evaluated else [],
         "environment": _environment(run.stages),
         "values": [
             {"path": path, "value": value, "origin": run.loaded.describe(path)}
             for path, value in run.loaded.values().items()
         ],
+        "sources": sources.read(run),
     }
     return dict(jsonable(found))
 
@@ -92,6 +98,8 @@ def _stage(spec: StageSpec, run: RunSummary) -> Findings:
         "simulated": manifest.simulated,
         "peak_bytes": manifest.memory.get("peak_bytes"),
         "peak_gpu_bytes": manifest.memory.get("peak_gpu_bytes"),
+        "predicted_bytes": manifest.predicted.get("peak_bytes"),
+        "predicted_gpu_bytes": manifest.predicted.get("allocated_bytes"),
         "metrics": manifest.metrics,
     }
 
@@ -126,7 +134,19 @@ def _ppo(ppo: StageRun) -> Findings:
             for look in ppo.artifact.jsonl("looks.jsonl")
         ],
         "look_prompts": config["eval_prompts"],
+        "stopped": "stopped_at" in ppo.manifest.metrics,
     }
+
+
+def _judged(evaluated: StageRun | None) -> list[Findings]:
+    """By prompt, which a hash stands for: what another run on the same prompts can be compared with."""
+    if evaluated is None or not (evaluated.artifact.path / "judged.jsonl").is_file():
+        return []
+    return [
+        {"prompt": hashlib.sha256(row["prompt"].encode()).hexdigest()[:KEY_DIGITS], "given": row["given"]}
+        | {kind: row[kind] for kind in ("errors", "faults") if kind in row}
+        for row in evaluated.artifact.jsonl("judged.jsonl")
+    ]
 
 
 def _environment(stages: Mapping[str, StageRun]) -> dict[str, dict[str, list[str]]]:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 Bounds = tuple[float | None, float | None]
-Kind = Literal["train", "held-out", "level", "histogram"]
+Kind = Literal["train", "held-out", "other", "point", "level", "histogram"]
 
 TEXT, GRID = "#010203", "#010204"
 COLOURS = {
@@ -24,10 +24,13 @@ COLOURS = {
     GRID: "var(--rule)",
     "#010205": "var(--train)",
     "#010206": "var(--held-out)",
+    "#010207": "var(--other)",
 }
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#010205", "linewidth": 1.4},
     "held-out": {"color": "#010206", "linewidth": 1.4, "marker": "o", "markersize": 4},
+    "other": {"color": "#010207", "linewidth": 1.4, "marker": "s", "markersize": 4},
+    "point": {"color": "#010207", "linestyle": "none", "marker": "D", "markersize": 7},
     "level": {"color": TEXT, "linewidth": 1.0, "linestyle": (0, (4, 3))},
     "histogram": {"color": "#010206", "linewidth": 1.4, "drawstyle": "steps-mid"},
 }
@@ -61,7 +64,8 @@ MOST_POINTS = 300
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: of training batches, of held-out prompts, a level to compare with, or counts of held-out things."""
+    """A curve: of training batches, of held-out prompts, of another way there, one point of such, a level to
+    compare with, or counts of held-out things."""
 
     kind: Kind
     points: Sequence[Point]
@@ -77,6 +81,18 @@ class Chart:
     x: str = "step"
     bounds: Bounds | None = None
     square: bool = False
+    fraction: bool = False
+    """Whether the horizontal axis is not counted in whole steps."""
+    mark: float | None = None
+    """A place on the horizontal axis to point out: the update whose policy was handed on."""
+    source: str = ""
+    """The metrics and files that the points are from."""
+
+
+def numbers(chart: Chart) -> dict[str, Any]:
+    """A chart as JSON values: the points that are drawn, and where they come from."""
+    lines = [{"kind": line.kind, "points": [list(point) for point in thinned(line.points)]} for line in chart.lines]
+    return {"title": chart.title, "unit": chart.unit, "x": chart.x, "source": chart.source, "lines": lines}
 
 
 def draw(chart: Chart, name: str) -> Markup:
@@ -91,8 +107,12 @@ def draw(chart: Chart, name: str) -> Markup:
         axes = figure.subplots()
         for line in chart.lines:
             axes.plot(*zip(*thinned(line.points), strict=True), **STYLES[line.kind])
+        if chart.mark is not None:
+            axes.axvline(chart.mark, **STYLES["level"])
+            place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+            axes.annotate("handed on", (chart.mark, 1), (4, -1), va="top", fontsize=9, color=TEXT, **place)
         axes.set_xlabel(chart.x)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=not chart.square))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=not (chart.square or chart.fraction)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=chart.square, axis="x")
         axes.margins(x=0.03, y=0.08)

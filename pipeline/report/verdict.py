@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.report import human
+from pipeline.report import baselines, frontier, guarding, human
 from pipeline.report.findings import Findings
 from pipeline.report.wording import fixed, listing, number, percent, span
 
@@ -42,8 +42,8 @@ def reach(found: Findings) -> Verdict:
         return Verdict("unknown", "Not evaluated yet.", _progress(found), caveats=caveats)
     sft, ppo = evaluation["models"]["sft"], evaluation["models"]["ppo"]
     price = _price(sft, ppo)
-    people = found["human"]
-    if evaluation["judge"] is None and people is None:
+    people, others = found["human"], baselines.other_judges(evaluation)
+    if evaluation["judge"] is None and people is None and not others:
         return Verdict(
             "unknown",
             "Whether PPO helped is not known.",
@@ -55,6 +55,7 @@ def reach(found: Findings) -> Verdict:
     evidence = [human.evidence(people)] if people else []
     if evaluation["judge"] is not None:
         evidence.append(_evidence(evaluation))
+    evidence += [baselines.evidence(others)] if others else []
     return Verdict(tone, headline, " ".join(evidence), price, caveats)
 
 
@@ -85,6 +86,10 @@ def _direction(evaluation: dict[str, Any], people: dict[str, Any] | None) -> tup
         if sign and wins == -sign:
             return "unclear", "The judge is of two minds."
         sign = sign or said
+    others = {baselines.sign(row) for row in baselines.other_judges(evaluation)} - {0}
+    if len(others | ({sign} - {0})) > 1:
+        return "unclear", "The judges are at odds."
+    sign = sign or next(iter(others), 0)
     if sign > 0:
         return "good", "PPO helped."
     if sign < 0:
@@ -155,6 +160,8 @@ def _caveats(found: Findings) -> list[str]:
         said.append(
             f"PPO was rewarded by another reward model ({ppo['reward_model']}) than the one that this run trained."
         )
+    if found["guards"]:
+        said += guarding.caveats(found["guards"])
     if not evaluation:
         return said
     sft_model, ppo_model = evaluation["models"]["sft"], evaluation["models"]["ppo"]
@@ -165,13 +172,17 @@ def _caveats(found: Findings) -> list[str]:
             f"Only {percent(ppo_model['ended'])} of PPO’s answers end by themselves; "
             f"of SFT’s {percent(sft_model['ended'])} do."
         )
+    said += [*baselines.caveats(evaluation), *frontier.caveats(evaluation)]
     along = _last_round(evaluation["along"])
-    if ppo and evaluation["judge"] and (peak := overoptimised(along, ppo["look_prompts"])):
+    # Of a run that its guard stopped, and of one that the form fits, it is said already.
+    judged = ppo and evaluation["judge"] and not ppo["stopped"] and not frontier.caveats(evaluation)
+    if judged and (peak := overoptimised(along, ppo["look_prompts"])):
         best, last = peak
         said.append(
             f"Over-optimised: after update {best['update']} the reward model’s score went on rising "
             f"({fixed(best['score'])} to {fixed(last['score'])}) while fact errors rose again "
-            f"({percent(best['slot_error_rate'], 1)} to {percent(last['slot_error_rate'], 1)})."
+            f"({percent(best['slot_error_rate'], 1)} to {percent(last['slot_error_rate'], 1)}, on the prompts of "
+            "the looks)."
         )
     return said
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from typing import Any
 
 MINUS, DASH, SPACE = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 
@@ -21,6 +22,17 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or value == int(value):
         return fixed(value, 0)
     return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+
+
+def noted(value: Any) -> str:
+    """Any value of a manifest: numbers as numbers, the rest as it is."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no"}.get(value, DASH)  # type: ignore[arg-type]
+    if isinstance(value, int | float):
+        return number(value, 4) if abs(value) >= 1e-4 or not value else f"{value:.2e}"
+    if isinstance(value, list | tuple):
+        return ", ".join(noted(part) for part in value)
+    return str(value)
 
 
 def percent(share: float | None, decimals: int = 0, *, sign: bool = False) -> str:

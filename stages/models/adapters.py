@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config.sft import LoRAConfig
 from pipeline.stage import Artifact
+from stages.models import qat
 from stages.models.actor import Actor
 from stages.models.linear import speed_up
-from stages.models.loading import load_backbone, readable_checkpoint
+from stages.models.loading import load_backbone, mark_as, readable_checkpoint
 
 ADAPTER, MODEL = "adapter", "model"
 
@@ -31,7 +32,9 @@ def new_adapter(backbone: PreTrainedModel, lora: LoRAConfig, name: str = "defaul
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(backbone, config, adapter_name=name)
+    model = get_peft_model(backbone, config, adapter_name=name)
+    qat.adapt(model)
+    return model
 
 
 def float32_trainables(model: torch.nn.Module) -> None:
@@ -49,18 +52,22 @@ def is_adapter(artifact: Artifact) -> bool:
 def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
     """The policy of a `sft` or `ppo` artifact, frozen; the bare backbone when `artifact` is None."""
     if artifact is not None and not is_adapter(artifact):
-        return load_full(artifact.file(MODEL), device)
+        return load_full(base, artifact.file(MODEL), device)
     backbone = load_backbone(base, device)
     if artifact is None:
         return backbone
     with readable_checkpoint(artifact.path):
-        return PeftModel.from_pretrained(backbone, artifact.file(ADAPTER)).eval()
+        model = PeftModel.from_pretrained(backbone, artifact.file(ADAPTER)).eval()
+    qat.adapt(model)
+    return model
 
 
 def load_actor(base: Artifact, artifact: Artifact | None, device: str) -> Actor:
     """As `load_policy`, to speak and to be asked for log-probs; its parameters stay frozen."""
     model = load_policy(base, artifact, device)
     speed_up(model)
+    for layer in qat.quantised(model):
+        layer.keep(True)
     return Actor(causal_lm(model))
 
 
@@ -69,12 +76,13 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def load_full(folder: Path, device: str) -> Any:
-    """A fully fine-tuned model, in the precision it was saved in, frozen."""
+def load_full(base: Artifact, folder: Path, device: str) -> Any:
+    """A fully fine-tuned model, in the precision it was saved in, frozen, computing as `base` says."""
     with readable_checkpoint(folder):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         model.to(device)
     model.requires_grad_(False)
+    mark_as(base, model)
     return model.eval()
 
 

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
 from stages.distributed import World
+from stages.models import qat
 from stages.models.actor import Actor
 from stages.models.heads import ScalarHead
 from stages.models.linear import FastLoRA, merged, speed_up
@@ -59,6 +60,7 @@ class Bank(nn.Module, ABC):
         self.trainable = frozenset(trainable)
         self._role: str | None = None
         self._actors: dict[str, Actor] = {}
+        self._rounded: dict[str, list[qat.Quantised]] = {}
         self._lora: list[FastLoRA] = []
 
     @contextlib.contextmanager
@@ -80,8 +82,10 @@ class Bank(nn.Module, ABC):
                 if role not in self._actors:
                     head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
                     self._actors[role] = Actor(lm, head, self._route)  # type: ignore[arg-type]
+                    self._rounded[role] = qat.quantised(lm)
                 faster = merged(self._lora) if decode else contextlib.nullcontext()
-                with torch.enable_grad() if train else torch.no_grad(), faster:
+                rounded = qat.kept(self._rounded[role])
+                with torch.enable_grad() if train else torch.no_grad(), faster, rounded:
                     yield self._actors[role]
         finally:
             self._role = None
@@ -177,6 +181,7 @@ class ActorBank(Bank):
         for role, head in self.heads.items():
             head.requires_grad_(role in self.trainable)
         self._switch(None)
+        qat.adapt(model)
         self._lora = speed_up(model)
         self.eval()
 

@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 
 ROWS = 16
 """oneDNN takes longer than MKL for fewer rows than this."""
+QUANTISED = "quantised"
+"""The attribute of layers that compute with a rounded weight (stages/models/qat.py), and so are not sped up."""
 MERGE_UP_TO = 2**29
 """Bytes that merged copies may take. They are gone when training, which needs more, begins."""
 
@@ -43,9 +45,8 @@ with torch.random.fork_rng(devices=[]):
 
 def matmul(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`F.linear` without a gradient, (N, O)."""
-    # Nor does oneDNN know sums of nothing, such as the gradient of a weight that met no token.
-    plain = x_NI.dtype == torch.float32 and x_NI.device.type == "cpu" and x_NI.numel() > 0
-    if ONEDNN and plain and len(x_NI) >= ROWS:
+    large = len(x_NI) >= ROWS and x_NI.shape[1] > 0
+    if ONEDNN and large and x_NI.dtype == torch.float32 and x_NI.device.type == "cpu":
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return F.linear(x_NI, weight_OI, bias_O)
 
@@ -160,7 +161,10 @@ def speed_up(model: nn.Module) -> list[FastLoRA]:
     """Makes the linear layers and LoRA layers of a model compute as above; returns what LoRA layers became."""
     layers = []
     for module in model.modules():
-        if isinstance(module, LoraLayer) and type(module.get_base_layer()) is nn.Linear:
+        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        if hasattr(base, QUANTISED):
+            continue
+        if isinstance(module, LoraLayer) and type(base) is nn.Linear:
             layers.append(FastLoRA(module))
             module.forward = layers[-1]
         elif type(module) is nn.Linear:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
+from stages.models import grids, qat
 
 # Loading is announced by the stages' own progress; a bar per weight file only tears their display.
 transformers_logging.disable_progress_bar()
@@ -36,9 +37,18 @@ def load_backbone(base: Artifact, device: str) -> PreTrainedModel:
     """The frozen language model of a `base` artifact, in evaluation mode on `device`."""
     spec = base.json("base.json")
     source = str(base.file("model")) if spec["model"] is None else spec["model"]
-    return load_causal_lm(
-        source, device, dtype=spec["dtype"], quantization=spec["quantization"], revision=spec["revision"]
-    )
+    quantization = spec["quantization"]
+    held = quantization if isinstance(quantization, str) else "none"
+    model = load_causal_lm(source, device, dtype=spec["dtype"], quantization=held, revision=spec["revision"])
+    mark_as(base, model)
+    return model
+
+
+def mark_as(base: Artifact, model: Any) -> None:
+    """Makes a model that was held in full compute on the grid of its base, if quantisation-aware training is on."""
+    quantization = base.json("base.json")["quantization"]
+    if not isinstance(quantization, str):
+        qat.mark(model, quantization)
 
 
 def load_causal_lm(
@@ -63,13 +73,21 @@ def load_causal_lm(
         model: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     if quantization == "none":
         model.to(device)
-    for module in model.modules():
-        # On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks a 4-bit layer at its first evaluation, for good, in a
-        # form that rounds to bfloat16 and has no backward: what is trained after a rollout would get no gradient.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    if quantization == "nf4" and device == "cpu":
+        for module in model.modules():
+            if hasattr(module, "quant_state"):
+                grids.check("nf4", (module.out_features, module.in_features))
+    keep_layout(model)
     model.requires_grad_(False)
     return model.eval()
+
+
+def keep_layout(model: Any) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks a 4-bit layer at its first evaluation, for good, in a form
+    that rounds to bfloat16 and has no backward: what is trained after a rollout would get no gradient. Not here."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _quantization(kind: str, compute: torch.dtype) -> Any:

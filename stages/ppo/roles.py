@@ -58,7 +58,7 @@ def build(
     if isinstance(bank, FullBank) and sharded:
         bank.shard(device)
     disable_dropout(bank)
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing is True:  # `auto` is for the runner to decide
         checkpoint_activations(bank)
     with bank.active("policy") as actor:
         check_projection(actor)
@@ -79,7 +79,9 @@ def build(
     else:
         # A whole reward model beside a LoRA policy, or the reverse, stands on its own.
         model = reward_model.load_reward(reward, base, device)
-    members = len(reward_model.roles(reward))
+    members = len(reward_model.roles(reward)) - config.reward.held_out
+    if config.reward.held_out:
+        model = RewardEnsemble(model.bank, model.roles[:members])
     _check_aggregate(config, members)
     if members == 1:
         scorer = token_scorer(model, batch, device)
@@ -133,14 +135,17 @@ def _full_bank(
     config: PPOConfig, base: Artifact, sft: Artifact, start: Artifact, reward: Artifact | None, device: str
 ) -> FullBank:
     shared = reward if reward is not None and not is_adapter(reward) else None
-    models = {"reference": load_full(sft.file(MODEL), device), "policy": load_full(start.file(MODEL), device)}
+    models = {
+        "reference": load_full(base, sft.file(MODEL), device),
+        "policy": load_full(base, start.file(MODEL), device),
+    }
     heads = {}
     if shared:
-        models[ROLE] = load_full(shared.file(MODEL), device)
+        models[ROLE] = load_full(base, shared.file(MODEL), device)
         heads[ROLE] = ScalarHead.load(shared.file(reward_model.HEAD)).to(device)
     trainable = ["policy"]
     if config.value == "adapter":
-        models["value"] = load_full((shared or sft).file(MODEL), device)
+        models["value"] = load_full(base, (shared or sft).file(MODEL), device)
         trainable.append("value")
     for role in trainable:
         models[role].float()

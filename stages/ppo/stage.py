@@ -1,12 +1,12 @@
 """The `ppo` stage: runs `PPOTrainer` from artifacts to artifact, with checkpoints, looks and the gate.
 
-It makes the policy (`adapter/` or `model/`), `value.safetensors`, `golden.json` for a next round to start from, and
-`looks.jsonl`: answers to held-out prompts along the run, for judges that PPO itself never sees.
+It makes the policy (`adapter/` or `model/`), `value.safetensors`, `golden.json` for a next round to start from,
+`looks.jsonl`: answers to held-out prompts along the run, with what a judge says that PPO never sees, and
+`guards.jsonl`: what the flight recorder noted. The policy is that of the best look, or the last one.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,21 @@ from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.distributed import World
 from stages.models.adapters import MODEL, save_adapter
-from stages.models.bank import ActorBank, FullBank
+from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.loading import load_tokenizer
 from stages.models.text import IGNORED, Codec, pad
-from stages.ppo import golden, roles
-from stages.ppo.experience import score_tokens
-from stages.ppo.kl import k1
+from stages.ppo import checkpoint, golden, judges, roles
+from stages.ppo.guards import Recorder
+from stages.ppo.looks import Looks, look_prompts
 from stages.ppo.trainer import LanguageModelBatch, PPOTrainer
-from stages.prompts import EncodedPrompt, load_prompts
+from stages.prompts import load_prompts
 from stages.sft import encode_demonstrations
 
 SHOWN = ("objective/scores", "objective/kl", "response/length", "objective/entropy")
 """The few numbers of the progress display."""
+
+LOOKED = ("kl", "score", "length", "judge")
+"""Of the policy that is handed on, for the manifest."""
 
 GOLDEN = 8
 """Responses whose log-probs are stored with the policy."""
@@ -73,32 +76,43 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     )
     if before:
         _go_on(trainer, before[max(before)])
-    looks = _train(trainer, config, held_out[: config.eval_prompts], ctx)
+    judge = judges.build(config, inputs, codec, bank, ctx.device) if config.eval_updates else None
+    looks, recorder = Looks(trainer, look_prompts(held_out, config.eval_prompts), judge, ctx), Recorder(config)
+    if judge is None and config.checkpoint == "best" and config.eval_updates:
+        ctx.say("no independent judge looks at this run (ppo.guards.judge): the last policy will be handed on")
+    _train(trainer, looks, recorder, ctx)
     trainer.check_frozen()
 
+    handed_on = looks.hand_on()
     if trainer.world.rank == 0 or bank.sharded:
         golden.write(trainer, [prompt.ids for prompt in prompts[:GOLDEN]], ctx.seed, out_dir)
-        _write(out_dir, trainer, "value" if config.value == "adapter" else "policy", looks)
-    last = looks[-1] if looks else {}
+        _write(out_dir, bank, "value" if config.value == "adapter" else "policy")
+    if trainer.world.rank == 0:
+        write_jsonl(out_dir / "looks.jsonl", looks.taken)
+        write_jsonl(out_dir / "guards.jsonl", recorder.events)
     whole = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
         "prompts": len(prompts),
         "prompts_too_long": too_long,
-        "episodes": trainer.updates * config.batch_size,
-        "updates": trainer.updates,
+        "episodes": trainer.update * config.batch_size,
+        "updates": trainer.update,
+        "handed_on": handed_on["update"] if handed_on else trainer.update,
+        "judge": judge.name if judge else "none",
+        **({"stopped_at": trainer.update, "planned_updates": trainer.updates} if looks.stop else {}),
+        "guards": len(recorder.events),
         "trainable_parameters": sum(p.numel() for p in bank.parameters() if p.requires_grad),
-        "kl_coef": trainer.kl.value,
+        "kl_coef": handed_on["kl_coef"] if handed_on else trainer.kl.value,
         "mfu": trainer.mfu,
         **({"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}),
-        **{f"final_{name}": last[name] for name in ("kl", "score", "length") if name in last},
+        **{f"final_{name}": handed_on[name] for name in LOOKED if handed_on and name in handed_on},
+        **({"held_out_members": config.reward.held_out} if config.reward.held_out else {}),
         **({"forced_past_gate": forced} if forced else {}),
     }
 
 
-def _write(out_dir: Path, trainer: PPOTrainer, value_role: str, looks: list[dict[str, Any]]) -> None:
-    """From rank 0; for the rest of a sharded bank it needs all."""
-    bank, writes = trainer.bank, trainer.world.rank == 0
-    value = bank.state_of(value_role)
+def _write(out_dir: Path, bank: Bank, value_role: str) -> None:
+    """From rank 0; of a sharded bank every process takes part."""
+    writes, value = World().rank == 0, bank.state_of(value_role)
     with bank.whole("policy"):
         if writes and isinstance(bank, ActorBank):
             save_adapter(bank.model, "policy", out_dir)
@@ -106,7 +120,6 @@ def _write(out_dir: Path, trainer: PPOTrainer, value_role: str, looks: list[dict
             policy: Any = bank.models["policy"]
             policy.save_pretrained(out_dir / MODEL)
     if writes:
-        write_jsonl(out_dir / "looks.jsonl", looks)
         save_file(value, out_dir / "value.safetensors")
 
 
@@ -132,65 +145,41 @@ def _go_on(trainer: PPOTrainer, before: Artifact) -> None:
         trainer.kl.value = before.metrics["kl_coef"]
 
 
-def _train(
-    trainer: PPOTrainer, config: PPOConfig, held_out: list[EncodedPrompt], ctx: RunContext
-) -> list[dict[str, Any]]:
-    """The loop, from the checkpoint if there is one. Returns the looks at held-out prompts."""
-    checkpoint = ctx.state_dir / "checkpoint.pt"
-    looks: list[dict[str, Any]] = []
-    if checkpoint.exists():
-        state = _load(checkpoint)
+def _train(trainer: PPOTrainer, looks: Looks, recorder: Recorder, ctx: RunContext) -> None:
+    """The loop, from the checkpoint if there is one."""
+    path, config = ctx.state_dir / "checkpoint.pt", trainer.config
+    if path.exists():
+        state = checkpoint.load(path)
         trainer.load_state_dict(state["trainer"])
-        looks = state["looks"]
+        looks.restore(state["looks"])
+        recorder.load_state_dict(state["guards"])
         ctx.metrics.truncate(trainer.update)
         ctx.say(f"resuming from update {trainer.update} of {trainer.updates}")
     else:
         ctx.metrics.truncate(-1)  # an interrupted run may have logged an update and not kept it
         trainer.start()
         roles.start_value(trainer.bank, config, trainer.normalizer)
-    look_at = config.eval_updates if held_out else 0
     with ctx.progress("ppo", total=trainer.updates, done=trainer.update) as bar:
-        while trainer.update < trainer.updates:
-            if look_at and trainer.update == 0 and not looks:
-                looks.append(_look(trainer, held_out, ctx.seed))
+        while trainer.update < trainer.updates and not looks.stop:
             first = trainer.update == 0
+            if first and looks.due:
+                looks.take()
             metrics = trainer.step()
-            if look_at and (trainer.update % look_at == 0 or trainer.update == trainer.updates):
-                looks.append(_look(trainer, held_out, ctx.seed))
-                metrics |= {f"eval/{name}": looks[-1][name] for name in ("kl", "score", "length")}
+            if looks.due:
+                metrics |= looks.take()
             ctx.metrics.log(trainer.update, **metrics)
             bar.advance(1, **{name.rpartition("/")[2]: metrics[name] for name in SHOWN})
-            due = trainer.update % config.save_updates == 0 or first
-            if due and (trainer.world.rank == 0 or trainer.bank.sharded):
-                state = {"trainer": trainer.state_dict(), "looks": looks}
-                if trainer.world.rank == 0:
-                    _save(checkpoint, state)
-    return looks
-
-
-@torch.no_grad()
-def _look(trainer: PPOTrainer, held_out: list[EncodedPrompt], seed: int) -> dict[str, Any]:
-    """The policy's answers to held-out prompts, from the same random numbers each time, with score and KL."""
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand((len(held_out), trainer.config.response_length), generator=generator)
-    prompts = [prompt.ids for prompt in held_out]
-    episodes = trainer.respond(prompts, uniform)
-    scores = trainer.scorer(episodes)
-    logp, _, _ = score_tokens(trainer.bank, "policy", episodes, trainer.config, micro=trainer.micro)
-    ref_logp, _, _ = score_tokens(trainer.bank, "reference", episodes, trainer.config, micro=trainer.micro)
-    kl = torch.where(episodes.mask_BT, k1(logp, ref_logp), 0.0).sum(1)
-    responses = [
-        trainer.codec.decode(row[:n])
-        for row, n in zip(episodes.responses_BT.tolist(), episodes.mask_BT.sum(1).tolist(), strict=True)
-    ]
-    return {
-        "update": trainer.update,
-        "kl": float(kl.mean()),
-        "score": float(scores.mean()),
-        "length": float(episodes.mask_BT.sum(1).float().mean()),
-        "prompts": [prompt.messages for prompt in held_out],
-        "responses": responses,
-    }
+            for line in recorder.update(trainer.update, metrics):
+                ctx.say(line)
+            if looks.due:
+                for line in recorder.look(looks.taken, looks.fall, stop=looks.stop):
+                    ctx.say(line)
+            due, writes = trainer.update % config.save_updates == 0 or first, trainer.world.rank == 0
+            if due and (writes or trainer.bank.sharded):
+                state = {"trainer": trainer.state_dict(), "looks": looks.taken, "guards": recorder.state_dict()}
+                if writes:
+                    checkpoint.save(path, state)
+                    looks.prune()
 
 
 def _demonstrations(
@@ -214,30 +203,3 @@ def _demonstrations(
         return ids, labels
 
     return draw
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    """Atomically: a kill leaves the old checkpoint or the new one, whole."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as out:
-            torch.save(state, out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise StageError(
-            f"the checkpoint cannot be written: {error}", where=str(path), mend="free some space"
-        ) from error
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise StageError(
-            f"the checkpoint is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
-            where=str(path),
-            mend="start the stage afresh, with --fresh",
-        ) from error
-    return state

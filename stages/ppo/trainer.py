@@ -21,10 +21,12 @@ from pipeline.errors import StageError
 from stages.distributed import World
 from stages.microbatch import MicroBatch
 from stages.models.bank import Actor, Bank, FullBank
+from stages.models.qat import rounds_inputs
 from stages.models.sharding import gathered, whole_states
 from stages.models.text import IGNORED, Codec
+from stages.optimizers import adamw
 from stages.ppo import experience, trajectory
-from stages.ppo.cost import Shape, attainable, update_flops
+from stages.ppo.cost import attainable, shape_of, update_flops
 from stages.ppo.experience import Experience
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
@@ -76,7 +78,7 @@ class PPOTrainer:
         self.kl: FixedKL = AdaptiveKL(kl.init, kl.target, kl.horizon) if kl.kind == "adaptive" else FixedKL(kl.init)
         self.normalizer = ScoreNormalizer(config.score, self.world)
         with bank.active("policy") as actor:
-            self.shape = Shape.of(actor.lm)
+            self.shape = shape_of(actor.lm)
         weight = next(p for p in bank.parameters() if p.is_floating_point())
         self.attainable = attainable(device, weight.dtype)
         self._work = [0.0, 0.0]  # operations, seconds
@@ -380,16 +382,17 @@ class PPOTrainer:
 
     # --- Set-up and run-time checks ------------------------------------------------------------------------------
 
-    def _optimizer(self, role: str) -> torch.optim.AdamW:
+    def _optimizer(self, role: str) -> torch.optim.Optimizer:
         config = self.config
         rate = config.value_learning_rate if role == "value" else None
-        optimizer = torch.optim.AdamW(
+        optimizer = adamw(
+            config.optimizer,
             self._learning[role],
+            self.device,
             lr=config.learning_rate if rate is None else rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
-            fused=True,
         )
         whole_states(optimizer)
         for group in optimizer.param_groups:
@@ -408,8 +411,10 @@ class PPOTrainer:
     @property
     def _exact(self) -> bool:
         """Whether the bank computes in float32. Then what was noted while sampling equals what a pass over the
-        whole sequence says; in 16 bits the two differ by more than a step of the optimizer changes."""
-        return all(p.dtype == torch.float32 for p in self.bank.parameters() if p.is_floating_point())
+        whole sequence says; in 16 bits, or with inputs on a grid, the two differ by more than a step of the
+        optimizer changes."""
+        narrow = any(p.dtype != torch.float32 for p in self.bank.parameters() if p.is_floating_point())
+        return not narrow and not rounds_inputs(self.bank)
 
     @property
     def tolerance(self) -> float:

@@ -131,3 +131,24 @@ def logprobs(
 def values(actor: Actor, episodes: Episodes, hidden_BLH: Tensor) -> Tensor:
     """V (B, T) of the state before each response token: the role's head where the token is predicted."""
     return episodes.scatter(actor.scalar(episodes.predicting_hidden(hidden_BLH)))
+
+
+@torch.no_grad()
+def response_logprobs(
+    actor: Actor,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    stop_ids: Collection[int],
+    pad_id: int,
+    *,
+    temperature: float,
+    batch_size: int,
+) -> Tensor:
+    """Log-probability (B,) of each whole response given its prompt, nats, on the CPU."""
+    episodes = Episodes.build(prompts, responses, stop_ids, pad_id, actor.device)
+    totals = torch.zeros(len(episodes))
+    for rows, part in episodes.micro_batches(torch.arange(len(episodes)), batch_size):
+        hidden = actor.hidden(part.ids_BL)
+        logps, _ = logprobs(actor, part, hidden, temperature=temperature, chunk_size=None, entropy=False)
+        totals[rows] = logps.sum(1).cpu()
+    return totals

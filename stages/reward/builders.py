@@ -59,7 +59,9 @@ class BackboneBuilder:
         if lora is None:
             start = self.sft if self.config.init == "sft" else None
             self.lm = (
-                load_full(start.file("model"), self.device) if start else load_backbone(self.base, self.device)
+                load_full(self.base, start.file("model"), self.device)
+                if start
+                else load_backbone(self.base, self.device)
             )
             self.lm.float().requires_grad_(True)
             torch.manual_seed(seed)

@@ -26,6 +26,9 @@ from stages.reward.model import SPEC, Scorer, load_reward, score_rows, verify
 
 CLASSIFIER = "classifier"
 
+ResponseScorer = Callable[[Sequence[list[int]], Sequence[list[int]]], Tensor]
+"""`score(prompts, responses) -> (N,)`, of ids in the policy's tokens."""
+
 
 class TextClassifier(Scorer):
     """Scores texts. The conversation and the response are rendered by the classifier's chat template, or joined as
@@ -181,20 +184,28 @@ def load_reward_classifier(reward: Artifact, device: str) -> TextClassifier:
 
 def response_scorer(
     reward: Artifact, base: Artifact, codec: Codec, device: str, batch_size: int = 256
-) -> Callable[[Sequence[list[int]], Sequence[list[int]]], Tensor]:
-    """Any reward artifact as `score(prompts, responses) -> (N,)`, of ids in the policy's tokens."""
+) -> ResponseScorer:
+    """Any reward artifact as a scorer of responses."""
     if is_classifier(reward):
-        classifier = load_reward_classifier(reward, device)
+        return text_scorer(load_reward_classifier(reward, device), codec, batch_size)
+    return model_scorer(load_reward(reward, base, device), device, batch_size)
 
-        def score(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Tensor:
-            texts = [
-                classifier.render(prompt_text(codec, prompt), codec.decode(response))
-                for prompt, response in zip(prompts, responses, strict=True)
-            ]
-            return classifier.score(texts, batch_size)
 
-        return score
-    model = load_reward(reward, base, device)
+def model_scorer(model: Any, device: str, batch_size: int = 256) -> ResponseScorer:
+    """A reward model in the policy's tokens; `model(ids_BL, lengths_B)` gives (B,)."""
     return lambda prompts, responses: score_rows(
         model, [p + r for p, r in zip(prompts, responses, strict=True)], batch_size, device
     )
+
+
+def text_scorer(classifier: TextClassifier, codec: Codec, batch_size: int = 256) -> ResponseScorer:
+    """A classifier, with text as the boundary."""
+
+    def score(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Tensor:
+        texts = [
+            classifier.render(prompt_text(codec, prompt), codec.decode(response))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        return classifier.score(texts, batch_size)
+
+    return score

@@ -88,7 +88,7 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
     from pipeline.config.ppo import PPOConfig, ScoreConfig
     from stages.models.bank import ActorBank, FullBank, disable_dropout
     from stages.models.heads import ScalarHead
-    from stages.ppo.cost import Shape, attainable, resident_bytes, update_flops
+    from stages.ppo.cost import attainable, resident_bytes, shape_of, update_flops
     from stages.ppo.scores import token_scorer
     from stages.ppo.trainer import PPOTrainer
     from stages.reward.model import RewardEnsemble
@@ -144,7 +144,7 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
     }
     if a.floor:
         flops = update_flops(
-            Shape.of(first),
+            shape_of(first),
             [(PROMPT, a.response_length)] * a.episodes,
             epochs=a.ppo_epochs,
             adapter_value=a.value == "adapter",

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from data.agreement import agreement
+from data.demonstrations import read_demonstrations
 from data.rankings import read_rankings
 from data.schema import Ranking, write_jsonl
 from data.sources import Dropped
-from pipeline.config.data import RankingTableConfig
+from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError, RecipeError
 
 
@@ -193,3 +194,93 @@ def test_malformed_native_rows(tmp_path, change, message):
     assert "t.jsonl:2" in str(caught.value)
     with pytest.raises(RecipeError, match="leave `columns` out"):
         read(table(tmp_path, "native", [row], prompt="p"))
+
+
+def hh(*turns, last):
+    """A transcript as in Anthropic/hh-rlhf."""
+    return "".join(f"\n\n{who}: {said}" for who, said in turns) + f"\n\nAssistant: {last}"
+
+
+def test_hh_rlhf(tmp_path):
+    """Anthropic/hh-rlhf: chosen and rejected are whole conversations as one text."""
+    turns = [("Human", "Hi"), ("Assistant", "Hello.\n\nHow are you?"), ("Human", "Tell me")]
+    rows = [
+        {"chosen": hh(*turns, last="x"), "rejected": hh(*turns, last="y")},
+        {"chosen": hh(*turns, last="x"), "rejected": hh(*turns[:1], last="y")},  # another conversation
+        {"chosen": hh(*turns, last="x"), "rejected": hh(*turns, last="")},
+        {"chosen": hh(*turns, last="x") + "\n\nHuman: more", "rejected": hh(*turns, last="y")},
+        {"chosen": hh(*turns, last="x"), "rejected": hh(*turns, last="z\n\nAssistant: w")},
+    ]
+    dropped = Dropped()
+    first, last = read(table(tmp_path, "pairs", rows), dropped)
+    assert first.prompt == [user("Hi"), assistant("Hello.\n\nHow are you?"), user("Tell me")]
+    assert (first.completions, first.ranks, first.ratings) == (["x", "y"], [1, 2], None)
+    assert last.completions == ["x", "z\n\nw"]
+    assert dropped.rows == {
+        "chosen and rejected differ before the last answer": [2, 4],
+        "empty completion": [3],
+        "fewer than 2 completions left": [3],
+    }
+
+
+def test_hh_rlhf_as_demonstrations(tmp_path):
+    write_jsonl(tmp_path / "t.jsonl", [{"chosen": hh(("Human", "Hi"), last="Hello."), "rejected": "-"}])
+    config = TableConfig(path=str(tmp_path / "t.jsonl"), columns={"messages": "chosen"})
+    [made] = read_demonstrations(config, 0.1, Dropped())
+    assert (made.prompt, made.completion) == ([user("Hi")], "Hello.")
+
+
+TLDR = "SUBREDDIT: r/{info[subreddit]}\n\nTITLE: {info[title]}\n\nPOST: {info[post]}\n\nTL;DR:"
+
+
+def comparison(**changes):
+    """A row of openai/summarize_from_feedback, comparisons."""
+    return {
+        "info": {"id": "t3_1", "post": "A {long} post", "title": "T", "subreddit": "tifu", "site": None},
+        "split": "train",
+        "summaries": [
+            {"text": " x", "policy": "sup1", "note": None},
+            {"text": " y", "policy": "ref", "note": None},
+        ],
+        "choice": 1,
+        "worker": "w1",
+        "batch": "batch3",
+        "extra": {"confidence": None},
+    } | changes
+
+
+def test_summarize_from_feedback(tmp_path):
+    columns = {"prompt": TLDR, "completions": "summaries", "model": "policy", "annotator": "worker"}
+    dropped = Dropped()
+    [ranking] = read(table(tmp_path, "choice", [comparison(), comparison(choice=None)], **columns), dropped)
+    assert ranking.prompt == [user("SUBREDDIT: r/tifu\n\nTITLE: T\n\nPOST: A {long} post\n\nTL;DR:")]
+    assert (ranking.completions, ranking.ranks, ranking.ratings) == ([" x", " y"], [2, 1], None)
+    assert (ranking.models, ranking.annotator) == (["sup1", "ref"], "w1")
+    assert dropped.counts == {"missing rating": 2, "fewer than 2 completions left": 1}
+    with pytest.raises(DataError, match="the choice is 2, and there are 2"):
+        read(table(tmp_path, "choice", [comparison(choice=2)], **columns))
+    for template in ("{info[body]}", "{title}", "{", "{info.x}"):
+        with pytest.raises(RecipeError, match="template does not fit the row at"):
+            read(table(tmp_path, "choice", [comparison()], **(columns | {"prompt": template})))
+
+
+def test_a_choice_among_texts(tmp_path):
+    [ranking] = read(table(tmp_path, "choice", [{"prompt": "p", "completions": ["x", "y", "z"], "choice": 0}]))
+    assert (ranking.completions, ranking.ranks) == (["x", "y", "z"], [1, 2, 2])
+
+
+def test_oasst_trees_as_demonstrations(tmp_path):
+    """OpenAssistant/oasst1, *_ready.trees.jsonl.gz: of ranked replies the best is the demonstration."""
+
+    def reply(text, rank, replies=()):
+        return {"text": text, "role": "assistant", "rank": rank, "replies": list(replies)}
+
+    follow_up = {"text": "more", "role": "prompter", "rank": 0, "replies": [reply("u", 1), reply("v", 0)]}
+    replies = [reply("x", 1), reply("y", 0, [follow_up]), reply("z", None)]
+    root = {"text": "Hi", "role": "prompter", "replies": replies}
+    write_jsonl(tmp_path / "t.jsonl", [{"message_tree_id": "1", "tree_state": "ready_for_export", "prompt": root}])
+    made = list(read_demonstrations(TableConfig(path=str(tmp_path / "t.jsonl")), 0.1, Dropped()))
+    assert [(d.prompt, d.completion) for d in made] == [
+        ([user("Hi")], "y"),
+        ([user("Hi"), assistant("y"), user("more")], "v"),
+    ]

@@ -46,6 +46,27 @@ def test_resume_equals_no_interruption(kind, value, scheduler, tmp_path):
                 assert ours[name] == number, name
 
 
+def test_resume_with_moments_in_8_bits(tmp_path):
+    values = {"value": "trunk", "optimizer": "adamw_8bit"}
+
+    def make(seed=0):
+        trainer = ppo_case.make(seed=seed, **values)
+        trainer.optimizers["policy"].args.min_8bit_size = 16  # the adapters here are tiny
+        return trainer
+
+    whole, first = make(), make()
+    for trainer, steps in ((whole, 3), (first, 2)):
+        for _ in range(steps):
+            trainer.step()
+    moments = [state["state1"].dtype for state in first.optimizers["policy"].state.values()]
+    assert torch.uint8 in moments
+    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
+    second = make(seed=99)
+    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    second.step()
+    assert sums(second) == sums(whole)
+
+
 def test_the_state_holds_whatever_an_update_changes(tmp_path):
     """Leave out any entry that a run of this kind uses, and the resumed run differs."""
     values = ppo_case.EVERYTHING

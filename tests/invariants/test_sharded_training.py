@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from pipeline.ranks import Ranks
 from stages import batches
 
-BATCH = {"sft": 5, "reward": 3}
+BATCH = {"sft": 5, "reward": 3, "dpo": 5}
 # Steps of five (three) among two processes, two at once: unequal passes; of an epoch's last step one has no share.
 VALUES = {"micro": 2, "save_steps": 2, "weight_decay": 0.01, "max_grad_norm": 0.5}
 INTERRUPTED = 4
@@ -69,7 +69,7 @@ def worker(rank, port, stage, inputs, out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_two_processes_with_a_part_each_are_one(folder, tmp_path, monkeypatch, stage):  # noqa: F811
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

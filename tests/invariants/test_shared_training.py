@@ -1,4 +1,4 @@
-"""SFT and reward training make the same model however the work is divided: in micro-batches, or among processes."""
+"""SFT, reward training and DPO make the same model, however the work is divided: in micro-batches or processes."""
 
 import os
 import socket
@@ -15,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 import tiny
 from safetensors.torch import load_file
 
+from pipeline.config.dpo import DPOConfig
 from pipeline.config.reward import GateConfig, RewardConfig
 from pipeline.config.sft import SFTConfig
 from pipeline.ranks import Ranks
 from pipeline.runner import Silent
 from pipeline.stage import RunContext
-from stages import batches, sft
+from stages import batches, dpo, sft
 from stages.distributed import World
 from stages.reward import stage as reward
 
@@ -58,6 +59,11 @@ def run(stage, folder, out, lora, micro=None, sharded=False, state=None, **train
             lora=lora, max_length=40, packing=False, micro_batch_size=micro, trainer=TRAINER | trainer
         )
         metrics = sft.run(config, {"base": base, "data": data}, out, ctx)
+    elif stage == "dpo":
+        config = DPOConfig(max_length=40, micro_batch_size=micro, trainer=TRAINER | trainer)
+        start = tiny.Artifact("sft", folder / ("sft" if lora else "full"), "sft")
+        ranked = tiny.Artifact("rank", folder / "rank", "rank")
+        metrics = dpo.run(config, {"base": base, "data": data, "sft": start, "rank": ranked}, out, ctx)
     else:
         config = RewardConfig(
             lora=lora, max_length=40, gate=GATE, center_rewards_coefficient=0.1, micro_batch_size=micro,
@@ -91,7 +97,7 @@ def close(found, expected, tolerance=2e-5):
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_accumulation_and_micro_batches_change_nothing(folder, tmp_path, stage):
     whole, log, _ = run(stage, folder, tmp_path / "whole", tiny.LORA, per_device_train_batch_size=6)
     ways = {
@@ -136,7 +142,7 @@ def worker(rank, port, stage, folder, out, full):
     os.environ |= {name: str(value) for name, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     ranks = Ranks.join(2)
-    batch = 5 if stage == "sft" else 3
+    batch = 3 if stage == "reward" else 5
     with ranks.together(stage, "cpu"):
         assert World().size == 2
         # Each process says what it has; a real run writes once, from rank 0, into a folder that both see.
@@ -148,7 +154,7 @@ def worker(rank, port, stage, folder, out, full):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_two_processes_are_one(folder, tmp_path, stage, full):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -156,7 +162,7 @@ def test_two_processes_are_one(folder, tmp_path, stage, full):
     mp.spawn(worker, args=(port, stage, folder, tmp_path, full), nprocs=2)
     (tensors, log, metrics), (nothing, other_log, _) = (torch.load(tmp_path / f"{i}.pt") for i in (0, 1))
     assert not nothing, "only rank 0 writes"
-    batch = 5 if stage == "sft" else 3
+    batch = 3 if stage == "reward" else 5
     alone = run(stage, folder, tmp_path / "alone", None if full else tiny.LORA, per_device_train_batch_size=batch)
     close(tensors, alone[0])
     assert [step for step, _ in log] == [step for step, _ in alone[1]]

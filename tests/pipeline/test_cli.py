@@ -93,7 +93,9 @@ def test_one_more_round_than_is_finished(recipe_file: Path, stages: FakeStages, 
 def test_plan_gives_reasons(recipe_file: Path, stages: FakeStages, reports: list[list[str]]) -> None:
     invoke("run")
     output = invoke('plan --set "ppo.kl.target=8"').output
-    rows = [line.split(maxsplit=2) for line in output.splitlines()[1:]]
+    table, memory = output.split("\n\n", 1)
+    assert memory.startswith("memory on cpu")
+    rows = [line.split(maxsplit=2) for line in table.splitlines()[1:]]
     assert {row[0]: row[1] for row in rows} == {
         **dict.fromkeys(("base", "data", "sft", "collect", "rank", "reward"), "skip"),
         "ppo": "run",
@@ -253,7 +255,7 @@ def test_the_module_runs_as_a_command(recipe_file: Path) -> None:
 def test_make_knows_every_stage_and_command() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = {line.split()[0] for line in listed.splitlines()}
-    stages = {"base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export", "publish"}
+    stages = {"base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval", "export", "publish"}
     assert stages | {"run", "test", "plan", "show", "status", "report", "chat", "clean"} <= names
 
 

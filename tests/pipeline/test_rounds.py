@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from pipeline_fakes import FakeStages, write_all, write_rankings
+from pipeline_fakes import FakeStages, write_rankings
 from pyarrow import parquet
 
-from pipeline import clean, hub, registry
+from pipeline import clean, registry
 from pipeline.config.load import LoadedRecipe
 from pipeline.errors import RecipeError, StageError
+from pipeline.hub import uploads
 from pipeline.ranks import Ranks
 from pipeline.rounds import by_round, newest, parse, step_name
-from pipeline.runner import Runner
+from pipeline.runner import Runner, Silent
 
 MakeRunner = Callable[..., Runner]
 ONE = ["base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export"]
@@ -67,7 +68,7 @@ def test_rounds_repeat_four_stages_and_each_comes_after_its_needs(load: Callable
     assert needs["reward-3"] == {"base", "data", "sft", "rank", "rank-2", "rank-3"}
     assert needs["ppo-3"] == {"base", "data", "sft", "reward-3", "ppo-2"}
     assert needs["eval"] == {"base", "data", "sft", "reward-3", "ppo", "ppo-2", "ppo-3"}
-    assert needs["export"] == {"base", "sft", "ppo-3"}
+    assert needs["export"] == {"base", "data", "reward-3", "ppo-3", "eval"}
 
 
 def test_until_a_later_round_plans_what_leads_to_it(load: Callable[..., LoadedRecipe]) -> None:
@@ -151,14 +152,12 @@ def test_a_bare_name_means_the_last_round(runner: MakeRunner) -> None:
 
 def test_rankings_of_all_rounds_are_published(runner: MakeRunner, stages: FakeStages) -> None:
     stages.does["rank"] = write_rankings
-    stages.does["eval"] = lambda *given: write_all(*given) | {"judge": "venues"}
-    made = runner("rounds=2 publish.model=me/model publish.rankings=me/rankings")
+    made = runner("rounds=2 publish.rankings=me/rankings")
     made.run()
-    model, rankings = hub.uploads(made.planner.summary())
+    [rankings] = uploads.uploads(made.planner.summary(), Silent.progress)
     [file] = rankings.files.values()
     asked = [row["prompt"][0]["content"] for row in parquet.read_table(file).to_pylist()]
     assert asked == ["p0", "p1000003"], "a round each"
-    assert set(model.files) == {"given.json"}
 
 
 def test_a_token_in_an_earlier_rounds_rankings_stays_here(runner: MakeRunner, stages: FakeStages) -> None:
@@ -172,8 +171,8 @@ def test_a_token_in_an_earlier_rounds_rankings_stays_here(runner: MakeRunner, st
     stages.does["rank"] = leak
     made = runner("rounds=2 publish.rankings=me/rankings")
     made.run()
-    with pytest.raises(StageError, match="an access token"):
-        hub.uploads(made.planner.summary())
+    with pytest.raises(StageError, match="a Hugging Face token"):
+        uploads.uploads(made.planner.summary(), Silent.progress)
 
 
 def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeRunner, stages: FakeStages) -> None:

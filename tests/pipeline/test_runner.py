@@ -84,7 +84,7 @@ def test_a_changed_value_reruns_its_stage_and_what_follows(runner: MakeRunner, s
     assert reason(changed, "eval") == "its input ppo will run first"
     stages.calls.clear()
     changed.run()
-    assert stages.calls == ["ppo", "eval", "export"]
+    assert stages.calls == ["ppo", "eval"]
     assert set(actions(runner()).values()) == {"skip"}  # the first values' runs are still there
 
 
@@ -349,10 +349,11 @@ def test_the_contents_of_local_files_are_part_of_the_key(runner: MakeRunner, sta
     runner(sets).run()
     Path("judge.yaml").write_text("other")
     changed = runner(sets)
-    assert reason(changed, "eval") == "the contents of eval.judge changed (judge.yaml)"
+    for stage in ("ppo", "eval"):  # PPO's looks have the same judge
+        assert "the contents of eval.judge changed (judge.yaml)" in reason(changed, stage)
     stages.calls.clear()
     changed.run()
-    assert stages.calls == ["eval"]
+    assert stages.calls == ["ppo", "eval"]
 
 
 def test_the_summary_survives_a_local_file_that_went(runner: MakeRunner) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ SMALL = (
     "collect.num_prompts=12 collect.eval_prompts=6 collect.response_length=24 reward.trainer.num_train_epochs=1 "
     "reward.gate=null ppo.total_episodes=32 ppo.batch_size=16 "
     "ppo.response_length=24 ppo.eval_updates=1 ppo.eval_prompts=4 eval.num_prompts=12 eval.response_length=24 "
-    "eval.bootstrap=50"
+    "eval.bootstrap=50 eval.best_of_n=4 dpo.enabled=true dpo.trainer.max_steps=2 dpo.trainer.learning_rate=1e-3"
 )
 
 
@@ -42,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_finishes_and_then_nothing_is_to_be_done(runs: Path) -> None:
     steps = runner(runs).planner.plan()
     assert [step.spec.name for step in steps] == [
-        "base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export",
+        "base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval", "export",
     ]  # fmt: skip
     assert {step.action for step in steps} == {"skip"}
 
@@ -60,6 +61,7 @@ def test_what_is_simulated_is_said_to_be(runs: Path) -> None:
 def test_another_kl_target_reruns_ppo_and_what_follows(runs: Path) -> None:
     steps = {step.spec.name: step for step in runner(runs, "ppo.kl.target=8").planner.plan()}
     assert {name for name, step in steps.items() if step.action != "skip"} == {"ppo", "eval", "export"}
+    assert steps["dpo"].action == "skip"
     assert "ppo.kl.target" in steps["ppo"].reason
 
 
@@ -98,14 +100,63 @@ def test_a_local_model_changed_in_place_reruns_what_builds_on_it(runs: Path, tmp
 def test_evaluation_compares_three_models_by_the_judge(runs: Path) -> None:
     artifact = runner(runs).planner.summary().stages["eval"].artifact
     result = artifact.json("eval.json")
-    assert set(result["models"]) == {"base", "sft", "ppo"}
+    assert list(result["models"]) == ["base", "sft", "ppo", "dpo", "best_of_n"]
     for numbers in result["models"].values():
         assert numbers["slot_error_low"] <= numbers["slot_error_rate"] <= numbers["slot_error_high"]
     assert 0 <= result["win_rate"]["low"] <= result["win_rate"]["value"] <= result["win_rate"]["high"] <= 1
     assert [row["update"] for row in result["along"]] == [0, 1, 2]
     assert result["along"][0]["kl"] == pytest.approx(0, abs=1e-4)
     samples = list(artifact.jsonl("samples.jsonl"))
-    assert set(samples[0]["answers"]) == {"base", "sft", "ppo"}
+    assert set(samples[0]["answers"]) == set(result["models"])
+
+
+def test_evaluation_adds_up(runs: Path) -> None:
+    """The numbers of eval.json against the answers and faults beside it, counted here."""
+    artifact = runner(runs).planner.summary().stages["eval"].artifact
+    result, judged = artifact.json("eval.json"), list(artifact.jsonl("judged.jsonl"))
+    for ours, theirs in (("ppo", "sft"), ("ppo", "base"), ("ppo", "dpo"), ("dpo", "sft")):
+        better = [row["faults"][theirs] - row["faults"][ours] for row in judged]
+        row = next(row for row in result["wins"] if (row["ours"], row["theirs"]) == (ours, theirs))
+        assert row["judge"] == "venues"
+        assert row["value"] == pytest.approx(sum(b > 0 for b in better) / 12 + sum(b == 0 for b in better) / 24)
+        assert row["ties"] == pytest.approx(sum(b == 0 for b in better) / 12)
+    gains = [row["faults"]["sft"] - row["faults"]["ppo"] for row in judged]
+    extremes = result["extremes"]
+    assert [row["gain"] for row in extremes["improved"]] == sorted((g for g in gains if g > 0), reverse=True)[:10]
+    assert [row["gain"] for row in extremes["damaged"]] == sorted(g for g in gains if g < 0)[:10]
+    assert extremes["share_improved"] == pytest.approx(sum(g > 0 for g in gains) / 12)
+    best = result["models"]["best_of_n"]
+    assert [row["n"] for row in result["best_of_n"]["rows"]] == [1, 2, 4]
+    proxies = [row["proxy"]["value"] for row in result["best_of_n"]["rows"]]
+    assert proxies == sorted(proxies)
+    assert proxies[0] == pytest.approx(0, abs=1e-9)
+    kl = result["models"]["ppo"]["kl"]
+    assert best["kl"] == pytest.approx(math.log(best["n"]) - (best["n"] - 1) / best["n"])
+    assert all(abs(best["kl"] - kl) <= abs(math.log(n) - (n - 1) / n - kl) for n in range(1, 5))
+    assert result["frontier"]["fit"]["reason"].endswith("the form needs 4")
+    assert [row["update"] for row in result["frontier"]["looks"]] == [0, 1, 2]
+    assert result["frontier"]["looks"][0]["gold"] == {"value": 0, "low": 0, "high": 0}
+
+
+def test_held_out_judges_and_text(runs: Path, tmp_path: Path) -> None:
+    """A member of the ensemble that PPO left alone, and held-out text."""
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"The pub {i} is near the river."}) + "\n" for i in range(4)))
+    made = runner(
+        folder,
+        "reward.ensemble=3 ppo.reward.held_out=1 eval.reward_model=ensemble eval.best_of_n=null "
+        f"dpo.enabled=false eval.text.path={text} eval.judge=none reward.trainer.max_steps=2",
+    )
+    made.run("eval")
+    stages = made.planner.summary().stages
+    result = stages["eval"].artifact.json("eval.json")
+    assert (result["judge"], list(result["models"])) == (None, ["base", "sft", "ppo"])
+    assert {row["judge"] for row in result["wins"]} == {"held-out ensemble member"}
+    assert result["frontier"]["judge"] == result["extremes"]["judge"] == "held-out ensemble member"
+    assert all(0 < numbers["text_nll"] < 10 for numbers in result["models"].values())
+    assert stages["ppo"].manifest.metrics["held_out_members"] == 1
 
 
 def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
@@ -113,6 +164,7 @@ def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows) - {"step", "time"}
     page = (ROOT / "docs/ppo.md").read_text(encoding="utf-8").partition("## Metrics")[2]
+    page = page.partition("## Guards")[0]
     defined = {
         name for line in page.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
     }
@@ -147,6 +199,24 @@ def test_other_ways_through(tmp_path: Path, sets: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sets", "exact"),
+    [
+        ("base.quantization=nf4", "adapter"),
+        ("base.quantization.qat=q4_0 export.formats=[gguf_q4_0,safetensors]", "gguf_q4_0"),
+    ],
+)
+def test_what_leaves_is_what_was_trained(tmp_path: Path, sets: str, exact: str) -> None:
+    made = runner(tmp_path, sets, "base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128")
+    made.run()
+    export = made.planner.summary().stages["export"]
+    found = {row["format"]: row for row in export.artifact.json("export.json")["formats"]}
+    assert found[exact]["kl"] < 1e-3
+    assert found[exact]["slot_error_rate"] == export.artifact.json("export.json")["policy"]["slot_error_rate"]
+    assert (export.artifact.path / exact).is_dir()
+
+
+@pytest.mark.slow
 def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     shutil.copytree(runs, folder)
@@ -168,7 +238,8 @@ def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None
     assert len(set.union(*asked)) == 36
     assert stages["reward-3"].manifest.metrics["rankings"] == 3 * 24
     evaluated = stages["eval"].artifact.json("eval.json")
-    assert list(evaluated["models"]) == ["base", "sft", "ppo-1", "ppo-2", "ppo"]
+    assert list(evaluated["models"]) == ["base", "sft", "ppo-1", "ppo-2", "ppo", "dpo", "best_of_n"]
+    assert stages["dpo"].manifest.inputs.keys() == {"base", "data", "sft", "rank", "rank-2", "rank-3"}
     assert len(evaluated["by_round"]) == 3
     assert [row["round"] for row in evaluated["along"]] == [1] * 3 + [2] * 3 + [3] * 3
     assert stages["ppo-3"].manifest.simulated

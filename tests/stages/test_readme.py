@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import commands, recorded
 from test_end_to_end import ROOT, SMALL, runner
 from typer.testing import CliRunner
 
@@ -21,36 +18,7 @@ from ranking.assignment import next_task
 from ranking.campaign import Campaign
 from ranking.store import Answer, Store
 
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for block in BLOCKS
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip() and not line.startswith("#")
-]
-RECORDER = f"""#!{sys.executable}
-import json, os, sys
-with open(os.environ["RECORD"], "a") as out:
-    out.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
-"""
-
-
-def recorded(command: str, folder: Path) -> list[list[str]]:
-    """What make would execute for a README line: program and arguments, from stand-ins that only take note."""
-    programs = folder / "venv/bin"
-    programs.mkdir(parents=True)
-    for name in ("tutelage", "python"):
-        (programs / name).write_text(RECORDER)
-        (programs / name).chmod(0o755)
-    (folder / "venv/.installed").touch()
-    os.utime(folder / "venv/.installed", (2**31, 2**31))
-    notes = folder / "notes"
-    environment = {"PATH": os.environ["PATH"], "RECORD": str(notes)}
-    subprocess.run(
-        [*shlex.split(command), f"VENV={folder / 'venv'}"],
-        cwd=ROOT, env=environment, check=True, capture_output=True, timeout=30,
-    )  # fmt: skip
-    return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+COMMANDS = commands(ROOT / "README.md")
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +105,8 @@ def test_rounds_have_targets(target: str, words: list[str], tmp_path: Path) -> N
     assert program == "tutelage"
     assert arguments[: len(words)] == words
     assert "rounds=2" in arguments
+
+
+def test_compare_has_a_target(tmp_path: Path) -> None:
+    [[program, *arguments]] = recorded('make compare ARGS="runs/a runs/b"', tmp_path)
+    assert [program, *arguments] == ["tutelage", "compare", "runs/a", "runs/b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from data.schema import Ranking, write_jsonl
 from pipeline.config.sft import LoRAConfig
 from pipeline.stage import Artifact
+from stages.models import qat
 from stages.models.adapters import new_adapter, save_adapter
 from stages.models.bank import ActorBank, FullBank
 from stages.models.heads import ScalarHead
-from stages.models.loading import load_backbone
+from stages.models.loading import load_backbone, load_causal_lm
 from stages.models.text import Codec, chat_template
 from stages.reward import model as reward_model
 
@@ -98,17 +101,44 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
-def head(seed: int = 0) -> ScalarHead:
+def head(seed: int = 0, width: int = HIDDEN) -> ScalarHead:
     torch.manual_seed(seed)
-    return ScalarHead(HIDDEN)
+    return ScalarHead(width)
 
 
-def lora_bank(*, value: str = "adapter", seed: int = 0, distinct: bool = False, **values: Any) -> ActorBank:
+QUANTISED_HIDDEN = 64
+"""NF4 has blocks of 64 weights."""
+
+
+def quantised_lm(quantization: str | dict[str, str], seed: int = 0) -> PreTrainedModel:
+    """As `lm`, 64 wide, held as `base.quantization` says, or computing on a grid as it says."""
+    values = {"hidden_size": QUANTISED_HIDDEN, "intermediate_size": 128, "initializer_range": 0.1}
+    plain = lm(seed, **values)
+    if isinstance(quantization, dict):
+        qat.mark(plain, {"activations": "none"} | quantization)
+        return plain.requires_grad_(False)
+    if quantization == "none":
+        return plain.requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        plain.save_pretrained(folder)
+        return load_causal_lm(folder, "cpu", dtype="float32", quantization=quantization)
+
+
+def lora_bank(
+    *,
+    value: str = "adapter",
+    seed: int = 0,
+    distinct: bool = False,
+    quantization: str | dict[str, str] | None = None,
+    **values: Any,
+) -> ActorBank:
     """Four roles on one backbone. As PPO starts them: policy is the reference's copy, value the reward's;
-    with `distinct` each has weights of its own. With value="trunk" the value head is the policy's."""
+    with `distinct` each has weights of its own. With value="trunk" the value head is the policy's. With
+    `quantization` the backbone is a `quantised_lm`."""
     roles = ROLES if value == "adapter" else ("reference", "policy", "reward")
     config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(lm(seed, **values), config, adapter_name=roles[0])
+    backbone = lm(seed, **values) if quantization is None else quantised_lm(quantization, seed)
+    model = get_peft_model(backbone, config, adapter_name=roles[0])
     for role in roles[1:]:
         model.add_adapter(role, config)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -117,7 +147,9 @@ def lora_bank(*, value: str = "adapter", seed: int = 0, distinct: bool = False, 
             if "lora_" in name:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     learner = "value" if value == "adapter" else "policy"
-    bank = ActorBank(model, {learner: head(seed + 2), "reward": head(seed + 3)}, sorted({"policy", learner}))
+    width = HIDDEN if quantization is None else QUANTISED_HIDDEN
+    heads = {learner: head(seed + 2, width), "reward": head(seed + 3, width)}
+    bank = ActorBank(model, heads, sorted({"policy", learner}))
     if not distinct:
         bank.copy_role("reference", "policy")
         if value == "adapter":
@@ -153,12 +185,14 @@ def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def base_artifact(folder: Path, *, seed: int = 0, template: str = "plain") -> Artifact:
-    """As the `base` stage makes it: a model of its own, in float32."""
+def base_artifact(
+    folder: Path, *, seed: int = 0, template: str = "plain", quantization: str | dict[str, str] = "none"
+) -> Artifact:
+    """As the `base` stage makes it: a model of its own, in float32, to be held as `quantization` says."""
     folder.mkdir(parents=True)
-    lm(seed).save_pretrained(folder / "model")
+    (lm(seed) if quantization == "none" else quantised_lm("none", seed)).save_pretrained(folder / "model")
     tokenizer(template).save_pretrained(folder / "tokenizer")
-    spec = {"model": None, "revision": None, "dtype": "float32", "quantization": "none"}
+    spec = {"model": None, "revision": None, "dtype": "float32", "quantization": quantization}
     (folder / "base.json").write_text(json.dumps(spec))
     return Artifact("base", folder, f"base of seed {seed}")
 

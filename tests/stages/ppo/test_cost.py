@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.ppo.cost import Shape, attainable, resident_bytes, update_flops
+from stages.ppo.cost import Shape, attainable, resident_bytes, shape_of, update_flops
 
 LENGTHS = [(4, 3), (9, 6), (1, 2)]
 
@@ -21,7 +21,7 @@ def test_a_forward_pass_is_what_pytorch_counts(make):
     """Row by row; PyTorch counts the masked half of attention too."""
     model = make()
     model.set_attn_implementation("eager")
-    shape = Shape.of(model)
+    shape = shape_of(model)
     total = 0.0
     for prompt, response in LENGTHS:
         tokens = prompt + response - 1
@@ -34,14 +34,14 @@ def test_a_forward_pass_is_what_pytorch_counts(make):
 
 
 def test_adapters_add_nothing_to_the_shape():
-    assert Shape.of(tiny.lora_bank().model.get_base_model()) == Shape.of(tiny.lm())
+    assert shape_of(tiny.lora_bank().model.get_base_model()) == shape_of(tiny.lm())
 
 
 def test_cached_numbers_are_those_in_a_cache():
     model = tiny.lm()
     cache = model(torch.randint(40, (1, 7))).past_key_values
     held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
-    assert Shape.of(model).cached * 7 == held
+    assert shape_of(model).cached * 7 == held
 
 
 def test_an_update_phase_by_phase():

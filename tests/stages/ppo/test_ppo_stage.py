@@ -11,7 +11,7 @@ from pipeline.errors import DataError, StageError
 from pipeline.stage import Artifact
 from stages.distributed import World
 from stages.models.adapters import load_policy
-from stages.ppo import roles, stage
+from stages.ppo import checkpoint, roles, stage
 from stages.ppo.scores import ScoreNormalizer
 from stages.ppo.trajectory import Episodes
 from stages.reward import model as reward_model
@@ -205,7 +205,7 @@ def test_it_makes_a_policy_that_can_be_loaded(tmp_path, base, training_context, 
     assert [look["update"] for look in looks] == [0, 2, 4]
     assert looks[0]["kl"] == 0.0
     assert abs(looks[-1]["kl"]) == abs(metrics["final_kl"]) > 1e-4
-    assert all(len(look["responses"]) == len(look["prompts"]) == 3 for look in looks)
+    assert all(len(look["responses"]) == len(look["prompts"]) == 2 for look in looks)  # half of the four held out
     prompt = torch.tensor(tiny.rows(1, 6, 6))
     with torch.no_grad():
         before = load_policy(base, made["sft"], "cpu")(prompt).logits
@@ -240,7 +240,7 @@ def test_resume_is_exact(inputs, tmp_path, training_context, value):
 
     ctx, notes = training_context(state="cut")
     resumed, _ = run(inputs, tmp_path / "resumed out", ctx, **values)
-    assert notes.lines == ["resuming from update 2 of 4"]
+    assert "resuming from update 2 of 4" in notes.lines
     assert notes.truncated == [2]
     for name in ("adapter/adapter_model.safetensors", "value.safetensors", "looks.jsonl"):
         assert resumed.file(name).read_bytes() == whole.file(name).read_bytes(), name
@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(inputs, tmp_path, training_contex
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(StageError, match="No space left on device"):
-        stage._save(path, {})
+        checkpoint.save(path, {})
     assert path.read_bytes() == old
 
 

@@ -1,0 +1,194 @@
+"""docs/recipes.md: every value of a recipe, from the dataclasses and the docstrings of their fields.
+
+`make docs` writes it: python -m pipeline.config.reference > docs/recipes.md
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+from pipeline.config.recipe import Recipe
+from pipeline.config.trainer import SECTIONS
+
+HEAD = """# Recipes: every value
+
+Made by `make docs` from the dataclasses in `pipeline/config/`; a test holds it current. A recipe is checked before
+anything runs: an unknown key, a wrong type (`true` for 1, "3" for 3) or two values that do not fit together
+(`pipeline/config/rules.py`) are refused with file, line and the nearest valid name. `extends:` builds on others;
+`SET="a.b=c"` on the command line goes over all of them, and `make show` prints every value and where it was set.
+
+"required" has no default. A value marked **r** changes how a stage runs and not what it makes: changing it reruns
+nothing. One marked **l** is read by later rounds only.
+"""
+
+NAMES = {
+    "Count": "integer, at least 1",
+    "Natural": "integer, at least 0",
+    "Positive": "number above 0",
+    "NonNegative": "number, at least 0",
+    "Chance": "number from 0 to 1",
+    "BelowOne": "number from 0 to below 1",
+    "TextSource": "a built-in task or a table",
+    "bool": "true or false",
+    "float": "number",
+    "int": "integer",
+    "str": "text",
+    "None": "null",
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A field as the reference shows it."""
+
+    name: str
+    kind: str
+    default: str
+    marks: str
+    text: str
+
+
+def reference() -> str:
+    """The page as Markdown."""
+    parts = [HEAD, *_section("", Recipe)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _section(path: str, section: type[Any]) -> Iterator[str]:
+    """A section's own values, then the sections in it."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    nested = {name: list(_dataclasses(hint)) for name, hint in hints.items()}
+    title = f"`{path}`" if path else "The recipe"
+    yield f"## {title}\n"
+    about = inspect.getdoc(section) or ""
+    if about and not about.startswith(f"{section.__name__}("):
+        yield f"{_flat(about)}\n"
+    if owner := SECTIONS.get(f"{path}.trainer"):
+        yield f"`{path}.trainer` holds values of `{owner}`, by its names; those that the runner owns are refused.\n"
+    yield "| value | type | default | |\n|---|---|---|---|"
+    for value in _values(section):
+        text = " ".join(part for part in (value.marks, value.text) if part)
+        yield f"| `{value.name}` | {value.kind} | {value.default} | {text} |"
+    yield ""
+    for name, sections in nested.items():
+        for inside in sections:
+            inner = f"{path}.{name}" if path else name
+            label = f"{inner}[]" if typing.get_origin(hints[name]) is list else inner
+            if len(sections) > 1:
+                label = f"{inner} ({inside.__name__.removesuffix('Config').lower()})"
+            yield from _section(label, inside)
+
+
+def _dataclasses(hint: Any) -> Iterator[type[Any]]:
+    if is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+    for argument in typing.get_args(hint):
+        yield from _dataclasses(argument)
+
+
+def _values(section: type[Any]) -> Iterator[Value]:
+    known = {field.name: field for field in fields(section)}
+    own: dict[str, tuple[ast.expr, ast.expr | None, str]] = {}
+    for owner in reversed(section.__mro__[:-1]):
+        own |= _sources(owner)
+    for name, (annotation, default, text) in own.items():
+        if any(known[name].metadata.get(mark) for mark in ("runtime", "later")):
+            marks = "**r**" if known[name].metadata.get("runtime") else "**l**"
+        else:
+            marks = ""
+        yield Value(name, _kind(annotation), _default(default), marks, _flat(text))
+
+
+@cache
+def _sources(section: type[Any]) -> dict[str, tuple[ast.expr, ast.expr | None, str]]:
+    """Name -> annotation, default and docstring, from the source."""
+    if not is_dataclass(section):
+        return {}
+    tree = ast.parse(inspect.getsource(sys.modules[section.__module__]))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section.__name__)
+    aliases = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    found = {}
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            said = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            text = str(following.value.value) if said else ""  # type: ignore[union-attr]
+            found[node.target.id] = (_Named(aliases).visit(node.annotation), node.value, text)
+    return found
+
+
+class _Named(ast.NodeTransformer):
+    """Puts what a module calls by a name of its own (`Format = Literal[...]`) in the name's place."""
+
+    def __init__(self, aliases: dict[str, ast.expr]) -> None:
+        self._aliases = {name: value for name, value in aliases.items() if name not in NAMES}
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._aliases.get(node.id, node)
+
+
+def _kind(annotation: ast.expr) -> str:
+    match annotation:
+        case ast.BinOp(left=left, right=right):
+            return f"{_kind(left)}, or {_kind(right)}"
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            items = choices.elts if isinstance(choices, ast.Tuple) else [choices]
+            return ", ".join(f"`{item.value!s}`" for item in items if isinstance(item, ast.Constant))
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, *rest])):
+            limits = [
+                f"{key.arg} {ast.unparse(key.value)}"
+                for call in rest
+                if isinstance(call, ast.Call)
+                for key in call.keywords
+                if key.arg != "pattern"
+            ]
+            return f"{_kind(kind)}{f' ({_limits(limits)})' if limits else ''}"
+        case ast.Subscript(value=ast.Name(id="list"), slice=kind):
+            return f"list of: {_kind(kind)}"
+        case ast.Subscript(value=ast.Name(id="dict")):
+            return "a mapping"
+        case ast.Constant(value=None):
+            return "null"
+        case ast.Name(id=name) if name.endswith("Config"):
+            return "a section, below"
+        case ast.Name(id=name):
+            return NAMES.get(name, name)
+    return ast.unparse(annotation)
+
+
+def _limits(limits: list[str]) -> str:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "max_length": "at most, in letters,"}
+    return ", ".join(f"{words[name]} {value}" for name, _, value in (limit.partition(" ") for limit in limits))
+
+
+def _default(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Call):  # field(default=..., default_factory=..., metadata=...)
+        given = {keyword.arg: keyword.value for keyword in value.keywords}
+        if "default" in given:
+            return _default(given["default"])
+        factory = given.get("default_factory")
+        if isinstance(factory, ast.Lambda):
+            return _default(factory.body)
+        return "its defaults" if isinstance(factory, ast.Name) and factory.id.endswith("Config") else "empty"
+    if value is None:
+        return "required"
+    shown = ast.literal_eval(value)
+    return "null" if shown is None else f"`{str(shown).lower() if isinstance(shown, bool) else shown}`"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,205 @@
+"""What to change so that a run fits: the cheapest changes first, each with what it would then need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.config.recipe import Recipe
+from pipeline.config.sft import LoRAConfig
+from pipeline.files import readable_bytes
+from pipeline.memory.phases import checkpointed
+from pipeline.memory.plan import MemoryPlan, predict
+
+Values = dict[str, Any]
+"""Dotted recipe path -> value."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A change, on top of those proposed before it.
+
+    Attributes:
+        values: what to set.
+        cost: what it costs, in a few words.
+        peak: the largest stage's predicted need then, in bytes.
+        fits: whether everything does.
+    """
+
+    values: Values
+    cost: str
+    peak: float
+    fits: bool
+
+    @property
+    def sets(self) -> str:
+        """As `--set` takes it."""
+        return " ".join(f"{path}={_shown(value)}" for path, value in self.values.items())
+
+    def __str__(self) -> str:
+        return f"{self.sets}  ({self.cost}): {readable_bytes(self.peak)}{', fits' if self.fits else ''}"
+
+
+def propose(recipe: Recipe, plan: MemoryPlan) -> list[Proposal]:
+    """Changes that add up until every stage fits; ends without a fit when nothing is left to change."""
+    made: list[Proposal] = []
+    for change, cost in CHANGES:
+        large = plan.too_large()
+        if not large:
+            break
+        values = change(recipe, plan)
+        if not values:
+            continue
+        trial = with_values(recipe, values)
+        after = predict(trial, plan.model.shape, device=plan.model.device, limit=plan.limit)
+        if _excess(after) >= _excess(plan):
+            continue
+        recipe, plan = trial, after
+        peak = max(found.total for found in plan.stages.values())
+        made.append(Proposal(values, cost, peak, not plan.too_large()))
+    return made
+
+
+def with_values(recipe: Any, values: Mapping[str, Any]) -> Any:
+    """A recipe with other values at dotted paths."""
+    for path, value in values.items():
+        recipe = _with(recipe, path.split("."), value)
+    return recipe
+
+
+def _with(section: Any, path: list[str], value: Any) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(section, dict):
+        return {**section, name: _with(section.get(name, {}), rest, value) if rest else value}
+    return replace(section, **{name: _with(getattr(section, name), rest, value) if rest else value})
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, LoRAConfig):
+        return "{}"  # its own defaults
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _excess(plan: MemoryPlan) -> float:
+    assert plan.limit is not None
+    return sum(max(0.0, peak.total - plan.limit) for peak in plan.stages.values())
+
+
+# --- The changes ------------------------------------------------------------------------------------------------
+
+
+def _smaller_parts(recipe: Recipe, plan: MemoryPlan) -> Values:
+    """Of whatever goes through the model at once, as many as fit; all stages by themselves."""
+    wanted: Values = {}
+    for stage in plan.too_large():
+        wanted |= _parts(recipe, stage, plan)
+    return wanted
+
+
+def _parts(recipe: Recipe, stage: str, plan: MemoryPlan) -> Values:
+    def needs(values: Values) -> float:
+        trial = with_values(recipe, values)
+        again = predict(trial, plan.model.shape, device=plan.model.device, limit=plan.limit)
+        return again.stages[stage].total
+
+    assert plan.limit is not None
+    sizes = _sizes(recipe, plan).get(stage, {})
+    best: Values = {}
+    least = needs(best)
+    while least > plan.limit:
+        # The one of its values whose next smaller size helps most: another phase may be the worst each time.
+        smaller = [best | {path: _next_smaller(recipe, path, size)} for path, size in sizes.items() if size > 1]
+        needed = [needs(values) for values in smaller]
+        if not needed or min(needed) >= least:
+            break
+        least = min(needed)
+        best = smaller[needed.index(least)]
+        sizes |= {path: size for path, size in best.items() if path in sizes}
+    return best
+
+
+def _next_smaller(recipe: Recipe, path: str, size: int) -> int:
+    """The next size that the recipe's rules allow: PPO's micro-batches divide the minibatch."""
+    if path != "ppo.micro_batch_size":
+        return size // 2
+    minibatch = recipe.ppo.batch_size // recipe.ppo.num_mini_batches
+    return max(part for part in range(1, size) if minibatch % part == 0)
+
+
+def _sizes(recipe: Recipe, plan: MemoryPlan) -> dict[str, dict[str, int]]:
+    """By stage, the values that say how many rows are in memory at once."""
+    rollout = recipe.ppo.rollout_batch_size
+    sizes = {
+        "sft": {
+            "sft.micro_batch_size": plan.micro["sft"],
+            "sft.trainer.per_device_eval_batch_size": int(recipe.sft.trainer.get("per_device_eval_batch_size", 8)),
+        },
+        "collect": {"collect.batch_size": recipe.collect.batch_size},
+        "reward": {
+            "reward.micro_batch_size": plan.micro["reward"],
+            "reward.eval_batch_size": recipe.reward.eval_batch_size,
+        },
+        "ppo": {
+            "ppo.micro_batch_size": plan.micro["ppo"],
+            "ppo.rollout_batch_size": rollout if isinstance(rollout, int) else recipe.ppo.batch_size,
+        },
+        "eval": {"eval.batch_size": recipe.eval.batch_size},
+    }
+    if recipe.base.pretrain is not None:
+        sizes["base"] = {"base.pretrain.trainer.per_device_train_batch_size": plan.micro["base"]}
+    return sizes
+
+
+def _checkpointing(recipe: Recipe, plan: MemoryPlan) -> Values:
+    values: Values = {}
+    for stage in plan.too_large():
+        if stage == "ppo" and recipe.ppo.gradient_checkpointing is not True:
+            values["ppo.gradient_checkpointing"] = True
+        elif stage in ("sft", "reward") and not checkpointed(getattr(recipe, stage).trainer):
+            values[f"{stage}.trainer.gradient_checkpointing"] = True
+    return values
+
+
+def _saved(recipe: Recipe, plan: MemoryPlan) -> Values:
+    wide = "export" in plan.too_large() and recipe.export.dtype == "float32"
+    return {"export.dtype": "bfloat16"} if wide else {}
+
+
+def _trunk(recipe: Recipe, plan: MemoryPlan) -> Values:
+    return {"ppo.value": "trunk"} if recipe.ppo.value == "adapter" and "ppo" in plan.too_large() else {}
+
+
+def _adapters(recipe: Recipe, plan: MemoryPlan) -> Values:
+    if recipe.sft.lora is not None or (recipe.base.pretrain is not None and plan.too_large() == ["base"]):
+        return {}
+    return {"sft.lora": LoRAConfig(), "reward.lora": LoRAConfig()}
+
+
+def _four_bits(recipe: Recipe, plan: MemoryPlan) -> Values:
+    fits = recipe.base.quantization == "none" and recipe.sft.lora is not None and recipe.base.pretrain is None
+    return {"base.quantization": "nf4"} if fits else {}
+
+
+def _shorter(recipe: Recipe, plan: MemoryPlan) -> Values:
+    """Half as long, of whatever is too long."""
+    values: Values = {}
+    for stage in plan.too_large():
+        if stage in ("sft", "reward"):
+            values[f"{stage}.max_length"] = max(1, getattr(recipe, stage).max_length // 2)
+        elif stage in ("collect", "ppo", "eval"):
+            values[f"{stage}.response_length"] = max(1, getattr(recipe, stage).response_length // 2)
+    return values
+
+
+CHANGES: tuple[tuple[Callable[[Recipe, MemoryPlan], Values], str], ...] = (
+    (_smaller_parts, "the same result, a little slower"),
+    (_saved, "the exported model in 16 bits"),
+    (_checkpointing, "the same result, a third more time in training"),
+    (_trunk, "a value head instead of a value role: less is learnt from an episode, in half the time"),
+    (_adapters, "LoRA instead of whole models"),
+    (_four_bits, "four bits: a little is lost, and time"),
+    (_shorter, "half as long: what is longer is left out or cut"),
+)
+"""From the cheapest on."""

@@ -1,0 +1,200 @@
+"""The memory plan of a recipe: each stage's peak by component, against what the device has."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from pipeline.config.hardware import size_in_bytes
+from pipeline.config.recipe import Recipe
+from pipeline.files import readable_bytes
+from pipeline.memory import phases
+from pipeline.memory.components import Model
+from pipeline.memory.phases import Moment
+from pipeline.memory.shapes import BYTES, Architecture
+from pipeline.memory.sources import shape_of
+
+LIBRARIES = {"cpu": 570e6, "cuda": 550e6, "mps": 570e6}
+"""The interpreter with torch, transformers, trl and peft imported; on a GPU its context and the kernels' workspace,
+which is not measured but what is commonly seen."""
+FIRST_USE = {"cpu": 30e6, "cuda": 0.0, "mps": 30e6}
+"""What the libraries take besides when they first work: threads, compiled kernels, tables."""
+FRAGMENTATION = 0.05
+"""Of what comes and goes: room between blocks that the allocator cannot use."""
+COMES_AND_GOES = ("gradients", "activations", "logits", "cache")
+
+
+@dataclass(frozen=True)
+class StagePeak:
+    """A stage's worst phase.
+
+    Attributes:
+        phases: bytes by component, for each of the stage's phases.
+        phase: the worst one's name.
+    """
+
+    phases: Mapping[str, Moment]
+    phase: str
+
+    @property
+    def components(self) -> Moment:
+        return dict(self.phases[self.phase])
+
+    @property
+    def total(self) -> float:
+        """With what the libraries take: the process's on a CPU, the card's on a GPU."""
+        return sum(self.components.values())
+
+    @property
+    def allocated(self) -> float:
+        """Above the imported libraries: what a GPU's allocator, or the growth of a process, shows."""
+        return self.total - self.components["libraries"]
+
+    def describe(self) -> str:
+        return ", ".join(f"{name} {readable_bytes(size)}" for name, size in self.components.items() if size >= 1)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Of a recipe on a device.
+
+    Attributes:
+        stages: by stage, those that hold the model.
+        limit: bytes that the device has; None: not known.
+        limit_from: where that was said.
+        model: what was planned for.
+        micro: rows at once, by stage.
+    """
+
+    stages: Mapping[str, StagePeak]
+    limit: float | None
+    limit_from: str
+    model: Model
+    micro: Mapping[str, int]
+
+    def too_large(self, names: Any = None) -> list[str]:
+        """The stages, of those named, that need more than there is."""
+        if self.limit is None:
+            return []
+        return [n for n, peak in self.stages.items() if peak.total > self.limit and (names is None or n in names)]
+
+    def record(self, stage: str) -> dict[str, Any]:
+        """For the manifest."""
+        if stage not in self.stages:
+            return {}
+        peak = self.stages[stage]
+        return {
+            "peak_bytes": round(peak.total),
+            "allocated_bytes": round(peak.allocated),
+            "phase": peak.phase,
+            "components": {name: round(size) for name, size in peak.components.items() if size >= 1},
+            "limit_bytes": None if self.limit is None else round(self.limit),
+            "fits": self.limit is None or peak.total <= self.limit,
+        }
+
+
+def predict(
+    recipe: Recipe, shape: Architecture | None = None, *, device: str | None = None, limit: float | None = None
+) -> MemoryPlan:
+    """Plans every stage of a recipe. Raises `RecipeError` when the model's shape cannot be told.
+
+    Args:
+        shape: the model's; None: read it (`pipeline.memory.sources`).
+        device: cpu, cuda or mps; None: as the recipe says, or this machine has.
+        limit: bytes that the device has; None: as the recipe or the GPU says.
+    """
+    shape, device = shape or shape_of(recipe.base), device or planned_device(recipe)
+    room, where = (limit, "given") if limit is not None else device_memory(recipe, device)
+    dtype = recipe.base.dtype
+    size = (2 if device == "cuda" else 4) if dtype == "auto" else BYTES[dtype]
+    held = recipe.base.quantization
+    model = Model(shape, device, size, held if isinstance(held, str) else "qat", recipe.sft.lora)
+    wanted = phases.micro_batches(recipe)
+
+    def plan(recipe: Recipe, micro: dict[str, int]) -> dict[str, StagePeak]:
+        found = phases.stages(recipe, model, micro)
+        return {stage: _peak(moments, device) for stage, moments in found.items()}
+
+    # Automatic micro-batches halve until they fit; `resolve` decides about checkpointing after that.
+    automatic = {
+        "sft": recipe.sft.micro_batch_size == "auto",
+        "reward": recipe.reward.micro_batch_size == "auto",
+        "ppo": recipe.ppo.micro_batch_size == "auto",
+    }
+    checkpointing = recipe.ppo.gradient_checkpointing
+    recipe = replace(recipe, ppo=replace(recipe.ppo, gradient_checkpointing=checkpointing is True))
+    found = plan(recipe, wanted)
+    while room is not None and device == "cuda":
+        smaller = [
+            stage for stage, auto in automatic.items()
+            if auto and stage in found and found[stage].total > room and wanted[stage] > 1
+        ]  # fmt: skip
+        if not smaller:
+            break
+        wanted |= {stage: wanted[stage] // 2 for stage in smaller}
+        found = plan(recipe, wanted)
+    return MemoryPlan(found, room, where, model, wanted)
+
+
+def resolve(recipe: Recipe, plan: MemoryPlan | None) -> Recipe:
+    """The recipe with `ppo.gradient_checkpointing: auto` decided: on where PPO would not fit without."""
+    if recipe.ppo.gradient_checkpointing != "auto":
+        return recipe
+    needed = plan is not None and "ppo" in plan.too_large()
+    return replace(recipe, ppo=replace(recipe.ppo, gradient_checkpointing=needed))
+
+
+def _peak(moments: Mapping[str, Moment], device: str) -> StagePeak:
+    whole = {name: _with_overhead(moment, device) for name, moment in moments.items()}
+    return StagePeak(whole, max(whole, key=lambda name: sum(whole[name].values())))
+
+
+def _with_overhead(moment: Moment, device: str) -> Moment:
+    moving = sum(size for name, size in moment.items() if name in COMES_AND_GOES)
+    return {
+        **moment,
+        "first use": FIRST_USE[device],
+        "fragmentation": FRAGMENTATION * moving,
+        "libraries": LIBRARIES[device],
+    }
+
+
+# --- The device -------------------------------------------------------------------------------------------------
+
+
+def planned_device(recipe: Recipe) -> str:
+    """As the recipe says; `auto` is a GPU if this machine has one."""
+    if recipe.device != "auto":
+        return recipe.device
+    return "cuda" if gpu_memory() is not None else "cpu"
+
+
+def device_memory(recipe: Recipe, device: str) -> tuple[float | None, str]:
+    """Bytes that the device has and who says so; of a CPU only the recipe can."""
+    if recipe.hardware.memory is not None:
+        return size_in_bytes(recipe.hardware.memory), "hardware.memory"
+    if device == "cuda" and (found := gpu_memory()) is not None:
+        return found, "the GPU"
+    return None, ""
+
+
+@cache
+def gpu_memory() -> float | None:
+    """Bytes of this machine's first GPU, from torch if it is loaded, else from the driver's tool; None without."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        return float(done.stdout.splitlines()[0]) * 2**20 if done.returncode == 0 else None
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,268 @@
+"""The `dpo` stage: direct preference optimisation on the rankings, with trl's DPOTrainer; a baseline to PPO.
+
+1. The strict pairs of the training rankings, encoded by `Codec` as everywhere.
+2. Each distinct answer's log-prob under the SFT model, the reference, once.
+3. Train from the SFT model: its adapter goes on, or every weight where SFT trained every weight.
+4. What the policy's implicit reward, beta log(policy / reference), says of held-out pairs.
+
+It makes `adapter/`, or `model/` when every weight is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from trl import DPOConfig as TrainerConfig  # type: ignore[attr-defined]
+from trl import DPOTrainer  # type: ignore[attr-defined]
+
+from data.schema import read_rankings_file
+from data.shares import share
+from pipeline.config.dpo import DPOConfig
+from pipeline.errors import DataError
+from pipeline.rounds import by_round
+from pipeline.stage import Artifact, Metrics, RunContext
+from stages.batches import TrlTrainer
+from stages.models.actor import Actor
+from stages.models.adapters import (
+    ADAPTER,
+    MODEL,
+    causal_lm,
+    float32_trainables,
+    is_adapter,
+    load_actor,
+    load_full,
+    save_adapter,
+)
+from stages.models.loading import load_backbone, load_tokenizer, readable_checkpoint
+from stages.models.text import Codec
+from stages.ppo.trajectory import response_logprobs
+from stages.reward.groups import Order, TokenEncoder, group_rankings
+from stages.training import StageCallback, training_arguments
+from stages.training import train as train_to_end
+
+_DEFAULTS = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_batch_size": 16}
+_READ = 256
+"""Sequences that the reference reads at once."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ids of a prompt and of two answers to it, and the reference's log-probs of these, nats."""
+
+    key: str
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    ref_chosen: float = 0.0
+    ref_rejected: float = 0.0
+
+
+def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
+    base, sft = inputs["base"], inputs["sft"]
+    codec = Codec(load_tokenizer(base))
+    # 1.
+    pairs, too_long = read_pairs(inputs, codec, config, "train")
+    held_out, _ = read_pairs(inputs, codec, config, "eval")
+    if not pairs:
+        raise DataError(
+            f"no strict pair of the rankings fits into dpo.max_length = {config.max_length} tokens",
+            where=str(inputs["data"].path),
+            mend="raise dpo.max_length, or give rankings that are not all ties",
+        )
+    # 2.
+    reference = load_actor(base, sft, ctx.device)
+    with ctx.progress("dpo reference", total=2 * (len(pairs) + len(held_out))) as bar:
+        pairs = with_reference(pairs, reference, codec)
+        bar.advance(2 * len(pairs))
+        held_out = with_reference(held_out, reference, codec)
+        bar.advance(2 * len(held_out))
+    del reference
+    # 3.
+    torch.manual_seed(ctx.seed)
+    model = trainable_policy(base, sft, ctx.device)
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    values = _DEFAULTS | config.trainer
+    trainer: Any = PreferenceTrainer(
+        model=model,
+        args=training_arguments(
+            TrainerConfig,
+            values,
+            ctx,
+            beta=config.beta,
+            max_length=None,
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=as_dataset(pairs),
+        processing_class=codec.tokenizer,
+        callbacks=[StageCallback(ctx, "dpo")],
+    )
+    _undo(trainer.model, start)
+    sharded = ctx.sharded and not is_adapter(sft)
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded=sharded)
+    metrics: Metrics = {
+        **found,
+        "pairs": len(pairs),
+        "pairs_too_long": too_long,
+        "prompts": len({pair.key for pair in pairs}),
+        "train_loss": trainer.state.log_history[-1]["train_loss"],
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    }
+    # 4.
+    if held_out:
+        metrics |= measure(held_out, Actor(causal_lm(trainer.model).eval()), codec, config.beta)
+    if trainer.world.rank == 0:
+        if is_adapter(sft):
+            save_adapter(trainer.model, "default", out_dir)
+        else:
+            trainer.model.save_pretrained(out_dir / MODEL)
+    return metrics
+
+
+def read_pairs(
+    inputs: Mapping[str, Artifact], codec: Codec, config: DPOConfig, split: str
+) -> tuple[list[Pair], int]:
+    """The strict pairs of a split's rankings, of all rounds, and how many completions were too long."""
+    rankings = (
+        ranking
+        for artifact in by_round(inputs, "rank").values()
+        for ranking in read_rankings_file(artifact.file("rankings.jsonl"))
+        if ranking.split == split
+    )
+    groups, too_long = group_rankings(rankings, TokenEncoder(codec), config.max_length)
+    pairs = []
+    for key, group in groups.items():
+        answers = [row[group.prompt_length :] for row in group.rows]
+        for order in group.orders:
+            for better, worse in strict_pairs(order, config.pairs):
+                pairs.append(Pair(key, group.rows[better][: group.prompt_length], answers[better], answers[worse]))
+    return pairs, too_long
+
+
+def strict_pairs(order: Order, which: str) -> Iterator[tuple[int, int]]:
+    """(better, worse) of an order's rows: `all` strict pairs, or of the `extremes` one, none if all are tied."""
+    places = range(len(order.rows))
+    if which == "extremes":
+        best, worst = min(places, key=order.ranks.__getitem__), max(places, key=order.ranks.__getitem__)
+        if order.ranks[best] < order.ranks[worst]:
+            yield order.rows[best], order.rows[worst]
+        return
+    for i in places:
+        for j in places:
+            if order.ranks[i] < order.ranks[j]:
+                yield order.rows[i], order.rows[j]
+
+
+def with_reference(pairs: Sequence[Pair], reference: Actor, codec: Codec) -> list[Pair]:
+    """The pairs with the reference's log-probs, each distinct answer read once."""
+    every = {(tuple(pair.prompt), tuple(answer)) for pair in pairs for answer in (pair.chosen, pair.rejected)}
+    distinct = sorted(every)
+    logps = _logps(distinct, reference, codec).tolist()
+    known = dict(zip(distinct, logps, strict=True))
+    return [
+        Pair(
+            pair.key,
+            pair.prompt,
+            pair.chosen,
+            pair.rejected,
+            known[tuple(pair.prompt), tuple(pair.chosen)],
+            known[tuple(pair.prompt), tuple(pair.rejected)],
+        )
+        for pair in pairs
+    ]
+
+
+def _logps(rows: Iterable[tuple[Sequence[int], Sequence[int]]], actor: Actor, codec: Codec) -> Tensor:
+    prompts, answers = [list(row[0]) for row in rows], [list(row[1]) for row in rows]
+    return response_logprobs(
+        actor, prompts, answers, codec.stop_ids, codec.pad_id, temperature=1.0, batch_size=_READ
+    )
+
+
+def as_dataset(pairs: Sequence[Pair]) -> Dataset:
+    """In the columns of trl's collator."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt_ids": pair.prompt,
+                "chosen_ids": pair.chosen,
+                "rejected_ids": pair.rejected,
+                "ref_chosen_logps": pair.ref_chosen,
+                "ref_rejected_logps": pair.ref_rejected,
+            }
+            for pair in pairs
+        ]
+    )
+
+
+def trainable_policy(base: Artifact, sft: Artifact, device: str) -> Any:
+    """The SFT model, to be trained further."""
+    if not is_adapter(sft):
+        return load_full(base, sft.file(MODEL), device).float().requires_grad_(True)
+    with readable_checkpoint(sft.path):
+        return PeftModel.from_pretrained(load_backbone(base, device), sft.file(ADAPTER), is_trainable=True)
+
+
+def _undo(model: Any, start: Mapping[str, Tensor]) -> None:
+    """Takes back what trl does to a model: a copy of the adapter as the reference, whose log-probs are known
+    here, and adapters of a 4-bit model rounded to bfloat16."""
+    if isinstance(model, PeftModel):
+        if "ref" in model.peft_config:
+            model.delete_adapter("ref")
+        model.set_adapter("default")
+    float32_trainables(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(start[name])
+
+
+def measure(pairs: Sequence[Pair], actor: Actor, codec: Codec, beta: float) -> Metrics:
+    """Loss and accuracy of the implicit reward on held-out pairs, as the reward model's is measured; the interval
+    is over prompts."""
+    ours = [
+        _logps([(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)], actor, codec)
+        for answers in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
+    ]
+    theirs = torch.tensor([[pair.ref_chosen for pair in pairs], [pair.ref_rejected for pair in pairs]])
+    margins = beta * ((ours[0] - theirs[0]) - (ours[1] - theirs[1]))
+    right = 0.5 * (1 + margins.sign())
+    accuracy = share((pair.key, hit, 1.0) for pair, hit in zip(pairs, right.tolist(), strict=True))
+    return {
+        "eval_loss": float(-torch.nn.functional.logsigmoid(margins).mean()),
+        "eval_pairs": len(pairs),
+        "eval_accuracy": accuracy.value,
+        "eval_accuracy_low": accuracy.low,
+        "eval_accuracy_high": accuracy.high,
+    }
+
+
+class PreferenceTrainer(TrlTrainer, DPOTrainer):
+    """trl's DPOTrainer on pairs that are encoded already and know the reference, whose steps do not depend on how
+    the work is divided."""
+
+    loss_is_scaled_for_ga = True
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+    def length(self, example: Any) -> int:
+        return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+
+    def count(self, examples: list[Any]) -> Tensor:
+        """Pairs: the loss of a step is their mean."""
+        return torch.tensor(float(len(examples)))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        loss = super().compute_loss(model, inputs)
+        here = len(inputs["input_ids"]) // 2
+        return loss if num_items_in_batch is None else loss * (here / float(num_items_in_batch))

@@ -1,0 +1,110 @@
+"""Judge and proxy along PPO, at each look's KL from the SFT model; the same of best-of-n, to compare with.
+
+Both are gains over the SFT model's answers, in standard deviations over these, so that the two can be read from one
+axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.evaluate import EvalConfig
+from pipeline.stage import Artifact, RunContext
+from stages.eval import best_of_n, wins
+from stages.eval.answers import Answers
+from stages.eval.frontier import overoptimisation
+from stages.eval.judges import Judge
+from stages.eval.wins import Array
+from stages.models.text import Codec
+from stages.prompts import EncodedPrompt
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Standard deviations of merits and of the proxy's scores over the SFT model's answers."""
+
+    gold: float
+    proxy: float
+
+
+def spread(values: Array) -> float:
+    """The standard deviation; 1 where all are equal."""
+    return float(values.std()) or 1.0
+
+
+def frontier(
+    judge: Judge,
+    policies: Mapping[int, Artifact],
+    codec: Codec,
+    scales: Scales,
+    config: EvalConfig,
+    ctx: RunContext,
+) -> dict[str, Any] | None:
+    """`looks` of the last round, each with `update`, `kl`, `proxy` and `gold` (values and intervals over the looks'
+    prompts), and the `fit` of the gold gain. None where PPO looked at nothing.
+
+    Gains are over the first round's first look, which is the SFT model's; the proxy's, over the round's own first
+    one, since another round's reward model has another scale.
+    """
+    number, policy = max(policies.items())
+    rows = list(policy.jsonl("looks.jsonl"))
+    if len(rows) < 2:
+        return None
+    start = next(iter(policies[min(policies)].jsonl("looks.jsonl"))) if number > 1 else rows[0]
+    merits_LP = np.stack([_merits(judge, row, codec) for row in rows])
+    gold_LP = (merits_LP - _merits(judge, start, codec)) / scales.gold
+    scores_LP = np.array([row["scores"] for row in rows])
+    proxy_LP = (scores_LP - scores_LP[0]) / scales.proxy
+    kl_LP = np.array([row["kls"] for row in rows])
+
+    def intervals(values_LP: Array) -> list[wins.Interval]:
+        return [wins.mean(values_P, config.bootstrap, ctx.seed) for values_P in values_LP]
+
+    return {
+        "judge": judge.name,
+        "round": number,
+        "prompts": merits_LP.shape[1],
+        "looks": [
+            {"update": row["update"], "kl": kl, "proxy": proxy, "gold": gold}
+            for row, kl, proxy, gold in zip(
+                rows, intervals(kl_LP), intervals(proxy_LP), intervals(gold_LP), strict=True
+            )
+        ],
+        "fit": overoptimisation(kl_LP, gold_LP, form="rl", resamples=config.bootstrap, seed=ctx.seed),
+    }
+
+
+def _merits(judge: Judge, look: Mapping[str, Any], codec: Codec) -> Array:
+    prompts = [EncodedPrompt(messages, codec.prompt(messages), "eval") for messages in look["prompts"]]
+    ids = [[codec.completion(text)] for text in look["responses"]]
+    texts = [[text] for text in look["responses"]]
+    return judge.merits(prompts, Answers(ids, texts, np.ones((len(texts), 1))))[:, 0]
+
+
+def best_of_n_ladder(
+    scores_PN: Array, merits_PN: Array, scales: Scales, config: EvalConfig, seed: int
+) -> dict[str, Any]:
+    """Best-of-n's gains for n = 1, 2, 4, ..., each unbiased over all subsets of the N samples: `rows` of `n`, `kl`
+    (the bound), `proxy` and `gold`; and the `fit` of the gold gain."""
+    count = scores_PN.shape[1]
+    rows, golds = [], []
+    for n in best_of_n.ladder(count):
+        weights = best_of_n.weights(scores_PN, n)
+        gold = ((weights - 1 / count) * merits_PN).sum(1) / scales.gold
+        proxy = ((weights - 1 / count) * scores_PN).sum(1) / scales.proxy
+        golds.append(gold)
+        rows.append(
+            {
+                "n": n,
+                "kl": best_of_n.kl_bound(n),
+                "proxy": wins.mean(proxy, config.bootstrap, seed),
+                "gold": wins.mean(gold, config.bootstrap, seed),
+            }
+        )
+    kl_LP = np.repeat([[row["kl"]] for row in rows], len(scores_PN), axis=1)
+    fit = overoptimisation(kl_LP, np.stack(golds), form="best_of_n", resamples=config.bootstrap, seed=seed)
+    return {"samples": count, "rows": rows, "fit": fit}

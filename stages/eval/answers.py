@@ -1,0 +1,206 @@
+"""What the models answer to held-out prompts, and how likely what they read is to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import corpus
+from pipeline.config.data import TableConfig
+from pipeline.config.evaluate import EvalConfig
+from pipeline.errors import DataError
+from pipeline.rounds import by_round
+from pipeline.stage import Artifact, RunContext
+from stages.eval.wins import Array
+from stages.models.actor import Actor
+from stages.models.adapters import load_actor
+from stages.models.text import IGNORED, Codec
+from stages.ppo.rollout import generate
+from stages.ppo.trajectory import response_logprobs
+from stages.prompts import EncodedPrompt
+from stages.reward.classifier import ResponseScorer
+from stages.sft import encode_demonstrations
+
+TEXT_WIDTH = 512
+"""Tokens of held-out text that are read at once, if the model can."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """S answers of one model to each of P prompts.
+
+    Attributes:
+        ids, texts: by prompt, then by answer.
+        weights_PS: the chance of each answer; rows sum to 1.
+        kl_P: log-ratio of a prompt's answer to the SFT model, nats; None where it was not measured.
+        losses: nats a token, by what was read: `nll` (held-out demonstrations), `text_nll` (held-out text).
+    """
+
+    ids: list[list[list[int]]]
+    texts: list[list[str]]
+    weights_PS: Array
+    kl_P: Array | None = None
+    losses: Mapping[str, float | None] | None = None
+
+    @property
+    def shown(self) -> list[str]:
+        """One answer to each prompt: the likeliest, of equals the first."""
+        picked = self.weights_PS.argmax(1).tolist()
+        return [texts[i] for texts, i in zip(self.texts, picked, strict=True)]
+
+    def expected(self, values_PS: Array) -> Array:
+        """(P,): the mean of something about answers, by their chances."""
+        mean: Array = (self.weights_PS * values_PS).sum(1)
+        return mean
+
+    def score(self, scorer: ResponseScorer, prompts: Sequence[EncodedPrompt]) -> Array:
+        """(P, S) scores of the answers."""
+        asked = [prompt.ids for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
+        scores = scorer(asked, [row for rows in self.ids for row in rows])
+        return np.asarray(scores.double().reshape(len(prompts), -1))
+
+
+def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:
+    """What is compared, by name, in order; None is the bare base model."""
+    *earlier, last = by_round(inputs, "ppo").items()
+    policies = {f"ppo-{number}": policy for number, policy in earlier} | {"ppo": last[1]}
+    others = {"dpo": inputs["dpo"]} if "dpo" in inputs else {}
+    return {"base": None, "sft": inputs["sft"], **policies, **others}
+
+
+def answer_all(
+    inputs: Mapping[str, Artifact],
+    prompts: Sequence[EncodedPrompt],
+    codec: Codec,
+    config: EvalConfig,
+    ctx: RunContext,
+) -> dict[str, Answers]:
+    """Each model's answers, drawn by the same random numbers, its KL from SFT where it comes from there, and its
+    loss on held-out demonstrations and text."""
+    read = {"nll": _demonstrations(inputs["data"], codec, config)}
+    if config.text is not None:
+        read["text_nll"] = _text_rows(config.text, codec, ctx)
+    asked = [prompt.ids for prompt in prompts]
+    reference = load_actor(inputs["base"], inputs["sft"], ctx.device)
+    found = {}
+    for name, artifact in evaluated(inputs).items():
+        actor = reference if name == "sft" else load_actor(inputs["base"], artifact, ctx.device)
+        trained = name not in ("base", "sft")
+        steps = len(asked) * (2 if trained else 1) + sum(map(len, read.values()))
+        with ctx.progress(f"eval {name}", total=steps) as bar:
+            ids = sample(actor, asked, codec, config, ctx.device, seed=ctx.seed, on_batch=bar.advance)
+            kl = np.zeros(len(ids)) if name == "sft" else None
+            if trained:
+                ours, theirs = (
+                    _logprobs(who, asked, ids, codec, config, config.temperature) for who in (actor, reference)
+                )
+                kl = np.asarray((ours - theirs).double())
+                bar.advance(len(asked))
+            losses = {}
+            for what, rows in read.items():
+                losses[what] = _loss(actor, rows, codec, config)
+                bar.advance(len(rows))
+        one = np.ones((len(ids), 1))
+        found[name] = Answers([[row] for row in ids], [[codec.decode(row)] for row in ids], one, kl, losses)
+    return found
+
+
+def sample_sft(
+    inputs: Mapping[str, Artifact],
+    prompts: Sequence[EncodedPrompt],
+    codec: Codec,
+    config: EvalConfig,
+    ctx: RunContext,
+    count: int,
+) -> Answers:
+    """`count` answers of the SFT model to each prompt, independent of those that it is compared by."""
+    actor = load_actor(inputs["base"], inputs["sft"], ctx.device)
+    asked = [prompt.ids for prompt in prompts for _ in range(count)]
+    with ctx.progress("eval best of n", total=len(asked)) as bar:
+        rows = sample(actor, asked, codec, config, ctx.device, seed=ctx.seed + 1, on_batch=bar.advance)
+    ids = [rows[i : i + count] for i in range(0, len(rows), count)]
+    texts = [[codec.decode(row) for row in rows] for rows in ids]
+    return Answers(ids, texts, np.full((len(prompts), count), 1 / count))
+
+
+def sample(
+    actor: Actor,
+    prompts: Sequence[list[int]],
+    codec: Codec,
+    config: EvalConfig,
+    device: str,
+    *,
+    seed: int,
+    on_batch: Callable[[int], None],
+) -> list[list[int]]:
+    """A response to each prompt."""
+    uniform = torch.rand((len(prompts), config.response_length), generator=torch.Generator().manual_seed(seed))
+    return generate(
+        actor,
+        prompts,
+        uniform,
+        temperature=config.temperature,
+        stop_ids=codec.stop_ids,
+        pad_id=codec.pad_id,
+        batch_size=config.batch_size,
+        on_batch=on_batch,
+    )
+
+
+def _logprobs(
+    actor: Actor,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    codec: Codec,
+    config: EvalConfig,
+    temperature: float,
+) -> Tensor:
+    return response_logprobs(
+        actor,
+        prompts,
+        responses,
+        codec.stop_ids,
+        codec.pad_id,
+        temperature=temperature,
+        batch_size=config.batch_size,
+    )
+
+
+Rows = list[tuple[list[int], list[int]]]
+"""What is given, and what is read after it, as ids."""
+
+
+def _loss(actor: Actor, rows: Rows, codec: Codec, config: EvalConfig) -> float | None:
+    """Nats a token that is read; None when there is nothing to read."""
+    if not rows:
+        return None
+    given, read = [row[0] for row in rows], [row[1] for row in rows]
+    logps = _logprobs(actor, given, read, codec, config, 1.0)
+    return -float(logps.double().sum()) / sum(map(len, read))
+
+
+def _demonstrations(data: Artifact, codec: Codec, config: EvalConfig) -> Rows:
+    rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
+    starts = [sum(label == IGNORED for label in row["labels"]) for row in rows[: config.num_prompts]]
+    return [(row["input_ids"][:start], row["input_ids"][start:]) for row, start in zip(rows, starts, strict=False)]
+
+
+def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
+    """Held-out text in rows of `TEXT_WIDTH` tokens, of which the first is given; completions after their prompts,
+    whole."""
+    rows: Rows = []
+    for *prompt, text in corpus.documents(source, ctx.seed, 0.0):
+        ids: list[int] = codec.tokenizer.encode(text, add_special_tokens=False)
+        if prompt:
+            rows.append((codec.prompt([{"role": "user", "content": prompt[0]}]), [*ids, codec.end_id]))
+            continue
+        cuts: Any = (ids[i : i + TEXT_WIDTH] for i in range(0, len(ids), TEXT_WIDTH))
+        rows += [(row[:1], row[1:]) for row in cuts if len(row) > 1]
+    if not rows:
+        raise DataError("there is no text to read", where=source.path, mend="see eval.text.columns")
+    return rows

@@ -1,0 +1,121 @@
+"""Who beats whom, by which judge, and on which prompts most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.evaluate import EvalConfig
+from pipeline.stage import RunContext
+from stages.eval import wins
+from stages.eval.answers import Answers
+from stages.eval.llm_judge import LLMJudge, Pair, Verdicts
+from stages.eval.wins import Array
+from stages.prompts import EncodedPrompt
+
+CONTESTS = (
+    ("ppo", "sft"),
+    ("ppo", "base"),
+    ("ppo", "best_of_n"),
+    ("ppo", "dpo"),
+    ("dpo", "sft"),
+    ("best_of_n", "sft"),
+)
+"""Whose wins are counted, and against whom, as far as both are there."""
+
+
+def contests(
+    prompts: Sequence[EncodedPrompt],
+    answers: Mapping[str, Answers],
+    merits: Mapping[str, Mapping[str, Array]],
+    llm: LLMJudge | None,
+    config: EvalConfig,
+    ctx: RunContext,
+) -> tuple[list[dict[str, Any]], Verdicts | None]:
+    """A row a judge and contest: `judge`, `ours`, `theirs`, the win rate's `value`, `low` and `high`, the share of
+    `ties`, and how many `prompts`. An LLM judge's have `disagreed` (share of pairs that it judged otherwise in the
+    other order) and `unreadable` (replies) besides. And what the LLM judge says of PPO against SFT.
+
+    Args:
+        merits: (P, S) by judge, then by model.
+    """
+    met = [(ours, theirs) for ours, theirs in CONTESTS if ours in answers and theirs in answers]
+    rows = []
+    for judge, by_model in merits.items():
+        for ours, theirs in met:
+            sides = (
+                by_model[ours], answers[ours].weights_PS, by_model[theirs], answers[theirs].weights_PS,
+            )  # fmt: skip
+            rate = wins.mean(wins.wins(*sides), config.bootstrap, ctx.seed)
+            row = {"judge": judge, "ours": ours, "theirs": theirs}
+            rows.append(row | rate | {"ties": wins.ties(*sides), "prompts": len(prompts)})
+    if llm is None:
+        return rows, None
+    against_sft = None
+    asked = [("ppo", theirs) for theirs in llm.config.against if theirs in answers]
+    asked += [("dpo", "sft")] * ("dpo" in answers)
+    for ours, theirs in asked:
+        pairs = _pairs(prompts[: llm.config.num_prompts], answers[ours], answers[theirs])
+        name = f"{llm.name}: {ours} against {theirs}"
+        found = llm.compare(pairs, ctx.progress(name, total=2 * len(pairs)))
+        if (ours, theirs) == ("ppo", "sft"):
+            against_sft = found
+        won = np.array(found.wins)
+        rows.append(
+            {
+                "judge": llm.name,
+                "ours": ours,
+                "theirs": theirs,
+                **wins.mean(won, config.bootstrap, ctx.seed),
+                "ties": float((won == 0.5).mean()),
+                "prompts": len(won),
+                "disagreed": found.disagreed / len(won),
+                "unreadable": found.unreadable,
+            }
+        )
+    return rows, against_sft
+
+
+def _pairs(prompts: Sequence[EncodedPrompt], ours: Answers, theirs: Answers) -> list[Pair]:
+    return [Pair(prompt.messages, ours.shown[i], theirs.shown[i]) for i, prompt in enumerate(prompts)]
+
+
+def extremes(
+    prompts: Sequence[EncodedPrompt],
+    answers: Mapping[str, Answers],
+    merits: Mapping[str, Mapping[str, Array]],
+    verdicts: Verdicts | None,
+    count: int,
+) -> dict[str, Any] | None:
+    """The prompts whose answer gained and lost most from SFT to PPO, by the first judge that gives merits, else by
+    the LLM judge; None without any. Of equals the first."""
+    if merits:
+        judge, by_model = next(iter(merits.items()))
+        gains = by_model["ppo"][:, 0] - by_model["sft"][:, 0]
+    elif verdicts is not None:
+        judge, gains = "LLM judge", 2 * np.array(verdicts.wins) - 1
+    else:
+        return None
+    order = gains.argsort(kind="stable")
+
+    def rows(picked: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "prompt": prompts[i].messages[-1]["content"],
+                "gain": float(gains[i]),
+                "sft": answers["sft"].shown[i],
+                "ppo": answers["ppo"].shown[i],
+            }
+            for i in picked.tolist()
+        ]
+
+    best = (-gains).argsort(kind="stable")
+    return {
+        "judge": judge,
+        "improved": rows(best[gains[best] > 0][:count]),
+        "damaged": rows(order[gains[order] < 0][:count]),
+        "share_improved": float((gains > 0).mean()),
+        "share_damaged": float((gains < 0).mean()),
+    }

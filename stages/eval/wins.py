@@ -1,0 +1,54 @@
+"""Who wins, how often, and how sure that is. Shapes: P prompts, S answers to each; everything is in expectation
+over a prompt's answers and resampled over prompts, since what is seen of one prompt is not independent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.shares import bootstrap
+
+Array = NDArray[np.float64]
+Interval = dict[str, Any]
+"""`value`, and the 95 % interval's `low` and `high`; None where there is nothing to measure."""
+
+
+def wins(ours_PS: Array, our_weights_PS: Array, theirs_PS: Array, their_weights_PS: Array) -> Array:
+    """(P,): the chance that an answer of ours has more merit than one of theirs, a tie counting half.
+
+    Args:
+        ours_PS, theirs_PS: merits; the two may have different S.
+        our_weights_PS, their_weights_PS: the chance of each answer; rows sum to 1.
+    """
+    outcome_PST = 0.5 * (1 + np.sign(ours_PS[:, :, None] - theirs_PS[:, None, :]))
+    return np.einsum("ps,pst,pt->p", our_weights_PS, outcome_PST, their_weights_PS)
+
+
+def ties(ours_PS: Array, our_weights_PS: Array, theirs_PS: Array, their_weights_PS: Array) -> float:
+    """The chance of a tie, over all prompts. Arguments as of `wins`."""
+    same_PST = (ours_PS[:, :, None] == theirs_PS[:, None, :]).astype(float)
+    return float(np.einsum("ps,pst,pt->p", our_weights_PS, same_PST, their_weights_PS).mean())
+
+
+def mean(values_P: Array, resamples: int, seed: int) -> Interval:
+    """The mean over prompts."""
+    low, high = bootstrap(values_P.tolist(), [1.0] * len(values_P), resamples=resamples, seed=seed)
+    return {"value": float(values_P.mean()), "low": low, "high": high}
+
+
+def ratio(hits_P: Array, totals_P: Array, resamples: int, seed: int) -> Interval:
+    """sum(hits) / sum(totals)."""
+    low, high = bootstrap(hits_P.tolist(), totals_P.tolist(), resamples=resamples, seed=seed)
+    return {"value": float(hits_P.sum() / max(1.0, totals_P.sum())), "low": low, "high": high}
+
+
+def relative_change(ours_P: Array, theirs_P: Array, resamples: int, seed: int) -> Interval:
+    """sum(ours) / sum(theirs) - 1, -0.5 for half."""
+    if not theirs_P.sum():
+        return {"value": None, "low": None, "high": None}  # nothing to reduce
+    pick = np.random.default_rng(seed).integers(len(ours_P), size=(resamples, len(ours_P)))
+    draws = ours_P[pick].sum(1) / np.maximum(theirs_P[pick].sum(1), 1) - 1
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"value": float(ours_P.sum() / theirs_P.sum() - 1), "low": float(low), "high": float(high)}

@@ -1,0 +1,161 @@
+"""What a written file says, beside what the trained policy says: the same measures for both, on held-out prompts.
+
+The divergence is KL(policy || file), exact over the next token at each position of answers that the policy itself
+sampled: an expectation over prefixes by sampling, over tokens by summation. It is never negative, and much less
+noisy than an estimate from log-probs of the sampled tokens alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.shares import bootstrap
+from data.slots import SlotLexicon, parse_mr, slot_error_rate
+from pipeline.config.export import ExportConfig
+from pipeline.rounds import newest
+from pipeline.stage import Artifact, RunContext
+from stages.models.actor import Actor
+from stages.models.logprobs import positions_at_once
+from stages.models.text import IGNORED, Codec
+from stages.ppo.rollout import generate
+from stages.ppo.trajectory import Episodes, logprobs
+from stages.prompts import EncodedPrompt, unseen_prompts
+from stages.reward.classifier import response_scorer
+from stages.sft import encode_demonstrations
+
+Measures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The held-out prompts and demonstrations, the reward model and the judge that all files are measured by.
+
+    They are eval's: its first prompts, its lengths, its temperature, its judge. The same random numbers draw
+    every model's answers.
+    """
+
+    prompts: Sequence[EncodedPrompt]
+    demonstrations: Sequence[Mapping[str, list[int]]]
+    uniform_BT: Tensor
+    temperature: float
+    bootstrap: int
+    judge: SlotLexicon | None
+    score: Callable[[Sequence[list[int]], Sequence[list[int]]], Tensor]
+    codec: Codec
+    seed: int
+    batch_size: int
+
+    @classmethod
+    def of(cls, config: ExportConfig, inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Yardstick:
+        evaluated = inputs["eval"].json("eval.json")
+        settings = evaluated["settings"]
+        prompts = unseen_prompts(inputs, codec, settings["max_prompt_length"])
+        prompts = prompts[: min(config.num_prompts, evaluated["prompts"])]
+        limit = settings["max_prompt_length"] + settings["response_length"]
+        rows, _ = encode_demonstrations(inputs["data"], codec, "eval", limit)
+        generator = torch.Generator().manual_seed(ctx.seed)
+        return cls(
+            prompts=prompts,
+            demonstrations=rows[: len(prompts)],
+            uniform_BT=torch.rand((len(prompts), settings["response_length"]), generator=generator),
+            temperature=settings["temperature"],
+            bootstrap=evaluated["bootstrap"],
+            judge=None if evaluated["judge"] is None else SlotLexicon.load(evaluated["judge"]),
+            score=response_scorer(newest(inputs, "reward"), inputs["base"], codec, ctx.device),
+            codec=codec,
+            seed=ctx.seed,
+            batch_size=config.batch_size,
+        )
+
+    def answers(self, actor: Actor) -> list[list[int]]:
+        return generate(
+            actor,
+            [prompt.ids for prompt in self.prompts],
+            self.uniform_BT,
+            temperature=self.temperature,
+            stop_ids=self.codec.stop_ids,
+            pad_id=self.codec.pad_id,
+            batch_size=self.batch_size,
+        )
+
+    def measure(self, actor: Actor, answers: Sequence[list[int]]) -> Measures:
+        """Of a model and its answers: `score` (the reward model's mean), `perplexity` on held-out demonstrations
+        (None without), and with a judge `slot_error_rate` with its 95 % interval."""
+        found: Measures = {
+            "score": float(self.score([prompt.ids for prompt in self.prompts], list(answers)).mean()),
+            "perplexity": self._perplexity(actor),
+        }
+        if self.judge is not None:
+            checks = [
+                self.judge.check(parse_mr(prompt.messages[-1]["content"]), self.codec.decode(answer))
+                for prompt, answer in zip(self.prompts, answers, strict=True)
+            ]
+            low, high = bootstrap(
+                [c.errors for c in checks],
+                [c.given for c in checks],
+                resamples=self.bootstrap,
+                seed=self.seed,
+            )
+            found |= {
+                "slot_error_rate": slot_error_rate(checks),
+                "slot_error_low": low,
+                "slot_error_high": high,
+            }
+        return found
+
+    def divergence(self, policy: Actor, other: Actor, answers: Sequence[list[int]]) -> Measures:
+        """`kl`, KL(policy || other) in nats a response, `kl_per_token`, and `top_1`, the share of positions where
+        both find the same token most likely. `answers` are the policy's."""
+        asked = [prompt.ids for prompt in self.prompts]
+        episodes = Episodes.build(asked, answers, self.codec.stop_ids, self.codec.pad_id, policy.device)
+        total, agreed, tokens = 0.0, 0, 0
+        for _, part in episodes.micro_batches(torch.arange(len(episodes)), self.batch_size):
+            kl_N, same_N = token_divergence(policy, other, part, self.temperature)
+            total += float(kl_N.double().sum())
+            agreed += int(same_N.sum())
+            tokens += len(kl_N)
+        return {"kl": total / len(episodes), "kl_per_token": total / tokens, "top_1": agreed / tokens}
+
+    @torch.no_grad()
+    def _perplexity(self, actor: Actor) -> float | None:
+        if not self.demonstrations:
+            return None
+        starts = [sum(label == IGNORED for label in row["labels"]) for row in self.demonstrations]
+        pairs = list(zip(self.demonstrations, starts, strict=True))
+        episodes = Episodes.build(
+            [row["input_ids"][:start] for row, start in pairs],
+            [row["input_ids"][start:] for row, start in pairs],
+            self.codec.stop_ids,
+            self.codec.pad_id,
+            actor.device,
+        )
+        nats = 0.0
+        for _, part in episodes.micro_batches(torch.arange(len(episodes)), self.batch_size):
+            hidden = actor.hidden(part.ids_BL)
+            logps, _ = logprobs(actor, part, hidden, temperature=1.0, chunk_size=None, entropy=False)
+            nats -= float(logps.double().sum())
+        return math.exp(nats / int(episodes.mask_BT.sum()))
+
+
+@torch.no_grad()
+def token_divergence(policy: Actor, other: Actor, episodes: Episodes, temperature: float) -> tuple[Tensor, Tensor]:
+    """KL(policy || other) over the next token, nats (N,), and whether both find the same one likeliest, (N,) bool,
+    at each valid response token of the episodes, in order. Logits exist in chunks."""
+    ours, theirs = (episodes.predicting_hidden(actor.hidden(episodes.ids_BL)) for actor in (policy, other))
+    vocabulary = policy.lm.get_output_embeddings().weight.shape[0]
+    size = positions_at_once(vocabulary, ours.device)
+    kls, same = [], []
+    for a, b in zip(ours.split(size), theirs.split(size), strict=True):
+        p, q = (
+            torch.log_softmax(actor.project(hidden).float() / temperature, -1)
+            for actor, hidden in ((policy, a), (other, b))
+        )
+        kls.append((p.exp() * (p - q)).sum(-1).clamp(min=0))  # rounding may leave it just below
+        same.append(p.argmax(-1) == q.argmax(-1))
+    return torch.cat(kls), torch.cat(same)

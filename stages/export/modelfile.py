@@ -1,0 +1,84 @@
+"""Ollama's Modelfile beside a GGUF file: the model, its chat template in Go's language, and what ends an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stages.models.text import Codec
+
+_MARKS = {"system": "zSz", "user": "zQz", "assistant": "zAz"}
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A chat template that puts fixed text around each message: what most are.
+
+    Attributes:
+        start: before the first message, BOS left out: llama.cpp adds it where the tokenizer does.
+        around: role -> text before and after the message.
+        answer: what follows the last message for the assistant to go on.
+    """
+
+    start: str
+    around: Mapping[str, tuple[str, str]]
+    answer: str
+
+    @classmethod
+    def of(cls, codec: Codec) -> Turns | None:
+        """The template's turns, found by rendering marked messages, proved by rendering others; None when it does
+        more than put text around."""
+        one = _render(codec, ["user"])
+        user, assistant = (
+            _around(_render(codec, ["user", role]).removeprefix(one), role) for role in ("user", "assistant")
+        )
+        turn = user[0] + _MARKS["user"] + user[1]
+        start = one.removesuffix(turn)
+        system = _around(_render(codec, ["system", "user"]).removeprefix(start).removesuffix(turn), "system")
+        answer = _render(codec, ["user"], generation=True).removeprefix(one)
+        around = {"user": user, "assistant": assistant}
+        for turns in (cls(start, {"system": system, **around}, answer), cls(start, around, answer)):
+            tests = (["user"], ["user", "assistant", "user"], [*turns.around, "user"])
+            if all(turns.render(test) == _render(codec, test, generation=True) for test in tests):
+                return turns
+        return None
+
+    def render(self, roles: list[str]) -> str:
+        parts = [self.around[role][0] + _MARKS[role] + self.around[role][1] for role in roles]
+        return self.start + "".join(parts) + self.answer
+
+    def go(self) -> str:
+        """The same in the language of Go's text/template."""
+        cases = [
+            f'{{{{ {"else if" if i else "if"} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
+            for i, (role, (before, after)) in enumerate(sorted(self.around.items()))
+        ]
+        return f"{self.start}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{{{{ end }}}}{self.answer}"
+
+
+def _around(text: str, role: str) -> tuple[str, str]:
+    before, _, after = text.partition(_MARKS[role])
+    return before, after
+
+
+def _render(codec: Codec, roles: list[str], *, generation: bool = False) -> str:
+    """Marked messages under the tokenizer's template, less BOS; nothing when it refuses them."""
+    messages = [{"role": role, "content": _MARKS[role]} for role in roles]
+    try:
+        text = codec.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+    except Exception:  # a template may refuse roles, in whatever way it likes
+        return ""
+    return str(text).removeprefix(codec.tokenizer.bos_token or "")
+
+
+def modelfile(codec: Codec, gguf: str, temperature: float) -> str:
+    """The text of a Modelfile for the file `gguf` beside it."""
+    turns = Turns.of(codec)
+    stops = [codec.tokenizer.convert_ids_to_tokens(i) for i in sorted(codec.stop_ids)]
+    if turns is None:
+        template = "# The chat template does more than put text around messages: write TEMPLATE by hand.\n"
+    else:
+        template = f'TEMPLATE """{turns.go()}"""\n'
+    return f"FROM ./{gguf}\n{template}PARAMETER temperature {temperature:g}\n" + "".join(
+        f'PARAMETER stop "{stop}"\n' for stop in stops
+    )

@@ -1,0 +1,87 @@
+"""Which look's policy PPO hands on, and when it is over-optimised: decided by the judge, over the same prompts.
+
+Pure functions of the looks (dicts with `update`, `judged` and `scores`, a number a prompt, higher is better).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Look = Mapping[str, Any]
+
+DRAWS = 20_000
+
+
+@dataclass(frozen=True)
+class Fall:
+    """The judge says that the look at index `now` is worse than the one at `best`, while the score rose."""
+
+    best: int
+    now: int
+    p: float
+
+    def describe(self, looks: Sequence[Look]) -> str:
+        best, now = looks[self.best], looks[self.now]
+        return (
+            f"since update {best['update']} the judge’s mark fell from {best['judge']:.3f} to {now['judge']:.3f} "
+            f"on {len(now['judged'])} held-out prompts while the reward model's score rose from "
+            f"{best['score']:.3f} to {now['score']:.3f} (chance of such a fall by luck: {self.p:.2g})"
+        )
+
+
+def chosen(looks: Sequence[Look], checkpoint: Literal["best", "last"]) -> int | None:
+    """Index of the look whose policy is handed on: the one that the judge rates highest, the earliest of equals;
+    None for the last policy, where that is asked for or nobody judged."""
+    if checkpoint == "last" or not looks or looks[0].get("judge") is None:
+        return None
+    return best_of(looks)
+
+
+def best_of(looks: Sequence[Look]) -> int:
+    """Index of the look with the highest mean judgement, the earliest of equals."""
+    return max(range(len(looks)), key=lambda i: (looks[i]["judge"], -i))
+
+
+def fallen(looks: Sequence[Look], now: int, significance: float) -> Fall | None:
+    """Whether the judge prefers the best of the earlier looks to the one at index `now`, and the score the reverse.
+
+    Both by paired randomisation tests over prompts, one-sided. The best of `now` earlier looks is partly the
+    luckiest one, so that the judge's test is at `significance / now` (Bonferroni).
+    """
+    if not now or looks[now].get("judge") is None:
+        return None
+    best = best_of(looks[:now])
+    was, present = looks[best], looks[now]
+    if was["judge"] <= present["judge"] or was["score"] >= present["score"]:
+        return None
+    p = p_of_rise(present["judged"], was["judged"])
+    if p > significance / now or p_of_rise(was["scores"], present["scores"]) > significance:
+        return None
+    return Fall(best, now, min(1.0, p * now))
+
+
+def overoptimised(looks: Sequence[Look], *, significance: float, patience: int) -> Fall | None:
+    """The newest look's fall, when each of the last `patience` looks has fallen."""
+    if len(looks) <= patience:
+        return None
+    falls = [fallen(looks, now, significance) for now in range(len(looks) - patience, len(looks))]
+    return falls[-1] if all(falls) else None
+
+
+def p_of_rise(before: Sequence[float], after: Sequence[float]) -> float:
+    """Chance of a mean rise from `before` to `after` as large as theirs, if the two numbers of each prompt were
+    exchangeable: the paired randomisation test (Fisher 1935, section 21), one-sided. All 2^n exchanges where these
+    are few, else a sample of them that is the same each time."""
+    differences = np.subtract(after, before, dtype=float)
+    differences = differences[differences != 0]
+    n = len(differences)
+    if 2**n <= DRAWS:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        return float((signs @ differences >= differences.sum() - 1e-12).mean())
+    signs = 1 - 2 * np.random.default_rng(0).integers(0, 2, size=(DRAWS, n), dtype=np.int8)
+    as_large = int((signs @ differences >= differences.sum() - 1e-12).sum())
+    return (as_large + 1) / (DRAWS + 1)

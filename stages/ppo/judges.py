@@ -1,0 +1,94 @@
+"""Judges of the looks: who, besides the reward that PPO optimises, says how good the answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.schema import Message
+from data.slots import SlotLexicon, parse_mr
+from pipeline.config.ppo import PPOConfig
+from pipeline.errors import StageError
+from pipeline.rounds import newest
+from pipeline.stage import Artifact
+from stages.models.bank import Bank
+from stages.models.text import Codec
+from stages.ppo.roles import reward_artifact
+from stages.ppo.scores import Scorer, TextScorer, token_scorer
+from stages.ppo.trajectory import Episodes
+from stages.reward import model as reward_model
+from stages.reward.classifier import is_classifier, load_classifier, load_reward_classifier
+
+BATCH = 64
+
+Prompts = Sequence[list[Message]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """`score(prompts, responses, episodes)` gives a number a prompt, higher is better; `name` is for people."""
+
+    name: str
+    score: Callable[[Prompts, Sequence[str], Episodes], list[float]]
+
+
+def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, bank: Bank, device: str) -> Judge | None:
+    """The judge that `config.guards.judge` names; None for `none`, or for an `eval` that no recipe resolved.
+
+    Raises `DataError` for an unknown lexicon.
+    """
+    name = config.guards.judge
+    if name in ("none", "eval"):
+        return None
+    if name == "member":
+        return _member(config, inputs, bank, device)
+    if name == "reward":
+        return _model("the run’s own reward model", newest(inputs, "reward"), inputs, codec, device)
+    if Path(name).is_dir():
+        return _model(f"reward model {name}", Artifact("reward", Path(name), ""), inputs, codec, device)
+    return _lexicon(name)
+
+
+def _lexicon(name: str) -> Judge:
+    """Fact errors of an answer over the facts that a prompt gives on average, negated: the mean over prompts is the
+    negative slot error rate of `eval`."""
+    lexicon = SlotLexicon.load(name)
+
+    def score(prompts: Prompts, responses: Sequence[str], episodes: Episodes) -> list[float]:
+        checks = [
+            lexicon.check(parse_mr(prompt[-1]["content"]), text)
+            for prompt, text in zip(prompts, responses, strict=True)
+        ]
+        given = max(1, sum(check.given for check in checks)) / len(checks)
+        return [-check.errors / given for check in checks]
+
+    return Judge(name, score)
+
+
+def _member(config: PPOConfig, inputs: Mapping[str, Artifact], bank: Bank, device: str) -> Judge:
+    artifact = reward_artifact(config, inputs)
+    members = [] if artifact is None or is_classifier(artifact) else reward_model.roles(artifact)
+    if artifact is None or len(members) < 2:
+        raise StageError(
+            "ppo.guards.judge is member, and the reward model has one member",
+            where=str(config.reward_model or "reward"),
+            mend="train an ensemble (reward.ensemble), or name another judge",
+        )
+    if members[-1] not in bank.roles:  # a LoRA ensemble beside a policy without LoRA
+        alone = reward_model.load_reward(artifact, inputs["base"], device)
+        assert isinstance(alone, reward_model.RewardEnsemble)
+        bank = alone.bank
+    scorer = token_scorer(reward_model.RewardEnsemble(bank, members[-1:]), BATCH, device)
+    return Judge("a member of the reward ensemble, kept out of the reward", lambda p, r, e: scorer(e).tolist())
+
+
+def _model(name: str, artifact: Artifact, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> Judge:
+    scorer: Scorer
+    if not (artifact.path / reward_model.SPEC).exists():
+        scorer = TextScorer(load_classifier(artifact.path, device), codec, BATCH)
+    elif is_classifier(artifact):
+        scorer = TextScorer(load_reward_classifier(artifact, device), codec, BATCH)
+    else:
+        scorer = token_scorer(reward_model.load_reward(artifact, inputs["base"], device), BATCH, device)
+    return Judge(name, lambda prompts, responses, episodes: scorer(episodes).tolist())

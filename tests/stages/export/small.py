@@ -1,0 +1,79 @@
+"""A small byte-level model and the artifacts that the export stage reads, with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.stage import Artifact
+from stages.models.adapters import new_adapter
+from stages.models.heads import ScalarHead
+from stages.models.loading import load_backbone
+from stages.models.text import Codec, chat_template
+from stages.reward import model as reward_model
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
+"""Rows that the blocks of every format fill."""
+
+
+def bpe(template: str = "plain") -> PreTrainedTokenizerFast:
+    """As the `base` stage makes it: byte-level BPE, a few merges, two special tokens and those of ChatML."""
+    backend = ByteLevelBPETokenizer()
+    backend.train_from_iterator(
+        ["the blue fox is a pub, the red fox is a pub"] * 3,
+        vocab_size=290,
+        special_tokens=["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend._tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
+    )
+    made.chat_template = chat_template(template, made)
+    return made
+
+
+def small_lm(tokenizer: Any, seed: int = 0, **values: Any) -> Any:
+    defaults = WIDE | {"vocab_size": len(tokenizer), "eos_token_id": 0, "pad_token_id": 1}
+    return tiny.lm(seed, **defaults | values)
+
+
+def artifacts(folder: Path, quantization: Any = "none") -> dict[str, Artifact]:
+    """Base, data, reward, ppo and eval; `quantization` is the recipe's, as base.json holds it."""
+    tokenizer = bpe()
+    base = Artifact("base", folder / "base", "base")
+    small_lm(tokenizer).save_pretrained(base.path / "model")
+    tokenizer.save_pretrained(base.path / "tokenizer")
+    spec = {"model": None, "revision": None, "dtype": "float32", "quantization": quantization}
+    (base.path / "base.json").write_text(json.dumps(spec))
+    made = {
+        "base": base,
+        "data": tiny.data_artifact(folder / "data", held_out=6),
+        "ppo": tiny.policy_artifact(folder / "ppo", base),
+        "reward": _reward(folder / "reward", base, Codec(tokenizer)),
+        "eval": Artifact("eval", folder / "eval", "eval"),
+    }
+    made["eval"].path.mkdir()
+    (made["ppo"].path / "looks.jsonl").write_text("")
+    settings = {"max_prompt_length": 32, "response_length": 8, "temperature": 1.0}
+    found = {"judge": None, "prompts": 5, "bootstrap": 20, "settings": settings}
+    (made["eval"].path / "eval.json").write_text(json.dumps(found))
+    return made
+
+
+def _reward(folder: Path, base: Artifact, codec: Codec) -> Artifact:
+    folder.mkdir()
+    torch.manual_seed(4)
+    backbone: Any = load_backbone(base, "cpu")
+    model = reward_model.RewardModel(new_adapter(backbone, tiny.LORA, reward_model.ROLE), ScalarHead(64)).eval()
+    golden = reward_model.golden_scores(model, tiny.rows(4, 3, 9), "cpu")
+    reward_model.save(model, folder, base, codec, golden, lora=True)
+    return Artifact("reward", folder, "reward")

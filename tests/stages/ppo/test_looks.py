@@ -1,0 +1,342 @@
+"""Looks: their judge, their prompts, the policy that is handed on, the stop; and all of it after a kill."""
+
+import pytest
+import tiny
+import torch
+
+from data.schema import prompt_key
+from pipeline.config.ppo import AggregateConfig, GuardsConfig, KLConfig, PPOConfig, ScoreConfig
+from pipeline.errors import StageError
+from pipeline.stage import Artifact
+from stages.models.adapters import load_actor
+from stages.ppo import judges, roles, stage
+from stages.ppo.judges import Judge
+from stages.ppo.looks import look_prompts
+from stages.ppo.rollout import generate
+from stages.ppo.scores import token_scorer
+from stages.ppo.trajectory import Episodes
+from stages.prompts import load_prompts, unseen_prompts
+from stages.reward.model import RewardEnsemble
+
+LENGTH = 5
+SMALL = {
+    "value": "trunk",
+    "total_episodes": 48,
+    "batch_size": 8,
+    "num_ppo_epochs": 2,
+    "num_mini_batches": 2,
+    "response_length": LENGTH,
+    "learning_rate": 1e-2,
+    "max_prompt_length": 30,
+    "eval_updates": 1,
+    "eval_prompts": 16,
+    "save_updates": 3,
+    "kl": KLConfig(kind="fixed", init=0.0),
+}
+
+
+@pytest.fixture
+def base(tmp_path):
+    return tiny.base_artifact(tmp_path / "base")
+
+
+@pytest.fixture
+def inputs(tmp_path, base):
+    return make_inputs(tmp_path, base)
+
+
+def make_inputs(tmp_path, base, *, lora=True):
+    return {
+        "base": base,
+        "data": tiny.data_artifact(tmp_path / "data", train=12, held_out=32),
+        "sft": tiny.policy_artifact(tmp_path / "sft", base, lora=lora),
+        "reward": tiny.reward_artifact(tmp_path / "reward", base, lora=lora),
+    }
+
+
+def run(inputs, out, ctx, **values):
+    out.mkdir()
+    metrics = stage.run(PPOConfig(**(SMALL | values)), inputs, out, ctx)
+    return Artifact("ppo", out, "ppo", metrics)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The reward model itself judges, times a sign: its mean score goes up and down along these short runs."""
+
+    def use(sign=1.0):
+        def build(config, inputs, codec, bank, device):
+            scorer = token_scorer(RewardEnsemble(bank, ["reward"]), 64, device)
+            return Judge("a test’s", lambda prompts, responses, episodes: (sign * scorer(episodes)).tolist())
+
+        monkeypatch.setattr(judges, "build", build)
+
+    return use
+
+
+@pytest.fixture
+def overoptimised(monkeypatch):
+    """A reward that says more at each call and a judge who says less, whatever the answers."""
+    calls = {"score": 0, "judge": 0}
+    build_roles = roles.build
+
+    def rigged(*arguments):
+        bank, scorer = build_roles(*arguments)
+
+        def score(episodes):
+            calls["score"] += 1
+            return scorer(episodes) + calls["score"]
+
+        return bank, score
+
+    def judge(prompts, responses, episodes):
+        calls["judge"] += 1
+        return [-calls["judge"] + 0.01 * i for i in range(len(prompts))]
+
+    monkeypatch.setattr(roles, "build", rigged)
+    monkeypatch.setattr(judges, "build", lambda *arguments: Judge("a test’s", judge))
+
+
+def answers(inputs, artifact, seed=0, length=LENGTH, of=slice(16, 32)):
+    """What an artifact's policy says to the look's prompts, from the look's random numbers, without the bank."""
+    codec = tiny.codec()
+    prompts, _ = load_prompts(inputs["data"], codec, "eval", 30)
+    asked = [prompt.ids for prompt in prompts[of]]
+    uniform = torch.rand((len(asked), length), generator=torch.Generator().manual_seed(seed))
+    found = generate(
+        load_actor(inputs["base"], artifact, "cpu"),
+        asked,
+        uniform,
+        temperature=1.0,
+        stop_ids=codec.stop_ids,
+        pad_id=codec.pad_id,
+        batch_size=16,
+    )
+    return [codec.decode(row) for row in found]
+
+
+# --- Which policy ---
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_the_best_looks_policy_is_handed_on(tmp_path, base, training_context, judged, lora):
+    judged()
+    made = make_inputs(tmp_path, base, lora=lora)
+    values = {"guards": GuardsConfig(stop=False), **({} if lora else {"learning_rate": 3e-3})}
+    best = run(made, tmp_path / "best", training_context()[0], **values)
+    looks = list(best.jsonl("looks.jsonl"))
+    marks = [look["judge"] for look in looks]
+    assert 0 < marks.index(max(marks)) < len(looks) - 1, "the case is one where the best is neither end"
+    chosen = looks[marks.index(max(marks))]
+    assert answers(made, best) == chosen["responses"] != looks[-1]["responses"]
+    assert best.metrics["handed_on"] == chosen["update"]
+    assert best.metrics["updates"] == 6
+    assert [best.metrics[f"final_{name}"] for name in ("kl", "judge")] == [chosen["kl"], chosen["judge"]]
+
+
+def test_the_last_policy_is_handed_on_where_that_is_asked_for(inputs, tmp_path, training_context, judged):
+    judged(-1.0)
+    artifact = run(inputs, tmp_path / "out", training_context()[0], checkpoint="last", total_episodes=16)
+    assert answers(inputs, artifact) == list(artifact.jsonl("looks.jsonl"))[-1]["responses"]
+    assert artifact.metrics["handed_on"] == 2
+
+
+def test_when_it_never_got_better_the_start_is_handed_on(inputs, tmp_path, training_context, overoptimised):
+    artifact = run(inputs, tmp_path / "out", training_context()[0], total_episodes=16)
+    assert artifact.metrics["handed_on"] == 0
+    assert artifact.metrics["final_kl"] == pytest.approx(0, abs=1e-6)
+    assert answers(inputs, artifact) == answers(inputs, inputs["sft"])
+
+
+def test_without_a_judge_the_last_policy_is_handed_on_and_it_is_said(inputs, tmp_path, training_context):
+    ctx, notes = training_context()
+    artifact = run(inputs, tmp_path / "out", ctx, total_episodes=16)
+    looks = list(artifact.jsonl("looks.jsonl"))
+    assert "judge" not in looks[0]
+    assert answers(inputs, artifact) == looks[-1]["responses"]
+    assert artifact.metrics["judge"] == "none"
+    assert any("no independent judge" in line for line in notes.lines)
+
+
+def test_a_later_round_starts_at_the_price_of_the_look_that_was_handed_on(
+    inputs, tmp_path, training_context, judged
+):
+    judged()
+    kl = KLConfig(kind="adaptive", init=0.01, target=0.1, horizon=20)
+    guards = GuardsConfig(stop=False)
+    artifact = run(inputs, tmp_path / "out", training_context()[0], kl=kl, guards=guards)
+    looks = {look["update"]: look for look in artifact.jsonl("looks.jsonl")}
+    chosen = looks[artifact.metrics["handed_on"]]
+    assert artifact.metrics["kl_coef"] == chosen["kl_coef"] != looks[6]["kl_coef"]
+
+
+# --- The stop ---
+
+
+def test_it_stops_when_the_judge_falls_while_the_score_rises(inputs, tmp_path, training_context, overoptimised):
+    ctx, notes = training_context()
+    artifact = run(inputs, tmp_path / "out", ctx)
+    looks = list(artifact.jsonl("looks.jsonl"))
+    assert artifact.metrics["updates"] == artifact.metrics["stopped_at"] == looks[-1]["update"] == 2
+    assert artifact.metrics["planned_updates"] == 6
+    assert artifact.metrics["episodes"] == 16
+    assert artifact.metrics["handed_on"] == 0
+    events = {event["rule"]: event for event in artifact.jsonl("guards.jsonl")}
+    assert events["judge-falls"]["update"] < events["stopped"]["update"] == looks[-1]["update"]
+    said = [line for line in notes.lines if "stopped: since update 0 the judge’s mark fell" in line]
+    assert len(said) == 1
+
+
+@pytest.mark.slow
+def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
+    inputs, tmp_path, training_context, monkeypatch
+):
+    """The reward counts a letter; the judge wants it once. So the policy gets better and then worse, and what is
+    handed on is better than the last policy on prompts that no look used."""
+    letter = tiny.codec().tokenizer.convert_tokens_to_ids("a")
+    build = roles.build
+    monkeypatch.setattr(roles, "build", lambda *given: (build(*given)[0], count))
+
+    def count(episodes):
+        return ((episodes.responses_BT == letter) & episodes.mask_BT).sum(1).float().cpu()
+
+    def mark(counts):
+        return [1.0 - abs(n - 1) for n in counts]
+
+    judge = Judge("a test’s", lambda prompts, responses, episodes: mark(count(episodes).tolist()))
+    monkeypatch.setattr(judges, "build", lambda *given: judge)
+    values = {
+        "total_episodes": 64 * 30,
+        "batch_size": 64,
+        "num_ppo_epochs": 4,
+        "response_length": 8,
+        "eval_updates": 2,
+        "score": ScoreConfig(normalization="running", clip=None),
+    }
+    guarded = run(inputs, tmp_path / "guarded", training_context()[0], **values)
+    unguarded = {"checkpoint": "last", "guards": GuardsConfig(stop=False)}
+    last = run(inputs, tmp_path / "last", training_context(state="l")[0], **values, **unguarded)
+    assert guarded.metrics["stopped_at"] < 30
+    assert 0 < guarded.metrics["handed_on"] < guarded.metrics["stopped_at"]
+
+    def quality(artifact):
+        texts = answers(inputs, artifact, length=8, of=slice(0, 16), seed=1)
+        return sum(mark(text.count("a") for text in texts)) / len(texts)
+
+    assert quality(guarded) > quality(last) + 0.3
+
+
+# --- Kill and resume ---
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("value", ["adapter", "trunk"])
+def test_what_was_chosen_survives_a_kill_to_the_bit(inputs, tmp_path, training_context, judged, value):
+    """At any update: before, at and after the best look, with and without a checkpoint since."""
+    judged()
+    values = {"value": value, "guards": GuardsConfig(stop=False)}
+    whole = run(inputs, tmp_path / "whole", training_context(state="whole state")[0], **values)
+    best = whole.metrics["handed_on"]
+    assert 0 < best < 6
+    for kill in sorted({1, best + 1, 5}):
+        ctx, notes = training_context(state=f"killed {kill}")
+        log = notes.log
+
+        def die(step, kill=kill, log=log, **numbers):
+            if step == kill:
+                raise Killed
+            log(step, **numbers)
+
+        notes.log = die
+        with pytest.raises(Killed):
+            run(inputs, tmp_path / f"cut {kill}", ctx, **values)
+        resumed = run(inputs, tmp_path / f"resumed {kill}", training_context(state=f"killed {kill}")[0], **values)
+        for file in sorted(path for path in whole.path.rglob("*") if path.is_file()):
+            name = file.relative_to(whole.path)
+            assert (resumed.path / name).read_bytes() == file.read_bytes(), (kill, name)
+        assert resumed.metrics["handed_on"] == best
+
+
+def test_a_stop_is_not_forgotten(inputs, tmp_path, training_context, overoptimised):
+    values = {"save_updates": 1}
+    whole = run(inputs, tmp_path / "whole", training_context()[0], **values)
+    again = run(inputs, tmp_path / "again", training_context()[0], **values)  # from the checkpoint at the stop
+    assert again.metrics["stopped_at"] == whole.metrics["stopped_at"]
+    assert again.file("looks.jsonl").read_bytes() == whole.file("looks.jsonl").read_bytes()
+
+
+def test_only_the_best_looks_weights_stay_on_disk(inputs, tmp_path, training_context, judged):
+    judged()
+    ctx, _ = training_context()
+    artifact = run(inputs, tmp_path / "out", ctx, save_updates=1, total_episodes=24)
+    kept = [path.name for path in ctx.state_dir.glob("best-*")]
+    assert kept == [f"best-{artifact.metrics['handed_on']}.pt"]
+
+
+# --- Who judges ---
+
+
+def golden_episodes(artifact):
+    golden = artifact.json("reward.json")["golden"]
+    texts = [row["ids"] for row in golden]
+    episodes = Episodes.build([t[:1] for t in texts], [t[1:] for t in texts], {tiny.EOS}, tiny.PAD)
+    return episodes, torch.tensor([row["score"] for row in golden])
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_member_that_judges_takes_no_part_in_the_reward(tmp_path, base, lora):
+    made = make_inputs(tmp_path, base, lora=lora)
+    made["reward"] = tiny.reward_artifact(tmp_path / "three", base, members=3)
+    config = PPOConfig(
+        **SMALL, guards=GuardsConfig(judge="member"), reward=AggregateConfig(aggregate="min", held_out=1)
+    )  # the lowest of two
+    bank, scorer = roles.build(config, made, tiny.codec(), "cpu")
+    judge = judges.build(config, made, tiny.codec(), bank, "cpu")
+    episodes, scores = golden_episodes(made["reward"])
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(scorer(episodes), scores[:, :2].min(1).values, **close)
+    torch.testing.assert_close(torch.tensor(judge.score([], [], episodes)), scores[:, 2], **close)
+
+
+def test_one_member_cannot_do_both(inputs):
+    config = PPOConfig(**SMALL, guards=GuardsConfig(judge="member"))
+    bank, _ = roles.build(config, inputs, tiny.codec(), "cpu")
+    with pytest.raises(StageError, match="the reward model has one member"):
+        judges.build(config, inputs, tiny.codec(), bank, "cpu")
+
+
+def test_a_folder_is_a_reward_model(tmp_path, inputs, base):
+    other = tiny.reward_artifact(tmp_path / "other", base, seed=11)
+    config = PPOConfig(**SMALL, guards=GuardsConfig(judge=str(other.path)))
+    judge = judges.build(config, inputs, tiny.codec(), None, "cpu")
+    episodes, scores = golden_episodes(other)
+    torch.testing.assert_close(torch.tensor(judge.score([], [], episodes)), scores, atol=1e-4, rtol=1e-4)
+
+
+def test_a_lexicons_mean_mark_is_the_negative_slot_error_rate():
+    judge = judges.build(PPOConfig(guards=GuardsConfig(judge="venues")), {}, None, None, "cpu")
+    prompts = [tiny.user("name[Blue Fox], kind[pub]"), tiny.user("name[Silver Mill], kind[pub], area[harbour]")]
+    marks = judge.score(prompts, ["Blue Fox is a pub.", "Silver Mill is a pub."], None)
+    assert marks[0] == 0
+    assert sum(marks) / 2 == pytest.approx(-1 / 5), "one missing of five given facts"
+
+
+# --- Which prompts ---
+
+
+def test_eval_leaves_out_what_was_looked_at(inputs, tmp_path, training_context):
+    artifact = run(inputs, tmp_path / "out", training_context()[0], total_episodes=8)
+    held_out, _ = load_prompts(inputs["data"], tiny.codec(), "eval", 30)
+    looked_at = {prompt_key(prompt) for prompt in next(iter(artifact.jsonl("looks.jsonl")))["prompts"]}
+    assert looked_at == {prompt_key(prompt.messages) for prompt in held_out[16:]}
+    left = unseen_prompts(inputs | {"ppo": artifact}, tiny.codec(), 30)
+    assert [prompt.ids for prompt in left] == [prompt.ids for prompt in held_out[:16]]
+
+
+@pytest.mark.parametrize(("held_out", "count", "expected"), [(10, 3, 3), (10, 9, 5), (1, 4, 0), (0, 4, 0)])
+def test_a_look_takes_at_most_half_of_the_held_out_prompts(held_out, count, expected):
+    prompts = list(range(held_out))
+    assert look_prompts(prompts, count) == prompts[held_out - expected :]

@@ -1,0 +1,173 @@
+"""What the memory plan counts, against the tensors that are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from pipeline.config.base import ArchitectureConfig
+from pipeline.config.sft import LoRAConfig
+from pipeline.errors import StageError
+from pipeline.memory.components import Model
+from pipeline.memory.flops import Shape
+from pipeline.memory.shapes import architecture
+from stages.base import _compare
+from stages.models import plain
+from stages.models.adapters import causal_lm, float32_trainables, new_adapter
+from stages.models.linear import speed_up
+from stages.models.loading import load_causal_lm
+from stages.models.plain import plain_decoder
+from stages.ppo.cost import shape_of
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+LORA = LoRAConfig(r=4)
+ROWS = 2
+
+
+def model(layers: int, lora: bool, dtype: torch.dtype) -> Any:
+    made: Any = tiny.lm(num_hidden_layers=layers, initializer_range=0.02, **SHAPE).to(dtype)
+    if lora:
+        made.requires_grad_(False)
+        made = new_adapter(made, LORA)
+        float32_trainables(made)
+    return made
+
+
+def kept(made: Any, length: int, path: str, mask: str) -> int:
+    """Bytes of the storages that autograd keeps of a forward pass."""
+    own = {p.untyped_storage().data_ptr() for p in made.parameters()}
+    seen: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    lm = causal_lm(made)
+    ids = torch.randint(3, SHAPE["vocab_size"], (ROWS, length))
+    given: Any = None
+    if mask == "padded":
+        given = torch.ones(ROWS, length, dtype=torch.long)
+        given[0, -3:] = 0
+    elif mask == "packed":
+        given = torch.zeros(ROWS, 1, length, length, dtype=lm.dtype)
+    decoder = None
+    recomputed = plain._recomputed
+
+    def also_packed(product: torch.Tensor, again: Any) -> Any:
+        """Of nested hooks PyTorch calls the innermost alone."""
+        hooks = recomputed(product, again)
+
+        def both(tensor: torch.Tensor) -> Any:
+            kept = hooks.pack_hook(tensor)
+            return pack(kept) if isinstance(kept, torch.Tensor) else kept
+
+        return torch.autograd.graph.saved_tensors_hooks(both, hooks.unpack_hook)
+
+    if path == "plain":
+        speed_up(made)
+        decoder = plain_decoder(lm)
+        assert decoder is not None
+    lm.train()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(plain, "_recomputed", also_packed)
+        if decoder is not None:
+            decoder.hidden(ids)
+        else:
+            lm.get_decoder()(input_ids=ids, attention_mask=given, use_cache=False)
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize(
+    ("lora", "dtype"),
+    [(True, torch.float32), (True, torch.bfloat16), (False, torch.float32)],  # what learns in full is float32
+    ids=["lora", "lora in 16 bits", "full"],
+)
+@pytest.mark.parametrize(
+    ("path", "mask", "length"),
+    [
+        ("plain", "none", 200),
+        ("plain", "none", 60),
+        ("library", "none", 100),
+        ("library", "padded", 100),
+        ("library", "packed", 100),
+    ],
+)
+def test_activations_of_a_block(path: Any, mask: Any, length: int, lora: bool, dtype: torch.dtype) -> None:
+    one, two = (kept(model(layers, lora, dtype), length, path, mask) for layers in (1, 2))
+    made = architecture({**SHAPE, "num_hidden_layers": 1})
+    planned = Model(made, "cpu", dtype.itemsize, "none", LORA if lora else None)
+    assert planned.layer(length, path, mask) == pytest.approx((two - one) / (ROWS * length), rel=1e-6)
+
+
+def test_bytes_of_four_bits(tmp_path: Any) -> None:
+    made = tiny.lm(num_hidden_layers=2, **{**SHAPE, "hidden_size": 256, "intermediate_size": 512})
+    made.save_pretrained(tmp_path)
+    held = load_causal_lm(str(tmp_path), "cpu", dtype="float32", quantization="nf4")
+    resident = sum(p.nbytes for p in held.parameters())
+    for parameter in held.parameters():
+        if hasattr(parameter, "quant_state"):
+            state = parameter.quant_state
+            resident += state.absmax.nbytes + state.state2.absmax.nbytes
+    planned = Model(architecture(made.config.to_dict()), "cpu", 4, "nf4", None)
+    assert planned.weights == pytest.approx(resident, rel=0.002)
+
+
+def test_bytes_of_adapters_and_cache() -> None:
+    bank = tiny.lora_bank()
+    config = bank.model.get_base_model().config.to_dict()
+    planned = Model(architecture(config), "cpu", 4, "none", LoRAConfig(r=2))
+    own = [p for n, p in bank.model.named_parameters() if ".policy." in n]
+    assert planned.adapter == sum(p.nbytes for p in own)
+    with bank.active("policy") as actor:
+        cache: Any = actor.decode(torch.ones(3, 5, dtype=torch.long), torch.ones(3, 5), 7)._cache  # type: ignore[attr-defined]
+    assert planned.cache(3, 12) == sum(t.nbytes for t in [*cache.keys, *cache.values])
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.mlp\.(up|down)_proj"])
+def test_targets_are_peft_s(targets: Any) -> None:
+    lora = LoRAConfig(r=3, target_modules=targets)
+    made = new_adapter(tiny.lm(), lora)
+    learns = sum(p.numel() for p in made.parameters() if p.requires_grad)
+    assert architecture(tiny.lm().config.to_dict()).lora(3, targets) == learns
+
+
+def test_one_arithmetic_of_operations() -> None:
+    """The shape from a config is that from the modules."""
+    for made in (tiny.lm(), tiny.lm(tie_word_embeddings=True)):
+        assert Shape.of(architecture(made.config.to_dict())) == shape_of(made)
+
+
+def test_a_declared_architecture_is_the_model_s() -> None:
+    config = tiny.lm().config
+    names = set(vars(ArchitectureConfig(**{**SHAPE_OF, "vocab_size": 1}))) - {"head_dim"}
+    given = {name: getattr(config, name) for name in names}
+    _compare(ArchitectureConfig(**given), config)
+    with pytest.raises(StageError, match="hidden_size"):
+        _compare(ArchitectureConfig(**{**given, "hidden_size": 17}), config)
+
+
+SHAPE_OF: dict[str, Any] = {
+    "vocab_size": 1,
+    "hidden_size": 1,
+    "intermediate_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
