@@ -63,7 +63,8 @@ class Shards:
                     module._parameters[name] = made[parameter]
                     self._places.append((module, name, made[parameter]))
                 if names:
-                    module.__class__ = _gathering(type(module), names)
+                    kind: Any = type(module)
+                    module.__class__ = _gathering(kind, names)
 
     def _divided(self, parameter: nn.Parameter) -> nn.Parameter:
         shape = parameter.shape
@@ -85,7 +86,7 @@ class Shards:
             return
         self.forget()
         copies = {
-            parameter: nn.Parameter(gathered(parameter), requires_grad=parameter.requires_grad)
+            parameter: nn.Parameter(_copied(parameter), requires_grad=parameter.requires_grad)
             for parameter in self.parameters
         }
         self._set(copies)
@@ -129,6 +130,12 @@ def gathered(tensor: Tensor) -> Tensor:
     """The whole of a tensor, detached; every process must ask for it. What is not divided comes back as it is."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _copied(parameter: Any) -> Tensor:
+    """As `gathered`, in memory of its own even where nothing had to be gathered."""
+    whole, part = gathered(parameter), parameter.to_local()
+    return whole.clone() if whole.data_ptr() == part.data_ptr() else whole
 
 
 @functools.cache
