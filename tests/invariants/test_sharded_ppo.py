@@ -115,3 +115,9 @@ def test_two_processes_with_a_part_each_are_one(tmp_path, value):
     # Killed after the first update and resumed, here with layers recomputed: the same to the bit.
     assert first["again"]["sums"] == first["sums"]
     assert first["again"]["kl"] == first["kl"]
+    # Its checkpoint is anybody's.
+    trainer = make(value, sharded=False)
+    trainer.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    for _ in range(1, STEPS):
+        trainer.step()
+    ppo_case.assert_close(ppo_case.weights(trainer), first["weights"], tolerance=2e-5)

@@ -1,6 +1,7 @@
 """SFT and reward training whose model is divided among processes makes the model that one makes, killed or not."""
 
 import os
+import shutil
 import socket
 
 import pytest
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from pipeline.ranks import Ranks
 from stages import batches
+from stages.distributed import World
 
 BATCH = {"sft": 5, "reward": 3, "dpo": 5}
 # Steps of five (three) among two processes, two at once: unequal passes; of an epoch's last step one has no share.
@@ -63,6 +65,9 @@ def worker(rank, port, stage, inputs, out):
             during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
             with pytest.raises(Killed):
                 shared.run(stage, inputs, out / f"first {rank}", None, state=out / "killed", **values)
+        if rank == 0:
+            shutil.copytree(out / "killed", out / "copy")
+        World().wait()
         resumed = shared.run(stage, inputs, out / f"second {rank}", None, state=out / "killed", **values)
     torch.save({"undisturbed": undisturbed, "resumed": resumed, "kept": kept}, out / f"{rank}.pt")
     ranks.finish() if rank == 0 else list(ranks.tasks())
@@ -88,5 +93,18 @@ def test_two_processes_with_a_part_each_are_one(folder, tmp_path, monkeypatch, s
         for name in {"loss", "grad_norm", "learning_rate", "num_tokens", "eval_accuracy"} & theirs.keys():
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), (step, name)
     assert not second["undisturbed"][0], "only rank 0 writes"
+    # The checkpoint is anybody's.
+    steps = len(whole)
+    found, _, _ = shared.run(
+        stage,
+        folder,
+        tmp_path / "after",
+        None,
+        state=tmp_path / "copy",
+        per_device_train_batch_size=batch,
+        **VALUES,
+    )
+    shared.close(found, tensors)
+    assert 0 < len(whole) - steps < steps
     for kept in (first["kept"], second["kept"]):
         assert 0.4 * whole[-1] < kept[-1] < 0.6 * whole[-1]
