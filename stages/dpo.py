@@ -105,7 +105,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     )
     _undo(trainer.model, start)
     sharded = ctx.sharded and not is_adapter(sft)
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded=sharded)
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     metrics: Metrics = {
         **found,
         "pairs": len(pairs),

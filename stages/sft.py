@@ -64,7 +64,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     )
     float32_trainables(trainer.model)
     sharded = ctx.sharded and config.lora is None
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded=sharded)
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     metrics: Metrics = {
         **found,
         "demonstrations": len(rows),

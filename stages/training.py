@@ -126,7 +126,6 @@ def train(
     ctx: RunContext,
     values: dict[str, Any],
     micro_batch_size: Size = None,
-    *,
     sharded: bool = False,
 ) -> Metrics:
     """Trains to the end, from the newest complete checkpoint if there is one. Returns what was found on the way:

@@ -38,7 +38,7 @@ def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifa
 
 
 def build(
-    config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str, *, sharded: bool = False
+    config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str, sharded: bool = False
 ) -> tuple[Bank, Scorer]:
     """The bank and the scorer. The reference is the SFT model, the policy starts as its copy or, in a later round,
     as the round before left it, the value role as the reward model's copy. `sharded`: every role is divided among

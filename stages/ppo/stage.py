@@ -60,7 +60,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             mend="start fewer processes, or enlarge the batch",
         )
     torch.manual_seed(ctx.seed)
-    bank, scorer = roles.build(config, inputs, codec, ctx.device, sharded=ctx.sharded)
+    bank, scorer = roles.build(config, inputs, codec, ctx.device, ctx.sharded)
     before = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,

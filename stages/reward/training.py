@@ -112,7 +112,7 @@ def train(
     )
     trainer.objective, trainer.center = objective, config.center_rewards_coefficient
     sharded = ctx.sharded and isinstance(model, RewardModel) and config.lora is None
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded=sharded)
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     return int(trainer.state.global_step), found
 
 
