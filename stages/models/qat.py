@@ -164,14 +164,6 @@ def quantised(model: nn.Module) -> list[Quantised]:
     return [getattr(module, MARK) for module in model.modules() if hasattr(module, MARK)]
 
 
-def rounds_inputs(model: nn.Module) -> bool:
-    """Whether layers put their inputs on a grid, each by what it or its batch holds: bitsandbytes' 8 bits do, and
-    fake-quantised activations. The same in other shapes is then the same but for steps of the grid."""
-    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
-        return True
-    return any(layer.activations != "none" for layer in quantised(model))
-
-
 @contextlib.contextmanager
 def kept(layers: list[Quantised]) -> Iterator[None]:
     """Inside, each layer rounds its weight once. Nothing may learn and no other adapter become active there."""

@@ -21,7 +21,7 @@ from pipeline.errors import StageError
 from stages.distributed import World
 from stages.microbatch import MicroBatch
 from stages.models.bank import Actor, Bank, FullBank
-from stages.models.qat import rounds_inputs
+from stages.models.precision import exact
 from stages.models.sharding import gathered, whole_states
 from stages.models.text import IGNORED, Codec
 from stages.optimizers import adamw
@@ -86,6 +86,7 @@ class PPOTrainer:
             role: [p for p in bank.parameters_of(role) if p.requires_grad] for role in sorted(bank.trainable)
         }
         self.optimizers = {role: self._optimizer(role) for role in self._learning}
+        self.exact = exact(bank)
         self.frozen = {role: bank.checksum(role) for role in bank.roles if role not in bank.trainable}
 
     # --- The loop -----------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class PPOTrainer:
         """One update: sample a batch of episodes, learn from it. Returns its metrics (docs/ppo.md)."""
         clock = _Clock()
         # 1. Sample responses.
-        record = self._record() if self._exact else None
+        record = self._record() if self.exact else None
         episodes = self.sample(self.next_prompts(), record)
         clock.lap("rollout")
         # 2. Score them.
@@ -409,17 +410,9 @@ class PPOTrainer:
         return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
 
     @property
-    def _exact(self) -> bool:
-        """Whether the bank computes in float32. Then what was noted while sampling equals what a pass over the
-        whole sequence says; in 16 bits, or with inputs on a grid, the two differ by more than a step of the
-        optimizer changes."""
-        narrow = any(p.dtype != torch.float32 for p in self.bank.parameters() if p.is_floating_point())
-        return not narrow and not rounds_inputs(self.bank)
-
-    @property
     def tolerance(self) -> float:
         """How far equal computations may differ: rounding in float32, or in 16 bits."""
-        return 1e-3 if self._exact else 0.1
+        return 1e-3 if self.exact else 0.1
 
     def _record(self) -> Record:
         rows = len(self.world.mine(self.config.batch_size))

@@ -22,7 +22,7 @@ from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_f
 from stages.models.bank import ActorBank, Bank
 from stages.models.heads import ScalarHead, at_last_token
 from stages.models.loading import load_backbone, readable_checkpoint
-from stages.models.qat import rounds_inputs
+from stages.models.precision import exact
 from stages.models.text import Codec, pad
 from stages.reward.packing import attention_mask
 
@@ -239,8 +239,7 @@ def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
     scores = score_rows(model.members, [row["ids"] for row in golden], len(golden), device).T
     expected = torch.tensor([row["score"] for row in golden]).reshape(scores.shape)
     deviation = float((scores - expected).abs().max())
-    exact = str(device) == "cpu" and not rounds_inputs(getattr(model, "bank", model))
-    tolerance = 1e-3 if exact else 0.1
+    tolerance = 1e-3 if str(device) == "cpu" and exact(getattr(model, "bank", model)) else 0.1
     if not deviation <= tolerance * max(1.0, float(expected.abs().max())):
         raise StageError(
             f"the reward model does not give the scores it was stored with: off by {deviation:.3g}",

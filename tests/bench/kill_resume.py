@@ -80,7 +80,7 @@ def kill_and_resume(
     moments, count = random.Random(seed), 0
     while count < kills:
         # Each life is long enough to get somewhere, so that the kills spread over the whole run.
-        life = moments.uniform(0.5, 6 + 2 * seconds / kills)
+        life = moments.uniform(0.5, 4 + 1.2 * seconds / kills)
         if run(command(recipe, sets, killed, nproc), folder / "killed.log", life):
             break
         count += 1

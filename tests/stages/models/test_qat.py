@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.errors import StageError
 from stages.models import grids, qat
 from stages.models.linear import speed_up
+from stages.models.precision import exact
 
 IDS = torch.tensor(tiny.rows(3, 9, 9))
 
@@ -198,7 +199,9 @@ def test_what_it_cannot_round_is_refused():
 
 
 def test_rounded_inputs_are_known():
-    assert qat.rounds_inputs(tiny.quantised_lm("int8"))
-    assert qat.rounds_inputs(adapted({"qat": "q4_0", "activations": "int8"}))
-    assert not qat.rounds_inputs(adapted({"qat": "q4_0"}))
-    assert not qat.rounds_inputs(tiny.quantised_lm("nf4"))
+    assert not exact(tiny.quantised_lm("int8"))
+    assert not exact(adapted({"qat": "q4_0", "activations": "int8"}))
+    assert not exact(tiny.lm().bfloat16())
+    assert exact(tiny.lm())
+    assert exact(adapted({"qat": "q4_0"}))
+    assert exact(tiny.quantised_lm("nf4"))

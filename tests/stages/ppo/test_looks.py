@@ -206,24 +206,27 @@ def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
     judge = Judge("a test’s", lambda prompts, responses, episodes: mark(count(episodes).tolist()))
     monkeypatch.setattr(judges, "build", lambda *given: judge)
     values = {
-        "total_episodes": 64 * 30,
+        "total_episodes": 64 * 40,
         "batch_size": 64,
         "num_ppo_epochs": 4,
         "response_length": 8,
         "eval_updates": 2,
         "score": ScoreConfig(normalization="running", clip=None),
     }
-    guarded = run(inputs, tmp_path / "guarded", training_context()[0], **values)
+    # Sixteen prompts see little: at the usual level it would take a longer run.
+    guarding = {"guards": GuardsConfig(significance=0.3)}
+    guarded = run(inputs, tmp_path / "guarded", training_context()[0], **values, **guarding)
     unguarded = {"checkpoint": "last", "guards": GuardsConfig(stop=False)}
     last = run(inputs, tmp_path / "last", training_context(state="l")[0], **values, **unguarded)
-    assert guarded.metrics["stopped_at"] < 30
+    assert guarded.metrics["stopped_at"] < 40
     assert 0 < guarded.metrics["handed_on"] < guarded.metrics["stopped_at"]
 
     def quality(artifact):
-        texts = answers(inputs, artifact, length=8, of=slice(0, 16), seed=1)
+        seeds = range(1, 9)
+        texts = [t for seed in seeds for t in answers(inputs, artifact, length=8, of=slice(0, 16), seed=seed)]
         return sum(mark(text.count("a") for text in texts)) / len(texts)
 
-    assert quality(guarded) > quality(last) + 0.3
+    assert quality(guarded) > quality(last) + 0.2
 
 
 # --- Kill and resume ---
