@@ -24,7 +24,7 @@ from pipeline import machine, manifest
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.section import content
 from pipeline.device import resolve
-from pipeline.errors import Interrupted, StageError
+from pipeline.errors import Interrupted, RecipeError, StageError
 from pipeline.files import jsonable, readable_seconds
 from pipeline.lock import locked
 from pipeline.manifest import Manifest
@@ -147,6 +147,7 @@ class Runner:
                 ),
                 say=self._display.say,
                 recipe_dir=self.planner.folder,
+                sharded=spec.parallel and self._sharded,
                 force=self._force,
                 describe=self._loaded.describe,
             )
@@ -242,6 +243,7 @@ class Runner:
             progress=Silent.progress,
             say=lambda text: None,
             recipe_dir=self.planner.folder,
+            sharded=self._sharded,
             force=self._force,
             describe=self._loaded.describe,
         )
@@ -252,6 +254,19 @@ class Runner:
     @cached_property
     def _device(self) -> str:
         return resolve(self._loaded)
+
+    @cached_property
+    def _sharded(self) -> bool:
+        wanted = self._recipe.sharding == "full"
+        if wanted and self._ranks.size == 1:
+            self._display.say("sharding: full has no effect on one process: start several with --nproc")
+        if wanted and self._device == "mps":
+            raise RecipeError(
+                "sharding: full is not supported on mps",
+                where=self._loaded.describe("sharding"),
+                mend="set it to none, or choose another device",
+            )
+        return wanted and self._ranks.size > 1
 
 
 class Silent:

@@ -86,6 +86,7 @@ class RunContext:
     Attributes:
         seed: the recipe's seed, another in each later round; a stage derives every generator from it.
         device: a torch device name, resolved ("cpu", "cuda", "mps").
+        sharded: whether several processes share the stage and divide what a full fine-tune trains among them.
         state_dir: for checkpoints; survives an interruption, is removed once the stage is finished.
         metrics: the stage's metrics log.
         progress: opens a progress display: `with ctx.progress("ppo", total=64) as bar: bar.advance()`.
@@ -103,6 +104,7 @@ class RunContext:
     progress: Callable[..., AbstractContextManager[Progress]]
     say: Callable[[str], None]
     recipe_dir: Path
+    sharded: bool = False
     force: bool = False
     describe: Callable[[str], str] = lambda path: path
 

@@ -125,6 +125,8 @@ def proposals(forecast: Forecast) -> list[str]:
     plan = forecast.plan
     if plan is None or not (large := plan.too_large()):
         return []
+    if forecast.recipe.sharding == "full":
+        return ["that is with whole models: what sharding = full divides among processes is not counted here"]
     steps = propose(forecast.recipe, plan)
     ends = "" if steps and steps[-1].fits else "that does not suffice: take a smaller model"
     return [

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.errors import StageError
 from stages.distributed import World
 from stages.microbatch import MicroBatch
+from stages.sharded import ShardedTrainer
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -66,7 +66,7 @@ class _Loader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-class GlobalBatchTrainer(Trainer):
+class GlobalBatchTrainer(ShardedTrainer):
     """A Trainer, or with another one as the second base class that one, whose steps are over `GlobalBatches`.
 
     Attributes:
@@ -162,7 +162,11 @@ class GlobalBatchTrainer(Trainer):
             for parameter in parameters:
                 parameter.grad = None
 
+        made = -(-len(inputs) // (self.micro.size or max(1, len(inputs))))
+        most = made if self.shards is None else self.world.most(made)
         loss = self.micro.run(work, len(inputs), undo) if inputs else torch.zeros((), device=self.args.device)
+        if most > made:
+            self.pass_idly(learner, most - made)
         self.world.sum_gradients(parameters)
         return self.world.sum(loss)
 

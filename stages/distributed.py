@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 BUCKET = 1 << 24
 """Numbers that are summed in one go: many small sums would each wait for the slowest process."""
@@ -30,10 +31,11 @@ class World:
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds up gradients over all processes, in place. Losses must be divided by global counts."""
+        """Adds up gradients over all processes, in place. Losses must be divided by global counts. Those of sharded
+        parameters are sums already."""
         if self.size == 1:
             return
-        for bucket in _buckets(parameters):
+        for bucket in _buckets(p for p in parameters if not isinstance(p, DTensor)):
             for parameter in bucket:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -41,6 +43,16 @@ class World:
             dist.all_reduce(flat)
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad.copy_(part.view_as(parameter))  # type: ignore[union-attr]
+
+    def most(self, count: int) -> int:
+        """The largest of the processes' counts."""
+        counts = torch.zeros(self.size, dtype=torch.long)
+        counts[self.rank] = count
+        return int(self.sum(counts).max())
+
+    def first(self, number: float) -> float:
+        """Rank 0's number."""
+        return float(self.sum(torch.tensor([number if self.rank == 0 else 0.0], dtype=torch.float64))[0])
 
     def mine(self, count: int) -> Tensor:
         """Indices of this process's share of `count` things."""

@@ -104,7 +104,8 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         callbacks=[StageCallback(ctx, "dpo")],
     )
     _undo(trainer.model, start)
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size)
+    sharded = ctx.sharded and not is_adapter(sft)
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     metrics: Metrics = {
         **found,
         "pairs": len(pairs),

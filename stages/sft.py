@@ -63,7 +63,8 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         callbacks=[StageCallback(ctx, "sft")],
     )
     float32_trainables(trainer.model)
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size)
+    sharded = ctx.sharded and config.lora is None
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     metrics: Metrics = {
         **found,
         "demonstrations": len(rows),

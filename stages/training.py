@@ -17,6 +17,7 @@ from pipeline.stage import Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
 from stages.distributed import World
 from stages.microbatch import MicroBatch, Size
+from stages.models.sharding import Shards
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -121,7 +122,11 @@ class _Checkpoints(TrainerCallback):
 
 
 def train(
-    trainer: GlobalBatchTrainer, ctx: RunContext, values: dict[str, Any], micro_batch_size: Size = None
+    trainer: GlobalBatchTrainer,
+    ctx: RunContext,
+    values: dict[str, Any],
+    micro_batch_size: Size = None,
+    sharded: bool = False,
 ) -> Metrics:
     """Trains to the end, from the newest complete checkpoint if there is one. Returns what was found on the way:
     the micro-batch, if it was to be.
@@ -129,6 +134,7 @@ def train(
     Args:
         values: the recipe's `trainer:` values.
         micro_batch_size: examples that go through the model at once; None: `per_device_train_batch_size`.
+        sharded: whether the model, of which every process has the whole, is divided among them for the time.
 
     Raises `StageError` when the loss is not finite.
     """
@@ -146,7 +152,12 @@ def train(
         ctx.say(f"resuming from step {_step(checkpoint)}")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Checkpoints(trainer, checkpoint, keep=values.get("save_total_limit") or 2))
+    model: Any = trainer.model
+    trainer.shards = Shards(model, device=ctx.device) if sharded else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.shards is not None:
+        trainer.shards.release()
+        trainer.shards = None
     loss = trainer.state.log_history[-1].get("train_loss", 0.0)
     if not torch.isfinite(torch.tensor(loss)):
         raise StageError(f"the training loss is {loss}", mend="lower trainer.learning_rate")

@@ -34,6 +34,7 @@ OFTEN = (
         pytest.param("sft.lora.lora_dropout=0.1 reward.lora.lora_dropout=0.1", 1, id="lora, dropout"),
         pytest.param("sft.lora=null reward.lora=null", 1, id="full"),
         pytest.param("sft.packing=true", 2, id="two processes"),
+        pytest.param("sharding=full sft.lora=null reward.lora=null", 2, id="two processes, a part each"),
     ],
 )
 def test_killed_and_resumed(sets: str, nproc: int, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=RUNTIME)
     threads: Count | None = field(default=None, metadata=RUNTIME)
     """CPU threads; null: torch's choice. Another number may change the last bits, so it is recorded."""
+    sharding: Literal["none", "full"] = field(default="none", metadata=RUNTIME)
+    """none: each of several processes holds all of every model; full: each keeps a part of what a full fine-tune
+    (`lora: null`) holds: weights, gradients and optimizer moments (as FSDP and ZeRO-3; docs/distributed.md)."""
     report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list, metadata=RUNTIME)
     """Where metrics go besides metrics.jsonl."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig, metadata=RUNTIME)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.data import TaskConfig
+from pipeline.config.dpo import DPOConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
@@ -38,6 +39,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
             f"{pretrain.held_out} must be at least data.eval_fraction ({eval_fraction}), or prompts leak",
         )
     yield from _lora(recipe)
+    yield from _sharding(recipe)
     yield from _reward(recipe)
     yield from _rank(recipe)
     yield from _rounds(recipe)
@@ -105,6 +107,51 @@ def _lora(recipe: Recipe) -> Iterator[Problem]:
                     f"{path}.lora_dropout",
                     "must be 0 with base.quantization.qat, which rounds weight and adapter as one",
                 )
+
+
+def _sharding(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.sharding == "none":
+        return
+    sft, reward, ppo = recipe.sft, recipe.reward, recipe.ppo
+    if recipe.base.quantization != "none":
+        yield (
+            "sharding",
+            "full is of a full fine-tune of plain weights, and base.quantization is set: take one of the two away",
+        )
+    for path, lora in (("sft.lora", sft.lora), ("reward.lora", reward.lora)):
+        if lora is not None and not (path == "reward.lora" and reward.model):
+            yield (
+                path,
+                "must be null for sharding = full: adapters are small, and the backbone under them stays whole on "
+                "every process. Set it to null, or sharding to none",
+            )
+    if ppo.optimizer != "adamw":
+        yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding = full: use adamw"
+    dpo = recipe.dpo or DPOConfig()
+    for path, size in (
+        ("sft", sft.micro_batch_size),
+        ("reward", reward.micro_batch_size),
+        ("ppo", ppo.micro_batch_size),
+        ("dpo", dpo.micro_batch_size),
+    ):
+        if size == "auto":
+            yield (
+                f"{path}.micro_batch_size",
+                "auto finds out by running out of memory, and with sharding = full the other processes would wait "
+                "for the one that did. Give a number",
+            )
+    pretrain_on = reward.pretrain_on.trainer if reward.pretrain_on else {}
+    for path, values in (
+        ("sft.trainer", sft.trainer),
+        ("reward.trainer", reward.trainer),
+        ("reward.pretrain_on.trainer", pretrain_on),
+        ("dpo.trainer", dpo.trainer),
+    ):
+        if values.get("optim", "adamw_torch") not in ("adamw_torch", "adamw_torch_fused"):
+            yield f"{path}.optim", f"{values['optim']} is not supported with sharding = full: use adamw_torch"
+        for name in ("torch_compile", "use_liger_kernel"):
+            if values.get(name):
+                yield f"{path}.{name}", "is not supported with sharding = full"
 
 
 def _reward(recipe: Recipe) -> Iterator[Problem]:

@@ -34,6 +34,7 @@ _DTYPE = "`base.dtype` decides it for every stage"
 _DATA = "the data stage prepares the columns"
 _MODEL = "the base stage makes model and tokenizer"
 _SHARDING = "`make NPROC=2` decides how many processes share the work, and they sum their gradients"
+_DIVIDED = "`sharding: full` at the top of the recipe divides a full fine-tune among processes"
 _BATCH = "an optimizer step is the same on any number of processes; see `micro_batch_size` beside `trainer`"
 _CHECKPOINT = "a resumed run needs whole checkpoints"
 _SCREEN = "the runner owns the display and the metrics; see `report_to` at the top of the recipe"
@@ -71,9 +72,9 @@ OWNED = {
     "save_only_model": _CHECKPOINT,
     "save_on_each_node": _CHECKPOINT,
     "ignore_data_skip": _CHECKPOINT,
-    "deepspeed": _SHARDING,
-    "fsdp": _SHARDING,
-    "fsdp_config": _SHARDING,
+    "deepspeed": _DIVIDED,
+    "fsdp": _DIVIDED,
+    "fsdp_config": _DIVIDED,
     "parallelism_config": _SHARDING,
     "do_train": _STEPS,
     "do_eval": _STEPS,

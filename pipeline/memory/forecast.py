@@ -53,9 +53,9 @@ class Forecast:
 
     def check(self, stages: Iterable[str], force: bool = False) -> None:
         """Raises `StageError` when one of these stages needs more than the device has, with what would fit; not
-        when the user insists."""
+        when the user insists, nor with `sharding: full`, which the plan does not know."""
         large = [] if self.plan is None else self.plan.too_large(set(stages))
-        if not large or force:
+        if not large or force or self.recipe.sharding == "full":
             return
         assert self.plan is not None
         assert self.plan.limit is not None
@@ -76,5 +76,5 @@ class Forecast:
 
     def record(self, stage: str) -> dict[str, Any]:
         """For the stage's manifest."""
-        found = self.plan.record(stage) if self.plan else {}
+        found = self.plan.record(stage) if self.plan and self.recipe.sharding == "none" else {}
         return found | ({"flops": self.flops[stage]} if stage in self.flops else {})

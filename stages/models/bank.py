@@ -29,10 +29,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
+from stages.distributed import World
 from stages.models import qat
 from stages.models.actor import Actor
 from stages.models.heads import ScalarHead
 from stages.models.linear import FastLoRA, merged, speed_up
+from stages.models.sharding import Shards, gathered
 
 BASE = "base"
 """The role of the bare backbone, no adapter active."""
@@ -45,9 +47,12 @@ class Bank(nn.Module, ABC):
         heads: scalar heads by role.
         trainable: the roles that learn.
         roles: all that can be made active.
+        sharded: whether its parameters are divided among the processes. Then all of them call its methods, and in
+            training make equally many passes.
     """
 
     roles: tuple[str, ...]
+    sharded = False
 
     def __init__(self, heads: Mapping[str, ScalarHead], trainable: Sequence[str]) -> None:
         super().__init__()
@@ -68,7 +73,9 @@ class Bank(nn.Module, ABC):
             raise RuntimeError(f"role {role!r} is frozen")
         self._role = role
         try:
-            with self._routed(role) as lm:
+            # Who only reads does it at a pace of its own, as in decoding.
+            read = contextlib.nullcontext() if train else self.whole(role)
+            with read, self._routed(role) as lm:
                 # All of it is in one mode: to walk it each time would cost a small model a twentieth of its step.
                 if lm.training != train:
                     lm.train(train)
@@ -83,24 +90,35 @@ class Bank(nn.Module, ABC):
         finally:
             self._role = None
 
+    def whole(self, role: str, *, changes: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Inside it a sharded role has all of its weights on every process; of another one it does nothing.
+        `changes`: what is done to them there is kept."""
+        return contextlib.nullcontext()
+
     def parameters_of(self, role: str) -> list[nn.Parameter]:
         """A role's own parameters, scalar head included; without what it shares with others."""
-        head = list(self.heads[role].parameters()) if role in self.heads else []
-        return [*self._named_parameters(role).values(), *head]
+        return list(self._own(role).values())
+
+    def _own(self, role: str) -> dict[str, nn.Parameter]:
+        own = {f"model.{name}": p for name, p in self._named_parameters(role).items()}
+        if role in self.heads:
+            own |= {f"head.{name}": p for name, p in self.heads[role].named_parameters()}
+        return own
 
     def state_of(self, role: str) -> dict[str, Tensor]:
-        """A role's own tensors by name, on the CPU, for a checkpoint."""
-        state = {f"model.{name}": p.detach().cpu().clone() for name, p in self._named_parameters(role).items()}
-        if role in self.heads:
-            state |= {f"head.{n}": p.detach().cpu().clone() for n, p in self.heads[role].state_dict().items()}
+        """A role's own tensors by name, on the CPU, for a checkpoint. Those of a sharded role are whole, and on
+        rank 0 only: elsewhere there are none."""
+        state = {}
+        for name, parameter in self._own(role).items():
+            tensor = gathered(parameter).cpu()
+            if not self.sharded or World().rank == 0:
+                state[name] = tensor.clone()
         return state
 
     def load_state_of(self, role: str, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state_of`. Raises `StageError` when the names or shapes differ."""
-        with torch.no_grad():
-            own = {f"model.{name}": p for name, p in self._named_parameters(role).items()}
-            if role in self.heads:
-                own |= {f"head.{name}": p for name, p in self.heads[role].named_parameters()}
+        with torch.no_grad(), self.whole(role, changes=True):
+            own = self._own(role)
             if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
                 raise StageError(
                     f"the checkpoint of role {role!r} has other parameters than the model",
@@ -121,9 +139,9 @@ class Bank(nn.Module, ABC):
     def checksum(self, role: str) -> str:
         """SHA-256 of a role's own parameters: equal sums mean equal weights."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_of(role).items()):
+        for name, parameter in sorted(self._own(role).items()):
             digest.update(name.encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(gathered(parameter).cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @abstractmethod
@@ -212,7 +230,18 @@ class FullBank(Bank):
             speed_up(model)
         for role, head in self.heads.items():
             head.requires_grad_(role in self.trainable)
+        self._shards: dict[str, Shards] = {}
         self.eval()
+
+    def shard(self, device: str) -> None:
+        """Divides every role among the processes, onto `device` (`stages.models.sharding`)."""
+        self.sharded = True
+        for role, model in self.models.items():
+            heads = [self.heads[role]] if role in self.heads else []
+            self._shards[role] = Shards(model, *heads, device=device)
+
+    def whole(self, role: str, *, changes: bool = False) -> contextlib.AbstractContextManager[None]:
+        return self._shards[role].whole(changes=changes) if self.sharded else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _routed(self, role: str) -> Iterator[PreTrainedModel]:

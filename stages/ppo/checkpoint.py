@@ -27,9 +27,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote. Raises `StageError` when it is damaged."""
+    """What `save` wrote, read from the file as it is needed. Raises `StageError` when it is damaged."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise StageError(
             f"the checkpoint is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",

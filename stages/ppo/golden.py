@@ -28,7 +28,8 @@ ROLES = ("policy", "reference")
 
 
 def write(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int, out_dir: Path) -> None:
-    """Writes the policy's responses to `prompts`, and each role's log-prob of each of them, in nats."""
+    """Writes, from rank 0, the policy's responses to `prompts`, and each role's log-prob of each of them, in nats.
+    The processes of a sharded bank all take part."""
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand((len(prompts), trainer.config.response_length), generator=generator)
     episodes = trainer.respond(prompts, uniform)
@@ -38,7 +39,8 @@ def write(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int, out_
         "responses": [row[:n] for row, n in zip(episodes.responses_BT.tolist(), lengths, strict=True)],
         **{role: _logprobs(trainer.bank, role, episodes, trainer.config).tolist() for role in ROLES},
     }
-    (out_dir / FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
+    if trainer.world.rank == 0:
+        (out_dir / FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 def verify(policy: Artifact, bank: Bank, config: PPOConfig, codec: Codec, device: str, tolerance: float) -> float:

@@ -87,8 +87,11 @@ class Looks:
             look |= {"judge": sum(judged) / len(judged), "judged": judged}
         self.taken.append(look)
         self._conclude()
-        if self.chosen == len(self.taken) - 1 and trainer.world.rank == 0:
-            save(self._weights(look), self._roles())
+        best = trainer.world.first(self.chosen == len(self.taken) - 1)
+        if best and (trainer.world.rank == 0 or trainer.bank.sharded):
+            weights = self._roles()
+            if trainer.world.rank == 0:
+                save(self._weights(look), weights)
         return {f"eval/{name}": look[name] for name in ("kl", "score", "length", "judge") if name in look}
 
     @property
@@ -107,8 +110,7 @@ class Looks:
         over = guards.stop and choice.overoptimised(
             self.taken, significance=guards.significance, patience=guards.patience
         )
-        mine = float(bool(over) and self.trainer.world.rank == 0)  # one process decides for all
-        self.stop = bool(self.trainer.world.sum(torch.tensor([mine]))[0])
+        self.stop = bool(self.trainer.world.first(bool(over)))  # one process decides for all
 
     def prune(self) -> None:
         """Removes the weights that no checkpoint needs: all but the best look's."""
@@ -118,12 +120,14 @@ class Looks:
                 path.unlink()
 
     def hand_on(self) -> dict[str, Any] | None:
-        """Puts the chosen look's weights into the bank of the process that writes. Returns that look, or the last
-        one; None without looks."""
-        if self.chosen is None:
+        """Puts the chosen look's weights into the bank of the process that writes, of a sharded bank into all.
+        Returns that look, or the last one; None without looks."""
+        world = self.trainer.world
+        chosen = int(world.first(-1 if self.chosen is None else self.chosen))
+        if chosen < 0:
             return self.taken[-1] if self.taken else None
-        look = self.taken[self.chosen]
-        if look["update"] != self.trainer.update and self.trainer.world.rank == 0:
+        look = self.taken[chosen]
+        if look["update"] != self.trainer.update and (world.rank == 0 or self.trainer.bank.sharded):
             for role, tensors in load(self._weights(look)).items():
                 self.trainer.bank.load_state_of(role, tensors)
         return look

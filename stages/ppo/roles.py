@@ -18,7 +18,7 @@ from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec
-from stages.ppo.scores import EnsembleScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
+from stages.ppo.scores import EnsembleScorer, HeldScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
 from stages.reward import model as reward_model
 from stages.reward.classifier import is_classifier, load_classifier, load_reward_classifier
 from stages.reward.model import ROLE, RewardEnsemble
@@ -37,9 +37,12 @@ def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifa
     return artifact
 
 
-def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> tuple[Bank, Scorer]:
+def build(
+    config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str, sharded: bool = False
+) -> tuple[Bank, Scorer]:
     """The bank and the scorer. The reference is the SFT model, the policy starts as its copy or, in a later round,
-    as the round before left it, the value role as the reward model's copy.
+    as the round before left it, the value role as the reward model's copy. `sharded`: every role is divided among
+    the processes.
 
     Raises `StageError` when the reward model belongs to another base, is damaged or gives other scores.
     """
@@ -50,7 +53,10 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
     if reward is not None:
         reward_model.check_base(reward, base)
     make = _lora_bank if is_adapter(sft) else _full_bank
-    bank = make(config, base, sft, start, reward, device)
+    # What is to be divided is whole on the CPU only.
+    bank = make(config, base, sft, start, reward, "cpu" if sharded else device)
+    if isinstance(bank, FullBank) and sharded:
+        bank.shard(device)
     disable_dropout(bank)
     if config.gradient_checkpointing is True:  # `auto` is for the runner to decide
         checkpoint_activations(bank)
@@ -78,7 +84,8 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, devic
         model = RewardEnsemble(model.bank, model.roles[:members])
     _check_aggregate(config, members)
     if members == 1:
-        return bank, token_scorer(model, batch, device)
+        scorer = token_scorer(model, batch, device)
+        return bank, HeldScorer(scorer, bank, ROLE) if ROLE in bank.roles else scorer
     return bank, EnsembleScorer(model, config.reward, batch, device)
 
 
@@ -94,7 +101,8 @@ def _check_aggregate(config: PPOConfig, members: int) -> None:
 def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> None:
     """A value head that starts as the reward model's predicts raw scores: makes it predict normalised ones."""
     if config.value == "adapter" and "reward" in bank.heads:
-        bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
+        with bank.whole("value", changes=True):
+            bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
 
 
 def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:

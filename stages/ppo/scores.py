@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.config.ppo import AggregateConfig, ScoreConfig
 from stages.distributed import World
+from stages.models.bank import Bank
 from stages.models.text import Codec
 from stages.ppo.trajectory import Episodes
 from stages.reward.classifier import TextClassifier, prompt_text
@@ -31,6 +32,17 @@ def token_scorer(score: Any, batch_size: int, device: str | torch.device) -> Sco
         return score_rows(score, rows, batch_size, device)
 
     return scores
+
+
+class HeldScorer:
+    """Scores with a role of a bank, gathered once for all batches: processes have unequal numbers of them."""
+
+    def __init__(self, scorer: Scorer, bank: Bank, role: str) -> None:
+        self._scorer, self._bank, self._role = scorer, bank, role
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        with self._bank.whole(self._role):
+            return self._scorer(episodes)
 
 
 class EnsembleScorer:

@@ -60,7 +60,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             mend="start fewer processes, or enlarge the batch",
         )
     torch.manual_seed(ctx.seed)
-    bank, scorer = roles.build(config, inputs, codec, ctx.device)
+    bank, scorer = roles.build(config, inputs, codec, ctx.device, ctx.sharded)
     before = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,
@@ -84,11 +84,12 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     trainer.check_frozen()
 
     handed_on = looks.hand_on()
-    if trainer.world.rank == 0:
+    if trainer.world.rank == 0 or bank.sharded:
         golden.write(trainer, [prompt.ids for prompt in prompts[:GOLDEN]], ctx.seed, out_dir)
+        _write(out_dir, bank, "value" if config.value == "adapter" else "policy")
+    if trainer.world.rank == 0:
         write_jsonl(out_dir / "looks.jsonl", looks.taken)
         write_jsonl(out_dir / "guards.jsonl", recorder.events)
-        _write(out_dir, bank, "value" if config.value == "adapter" else "policy")
     whole = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
         "prompts": len(prompts),
@@ -110,12 +111,16 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 
 
 def _write(out_dir: Path, bank: Bank, value_role: str) -> None:
-    if isinstance(bank, ActorBank):
-        save_adapter(bank.model, "policy", out_dir)
-    elif isinstance(bank, FullBank):
-        policy: Any = bank.models["policy"]
-        policy.save_pretrained(out_dir / MODEL)
-    save_file(bank.state_of(value_role), out_dir / "value.safetensors")
+    """From rank 0; of a sharded bank every process takes part."""
+    writes, value = World().rank == 0, bank.state_of(value_role)
+    with bank.whole("policy"):
+        if writes and isinstance(bank, ActorBank):
+            save_adapter(bank.model, "policy", out_dir)
+        elif writes and isinstance(bank, FullBank):
+            policy: Any = bank.models["policy"]
+            policy.save_pretrained(out_dir / MODEL)
+    if writes:
+        save_file(value, out_dir / "value.safetensors")
 
 
 def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) -> list[str]:
@@ -169,10 +174,12 @@ def _train(trainer: PPOTrainer, looks: Looks, recorder: Recorder, ctx: RunContex
             if looks.due:
                 for line in recorder.look(looks.taken, looks.fall, stop=looks.stop):
                     ctx.say(line)
-            if trainer.world.rank == 0 and (trainer.update % config.save_updates == 0 or first):
+            due, writes = trainer.update % config.save_updates == 0 or first, trainer.world.rank == 0
+            if due and (writes or trainer.bank.sharded):
                 state = {"trainer": trainer.state_dict(), "looks": looks.taken, "guards": recorder.state_dict()}
-                checkpoint.save(path, state)
-                looks.prune()
+                if writes:
+                    checkpoint.save(path, state)
+                    looks.prune()
 
 
 def _demonstrations(

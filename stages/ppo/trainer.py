@@ -22,6 +22,7 @@ from stages.distributed import World
 from stages.microbatch import MicroBatch
 from stages.models.bank import Actor, Bank, FullBank
 from stages.models.precision import exact
+from stages.models.sharding import gathered, whole_states
 from stages.models.text import IGNORED, Codec
 from stages.optimizers import adamw
 from stages.ppo import experience, trajectory
@@ -264,7 +265,7 @@ class PPOTrainer:
     ) -> dict[str, Tensor]:
         config = self.config
         sums: dict[str, Tensor] = {}
-        for part_rows, part in data.episodes.micro_batches(rows, size):
+        for part_rows, part in self._parts(data, rows, size):
             hidden = actor.hidden(part.ids_BL)
             logp, entropy = trajectory.logprobs(
                 actor,
@@ -296,6 +297,14 @@ class PPOTrainer:
             sums["ptx_loss"] = self._ptx(actor) * count / self.world.size
         return sums
 
+    def _parts(self, data: Experience, rows: Tensor, size: int | None) -> Iterator[tuple[Tensor, Episodes]]:
+        """Micro-batches. The passes of sharded roles are made together: who has fewer makes passes of no weight."""
+        parts = list(data.episodes.micro_batches(rows, size))
+        most = self.world.most(len(parts)) if self.bank.sharded else len(parts)
+        yield from parts
+        for _ in range(len(parts), most):
+            yield from data.episodes.micro_batches(rows[:0], size)
+
     def _fitting(
         self, role: str, rows: Tensor, work: Callable[[int | None], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
@@ -313,7 +322,7 @@ class PPOTrainer:
 
         def gradients(size: int | None) -> dict[str, Tensor]:
             sums: dict[str, Tensor] = {}
-            for part_rows, part in data.episodes.micro_batches(rows, size):
+            for part_rows, part in self._parts(data, rows, size):
                 new = trajectory.values(actor, part, actor.hidden(part.ids_BL))
                 loss = self._value_loss(data, part_rows, part, new, count)
                 loss.loss.backward()
@@ -355,7 +364,7 @@ class PPOTrainer:
     def _step(self, role: str, sums: dict[str, Tensor]) -> dict[str, float]:
         parameters = self._learning[role]
         self.world.sum_gradients(parameters)
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        norm = float(gathered(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
         if not math.isfinite(norm):
             raise StageError(
                 f"the {role} role's gradient is {norm} at update {self.update + 1}",
@@ -386,6 +395,7 @@ class PPOTrainer:
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
         )
+        whole_states(optimizer)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -432,6 +442,7 @@ class PPOTrainer:
     # --- Checkpoints --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        """Of sharded roles complete on rank 0 only; every process must ask."""
         return {
             "update": self.update,
             "roles": {role: self.bank.state_of(role) for role in sorted(self.bank.trainable)},

@@ -64,6 +64,10 @@ class RewardModel(Scorer):
     def config(self) -> Any:
         return self.lm.config
 
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As a Trainer asks for it."""
+        self.lm.activation_checkpointing_enable(*args, **kwargs)
+
     def forward(self, ids_BL: Tensor, lengths_B: Tensor | None = None, **packed: Tensor) -> Tensor:
         """Right-padded rows and their real lengths -> scores (B,). The head reads each row's last real token.
 

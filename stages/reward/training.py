@@ -111,7 +111,8 @@ def train(
         callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, list(held_out)[:LOOKED_AT])],
     )
     trainer.objective, trainer.center = objective, config.center_rewards_coefficient
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size)
+    sharded = ctx.sharded and isinstance(model, RewardModel) and config.lora is None
+    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     return int(trainer.state.global_step), found
 
 
@@ -142,6 +143,11 @@ class RankingTrainer(GlobalBatchTrainer):
     objective: Objective
     center: float
     loss_is_scaled_for_ga = True
+
+    def idle(self, model: Any) -> Tensor:
+        ids = torch.zeros((1, 2), dtype=torch.long, device=self.args.device)
+        scores: Tensor = model(ids, torch.tensor([2], device=self.args.device))
+        return scores
 
     def length(self, example: Group) -> int:
         return sum(map(len, example.rows))

@@ -36,13 +36,13 @@ TRAINER = {
 GATE = GateConfig(min_accuracy=0.0, max_length_correlation=1.0)
 
 
-def run(stage, folder, out, lora, micro=None, **trainer):
+def run(stage, folder, out, lora, micro=None, sharded=False, state=None, **trainer):
     """The tensors that a stage makes, and its metrics log."""
     out.mkdir()
     log = []
     notes = SimpleNamespace(log=lambda step, **values: log.append((step, values)), truncate=lambda step: None)
-    state = out / "state"
-    state.mkdir()
+    state = state or out / "state"
+    state.mkdir(exist_ok=True)
     ctx = RunContext(
         seed=3,
         device="cpu",
@@ -51,6 +51,7 @@ def run(stage, folder, out, lora, micro=None, **trainer):
         progress=Silent.progress,
         say=lambda text: None,
         recipe_dir=out,
+        sharded=sharded,
     )
     base, data = (tiny.Artifact(name, folder / name, name) for name in ("base", "data"))
     if stage == "sft":
@@ -116,7 +117,7 @@ def test_a_step_out_of_memory_is_taken_again(folder, tmp_path, monkeypatch):
     comes out is, to the bit, what comes out when there were as few from the start."""
     expected, _, _ = run("reward", folder, tmp_path / "ones", tiny.LORA, 1, per_device_train_batch_size=6)
     passes = []
-    backward = batches.Trainer.training_step
+    backward = batches.ShardedTrainer.training_step
 
     def scarce(trainer, model, inputs, *args):
         passes.append(len(inputs["spans"]))
@@ -125,7 +126,7 @@ def test_a_step_out_of_memory_is_taken_again(folder, tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
         return loss
 
-    monkeypatch.setattr(batches.Trainer, "training_step", scarce)
+    monkeypatch.setattr(batches.ShardedTrainer, "training_step", scarce)
     found, _, metrics = run("reward", folder, tmp_path / "auto", tiny.LORA, "auto", per_device_train_batch_size=6)
     assert passes == [6, 3, 3] + 16 * [1], "two epochs of eight prompts"
     close(found, expected, tolerance=0)

@@ -46,6 +46,9 @@ def test_values_are_flat_and_complete(load: Load) -> None:
     assert values["report_to"] == []
 
 
+SHARDED = "sharding=full sft.lora=null reward.lora=null"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -193,6 +196,19 @@ def test_ranges(load: Load, given: str) -> None:
         ("ppo.guards.judge=reward", "ppo.guards.judge: reward is the model that PPO optimises"),
         ("reward.pretrain_on={path: x, format: pairs, trainer: {seed: 1}}", "may not be set here"),
         ("publish.model=mine", "publish.model: must be owner/name"),
+        ("sharding=full", "sft.lora (small.yaml): must be null for sharding = full"),
+        ("sharding=full sft.lora=null", "reward.lora (small.yaml): must be null for sharding = full"),
+        ("sharding=full base.quantization=nf4", "sharding (--set #1): full is of a full fine-tune"),
+        (f"{SHARDED} ppo.micro_batch_size=auto", "ppo.micro_batch_size: auto finds out"),
+        (f"{SHARDED} sft.micro_batch_size=auto", "sft.micro_batch_size: auto finds out"),
+        (f"{SHARDED} reward.micro_batch_size=auto", "reward.micro_batch_size: auto finds out"),
+        (f"{SHARDED} ppo.optimizer=adamw_8bit", "ppo.optimizer: adamw_8bit is not supported"),
+        (f"{SHARDED} dpo.trainer.optim=adafactor", "dpo.trainer.optim: adafactor is not supported"),
+        (f"{SHARDED} sft.trainer.optim=adafactor", "sft.trainer.optim: adafactor is not supported"),
+        (
+            f"{SHARDED} reward.trainer.torch_compile=true",
+            "reward.trainer.torch_compile: is not supported",
+        ),
     ],
 )
 def test_rules_across_sections(load: Load, given: str, message: str) -> None:
@@ -210,6 +226,8 @@ def test_rules_across_sections(load: Load, given: str, message: str) -> None:
         "base.quantization=nf4 base.quantization.qat=q4_0 sft.lora=null reward.lora=null",
         "base.quantization.qat=int3-g32 base.quantization=int8",
         "sft.lora=null reward.lora=null",
+        f"{SHARDED} ppo.rollout_batch_size=auto sft.trainer.optim=adamw_torch_fused",
+        "sharding=full sft.lora=null reward.model=./encoder",
         "reward.model=./encoder reward.lora=null",
         "base.quantization=nf4 reward.model=./encoder reward.lora=null",
         "reward.objective=regression reward.merits=ratings",
