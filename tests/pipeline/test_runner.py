@@ -84,7 +84,7 @@ def test_a_changed_value_reruns_its_stage_and_what_follows(runner: MakeRunner, s
     assert reason(changed, "eval") == "its input ppo will run first"
     stages.calls.clear()
     changed.run()
-    assert stages.calls == ["ppo", "eval"]
+    assert stages.calls == ["ppo", "eval", "export"]
     assert set(actions(runner()).values()) == {"skip"}  # the first values' runs are still there
 
 
