@@ -97,7 +97,7 @@ def test_padding_and_batches_change_nothing(kind):
 def test_what_is_noted_while_sampling_is_what_a_pass_says(kind, value):
     """For inputs on a grid it is not, to the last step of the grid, and so it is not used."""
     trainer = case(kind, value=value)
-    assert trainer._exact == (kind in EXACT)
+    assert trainer.exact == (kind in EXACT)
     record = trainer._record()
     with torch.no_grad():
         for parameter in trainer.bank.parameters_of("policy"):
