@@ -39,5 +39,5 @@ OFTEN = (
 )
 def test_killed_and_resumed(sets: str, nproc: int, tmp_path: Path) -> None:
     count, found = kill_and_resume(ROOT / "recipes/quickstart.yaml", [TINY, OFTEN, sets], tmp_path, 4, 1, nproc)
-    assert count >= 3
+    assert count >= 2
     assert not found

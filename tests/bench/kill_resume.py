@@ -79,8 +79,8 @@ def kill_and_resume(
 
     moments, count = random.Random(seed), 0
     while count < kills:
-        # Each life is long enough to get somewhere, so that the kills spread over the whole run.
-        life = moments.uniform(0.5, 4 + 1.2 * seconds / kills)
+        # Of each life the first seconds go into starting; the rest spreads the kills over the whole run.
+        life = moments.uniform(1, 8 + 2 * seconds / kills)
         if run(command(recipe, sets, killed, nproc), folder / "killed.log", life):
             break
         count += 1
