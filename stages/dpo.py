@@ -180,9 +180,10 @@ def with_reference(pairs: Sequence[Pair], reference: Actor, codec: Codec) -> lis
 
 def _logps(rows: Iterable[tuple[Sequence[int], Sequence[int]]], actor: Actor, codec: Codec) -> Tensor:
     prompts, answers = [list(row[0]) for row in rows], [list(row[1]) for row in rows]
-    return response_logprobs(
+    totals_B, _ = response_logprobs(
         actor, prompts, answers, codec.stop_ids, codec.pad_id, temperature=1.0, batch_size=_READ
     )
+    return totals_B
 
 
 def as_dataset(pairs: Sequence[Pair]) -> Dataset:

@@ -160,7 +160,7 @@ def _logprobs(
     config: EvalConfig,
     temperature: float,
 ) -> Tensor:
-    return response_logprobs(
+    totals_B, _ = response_logprobs(
         actor,
         prompts,
         responses,
@@ -169,6 +169,7 @@ def _logprobs(
         temperature=temperature,
         batch_size=config.batch_size,
     )
+    return totals_B
 
 
 Rows = list[tuple[list[int], list[int]]]

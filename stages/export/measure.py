@@ -24,7 +24,7 @@ from stages.models.actor import Actor
 from stages.models.logprobs import positions_at_once
 from stages.models.text import IGNORED, Codec
 from stages.ppo.rollout import generate
-from stages.ppo.trajectory import Episodes, logprobs
+from stages.ppo.trajectory import Episodes, response_logprobs
 from stages.prompts import EncodedPrompt, unseen_prompts
 from stages.reward.classifier import response_scorer
 from stages.sft import encode_demonstrations
@@ -122,25 +122,21 @@ class Yardstick:
             tokens += len(kl_N)
         return {"kl": total / len(episodes), "kl_per_token": total / tokens, "top_1": agreed / tokens}
 
-    @torch.no_grad()
     def _perplexity(self, actor: Actor) -> float | None:
         if not self.demonstrations:
             return None
         starts = [sum(label == IGNORED for label in row["labels"]) for row in self.demonstrations]
-        pairs = list(zip(self.demonstrations, starts, strict=True))
-        episodes = Episodes.build(
-            [row["input_ids"][:start] for row, start in pairs],
-            [row["input_ids"][start:] for row, start in pairs],
+        rows = [row["input_ids"] for row in self.demonstrations]
+        logps_B, tokens_B = response_logprobs(
+            actor,
+            [ids[:start] for ids, start in zip(rows, starts, strict=True)],
+            [ids[start:] for ids, start in zip(rows, starts, strict=True)],
             self.codec.stop_ids,
             self.codec.pad_id,
-            actor.device,
+            temperature=1.0,
+            batch_size=self.batch_size,
         )
-        nats = 0.0
-        for _, part in episodes.micro_batches(torch.arange(len(episodes)), self.batch_size):
-            hidden = actor.hidden(part.ids_BL)
-            logps, _ = logprobs(actor, part, hidden, temperature=1.0, chunk_size=None, entropy=False)
-            nats -= float(logps.double().sum())
-        return math.exp(nats / int(episodes.mask_BT.sum()))
+        return math.exp(-float(logps_B.double().sum()) / int(tokens_B.sum()))
 
 
 @torch.no_grad()

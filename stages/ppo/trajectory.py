@@ -143,12 +143,13 @@ def response_logprobs(
     *,
     temperature: float,
     batch_size: int,
-) -> Tensor:
-    """Log-probability (B,) of each whole response given its prompt, nats, on the CPU."""
+) -> tuple[Tensor, Tensor]:
+    """Log-probability (B,) of each whole response given its prompt, nats, and how many tokens (B,) it is of: those
+    up to the first stop. Both on the CPU."""
     episodes = Episodes.build(prompts, responses, stop_ids, pad_id, actor.device)
     totals = torch.zeros(len(episodes))
     for rows, part in episodes.micro_batches(torch.arange(len(episodes)), batch_size):
         hidden = actor.hidden(part.ids_BL)
         logps, _ = logprobs(actor, part, hidden, temperature=temperature, chunk_size=None, entropy=False)
         totals[rows] = logps.sum(1).cpu()
-    return totals
+    return totals, episodes.mask_BT.sum(1).cpu()
