@@ -110,15 +110,16 @@ class Model:
             total += size * sum(shared[group] for group in set(groups.values()))
         if self.lora:
             total += SINGLE * self.lora.r * len(targets)
-        # Attention: queries, keys, values and, unless it was counted as an input, what comes of them.
+        # Attention: queries, keys, values and, of the fused kernel, a number for each head and, unless it was
+        # counted as an input, what comes of them.
         repeated = queries if path == "library" and mask != "none" else keys
         total += size * (queries + 2 * repeated)
         counted = "self_attn.o_proj" in targets and (
             size == SINGLE or (path == "plain" and self.quantization == "none")
         )
-        total += 0 if counted else size * queries
-        scores = path == "plain" and self.written_out(length)
-        total += s.num_attention_heads * (length * size if scores else SINGLE)
+        written_out = path == "plain" and self.written_out(length)
+        total += 0 if counted or written_out else size * queries
+        total += 0 if written_out else s.num_attention_heads * SINGLE
         total += length * size if path == "library" and mask == "padded" else 0
         # The gated MLP: its two inputs, and the library's pass one half done.
         return total + size * wide * (2 if path == "plain" else 3)
@@ -145,11 +146,16 @@ class Model:
         attention = 2 * hidden + (3 + apart) * queries + 4 * keys + scores
         return rows * length * self.size * max(mlp, attention) + self.unpacked
 
-    def returning(self, rows: int, length: int) -> float:
+    def returning(self, rows: int, length: int, path: Path) -> float:
         """What the backward pass has at once in one block beside what was kept: gradients of the MLP's three wide
-        tensors, and of its input."""
-        wide, hidden = self.shape.intermediate_size, self.shape.hidden_size
-        return rows * length * self.size * (3 * wide + 2 * hidden) + self.unpacked
+        tensors, and of its input; or, where scores are written out, three of them beside the gradients of queries,
+        keys and values, when what the MLP kept is gone."""
+        s = self.shape
+        most = 3 * s.intermediate_size
+        if path == "plain" and self.written_out(length):
+            attention = 3 * s.num_attention_heads * length + 2 * (s.queries + s.keys)
+            most = max(most, attention - 2 * s.intermediate_size)
+        return rows * length * self.size * (most + 2 * s.hidden_size) + self.unpacked
 
     def cache(self, rows: int, length: int) -> float:
         """Keys and values of all blocks."""

@@ -183,7 +183,7 @@ def _ppo(recipe: Recipe, model: Model, micro: int) -> Phases:
     length = prompt + response
     positions = micro * response
     chunk = learner.chunk(positions, config.logits_chunk_size)
-    logits = learner.logits(chunk, 3)
+    logits = learner.logits(chunk, 2 if config.entropy_coef else 1)
     if not model.lora:  # the head's gradient, and the next chunk's to be added to it
         logits += (1 if chunk == positions else 2) * learner.shape.embedding * SINGLE
     passes = min(micro, minibatch)
@@ -197,6 +197,7 @@ def _ppo(recipe: Recipe, model: Model, micro: int) -> Phases:
         "passes": held
         | {
             "activations": learner.passing(passes, length, "plain"),
+            # Twice for the entropies.
             "logits": learner.logits(learner.chunk(passes * response, config.logits_chunk_size), 2),
         },
         "train": trained,
@@ -214,7 +215,7 @@ def _eval(recipe: Recipe, model: Model) -> Phases:
         "compare": two  # the policy beside the SFT model
         | {
             "activations": learner.passing(rows, length, "plain"),
-            "logits": learner.logits(learner.chunk(rows * config.response_length), 2),
+            "logits": learner.logits(learner.chunk(rows * config.response_length), 1),
         },
     }
 
@@ -268,7 +269,7 @@ def _train(
     held = dict(keeps or {"optimizer": 2 * model.learning})
     kept = model.kept(rows, length, path, checkpointing=checkpointing, mask=mask)
     one = model.layer(length, path, mask) * rows * length
-    returning = model.returning(rows, length)
+    returning = model.returning(rows, length, path)
     embedding = 0.0 if model.lora else model.shape.embedding * SINGLE
     moments: list[Moment] = [
         {"activations": kept, "logits": logits},

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Project = Callable[[Tensor], Tensor]
-"""Hidden states (N, H) -> logits (N, V)."""
+"""Hidden states (N, H) -> logits (N, V), a tensor of its own: it is overwritten."""
 
 
 def positions_at_once(vocabulary: int, device: torch.device) -> int:
@@ -52,32 +52,52 @@ def token_logprobs(
 def _chunk(
     hidden: Tensor, targets: Tensor, project: Project, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    logits = project(hidden).float()
-    if temperature != 1:
-        logits = logits / temperature
-    if not entropy:
-        return ChosenLogprob.apply(logits, targets), torch.zeros_like(targets, dtype=torch.float32)
-    logps = torch.log_softmax(logits, dim=-1)
-    return logps.gather(1, targets[:, None])[:, 0], -torch.linalg.vecdot(logps.exp(), logps)
+    return ChosenLogprob.apply(project(hidden).float(), targets, temperature, entropy)
 
 
 class ChosenLogprob(Function):
-    """`log_softmax(logits)` at one target a row, (N, V) and (N,) -> (N,). Its gradient `grad (onehot - p)` is made
-    in one pass over the kept probabilities and in their place, a third of what `F.cross_entropy` takes on a CPU.
-    A second backward pass through it is an error of PyTorch's."""
+    """`log_softmax(logits / temperature)` at one target a row, and the entropy of each row: (N, V) and (N,) -> (N,)
+    and (N,).
+
+    All happens in the logits' own place, and so does the gradient: `grad (onehot - p)` of the log-prob and
+    `-grad p (log p + entropy)` of the entropy. A second backward pass through it is an error of PyTorch's.
+
+    Args:
+        entropy: without it the entropies are zeros, and a second pass over the vocabulary is saved.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        highest, at = logits_NV.max(-1, keepdim=True)
-        probs_NV = torch.softmax(logits_NV, dim=-1)
-        ctx.save_for_backward(probs_NV, targets_N)
-        # log p = logit - highest + log p(highest), whose probability is never too small for a logarithm.
-        logp_N1 = logits_NV.gather(1, targets_N[:, None]) - highest + probs_NV.gather(1, at).log()
-        return logp_N1[:, 0]
+    def forward(
+        ctx: Any, logits_NV: Tensor, targets_N: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        below_NV = logits_NV.detach()
+        if temperature != 1:
+            below_NV.div_(temperature)
+        below_NV.sub_(below_NV.amax(-1, keepdim=True))
+        chosen_N1 = below_NV.gather(1, targets_N[:, None])
+        probs_NV = below_NV.exp() if entropy else below_NV.exp_()
+        total_N1 = probs_NV.sum(-1, keepdim=True)
+        probs_NV.div_(total_N1)
+        log_total_N = total_N1.log_()[:, 0]
+        entropy_N = log_total_N.new_zeros(log_total_N.shape)
+        if entropy:
+            entropy_N = log_total_N - below_NV.mul_(probs_NV).sum(-1)
+        ctx.save_for_backward(probs_NV, targets_N, entropy_N)
+        ctx.temperature, ctx.entropy = temperature, entropy
+        return chosen_N1[:, 0] - log_total_N, entropy_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
-        probs_NV, targets_N = ctx.saved_tensors
-        grad_NV = probs_NV.mul_(-grad_N[:, None])
-        return grad_NV.scatter_add_(1, targets_N[:, None], grad_N[:, None]), None
+    def backward(ctx: Any, grad_N: Tensor, entropy_grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        probs_NV, targets_N, entropy_N = ctx.saved_tensors
+        grad_N = grad_N / ctx.temperature
+        factor_N = -grad_N
+        weighted_NV = None
+        if ctx.entropy:
+            entropy_grad_N = entropy_grad_N / ctx.temperature
+            factor_N = factor_N - entropy_grad_N * entropy_N
+            weighted_NV = torch.xlogy(probs_NV, probs_NV).mul_(entropy_grad_N[:, None])
+        grad_NV = probs_NV.mul_(factor_N[:, None])
+        if weighted_NV is not None:
+            grad_NV.sub_(weighted_NV)
+        return grad_NV.scatter_add_(1, targets_N[:, None], grad_N[:, None]), None, None, None

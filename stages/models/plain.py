@@ -126,13 +126,7 @@ class PlainDecoder:
             return F.scaled_dot_product_attention(
                 query_BNLD, key_BMSD, value_BMSD, attn_mask=mask, scale=self._scale, enable_gqa=self._groups > 1
             )
-        rows, heads, length, width = query_BNLD.shape
-        kv_heads = key_BMSD.shape[1]
-        # The queries of a group stand below each other: one product a key head, nothing repeated.
-        grouped = (query_BNLD * self._scale).reshape(rows, kv_heads, -1, width)
-        scores = (grouped @ key_BMSD.transpose(-1, -2)).view(rows, heads, length, -1) + mask
-        weights = scores.softmax(-1).view(rows, kv_heads, -1, key_BMSD.shape[2])
-        return (weights @ value_BMSD).view(rows, heads, length, width)
+        return Attention.apply(query_BNLD, key_BMSD, value_BMSD, mask, self._scale)
 
     def _turn(self, x: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B or 1, L, 1, D / 2) of the rotary positions."""
@@ -247,6 +241,42 @@ class GatedSiLU(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+class Attention(Function):
+    """`softmax(scale * q k^T + mask) v` (Vaswani et al. 2017, arXiv:1706.03762, equation 1), with grouped queries;
+    keeps its inputs only, and computes the weights again for the gradient.
+
+    Shapes: query (B, N, L, D), key and value (B, M, S, D), mask broadcast over (B, N, L, S) and without a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.scale = scale
+        weights, _ = Attention._weights(query, key, mask, scale)
+        return (weights @ value).view(query.shape)
+
+    @staticmethod
+    def _weights(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Weights, and the scaled queries that they come from, with a group's queries below each other: one product
+        for each key head, nothing repeated."""
+        rows, heads, length, width = query.shape
+        grouped = (query * scale).reshape(rows, key.shape[1], -1, width)
+        scores = (grouped @ key.transpose(-1, -2)).view(rows, heads, length, -1).add_(mask)
+        return scores.softmax(-1).view(rows, key.shape[1], -1, key.shape[2]), grouped
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        weights, grouped = Attention._weights(query, key, mask, ctx.scale)
+        grad = grad.reshape(grouped.shape)
+        grad_value = weights.transpose(-1, -2) @ grad
+        grad_weights = grad @ value.transpose(-1, -2)
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        grad_query = (grad_scores @ key).mul_(ctx.scale).view(query.shape)
+        return grad_query, grad_scores.transpose(-1, -2) @ grouped, grad_value, None, None
 
 
 def _recomputed(product: Tensor, again: Callable[[], Tensor]) -> Any:

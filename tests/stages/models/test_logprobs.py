@@ -82,6 +82,25 @@ def test_half_precision_logits_are_normalised_in_float32():
     assert entropy.item() == pytest.approx(np.log(300), rel=1e-6)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.6, -0.8)], ids=["log-prob", "entropy", "both"])
+def test_gradients_by_finite_differences(case, weights):
+    hidden, weight, targets = case
+    logits = (hidden @ weight.T).double()
+    rows = torch.arange(1.0, 8.0)
+
+    def weighted(x):
+        found = ChosenLogprob.apply(x.clone(), targets, 0.7, True)
+        return sum(w * (rows * part).sum() for w, part in zip(weights, found, strict=True))
+
+    leaf = logits.clone().requires_grad_()
+    weighted(leaf).backward()
+    for at in np.ndindex(*logits.shape):
+        step = torch.zeros_like(logits)
+        step[at] = 1e-6
+        slope = (weighted(logits + step) - weighted(logits - step)) / 2e-6
+        assert leaf.grad[at].item() == pytest.approx(slope.item(), abs=1e-7)
+
+
 @pytest.mark.parametrize("chunk_size", [3, 100])
 def test_without_entropies_value_and_gradient_are_the_same(case, chunk_size):
     hidden, weight, targets = case
@@ -101,7 +120,7 @@ def test_without_entropies_value_and_gradient_are_the_same(case, chunk_size):
 
 def test_a_hopeless_token_has_a_finite_log_prob():
     logits = torch.tensor([[300.0, 0.0, -40.0]], requires_grad=True)
-    logp = ChosenLogprob.apply(logits, torch.tensor([2]))
+    logp, _ = ChosenLogprob.apply(logits.clone(), torch.tensor([2]), 1.0, False)
     assert logp.item() == pytest.approx(-340.0)
     logp.sum().backward(retain_graph=True)
     np.testing.assert_allclose(logits.grad, [[-1.0, 0.0, 1.0]], atol=1e-6)
