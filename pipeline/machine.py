@@ -110,12 +110,25 @@ def return_memory() -> bool:
     glibc raises its limit for this with every block that is freed, up to 32 MB, and keeps smaller ones for later: a
     quarter of a training's peak was such room (docs/memory.md). A block then costs its page faults again each time.
     """
+    libc = _glibc()
+    return libc is not None and bool(libc.mallopt(-3, RETURNED))  # M_MMAP_THRESHOLD
+
+
+def trim_memory() -> bool:
+    """Has the C library give back what is free now, this once; whether there was any, and it can. Takes about a
+    millisecond."""
+    libc = _glibc()
+    return libc is not None and bool(libc.malloc_trim(0))
+
+
+@cache
+def _glibc() -> Any:
     try:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018  not glibc: another constant, or none
-        return bool(libc.mallopt(-3, RETURNED))  # M_MMAP_THRESHOLD
     except (AttributeError, OSError):
-        return False
+        return None
+    return libc
 
 
 class PeakMemory:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
+from pipeline.machine import trim_memory
 from stages.distributed import World
 from stages.microbatch import MicroBatch
 from stages.models.bank import Actor, Bank, FullBank
@@ -116,6 +117,7 @@ class PPOTrainer:
         )
         if self.update == 0 and self.is_copy:
             self._check_start(data)
+        trim_memory()  # room that the sampling's cache took, and that training's tensors would not fit into
         clock.lap("passes")
         # 6. Optimise.
         learnt = self._optimise(data)

@@ -9,8 +9,8 @@
 takes --model, --episodes, --response-length, --ppo-epochs, --mini-batches, --threads, --steps, --warmup, --lora and
 prints a last line of JSON with samples_per_s and peak_rss_MB; it runs in an environment of its own (trl 1.12.0).
 Rounds alternate between the contenders, so that what else the machine does falls on all of them; with --out they
-can be spread over a day. Each contender's
-memory is its peak above what the same interpreter takes to import the same libraries and nothing more.
+can be spread over a day. Figures are medians over rounds, and so are the ratios, each of which is of one round. A
+contender's memory is its peak above what the same interpreter takes to import the same libraries and nothing more.
 """
 
 from __future__ import annotations
@@ -219,14 +219,20 @@ def compare(a: argparse.Namespace, base: dict[str, Any]) -> None:
                 f"{last['peak_MB'] - last['bare_MB']:.0f} MB",
                 flush=True,
             )
-    speed = {name: statistics.median(r["samples_per_s"] for r in found) for name, found in runs.items()}
-    memory = {name: statistics.median(r["peak_MB"] - r["bare_MB"] for r in found) for name, found in runs.items()}
+    speed = {name: [r["samples_per_s"] for r in found] for name, found in runs.items()}
+    memory = {name: [r["peak_MB"] - r["bare_MB"] for r in found] for name, found in runs.items()}
     peers = [name for name in runs if name.startswith("peer")]
     print("\n| | episodes/s | MB | " + " | ".join(f"speed, memory against {p}" for p in peers) + " |")
     print("| --- | ---: | ---: |" + " ---: |" * len(peers))
     for name in runs:
-        ratios = [f"{speed[name] / speed[p]:.2f}x, {memory[name] / memory[p]:.2f}x" for p in peers]
-        print(f"| {name} | {speed[name]:.2f} | {memory[name]:.0f} | " + " | ".join(ratios) + " |")
+        ratios = [f"{_ratio(speed[name], speed[p]):.2f}x, {_ratio(memory[name], memory[p]):.2f}x" for p in peers]
+        middle, used = statistics.median(speed[name]), statistics.median(memory[name])
+        print(f"| {name} | {middle:.2f} | {used:.0f} | " + " | ".join(ratios) + " |")
+
+
+def _ratio(ours: list[float], peers: list[float]) -> float:
+    """The median over rounds, each of which meets the machine in one state."""
+    return statistics.median(a / b for a, b in zip(ours, peers, strict=True))
 
 
 def floor(base: dict[str, Any]) -> None:

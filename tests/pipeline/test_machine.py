@@ -33,6 +33,18 @@ def test_a_later_block_has_a_peak_of_its_own() -> None:
     assert second.report()["peak_bytes"] < after + 100_000_000
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep nothing, or do not say")
+def test_free_memory_below_a_used_block_is_given_back() -> None:
+    blocks = [bytearray(b"x" * 60_000) for _ in range(2_000)]
+    del blocks[:-1]
+    kept = machine._resident_bytes()
+    assert machine.trim_memory()
+    after = machine._resident_bytes()
+    assert kept is not None and after is not None
+    assert after < kept - 80_000_000
+    assert len(blocks[0]) == 60_000
+
+
 def test_versions_are_those_of_what_is_imported() -> None:
     import torch
 
