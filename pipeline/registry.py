@@ -167,7 +167,7 @@ STAGES = {
         StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data"), parallel=True),
         StageSpec(
             "collect",
-            version=1,
+            version=2,
             target="stages.collect:run",
             needs=("base", "data", "sft"),
             later=_collect_later,
@@ -189,7 +189,7 @@ STAGES = {
         ),
         StageSpec(
             "ppo",
-            version=4,
+            version=5,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             later=_ppo_later,
@@ -213,7 +213,7 @@ STAGES = {
         ),
         StageSpec(
             "eval",
-            version=5,
+            version=6,
             target="stages.eval.stage:run",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),
             later=_eval_later,
@@ -225,7 +225,7 @@ STAGES = {
         ),
         StageSpec(
             "export",
-            version=2,
+            version=3,
             target="stages.export.stage:run",
             needs=("base", "data", "reward", "ppo", "eval"),
             later=_export_later,

@@ -24,7 +24,7 @@ from stages.models.adapters import load_actor
 from stages.models.loading import load_tokenizer
 from stages.models.text import Codec
 from stages.ppo.rollout import generate
-from stages.prompts import EncodedPrompt, load_prompts
+from stages.prompts import EncodedPrompt, load_prompts, mixed
 from stages.reward.disagreement import disagreement
 from stages.reward.model import load_reward, score_rows
 
@@ -95,14 +95,14 @@ def _ranked(inputs: Mapping[str, Artifact]) -> set[str]:
 def _next(
     prompts: Sequence[EncodedPrompt], count: int | None, ranked: set[str], seed: int, times: int = 1
 ) -> list[EncodedPrompt]:
-    """`count` prompts (None: all): the first ones in the first round; later, at random, up to `times` as many that
-    were not ranked yet and, where these do not do, others again."""
+    """`count` prompts (None: all): in the first round those that a hash puts first; later, at random, up to `times`
+    as many that were not ranked yet and, where these do not do, others again."""
     count = len(prompts) if count is None else count
     if not ranked:
-        return list(prompts[:count])
-    mixed = random.Random(f"collect {seed}").sample(prompts, len(prompts))
-    fresh = [prompt for prompt in mixed if prompt_key(prompt.messages) not in ranked]
-    again = [prompt for prompt in mixed if prompt_key(prompt.messages) in ranked]
+        return mixed(prompts)[:count]
+    drawn = random.Random(f"collect {seed}").sample(prompts, len(prompts))
+    fresh = [prompt for prompt in drawn if prompt_key(prompt.messages) not in ranked]
+    again = [prompt for prompt in drawn if prompt_key(prompt.messages) in ranked]
     return (fresh[: count * times] + again[: max(0, count - len(fresh))]) if count else []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data.schema import Message, Split, prompt_key
@@ -19,7 +19,11 @@ class EncodedPrompt:
 
 
 def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) -> tuple[list[EncodedPrompt], int]:
-    """The prompts of a split in the artifact's order, and how many were left out for their length in tokens."""
+    """The prompts of a split, and how many were left out for their length in tokens.
+
+    Held-out ones come in an order that has nothing to do with the table's, and is always the same: looks,
+    evaluation and export take the last or first of them, and tables are often sorted.
+    """
     prompts, too_long = [], 0
     for row in data.jsonl("prompts.jsonl"):
         if row["split"] != split:
@@ -29,7 +33,12 @@ def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) ->
             too_long += 1
         else:
             prompts.append(EncodedPrompt(row["prompt"], ids, split))
-    return prompts, too_long
+    return mixed(prompts) if split == "eval" else prompts, too_long
+
+
+def mixed(prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+    """In the order of a hash."""
+    return sorted(prompts, key=lambda prompt: prompt_key(prompt.messages))
 
 
 def unseen_prompts(inputs: Mapping[str, Artifact], codec: Codec, max_length: int) -> list[EncodedPrompt]:

@@ -40,7 +40,8 @@ def test_free_memory_below_a_used_block_is_given_back() -> None:
     kept = machine._resident_bytes()
     assert machine.trim_memory()
     after = machine._resident_bytes()
-    assert kept is not None and after is not None
+    assert kept is not None
+    assert after is not None
     assert after < kept - 80_000_000
     assert len(blocks[0]) == 60_000
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from data.schema import write_jsonl
+from data.schema import prompt_key, write_jsonl
 from pipeline.config.collect import CollectConfig
 from pipeline.stage import Artifact
 from stages import collect
@@ -55,7 +55,7 @@ def prompts(rows, split="train"):
 
 
 def all_prompts(first, split="train"):
-    return prompts(list(first["data"].jsonl("prompts.jsonl")), split)
+    return prompts(sorted(first["data"].jsonl("prompts.jsonl"), key=lambda row: prompt_key(row["prompt"])), split)
 
 
 def test_the_first_round_asks_the_sft_model_the_first_prompts(first, run):

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from data.schema import prompt_key
+from data.schema import prompt_key, write_jsonl
 from pipeline.config.ppo import AggregateConfig, GuardsConfig, KLConfig, PPOConfig, ScoreConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
@@ -328,6 +328,21 @@ def test_a_lexicons_mean_mark_is_the_negative_slot_error_rate():
 
 
 # --- Which prompts ---
+
+
+def test_held_out_prompts_come_in_an_order_of_their_own(inputs, tmp_path):
+    """Tables are sorted: the last of them would be looked at, and the first evaluated."""
+    rows = sorted(inputs["data"].jsonl("prompts.jsonl"), key=lambda row: row["prompt"][-1]["content"])
+    found = []
+    for name, table in (("up", rows), ("down", rows[::-1])):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "prompts.jsonl", table)
+        data = Artifact("data", tmp_path / name, name)
+        prompts, _ = load_prompts(data, tiny.codec(), "eval", 30)
+        found.append([prompt.messages[-1]["content"] for prompt in prompts])
+    assert found[0] == found[1]
+    assert len(found[0]) > 20
+    assert sorted(found[0]) not in (found[0], found[0][::-1])
 
 
 def test_eval_leaves_out_what_was_looked_at(inputs, tmp_path, training_context):
