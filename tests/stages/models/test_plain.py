@@ -13,7 +13,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from stages.models.plain import GatedSiLU, RMSNorm, Rotary, plain_decoder
+from stages.models.plain import Attention, GatedSiLU, RMSNorm, Rotary, plain_decoder
 
 SHAPE = {
     "vocab_size": 40,
@@ -146,6 +146,9 @@ def test_gradients_by_finite_differences():
     angle = random(1, 3, 1, 2).detach()
     assert torch.autograd.gradcheck(lambda x: Rotary.apply(x, angle.cos(), angle.sin()), random(2, 3, 2, 4))
     assert torch.autograd.gradcheck(GatedSiLU.apply, (random(3, 4), random(3, 4)))
+    mask = torch.full((3, 3), -torch.inf, dtype=torch.float64).triu_(1)
+    heads = random(2, 4, 3, 2), random(2, 2, 3, 2), random(2, 2, 3, 2)  # two queries to a key
+    assert torch.autograd.gradcheck(lambda *given: Attention.apply(*given, mask, 0.7), heads)
 
 
 def test_rms_norm_by_its_formula():
