@@ -183,7 +183,8 @@ def _ppo(recipe: Recipe, model: Model, micro: int) -> Phases:
     length = prompt + response
     positions = micro * response
     chunk = learner.chunk(positions, config.logits_chunk_size)
-    logits = learner.logits(chunk, 2 if config.entropy_coef else 1)
+    # One is the logits, a second is for entropies, the rest is what was measured besides (docs/memory.md).
+    logits = learner.logits(chunk, 3)
     if not model.lora:  # the head's gradient, and the next chunk's to be added to it
         logits += (1 if chunk == positions else 2) * learner.shape.embedding * SINGLE
     passes = min(micro, minibatch)

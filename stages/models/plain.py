@@ -13,6 +13,7 @@ width, H hidden.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -114,7 +115,11 @@ class PlainDecoder:
         inner = self._norm(layer.post_attention_layernorm, x)
         gate, up = mlp.gate_proj(inner), mlp.up_proj(inner)
         gated = GatedSiLU.apply(gate, up)
-        with _recomputed(gated, lambda: GatedSiLU.of(gate, up)):
+        # A block that is computed anew as a whole keeps nothing, and must not keep what this would start from.
+        again = (
+            nullcontext() if layer.gradient_checkpointing else _recomputed(gated, lambda: GatedSiLU.of(gate, up))
+        )
+        with again:
             return x + mlp.down_proj(gated)
 
     def _attend(self, query_BNLD: Tensor, key_BMSD: Tensor, value_BMSD: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,5 +1,7 @@
 """The plain pass against transformers' own, in value and in gradient; and what it must leave alone."""
 
+import weakref
+
 import pytest
 import tiny
 import torch
@@ -13,6 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from stages.models.bank import checkpoint_activations
 from stages.models.plain import Attention, GatedSiLU, RMSNorm, Rotary, plain_decoder
 
 SHAPE = {
@@ -178,3 +181,17 @@ def test_what_can_be_recomputed_is_not_kept():
     wide = [shape for shape in kept if shape[-1] == model.config.intermediate_size and len(shape) == 3]
     assert len(wide) == 2 * len(weigh), "gate and up of each layer"
     assert all(weight.grad.any() for weight in weigh)
+
+
+def test_a_checkpointed_block_keeps_nothing_of_its_mlp(monkeypatch):
+    model = llama()
+    checkpoint_activations(model)
+    decoder = plain_decoder(model)
+    made = []
+    apply = GatedSiLU.apply
+    monkeypatch.setattr(GatedSiLU, "apply", lambda gate, up: made.append(weakref.ref(gate)) or apply(gate, up))
+    hidden = decoder.hidden(IDS)
+    assert len(made) == model.config.num_hidden_layers
+    assert not any(gate() is not None for gate in made)
+    hidden.sum().backward()
+    assert all(layer.mlp.up_proj.weight.grad.any() for layer in model.get_decoder().layers)
