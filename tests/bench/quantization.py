@@ -42,7 +42,7 @@ from stages.models.adapters import is_adapter, load_actor, load_policy
 from stages.models.loading import load_tokenizer
 from stages.models.text import IGNORED, Codec
 from stages.ppo.rollout import generate
-from stages.ppo.trajectory import Episodes, logprobs
+from stages.ppo.trajectory import response_logprobs
 from stages.prompts import load_prompts
 from stages.reward.classifier import response_scorer
 from stages.sft import encode_demonstrations
@@ -114,12 +114,10 @@ def measure(
     starts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
     given = [row["input_ids"][:start] for row, start in zip(rows, starts, strict=True)]
     wanted = [row["input_ids"][start:] for row, start in zip(rows, starts, strict=True)]
-    episodes = Episodes.build(given, wanted, codec.stop_ids, codec.pad_id, "cpu")
-    total = 0.0
-    for _, part in episodes.micro_batches(torch.arange(len(episodes)), config.batch_size):
-        found, _ = logprobs(actor, part, actor.hidden(part.ids_BL), temperature=1.0, chunk_size=None, entropy=False)
-        total -= float(found.double().sum())
-    measured = {"nll": total / sum(map(len, wanted))}
+    totals_B, _ = response_logprobs(
+        actor, given, wanted, codec.stop_ids, codec.pad_id, temperature=1.0, batch_size=config.batch_size
+    )
+    measured = {"nll": -float(totals_B.double().sum()) / sum(map(len, wanted))}
     prompts = load_prompts(data, codec, "eval", config.max_prompt_length)[0][: config.num_prompts]
     uniform = torch.rand(
         (len(prompts), config.response_length), generator=torch.Generator().manual_seed(loaded.recipe.seed)
