@@ -10,6 +10,8 @@ Format = Literal[
     "safetensors",
     "adapter",
     "nf4",
+    "torchao_int2",
+    "torchao_int3",
     "torchao_int4",
     "torchao_int8",
     "gguf_f32",

@@ -18,8 +18,8 @@ from stages.models.loading import dtype_of, keep_layout, load_backbone, quiet_lo
 BASE = "base"
 """The folder of the base beside an adapter, when no Hub id says where it is."""
 
-TORCHAO = {"torchao_int4": "int4", "torchao_int8": "int8"}
-BLOCKS = {"nf4": 64, "torchao_int4": 32, "torchao_int8": 32}
+TORCHAO = {f"torchao_int{bits}": f"int{bits}" for bits in (2, 3, 4, 8)}
+BLOCKS = {"nf4": 64} | dict.fromkeys(TORCHAO, 32)
 """Weights of a row that a format stores together. bitsandbytes' own loader fails on shorter rows on some CPUs."""
 
 
@@ -79,7 +79,7 @@ def save_nf4(source: Path, folder: Path, dtype: str, device: str) -> None:
 
 def save_torchao(source: Path, folder: Path, kind: str, dtype: str, device: str) -> None:
     """Quantises the float32 checkpoint `source` to symmetric integers in groups of 32, by torchao, and writes it.
-    torchao 0.18 stores 4-bit integers in a byte each."""
+    torchao 0.18 stores integers of any width in a byte each."""
     from torchao.quantization import IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerGroup
     from transformers import TorchAoConfig

@@ -120,7 +120,7 @@ def test_the_grid_trained_is_the_grid_exported(grid: str, export: Export) -> Non
         for layer, module in causal_lm(policy).named_modules()
         if layer.endswith("_proj")
     }
-    read = gguf_file.reload(stage.gguf_path(name, out), "cpu").state_dict()
+    read = gguf_file.reload(out / name / f"model-{grid}.gguf", "cpu").state_dict()
     plain = AutoModelForCausalLM.from_pretrained(out).state_dict()
     assert len(used) == 14
     for layer, module in used.items():
@@ -147,16 +147,18 @@ def test_nf4_trained_is_nf4_exported(export: Export) -> None:
     assert torch.equal(plain["model.layers.0.mlp.down_proj.weight"], expected)
 
 
-def test_torchao_checkpoints_reload_in_plain_transformers(export: Export) -> None:
+@pytest.mark.parametrize("bits", [3, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 4))])
+def test_torchao_checkpoints_reload_in_plain_transformers(bits: int, export: Export) -> None:
     pytest.importorskip("torchao")
-    rows, out, inputs = export(["torchao_int4", "torchao_int8"], {"qat": "int4-g32", "activations": "none"})
-    assert rows["torchao_int4"]["change"] == "on the grid it was trained on"
-    assert rows["torchao_int4"]["kl"] < 1e-6
+    own, grid = f"torchao_int{bits}", f"int{bits}-g32"
+    rows, out, inputs = export([own, "torchao_int8"], {"qat": grid, "activations": "none"})
+    assert rows[own]["change"] == "on the grid it was trained on"
+    assert rows[own]["kl"] < 1e-6
     assert rows["torchao_int8"]["change"] == "quantised after training"
-    read = AutoModelForCausalLM.from_pretrained(out / "torchao_int4").model.layers[0].mlp.down_proj.weight
+    read = AutoModelForCausalLM.from_pretrained(out / own).model.layers[0].mlp.down_proj.weight
     policy = load_policy(inputs["base"], inputs["ppo"], "cpu")
     latent = getattr(causal_lm(policy).model.layers[0].mlp.down_proj.get_base_layer(), qat.MARK).latent()
-    assert torch.equal(read.dequantize(), grids.onto("int4-g32", latent))
+    assert torch.equal(read.dequantize(), grids.onto(grid, latent))
 
 
 def test_rows_that_a_format_cannot_hold_are_refused(codec: Any) -> None:
