@@ -4,16 +4,17 @@
     python tests/bench/quantization.py --seeds 5 --modes fp32 q4_0 int3-g32 --until sft     # cheap: no PPO
 
 Runs the recipe once a mode and seed, as `tutelage run` would, in a process of its own: what is finished in `--runs`
-is not run again. The modes of a seed share one pretrained base. Then measures each policy as it is deployed:
+is not run again. The modes of a seed share one pretrained base. Each policy is exported; its file is read back and
+measured:
 
-- fp32, and for each grid of `--ptq` the same policy, merged and rounded (post-training quantisation);
+- fp32: safetensors, and for each grid of `--ptq` that grid's format (post-training quantisation);
 - nf4: the adapter beside the 4-bit base, and `nf4 merged`: merged and rounded after all;
-- a grid: trained for it (`base.quantization: {qat: ...}`; `qat-nf4` for NF4's).
+- a grid: trained for it (`base.quantization: {qat: ...}`; `qat-nf4` for NF4's), that grid's format.
 
-Fact errors by the recipe's judge, perplexity of held-out demonstrations, and the reward model of the same seed's
-fp32 run, the same yardstick for all; bytes of the weights as deployed (the blocks' linear layers on the grid, the
-rest in 16 bits); seconds and peak memory of the run. Each measurement is appended to `--out` as a line of JSON and
-not made again. Prints means with 95 % intervals over seeds, and how much of what rounding loses QAT loses.
+Fact errors by the recipe's judge, perplexity of held-out demonstrations, KL from the policy that was trained, and
+the reward model of the same seed's fp32 run, the same yardstick for all; bytes of the weights on disk; seconds and
+peak memory of the stages trained. Each measurement is appended to `--out` as a line of JSON and not made again.
+Prints means with 95 % intervals over seeds, and how much of what rounding loses QAT loses.
 """
 
 from __future__ import annotations
@@ -32,25 +33,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
-from data.slots import SlotLexicon, parse_mr, slot_error_rate
+from data.slots import SlotLexicon
 from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.plan import Planner, StageRun
+from pipeline.progress import Display
 from pipeline.stage import Artifact
-from stages.models import qat
-from stages.models.adapters import is_adapter, load_actor, load_policy
+from stages.export import formats
+from stages.export.measure import Yardstick
+from stages.models.actor import Actor
+from stages.models.adapters import causal_lm, load_actor
 from stages.models.loading import load_tokenizer
-from stages.models.text import IGNORED, Codec
-from stages.ppo.rollout import generate
-from stages.ppo.trajectory import response_logprobs
+from stages.models.text import Codec
 from stages.prompts import load_prompts
 from stages.reward.classifier import response_scorer
 from stages.sft import encode_demonstrations
 
 ROOT = Path(__file__).resolve().parents[2]
 
-BITS = {"q8_0": 8.5, "q4_0": 4.5, "nf4": 4.127, "int4-g32": 4.5, "int3-g32": 3.5, "int2-g32": 2.5}
-"""A weight, its share of the scales included (torchao's scales in 16 bits)."""
+FORMATS = {grid: name for name, grid in formats.GRIDS.items()}
 T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """Of Student's t with n - 1 degrees of freedom, by n."""
 
@@ -74,75 +76,62 @@ def shared_base(base: Artifact, folder: Path) -> Path:
     return folder
 
 
-def on_grid(base: Artifact, grid: str, folder: Path) -> Artifact:
-    """The base, held in full, computing on a grid: with it a policy that never saw the grid is rounded to it."""
-    folder.mkdir(parents=True)
-    for path in base.path.iterdir():
-        (folder / path.name).symlink_to(path.resolve())
-    (folder / "base.json").unlink()
-    spec = base.json("base.json") | {"quantization": {"qat": grid, "activations": "none"}}
-    (folder / "base.json").write_text(json.dumps(spec), encoding="utf-8")
-    return Artifact("base", folder, base.fingerprint)
-
-
-def deployed_bytes(base: Artifact, policy: Artifact, grid: str | None) -> int:
-    """The blocks' linear layers at the grid's bits, the rest in 16; of NF4 with the adapter beside it, in 32."""
-    spec = base.json("base.json") | {"quantization": "none"}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path in base.path.iterdir():
-            if path.name != "base.json":
-                (folder / path.name).symlink_to(path.resolve())
-        (folder / "base.json").write_text(json.dumps(spec), encoding="utf-8")
-        plain = load_policy(Artifact("base", folder, ""), None if is_adapter(policy) else policy, "cpu")
-    linear = sum(layer.weight.numel() for layer in qat.linears(plain).values())
-    rest = sum(p.numel() for p in plain.parameters()) - linear
-    beside = 0
-    if base.json("base.json")["quantization"] == "nf4":
-        beside = sum(file.stat().st_size for file in policy.file("adapter").glob("*.safetensors"))
-    return int(linear * (BITS[grid] if grid else 16) / 8 + 2 * rest + beside)
+def yardstick(
+    loaded: LoadedRecipe, data: Artifact, reward: tuple[Artifact, Artifact] | None, base: Artifact
+) -> Yardstick:
+    """As the export stage's, of eval's prompts. `reward`: a reward model and the base it belongs to."""
+    config, codec = loaded.recipe.eval, Codec(load_tokenizer(base))
+    prompts = load_prompts(data, codec, "eval", config.max_prompt_length)[0][: config.num_prompts]
+    rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
+    shape = (len(prompts), config.response_length)
+    return Yardstick(
+        prompts=prompts,
+        demonstrations=rows,
+        uniform_BT=torch.rand(shape, generator=torch.Generator().manual_seed(loaded.recipe.seed)),
+        temperature=config.temperature,
+        bootstrap=2,
+        judge=None if config.judge == "none" else SlotLexicon.load(config.judge),
+        score=response_scorer(*reward, codec, "cpu")
+        if reward
+        else lambda asked, answers: torch.full((1,), math.nan),
+        codec=codec,
+        seed=loaded.recipe.seed,
+        batch_size=config.batch_size,
+    )
 
 
 @torch.no_grad()
 def measure(
-    base: Artifact, policy: Artifact, data: Artifact, loaded: LoadedRecipe, reward: tuple[Artifact, Artifact] | None
+    name: str, grid: str | None, base: Artifact, policy: Artifact, loaded: LoadedRecipe, by: Yardstick
 ) -> dict[str, float]:
-    """A policy as `base` holds it or computes. `reward`: a reward model and the base it belongs to."""
-    config = loaded.recipe.eval
-    actor, codec = load_actor(base, policy, "cpu"), Codec(load_tokenizer(base))
-    rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
-    starts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
-    given = [row["input_ids"][:start] for row, start in zip(rows, starts, strict=True)]
-    wanted = [row["input_ids"][start:] for row, start in zip(rows, starts, strict=True)]
-    totals_B, _ = response_logprobs(
-        actor, given, wanted, codec.stop_ids, codec.pad_id, temperature=1.0, batch_size=config.batch_size
-    )
-    measured = {"nll": -float(totals_B.double().sum()) / sum(map(len, wanted))}
-    prompts = load_prompts(data, codec, "eval", config.max_prompt_length)[0][: config.num_prompts]
-    uniform = torch.rand(
-        (len(prompts), config.response_length), generator=torch.Generator().manual_seed(loaded.recipe.seed)
-    )
-    asked = [prompt.ids for prompt in prompts]
-    answers = generate(
-        actor,
-        asked,
-        uniform,
-        temperature=config.temperature,
-        stop_ids=codec.stop_ids,
-        pad_id=codec.pad_id,
-        batch_size=config.batch_size,
-    )
-    if config.judge != "none":
-        judge = SlotLexicon.load(config.judge)
-        texts = [codec.decode(row) for row in answers]
-        checks = [
-            judge.check(parse_mr(prompt.messages[-1]["content"]), text)
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        measured["errors"] = slot_error_rate(checks)
-    if reward is not None:
-        measured["reward"] = float(response_scorer(*reward, codec, "cpu")(asked, answers).mean())
-    return measured
+    """The policy's file in a format, written and read back."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        files = formats.Files(
+            folder / "export",
+            folder / "scratch",
+            by.codec,
+            loaded.recipe.export.dtype,
+            "cpu",
+            by.temperature,
+            "bench",
+            Display(Console()).open,
+        )
+        files.folder.mkdir()
+        for _ in files.write([name], base, policy, grid):
+            pass
+        trained, found = load_actor(base, policy, "cpu"), Actor(causal_lm(files.reload(name, base)))
+        sizes = files.sizes(name)
+        measured = by.divergence(trained, found, by.answers(trained)) | by.measure(found, by.answers(found))
+    measured |= {
+        "nll": math.log(measured["perplexity"]),
+        "bytes": sum(sizes[file] for file in sizes if is_weights(file)),
+    }
+    return {key: value for key, value in measured.items() if not math.isnan(value)}
+
+
+def is_weights(file: str) -> bool:
+    return file.endswith((".safetensors", ".gguf"))
 
 
 class Bench:
@@ -156,67 +145,57 @@ class Bench:
         sets = [*self.arguments.set, f"seed={seed}"]
         full = load_recipe(self.arguments.recipe, sets)
         plain = finished(full, self.runs, self.until)
-        reward = (plain["reward"].artifact, plain["base"].artifact) if "reward" in plain else None
+        base = plain["base"].artifact
+        reward = (plain["reward"].artifact, base) if "reward" in plain else None
+        by = yardstick(full, plain["data"].artifact, reward, base)
         if full.recipe.base.pretrain is not None:
-            folder = shared_base(plain["base"].artifact, self.runs / f"base-{plain['base'].manifest.key[:12]}")
+            folder = shared_base(base, self.runs / f"base-{plain['base'].manifest.key[:12]}")
             sets.append(f"base.model={folder}")
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            for mode in self.arguments.modes:
-                if mode == "fp32":
-                    loaded, stages = full, plain
-                else:
-                    value = "base.quantization" if mode == "nf4" else "base.quantization.qat"
-                    grid = "nf4" if mode == "qat-nf4" else mode
-                    loaded = load_recipe(self.arguments.recipe, [*sets, f"{value}={grid}"])
-                    stages = finished(loaded, self.runs, self.until)
-                variants: list[tuple[str, str | None, Artifact]] = []
-                base = stages["base"].artifact
-                if mode == "fp32":
-                    variants = [("fp32", None, base)]
-                    variants += [(f"ptq {g}", g, on_grid(base, g, folder / f"ptq-{g}")) for g in self.arguments.ptq]
-                elif mode == "nf4":
-                    variants = [
-                        ("nf4", "nf4", base),
-                        ("nf4 merged", "nf4", on_grid(base, "nf4", folder / "merged")),
-                    ]
-                else:
-                    variants = [(f"qat {grid}", grid, base)]
-                for label, grid_name, held in variants:
-                    self.policies(label, seed, grid_name, held, stages, loaded, reward)
+        for mode in self.arguments.modes:
+            if mode == "fp32":
+                names = {"fp32": "safetensors"} | {f"ptq {grid}": FORMATS[grid] for grid in self.arguments.ptq}
+                self.policies(names, seed, None, plain, full, by)
+            elif mode == "nf4":
+                loaded = load_recipe(self.arguments.recipe, [*sets, "base.quantization=nf4"])
+                stages = finished(loaded, self.runs, self.until)
+                self.policies({"nf4": "adapter", "nf4 merged": "nf4"}, seed, None, stages, loaded, by)
+            else:
+                grid = mode.removeprefix("qat-")
+                loaded = load_recipe(self.arguments.recipe, [*sets, f"base.quantization.qat={grid}"])
+                stages = finished(loaded, self.runs, self.until)
+                self.policies({f"qat {grid}": FORMATS[grid]}, seed, grid, stages, loaded, by)
 
     def policies(
         self,
-        label: str,
+        names: dict[str, str],
         seed: int,
         grid: str | None,
-        base: Artifact,
         stages: dict[str, StageRun],
         loaded: LoadedRecipe,
-        reward: tuple[Artifact, Artifact] | None,
+        by: Yardstick,
     ) -> None:
+        """The policies of one run, each in the formats of `names`."""
         for stage in ("sft", "ppo"):
             if stage not in stages:
                 continue
-            run = stages[stage]
-            key = {"mode": label, "seed": seed, "stage": stage, "policy": run.artifact.fingerprint[:12]}
-            key["yardstick"] = reward[0].fingerprint[:12] if reward else None
-            if any(key.items() <= row.items() for row in self.rows):
-                continue
+            policy = stages[stage].artifact
             spent = [stages[name].manifest for name in ("sft", "reward", "ppo") if name in stages]
             spent = spent[: 1 if stage == "sft" else None]
-            row = key | measure(base, run.artifact, stages["data"].artifact, loaded, reward)
-            row |= {
-                "bytes": deployed_bytes(base, run.artifact, grid),
-                "seconds": sum(manifest.seconds for manifest in spent),
-                "peak_bytes": max(peak(manifest) for manifest in spent),
-                "sets": list(loaded.sets),
-            }
-            self.rows.append(row)
-            with self.arguments.out.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row) + "\n")
-            shown = {name: round(row[name], 4) for name in ("nll", "errors", "reward") if name in row}
-            print(f"seed {seed}, {label}, {stage}: {shown}", flush=True)
+            for label, name in names.items():
+                key = {"mode": label, "seed": seed, "stage": stage, "policy": policy.fingerprint[:12]}
+                if any(key.items() <= row.items() for row in self.rows):
+                    continue
+                row = key | measure(name, grid, stages["base"].artifact, policy, loaded, by)
+                row |= {
+                    "seconds": sum(manifest.seconds for manifest in spent),
+                    "peak_bytes": max(peak(manifest) for manifest in spent),
+                    "sets": list(loaded.sets),
+                }
+                self.rows.append(row)
+                with self.arguments.out.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(row) + "\n")
+                shown = {name: round(row[name], 4) for name in MEASURES if name in row}
+                print(f"seed {seed}, {label}, {stage}: {shown}", flush=True)
 
 
 def peak(manifest: Any) -> int:
@@ -232,10 +211,13 @@ def interval(values: list[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f} ± {T_975.get(n, 2.0) * statistics.stdev(values) / math.sqrt(n):.{digits}f}"
 
 
+MEASURES = {"slot_error_rate": 1, "nll": 1, "score": -1}
+"""What is compared, and the sign of a loss."""
 COLUMNS = {
-    "errors, %": ("errors", lambda x: 100 * x, 1),
-    "perplexity": ("nll", math.exp, 3),
-    "reward": ("reward", float, 3),
+    "fact errors, %": ("slot_error_rate", lambda x: 100 * x, 1),
+    "perplexity": ("perplexity", float, 4),
+    "reward": ("score", float, 3),
+    "KL from the policy": ("kl", float, 4),
     "MB": ("bytes", lambda x: x / 1e6, 2),
     "peak MB": ("peak_bytes", lambda x: x / 1e6, 0),
     "seconds": ("seconds", float, 0),
@@ -262,9 +244,9 @@ def report(rows: list[dict[str, Any]]) -> None:
 def shares(rows: list[dict[str, Any]], stage: str) -> None:
     """Of what plain rounding loses against fp32, how much QAT loses; the interval is a bootstrap over seeds."""
     by = {(row["mode"], row["seed"]): row for row in rows}
-    for grid in BITS:
+    for grid in FORMATS:
         seeds = [s for m, s in by if m == f"qat {grid}" and (f"ptq {grid}", s) in by and ("fp32", s) in by]
-        for name, sign in (("nll", 1), ("errors", 1), ("reward", -1)):
+        for name, sign in MEASURES.items():
             if not seeds or any(name not in by[m, s] for s in seeds for m in ("fp32", f"qat {grid}")):
                 continue
             lost = {
@@ -287,9 +269,9 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/quickstart.yaml")
     parser.add_argument("--set", action="append", default=[], help="over the recipe's values, for all modes")
     parser.add_argument("--modes", nargs="+", default=["fp32", "nf4", "q4_0", "int3-g32"], choices=[
-        "fp32", "nf4", "qat-nf4", *(grid for grid in BITS if grid != "nf4")
+        "fp32", "nf4", "qat-nf4", *(grid for grid in FORMATS if grid != "nf4")
     ])  # fmt: skip
-    parser.add_argument("--ptq", nargs="*", default=["q4_0", "nf4", "int3-g32"], choices=list(BITS))
+    parser.add_argument("--ptq", nargs="*", default=["q4_0", "nf4", "int3-g32"], choices=list(FORMATS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--until", choices=["sft", "ppo"], default="ppo")
