@@ -1,7 +1,8 @@
 """The `collect` stage: K answers of the newest policy to each prompt, for annotators to rank.
 
-The first round asks the SFT model the first prompts; a later one the PPO model of the round before, prompts that
-were not ranked yet: at random, or those on whose answers the newest reward ensemble disagrees most.
+The first round asks the SFT model the first prompts in the order of a hash; a later one the PPO model of the round
+before, prompts that were not ranked yet: at random, or those on whose answers the newest reward ensemble disagrees
+most.
 """
 
 from __future__ import annotations

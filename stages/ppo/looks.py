@@ -1,7 +1,7 @@
 """Looks at held-out prompts along a run: answers, score, KL, and what the judge says. The best policy is kept.
 
-The prompts are the last ones of the held-out split, and `eval` leaves them out: a checkpoint that was chosen on the
-prompts it is then reported on would look better than it is.
+The prompts are the last of the held-out split in the order of a hash, and `eval` leaves them out: a checkpoint that
+was chosen on the prompts it is then reported on would look better than it is.
 """
 
 from __future__ import annotations
