@@ -286,9 +286,10 @@ class Attention(Function):
 
 def _recomputed(product: Tensor, again: Callable[[], Tensor]) -> Any:
     """Inside this context, what wants to keep `product` for its backward pass gets it computed anew instead."""
+    place = product.data_ptr()  # autograd keeps the hooks: one that held the product would keep it too
 
     def keep(tensor: Tensor) -> Any:
-        return tensor.shape if tensor.data_ptr() == product.data_ptr() else tensor
+        return tensor.shape if tensor.data_ptr() == place else tensor
 
     def give(kept: Any) -> Tensor:
         return kept if isinstance(kept, Tensor) else again().view(kept)

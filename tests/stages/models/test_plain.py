@@ -168,16 +168,28 @@ def test_rms_norm_by_its_formula():
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_what_can_be_recomputed_is_not_kept():
-    """The gated product, as wide as the MLP, is neither kept for its own gradient nor for the next layer's."""
+def test_what_can_be_recomputed_is_not_kept(monkeypatch):
+    """The gated product, as wide as the MLP, is neither kept for its own gradient nor for the next layer's, nor by
+    the hooks that see to it."""
     model = llama()
     model.requires_grad_(False)
     decoder = plain_decoder(model)
     model.get_input_embeddings().weight.requires_grad_(True)
     weigh = [layer.mlp.down_proj.weight.requires_grad_(True) for layer in model.get_decoder().layers]
-    kept = []
+    kept, made = [], []
+    apply = GatedSiLU.apply
+
+    def applied(gate, up):
+        product = apply(gate, up)
+        made.append(weakref.ref(product))
+        return product
+
+    monkeypatch.setattr(GatedSiLU, "apply", applied)
     with saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
-        decoder.hidden(IDS).sum().backward()
+        hidden = decoder.hidden(IDS)
+        assert len(made) == len(weigh)
+        assert not any(product() is not None for product in made)
+        hidden.sum().backward()
     wide = [shape for shape in kept if shape[-1] == model.config.intermediate_size and len(shape) == 3]
     assert len(wide) == 2 * len(weigh), "gate and up of each layer"
     assert all(weight.grad.any() for weight in weigh)
