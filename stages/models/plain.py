@@ -13,7 +13,7 @@ width, H hidden.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,8 +96,17 @@ class PlainDecoder:
         mask: Tensor | None,
         cached: tuple[Tensor, Tensor, int] | None = None,
     ) -> Tensor:
-        attention, mlp = layer.self_attn, layer.mlp
-        inner = self._norm(layer.input_layernorm, x)
+        return self._gated_mlp(layer, self._attention(layer, x, turn, mask, cached))
+
+    def _attention(
+        self,
+        layer: Any,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cached: tuple[Tensor, Tensor, int] | None,
+    ) -> Tensor:
+        attention, inner = layer.self_attn, self._norm(layer.input_layernorm, x)
         heads = (*x.shape[:2], -1, self._width)
         query, key = attention.q_proj(inner).view(heads), attention.k_proj(inner).view(heads)
         if hasattr(attention, "q_norm"):
@@ -111,16 +120,18 @@ class PlainDecoder:
             keys[:, :, start:end], values[:, :, start:end] = key, value
             key, value = keys[:, :, :end], values[:, :, :end]
         mixed = self._attend(query, key, value, mask)
-        x = x + attention.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
-        inner = self._norm(layer.post_attention_layernorm, x)
+        return x + attention.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+    def _gated_mlp(self, layer: Any, x: Tensor) -> Tensor:
+        mlp, inner = layer.mlp, self._norm(layer.post_attention_layernorm, x)
         gate, up = mlp.gate_proj(inner), mlp.up_proj(inner)
         gated = GatedSiLU.apply(gate, up)
         # A block that is computed anew as a whole keeps nothing, and must not keep what this would start from.
-        again = (
-            nullcontext() if layer.gradient_checkpointing else _recomputed(gated, lambda: GatedSiLU.of(gate, up))
-        )
-        with again:
-            return x + mlp.down_proj(gated)
+        if torch.is_grad_enabled() and not layer.gradient_checkpointing:
+            with _recomputed(gated, partial(GatedSiLU.of, gate, up)):
+                return x + mlp.down_proj(gated)
+        del inner, gate, up
+        return x + mlp.down_proj(gated)
 
     def _attend(self, query_BNLD: Tensor, key_BMSD: Tensor, value_BMSD: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
