@@ -147,15 +147,16 @@ class Model:
         return rows * length * self.size * max(mlp, attention) + self.unpacked
 
     def returning(self, rows: int, length: int, path: Path) -> float:
-        """What the backward pass has at once in one block beside what was kept: gradients of the MLP's three wide
-        tensors, and of its input; or, where scores are written out, three of them beside the gradients of queries,
-        keys and values, when what the MLP kept is gone."""
+        """What the backward pass has at once in one block beside what was kept: gradients of the block's output and
+        of the MLP's wide tensors, of which ours has three at once and the library's pass two; or, where scores are
+        written out, three of them beside the gradients of queries, keys and values, when what the MLP kept is gone.
+        """
         s = self.shape
-        most = 3 * s.intermediate_size
+        most = s.hidden_size + s.intermediate_size * (3 if path == "plain" else 2)
         if path == "plain" and self.written_out(length):
-            attention = 3 * s.num_attention_heads * length + 2 * (s.queries + s.keys)
+            attention = 3 * s.num_attention_heads * length + 2 * (s.queries + s.keys + s.hidden_size)
             most = max(most, attention - 2 * s.intermediate_size)
-        return rows * length * self.size * (most + 2 * s.hidden_size) + self.unpacked
+        return rows * length * self.size * most + self.unpacked
 
     def cache(self, rows: int, length: int) -> float:
         """Keys and values of all blocks."""

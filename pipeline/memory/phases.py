@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config.recipe import Recipe
+from pipeline.machine import RETURNED
 from pipeline.memory.components import SINGLE, Mask, Model, Path
 
 Moment = dict[str, float]
@@ -17,8 +18,8 @@ Phases = dict[str, Moment]
 
 FUSED_TOKENS, FUSED_WIDTH = 4096, 32768
 """The tile of trl's fused language-model head (trl/kernels/chunked_logprob.py)."""
-FUSED_COPIES = 8.25
-"""Tiles that its backward pass has at once without Triton, of which a GPU needs one."""
+FUSED_COPIES, FUSED_COPIES_FORWARD = 8.25, 4.25
+"""Tiles that its backward and its forward pass have at once without Triton, of which a GPU needs one."""
 TRAINER_EVAL_BATCH = 8
 """`per_device_eval_batch_size` where a recipe does not give it."""
 
@@ -96,14 +97,17 @@ def _sft(recipe: Recipe, model: Model, rows: int) -> Phases:
     length = config.max_length
     held = {"weights": learner.weights, "adapters": model.adapter}
     evaluated = int(config.trainer.get("per_device_eval_batch_size", TRAINER_EVAL_BATCH))
-    return {
+    logits = _fused(learner, rows * length, backward=True)
+    if not model.lora:  # the head's gradient
+        logits += learner.shape.embedding * SINGLE
+    found = {
         "train": held
         | _train(
             learner,
             rows,
             length,
             "library",
-            _fused(learner, rows * length, backward=True),
+            logits,
             checkpointing=checkpointed(config.trainer),
             mask="padded",
         ),
@@ -114,6 +118,7 @@ def _sft(recipe: Recipe, model: Model, rows: int) -> Phases:
             "logits": _fused(learner, evaluated * length, backward=False),
         },
     }
+    return _with_small_blocks(found, learner, rows * length)
 
 
 def _collect(recipe: Recipe, model: Model) -> Phases:
@@ -135,7 +140,7 @@ def _reward(recipe: Recipe, model: Model, prompts: int) -> Phases:
         "optimizer": 2 * learner.learning,
         "activations": learner.passing(config.eval_batch_size, config.max_length, "library"),
     }
-    return {"train": held | trained, "measure": held | looked}
+    return _with_small_blocks({"train": held | trained, "measure": held | looked}, learner, rows * length)
 
 
 def packed_rows(recipe: Recipe, prompts: int) -> tuple[int, int]:
@@ -192,7 +197,7 @@ def _ppo(recipe: Recipe, model: Model, micro: int) -> Phases:
         learner, micro, length, "plain", logits, checkpointing=bool(config.gradient_checkpointing), keeps=held
     )
     trained["activations"] += positions * learner.shape.hidden_size * learner.size
-    return {
+    found = {
         **_decode(held, learner, min(rollout, config.batch_size), prompt, response, banked=True),
         "score": held | {"activations": learner.passing(passes, length, "plain")},
         "passes": held
@@ -203,6 +208,7 @@ def _ppo(recipe: Recipe, model: Model, micro: int) -> Phases:
         },
         "train": trained,
     }
+    return _with_small_blocks(found, learner, micro * length)
 
 
 def _eval(recipe: Recipe, model: Model) -> Phases:
@@ -247,7 +253,16 @@ def _fused(model: Model, positions: int, *, backward: bool) -> float:
     if model.device == "cuda":
         return tokens * FUSED_WIDTH * model.size
     tile = tokens * min(model.shape.vocab_size, FUSED_WIDTH)
-    return tile * SINGLE * (FUSED_COPIES if backward else FUSED_COPIES / 2)
+    return tile * SINGLE * (FUSED_COPIES if backward else FUSED_COPIES_FORWARD)
+
+
+def _with_small_blocks(found: Phases, model: Model, tokens: int) -> Phases:
+    """On a CPU blocks below `RETURNED` stay with the process once they are free, and seldom fit the next: where a
+    micro-batch's hidden states are so small, about as much again as training keeps, in every phase."""
+    if model.device != "cpu" or tokens * model.shape.hidden_size * model.size >= RETURNED:
+        return found
+    small = found["train"]["activations"]
+    return {name: moment | {"small blocks": small} for name, moment in found.items()}
 
 
 def _train(

@@ -24,7 +24,7 @@ LIBRARIES = {"cpu": 570e6, "cuda": 550e6, "mps": 570e6}
 which is not measured but what is commonly seen."""
 FIRST_USE = {"cpu": 30e6, "cuda": 0.0, "mps": 30e6}
 """What the libraries take besides when they first work: threads, compiled kernels, tables."""
-FRAGMENTATION = 0.05
+FRAGMENTATION = {"cpu": 0.03, "cuda": 0.05, "mps": 0.05}
 """Of what comes and goes: room between blocks that the allocator cannot use."""
 COMES_AND_GOES = ("gradients", "activations", "logits", "cache")
 
@@ -159,7 +159,7 @@ def _with_overhead(moment: Moment, device: str) -> Moment:
     return {
         **moment,
         "first use": FIRST_USE[device],
-        "fragmentation": FRAGMENTATION * moving,
+        "fragmentation": FRAGMENTATION[device] * moving,
         "libraries": LIBRARIES[device],
     }
 
