@@ -183,6 +183,7 @@ class Bench:
             spent = spent[: 1 if stage == "sft" else None]
             for label, name in names.items():
                 key = {"mode": label, "seed": seed, "stage": stage, "policy": policy.fingerprint[:12]}
+                key["until"] = self.until  # with PPO there is a reward model to measure by
                 if any(key.items() <= row.items() for row in self.rows):
                     continue
                 row = key | measure(name, grid, stages["base"].artifact, policy, loaded, by)
