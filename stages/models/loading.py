@@ -77,9 +77,19 @@ def load_causal_lm(
         for module in model.modules():
             if hasattr(module, "quant_state"):
                 grids.check("nf4", (module.out_features, module.in_features))
+    if quantization != "none" and device == "cpu":
+        _leave_file(model)
     keep_layout(model)
     model.requires_grad_(False)
     return model.eval()
+
+
+def _leave_file(model: Any) -> None:
+    """Copies what was not quantised out of the mapped checkpoint: as long as one tensor lies there, every page that
+    was read to be quantised counts as the process's memory."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def keep_layout(model: Any) -> None:

@@ -1,8 +1,12 @@
+import gc
+from pathlib import Path
+
 import pytest
+import tiny
 import torch
 
 from pipeline.errors import StageError
-from stages.models.loading import dtype_of, readable_checkpoint
+from stages.models.loading import dtype_of, load_causal_lm, readable_checkpoint
 
 
 @pytest.mark.parametrize("error", [OSError(), ValueError("first line\nsecond line"), KeyError("weight")])
@@ -18,3 +22,17 @@ def test_whatever_is_wrong_with_a_checkpoint_is_one_message(error):
 )
 def test_dtype_on_a_cpu(name, expected):
     assert dtype_of(name, "cpu") == expected
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_model_leaves_its_file(quantization, tmp_path):
+    """Pages that were read to be quantised would else stay with the process, as many as the model has in full."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("only Linux says what is mapped")
+    tiny.lm(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    model = load_causal_lm(str(tmp_path), "cpu", dtype="float32", quantization=quantization)
+    gc.collect()
+    assert str(tmp_path) not in maps.read_text()
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert (embedding is head) == model.config.tie_word_embeddings
