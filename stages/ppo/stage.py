@@ -180,6 +180,7 @@ def _train(trainer: PPOTrainer, looks: Looks, recorder: Recorder, ctx: RunContex
                 if writes:
                     checkpoint.save(path, state)
                     looks.prune()
+                del state  # a copy of all that learns, which training has no room for
 
 
 def _demonstrations(
