@@ -102,7 +102,7 @@ class Episodes:
             rows = torch.zeros(1, dtype=torch.long)
             yield rows, replace(self.select(rows), mask_BT=torch.zeros_like(self.mask_BT[rows]))
             return
-        rows = rows[self.lengths_B[rows].argsort(stable=True)]
+        rows = rows[self.lengths_B[rows].argsort(stable=True).to(rows.device)]
         for part in rows.split(size or len(rows)):
             yield part, self.select(part)
 
