@@ -37,10 +37,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 from torch.utils._device import _device_constructors
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-NAME = "sim"
+NAME, CPU = "sim", torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 
 aten = torch.ops.aten
@@ -191,11 +190,12 @@ def _project_file(code: CodeType) -> str | None:
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """One ATen operation with at least one device tensor, or one that makes one."""
     packet = func.overloadpacket
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-    here = [x for x in tensors if isinstance(x, DeviceTensor)]
-    elsewhere = [x for x in tensors if not isinstance(x, DeviceTensor)]
+    here: list[DeviceTensor] = []
+    elsewhere: list[Tensor] = []
+    host_args = [_on_host(value, here, elsewhere) for value in args]
+    host_kwargs = {name: _on_host(value, here, elsewhere) for name, value in kwargs.items()}
     if packet in COPIES:
-        return _copy(func, args, kwargs)
+        return _copy(func, args, kwargs, host_args, host_kwargs)
     if elsewhere:
         _check_devices(func, args, here, elsewhere)
     if packet in WAITING:
@@ -204,7 +204,33 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         _count_indices(args[1])
     if packet is aten.repeat_interleave and kwargs.get("output_size") is None:
         _count("repeat_interleave without output_size")
-    return _wrap(here, func(*_on_host(args), **_on_host(kwargs)))
+    return _on_device(func(*host_args, **host_kwargs), here)
+
+
+def _on_host(value: Any, here: list[DeviceTensor], elsewhere: list[Tensor]) -> Any:
+    """An argument as the CPU takes it. Its tensors are noted in one of the two lists."""
+    if isinstance(value, DeviceTensor):
+        here.append(value)
+        return value.host
+    if isinstance(value, Tensor):
+        elsewhere.append(value)
+    elif isinstance(value, list | tuple):
+        return [_on_host(item, here, elsewhere) for item in value]
+    elif isinstance(value, torch.device) and value.type == NAME:
+        return CPU
+    return value
+
+
+def _on_device(result: Any, here: list[DeviceTensor]) -> Any:
+    """A result as device tensors; what an operation changed in place or wrote into is the tensor it was given."""
+    if isinstance(result, Tensor):
+        for given in here:
+            if given.host is result:
+                return given
+        return DeviceTensor(result)
+    if isinstance(result, list | tuple):
+        return [_on_device(item, here) for item in result]
+    return result
 
 
 def _check_devices(func: Any, args: Any, here: list[Any], elsewhere: list[Tensor]) -> None:
@@ -227,45 +253,19 @@ def _count_indices(indices: Any) -> None:
             _count("host to device")
 
 
-def _copy(func: Any, args: Any, kwargs: Any) -> Any:
+def _copy(func: Any, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any) -> Any:
     """Between devices, within the device, or to another dtype."""
+    result = func(*host_args, **host_kwargs)
     if func.overloadpacket is not aten._to_copy:  # (destination, source)
         target, source = args[:2]
-        if isinstance(target, DeviceTensor) != isinstance(source, DeviceTensor) and source.numel():
+        if isinstance(target, DeviceTensor) != isinstance(source, DeviceTensor):
             _count("host to device" if isinstance(target, DeviceTensor) else "device to host")
-        func(*_on_host(args), **_on_host(kwargs))
         return target
-    source, device = args[0], kwargs.get("device")
-    stays = device is None or torch.device(device).type == NAME
-    if not stays:
-        _count("device to host")
-    # A copy even where dtype and layout are equal: two devices share no memory.
-    found = func(*_on_host(args), **_on_host(kwargs))
-    return DeviceTensor(found) if stays else found
-
-
-def _wrap(here: list[Any], found: Any) -> Any:
-    """Results as device tensors; what an operation changed in place or wrote into is the tensor it was given."""
-    known = {id(x.host): x for x in here}
-
-
-    def wrap(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return known[id(value)] if id(value) in known else DeviceTensor(value)
-
-    return tree_map(wrap, found)
-
-
-def _on_host(values: Any) -> Any:
-    def change(value: Any) -> Any:
-        if isinstance(value, DeviceTensor):
-            return value.host
-        if isinstance(value, torch.device) and value.type == NAME:
-            return torch.device("cpu")
-        return value
-
-    return tree_map(change, values)
+    from_device, device = isinstance(args[0], DeviceTensor), kwargs.get("device")
+    to_device = from_device if device is None else torch.device(device).type == NAME
+    if from_device != to_device:
+        _count("host to device" if to_device else "device to host")
+    return DeviceTensor(result) if to_device else result
 
 
 # --- The backend --------------------------------------------------------------------------------------------------

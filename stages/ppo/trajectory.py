@@ -134,10 +134,14 @@ class Episodes:
             mask = torch.zeros_like(part.mask_BT)
             yield torch.zeros_like(part.starts_B), replace(part, mask_BT=mask, lengths_B=part.prompt_lengths_B)
             return
-        rows = rows[self.lengths_B[rows].argsort(stable=True)]
+        rows = self.by_length(rows)
         device_rows, size = rows.to(self.ids_BL.device), size or len(rows)
         for some, device_some in zip(rows.split(size), device_rows.split(size), strict=True):
             yield device_some, self._select(some, device_some)
+
+    def by_length(self, rows: Tensor) -> Tensor:
+        """The rows, those of like length together, so that batches of them need little padding. On the CPU."""
+        return rows[self.lengths_B[rows].argsort(stable=True)]
 
 
 def logprobs(
