@@ -6,9 +6,9 @@ Tensors on `sim` compute on the CPU but behave as CUDA tensors do where programs
   operation, and a device tensor indexed by a host tensor.
 - A device tensor has no `numpy()`.
 - float64 on the device raises. CUDA has it, but MPS does not.
-- Host synchronisations are counted by source line: reading a value (`item`, `tolist`, `if tensor`), operations whose
-  output shape depends on data (`nonzero`, boolean indices, `masked_select`, `unique`), and copies between host and
-  device.
+- Host synchronisations are counted by source line: reading a value (`item`, `tolist`, `if tensor`), operations
+  whose output shape depends on data (`nonzero`, boolean indices, `masked_select`, `unique`), and copies between host
+  and device.
 
 Everything that was refused is also kept in `refused`, because a caller may catch the exception.
 
@@ -270,7 +270,17 @@ def _copy(func: Any, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any) -
 
 # --- The backend --------------------------------------------------------------------------------------------------
 
-FACTORIES = ("arange", "arange.start", "arange.start_step", "linspace", "randperm", "eye", "eye.m", "tril_indices", "triu_indices")
+FACTORIES = (
+    "arange",
+    "arange.start",
+    "arange.start_step",
+    "linspace",
+    "randperm",
+    "eye",
+    "eye.m",
+    "tril_indices",
+    "triu_indices",
+)
 """Operations that make a tensor by resizing an empty one, which a wrapper cannot follow."""
 
 _safetensors_load_file = safetensors.torch.load_file

@@ -23,8 +23,8 @@ from stages.ppo.trajectory import Episodes
 
 @dataclass(frozen=True)
 class Experience:
-    """Episodes and their (B, T) tensors, zero where masked, on the episodes' device. Scores (B,), as the reward model
-    gave them, and KL (B,) are on the CPU."""
+    """Episodes and their (B, T) tensors, zero where masked, on the episodes' device. Scores (B,), as the reward
+    model gave them, and KL (B,) are on the CPU."""
 
     episodes: Episodes
     logp_BT: Tensor

@@ -89,8 +89,8 @@ class Episodes:
 
     @cached_property
     def _tokens(self) -> tuple[Tensor, Tensor]:
-        """Row and response position (N,) of each valid response token, in order. What `mask_BT.nonzero()` gives, but
-        the number of tokens is known, so that the host does not wait for it."""
+        """Row and response position (N,) of each valid response token, in order. What `mask_BT.nonzero()` gives,
+        but the number of tokens is known, so that the host does not wait for it."""
         kept_B = self.mask_BT.sum(1)
         count, device = int(self.response_lengths_B.sum()), kept_B.device
         rows_N = torch.arange(len(kept_B), device=device).repeat_interleave(kept_B, output_size=count)

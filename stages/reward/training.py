@@ -68,8 +68,8 @@ def _regression(scores: Tensor, order: Order, *, merits: str) -> Tensor:
 
 
 def ranking_loss(scores: Tensor, orders: Sequence[Order], objective: Objective) -> tuple[Tensor, Tensor]:
-    """Mean weighted loss over rankings, and the share of strict pairs that the scores order rightly. Both on the CPU:
-    each ranking has a few scores, and a device would be waited for once or more per ranking."""
+    """Mean weighted loss over rankings, and the share of strict pairs that the scores order rightly. Both on the
+    CPU: a ranking has a few scores, and on a device each ranking would make the host wait."""
     scores, losses, right = scores.cpu(), [], []
     for order in orders:
         chosen, ranks = scores[order.rows], _ranks(scores, order)

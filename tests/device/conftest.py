@@ -1,12 +1,14 @@
-"""Tests on the simulated device. It changes the process it is registered in, so `tests/stages/test_simulated_device.py`
-runs this folder in a process of its own, with SIMULATED_DEVICE set; a plain pytest run leaves it out."""
+"""Tests on the simulated device. It changes the process it is registered in, so this folder runs in a process of its
+own, started by tests/stages/test_simulated_device.py with SIMULATED_DEVICE set; a plain pytest run leaves it out."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,11 @@ if "SIMULATED_DEVICE" in os.environ:
     os.environ["ACCELERATE_TORCH_DEVICE"] = simulated_device.install()
 
     import torch
+
+    _spec: Any = importlib.util.spec_from_file_location("stage_fixtures", TESTS / "stages" / "conftest.py")
+    _stages = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_stages)
+    training_context = _stages.training_context
 
     torch.set_num_threads(1)
 

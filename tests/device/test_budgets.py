@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import ppo_case
@@ -11,15 +12,15 @@ import tiny
 import torch
 from simulated_device import NAME, counting
 
-from pipeline.config.ppo import PPOConfig
+from pipeline.config.reward import RewardConfig
+from stages.export.measure import Yardstick
 from stages.models.actor import Actor
 from stages.ppo.advantages import gae, masked_moments, token_rewards, whiten
 from stages.ppo.rollout import Record, generate
 from stages.ppo.trainer import PPOTrainer
+from stages.reward.groups import Order
 from stages.reward.model import RewardModel, score_rows
 from stages.reward.training import objective_of, ranking_loss
-from pipeline.config.reward import RewardConfig
-from stages.reward.groups import Order
 
 PROMPTS = tiny.rows(7, 1, 9, seed=3)
 STOPS = {tiny.EOS, *range(9, 45, 6)}
@@ -65,7 +66,9 @@ def test_the_record_of_a_rollout_is_that_of_the_cpu():
             )
     for row, response in enumerate(responses):
         for name in ("logp_BT", "entropy_BT", "values_BT"):
-            found, expected = (getattr(records[device], name)[row, : len(response)].cpu() for device in (NAME, "cpu"))
+            found, expected = (
+                getattr(records[device], name)[row, : len(response)].cpu() for device in (NAME, "cpu")
+            )
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=0, msg=name)
 
 
@@ -89,10 +92,17 @@ def optimised(**values: Any) -> tuple[PPOTrainer, Counter[tuple[str, str]], dict
     return trainer, kept["syncs"], metrics
 
 
-@pytest.mark.parametrize("value", ["adapter", "trunk"])
-@pytest.mark.parametrize("kind", tiny.BANKS)
+KINDS = [
+    ("lora", "trunk"),
+    pytest.param("lora", "adapter", marks=pytest.mark.slow),
+    pytest.param("full", "trunk", marks=pytest.mark.slow),
+    pytest.param("full", "adapter", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("kind", "value"), KINDS)
 def test_training_waits_once_in_an_optimizer_step(kind, value):
-    """One copy of the minibatch's rows to the device, one of the sums back, whatever the number of micro-batches."""
+    """A copy of the minibatch's rows to the device, and one of the sums back, for any number of micro-batches."""
     everything = ppo_case.EVERYTHING | {"ptx_coef": 0.0}
     for size in (None, 1):
         _, syncs, metrics = optimised(kind=kind, value=value, micro_batch_size=size, **everything)
@@ -100,8 +110,7 @@ def test_training_waits_once_in_an_optimizer_step(kind, value):
         assert Counter(kind for kind, _ in syncs.elements()) == {"host to device": steps, "tolist": steps}
 
 
-@pytest.mark.parametrize("kind", tiny.BANKS)
-@pytest.mark.parametrize("value", ["adapter", "trunk"])
+@pytest.mark.parametrize(("kind", "value"), KINDS)
 def test_updates_on_the_device_are_those_of_the_cpu(kind, value):
     values = {"kind": kind, "value": value, "micro_batch_size": 3, **ppo_case.EVERYTHING}
     expected, found = ppo_case.make(**values), ppo_case.make(device=NAME, **values)
@@ -130,10 +139,22 @@ def test_moments_of_device_tensors_are_those_of_the_cpu():
     score = torch.randn(6)
     rewards = token_rewards(values, score, mask)
     torch.testing.assert_close(token_rewards(values.to(NAME), score, mask.to(NAME)).cpu(), rewards)
-    for ours, theirs in zip(
-        gae(rewards.to(NAME), values.to(NAME), mask.to(NAME), 0.9, 0.8), gae(rewards, values, mask, 0.9, 0.8), strict=True
-    ):
-        torch.testing.assert_close(ours.cpu(), theirs)
+    on_device = gae(rewards.to(NAME), values.to(NAME), mask.to(NAME), 0.9, 0.8)
+    for found, expected in zip(on_device, gae(rewards, values, mask, 0.9, 0.8), strict=True):
+        torch.testing.assert_close(found.cpu(), expected)
+
+
+def test_the_divergence_of_an_exported_file_is_that_of_the_cpu():
+    found = {}
+    answers = tiny.rows(len(PROMPTS), 1, 6, seed=6)
+    codec = SimpleNamespace(stop_ids={tiny.EOS}, pad_id=tiny.PAD)
+    yardstick: Any = SimpleNamespace(
+        prompts=[SimpleNamespace(ids=ids) for ids in PROMPTS], codec=codec, batch_size=3, temperature=0.8
+    )
+    for device in ("cpu", NAME):
+        policy, other = (Actor(tiny.lm(seed).to(device)) for seed in (1, 2))
+        found[device] = Yardstick.divergence(yardstick, policy, other, answers)
+    assert found[NAME] == pytest.approx(found["cpu"], rel=1e-4)
 
 
 # --- Reward model -------------------------------------------------------------------------------------------------
@@ -149,7 +170,9 @@ def test_scoring_waits_once_for_all_batches():
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
     counts = Counter(kind for kind, _ in syncs.elements())
     assert counts.pop("item") == 3, "transformers looks at the positions of each batch"
-    assert counts == {"host to device": 1 + 3, "device to host": 1}, "the lengths, the ids of each batch; the scores"
+    assert counts == {"host to device": 1 + 3, "device to host": 1}, (
+        "the lengths, the ids of each batch; the scores"
+    )
 
 
 @pytest.mark.parametrize("objective", ["bradley_terry", "davidson", "plackett_luce", "regression"])
