@@ -7,8 +7,8 @@ Tensors on `sim` compute on the CPU but behave as CUDA tensors do where programs
 - A device tensor has no `numpy()`.
 - float64 on the device raises. CUDA has it, but MPS does not.
 - Host synchronisations are counted by source line: reading a value (`item`, `tolist`, `if tensor`), operations
-  whose output shape depends on data (`nonzero`, boolean indices, `masked_select`, `unique`), and copies between host
-  and device.
+  whose output shape depends on data (`nonzero`, boolean indices, `masked_select`, `unique`), and copies between
+  host and device.
 
 Everything that was refused is also kept in `refused`, because a caller may catch the exception.
 

@@ -1,5 +1,6 @@
-"""Tests on the simulated device. It changes the process it is registered in, so this folder runs in a process of its
-own, started by tests/stages/test_simulated_device.py with SIMULATED_DEVICE set; a plain pytest run leaves it out."""
+"""Tests on the simulated device. It changes the process it is registered in, so this folder runs in a process of
+its own, started by tests/stages/test_simulated_device.py with SIMULATED_DEVICE set; a plain pytest run leaves it
+out."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from simulated_device import NAME, counting
 
 from pipeline.config.reward import RewardConfig
 from stages.export.measure import Yardstick
+from stages.models import grids
 from stages.models.actor import Actor
 from stages.ppo.advantages import gae, masked_moments, token_rewards, whiten
 from stages.ppo.rollout import Record, generate
@@ -142,6 +143,12 @@ def test_moments_of_device_tensors_are_those_of_the_cpu():
     on_device = gae(rewards.to(NAME), values.to(NAME), mask.to(NAME), 0.9, 0.8)
     for found, expected in zip(on_device, gae(rewards, values, mask, 0.9, 0.8), strict=True):
         torch.testing.assert_close(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_grids_on_the_device_are_those_of_the_cpu(name):
+    weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(grids.onto(name, weight.to(NAME)).cpu(), grids.onto(name, weight))
 
 
 def test_the_divergence_of_an_exported_file_is_that_of_the_cpu():
