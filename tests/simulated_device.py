@@ -30,8 +30,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial, wraps
 from pathlib import Path
-from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors.torch
 import torch
@@ -57,6 +56,7 @@ WAITING = {
     aten.unique_dim: "unique",
     aten.unique_consecutive: "unique",
     aten.bincount: "bincount",
+    aten.multinomial: "multinomial",
 }
 """Operations that wait for the device, and the name they are counted under."""
 
@@ -90,7 +90,7 @@ class DeviceTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _call(func, *args, **(kwargs or {}))
 
     def __repr__(self, **_: Any) -> str:
         return f"DeviceTensor({self.host})"
@@ -107,11 +107,10 @@ class DeviceTensor(Tensor):
         _count("tolist")
         return self.host.tolist()
 
-    def numpy(self, **_: Any) -> Any:
-        raise refuse("numpy() of a device tensor", TypeError)
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        refuse("numpy() of a device tensor", TypeError)
 
-    def __array__(self, *_: Any, **__: Any) -> Any:
-        raise refuse("numpy() of a device tensor", TypeError)
+    __array__ = numpy
 
     def __getitem__(self, index: Any) -> Any:
         return torch.Tensor.__getitem__(self, _lists_as_tensors(index))
@@ -146,7 +145,7 @@ def _lists_as_tensors(index: Any) -> Any:
     return torch.tensor(index) if isinstance(index, list) else index
 
 
-def refuse(what: str, kind: type[Exception] = RuntimeError) -> Exception:
+def refuse(what: str, kind: type[Exception] = RuntimeError) -> NoReturn:
     """Notes what a device would refuse, and raises `kind`."""
     refused.append(f"{what} at {_site()}")
     raise kind(f"simulated device: {what}")
@@ -168,23 +167,17 @@ def _site() -> str:
     """The innermost line of the project that is running."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        if (name := _project_file(frame.f_code)) is not None:
-            return f"{name}:{frame.f_lineno}"
+        path = frame.f_code.co_filename
+        if path.startswith(f"{ROOT}/") and "/.venv/" not in path and path != __file__:
+            return f"{path[len(str(ROOT)) + 1 :]}:{frame.f_lineno}"
         frame = frame.f_back
     return "outside the project"
-
-
-def _project_file(code: CodeType) -> str | None:
-    path = code.co_filename
-    if not path.startswith(f"{ROOT}/") or "/.venv/" in path or path == __file__:
-        return None
-    return path[len(str(ROOT)) + 1 :]
 
 
 # --- Running an operation -----------------------------------------------------------------------------------------
 
 
-def _run(func: Any, args: Any, kwargs: Any) -> Any:
+def _call(func: Any, *args: Any, **kwargs: Any) -> Any:
     """One ATen operation with at least one device tensor, or one that makes one."""
     packet = func.overloadpacket
     here: list[DeviceTensor] = []
@@ -237,6 +230,8 @@ def _check_devices(func: Any, args: Any, here: list[Any], elsewhere: list[Tensor
         indices = {id(x) for x in args[1]}
         elsewhere = [x for x in elsewhere if id(x) not in indices]
     scalars = indexing or torch.Tag.pointwise in func.tags or packet in SCALARS
+    if func._schema.is_mutable and any(x is args[0] for x in elsewhere):
+        scalars = False  # a device does not write into a host scalar
     if any(x.dim() or not scalars for x in elsewhere):
         shapes = [f"{x.device}{tuple(x.shape)}" for x in (*here, *elsewhere)]
         refuse(f"{packet.__name__}: all tensors must be on the same device, found {', '.join(shapes)}")
@@ -290,14 +285,8 @@ class _Module:
     def is_available(self) -> bool:
         return True
 
-    def is_initialized(self) -> bool:
-        return True
-
     def _is_in_bad_fork(self) -> bool:
         return False
-
-    def _lazy_init(self) -> None:
-        pass
 
     def device_count(self) -> int:
         return 1
@@ -335,11 +324,11 @@ def install() -> str:
     if not _registered:
         _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
         anything, factories = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
-        anything.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
+        anything.fallback(_call, "PrivateUse1")
         for name in FACTORIES:
             packet, _, overload = name.partition(".")
             func = getattr(getattr(aten, packet), overload or "default")
-            factories.impl(name, partial(_make, func), "PrivateUse1")
+            factories.impl(name, partial(_call, func), "PrivateUse1")
         safetensors.torch.load_file = _load_file  # type: ignore[assignment]
         torch.__future__.set_swap_module_params_on_conversion(True)  # so that tied weights stay tied in `to`
         torch.inference_mode = _no_grad  # type: ignore[assignment, misc]
@@ -347,10 +336,6 @@ def install() -> str:
         torch.tensor, torch.as_tensor = _made_on_host(torch.tensor), _made_on_host(torch.as_tensor)
         _registered.extend([anything, factories])
     return NAME
-
-
-def _make(func: Any, *args: Any, **kwargs: Any) -> Any:
-    return _run(func, args, kwargs)
 
 
 def _no_grad(mode: bool = True) -> Any:

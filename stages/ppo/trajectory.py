@@ -61,8 +61,14 @@ class Episodes:
         rows = [[*p, *r[:n]] for p, r, n in zip(prompts, responses, kept.tolist(), strict=True)]
         ids, _ = pad(rows, pad_id, left=False)
         prompt_lengths = torch.tensor([len(p) for p in prompts])
-        tensors = (tensor.to(device) for tensor in (ids, response_ids, mask, prompt_lengths))
-        return cls(*tensors, prompt_lengths, prompt_lengths + kept)
+        return cls(
+            ids.to(device),
+            response_ids.to(device),
+            mask.to(device),
+            prompt_lengths.to(device),
+            prompt_lengths,
+            prompt_lengths + kept,
+        )
 
     def __len__(self) -> int:
         return len(self.ids_BL)

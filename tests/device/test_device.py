@@ -21,6 +21,7 @@ INDEX = torch.zeros(3, dtype=torch.long)
         pytest.param(lambda: on(3) * torch.ones(3), id="elementwise"),
         pytest.param(lambda: torch.ones(3)[INDEX.to(NAME)], id="host tensor indexed by a device tensor"),
         pytest.param(lambda: on(3).index_put_((INDEX.to(NAME),), torch.ones(3)), id="host values"),
+        pytest.param(lambda: torch.ones(()).add_(on()), id="in place into a host scalar"),
         pytest.param(lambda: on(3).gather(0, INDEX), id="gather"),
         pytest.param(lambda: on(3).scatter(0, INDEX, on(3)), id="scatter"),
         pytest.param(lambda: on(3).index_select(0, INDEX), id="index_select"),
