@@ -260,8 +260,8 @@ MUTATIONS = [
     mutation(
         "log-probs read one position late",
         "stages/ppo/trajectory.py",
-        "self._positions_N - 1]",
-        "self._positions_N]",
+        "self.starts_B[rows_N] + t_N - 1",
+        "self.starts_B[rows_N] + t_N",
         f"{PPO}/test_trajectory.py",
     ),
     mutation(
@@ -269,6 +269,13 @@ MUTATIONS = [
         "stages/models/actor.py",  # rotary positions are relative: a row's offset changes nothing there
         "self._positions = (self._mask.cumsum(1) - 1)",
         "self._positions = (torch.ones_like(self._mask).cumsum(1) - 1)",
+        f"{PPO}/test_rollout.py",
+    ),
+    mutation(
+        "finished rows go on writing",
+        "stages/ppo/rollout.py",
+        "torch.where(unfinished, token, -1)",
+        "token",
         f"{PPO}/test_rollout.py",
     ),
     mutation(

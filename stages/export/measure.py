@@ -117,7 +117,7 @@ class Yardstick:
         total, agreed, tokens = 0.0, 0, 0
         for _, part in episodes.micro_batches(torch.arange(len(episodes)), self.batch_size):
             kl_N, same_N = token_divergence(policy, other, part, self.temperature)
-            total += float(kl_N.double().sum())
+            total += float(kl_N.cpu().double().sum())
             agreed += int(same_N.sum())
             tokens += len(kl_N)
         return {"kl": total / len(episodes), "kl_per_token": total / tokens, "top_1": agreed / tokens}

@@ -33,7 +33,7 @@ def write(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int, out_
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand((len(prompts), trainer.config.response_length), generator=generator)
     episodes = trainer.respond(prompts, uniform)
-    lengths = episodes.mask_BT.sum(1).tolist()
+    lengths = episodes.response_lengths_B.tolist()
     found = {
         "prompts": [list(prompt) for prompt in prompts],
         "responses": [row[:n] for row, n in zip(episodes.responses_BT.tolist(), lengths, strict=True)],
@@ -50,7 +50,7 @@ def verify(policy: Artifact, bank: Bank, config: PPOConfig, codec: Codec, device
     if not found["prompts"]:
         return 0.0
     episodes = Episodes.build(found["prompts"], found["responses"], codec.stop_ids, codec.pad_id, device)
-    lengths = episodes.mask_BT.sum(1).cpu()
+    lengths = episodes.response_lengths_B
     worst = 0.0
     for role in ROLES:
         off = (_logprobs(bank, role, episodes, config) - torch.tensor(found[role])).abs() / lengths

@@ -125,7 +125,8 @@ class PPOTrainer:
         # 7. Steer the price of KL.
         self.kl.update(data.metrics["objective/kl"], self.config.batch_size)
         self.update += 1
-        counts = [float(ended.sum()), len(ended), float(episodes.mask_BT.sum()), self._flops(episodes)]
+        tokens = float(episodes.response_lengths_B.sum())
+        counts = [float(ended.sum()), len(ended), tokens, self._flops(episodes)]
         count = self.world.sum(torch.tensor(counts, dtype=torch.float64))
         flops = float(count[3])
         self._work[0] += flops / self.world.size
@@ -146,10 +147,10 @@ class PPOTrainer:
 
     def _flops(self, episodes: Episodes) -> float:
         """Operations that this process's share of the update asked for (`stages.ppo.cost`)."""
-        responses = (episodes.lengths_B - episodes.prompt_lengths_B).tolist()
+        lengths = torch.stack([episodes.prompt_lengths_B, episodes.response_lengths_B], dim=1)
         by_phase = update_flops(
             self.shape,
-            list(zip(episodes.prompt_lengths_B.tolist(), responses, strict=True)),
+            [(prompt, response) for prompt, response in lengths.tolist()],
             epochs=self.config.num_ppo_epochs,
             adapter_value=self.config.value == "adapter",
             full=isinstance(self.bank, FullBank),
@@ -217,7 +218,7 @@ class PPOTrainer:
         stop = False
         for epoch in range(config.num_ppo_epochs):
             for number, rows in enumerate(self._mini_batches()):
-                count = float(self.world.sum(data.episodes.mask_BT[rows].sum()[None].double())[0])
+                count = float(self.world.sum(data.episodes.response_lengths_B[rows].sum()[None].double())[0])
                 if not warming_up:
                     sums = self._train_policy(data, rows, count)
                     self._check_ratio(sums, count, first=epoch == 0 and number == 0)
@@ -364,9 +365,12 @@ class PPOTrainer:
         return loss.detach()
 
     def _step(self, role: str, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Clips and applies the gradients. Returns the sums over all processes and the gradient's norm."""
         parameters = self._learning[role]
         self.world.sum_gradients(parameters)
-        norm = float(gathered(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
+        before_clipping = gathered(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        # The only time in a step that the host waits for the device.
+        norm, *values = torch.stack([before_clipping, *sums.values()]).tolist()
         if not math.isfinite(norm):
             raise StageError(
                 f"the {role} role's gradient is {norm} at update {self.update + 1}",
@@ -377,11 +381,8 @@ class PPOTrainer:
             raise StageError(f"the {role} role gets no gradient", mend="report this with the recipe")
         self.optimizers[role].step()
         self.optimizers[role].zero_grad(set_to_none=True)
-        names = sorted(sums)
-        values = (
-            self.world.sum(torch.stack([sums[name].double().cpu() for name in names])) if names else torch.empty(0)
-        )
-        return dict(zip(names, [float(v) for v in values], strict=True)) | {f"{role}_norm": norm}
+        totals = self.world.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+        return dict(zip(sums, totals, strict=True)) | {f"{role}_norm": norm}
 
     # --- Set-up and run-time checks ------------------------------------------------------------------------------
 

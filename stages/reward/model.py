@@ -141,15 +141,19 @@ def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[i
 @torch.no_grad()
 def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str | torch.device) -> Tensor:
     """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M,
-    N)."""
-    scores: Tensor | None = None
-    for batch in by_length(rows, batch_size):
-        ids, mask = pad([rows[i] for i in batch], 0, left=False)
-        found = score(ids.to(device), mask.sum(1).to(device)).float().cpu()
-        if scores is None:
-            scores = torch.zeros(*found.shape[:-1], len(rows))
-        scores[..., batch] = found
-    return torch.zeros(0) if scores is None else scores
+    N). The host waits for the device once, at the end."""
+    if not rows:
+        return torch.zeros(0)
+    batches = list(by_length(rows, batch_size))
+    lengths_N = torch.tensor([len(rows[i]) for batch in batches for i in batch], device=device)
+    found = []
+    for batch, lengths_B in zip(batches, lengths_N.split(batch_size), strict=True):
+        ids, _ = pad([rows[i] for i in batch], 0, left=False)
+        found.append(score(ids.to(device), lengths_B).float())
+    sorted_N = torch.cat(found, -1).cpu()
+    scores = torch.empty_like(sorted_N)
+    scores[..., [i for batch in batches for i in batch]] = sorted_N
+    return scores
 
 
 def save(
