@@ -5,12 +5,13 @@ Shapes: B episodes, L tokens of prompt and response (right-padded), T response t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from stages.microbatch import MicroBatch
 from stages.models.actor import Actor
 from stages.models.text import pad
 
@@ -102,9 +103,12 @@ class Episodes:
             rows = torch.zeros(1, dtype=torch.long)
             yield rows, replace(self.select(rows), mask_BT=torch.zeros_like(self.mask_BT[rows]))
             return
-        rows = rows[self.lengths_B[rows].argsort(stable=True).to(rows.device)]
-        for part in rows.split(size or len(rows)):
+        for part in self.by_length(rows).split(size or len(rows)):
             yield part, self.select(part)
+
+    def by_length(self, rows: Tensor) -> Tensor:
+        """The rows, those of like length together, so that batches of them need little padding."""
+        return rows[self.lengths_B[rows].argsort(stable=True).to(rows.device)]
 
 
 def logprobs(
@@ -142,14 +146,25 @@ def response_logprobs(
     pad_id: int,
     *,
     temperature: float,
-    batch_size: int,
+    batch_size: int | MicroBatch,
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability (B,) of each whole response given its prompt, nats, and how many tokens (B,) it is of: those
-    up to the first stop. Both on the CPU."""
+    """Log-probability (B,) of each whole response given its prompt, nats, and the number of its tokens (B,) up to
+    and including the first stop. Both on the CPU.
+
+    Args:
+        batch_size: responses read at once, fewer where memory runs out.
+        on_batch: called with the number of responses in each batch that is done.
+    """
     episodes = Episodes.build(prompts, responses, stop_ids, pad_id, actor.device)
     totals = torch.zeros(len(episodes))
-    for rows, part in episodes.micro_batches(torch.arange(len(episodes)), batch_size):
+
+    def read(rows: Tensor) -> None:
+        part = episodes.select(rows)
         hidden = actor.hidden(part.ids_BL)
         logps, _ = logprobs(actor, part, hidden, temperature=temperature, chunk_size=None, entropy=False)
         totals[rows] = logps.sum(1).cpu()
+        on_batch(len(rows))
+
+    MicroBatch.of(batch_size).each(episodes.by_length(torch.arange(len(episodes))), read)
     return totals, episodes.mask_BT.sum(1).cpu()
