@@ -73,7 +73,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     "ppo-lora-micro-4": ("ppo", "h576", PPO + "ppo.response_length=64 ppo.micro_batch_size=4"),
     "ppo-lora-micro-2": ("ppo", "h384", PPO + "ppo.response_length=64 ppo.micro_batch_size=2"),
     "ppo-lora-bf16": ("ppo", "h384", PPO + "ppo.response_length=128 base.dtype=bfloat16"),
-    "ppo-lora-ptx": ("ppo", "h384", PPO + "ppo.response_length=64 ppo.ptx_coef=0.1 ppo.micro_batch_size=8"),
+    "ppo-lora-ptx": ("ppo", "h384", PPO + "ppo.response_length=64 ppo.ptx_coef=0.1 ppo.micro_batch_size=8 "
+                     "sft.max_length=128"),
     "ppo-full-trunk": ("ppo", "h384", PPO + FULL + "ppo.response_length=64"),
     "ppo-full-adapter": ("ppo", "h256", PPO + FULL + "ppo.response_length=128 ppo.value=adapter"),
     "dpo-lora": ("dpo", "h384", DPO),
