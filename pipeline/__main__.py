@@ -16,8 +16,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from pipeline import clean as cleaning
+from pipeline import environment, manifest, registry
 from pipeline import launch as launching
-from pipeline import manifest, registry
 from pipeline.config.load import load_recipe
 from pipeline.config.rank import AppConfig
 from pipeline.config.rules import app_conflicts
@@ -453,6 +453,7 @@ def clean(
 
 
 def main() -> None:
+    environment.prepare()
     try:
         app()
     except Exception as bug:

@@ -125,6 +125,7 @@ def predict(
         "sft": recipe.sft.micro_batch_size == "auto",
         "reward": recipe.reward.micro_batch_size == "auto",
         "ppo": recipe.ppo.micro_batch_size == "auto",
+        "dpo": recipe.dpo is not None and recipe.dpo.micro_batch_size == "auto",
     }
     checkpointing = recipe.ppo.gradient_checkpointing
     recipe = replace(recipe, ppo=replace(recipe.ppo, gradient_checkpointing=checkpointing is True))

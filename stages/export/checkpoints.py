@@ -24,15 +24,20 @@ BLOCKS = {"nf4": 64} | dict.fromkeys(TORCHAO, 32)
 
 
 def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:
-    """The policy as one model in float32, its adapter merged: a sum in 16 bits would lose small adapters, and not
-    be what quantisation-aware training rounds. After such training the model still computes on its grid, until
-    `qat.settle` writes that into the weights. A base held in 4 or 8 bits is dequantised."""
+    """The policy as one model in float32 on the CPU, its adapter merged: a sum in 16 bits would lose small
+    adapters, and not be what quantisation-aware training rounds. After such training the model still computes on
+    its grid, until `qat.settle` writes that into the weights. A base held in 4 or 8 bits is dequantised.
+
+    Loaded on `device`, because what a base is rounded to when it is loaded differs between devices; merged on the
+    CPU, where a float32 copy has room.
+    """
     if is_adapter(policy) and base.json("base.json")["quantization"] in ("nf4", "int8"):
         backbone: Any = load_backbone(base, device)
         with readable_checkpoint(policy.path):
-            model: Any = PeftModel.from_pretrained(backbone.dequantize().float(), policy.file(ADAPTER))
+            backbone = backbone.dequantize().to("cpu").float()
+            model: Any = PeftModel.from_pretrained(backbone, policy.file(ADAPTER))
     else:
-        model = load_policy(base, policy, device).float()
+        model = load_policy(base, policy, device).to("cpu").float()
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     return model.requires_grad_(False).eval()
@@ -64,7 +69,7 @@ def _on_hub(spec: dict[str, Any]) -> bool:
     return spec["model"] is not None and not Path(spec["model"]).exists()
 
 
-def save_nf4(source: Path, folder: Path, dtype: str, device: str) -> None:
+def save_nf4(source: Path, folder: Path, dtype: str) -> None:
     """Quantises the float32 checkpoint `source` to NF4 with double quantisation and writes it, packed."""
     from transformers import BitsAndBytesConfig
 
@@ -72,12 +77,12 @@ def save_nf4(source: Path, folder: Path, dtype: str, device: str) -> None:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype_of(dtype, device),
+        bnb_4bit_compute_dtype=dtype_of(dtype, "cpu"),
     )
-    _save_quantised(source, folder, config, dtype, device)
+    _save_quantised(source, folder, config, dtype)
 
 
-def save_torchao(source: Path, folder: Path, kind: str, dtype: str, device: str) -> None:
+def save_torchao(source: Path, folder: Path, kind: str, dtype: str) -> None:
     """Quantises the float32 checkpoint `source` to symmetric integers in groups of 32, by torchao, and writes it.
     torchao 0.18 stores integers of any width in a byte each."""
     from torchao.quantization import IntxWeightOnlyConfig
@@ -87,7 +92,7 @@ def save_torchao(source: Path, folder: Path, kind: str, dtype: str, device: str)
     config = TorchAoConfig(
         IntxWeightOnlyConfig(weight_dtype=getattr(torch, TORCHAO[kind]), granularity=PerGroup(BLOCKS[kind]))
     )
-    _save_quantised(source, folder, config, dtype, device)
+    _save_quantised(source, folder, config, dtype)
 
 
 def check(model: Any, kind: str) -> None:
@@ -112,10 +117,12 @@ def check(model: Any, kind: str) -> None:
         )
 
 
-def _save_quantised(source: Path, folder: Path, config: Any, dtype: str, device: str) -> None:
+def _save_quantised(source: Path, folder: Path, config: Any, dtype: str) -> None:
+    """On the CPU, whatever the run's device: bitsandbytes' CUDA kernel rounds 0.2 % of the weights elsewhere
+    (docs/gpu.md), and the grid of quantisation-aware training is the CPU's."""
     with quiet_load():
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, quantization_config=config, dtype=dtype_of(dtype, device), device_map={"": device}
+            source, quantization_config=config, dtype=dtype_of(dtype, "cpu"), device_map={"": "cpu"}
         )
     model.save_pretrained(folder)
 

@@ -297,7 +297,7 @@ class PPOTrainer:
             torch.stack([loss.loss for loss in losses]).sum().backward()
             _accumulate(sums, losses)
         if config.ptx_coef:
-            sums["ptx_loss"] = self._ptx(actor) * count / self.world.size
+            sums["ptx_loss"] = self._ptx(actor, size) * count / self.world.size
         return sums
 
     def _parts(self, data: Experience, rows: Tensor, size: int | None) -> Iterator[tuple[Tensor, Episodes]]:
@@ -346,23 +346,32 @@ class PPOTrainer:
             cliprange_value=self.config.cliprange_value,
         )
 
-    def _ptx(self, actor: Any) -> Tensor:
+    def _ptx(self, actor: Actor, size: int | None) -> Tensor:
         """PPO-ptx: backward of `ptx_coef` times the language-modelling loss on demonstrations (Ouyang et al. 2022,
-        equation 2). Every process takes the same batch, so that their sum is divided by their number."""
+        equation 2), in micro-batches of `size`. Every process takes the same batch, so their sum is divided by
+        their number."""
         assert self.demonstrations is not None
-        ids, labels = (tensor.to(self.device) for tensor in self.demonstrations(self.generator))
-        hidden = actor.hidden(ids)[:, :-1]
-        keep = labels[:, 1:] != IGNORED
-        logps, _ = actor.logprobs(
-            hidden[keep],
-            labels[:, 1:][keep],
-            temperature=1.0,
-            chunk_size=self.config.logits_chunk_size,
-            entropy=False,
-        )
-        loss = -logps.mean()
-        (self.config.ptx_coef * loss / self.world.size).backward()
-        return loss.detach()
+        ids_BL, labels_BL = self.demonstrations(self.generator)
+        ids_BL, labels_BL = ids_BL[:, :-1], labels_BL[:, 1:]
+        count = max(1, int((labels_BL != IGNORED).sum()))
+        parts = torch.arange(len(ids_BL)).split(size or len(ids_BL))
+        total = torch.zeros((), device=self.device)
+        # Sharded roles need the same number of passes on every process (`_parts`): the last one again, for nothing.
+        for number in range(self.world.most(len(parts)) if self.bank.sharded else len(parts)):
+            rows, weight = parts[min(number, len(parts) - 1)], float(number < len(parts))
+            labels = labels_BL[rows].flatten()
+            places = (labels != IGNORED).nonzero()[:, 0]  # found on the host, where nothing has to wait for it
+            logps, _ = actor.logprobs(
+                actor.hidden(ids_BL[rows].to(self.device)).flatten(0, 1).index_select(0, places.to(self.device)),
+                labels[places].to(self.device),
+                temperature=1.0,
+                chunk_size=self.config.logits_chunk_size,
+                entropy=False,
+            )
+            loss = -logps.sum() * (weight / count)
+            (self.config.ptx_coef * loss / self.world.size).backward()
+            total += loss.detach()
+        return total
 
     def _step(self, role: str, sums: dict[str, Tensor]) -> dict[str, float]:
         """Clips and applies the gradients. Returns the sums over all processes and the gradient's norm."""

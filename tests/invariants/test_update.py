@@ -285,6 +285,32 @@ def test_ptx_adds_the_language_modelling_gradient():
     assert metrics["loss/ptx_avg"] == pytest.approx(loss.item(), rel=0.2), "of all steps' mean"
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_ptx_goes_through_micro_batches(size, monkeypatch):
+    """No pass is over more demonstrations than a micro-batch of episodes, and the gradient is that of the whole
+    batch."""
+    found, sizes = {}, []
+    hidden = Actor.hidden
+
+    def watched(actor, ids):
+        sizes.append(len(ids))
+        return hidden(actor, ids)
+
+    for micro in (None, size):
+        trainer = ppo_case.make(ptx_coef=0.5, micro_batch_size=micro, max_grad_norm=1e9, num_mini_batches=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Actor, "hidden", watched)
+            del sizes[:]
+            with trainer.bank.active("policy", train=True) as actor:
+                loss = trainer._ptx(actor, micro)
+        found[micro] = (loss, [p.grad.clone() for p in trainer._learning["policy"]], list(sizes))
+    assert found[None][2] == [3]
+    assert found[size][2] == ([1, 1, 1] if size == 1 else [2, 1])
+    torch.testing.assert_close(found[size][0], found[None][0])
+    for small, whole in zip(found[size][1], found[None][1], strict=True):
+        torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-7)
+
+
 def test_entropy_bonus_pulls_entropy_up():
     entropies = {}
     for coef in (0.0, 1.0):
