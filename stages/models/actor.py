@@ -13,6 +13,7 @@ from pipeline.errors import StageError
 from stages.models.heads import ScalarHead
 from stages.models.logprobs import positions_at_once, token_logprobs
 from stages.models.plain import PlainSteps, plain_decoder
+from stages.models.wide import logits_of
 
 
 class Steps(Protocol):
@@ -73,9 +74,10 @@ class Actor:
         return CachedSteps(self.lm, ids_BL, mask_BL)
 
     def project(self, hidden_NH: Tensor) -> Tensor:
-        """Logits (N, V) of hidden states, as the model's own forward makes them."""
+        """Logits (N, V) of hidden states, as the model's own forward makes them, but in float32 where it computes
+        in 16 bits (`stages.models.wide`)."""
         config = self.lm.config.get_text_config()
-        logits = self.lm.get_output_embeddings()(hidden_NH)
+        logits = logits_of(self.lm.get_output_embeddings(), hidden_NH)
         scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
         if scale != 1:
             logits = logits * scale
