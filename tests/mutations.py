@@ -79,7 +79,7 @@ MUTATIONS = [
     mutation(
         "rounds: what is loaded is not compared with what was stored",
         "stages/ppo/golden.py",
-        "if not off.max() <= tolerance:",
+        "if not deviation.is_rounding(exact):",
         "if False:",
         f"{PPO}/test_ppo_stage.py",
     ),
