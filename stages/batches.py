@@ -7,6 +7,7 @@ its beginning and averages over processes whatever they held; this does neither.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.errors import StageError
 from stages.distributed import World
 from stages.loss_scale import LossScale, needs_loss_scale
 from stages.microbatch import MicroBatch
+from stages.models.precision import computing
 from stages.sharded import ShardedTrainer
 
 
@@ -149,6 +151,12 @@ class GlobalBatchTrainer(ShardedTrainer):
         return torch.as_tensor(here).float()
 
     # --- The step ---
+
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Around every forward pass: that of the model, not of accelerate's settings."""
+        return computing(self.model)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Gradients of a whole step, over all micro-batches and processes; returns its loss."""

@@ -1,14 +1,24 @@
-"""How exactly a model repeats itself, which bounds what may be asked of two ways to compute the same."""
+"""In which precision a model computes, and how exactly it repeats itself, which bounds what may be asked of two ways
+to compute the same.
+
+A model computes in the precision of its weights, or with float32 weights under autocast (Micikevicius et al. 2018,
+arXiv:1710.03740, section 3.1): what learns in full, and what it is compared with, has float32 weights whose products
+are computed in bfloat16.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.models.qat import quantised
 
+COMPUTE = "compute_dtype"
+"""The attribute of a model that computes under autocast: the precision of its products."""
 EXACT = 1e-3
 """Largest difference between equal computations in float32, in units of what is compared (nats, scores)."""
 ROUGH = 0.09
@@ -22,12 +32,32 @@ FLOOR = 0.1
 all scores happen to lie close together."""
 
 
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """From now on whoever calls the model with `computing` gets products in `dtype`."""
+    setattr(model, COMPUTE, dtype)
+
+
+def computing(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """What a forward pass of a model is to be made in: autocast, if it asks for it. No backward pass: that has the
+    precision of its forward pass by itself. Inside one context each weight is cast once."""
+    dtype = getattr(model, COMPUTE, None)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype=dtype)
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The precision of products with `x`: its own, or autocast's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def exact(model: nn.Module) -> bool:
     """Whether the same tokens in other shapes (another batch, with a cache, another order of sums) give the same
     numbers but for float32's rounding. In 16 bits they differ by more than a step of the optimizer changes; and
     so they do with inputs on a grid, each by what it or its batch holds, as in bitsandbytes' 8 bits and with
     fake-quantised activations."""
     if any(p.dtype != torch.float32 for p in model.parameters() if p.is_floating_point()):
+        return False
+    if any(hasattr(module, COMPUTE) for module in model.modules()):
         return False
     if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
         return False
@@ -68,4 +98,4 @@ class Deviation:
         return self.largest <= EXACT * unit if exact else self.relative <= ROUGH
 
     def __str__(self) -> str:
-        return f"off by up to {self.largest:.3g}, by {self.relative:.2g} of the spread (root mean square)"
+        return f"off by {self.largest:.3g} at most and by {self.relative:.2g} of the spread (root mean square)"

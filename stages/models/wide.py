@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from stages.models.linear import QUANTISED, matmul
+from stages.models.precision import working_dtype
 
 CHUNK = 2**22
 """Bytes of the head's weight that are in float32 at once, where the device has no product of 16-bit numbers with a
@@ -91,11 +92,9 @@ def logits_of(head: nn.Module, hidden_NH: Tensor) -> Tensor:
     """What `head` makes of hidden states (N, H): logits (N, V), in float32 where it is a plain linear layer that
     computes in 16 bits. Other heads (with an adapter, quantised, of a class of their own) and float32 ones compute as
     they do."""
-    device = hidden_NH.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else hidden_NH.dtype
+    dtype = working_dtype(hidden_NH)
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and not hasattr(head, QUANTISED)
     if not plain or dtype == torch.float32:
         return head(hidden_NH)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(hidden_NH.device.type, enabled=False):
         return WideLinear.apply(hidden_NH.to(dtype), head.weight, head.bias)

@@ -34,11 +34,11 @@ def importance_weights(logp_BT: Tensor, sampled_logp_BT: Tensor, clip_max: float
 def measured(data: Experience, record: Record, config: PPOConfig, world: World) -> Experience:
     """Experience whose log-probs were recomputed, with the difference to those noted while sampling in its metrics
     (docs/ppo.md) and, with `ppo.importance_sampling_clip_max`, the weights of its tokens."""
-    mask = data.episodes.mask_BT
-    sampled = record.logp_BT[:, : mask.shape[1]]
-    _, variance = masked_moments(log_ratio(data.logp_BT, sampled), mask, world.sum)
-    sums = torch.stack([mask.sum(), masked_sum(k3(sampled, data.logp_BT), mask)])
-    count, divergence = world.sum(sums.cpu().double()).tolist()
+    sampled = record.logp_BT[:, : data.logp_BT.shape[1]]
+    logp, noted, mask = data.logp_BT.cpu(), sampled.cpu(), data.episodes.mask_BT.cpu()
+    _, variance = masked_moments(log_ratio(logp, noted), mask, world.sum)
+    sums = torch.stack([mask.sum(), masked_sum(k3(noted, logp), mask)])
+    count, divergence = world.sum(sums.double()).tolist()
     metrics = {
         "sampling/kl_k3": divergence / count,
         "sampling/logp_difference_std": float(variance) ** 0.5,

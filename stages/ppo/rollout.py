@@ -77,7 +77,8 @@ def generate(
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         ids, mask = pad([prompts[i] for i in rows], pad_id, left=True)
-        found = _decode(actor, ids, mask, uniform_BT[rows], temperature, stops, record, torch.tensor(rows))
+        with actor.computing():
+            found = _decode(actor, ids, mask, uniform_BT[rows], temperature, stops, record, torch.tensor(rows))
         for i, response in zip(rows, found, strict=True):
             responses[i] = response
         on_batch(len(rows))

@@ -23,7 +23,7 @@ from stages.distributed import World
 from stages.loss_scale import LossScale, needs_loss_scale
 from stages.microbatch import MicroBatch
 from stages.models.bank import Actor, Bank, FullBank
-from stages.models.precision import Deviation, exact, spread_of
+from stages.models.precision import COMPUTE, Deviation, exact, spread_of
 from stages.models.sharding import gathered, whole_states
 from stages.models.text import IGNORED, Codec
 from stages.optimizers import adamw
@@ -82,7 +82,7 @@ class PPOTrainer:
         with bank.active("policy") as actor:
             self.shape = shape_of(actor.lm)
         weight = next(p for p in bank.parameters() if p.is_floating_point())
-        self.attainable = attainable(device, weight.dtype)
+        self.attainable = attainable(device, getattr(actor.lm, COMPUTE, weight.dtype))
         self._work = [0.0, 0.0]  # operations, seconds
         self._learning = {
             role: [p for p in bank.parameters_of(role) if p.requires_grad] for role in sorted(bank.trainable)
@@ -427,8 +427,8 @@ class PPOTrainer:
         return Record.empty((rows, self.config.response_length), self.device)
 
     def _check_start(self, data: Experience) -> None:
-        mask = data.episodes.mask_BT
-        deviation = Deviation.between(data.logp_BT[mask], data.ref_logp_BT[mask])
+        mask = data.episodes.mask_BT.cpu()
+        deviation = Deviation.between(data.logp_BT.cpu()[mask], data.ref_logp_BT.cpu()[mask])
         if not deviation.is_rounding(self.exact):
             raise StageError(
                 f"policy and reference differ before the first step, in nats per token: {deviation}",
@@ -440,7 +440,7 @@ class PPOTrainer:
             return
         ratio, k3 = sums["ratio"] / count, sums["approxkl"] / count
         # k3 is half the square of a small difference of log-probs.
-        spread = spread_of(data.logp_BT[data.episodes.mask_BT])
+        spread = spread_of(data.logp_BT.cpu()[data.episodes.mask_BT.cpu()])
         if not Deviation(abs(ratio - 1), (2 * k3) ** 0.5 / spread).is_rounding(self.exact):
             raise StageError(
                 f"the policy's ratio to itself is {ratio:.4f} before its first step of an update, with a KL of {k3:.2g} "

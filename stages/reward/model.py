@@ -22,7 +22,7 @@ from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_f
 from stages.models.bank import ActorBank, Bank
 from stages.models.heads import ScalarHead, at_last_token
 from stages.models.loading import load_backbone, readable_checkpoint
-from stages.models.precision import Deviation, exact
+from stages.models.precision import Deviation, computing, exact, working_dtype
 from stages.models.text import Codec, pad
 from stages.reward.packing import attention_mask
 
@@ -75,18 +75,20 @@ class RewardModel(Scorer):
         """
         if lengths_B is None:
             return self._packed(ids_BL, **packed)
-        hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        with computing(self.lm):
+            hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
         return self.head(at_last_token(hidden, lengths_B))
 
     def _packed(self, ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor, ends_N: Tensor) -> Tensor:
         """Rows of `stages.reward.packing.pack` -> scores (N,) of their completions."""
         lm = causal_lm(self.lm)
-        hidden = lm.get_decoder()(
-            input_ids=ids_BL,
-            position_ids=positions_BL,
-            attention_mask=attention_mask(segments_BL, lm.get_input_embeddings().weight.dtype),
-            use_cache=False,
-        ).last_hidden_state
+        with computing(lm):
+            hidden = lm.get_decoder()(
+                input_ids=ids_BL,
+                position_ids=positions_BL,
+                attention_mask=attention_mask(segments_BL, working_dtype(lm.get_input_embeddings().weight)),
+                use_cache=False,
+            ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[ends_N])
 
 
