@@ -221,7 +221,8 @@ class GlobalBatchTrainer(ShardedTrainer):
         self._globalstep_last_logged = state["logged_at"]
         self._initial_global_step = 0  # the mean loss is over the whole training, not over this process's part
         self.micro.load_state_dict(state["micro_batch"])
-        self.scale.load_state_dict(state["loss_scale"])
+        if "loss_scale" in state:  # not in a checkpoint of before there was one
+            self.scale.load_state_dict(state["loss_scale"])
 
 
 class TrlTrainer(GlobalBatchTrainer):

@@ -75,8 +75,8 @@ class Actor:
         return hidden
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> Steps:
-        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens. To be called, as
-        its steps are, inside `computing()`."""
+        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens. To be called,
+        as its steps are, inside `computing()`."""
         if self._plain:
             return PlainSteps(self._plain, ids_BL, mask_BL, length)
         return CachedSteps(self.lm, ids_BL, mask_BL)

@@ -1,10 +1,10 @@
 """Linear layers whose weights mostly stand still: frozen backbones, and the LoRA adapters on them.
 
 `LoRALinear` does in one autograd step what peft's layer does in ten: it keeps one copy of the input, in the
-backbone's precision, casts nothing that needs no cast, and computes no gradient of a frozen weight. `LoRADelta` does
-the same beside a layer of bitsandbytes. `matmul` takes oneDNN for float32 on a CPU: PyTorch's own route is MKL, which
-on CPUs that are not Intel's runs at a fraction of the speed. `speed_up` puts these to work in a model, whose
-parameters, names and results stay what they are.
+backbone's precision, casts nothing that needs no cast, and computes no gradient of a frozen weight. `LoRADelta`
+does the same beside a layer of bitsandbytes. `matmul` takes oneDNN for float32 on a CPU: PyTorch's own route is
+MKL, which on CPUs that are not Intel's runs at a fraction of the speed. `speed_up` puts these to work in a model,
+whose parameters, names and results stay what they are.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class LoRALinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight, *adapter = ctx.saved_tensors
         grad_NO = grad.flatten(0, -2)
-        grad_low, grad_a, grad_b = _adapter_gradients(grad_NO, x_NI, *adapter, ctx.scaling, ctx.needs_input_grad[3:5])
+        grad_low, grad_a, grad_b = _adapter_gradients(
+            grad_NO, x_NI, *adapter, ctx.scaling, ctx.needs_input_grad[3:5]
+        )
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_NI = matmul(grad_NO, weight.t())
@@ -123,7 +125,9 @@ class LoRADelta(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, *adapter = ctx.saved_tensors
         grad_NO = grad.flatten(0, -2)
-        grad_low, grad_a, grad_b = _adapter_gradients(grad_NO, x_NI, *adapter, ctx.scaling, ctx.needs_input_grad[2:4])
+        grad_low, grad_a, grad_b = _adapter_gradients(
+            grad_NO, x_NI, *adapter, ctx.scaling, ctx.needs_input_grad[2:4]
+        )
         grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = (grad_low @ adapter[0]).to(x_NI.dtype).view(ctx.shape)
@@ -157,7 +161,9 @@ class FastLinear:
     def __call__(self, x: Tensor) -> Tensor:
         layer = self._layer
         if torch.is_autocast_enabled(x.device.type):
-            return F.linear(x, layer.weight, layer.bias)  # autocast keeps the cast weight, and its gradient's way back
+            return F.linear(
+                x, layer.weight, layer.bias
+            )  # autocast keeps the cast weight, and its gradient's way back
         return Linear.apply(x, layer.weight, layer.bias)
 
 

@@ -41,11 +41,11 @@ def describe_dtype(name: str, device: str) -> str:
     if device == "cuda" and not computes_in_bfloat16(device):
         card = torch.cuda.get_device_name()
         if name == "auto":
-            return f"computing in float32: {card} does not compute in bfloat16 (base.dtype: float16 is faster there)"
+            return f"computing in float32: {card} does not compute in bfloat16 (with LoRA, float16 is faster there)"
         if name == "bfloat16":
             return (
                 f"warning: {card} does not compute in bfloat16 and emulates it slowly; "
-                "set base.dtype to auto (float32) or float16"
+                "set base.dtype to auto (float32) or, with LoRA, float16"
             )
     return f"computing in {chosen}"
 

@@ -1,9 +1,9 @@
-"""In which precision a model computes, and how exactly it repeats itself, which bounds what may be asked of two ways
-to compute the same.
+"""In which precision a model computes, and how exactly it repeats itself, which bounds what may be asked of two
+ways to compute the same.
 
 A model computes in the precision of its weights, or with float32 weights under autocast (Micikevicius et al. 2018,
-arXiv:1710.03740, section 3.1): what learns in full, and what it is compared with, has float32 weights whose products
-are computed in bfloat16.
+arXiv:1710.03740, section 3.1): what learns in full, and what it is compared with, has float32 weights whose
+products are computed in bfloat16.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ ROUGH = 0.09
 """Root mean square of differences between equal computations in 16 bits, as a share of the spread of what is
 compared. The largest difference of many numbers grows with their count and says little; this does not.
 
-Measured (SmolLM2-135M in bfloat16, docs/ppo.md): 0.02 to 0.04 for log-probs of tokens, 0.02 to 0.05 for scores of a
-reward model. A scalar head that is off by a tenth makes 0.1 or more, another adapter several times that."""
+Measured with SmolLM2-135M in bfloat16 (docs/ppo.md): 0.02 for log-probs of tokens, 0.03 for scores of a reward
+model. A scalar head that is off by a tenth makes 0.1 or more, another adapter several times that."""
 FLOOR = 0.1
 """The spread is taken to be at least this share of the numbers' own size: rounding is a share of that, also where
 all scores happen to lie close together."""

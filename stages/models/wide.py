@@ -1,9 +1,9 @@
 """The language-model head of a 16-bit model, with float32 logits.
 
-A head's own forward rounds each logit to 8 (bfloat16) or 11 bits. Sampling and training make these products in other
-shapes, so the same token gets log-probs that differ by the rounding of two logits; it is the largest part of the
-difference between them. Operands stay in 16 bits here: their products are exact in float32, and so are the sums but
-for float32's own rounding.
+A head's own forward rounds each logit to 8 (bfloat16) or 11 bits. Sampling and training round different hidden
+states, so the same token gets log-probs that differ by the rounding of a logit as well: about half of the
+difference between them (docs/ppo.md). Operands stay in 16 bits here: their products are exact in float32, and so
+are the sums but for float32's own rounding.
 """
 
 from __future__ import annotations
@@ -88,13 +88,14 @@ class WideLinear(Function):
         return None if grad_x is None else grad_x.to(ctx.dtype), grad_w, grad_b
 
 
-def logits_of(head: nn.Module, hidden_NH: Tensor) -> Tensor:
-    """What `head` makes of hidden states (N, H): logits (N, V), in float32 where it is a plain linear layer that
-    computes in 16 bits. Other heads (with an adapter, quantised, of a class of their own) and float32 ones compute as
-    they do."""
-    dtype = working_dtype(hidden_NH)
+def logits_of(head: nn.Module, hidden: Tensor) -> Tensor:
+    """What `head` makes of hidden states (..., H): logits (..., V), in float32 where it is a plain linear layer
+    that computes in 16 bits. Other heads (with an adapter, quantised, of a class of their own) and float32 ones
+    compute as they do."""
+    dtype = working_dtype(hidden)
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and not hasattr(head, QUANTISED)
     if not plain or dtype == torch.float32:
-        return head(hidden_NH)
-    with torch.autocast(hidden_NH.device.type, enabled=False):
-        return WideLinear.apply(hidden_NH.to(dtype), head.weight, head.bias)
+        return head(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits_NV = WideLinear.apply(hidden.flatten(0, -2).to(dtype), head.weight, head.bias)
+    return logits_NV.view(*hidden.shape[:-1], -1)

@@ -1,5 +1,5 @@
-"""A few responses and their tokens' log-probs under policy and reference: stored with a policy, reproduced where it is
-loaded.
+"""A few responses and their tokens' log-probs under policy and reference: stored with a policy, reproduced where
+it is loaded.
 
 In the first round the policy starts as the reference's copy, and the first batch shows that their KL is zero. A
 later round's policy starts elsewhere; that it starts where the round before ended, and against the same reference,
@@ -30,8 +30,8 @@ ROLES = ("policy", "reference")
 
 
 def write(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int, out_dir: Path) -> None:
-    """Writes, from rank 0, the policy's responses to `prompts`, and each role's log-prob of each of their tokens, in
-    nats. The processes of a sharded bank all take part."""
+    """Writes, from rank 0, the policy's responses to `prompts`, and each role's log-prob of each of their tokens,
+    in nats. The processes of a sharded bank all take part."""
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand((len(prompts), trainer.config.response_length), generator=generator)
     episodes = trainer.respond(prompts, uniform)
@@ -49,8 +49,8 @@ def write(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int, out_
 
 
 def verify(policy: Artifact, bank: Bank, config: PPOConfig, codec: Codec, device: str, exact: bool) -> float:
-    """Computes the stored log-probs again; returns the largest deviation, in nats. Raises `StageError` when rounding
-    does not explain it: the bank's policy or reference is not what the policy was trained as and against.
+    """Computes the stored log-probs again; returns the largest deviation, in nats. Raises `StageError` when
+    rounding does not explain it: the bank's policy or reference is not what the policy was trained as and against.
 
     Args:
         exact: whether the bank computes exactly (`stages.models.precision`).

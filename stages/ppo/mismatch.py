@@ -1,9 +1,10 @@
 """What sampling and training compute differently in 16 bits: how much it is, and weights that correct for it.
 
-The policy that sampled is not quite the policy whose log-probs are recomputed in full passes: other shapes of the same
-products round otherwise. PPO's ratio is between the recomputed policy and the one being trained, so the difference
-makes it off-policy without showing (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
-Training"). In float32 the log-probs noted while sampling are used as they are, and there is no difference.
+The policy that sampled is not quite the policy whose log-probs are recomputed in full passes: other shapes of the
+same products round otherwise. PPO's ratio is between the recomputed policy and the one being trained, so the
+difference makes it off-policy without showing (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You
+Off-Policy RL Training"). In float32 the log-probs noted while sampling are used as they are, and there is no
+difference.
 
 Shapes: B responses, T response tokens; masks are bool.
 """

@@ -443,8 +443,8 @@ class PPOTrainer:
         spread = spread_of(data.logp_BT.cpu()[data.episodes.mask_BT.cpu()])
         if not Deviation(abs(ratio - 1), (2 * k3) ** 0.5 / spread).is_rounding(self.exact):
             raise StageError(
-                f"the policy's ratio to itself is {ratio:.4f} before its first step of an update, with a KL of {k3:.2g} "
-                "nats per token",
+                f"the policy's ratio to itself is {ratio:.4f} before its first step of an update, with a KL of "
+                f"{k3:.2g} nats per token",
                 mend="something in the model is random or depends on the batch; report this with the recipe",
             )
 

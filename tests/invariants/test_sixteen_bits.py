@@ -1,4 +1,4 @@
-"""PPO in 16 bits: what holds, what is measured, and what is caught. Against float32, whose numbers are exact here."""
+"""PPO in 16 bits: what holds, what is measured, and what is caught. Compared with float32, which is exact here."""
 
 import ppo_case
 import pytest
@@ -8,7 +8,8 @@ import torch
 from pipeline.errors import StageError
 from stages.loss_scale import LossScale
 from stages.models.bank import checkpoint_activations
-from stages.ppo import experience, trainer as trainer_module
+from stages.ppo import experience
+from stages.ppo import trainer as trainer_module
 
 BANKS = {
     "bf16": lambda **v: tiny.lora_bank(dtype=torch.bfloat16, **v),
@@ -193,7 +194,7 @@ def test_a_policy_that_changes_between_its_log_probs_and_its_first_step_is_refus
         return made
 
     monkeypatch.setattr(trainer_module.experience, "build", changed)
-    with pytest.raises(StageError, match="the policy's ratio to itself is (0.9|1.0)"):
+    with pytest.raises(StageError, match=r"the policy's ratio to itself is (0\.9|1\.0)"):
         make(kind).step()
 
 

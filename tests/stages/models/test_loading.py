@@ -29,7 +29,9 @@ def test_dtype_on_a_cpu(name, expected):
 def card(request, monkeypatch):
     """A GPU that computes in bfloat16, or one on which CUDA emulates it, as on a T4."""
     computes = request.param == "computes"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or computes)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or computes
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     return request.param
 

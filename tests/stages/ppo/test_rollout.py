@@ -185,9 +185,7 @@ def test_a_model_under_autocast_samples_in_the_precision_that_it_trains_in(long,
     actor = Actor(speeded(model))
     prompts = tiny.rows(len(PROMPTS), 130, 140, seed=3) if long else PROMPTS
     record = Record.empty(tuple(uniform.shape), "cpu")
-    responses = generate(
-        actor, prompts, uniform, temperature=0.8, stop_ids=STOPS, pad_id=tiny.PAD, record=record
-    )
+    responses = generate(actor, prompts, uniform, temperature=0.8, stop_ids=STOPS, pad_id=tiny.PAD, record=record)
     episodes = Episodes.build(prompts, responses, STOPS, tiny.PAD)
 
     def again(actor):
