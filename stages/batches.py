@@ -90,7 +90,8 @@ class GlobalBatchTrainer(ShardedTrainer):
             )
         # Gradients are summed here, once a step: DDP would average them, and cannot take back a part.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
-        self.scale, backward = LossScale(needs_loss_scale(self.model)), self.accelerator.backward
+        learner: Any = self.model
+        self.scale, backward = LossScale(needs_loss_scale(learner)), self.accelerator.backward
         self.accelerator.backward = lambda loss, **kwargs: backward(self.scale(loss), **kwargs)
 
     # --- The examples of a step ---

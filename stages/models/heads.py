@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import StageError
+from stages.models.precision import without_autocast
 
 
 class ScalarHead(nn.Linear):
@@ -21,7 +22,7 @@ class ScalarHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             return super().forward(hidden.float()).squeeze(-1)
 
     def rescale_(self, mean: float, std: float) -> None:

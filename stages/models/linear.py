@@ -96,15 +96,13 @@ class LoRALinear(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight, *adapter = ctx.saved_tensors
-        grad_NO = grad.flatten(0, -2)
-        grad_low, grad_a, grad_b = _adapter_gradients(
-            grad_NO, x_NI, *adapter, ctx.scaling, ctx.needs_input_grad[3:5]
-        )
+        x_NI, weight, a_RI, b_OR, low_NR = ctx.saved_tensors
+        grad_NO, needs = grad.flatten(0, -2), ctx.needs_input_grad[3:5]
+        grad_low, grad_a, grad_b = _adapter_gradients(grad_NO, x_NI, a_RI, b_OR, low_NR, ctx.scaling, needs)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_NI = matmul(grad_NO, weight.t())
-            grad_NI = grad_NI.addmm_(grad_low.to(grad_NI.dtype), adapter[0].to(grad_NI.dtype))
+            grad_NI = grad_NI.addmm_(grad_low.to(grad_NI.dtype), a_RI.to(grad_NI.dtype))
             grad_x = grad_NI.view(*grad.shape[:-1], weight.shape[1])
         return grad_x, None, None, grad_a, grad_b, None
 
@@ -123,14 +121,12 @@ class LoRADelta(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, *adapter = ctx.saved_tensors
-        grad_NO = grad.flatten(0, -2)
-        grad_low, grad_a, grad_b = _adapter_gradients(
-            grad_NO, x_NI, *adapter, ctx.scaling, ctx.needs_input_grad[2:4]
-        )
+        x_NI, a_RI, b_OR, low_NR = ctx.saved_tensors
+        grad_NO, needs = grad.flatten(0, -2), ctx.needs_input_grad[2:4]
+        grad_low, grad_a, grad_b = _adapter_gradients(grad_NO, x_NI, a_RI, b_OR, low_NR, ctx.scaling, needs)
         grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_x = (grad_low @ adapter[0]).to(x_NI.dtype).view(ctx.shape)
+            grad_x = (grad_low @ a_RI).to(x_NI.dtype).view(ctx.shape)
         return grad, grad_x, grad_a, grad_b, None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stages.models.qat import quantised
 
-COMPUTE = "compute_dtype"
+COMPUTE = "autocast_dtype"
 """The attribute of a model that computes under autocast: the precision of its products."""
 EXACT = 1e-3
 """Largest difference between equal computations in float32, in units of what is compared (nats, scores)."""
@@ -42,6 +42,12 @@ def computing(model: Any) -> contextlib.AbstractContextManager[Any]:
     precision of its forward pass by itself. Inside one context each weight is cast once."""
     dtype = getattr(model, COMPUTE, None)
     return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype=dtype)
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Inside, products with tensors on `x`'s device have the precision of their operands."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from stages.models.linear import QUANTISED, matmul
-from stages.models.precision import working_dtype
+from stages.models.precision import without_autocast, working_dtype
 
 CHUNK = 2**22
 """Bytes of the head's weight that are in float32 at once, where the device has no product of 16-bit numbers with a
@@ -96,6 +96,6 @@ def logits_of(head: nn.Module, hidden: Tensor) -> Tensor:
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and not hasattr(head, QUANTISED)
     if not plain or dtype == torch.float32:
         return head(hidden)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden):
         logits_NV = WideLinear.apply(hidden.flatten(0, -2).to(dtype), head.weight, head.bias)
     return logits_NV.view(*hidden.shape[:-1], -1)
