@@ -191,13 +191,18 @@ def user(text: str) -> list[dict[str, str]]:
 
 
 def base_artifact(
-    folder: Path, *, seed: int = 0, template: str = "plain", quantization: str | dict[str, str] = "none"
+    folder: Path,
+    *,
+    seed: int = 0,
+    template: str = "plain",
+    quantization: str | dict[str, str] = "none",
+    dtype: str = "float32",
 ) -> Artifact:
-    """As the `base` stage makes it: a model of its own, in float32, to be held as `quantization` says."""
+    """As the `base` stage makes it: a model of its own, in float32, to be held as `quantization` and `dtype` say."""
     folder.mkdir(parents=True)
     (lm(seed) if quantization == "none" else quantised_lm("none", seed)).save_pretrained(folder / "model")
     tokenizer(template).save_pretrained(folder / "tokenizer")
-    spec = {"model": None, "revision": None, "dtype": "float32", "quantization": quantization}
+    spec = {"model": None, "revision": None, "dtype": dtype, "quantization": quantization}
     (folder / "base.json").write_text(json.dumps(spec))
     return Artifact("base", folder, f"base of seed {seed}")
 
