@@ -31,7 +31,7 @@ from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
 from stages.models import qat
-from stages.models.loading import load_backbone, readable_checkpoint
+from stages.models.loading import describe_dtype, load_backbone, readable_checkpoint
 from stages.models.text import IGNORED, Codec, chat_template
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
@@ -82,6 +82,7 @@ def _compare(architecture: ArchitectureConfig, config: Any) -> None:
 
 def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: ArchitectureConfig | None) -> Metrics:
     """Loads what the other stages will load and lets it speak; a model that cannot is found out here."""
+    ctx.say(describe_dtype(base.json("base.json")["dtype"], ctx.device))
     model: Any = load_backbone(base, ctx.device)
     if architecture is not None:
         _compare(architecture, model.config.get_text_config())

@@ -40,6 +40,7 @@ from stages.models.adapters import (
     load_actor,
     load_full,
     save_adapter,
+    trained_in_full,
 )
 from stages.models.loading import load_backbone, load_tokenizer, readable_checkpoint
 from stages.models.text import Codec
@@ -224,7 +225,7 @@ def as_dataset(pairs: Sequence[Pair]) -> Dataset:
 def trainable_policy(base: Artifact, sft: Artifact, device: str) -> Any:
     """The SFT model, to be trained further."""
     if not is_adapter(sft):
-        return load_full(base, sft.file(MODEL), device).float().requires_grad_(True)
+        return trained_in_full(load_full(base, sft.file(MODEL), device), base, device)
     with readable_checkpoint(sft.path):
         return PeftModel.from_pretrained(load_backbone(base, device), sft.file(ADAPTER), is_trainable=True)
 

@@ -19,7 +19,7 @@ from pipeline.config.sft import SFTConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import TrlTrainer
-from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter
+from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter, trained_in_full
 from stages.models.loading import load_backbone, load_tokenizer
 from stages.models.text import IGNORED, Codec
 from stages.training import StageCallback, training_arguments
@@ -42,7 +42,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     torch.manual_seed(ctx.seed)
     model: Any = load_backbone(base, ctx.device)
     if config.lora is None:
-        model.float().requires_grad_(True)
+        trained_in_full(model, base, ctx.device)
     else:
         model = new_adapter(model, config.lora)
     values = _DEFAULTS | config.trainer

@@ -42,7 +42,7 @@ def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
 
 BACKWARD_AFTER_SWITCH = (
     "stages/ppo/trainer.py",
-    """                loss.loss.backward()
+    """                self.scales["value"](loss.loss).backward()
                 _accumulate(sums, [loss])
             return sums
 
@@ -79,7 +79,7 @@ MUTATIONS = [
     mutation(
         "rounds: what is loaded is not compared with what was stored",
         "stages/ppo/golden.py",
-        "if not off.max() <= tolerance:",
+        "if not deviation.is_rounding(exact):",
         "if False:",
         f"{PPO}/test_ppo_stage.py",
     ),
@@ -157,6 +157,64 @@ MUTATIONS = [
         "token_loss = torch.maximum(plain, clipped)",
         "token_loss = torch.minimum(plain, clipped)",
         f"{PPO}/test_losses.py",
+    ),
+    mutation(
+        "importance weights without a cap",
+        "stages/ppo/mismatch.py",
+        ".exp().clamp(max=clip_max).detach()",
+        ".exp().detach()",
+        f"{PPO}/test_mismatch.py",
+    ),
+    mutation(
+        "importance weights the wrong way round",
+        "stages/ppo/mismatch.py",
+        "return log_ratio(logp_BT, sampled_logp_BT)",
+        "return log_ratio(sampled_logp_BT, logp_BT)",
+        f"{PPO}/test_mismatch.py",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "importance weights do not enter the loss",
+        "stages/ppo/losses.py",
+        "token_loss = weights_BT * token_loss",
+        "token_loss = 1.0 * token_loss",
+        f"{PPO}/test_losses.py",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "the loss scale stays in the gradients",
+        "stages/loss_scale.py",
+        "parameter.grad.div_(self.value)",
+        "parameter.grad.div_(1.0)",
+        "tests/stages/test_loss_scale.py",
+    ),
+    mutation(
+        "a step that overflowed is taken",
+        "stages/ppo/trainer.py",
+        "        if not skipped:\n",
+        "        if True:\n",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "a full fine-tune samples in another precision than it trains in",
+        "stages/ppo/rollout.py",
+        "with actor.computing():",
+        "with torch.no_grad():",
+        f"{PPO}/test_rollout.py",
+    ),
+    mutation(
+        "the adapter beside a quantised layer gets no gradient of its input",
+        "stages/models/linear.py",
+        "return grad, grad_x, grad_a, grad_b, None\n",
+        "return grad, None, grad_a, grad_b, None\n",
+        f"{MODELS}/test_linear.py",
+    ),
+    mutation(
+        "logits of 16 bits are rounded",
+        "stages/models/wide.py",
+        "    if not plain or dtype == torch.float32:\n",
+        "    if plain or dtype == torch.float32:\n",
+        f"{MODELS}/test_wide.py",
     ),
     mutation(
         "mask leaves the stop token out",

@@ -72,7 +72,10 @@ class BaseConfig:
     pretrain: PretrainConfig | None = None
     """Make the LM here instead of loading one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the frozen weights. `auto`: bfloat16 on a GPU that has it, float32 elsewhere."""
+    """Of the frozen weights, and of what is computed with them; what learns is float32. `auto`: bfloat16 on a GPU
+    that computes in it (NVIDIA's Ampere and later), float32 elsewhere. An older GPU takes bfloat16 with a warning,
+    because it only emulates it. float16 trains LoRA adapters only, with a loss scale. With `lora: null` the weights
+    are float32 and bfloat16 is what their products are computed in."""
     quantization: Literal["none", "nf4", "int8"] | QATConfig = "none"
     """nf4, int8: how the backbone is held in memory in every later stage, which then trains LoRA adapters only. Or
     `{qat: q4_0}`: held in full, and trained for the grid that it will be deployed on."""

@@ -100,6 +100,12 @@ def _lora(recipe: Recipe) -> Iterator[Problem]:
             "reward.lora",
             "and sft.lora must both be given or both be null: roles share one backbone or none",
         )
+    if recipe.base.dtype == "float16" and sft is None:
+        yield (
+            "base.dtype",
+            "float16 trains LoRA adapters only, and sft.lora is null: weights that all learn need the range of "
+            "bfloat16 or float32. Set it to auto",
+        )
     if isinstance(quantization, QATConfig):
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
             if lora is not None and lora.lora_dropout:

@@ -294,8 +294,12 @@ def _export(recipe: Recipe, model: Model) -> Phases:
 
 
 def _learner(model: Model) -> Model:
-    """What is trained in full is held in float32; what carries adapters is held as the base is."""
-    return model if model.lora else Model(model.shape, model.device, SINGLE, "none", None)
+    """What is trained in full is held in float32, and computes as `base.dtype` says; what carries adapters is held
+    as the base is. Layers of quantisation-aware training round float32 weights and compute in float32."""
+    if model.lora:
+        return model
+    mixed = model.size < SINGLE and model.quantization != "qat"
+    return Model(model.shape, model.device, model.size if mixed else SINGLE, "none", None, mixed)
 
 
 def _fused(model: Model, positions: int, *, backward: bool) -> float:

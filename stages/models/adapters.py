@@ -18,7 +18,8 @@ from pipeline.stage import Artifact
 from stages.models import qat
 from stages.models.actor import Actor
 from stages.models.linear import speed_up
-from stages.models.loading import load_backbone, mark_as, readable_checkpoint
+from stages.models.loading import dtype_of, load_backbone, mark_as, readable_checkpoint
+from stages.models.precision import compute_in
 
 ADAPTER, MODEL = "adapter", "model"
 
@@ -83,7 +84,23 @@ def load_full(base: Artifact, folder: Path, device: str) -> Any:
         model.to(device)
     model.requires_grad_(False)
     mark_as(base, model)
+    compute_as(base, model, device)
     return model.eval()
+
+
+def trained_in_full(model: Any, base: Artifact, device: str) -> Any:
+    """A model all of whose weights learn: they are float32, and it computes as `base` says."""
+    model.float().requires_grad_(True)
+    compute_as(base, model, device)
+    return model
+
+
+def compute_as(base: Artifact, model: Any, device: str) -> None:
+    """Makes a model with float32 weights compute in bfloat16 where `base.dtype` comes to that; not with
+    quantisation-aware training, whose layers round float32 weights."""
+    spec = base.json("base.json")
+    if dtype_of(spec["dtype"], device) == torch.bfloat16 and isinstance(spec["quantization"], str):
+        compute_in(model, torch.bfloat16)
 
 
 def save_adapter(model: Any, name: str, folder: Path, target_name: str = ADAPTER) -> None:

@@ -21,11 +21,33 @@ transformers_logging.disable_progress_bar()
 
 
 def dtype_of(name: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that computes in it, float32 elsewhere; other names stand for themselves."""
+    """`auto` is bfloat16 on a GPU that computes in it, float32 elsewhere; other names stand for themselves. It is
+    never float16: that has a narrower range than the weights of some models."""
     if name == "auto":
-        return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether a GPU has instructions for bfloat16. CUDA emulates it on older ones (Turing, Volta), many times more
+    slowly than they compute in float32."""
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def describe_dtype(name: str, device: str) -> str:
+    """What a `base.dtype` comes to on a device, for the user, with a warning where it is a bad choice."""
+    chosen = str(dtype_of(name, device)).removeprefix("torch.")
+    if device == "cuda" and not computes_in_bfloat16(device):
+        card = torch.cuda.get_device_name()
+        if name == "auto":
+            return f"computing in float32: {card} does not compute in bfloat16 (with LoRA, float16 is faster there)"
+        if name == "bfloat16":
+            return (
+                f"warning: {card} does not compute in bfloat16 and emulates it slowly; "
+                "set base.dtype to auto (float32) or, with LoRA, float16"
+            )
+    return f"computing in {chosen}"
 
 
 def load_tokenizer(base: Artifact) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from pipeline.config.ppo import PPOConfig
@@ -107,7 +108,9 @@ def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> N
 
 def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:
     if reward is None or value_role == "policy":
+        # It knows nothing yet: a random head's values would be noise of std 0.9 in the first advantages.
         value = ScalarHead(hidden)
+        torch.nn.init.zeros_(value.weight)
     else:
         value = ScalarHead.load(reward.file(reward_model.HEAD))
     return {value_role: value.to(device)}

@@ -83,8 +83,9 @@ def generate(
         rows = order[start : start + size]
         ids, mask = pad([prompts[i] for i in rows], pad_id, left=True)
         here = places[start : start + size]
-        steps = actor.decode(ids.to(device), mask.to(device), uniform_BT.shape[1])
-        found = _decode(actor, steps, uniform_BT[here], temperature, stops, record, here)
+        with actor.computing():
+            steps = actor.decode(ids.to(device), mask.to(device), uniform_BT.shape[1])
+            found = _decode(actor, steps, uniform_BT[here], temperature, stops, record, here)
         for i, response in zip(rows, found, strict=True):
             responses[i] = response
         on_batch(len(rows))

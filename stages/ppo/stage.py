@@ -140,7 +140,7 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
 
 def _go_on(trainer: PPOTrainer, before: Artifact) -> None:
     """A later round goes on from the policy of the one before, at the price of KL that was right for it."""
-    golden.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.tolerance)
+    golden.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.exact)
     if trainer.config.kl.kind == "adaptive":
         trainer.kl.value = before.metrics["kl_coef"]
 

@@ -12,7 +12,7 @@ import torch
 from pipeline.config.reward import RewardConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact, RunContext
-from stages.models.adapters import float32_trainables, is_adapter, load_full, new_adapter
+from stages.models.adapters import float32_trainables, is_adapter, load_full, new_adapter, trained_in_full
 from stages.models.bank import ActorBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
@@ -63,7 +63,7 @@ class BackboneBuilder:
                 if start
                 else load_backbone(self.base, self.device)
             )
-            self.lm.float().requires_grad_(True)
+            trained_in_full(self.lm, self.base, self.device)
             torch.manual_seed(seed)
         else:
             backbone = load_backbone(self.base, self.device) if self.lm is None else None

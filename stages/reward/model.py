@@ -22,7 +22,7 @@ from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_f
 from stages.models.bank import ActorBank, Bank
 from stages.models.heads import ScalarHead, at_last_token
 from stages.models.loading import load_backbone, readable_checkpoint
-from stages.models.precision import exact
+from stages.models.precision import Deviation, computing, exact, working_dtype
 from stages.models.text import Codec, pad
 from stages.reward.packing import attention_mask
 
@@ -75,18 +75,20 @@ class RewardModel(Scorer):
         """
         if lengths_B is None:
             return self._packed(ids_BL, **packed)
-        hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        with computing(self.lm):
+            hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
         return self.head(at_last_token(hidden, lengths_B))
 
     def _packed(self, ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor, ends_N: Tensor) -> Tensor:
         """Rows of `stages.reward.packing.pack` -> scores (N,) of their completions."""
         lm = causal_lm(self.lm)
-        hidden = lm.get_decoder()(
-            input_ids=ids_BL,
-            position_ids=positions_BL,
-            attention_mask=attention_mask(segments_BL, lm.get_input_embeddings().weight.dtype),
-            use_cache=False,
-        ).last_hidden_state
+        with computing(lm):
+            hidden = lm.get_decoder()(
+                input_ids=ids_BL,
+                position_ids=positions_BL,
+                attention_mask=attention_mask(segments_BL, working_dtype(lm.get_input_embeddings().weight)),
+                use_cache=False,
+            ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[ends_N])
 
 
@@ -235,19 +237,22 @@ def golden_scores(model: Any, rows: Sequence[list[int]], device: str | torch.dev
 
 
 def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
-    """Scores the golden texts again, by every member; returns the largest deviation, raises `StageError` when
-    it is not small."""
+    """Scores the fingerprint's texts again, by every member; returns the largest deviation, in units of the score.
+    Raises `StageError` when rounding does not explain it (`stages.models.precision`)."""
     golden = reward.json(SPEC)["golden"]
     if not golden:
         return 0.0
     scores = score_rows(model.members, [row["ids"] for row in golden], len(golden), device).T
     expected = torch.tensor([row["score"] for row in golden]).reshape(scores.shape)
-    deviation = float((scores - expected).abs().max())
-    tolerance = 1e-3 if str(device) == "cpu" and exact(getattr(model, "bank", model)) else 0.1
-    if not deviation <= tolerance * max(1.0, float(expected.abs().max())):
-        raise StageError(
-            f"the reward model does not give the scores it was stored with: off by {deviation:.3g}",
-            where=str(reward.path),
-            mend="the files or the base changed since; train the reward model again",
-        )
-    return deviation
+    # A GPU may compute float32 products in TF32.
+    strict = str(device) == "cpu" and exact(getattr(model, "bank", model))
+    unit = max(1.0, float(expected.abs().max()))
+    members = [Deviation.between(*columns) for columns in zip(scores.T, expected.T, strict=True)]
+    for deviation in members:
+        if not deviation.is_rounding(strict, unit):
+            raise StageError(
+                f"the reward model does not give the scores it was stored with: {deviation}",
+                where=str(reward.path),
+                mend="the files or the base changed since; train the reward model again",
+            )
+    return max(deviation.largest for deviation in members)
