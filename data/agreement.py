@@ -101,12 +101,12 @@ def krippendorff_alpha(shared: Sequence[Overlap]) -> float | None:
 
         D_o = 1/n sum over units of 2 m/(m - 1) sum (z - mean of the unit)^2,    D_e = 2/(n - 1) sum z^2.
 
-    Values have to be comparable across units for D_e to be what chance gives. Raw ranks are not: those of K = 2 lie
-    in 1..2 and those of K = 6 in 1..6, whoever ranked, so that pooling them makes annotators seem to agree. Nor are
-    Krippendorff's ordinal distances, which depend on how often each rank occurs: "one best, the rest tied" and "one
-    worst, the rest tied" then differ in their means. The z of every ranking have the mean 0, whatever K and ties, so
-    annotators who rank at random have an expected D_o of 2 E(z^2). For one K without ties every rank occurs equally
-    often, and the ordinal distance is proportional to this one: alpha is the ordinal alpha.
+    D_e is what chance gives only where values are comparable across units. Raw ranks are not: those of K = 2 lie in
+    1..2 and those of K = 6 in 1..6, whoever ranked, so pooling them makes annotators seem to agree. Neither are
+    Krippendorff's ordinal distances, which depend on how often each rank occurs: rankings with one best and the
+    rest tied then have another mean than those with one worst. The z of every ranking have the mean 0, whatever K and
+    ties, so that D_o of annotators who rank at random has the expectation 2 E(z^2). For one K without ties every
+    rank occurs equally often and the ordinal distance is proportional to this one: alpha is the ordinal alpha.
     """
     observed = squares = 0.0
     n = 0
