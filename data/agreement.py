@@ -104,7 +104,7 @@ def krippendorff_alpha(shared: Sequence[Overlap]) -> float | None:
     D_e is what chance gives only where values are comparable across units. Raw ranks are not: those of K = 2 lie in
     1..2 and those of K = 6 in 1..6, whoever ranked, so pooling them makes annotators seem to agree. Neither are
     Krippendorff's ordinal distances, which depend on how often each rank occurs: rankings with one best and the
-    rest tied then have another mean than those with one worst. The z of every ranking have the mean 0, whatever K and
+    rest tied then have another mean than those with one worst. The z of every ranking have mean 0, whatever K and
     ties, so that D_o of annotators who rank at random has the expectation 2 E(z^2). For one K without ties every
     rank occurs equally often and the ordinal distance is proportional to this one: alpha is the ordinal alpha.
     """

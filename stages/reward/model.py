@@ -8,7 +8,7 @@ stages/reward/classifier.py.)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,15 @@ def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[i
 
 
 @torch.no_grad()
-def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str | torch.device) -> Tensor:
+def score_rows(
+    score: Any,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    device: str | torch.device,
+    scored: Callable[[int], None] = lambda rows: None,
+) -> Tensor:
     """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M,
-    N)."""
+    N). `scored` is called with the number of rows of each batch."""
     scores: Tensor | None = None
     for batch in by_length(rows, batch_size):
         ids, mask = pad([rows[i] for i in batch], 0, left=False)
@@ -149,6 +155,7 @@ def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, devic
         if scores is None:
             scores = torch.zeros(*found.shape[:-1], len(rows))
         scores[..., batch] = found
+        scored(len(batch))
     return torch.zeros(0) if scores is None else scores
 
 
