@@ -63,8 +63,9 @@ class LeftOut:
             self.counts[TIED] += self.used
 
     def metrics(self, prefix: str = "") -> Metrics:
-        """`dropped_rankings` is the sum of `dropped_rankings/<reason>`."""
+        """`dropped_rankings`, of `read_rankings`, is the sum of `dropped_rankings/<reason>`."""
         return {
+            f"{prefix}read_rankings": self.read,
             f"{prefix}dropped_rankings": self.total,
             **{f"{prefix}dropped_rankings/{reason}": count for reason, count in sorted(self.counts.items())},
             f"{prefix}rankings_shortened": self.shortened,

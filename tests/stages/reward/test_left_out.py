@@ -51,6 +51,7 @@ def test_reasons_add_up_and_one_line_says_them():
     _, left_out = grouped(*(given for given, _ in KINDS.values()))
     metrics = left_out.metrics()
     assert metrics == {
+        "read_rankings": 10,
         "dropped_rankings": 8,
         "dropped_rankings/all answers equal": 2,
         "dropped_rankings/all answers tied": 3,
