@@ -74,11 +74,10 @@ class LeftOut:
 
     def describe(self, what: str) -> str:
         """How many of `what` are left out, and why; empty when nothing is."""
-        long = f"longer than reward.max_length = {self.max_length} tokens (the longest: {self._longest()})"
         words = {
-            TOO_LONG: long,
-            EQUAL: "answers that are all the same text",
-            TIED: "answers that are all tied",
+            TOO_LONG: f"longer than reward.max_length = {self.max_length} tokens (the longest: {self._longest()})",
+            EQUAL: "with answers that are all the same text",
+            TIED: "with all answers tied",
         }
         parts = []
         if len(self.counts) == 1:
@@ -87,7 +86,8 @@ class LeftOut:
             reasons = ", ".join(f"{count} {words[reason]}" for reason, count in self.counts.most_common())
             parts.append(f"{self.total} of {self.read} {what} left out: {reasons}")
         if self.shortened:
-            parts.append(f"{self.shortened} of {self.read} {what} used without some of their answers, {long}")
+            answers = f"{self.shortened} of {self.read} {what} used without some answers"
+            parts.append(answers if self.counts[TOO_LONG] else f"{answers}, {words[TOO_LONG]}")
         return "; ".join(parts)
 
     def hint(self, *, learns: bool = True) -> str:

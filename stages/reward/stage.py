@@ -101,7 +101,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
     for note in notes:
-        ctx.say(f"warning: {note}")
+        ctx.say(f"warning about the reward model: {note}")
     return metrics | {"unfit": reasons, "warnings": notes}
 
 

@@ -64,7 +64,7 @@ def test_reasons_add_up_and_one_line_says_them():
     line = left_out.describe("rankings")
     assert line.startswith("8 of 10 rankings left out: 3 ")
     assert f"3 longer than reward.max_length = {MAX} tokens (the longest: {longest})" in line
-    assert "1 of 10 rankings used without some of their answers" in line
+    assert "1 of 10 rankings used without some answers" in line
     assert left_out.hint() == (
         "raise reward.max_length; rank answers that differ; give strict preferences, or set reward.objective: "
         "davidson, which learns from ties"
@@ -147,8 +147,8 @@ def test_when_everything_is_too_long_the_error_says_so(run):
 @pytest.mark.parametrize(
     ("values", "reason", "hint"),
     [
-        ({"ranks": (1, 1)}, "4 of 4 rankings left out: answers that are all tied", "give strict preferences"),
-        ({"texts": ("a", "a")}, "left out: answers that are all the same text", "rank answers that differ"),
+        ({"ranks": (1, 1)}, "4 of 4 rankings left out: with all answers tied", "give strict preferences"),
+        ({"texts": ("a", "a")}, "left out: with answers that are all the same text", "rank answers that differ"),
         ({"count": 0}, "there are none", "give rankings with at least one strict preference"),
     ],
 )

@@ -263,7 +263,7 @@ def test_a_reward_model_that_is_no_better_than_words_says_so(inputs, tmp_path, t
     assert metrics["eval_bag_of_words_accuracy"] == 1.0
     (warning,) = metrics["warnings"]
     assert artifact.json("quality.json")["warnings"] == [warning]
-    assert f"warning: {warning}" in notes.lines
+    assert f"warning about the reward model: {warning}" in notes.lines
     assert not any("words" in reason for reason in metrics["unfit"])
     ctx, notes = training_context(state="other")
     gate = GateConfig(above_bag_of_words=True)
