@@ -174,7 +174,7 @@ STAGES = {
             planned=_ranks_itself,
             exists=("rank.source", "with rank.source=app or simulated only"),
         ),
-        StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
+        StageSpec("rank", version=3, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
             "reward",
             version=3,

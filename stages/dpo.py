@@ -134,14 +134,14 @@ def read_pairs(
         for ranking in read_rankings_file(artifact.file("rankings.jsonl"))
         if ranking.split == split
     )
-    groups, too_long = group_rankings(rankings, TokenEncoder(codec), config.max_length)
+    groups, left_out = group_rankings(rankings, TokenEncoder(codec), config.max_length)
     pairs = []
     for key, group in groups.items():
         answers = [row[group.prompt_length :] for row in group.rows]
         for order in group.orders:
             for better, worse in strict_pairs(order, config.pairs):
                 pairs.append(Pair(key, group.rows[better][: group.prompt_length], answers[better], answers[worse]))
-    return pairs, too_long
+    return pairs, len(left_out.too_long)
 
 
 def strict_pairs(order: Order, which: str) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ stages/reward/classifier.py.)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
+from stages.microbatch import MicroBatch
 from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_full, save_adapter
 from stages.models.bank import ActorBank, Bank
 from stages.models.heads import ScalarHead, at_last_token
@@ -133,28 +134,36 @@ def numbered(name: str, member: int) -> str:
     return f"{stem}-{member}{dot}{suffix}"
 
 
-def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices of rows in batches, those of like length together."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
 @torch.no_grad()
-def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str | torch.device) -> Tensor:
-    """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M,
-    N). The host waits for the device once, at the end."""
+def score_rows(
+    score: Any,
+    rows: Sequence[Sequence[int]],
+    batch_size: int | MicroBatch,
+    device: str | torch.device,
+    scored: Callable[[int], None] = lambda rows: None,
+) -> Tensor:
+    """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M, N).
+    The host waits for the device once, at the end.
+
+    Args:
+        batch_size: rows scored at once, fewer where memory runs out.
+        scored: called with the number of rows of each batch.
+    """
     if not rows:
         return torch.zeros(0)
-    batches = list(by_length(rows, batch_size))
-    lengths_N = torch.tensor([len(rows[i]) for batch in batches for i in batch], device=device)
-    found = []
-    for batch, lengths_B in zip(batches, lengths_N.split(batch_size), strict=True):
-        ids, _ = pad([rows[i] for i in batch], 0, left=False)
-        found.append(score(ids.to(device), lengths_B).float())
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # those of like length need little padding
+    lengths_N = torch.tensor([len(rows[i]) for i in order], device=device)
+    found: list[Tensor] = []
+
+    def work(part: range) -> None:
+        ids, _ = pad([rows[order[k]] for k in part], 0, left=False)
+        found.append(score(ids.to(device), lengths_N[part.start : part.stop]).float())
+        scored(len(part))
+
+    MicroBatch.of(batch_size).each(range(len(order)), work)
     sorted_N = torch.cat(found, -1).cpu()
     scores = torch.empty_like(sorted_N)
-    scores[..., [i for batch in batches for i in batch]] = sorted_N
+    scores[..., order] = sorted_N
     return scores
 
 
