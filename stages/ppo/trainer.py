@@ -196,21 +196,17 @@ class PPOTrainer:
         role: str = "policy",
     ) -> Episodes:
         """Episodes from given random numbers."""
-
-        def decode(size: int | None) -> list[list[int]]:
-            return generate(
+        with self.bank.active(role, decode=True) as actor:
+            responses = generate(
                 actor,
                 prompts,
                 uniform_BT,
                 temperature=self.config.temperature,
                 stop_ids=self.codec.stop_ids,
                 pad_id=self.codec.pad_id,
-                batch_size=size,
+                batch_size=self.decoding,
                 record=record,
             )
-
-        with self.bank.active(role, decode=True) as actor:
-            responses = self.decoding.run(decode, len(prompts))
         return Episodes.build(prompts, responses, self.codec.stop_ids, self.codec.pad_id, self.device)
 
     # --- 6. Optimisation ----------------------------------------------------------------------------------------

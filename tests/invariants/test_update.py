@@ -12,7 +12,7 @@ import torch
 from pipeline.config.ppo import KLConfig, ScoreConfig
 from pipeline.errors import StageError
 from stages.models.bank import Actor
-from stages.ppo import experience, rollout
+from stages.ppo import experience
 from stages.ppo.trajectory import Episodes
 
 KINDS = list(tiny.BANKS)
@@ -464,20 +464,22 @@ def test_the_micro_batch_that_was_found_is_in_the_checkpoint(monkeypatch):
     ppo_case.assert_close(ppo_case.weights(second), ppo_case.weights(first), tolerance=0)
 
 
-def test_decoding_out_of_memory_halves_its_batch(monkeypatch):
+@pytest.mark.parametrize("wanted", ["auto", 8])
+def test_decoding_out_of_memory_halves_its_batch(wanted, monkeypatch):
     expected = ppo_case.make(rollout_batch_size=4).sample(ppo_case.PROMPTS[:8])
-    trainer = ppo_case.make(rollout_batch_size="auto")
-    generate, sizes = rollout.generate, []
+    trainer = ppo_case.make(rollout_batch_size=wanted)
+    decode, sizes = Actor.decode, []
 
-    def scarce(*args, batch_size, **kwargs):
-        sizes.append(batch_size)
-        if batch_size is None:
+    def scarce(actor, ids, *args):
+        sizes.append(len(ids))
+        if len(ids) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return generate(*args, batch_size=batch_size, **kwargs)
+        return decode(actor, ids, *args)
 
-    monkeypatch.setattr("stages.ppo.trainer.generate", scarce)
+    monkeypatch.setattr(Actor, "decode", scarce)
     assert torch.equal(trainer.sample(ppo_case.PROMPTS[:8]).ids_BL, expected.ids_BL)
-    assert sizes == [None, 4]
+    assert sizes == [8, 4, 4]
+    assert trainer.decoding.size == 4, "the next rollout starts with what fits"
 
 
 # --- A value head on the policy's trunk ---

@@ -22,7 +22,13 @@ CASES = {
     "fp16": ("float16", tiny.LORA),
     "full, bf16": ("bfloat16", None),
 }
-QUICK = {"per_device_train_batch_size": 4, "learning_rate": 3e-3, "max_steps": 4, "save_steps": 2, "logging_steps": 1}
+QUICK = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 3e-3,
+    "max_steps": 4,
+    "save_steps": 2,
+    "logging_steps": 1,
+}
 
 
 @pytest.fixture(params=CASES)
