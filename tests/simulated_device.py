@@ -120,7 +120,8 @@ class DeviceTensor(Tensor):
         torch.Tensor.__setitem__(self, _lists_as_tensors(index), value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _unpickled, (self.host.detach().clone(), self.requires_grad)
+        # Read back it is on the CPU, as with `map_location="cpu"`: who loads it has to move it.
+        return self.host.detach().clone().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         made = DeviceTensor(self.host.detach().clone(), self.requires_grad)
@@ -137,10 +138,6 @@ class DeviceTensor(Tensor):
     def data(self, value: Any) -> None:
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.host = value.host
-
-
-def _unpickled(host: Tensor, requires_grad: bool) -> DeviceTensor:
-    return DeviceTensor(host, requires_grad)
 
 
 def _lists_as_tensors(index: Any) -> Any:
@@ -345,7 +342,6 @@ def install() -> str:
             factories.impl(name, partial(_make, func), "PrivateUse1")
         safetensors.torch.load_file = _load_file  # type: ignore[assignment]
         torch.__future__.set_swap_module_params_on_conversion(True)  # so that tied weights stay tied in `to`
-        torch.serialization.add_safe_globals([_unpickled])
         torch.inference_mode = _no_grad  # type: ignore[assignment, misc]
         _device_constructors()  # PyTorch's own list, cached before two of its functions are replaced
         torch.tensor, torch.as_tensor = _made_on_host(torch.tensor), _made_on_host(torch.as_tensor)

@@ -16,6 +16,7 @@ from pipeline.config.reward import RewardConfig
 from stages.export.measure import Yardstick
 from stages.models import grids
 from stages.models.actor import Actor
+from stages.ppo import checkpoint
 from stages.ppo.advantages import gae, masked_moments, token_rewards, whiten
 from stages.ppo.rollout import Record, generate
 from stages.ppo.trainer import PPOTrainer
@@ -129,6 +130,18 @@ def test_an_update_waits_a_few_times_besides():
     with counting() as syncs:
         metrics = trainer.step()
     assert syncs.total() <= 40 + 2 * metrics["optimizer_steps"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_resumes_on_the_device(tmp_path):
+    values = {"device": NAME, "value": "trunk", **ppo_case.EVERYTHING}
+    expected, resumed = ppo_case.make(**values), ppo_case.make(**values)
+    expected.step()
+    checkpoint.save(tmp_path / "checkpoint.pt", {"trainer": expected.state_dict()})
+    expected.step()
+    resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt")["trainer"])
+    resumed.step()
+    ppo_case.assert_close(ppo_case.weights(resumed), ppo_case.weights(expected), 0.0)
 
 
 def test_moments_of_device_tensors_are_those_of_the_cpu():
