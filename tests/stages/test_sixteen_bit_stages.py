@@ -1,5 +1,5 @@
-"""SFT, reward training and DPO in 16 bits: what learns is float32, steps are those of float32 but for rounding, and an
-interruption changes no bit."""
+"""SFT, reward training and DPO in 16 bits: what learns is float32, steps are those of float32 but for rounding, and
+an interruption changes no bit."""
 
 import pytest
 import tiny
@@ -22,7 +22,13 @@ CASES = {
     "fp16": ("float16", tiny.LORA),
     "full, bf16": ("bfloat16", None),
 }
-QUICK = {"per_device_train_batch_size": 4, "learning_rate": 3e-3, "max_steps": 4, "save_steps": 2, "logging_steps": 1}
+QUICK = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 3e-3,
+    "max_steps": 4,
+    "save_steps": 2,
+    "logging_steps": 1,
+}
 
 
 @pytest.fixture(params=CASES)
