@@ -442,7 +442,7 @@ class PPOTrainer:
         relative = 0.0
         if not self.exact:
             # k3 is half the square of a small difference of log-probs.
-            relative = (2 * k3) ** 0.5 / spread_of(data.logp_BT.cpu()[data.episodes.mask_BT.cpu()])
+            relative = abs(2 * k3) ** 0.5 / spread_of(data.logp_BT.cpu()[data.episodes.mask_BT.cpu()])
         if not Deviation(abs(ratio - 1), relative).is_rounding(self.exact):
             raise StageError(
                 f"the policy's ratio to itself is {ratio:.4f} before its first step of an update, with a KL of "
