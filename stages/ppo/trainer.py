@@ -445,9 +445,11 @@ class PPOTrainer:
         if not first:
             return
         ratio, k3 = sums["ratio"] / count, sums["approxkl"] / count
-        # k3 is half the square of a small difference of log-probs.
-        spread = spread_of(data.logp_BT.cpu()[data.episodes.mask_BT.cpu()])
-        if not Deviation(abs(ratio - 1), (2 * k3) ** 0.5 / spread).is_rounding(self.exact):
+        relative = 0.0
+        if not self.exact:
+            # k3 is half the square of a small difference of log-probs.
+            relative = abs(2 * k3) ** 0.5 / spread_of(data.logp_BT.cpu()[data.episodes.mask_BT.cpu()])
+        if not Deviation(abs(ratio - 1), relative).is_rounding(self.exact):
             raise StageError(
                 f"the policy's ratio to itself is {ratio:.4f} before its first step of an update, with a KL of "
                 f"{k3:.2g} nats per token",

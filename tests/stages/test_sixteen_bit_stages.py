@@ -1,5 +1,5 @@
-"""SFT, reward training and DPO in 16 bits: what learns is float32, steps are those of float32 but for rounding, and an
-interruption changes no bit."""
+"""SFT, reward training and DPO in 16 bits: what learns is float32, steps are those of float32 but for rounding, and
+an interruption changes no bit."""
 
 import pytest
 import tiny

@@ -198,7 +198,8 @@ def base_artifact(
     quantization: str | dict[str, str] = "none",
     dtype: str = "float32",
 ) -> Artifact:
-    """As the `base` stage makes it: a model of its own, in float32, to be held as `quantization` and `dtype` say."""
+    """As the `base` stage makes it: a model of its own, in float32, to be held as `quantization` and `dtype`
+    say."""
     folder.mkdir(parents=True)
     (lm(seed) if quantization == "none" else quantised_lm("none", seed)).save_pretrained(folder / "model")
     tokenizer(template).save_pretrained(folder / "tokenizer")
