@@ -93,7 +93,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     positions state the extended length itself.
     """
     config = config.get("text_config") or config
-    length = next((config[name] for name in CONTEXT if isinstance(config.get(name), int)), None)
+    length: int | None = next((config[name] for name in CONTEXT if isinstance(config.get(name), int)), None)
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
     if length is None or not isinstance(scaling, Mapping):
         return length

@@ -15,7 +15,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from pipeline.checkpoint import adapter_refusal, encoder_decoder_refusal, quantized_refusal, read_json
+from pipeline.checkpoint import (
+    Refusal,
+    adapter_refusal,
+    encoder_decoder_refusal,
+    quantized_refusal,
+    read_json,
+)
 from pipeline.errors import StageError, TutelageError
 from pipeline.stage import Artifact
 from stages.models import grids, qat, weights
@@ -115,6 +121,7 @@ def check_trainable(source: str | Path, revision: str | None = None, *, causal: 
         adapter = find_adapter_config_file(str(source), revision=revision or "main")
         if adapter is None:
             config, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
+    refusal: Refusal | None
     if adapter is not None:
         refusal = adapter_refusal(read_json(Path(adapter)))
     else:
@@ -126,7 +133,7 @@ def check_trainable(source: str | Path, revision: str | None = None, *, causal: 
         raise StageError(f"the checkpoint cannot be used: {what}", where=str(source), mend=hint)
 
 
-def _unknown(config: dict[str, Any]) -> tuple[str, str] | None:
+def _unknown(config: dict[str, Any]) -> Refusal | None:
     kind = config.get("model_type")
     if kind in CONFIG_MAPPING:
         return None

@@ -1,8 +1,8 @@
 """Whether every weight of a loaded model came from its checkpoint.
 
 transformers fills a weight that the checkpoint lacks with random numbers, drops one that the model has no place
-for, reports both and goes on. Here either is an error that names the weights and, where the names tell, what kind of
-checkpoint it is.
+for, reports both and goes on. Here either is an error that names the weights and, where the names tell, what kind
+of checkpoint it is.
 """
 
 from __future__ import annotations
