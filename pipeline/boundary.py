@@ -1,4 +1,4 @@
-"""Failures of the system and of other libraries as errors of this project: no traceback for what users can cause."""
+"""Failures of the system and of other libraries as errors of this project, for all that a user can cause."""
 
 from __future__ import annotations
 
