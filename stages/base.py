@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DataCollatorForSeq2Seq,
     LlamaConfig,
     LlamaForCausalLM,
@@ -31,7 +29,14 @@ from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
 from stages.models import qat
-from stages.models.loading import describe_dtype, load_backbone, readable_checkpoint
+from stages.models.loading import (
+    check_trainable,
+    describe_dtype,
+    load_backbone,
+    load_gguf,
+    load_tokenizer,
+    read_tokenizer,
+)
 from stages.models.text import IGNORED, Codec, chat_template
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
@@ -60,8 +65,8 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                 # The weights stay where they are; their hash tells later stages when they are no longer the same.
                 hashes = {name: file_sha256(file) for name, file in files_below(local).items()}
                 spec |= {"model": str(local.resolve()), "content": combine(hashes)}
-            with readable_checkpoint(config.model):
-                tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision or "main")
+            check_trainable(config.model, config.revision)
+            tokenizer = read_tokenizer(config.model, config.revision)
         _save_tokenizer(tokenizer, config.chat_template, out_dir)
     (out_dir / "base.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
     base = Artifact("base", out_dir, "")
@@ -86,7 +91,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
     model: Any = load_backbone(base, ctx.device)
     if architecture is not None:
         _compare(architecture, model.config.get_text_config())
-    codec = Codec(AutoTokenizer.from_pretrained(base.file("tokenizer")))
+    codec = Codec(load_tokenizer(base))
     if len(codec.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise StageError(
             f"the tokenizer has {len(codec.tokenizer)} entries and the model embeds "
@@ -117,18 +122,8 @@ def _save_tokenizer(tokenizer: Any, template: str, out_dir: Path) -> None:
 
 def _dequantise(path: Path, out_dir: Path) -> Any:
     """Loads a GGUF file as full-precision weights into `out_dir/model`; returns its tokenizer."""
-    from transformers import GgufConfig
-
-    folder, name = str(path.parent), path.name
-    with readable_checkpoint(path):
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=name,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(gguf_file=name, dequantize=True),
-        )
-    model.save_pretrained(out_dir / "model")
+    tokenizer = read_tokenizer(path.parent, gguf_file=path.name)
+    load_gguf(path).save_pretrained(out_dir / "model")
     return tokenizer
 
 

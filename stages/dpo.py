@@ -34,6 +34,7 @@ from stages.models.actor import Actor
 from stages.models.adapters import (
     ADAPTER,
     MODEL,
+    attach_adapter,
     causal_lm,
     float32_trainables,
     is_adapter,
@@ -42,7 +43,7 @@ from stages.models.adapters import (
     save_adapter,
     trained_in_full,
 )
-from stages.models.loading import load_backbone, load_tokenizer, readable_checkpoint
+from stages.models.loading import load_backbone, load_tokenizer
 from stages.models.text import Codec
 from stages.ppo.trajectory import response_logprobs
 from stages.reward.groups import Order, TokenEncoder, group_rankings
@@ -226,8 +227,7 @@ def trainable_policy(base: Artifact, sft: Artifact, device: str) -> Any:
     """The SFT model, to be trained further."""
     if not is_adapter(sft):
         return trained_in_full(load_full(base, sft.file(MODEL), device), base, device)
-    with readable_checkpoint(sft.path):
-        return PeftModel.from_pretrained(load_backbone(base, device), sft.file(ADAPTER), is_trainable=True)
+    return attach_adapter(load_backbone(base, device), sft.file(ADAPTER), trainable=True)
 
 
 def _undo(model: Any, start: Mapping[str, Tensor]) -> None:

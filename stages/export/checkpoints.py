@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages.models.adapters import ADAPTER, is_adapter, load_policy, save_adapter
-from stages.models.loading import dtype_of, keep_layout, load_backbone, quiet_load, readable_checkpoint
+from stages.models.adapters import ADAPTER, attach_adapter, is_adapter, load_policy, save_adapter
+from stages.models.loading import dtype_of, keep_layout, load_backbone, load_pretrained
 
 BASE = "base"
 """The folder of the base beside an adapter, when no Hub id says where it is."""
@@ -33,9 +33,8 @@ def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:
     """
     if is_adapter(policy) and base.json("base.json")["quantization"] in ("nf4", "int8"):
         backbone: Any = load_backbone(base, device)
-        with readable_checkpoint(policy.path):
-            backbone = backbone.dequantize().to("cpu").float()
-            model: Any = PeftModel.from_pretrained(backbone, policy.file(ADAPTER))
+        backbone = backbone.dequantize().to("cpu").float()
+        model: Any = attach_adapter(backbone, policy.file(ADAPTER))
     else:
         model = load_policy(base, policy, device).to("cpu").float()
     if isinstance(model, PeftModel):
@@ -47,22 +46,18 @@ def save_adapter_beside_base(base: Artifact, policy: Artifact, folder: Path, dev
     """Writes `folder/adapter` and, unless the base is on the Hub, `folder/base`: the base as it was in training,
     quantised or not. `reload_adapter` says how the two are put together."""
     spec = base.json("base.json")
-    backbone: Any = load_backbone(base, device)
-    with readable_checkpoint(policy.path):
-        model: Any = PeftModel.from_pretrained(backbone, policy.file(ADAPTER))
+    model = attach_adapter(load_backbone(base, device), policy.file(ADAPTER))
     save_adapter(model, "default", folder)
     if _on_hub(spec):
         return
-    backbone = load_backbone(base, device)
-    backbone.save_pretrained(folder / BASE)
+    load_backbone(base, device).save_pretrained(folder / BASE)
 
 
 def reload_adapter(folder: Path, base: Artifact, device: str) -> Any:
     """The adapter on its base, both as written, through plain transformers and peft."""
     spec = base.json("base.json")
-    with readable_checkpoint(folder):
-        backbone: Any = load_backbone(base, device) if _on_hub(spec) else reload(folder / BASE, device)
-        return PeftModel.from_pretrained(backbone, folder / ADAPTER).requires_grad_(False).eval()
+    backbone: Any = load_backbone(base, device) if _on_hub(spec) else reload(folder / BASE, device)
+    return attach_adapter(backbone, folder / ADAPTER).requires_grad_(False).eval()
 
 
 def _on_hub(spec: dict[str, Any]) -> bool:
@@ -120,16 +115,18 @@ def check(model: Any, kind: str) -> None:
 def _save_quantised(source: Path, folder: Path, config: Any, dtype: str) -> None:
     """On the CPU, whatever the run's device: bitsandbytes' CUDA kernel rounds 0.2 % of the weights elsewhere
     (docs/gpu.md), and the grid of quantisation-aware training is the CPU's."""
-    with quiet_load():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, quantization_config=config, dtype=dtype_of(dtype, "cpu"), device_map={"": "cpu"}
-        )
+    model: Any = load_pretrained(
+        AutoModelForCausalLM,
+        source,
+        quantization_config=config,
+        dtype=dtype_of(dtype, "cpu"),
+        device_map={"": "cpu"},
+    )
     model.save_pretrained(folder)
 
 
 def reload(folder: Path, device: str) -> Any:
     """A checkpoint as anybody loads it: what it holds says how."""
-    with readable_checkpoint(folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": device})
+    model: Any = load_pretrained(AutoModelForCausalLM, folder, dtype="auto", device_map={"": device})
     keep_layout(model)
     return model.requires_grad_(False).eval()

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from pipeline.rounds import newest
 from pipeline.stage import Artifact
 from stages.models.actor import check_projection
-from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full
+from stages.models.adapters import ADAPTER, MODEL, attach_adapter, is_adapter, load_full
 from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
 from stages.models.heads import ScalarHead
-from stages.models.loading import load_backbone, readable_checkpoint
+from stages.models.loading import load_backbone
 from stages.models.text import Codec
 from stages.ppo.scores import EnsembleScorer, HeldScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
 from stages.reward import model as reward_model
@@ -122,12 +121,11 @@ def _lora_bank(
     # A reward model that is no adapter is scored on its own, and lends its head to nobody.
     shared = reward if reward is not None and is_adapter(reward) else None
     backbone = load_backbone(base, device)
-    with readable_checkpoint(sft.path):
-        model = PeftModel.from_pretrained(backbone, sft.file(ADAPTER), adapter_name="reference")
-        model.load_adapter(str(start.file(ADAPTER)), adapter_name="policy")
-        heads = reward_model.load_members(shared, model, device) if shared else {}
-        if config.value == "adapter":
-            model.load_adapter(str((shared or sft).file(ADAPTER)), adapter_name="value")
+    model = attach_adapter(backbone, sft.file(ADAPTER), "reference")
+    attach_adapter(model, start.file(ADAPTER), "policy")
+    heads = reward_model.load_members(shared, model, device) if shared else {}
+    if config.value == "adapter":
+        attach_adapter(model, (shared or sft).file(ADAPTER), "value")
     trainable = ["policy", "value"] if config.value == "adapter" else ["policy"]
     hidden = backbone.config.get_text_config().hidden_size
     heads |= _value_head(shared, hidden, trainable[-1], device)

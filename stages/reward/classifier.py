@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from data.schema import Message
 from pipeline.config.reward import RewardConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages.models.loading import readable_checkpoint
+from stages.models.adapters import adaptable
+from stages.models.loading import check_trainable, load_pretrained, read_tokenizer
 from stages.models.text import Codec
 from stages.reward.model import SPEC, Scorer, load_reward, score_rows, verify
 
@@ -123,11 +124,16 @@ def new_classifier(config: RewardConfig, device: str) -> TextClassifier:
     """The pretrained encoder with a fresh head, and LoRA adapters beside it unless every weight is to be
     trained."""
     assert config.model is not None
-    with readable_checkpoint(config.model):
-        tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision or "main")
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            config.model, revision=config.revision or "main", num_labels=1, dtype=torch.float32
-        ).to(device)
+    check_trainable(config.model, config.revision, causal=False)
+    tokenizer = read_tokenizer(config.model, config.revision)
+    model: Any = load_pretrained(
+        AutoModelForSequenceClassification,
+        config.model,
+        revision=config.revision,
+        new_head=True,
+        num_labels=1,
+        dtype=torch.float32,
+    ).to(device)
     classifier = TextClassifier(model, tokenizer, "reward.model")
     if config.max_length > classifier.longest:
         raise StageError(
@@ -143,7 +149,8 @@ def new_classifier(config: RewardConfig, device: str) -> TextClassifier:
             target_modules=config.lora.target_modules,
             task_type="SEQ_CLS",  # trains and keeps the head besides
         )
-        classifier.model = get_peft_model(model, lora)
+        with adaptable(config.lora):
+            classifier.model = get_peft_model(model, lora)
     return classifier
 
 
@@ -167,9 +174,9 @@ def is_classifier(reward: Artifact) -> bool:
 
 def load_classifier(folder: str | Path, device: str) -> TextClassifier:
     """Any sequence classifier with one label, frozen."""
-    with readable_checkpoint(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").to(device)
+    check_trainable(folder, causal=False)
+    tokenizer = read_tokenizer(folder)
+    model: Any = load_pretrained(AutoModelForSequenceClassification, folder, dtype="auto").to(device)
     classifier = TextClassifier(model.eval(), tokenizer)
     classifier.requires_grad_(False)
     return classifier.eval()

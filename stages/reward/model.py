@@ -19,10 +19,18 @@ from torch import Tensor, nn
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
 from stages.microbatch import MicroBatch
-from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_full, save_adapter
+from stages.models.adapters import (
+    ADAPTER,
+    MODEL,
+    attach_adapter,
+    causal_lm,
+    is_adapter,
+    load_full,
+    save_adapter,
+)
 from stages.models.bank import ActorBank, Bank
 from stages.models.heads import ScalarHead, at_last_token
-from stages.models.loading import load_backbone, readable_checkpoint
+from stages.models.loading import load_backbone
 from stages.models.precision import Deviation, computing, exact, working_dtype
 from stages.models.text import Codec, pad
 from stages.reward.packing import attention_mask
@@ -202,7 +210,7 @@ def load_members(reward: Artifact, model: PeftModel, device: str) -> dict[str, S
     heads = {}
     for member, name in enumerate(roles(reward)):
         if name not in model.peft_config:
-            model.load_adapter(str(reward.file(numbered(ADAPTER, member))), adapter_name=name)
+            attach_adapter(model, reward.file(numbered(ADAPTER, member)), name)
         heads[name] = ScalarHead.load(reward.file(numbered(HEAD, member))).to(device)
     return heads
 
@@ -222,10 +230,8 @@ def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardModel | 
     check_base(reward, base)
     model: RewardModel | RewardEnsemble
     if is_adapter(reward):
-        with readable_checkpoint(reward.path):
-            backbone = load_backbone(base, device)
-            lm = PeftModel.from_pretrained(backbone, reward.file(ADAPTER), adapter_name=ROLE)
-            heads = load_members(reward, lm, device)
+        lm = attach_adapter(load_backbone(base, device), reward.file(ADAPTER), ROLE)
+        heads = load_members(reward, lm, device)
         model = RewardEnsemble(ActorBank(lm.to(device), heads, ()), list(heads))
     else:
         head = ScalarHead.load(reward.file(HEAD)).to(device)
