@@ -11,7 +11,13 @@ PLACES = 12
 MOST_ANNOTATORS = 60
 SHOWN = 12
 """Annotators in the table and, of these, the ones that are not folded away. The others are in agreement.json."""
-TABLES = ("demonstrations", "prompts", "rankings")
+TABLES = {
+    "demonstrations": "demonstrations",
+    "prompts": "prompts",
+    "rankings": "rankings",
+    "completions": "rankings",
+}
+"""What can be left out -> the table of the recipe that it stands in."""
 
 
 def measured(rank: StageRun | None) -> dict[str, Any] | None:
@@ -40,16 +46,16 @@ def dropped(data: StageRun | None) -> list[dict[str, Any]]:
                 rows.append(place["row"])
     return [
         {
-            "table": table,
+            "table": what,
             "file": (config.get(table) or {}).get("path", ""),
             "read": metrics.get(f"read_{table}"),
             "reason": name.partition("/")[2],
             "count": count,
             "rows": places.get((table, name.partition("/")[2]), []),
         }
-        for table in TABLES
+        for what, table in TABLES.items()
         for name, count in metrics.items()
-        if name.startswith(f"dropped_{table}/")
+        if name.startswith(f"dropped_{what}/")
     ]
 
 

@@ -222,7 +222,7 @@ def test_pairs_of_conversations(tmp_path):
     rows = [
         {"chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
         {"prompt": before, "chosen": [assistant("x")], "rejected": [assistant("y")]},
-        {"prompt": "ignored", "chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
+        {"prompt": "that", "chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
     ]
     rankings = read(table(tmp_path, "pairs", rows))
     assert len(rankings) == 3
