@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.messages import LeftOut, as_completion, exchange, form
+from data.messages import Forms, LeftOut, as_completion, exchange
 from data.schema import Message, Ranking
 from data.sources import Row, as_text
 from pipeline.config.data import RankingTableConfig
@@ -97,8 +96,7 @@ class Columns:
     def __init__(self, config: RankingTableConfig) -> None:
         self.given, self.where = config.columns, f"data.rankings.columns ({config.path})"
         self.labels, self.text_lists = config.labels, config.text_lists
-        self.forms: Counter[str] = Counter()
-        """Cells by the form in which they hold a conversation, where that is not a list of messages."""
+        self.forms = Forms()
         self.questions: set[str] = set()
         """Questions of a labelling tool that have answers and are not the one that is read."""
         names = NAMES[config.format]
@@ -163,8 +161,8 @@ class Columns:
             column, cell = f"column {column!r}", row[column]
         else:
             is_there = False
-        self.forms.update(name for name in map(form, (cell, *(value for _, value in answers))) if name)
         prompt, texts = exchange(cell, answers, row.where, text_lists=self.text_lists, what=column or "the prompt")
+        self.forms.add((cell, *(value for _, value in answers)))
         if not prompt and not is_there and any(texts):
             alone = all(not as_completion(value, name, row.where)[0] for name, value in answers)
             if alone:

@@ -13,7 +13,8 @@ import json
 import re
 import tokenize
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -111,10 +112,10 @@ def spelled_messages(text: str, what: str, where: str) -> Any:
     if not stripped.startswith(("[", "{")):
         return None
     value = spelled(stripped) if stripped.endswith(("]", "}")) else None
-    items = value if isinstance(value, list) else [value]
+    items: list[Any] = value if isinstance(value, list) else [value]
     for keys in ({"role", "content"}, {"from", "value"}):
         if items and all(isinstance(item, dict) and keys <= item.keys() for item in items):
-            return value if isinstance(value, list) or items[0].get("role") in ROLES else None
+            return value if value is items or items[0].get("role") in ROLES else None
     if value is None and _SPELLED_MESSAGE.match(stripped) and "role" in stripped and "content" in stripped:
         raise DataError(
             f"{what} looks like messages written as text, and is neither JSON nor Python: {stripped!r:.60}",
@@ -134,13 +135,25 @@ def spelled_texts(value: Any) -> list[str] | None:
     return [item or "" for item in items]
 
 
-def form(value: Any) -> str | None:
-    """How a text cell holds a conversation, for the log; None for plain text and lists."""
-    if is_transcript(value):
-        return "a transcript (Human:, Assistant:)"
-    if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")):
-        return "messages spelled as text"
-    return None
+class Forms:
+    """How many text cells of a table held a conversation, and in which form: reading them as one is said."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, values: Iterable[Any]) -> None:
+        """Counts the cells of a row that was read."""
+        for value in values:
+            if is_transcript(value):
+                self.counts["a transcript (Human:, Assistant:)"] += 1
+            elif isinstance(value, str) and re.match(r"\s*\[?\s*\{", value) and spelled_messages(value, "", ""):
+                self.counts["messages spelled as text"] += 1
+
+    def tell(self, path: str, say: Callable[[str], None] | None) -> None:
+        """Says what was counted."""
+        for name, count in sorted(self.counts.items()):
+            if say is not None:
+                say(f"{path}: {count:,} cells hold {name}; each is read as a conversation")
 
 
 # Cells

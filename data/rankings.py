@@ -44,15 +44,12 @@ def read_rankings(
             any_ranking = True
             yield ranking
     if not any_ranking:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.counts.items())
         raise DataError(
-            "no ranking is left" + (f": {reasons}" if reasons else ""),
+            "no ranking is left" + (f": {dropped.reasons()}" if dropped.counts else ""),
             where=config.path,
             mend=columns.hint() or hint or "a ranking needs a prompt and at least 2 completions, rated or ranked",
         )
-    if say is not None:
-        for name, count in sorted(columns.forms.items()):
-            say(f"{config.path}: {count:,} cells hold {name}; each is read as a conversation")
+    columns.forms.tell(config.path, say)
 
 
 def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking | None:
@@ -108,7 +105,7 @@ def _check_rivals(answers: Sequence[Answer], where: str) -> None:
     for one, other in combinations(answers, 2):
         if one.score is None or other.score is None or one.rival is None or other.rival is None:
             continue
-        if (one.score - other.score) * (one.rival - other.rival) < 0:
+        if ranks_from_scores([one.score, other.score]) != ranks_from_scores([one.rival, other.rival]):
             raise DataError(
                 f"ratings and ranks contradict each other: ratings {one.score:g} and {other.score:g} have ranks "
                 f"{-one.rival:g} and {-other.rival:g}, where 1 is best",

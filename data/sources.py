@@ -124,6 +124,10 @@ class Dropped:
         if len(self.places) < KEPT:
             self.places.append((row, reason))
 
+    def reasons(self) -> str:
+        """What was left out, most often first, for messages."""
+        return ", ".join(f"{count} x {reason}" for reason, count in self.counts.most_common())
+
     def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
         """`rows`, counted as they pass."""
         for row in rows:

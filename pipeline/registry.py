@@ -146,7 +146,7 @@ STAGES = {
     for spec in (
         StageSpec(
             "base",
-            version=1,
+            version=2,
             target="stages.base:run",
             paths={
                 "base.model": lambda model: not is_hub_id(model),
@@ -156,7 +156,7 @@ STAGES = {
         ),
         StageSpec(
             "data",
-            version=2,
+            version=3,
             target="stages.data:run",
             paths={
                 "data.demonstrations.path": is_local,
@@ -174,10 +174,10 @@ STAGES = {
             planned=_ranks_itself,
             exists=("rank.source", "with rank.source=app or simulated only"),
         ),
-        StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
+        StageSpec("rank", version=3, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
             "reward",
-            version=2,
+            version=3,
             target="stages.reward.stage:run",
             needs=("base", "data", "sft", "rank"),
             later=_reward_later,
@@ -213,7 +213,7 @@ STAGES = {
         ),
         StageSpec(
             "eval",
-            version=6,
+            version=7,
             target="stages.eval.stage:run",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),
             later=_eval_later,

@@ -90,7 +90,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
             given = read_rankings(config.rankings, dropped["rankings"], ctx.say)
             rankings = _write(out_dir / "rankings.jsonl", passing(counted(given), "rankings"))
-    _check_sizes(demonstrations, prompts, held_out)
+    _check_sizes(demonstrations, prompts, held_out, dropped["demonstrations"])
     if own_system:
         ctx.say(
             f"{own_system:,} rows have a system message of their own, which stays; data.system is for the others"
@@ -154,10 +154,11 @@ def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:
             yield {"table": table, "row": row, "reason": reason}
 
 
-def _check_sizes(demonstrations: Counter[str], prompts: Counter[str], held_out: float) -> None:
+def _check_sizes(demonstrations: Counter[str], prompts: Counter[str], held_out: float, dropped: Dropped) -> None:
     if not demonstrations["train"]:
+        reasons = f"; left out: {dropped.reasons()}" if dropped.counts else ""
         raise DataError(
-            f"none of the {demonstrations.total()} demonstrations is left to train on",
+            f"none of the {demonstrations.total()} demonstrations is left to train on{reasons}",
             where="data.demonstrations",
             mend="give more of them, with non-empty prompts and completions, or lower data.eval_fraction",
         )
