@@ -107,9 +107,9 @@ def _prompt_and_completion(row: Row, config: TableConfig, forms: Forms) -> tuple
     """Of a row with `messages` and, by our own names, also a prompt or a completion, they must agree."""
     columns = config.columns
     prompt, completion = columns.get("prompt", "prompt"), columns.get("completion", "completion")
-    if "messages" in columns or ("messages" in row and not columns.keys() & {"prompt", "completion"}):
+    if "messages" in columns or ("messages" in row and not (columns.get("prompt") or columns.get("completion"))):
         stated = "messages" in columns
-        beside = None if stated or prompt not in row else prompt
+        beside = prompt if not stated and prompt in row else None
         answers = [columns.get("messages", "messages"), *([] if stated or completion not in row else [completion])]
         found, texts = _exchange(row, config, beside, answers, forms)
         if len({text.strip() for text in texts}) > 1:

@@ -11,9 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from data.columns import Answer, Candidates, Columns, each, nothing
 from data.labels import EXAMPLE, Labels
-from data.messages import ROLES, LeftOut, as_prompt, spelled
+from data.messages import LeftOut, as_prompt
 from data.schema import Message, Ranking, prompt_key
 from data.sources import Row, as_number, as_text
+from data.spelling import ROLES, spelled
 from data.spill import grouping
 from pipeline.errors import DataError
 

@@ -7,38 +7,31 @@ and `exchange` is the one place that makes a prompt and its answers from a row's
 
 from __future__ import annotations
 
-import ast
-import io
-import json
 import re
-import tokenize
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Literal
 
 from data.schema import Message
 from data.sources import as_text
+from data.spelling import (
+    ANSWER_CUE,
+    ROLES,
+    SPEAKER_FIRST,
+    from_transcript,
+    is_transcript,
+    spelled_messages,
+    spelled_texts,
+)
 from pipeline.errors import DataError
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompter": "user"}
-"""The roles that are understood; OASST calls the user a prompter."""
 TOOL_ROLES = frozenset({"tool", "function", "ipython", "tool_call", "tool_response", "tool_result", "observation"})
 TOOL_KEYS = ("tool_calls", "function_call")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 MESSAGES = '[{"role": "user", "content": "..."}, ...]'
 TextLists = Literal["refuse", "unwrap", "text"]
-
-_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-_SPEAKER = r"(Human|Assistant):"
-_BEGIN = re.compile(rf"\s*{_SPEAKER}")
-_AFTER_BLANK_LINE = re.compile(rf"(?:\A\s*|\n[^\S\n]*\n\s*){_SPEAKER}")
-_AT_LINE_START = re.compile(rf"(?:\A\s*|\n\s*){_SPEAKER}")
-_ANSWER_AT_LINE_START = re.compile(r"\n\s*Assistant:")
-_CUE = re.compile(r"\n\s*Assistant:\s*\Z")
-_SPELLED_MESSAGE = re.compile(r"""\[?\s*\{\s*['"](?:role|content)['"]\s*:\s*['"]""")
 
 
 class LeftOut(DataError):
@@ -48,91 +41,6 @@ class LeftOut(DataError):
     def __init__(self, what: str, reason: str, *, where: str, mend: str) -> None:
         super().__init__(what, where=where, mend=mend)
         self.reason = reason
-
-
-# Text that is a conversation
-
-
-def is_transcript(value: Any) -> bool:
-    """Whether a cell is a conversation as one text: it begins with `Human:` or `Assistant:`, and the assistant
-    speaks somewhere, or a blank line comes first as in HH-RLHF."""
-    if not isinstance(value, str):
-        return False
-    begin = _BEGIN.match(value)
-    return begin is not None and (
-        begin[1] == "Assistant" or value.startswith("\n\nHuman:") or bool(_ANSWER_AT_LINE_START.search(value))
-    )
-
-
-def from_transcript(text: str) -> list[Message]:
-    """The turns of a transcript, cut after blank lines, or at line starts where that leaves an answer inside a
-    user's turn. What one speaker says in several turns is one message. Text in front of the first speaker is the
-    system's, or the user's where the assistant speaks first."""
-    messages = _cut(text, _AFTER_BLANK_LINE)
-    if any(m["role"] != "assistant" and _ANSWER_AT_LINE_START.search("\n" + m["content"]) for m in messages):
-        return _cut(text, _AT_LINE_START)
-    return messages
-
-
-def _cut(text: str, marks: re.Pattern[str]) -> list[Message]:
-    lead, *parts = marks.split(text)
-    messages: list[Message] = []
-    if lead.strip():
-        role = "system" if parts and parts[0] == "Human" else "user"
-        messages.append({"role": role, "content": lead.strip()})
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
-        role = _SPEAKERS[speaker]
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{said.strip()}".strip()
-        else:
-            messages.append({"role": role, "content": said.strip()})
-    return messages
-
-
-def spelled(text: str) -> Any:
-    """The JSON or Python value that a text spells; None if it spells none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        value = ast.literal_eval(text)
-        tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
-        return None
-    # Neighbouring texts are one in Python: ['a' 'b'], as NumPy prints two, would be read as one.
-    kinds = [kind for kind in tokens if kind != tokenize.NL]
-    return None if (tokenize.STRING, tokenize.STRING) in pairwise(kinds) else value
-
-
-def spelled_messages(text: str, what: str, where: str) -> Any:
-    """What a text that spells messages in JSON or Python spells; None for other text. Raises `DataError` when it
-    begins as messages do and cannot be read."""
-    stripped = text.strip()
-    if not stripped.startswith(("[", "{")):
-        return None
-    value = spelled(stripped) if stripped.endswith(("]", "}")) else None
-    items: list[Any] = value if isinstance(value, list) else [value]
-    for keys in ({"role", "content"}, {"from", "value"}):
-        if items and all(isinstance(item, dict) and keys <= item.keys() for item in items):
-            return value if value is items or items[0].get("role") in ROLES else None
-    if value is None and _SPELLED_MESSAGE.match(stripped) and "role" in stripped and "content" in stripped:
-        raise DataError(
-            f"{what} looks like messages written as text, and is neither JSON nor Python: {stripped!r:.60}",
-            where=where,
-            mend="write the table as JSONL or Parquet, where a cell can be a list, or the cell as JSON",
-        )
-    return None
-
-
-def spelled_texts(value: Any) -> list[str] | None:
-    """The texts of a cell that spells a list of texts and nulls, as in Kaggle's lmsys tables; None otherwise."""
-    if not isinstance(value, str) or not re.match(r"""\s*\[\s*(['"]|null\b|None\b)""", value):
-        return None
-    items = spelled(value.strip())
-    if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
-        return None
-    return [item or "" for item in items]
 
 
 class Forms:
@@ -170,7 +78,7 @@ def turns(value: Any, what: str, where: str, role: Literal["user", "assistant"])
     spelled = spelled_messages(text, what, where)
     if spelled is not None:
         return as_messages(spelled, what, where)
-    ends_with_cue = role == "user" and (_CUE.search(text) or _BEGIN.match(text))
+    ends_with_cue = role == "user" and (ANSWER_CUE.search(text) or SPEAKER_FIRST.match(text))
     return from_transcript(text) if is_transcript(text) or ends_with_cue else [{"role": role, "content": text}]
 
 
@@ -303,7 +211,9 @@ def exchange(
     """
     prompt, answers = _without_lists(prompt, answers, where, text_lists, what)
     context = turns(prompt, what, where, "user")
-    cued = _without_cue(context) != context
+    goes_on = (
+        is_transcript(prompt) or _without_cue(context) != context
+    )  # after `Assistant:`, white space is no text
     read = [as_completion(value, name, where) for name, value in answers]
     conversations = [_joined(_without_cue(context), before, where, what) for before, _ in read]
     for (name, value), conversation in zip(answers, conversations, strict=True):
@@ -315,7 +225,7 @@ def exchange(
                 raise LeftOut(message, message, where=where, mend=mend)
             raise DataError(message, where=where, mend=mend)
     finished = _finished(conversations[0] if conversations else context, what or "the prompt", where)
-    return finished, [text.strip() if cued else text for _, text in read]
+    return finished, [text.strip() if goes_on else text for _, text in read]
 
 
 def _without_lists(
@@ -373,7 +283,7 @@ def _holds(conversation: list[Message], part: list[Message]) -> bool:
     systems, (whole, some) = zip(*(_by_role(messages) for messages in (conversation, part)), strict=True)
     if all(systems) and systems[0] != systems[1]:
         return False
-    return any(whole[i : i + len(some)] == some for i in range(len(whole) - len(some) + 1)) and bool(some)
+    return any(whole[i : i + len(some)] == some for i in range(len(whole) - len(some) + 1))
 
 
 def _by_role(messages: list[Message]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -92,9 +92,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             rankings = _write(out_dir / "rankings.jsonl", passing(counted(given), "rankings"))
     _check_sizes(demonstrations, prompts, held_out, dropped["demonstrations"])
     if own_system:
-        ctx.say(
-            f"{own_system:,} rows have a system message of their own, which stays; data.system is for the others"
-        )
+        ctx.say(f"rows with a system message of their own, which stays instead of data.system: {own_system:,}")
     for line in pairs.lines():
         ctx.say(line)
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
