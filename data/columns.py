@@ -8,7 +8,7 @@ from typing import Any
 
 from data.messages import Forms, LeftOut, as_completion, exchange
 from data.schema import Message, Ranking
-from data.sources import Row, as_text
+from data.sources import Row, as_text, is_empty
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import RecipeError
 
@@ -86,6 +86,8 @@ LISTS = {
     "label_studio": ("buckets", "models"),
 }
 """Names that stand for a list, by format."""
+DISTINCT = ("completions", "ratings", "ranks")
+"""Lists that may not name a column twice."""
 EITHER = {"label_studio": ("completions",)}
 """Names that stand for one column or a list of them."""
 
@@ -104,6 +106,8 @@ class Columns:
             if name not in names:
                 mend = f"use {', '.join(names)}" if names else "leave `columns` out: the names are our own"
                 raise self.error(f"the format {config.format} has no {name!r}", mend)
+            if isinstance(value, list) and name in DISTINCT and len(set(value)) < len(value):
+                raise self.error(f"{name} names a column twice: {', '.join(value)}", "name each column once")
             several = name in LISTS.get(config.format, ())
             if isinstance(value, str) == several and name not in EITHER.get(config.format, ()):
                 form = "a list of column names" if several else "the name of one column"
@@ -145,7 +149,7 @@ class Columns:
 
     def annotator(self, row: Row) -> str:
         value = self.optional(row, "annotator")
-        return str(value) if value not in (None, "") else ANONYMOUS
+        return ANONYMOUS if is_empty(value) else str(value)
 
     def model(self, row: Row) -> str | None:
         return as_text(self.optional(row, "model"), f"column {self.name('model')!r}", row.where) or None

@@ -13,7 +13,7 @@ from data.columns import Answer, Candidates, Columns, each, nothing
 from data.labels import EXAMPLE, Labels
 from data.messages import LeftOut, as_prompt
 from data.schema import Message, Ranking, prompt_key
-from data.sources import Row, as_number, as_text
+from data.sources import Row, as_number, as_text, is_empty
 from data.spelling import ROLES, spelled
 from data.spill import grouping
 from pipeline.errors import DataError
@@ -122,7 +122,7 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         where = ""
         for row in rows:
             group = row[columns.name("group")] if "group" in columns.given else None
-            if "group" in columns.given and group in (None, ""):
+            if "group" in columns.given and is_empty(group):
                 yield nothing(row, "empty group", "fill the group's column, or leave `group` out")
                 continue
             try:
@@ -174,7 +174,7 @@ def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         names = [columns.name("chosen"), columns.name("rejected")]
         prompt, texts = columns.exchange(row, columns.cells(row, names))
         *scores, rated = _pair_scores(row, columns)
-        if texts[0] == texts[1]:
+        if texts[0] == texts[1] and texts[0].strip():
             yield nothing(row, "chosen and rejected are the same")
             return
         answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
@@ -223,6 +223,7 @@ def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
     if open_nodes[0][0].get("deleted"):
         yield nothing(row, "deleted message")
         return
+    any_ranking = False
     while open_nodes:
         node, before = open_nodes.pop()
         role = ROLES.get(node.text(columns.name("role")))
@@ -238,9 +239,12 @@ def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
         open_nodes.extend((reply, path) for reply in reversed(live))
         deleted = ["deleted message"] * (len(replies) - len(live))
         if role == "user" and len(live) > 1:
+            any_ranking = True
             yield _siblings(path, live, row, columns, deleted)
         elif deleted:
             yield Candidates([], [], row, without=deleted)
+    if not any_ranking:
+        yield nothing(row, "no message with several replies")
 
 
 def _node(value: Any, row: Row) -> Row:
@@ -288,6 +292,13 @@ Scored = tuple[int, list[Any], list[tuple[float | None, str | None, float | None
 
 def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
     text = columns.name("text")
+    for item in items:
+        if item is not None and not isinstance(item, dict):
+            raise DataError(
+                f"some completions are objects, and one is {item!r:.60}",
+                where=row.where,
+                mend="write objects with a text and a score, or texts beside a list of scores",
+            )
     entries = [None if item is None else _node(item, row) for item in items]
     order, sign, rival = columns.order(next(entry for entry in entries if entry is not None), "score", "rank")
     cells = [None if entry is None else entry[text] for entry in entries]

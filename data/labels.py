@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from data.columns import Columns
-from data.sources import Row, as_number
+from data.sources import Row, as_number, is_empty
 from pipeline.errors import DataError
 
 
@@ -49,7 +49,7 @@ class Labels:
 
     def verdict(self, value: Any, row: Row) -> Verdict | None:
         """What the value says; None for an empty cell. Raises `DataError` for a value that is not documented."""
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if is_empty(value):
             return None
         if self.stated:
             return self._stated(value, row)

@@ -100,7 +100,8 @@ def as_messages(value: Any, what: str, where: str) -> list[Message]:
 
 
 def _message(message: Any, what: str, where: str) -> Message:
-    role = message.get("role") if isinstance(message, dict) else None
+    given = message.get("role") if isinstance(message, dict) else None
+    role = given if isinstance(given, str) else ""
     if isinstance(message, dict) and (role in TOOL_ROLES or any(message.get(key) for key in TOOL_KEYS)):
         raise LeftOut(
             f"{what} holds a tool call or a turn of a tool, which prompts here cannot hold",

@@ -36,12 +36,13 @@ def read_rankings(
     """
     columns = Columns(config)
     rows = dropped.counting(read_table(config, say))
-    any_ranking, hint = False, ""
+    any_ranking, hint, contradicting = False, "", 0
     for candidates in ADAPTERS[config.format](rows, columns):
         ranking = _ranking(candidates, config.human, dropped)
         hint = hint or candidates.hint
         if ranking is not None:
             any_ranking = True
+            contradicting += candidates.whole is not None and _contradicts(ranking)
             yield ranking
     if not any_ranking:
         raise DataError(
@@ -50,6 +51,11 @@ def read_rankings(
             mend=columns.hint() or hint or "a ranking needs a prompt and at least 2 completions, rated or ranked",
         )
     columns.forms.tell(config.path, say)
+    if contradicting and say is not None:
+        say(
+            f"{config.path}: rankings whose ratings order answers in another way than their ranks, which count: "
+            f"{contradicting:,}"
+        )
 
 
 def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking | None:
@@ -98,6 +104,14 @@ def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking |
         },
         where=candidates.row.where,
     )
+
+
+def _contradicts(ranking: Ranking) -> bool:
+    """Whether ratings and ranks order two answers in opposite ways. People who give both may do so."""
+    ratings, ranks = ranking.ratings, ranking.ranks
+    if ratings is None:
+        return False
+    return any((ratings[i] - ratings[j]) * (ranks[i] - ranks[j]) > 0 for i, j in combinations(range(len(ranks)), 2))
 
 
 def _check_rivals(answers: Sequence[Answer], where: str) -> None:

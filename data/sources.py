@@ -60,6 +60,11 @@ def as_number(value: Any, what: str, where: str) -> float | None:
     return number
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, blank text, or the NaN that pandas writes for null."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
+
+
 class Row(dict[str, Any]):
     """The cells of a row by column, with its number (the line, in text files) and its place for messages."""
 

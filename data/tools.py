@@ -51,6 +51,9 @@ def argilla(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             if status not in (None, "submitted"):
                 yield nothing(row, f"{status} response")
                 continue
+            if value is None:
+                yield nothing(row, "response without a ranking")
+                continue
             places = _places(value, question, options, row)
             prompt, texts = columns.exchange(row, columns.cells(row, fields))
             answers = [
@@ -85,7 +88,7 @@ def _responses(record: Row, question: str, columns: Columns) -> tuple[Row, list[
                 for entry in entries
                 if question in (entry.get("values") or {})
             ]
-        answered = answered or {}
+        answered = _entry(answered or {}, record)
         columns.questions.update(answered)
         return row, _of_entries(answered.get(question), record)
     if f"{question}.responses" in record:
@@ -132,7 +135,7 @@ def _places(value: Any, question: str, options: Sequence[str], row: Row) -> dict
         )
     places = {}
     for place, item in enumerate(value, 1):
-        name, rank = (item.get("value"), item.get("rank")) if isinstance(item, dict) else (item, None)
+        name, rank = (item.get("value"), item.get("rank", place)) if isinstance(item, dict) else (item, place)
         if name not in options:
             raise DataError(
                 f"a response to {question!r} ranks {name!r}, which is none of {', '.join(options)}",
@@ -140,7 +143,8 @@ def _places(value: Any, question: str, options: Sequence[str], row: Row) -> dict
                 mend="name the question's values under `columns`, options: [...], in the order of completions",
             )
         number = as_number(rank, f"a rank of {question!r}", row.where)
-        places[str(name)] = place if number is None else int(number)
+        if number is not None:
+            places[str(name)] = int(number)
     return places
 
 

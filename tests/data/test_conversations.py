@@ -266,6 +266,13 @@ def test_an_empty_user_turn_is_an_empty_prompt(tmp_path, prompt):
     assert dropped.rows == {"empty prompt": [2]}
 
 
+@pytest.mark.parametrize("role", [None, 3, ["user"], "developer"])
+def test_roles_that_are_not_known_are_refused(role):
+    with pytest.raises(DataError, match="which is no message") as caught:
+        as_prompt([{"role": role, "content": "x"}], "p", "t:1")
+    assert "system, user, assistant" in caught.value.mend
+
+
 @pytest.mark.parametrize("cell", [4, 4.5, True])
 def test_numbers_are_refused_with_a_way_forward(tmp_path, cell):
     with pytest.raises(DataError, match=r"column 'chosen' is not text .* but") as caught:

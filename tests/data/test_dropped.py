@@ -101,7 +101,7 @@ def test_lists_spelled_in_text_cells(tmp_path):
 def test_rows_of_a_long_table_without_a_group(tmp_path):
     rows = [
         {"prompt": "Q", "completion": x, "rating": i, "g": g}
-        for g in (1, None, "", 2)
+        for g in (1, None, float("nan"), 2)
         for i, x in enumerate(("x", "y"))
     ]
     rankings, dropped = read(tmp_path, rows, "long", group="g")
@@ -185,3 +185,14 @@ def test_rows_of_one_ranking_with_different_orders_are_refused(tmp_path):
     rows = [{"prompt": "Q", "completion": "x", "rating": 1}, {"prompt": "Q", "completion": "y", "rank": 1}]
     with pytest.raises(DataError, match="the row has 'rank' and another of its ranking"):
         read(tmp_path, rows, "long")
+
+
+def test_ranks_of_our_own_schema_count_and_contradicting_ratings_are_said(tmp_path):
+    row = {"prompt": [user("Q")], "completions": ["x", "y"], "annotator": "a", "human": True, "ranks": [1, 2]}
+    write_jsonl(
+        tmp_path / "t.jsonl", [row | {"ratings": ratings} for ratings in ([5.0, 1.0], [1.0, 5.0], [2.0, 2.0])]
+    )
+    said = []
+    config = RankingTableConfig(path=str(tmp_path / "t.jsonl"), format="native")
+    assert [r.ranks for r in read_rankings(config, Dropped(), said.append)] == [[1, 2]] * 3
+    assert [line.rpartition(": ")[2] for line in said if "ratings" in line] == ["1"]

@@ -159,6 +159,15 @@ def test_argilla_1(tmp_path, record):
     assert dropped.rows == {"discarded response": [1], "no response": [2]}
 
 
+def test_argilla_1_with_gaps(tmp_path):
+    gap = {"user_id": "u", "value": {"rank": [2, None, 1], "value": OPTIONS}, "status": "submitted"}
+    rows = [{**FIELDS, "ranking": [gap]}, {**FIELDS, "ranking": [gap | {"value": None}]}]
+    [ranking], dropped = read(export(tmp_path, "argilla", rows, ARGILLA))
+    assert (ranking.completions, ranking.ranks) == (["Hello.", "Go away."], [2, 1])
+    assert dropped.rows_out == {"response without a ranking": 1}
+    assert dropped.completions_out == {"missing rating": 1}
+
+
 @pytest.mark.parametrize("record", [FLAT, NESTED, *ARGILLA_1.values()])
 def test_a_question_that_is_not_there_is_named(tmp_path, record):
     config = export(tmp_path, "argilla", [record], ARGILLA | {"question": "preference"})
@@ -174,6 +183,7 @@ def test_argilla_that_does_not_fit(tmp_path):
     fails(export(tmp_path, "argilla", [FLAT], other), "response3")
     text = FLAT | {"ranking.responses": ["response1"], "ranking.responses.status": ["submitted"]}
     fails(export(tmp_path, "argilla", [text], ARGILLA), "no list of options")
+    fails(export(tmp_path, "argilla", [NESTED | {"responses": "x"}], ARGILLA), "where an object belongs")
     wrong = ARGILLA | {"question": "other"}
     fails(export(tmp_path, "argilla", [FLAT], wrong), "no ranking is left", "1 x no response")
 
