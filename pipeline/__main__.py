@@ -37,12 +37,21 @@ from pipeline.tables import memory_table, plan_table, proposals, status_table
 
 REPORT = "report.html"
 
-RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", help="The recipe's YAML file.")]
+
+def _home(path: Path) -> Path:
+    """The path with `~` at its start as the home folder: shells leave it in `--runs=~/x` and in variables."""
+    return path.expanduser()
+
+
+RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", callback=_home, help="The recipe's YAML file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help='A value over the recipe\'s: "ppo.kl.target=8 seed=1". Repeatable.'),
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", envvar="TUTELAGE_RUNS", help="The folder where runs are kept.")]
+RunsOption = Annotated[
+    Path,
+    typer.Option("--runs", envvar="TUTELAGE_RUNS", callback=_home, help="The folder where runs are kept."),
+]
 StageArgument = Annotated[
     str | None,
     typer.Argument(help=f"One of {', '.join(registry.STAGES)}; ppo-2 in the second round. All when left out."),
@@ -279,9 +288,13 @@ def _report(planner: Planner, against: str | None = None) -> None:
 
 @app.command("compare")
 def compare_two(
-    first: Annotated[Path, typer.Argument(help="A run: its folder, its report.json or its report.html.")],
-    second: Annotated[Path, typer.Argument(help="Another.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("comparison.html"),
+    first: Annotated[
+        Path, typer.Argument(callback=_home, help="A run: its folder, its report.json or its report.html.")
+    ],
+    second: Annotated[Path, typer.Argument(callback=_home, help="Another.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_home, help="Where the page goes.")] = Path(
+        "comparison.html"
+    ),
 ) -> None:
     """Compare two runs, from their reports: what differs in the recipes and in the results, with intervals."""
     from pipeline.report.build import compare_reports
@@ -344,8 +357,8 @@ def judge(
 
 @app.command()
 def annotate(
-    file: Annotated[Path, typer.Argument(help='JSONL of {"prompt", "completions"[, "models"]}.')],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the rankings go, as JSONL.")],
+    file: Annotated[Path, typer.Argument(callback=_home, help='JSONL of {"prompt", "completions"[, "models"]}.')],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_home, help="Where the rankings go, as JSONL.")],
     annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")],
     overlap: OverlapOption = 1,
     repeats: Annotated[float, typer.Option(help="Share of items given again, unannounced.")] = 0.0,
@@ -417,7 +430,7 @@ def publish(
 
 @app.command("export-rankings")
 def export_rankings(
-    folder: Annotated[Path, typer.Argument(help="Where the data set is written.")],
+    folder: Annotated[Path, typer.Argument(callback=_home, help="Where the data set is written.")],
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,

@@ -146,7 +146,7 @@ STAGES = {
     for spec in (
         StageSpec(
             "base",
-            version=1,
+            version=2,
             target="stages.base:run",
             paths={
                 "base.model": lambda model: not is_hub_id(model),
@@ -156,7 +156,7 @@ STAGES = {
         ),
         StageSpec(
             "data",
-            version=2,
+            version=3,
             target="stages.data:run",
             paths={
                 "data.demonstrations.path": is_local,

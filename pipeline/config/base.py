@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.config.data import TextSource
-from pipeline.config.section import RUNTIME, Count, Natural, field, section
+from pipeline.config.section import RUNTIME, Count, LocalPath, Natural, field, section
 
 
 @section
@@ -63,7 +63,7 @@ class ArchitectureConfig:
 class BaseConfig:
     """Exactly one of `model` and `pretrain` is given."""
 
-    model: str | None = None
+    model: LocalPath | None = None
     """A Hub id, a local folder, or a `.gguf` file (dequantised on load)."""
     revision: str | None = None
     """For a Hub id: the commit to pin."""
@@ -79,7 +79,7 @@ class BaseConfig:
     quantization: Literal["none", "nf4", "int8"] | QATConfig = "none"
     """nf4, int8: how the backbone is held in memory in every later stage, which then trains LoRA adapters only. Or
     `{qat: q4_0}`: held in full, and trained for the grid that it will be deployed on."""
-    chat_template: str = "auto"
+    chat_template: LocalPath = "auto"
     """`auto`: the tokenizer's own, or `plain` when it has none; or `plain`, `chatml`, or a .jinja file."""
     check_tokens: Natural = field(default=64, metadata=RUNTIME)
     """Tokens generated as a sign of life when the model is loaded."""

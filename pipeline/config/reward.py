@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pipeline.config.data import RankingTableConfig
-from pipeline.config.section import RUNTIME, Chance, Count, Natural, NonNegative, field, section
+from pipeline.config.section import RUNTIME, Chance, Count, LocalPath, Natural, NonNegative, field, section
 from pipeline.config.sft import LoRAConfig
 
 
@@ -44,7 +44,7 @@ class PretrainOnConfig(RankingTableConfig):
 
 @section
 class RewardConfig:
-    model: str | None = None
+    model: LocalPath | None = None
     """An encoder (BERT and the like) to train as the reward model instead of the policy's backbone: a Hub id or a
     folder. It has a tokenizer of its own, and PPO scores with it through text."""
     revision: str | None = None

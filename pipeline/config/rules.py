@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.config import licenses
 from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.data import TaskConfig
 from pipeline.config.dpo import DPOConfig
+from pipeline.config.export import PublishConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
@@ -47,10 +49,31 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _guards(recipe)
     yield from _eval(recipe)
     yield from _export(recipe)
+    yield from _publish(recipe.publish)
+
+
+def _publish(publish: PublishConfig) -> Iterator[Problem]:
     for name in ("model", "rankings"):
-        repository = getattr(recipe.publish, name)
+        repository = getattr(publish, name)
         if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
             yield f"publish.{name}", f"must be owner/name, got {repository!r}"
+    for name in ("license", "rankings_license"):
+        path, license = f"publish.{name}", getattr(publish, name)
+        title, link = getattr(publish, f"{name}_name"), getattr(publish, f"{name}_link")
+        if license is not None and license not in licenses.names():
+            near = licenses.nearest(license)
+            yield (
+                path,
+                f"{license!r} is not an identifier of the Hub"
+                + (f"; did you mean {near}?" if near else ".")
+                + f" For a licence that is not on its list, write other, and its name as {path}_name",
+            )
+        elif license == licenses.OTHER and not title:
+            yield f"{path}_name", f"is required by {path} = other: the licence's name"
+        elif license != licenses.OTHER and (title or link):
+            yield f"{path}_{'name' if title else 'link'}", f"belongs to {path} = other, which is {license}"
+        if link is not None and not re.fullmatch(r"https?://\S+", link):
+            yield f"{path}_link", f"must be an address, https://..., got {link!r}"
 
 
 def _base(base: BaseConfig) -> Iterator[Problem]:
@@ -86,6 +109,12 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         path = getattr(source, "path", "")
         if path.startswith("hub://") and "@" not in path:
             yield (f"{name}.path", "needs the commit to read, since branches move: hub://owner/name@commit")
+        labelled = getattr(source, "format", "") == "choice" or "preference" in getattr(source, "columns", {})
+        if getattr(source, "labels", {}) and not labelled:
+            yield (
+                f"{name}.labels",
+                "says what values of a `preference` column (format wide) or of `choice` mean, and there is none",
+            )
 
 
 def _lora(recipe: Recipe) -> Iterator[Problem]:

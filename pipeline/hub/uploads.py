@@ -114,6 +114,8 @@ def export_rankings(run: RunSummary, folder: Path, only: str | None = None) -> A
         name=f"Rankings of {recipe.name}",
         key=export.key_file(run.folder / "annotators.key"),
         license=recipe.publish.rankings_license,
+        license_name=recipe.publish.rankings_license_name,
+        license_link=recipe.publish.rankings_license_link,
         only=only,
         seed=recipe.seed,
     )

@@ -11,7 +11,13 @@ PLACES = 12
 MOST_ANNOTATORS = 60
 SHOWN = 12
 """Annotators in the table and, of these, the ones that are not folded away. The others are in agreement.json."""
-TABLES = ("demonstrations", "prompts", "rankings")
+TABLES = {
+    "demonstrations": "demonstrations",
+    "prompts": "prompts",
+    "rankings": "rankings",
+    "completions": "rankings",
+}
+"""What can be left out -> the table of the recipe that it stands in."""
 RANKED = {"": "training rankings", "eval_": "held-out rankings", "pretraining_": "rankings of reward.pretrain_on"}
 """Of the `reward` stage's metrics: prefix -> what they are of."""
 
@@ -45,16 +51,16 @@ def _dropped_rows(data: StageRun) -> list[dict[str, Any]]:
                 rows.append(place["row"])
     return [
         {
-            "table": table,
+            "table": what,
             "file": (config.get(table) or {}).get("path", ""),
             "read": metrics.get(f"read_{table}"),
             "reason": name.partition("/")[2],
             "count": count,
             "rows": places.get((table, name.partition("/")[2]), []),
         }
-        for table in TABLES
+        for what, table in TABLES.items()
         for name, count in metrics.items()
-        if name.startswith(f"dropped_{table}/")
+        if name.startswith(f"dropped_{what}/")
     ]
 
 
