@@ -31,7 +31,7 @@ def read_demonstrations(
             elif not completion.strip():
                 dropped.add("empty completion", row.number)
             else:
-                yield Demonstration(prompt, completion, split_of_prompt(prompt, eval_fraction))
+                yield Demonstration(prompt, completion, split_of_prompt(prompt, eval_fraction), row.where)
 
 
 def read_prompts(
@@ -42,7 +42,7 @@ def read_prompts(
         column = columns.get("prompt", "prompt")
         prompt = as_prompt(row[column], f"column {column!r}", row.where)
         if prompt:
-            yield Prompt(prompt, split_of_prompt(prompt, eval_fraction))
+            yield Prompt(prompt, split_of_prompt(prompt, eval_fraction), row.where)
         else:
             dropped.add("empty prompt", row.number)
 

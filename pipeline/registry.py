@@ -146,7 +146,7 @@ STAGES = {
     for spec in (
         StageSpec(
             "base",
-            version=1,
+            version=2,
             target="stages.base:run",
             paths={
                 "base.model": lambda model: not is_hub_id(model),
@@ -156,7 +156,7 @@ STAGES = {
         ),
         StageSpec(
             "data",
-            version=2,
+            version=3,
             target="stages.data:run",
             paths={
                 "data.demonstrations.path": is_local,
@@ -177,7 +177,7 @@ STAGES = {
         StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
             "reward",
-            version=2,
+            version=3,
             target="stages.reward.stage:run",
             needs=("base", "data", "sft", "rank"),
             later=_reward_later,
@@ -225,7 +225,7 @@ STAGES = {
         ),
         StageSpec(
             "export",
-            version=3,
+            version=4,
             target="stages.export.stage:run",
             needs=("base", "data", "reward", "ppo", "eval"),
             later=_export_later,

@@ -4,18 +4,20 @@
    table is held in memory.
 2. Put the system message in front and give every prompt group its split.
 3. Check that every row is on the side of its prompt group, whichever table it comes from.
-4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once), rankings.jsonl, and dropped.jsonl: the
-   first rows of each table of which something was left out, with row number (line, in text files) and reason.
+4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once, and its first row), rankings.jsonl, and
+   dropped.jsonl: the first rows of each table of which something was left out, with row number (line, in text
+   files) and reason.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data import venues
 from data.demonstrations import read_demonstrations, read_prompts
@@ -25,7 +27,7 @@ from data.schema import Demonstration, Prompt, Ranking, as_line, prompt_key, wri
 from data.sources import Dropped
 from data.spill import seen
 from data.splits import check_split, split_of_prompt
-from pipeline.config.data import DataConfig, TaskConfig
+from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig, TaskConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
 
@@ -52,7 +54,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     row = replace(given, prompt=with_system(given.prompt, config.system))
                     check_split(row, held_out)
                     if known.first(prompt_key(row.prompt)):
-                        distinct.write(as_line(Prompt(row.prompt, row.split)))
+                        distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
                     yield row
                     bar.advance()
@@ -74,14 +76,19 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     sizes[len(row.completions)] += 1
                     annotators.add(row.annotator)
                     human = human and row.human
-                    # The artifact's content must not depend on the folder of its source: no `where`.
-                    yield replace(row, split=split_of_prompt(row.prompt, held_out), where="")
+                    yield replace(row, split=split_of_prompt(row.prompt, held_out))
 
             given = read_rankings(config.rankings, dropped["rankings"], ctx.say)
             rankings = _write(out_dir / "rankings.jsonl", passing(counted(given), "rankings"))
     _check_sizes(demonstrations, prompts, held_out)
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
+    sources = {"demonstrations": config.demonstrations, "prompts": config.prompts, "rankings": config.rankings}
     metrics: Metrics = {
+        **{
+            f"source_{table}": source.path
+            for table, source in sources.items()
+            if isinstance(source, TableConfig | RankingTableConfig)
+        },
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
         **{f"read_{table}": noted.read for table, noted in dropped.items() if noted.read},
@@ -114,9 +121,21 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
     counts: Counter[str] = Counter()
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(as_line(row))
+            # The artifact's content must not depend on the folder of its source: no `where`.
+            out.write(as_line(replace(row, where="")))
             counts[row.split] += 1
     return counts
+
+
+def _distinct(row: Demonstration | Prompt | Ranking, table: str) -> dict[str, Any]:
+    """A line of prompts.jsonl. `row` is the number of the first row with this prompt, 0 if it was generated."""
+    numbers = re.findall(r"\d+", row.where)
+    return {
+        "prompt": row.prompt,
+        "split": row.split,
+        "table": table,
+        "row": int(numbers[-1]) if numbers else 0,
+    }
 
 
 def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:

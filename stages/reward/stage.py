@@ -29,8 +29,7 @@ from pipeline.errors import DataError, StageError
 from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.distributed import World
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
+from stages.models.text import load_codec
 from stages.reward import training
 from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate
@@ -54,7 +53,7 @@ class Material:
 
 def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, rounds = inputs["base"], list(by_round(inputs, "rank").values())
-    codec = Codec(load_tokenizer(base))
+    codec = load_codec(base)
     builder = builder_for(config, inputs, codec, ctx)
     encoder = builder.encoder
     # 1.
