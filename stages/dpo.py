@@ -43,8 +43,8 @@ from stages.models.adapters import (
     save_adapter,
     trained_in_full,
 )
-from stages.models.loading import load_backbone, load_tokenizer
-from stages.models.text import Codec
+from stages.models.loading import load_backbone
+from stages.models.text import Codec, load_codec
 from stages.ppo.trajectory import response_logprobs
 from stages.reward.groups import Order, TokenEncoder, group_rankings
 from stages.training import StageCallback, training_arguments
@@ -67,7 +67,7 @@ class Pair:
 
 def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, sft = inputs["base"], inputs["sft"]
-    codec = Codec(load_tokenizer(base))
+    codec = load_codec(base)
     # 1.
     pairs, too_long = read_pairs(inputs, codec, config, "train")
     held_out, _ = read_pairs(inputs, codec, config, "eval")

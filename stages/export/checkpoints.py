@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,20 @@ def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def save_adapter_beside_base(base: Artifact, policy: Artifact, folder: Path, device: str) -> None:
+def save_adapter_beside_base(
+    base: Artifact, policy: Artifact, folder: Path, device: str, stop_ids: Collection[int]
+) -> None:
     """Writes `folder/adapter` and, unless the base is on the Hub, `folder/base`: the base as it was in training,
-    quantised or not. `reload_adapter` says how the two are put together."""
+    quantised or not, with a generation config that stops at `stop_ids`. `reload_adapter` says how the two are put
+    together."""
     spec = base.json("base.json")
     model = attach_adapter(load_backbone(base, device), policy.file(ADAPTER))
     save_adapter(model, "default", folder)
     if _on_hub(spec):
         return
-    load_backbone(base, device).save_pretrained(folder / BASE)
+    backbone = load_backbone(base, device)
+    backbone.generation_config.eos_token_id = sorted(stop_ids)
+    backbone.save_pretrained(folder / BASE)
 
 
 def reload_adapter(folder: Path, base: Artifact, device: str) -> Any:

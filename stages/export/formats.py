@@ -61,7 +61,7 @@ class Files:
         if "adapter" in formats:
             folder = self.of("adapter")
             folder.mkdir()
-            checkpoints.save_adapter_beside_base(base, policy, folder, self.device)
+            checkpoints.save_adapter_beside_base(base, policy, folder, self.device, self.codec.stop_ids)
             self.codec.tokenizer.save_pretrained(folder)
             yield "adapter"
         merged = [name for name in formats if name != "adapter"]

@@ -19,6 +19,7 @@ from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
 from stages.models.text import Codec
 from stages.ppo.scores import EnsembleScorer, HeldScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
+from stages.prompts import conversations
 from stages.reward import model as reward_model
 from stages.reward.classifier import is_classifier, load_classifier, load_reward_classifier
 from stages.reward.model import ROLE, RewardEnsemble
@@ -71,7 +72,7 @@ def build(
             else load_classifier(str(config.reward_model), device)
         )
         _check_aggregate(config, 1)
-        return bank, TextScorer(classifier, codec, batch)
+        return bank, TextScorer(classifier, codec, batch, conversations(inputs["data"], codec))
     if ROLE in bank.roles:
         ensemble = RewardEnsemble(bank, reward_model.roles(reward))
         reward_model.verify(reward, ensemble, device)
@@ -84,9 +85,9 @@ def build(
         model = RewardEnsemble(model.bank, model.roles[:members])
     _check_aggregate(config, members)
     if members == 1:
-        scorer = token_scorer(model, batch, device)
+        scorer = token_scorer(model, batch, device, codec)
         return bank, HeldScorer(scorer, bank, ROLE) if ROLE in bank.roles else scorer
-    return bank, EnsembleScorer(model, config.reward, batch, device)
+    return bank, EnsembleScorer(model, config.reward, batch, device, codec)
 
 
 def _check_aggregate(config: PPOConfig, members: int) -> None:

@@ -30,8 +30,7 @@ from pipeline.errors import DataError, StageError
 from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.distributed import World
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
+from stages.models.text import load_codec
 from stages.reward import bag_of_words, training
 from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, warnings
@@ -58,7 +57,7 @@ class Material:
 
 def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, rounds = inputs["base"], list(by_round(inputs, "rank").values())
-    codec = Codec(load_tokenizer(base))
+    codec = load_codec(base)
     builder = builder_for(config, inputs, codec, ctx)
     # 1.
     read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
