@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -86,6 +86,8 @@ def export_rankings(
     name: str,
     key: bytes,
     license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     only: Literal["human", "simulated"] | None = None,
     seed: int = 0,
 ) -> Exported:
@@ -96,6 +98,7 @@ def export_rankings(
         name: of the data set, for the card.
         key: of the pseudonyms, see `key_file`. Simulated annotators keep their names.
         license: the Hub's identifier; None: the card says that none is given.
+        license_name, license_link: of a licence that the Hub's list does not have, whose identifier is `other`.
         only: whose rankings; None: all.
 
     Raises:
@@ -117,7 +120,8 @@ def export_rankings(
                 mend="export without --only, or run the rank stage",
             )
         sizes = {split: sum(f.stat().st_size for f in (partial / "data").glob(f"{split}-*")) for split in splits}
-        text = card(name, splits, sizes, sample, measure(sample, seed=seed), license)
+        terms = {"license": license or "unknown", "license_name": license_name, "license_link": license_link}
+        text = card(name, splits, sizes, sample, measure(sample, seed=seed), terms)
         (partial / CARD).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -190,14 +194,15 @@ def card(
     sizes: dict[str, int],
     sample: Sample,
     measured: dict[str, Any],
-    license: str | None,
+    terms: Mapping[str, str | None],
 ) -> str:
-    """The data set's README.md: what the Hub reads between the dashes, then what people read."""
+    """The data set's README.md: what the Hub reads between the dashes, then what people read. `terms` are the
+    header's keys of the licence, those that are None left out."""
     total = sum(splits.values())
     steps = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
     header = {
         "pretty_name": name,
-        "license": license or "unknown",
+        **{key: value for key, value in terms.items() if value is not None},
         "tags": [
             "tutelage",
             "rankings",
@@ -233,7 +238,7 @@ def card(
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
         f"# {name}",
         f"{total:,} rankings of K answers to a prompt by {len(sample.annotators):,} annotators. {whose}",
-        "License: " + (license or "none is given; ask who published this before using it") + ".",
+        f"License: {_license(terms)}.",
         "## Columns\n\n`prompt`: messages that end with the user's turn. `completions`: the K answers. "
         "`ranks`: one an answer, 1 is best, equal ranks are ties. `annotator`, `human`. `ratings`: what the ranks "
         "derive from, if anything. `models`: which system wrote each answer, if known. `split`. `metadata`: JSON, "
@@ -253,6 +258,13 @@ def card(
         f"    path: hub://owner/name@commit\n    format: native\n    split: {'+'.join(splits)}\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _license(terms: Mapping[str, str | None]) -> str:
+    if terms["license"] == "unknown":
+        return "none is given; ask who published this before using it"
+    title = terms["license_name"] or terms["license"]
+    return f"[{title}]({terms['license_link']})" if terms["license_link"] else str(title)
 
 
 def _figures(measured: dict[str, Any]) -> Iterator[str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.columns import Answer, Candidates, Columns
-from data.messages import ROLES, as_completion, is_transcript
+from data.columns import Answer, Candidates, Columns, each, nothing
+from data.labels import EXAMPLE, Labels
+from data.messages import LeftOut, as_prompt
 from data.schema import Message, Ranking, prompt_key
-from data.sources import Row, as_number, as_text
+from data.sources import Row, as_number, as_text, is_empty
+from data.spelling import ROLES, spelled
 from data.spill import grouping
 from pipeline.errors import DataError
 
@@ -20,11 +23,14 @@ _RANKING = TypeAdapter(Ranking)
 
 def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """Our own schema, as the `data` and `rank` stages and the export write it; `metadata` may be JSON text."""
-    for row in rows:
+
+    def read(row: Row) -> Iterator[Candidates]:
         cells: dict[str, Any] = {**row, "where": row.where}
         try:
             if isinstance(cells.get("metadata"), str):
                 cells["metadata"] = json.loads(cells["metadata"])
+            if isinstance(cells.get("prompt"), list):
+                cells["prompt"] = as_prompt(cells["prompt"], "column 'prompt'", row.where)
             text = json.dumps({name: value for name, value in cells.items() if value is not None})
             ranking = _RANKING.validate_json(text, strict=True)
         except (ValidationError, ValueError, TypeError) as error:
@@ -36,6 +42,8 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 mend="export the rankings again, or name the table's format and columns",
             ) from None
         yield Candidates(ranking.prompt, [], row, ranking.annotator, whole=ranking)
+
+    yield from each(rows, read)
 
 
 def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
@@ -60,22 +68,25 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 f"name one column in {name} for each completion",
             )
     sign = -1 if kind == "ranks" else 1
-    for row in rows:
-        answers = [
-            Answer(row.text(completion), _signed(row.value(order), sign))
-            for completion, order in zip(completions, orders, strict=True)
-        ]
+
+    def read(row: Row) -> Iterator[Candidates]:
+        scores = [_signed(row.value(order), sign) for order in orders]
+        prompt, texts = columns.exchange(row, columns.cells(row, completions))
+        answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
         for answer, model in zip(answers, models, strict=False):
             answer.model = row.text(model)
-        yield Candidates(columns.prompt(row), answers, row, columns.annotator(row), rated=kind == "ratings")
+        yield Candidates(prompt, answers, row, columns.annotator(row), rated=kind == "ratings")
+
+    yield from each(rows, read)
 
 
 def _preferences(
     rows: Iterator[Row], columns: Columns, completions: list[str], models: list[str]
 ) -> Iterator[Candidates]:
-    """Two completions and one signed strength, as in HelpSteer: below 0 the first is better, above 0 the second.
+    """Two completions, and which is better: a word, a value that `labels` names, or a signed strength as in
+    HelpSteer, below 0 where the first is.
 
-    A list of strengths, or of objects with a `score`, is a ranking each; who gave them is told by place only.
+    A list of them, or of objects with a `score`, is a ranking each; who gave them is told by place only.
     """
     if len(completions) != 2 or columns.names("ratings") or columns.names("ranks"):
         raise columns.error(
@@ -83,19 +94,23 @@ def _preferences(
             "write completions: [first, second] and preference: column, and no ratings or ranks",
         )
     column = columns.name("preference")
-    for row in rows:
-        prompt, annotator = columns.prompt(row), columns.annotator(row)
+    labels = Labels(columns, column, completions)
+
+    def read(row: Row) -> Iterator[Candidates]:
+        annotator = columns.annotator(row)
+        prompt, texts = columns.exchange(row, columns.cells(row, completions))
         several = isinstance(row[column], list)
         for place, item in enumerate(row[column] if several else [row[column]], 1):
-            value = item.get("score") if isinstance(item, dict) else item
-            strength = as_number(value, f"column {column!r}", row.where)
-            scores: tuple[float | None, float | None] = (None, None)
-            if strength is not None:
-                scores = max(-strength, 0.0), max(strength, 0.0)
-            answers = [Answer(row.text(name), score) for name, score in zip(completions, scores, strict=True)]
+            verdict = labels.verdict(item.get("score") if isinstance(item, dict) else item, row)
+            scores = (None, None) if verdict is None else (verdict.first, verdict.second)
+            answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
             for answer, model in zip(answers, models, strict=False):
                 answer.model = row.text(model)
-            yield Candidates(prompt, answers, row, f"{annotator}-{place}" if several else annotator)
+            rated = verdict is not None and verdict.rated
+            yield Candidates(prompt, answers, row, f"{annotator}-{place}" if several else annotator, rated=rated)
+
+    yield from each(rows, read)
+    labels.check()
 
 
 def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
@@ -106,13 +121,21 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     with grouping() as groups:
         where = ""
         for row in rows:
-            order, sign = columns.order(row)
-            prompt, annotator = columns.prompt(row), columns.annotator(row)
-            key = str(row[columns.name("group")]) if "group" in columns.given else ""
-            text, score = row.text(columns.name("completion")), _signed(row.value(order), sign)
+            group = row[columns.name("group")] if "group" in columns.given else None
+            if "group" in columns.given and is_empty(group):
+                yield nothing(row, "empty group", "fill the group's column, or leave `group` out")
+                continue
+            try:
+                prompt, [text] = columns.exchange(row, columns.cells(row, [columns.name("completion")]))
+            except LeftOut as why:
+                yield nothing(row, why.reason, why.mend)
+                continue
+            order, sign, rival = columns.order(row)
+            annotator, key = columns.annotator(row), "" if group is None else str(group)
+            answer = [text, _signed(row.value(order), sign), columns.model(row), _rival(row, rival)]
             groups.add(
-                key if "group" in columns.given else f"{prompt_key(prompt)} {annotator}",
-                [row.number, row.where, key, prompt, annotator, sign, text, score, columns.model(row)],
+                key or f"{prompt_key(prompt)} {annotator}",
+                [row.number, row.where, key, prompt, annotator, order, sign, answer],
             )
             where = where or row.where
         if groups.groups and groups.largest() < 2:
@@ -122,59 +145,59 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 mend="give rows of one ranking the same prompt and annotator, or name their `group` column",
             )
         for group in groups:
-            number, where, key, prompt, annotator, sign, *_ = group[0]
+            number, where, key, prompt, annotator, order, sign, _ = group[0]
             result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1)
-            for _, other, _, its_prompt, its_annotator, _, text, score, model in group:
+            for _, other, _, its_prompt, its_annotator, its_order, _, answer in group:
                 if (its_prompt, its_annotator) != (prompt, annotator):
                     raise DataError(
                         f"group {key!r} has another prompt or annotator than at {where}",
                         where=other,
                         mend="give each ranking a group of its own",
                     )
-                result.answers.append(Answer(text, score, model))
+                if its_order != order:
+                    raise DataError(
+                        f"the row has {its_order!r} and another of its ranking, at {where}, has {order!r}",
+                        where=other,
+                        mend="name the one that orders the completions under `columns`, rating or rank",
+                    )
+                result.answers.append(Answer(*answer))
             yield result
 
 
 def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """`chosen` and `rejected`: answers, or whole conversations that differ in the last message only.
+    """`chosen` and `rejected`: answers, or conversations that differ in the last message only.
 
-    Transcripts (HH-RLHF) that differ before it are left out: published ones do, and no reader can mend them.
+    Transcripts (HH-RLHF) that differ before it are left out: published ones do, and no reader can correct them.
     """
-    for row in rows:
-        (before, chosen), (other, rejected) = (
-            as_completion(row[columns.name(name)], f"column {columns.name(name)!r}", row.where)
-            for name in ("chosen", "rejected")
-        )
-        if before != other and is_transcript(row[columns.name("chosen")]):
-            reason = ("chosen and rejected differ before the last answer", row.number)
-            yield Candidates(before, [], row, left_out=True, extra=[reason])
-            continue
-        if before != other:
-            raise DataError(
-                "chosen and rejected differ before the last answer",
-                where=row.where,
-                mend="remove the row: a ranking compares answers to the same conversation",
-            )
-        better, worse, rated = _pair_scores(row, columns)
-        pair = Candidates(
-            prompt=before or columns.prompt(row),
-            answers=[Answer(chosen, better), Answer(rejected, worse)],
-            row=row,
-            annotator=columns.annotator(row),
-            rated=rated,
-        )
-        if chosen == rejected:
-            pair.left_out, pair.extra = True, [("chosen and rejected are the same", row.number)]
-        yield pair
+
+    def read(row: Row) -> Iterator[Candidates]:
+        names = [columns.name("chosen"), columns.name("rejected")]
+        prompt, texts = columns.exchange(row, columns.cells(row, names))
+        *scores, rated = _pair_scores(row, columns)
+        if texts[0] == texts[1] and texts[0].strip():
+            yield nothing(row, "chosen and rejected are the same")
+            return
+        answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
+        yield Candidates(prompt, answers, row, columns.annotator(row), rated=rated)
+
+    yield from each(rows, read)
 
 
 def _pair_scores(row: Row, columns: Columns) -> tuple[float, float, bool]:
-    """Scores of the chosen and the rejected answer, and whether the table gives them."""
+    """Scores of the chosen and the rejected answer, and whether the table gives them. Raises `DataError` for ones
+    that contradict the names of the columns, or each other."""
     ratings = [
         as_number(columns.optional(row, name), f"column {columns.name(name)!r}", row.where)
         for name in ("chosen_rating", "rejected_rating")
     ]
+    margin = as_number(columns.optional(row, "margin"), f"column {columns.name('margin')!r}", row.where)
     if ratings[0] is not None and ratings[1] is not None:
+        if margin is not None and (margin > 0) != (ratings[0] > ratings[1]):
+            raise DataError(
+                f"the margin is {margin:g} and the ratings are {ratings[0]:g} and {ratings[1]:g}",
+                where=row.where,
+                mend="correct the row, or rename the column that is wrong",
+            )
         if ratings[0] < ratings[1]:
             raise DataError(
                 f"the chosen answer is rated {ratings[0]:g}, below the rejected one ({ratings[1]:g})",
@@ -182,32 +205,46 @@ def _pair_scores(row: Row, columns: Columns) -> tuple[float, float, bool]:
                 mend="remove the row, or exchange the two columns",
             )
         return ratings[0], ratings[1], True
-    margin = as_number(columns.optional(row, "margin"), f"column {columns.name('margin')!r}", row.where)
     if margin is not None and margin < 0:
         raise DataError(f"a margin of {margin:g}", where=row.where, mend="a margin is 0 (a tie) or above, or empty")
     return 1.0 if margin is None else margin, 0.0, margin is not None
 
 
 def tree(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """Conversation trees. The answers to one message, with ranks (lowest is best), make a ranking."""
-    for row in rows:
-        open_nodes: list[tuple[Any, list[Message]]] = [(row[columns.name("prompt")], [])]
-        while open_nodes:
-            value, before = open_nodes.pop()
-            node = _node(value, row)
-            content = node.text(columns.name("text"))
-            role = ROLES.get(node.text(columns.name("role")))
-            if role is None:
-                raise DataError(
-                    f"a message has the role {node[columns.name('role')]!r}",
-                    where=row.where,
-                    mend=f"use one of {', '.join(ROLES)}",
-                )
-            path = [*before, {"role": role, "content": content}]
-            replies = node.get(columns.name("replies")) or []
-            open_nodes.extend((reply, path) for reply in reversed(replies))
-            if role == "user" and len(replies) > 1:
-                yield _siblings(path, [_node(reply, row) for reply in replies], row, columns)
+    """Conversation trees. The answers to one message, with ranks (lowest is best), make a ranking.
+
+    Deleted messages are left out with all that follows them.
+    """
+    yield from each(rows, partial(_rankings_of_tree, columns=columns))
+
+
+def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
+    open_nodes: list[tuple[Row, list[Message]]] = [(_node(row[columns.name("prompt")], row), [])]
+    if open_nodes[0][0].get("deleted"):
+        yield nothing(row, "deleted message")
+        return
+    any_ranking = False
+    while open_nodes:
+        node, before = open_nodes.pop()
+        role = ROLES.get(node.text(columns.name("role")))
+        if role is None:
+            raise DataError(
+                f"a message has the role {node[columns.name('role')]!r}",
+                where=row.where,
+                mend=f"use one of {', '.join(ROLES)}",
+            )
+        path = [*before, {"role": role, "content": node.text(columns.name("text"))}]
+        replies = [_node(reply, row) for reply in node.get(columns.name("replies")) or []]
+        live = [reply for reply in replies if not reply.get("deleted")]
+        open_nodes.extend((reply, path) for reply in reversed(live))
+        deleted = ["deleted message"] * (len(replies) - len(live))
+        if role == "user" and len(live) > 1:
+            any_ranking = True
+            yield _siblings(path, live, row, columns, deleted)
+        elif deleted:
+            yield Candidates([], [], row, without=deleted)
+    if not any_ranking:
+        yield nothing(row, "no message with several replies")
 
 
 def _node(value: Any, row: Row) -> Row:
@@ -220,13 +257,12 @@ def _node(value: Any, row: Row) -> Row:
     return Row(row.number, value, row.where)
 
 
-def _siblings(path: list[Message], replies: list[Row], row: Row, columns: Columns) -> Candidates:
-    result = Candidates(path, [], row, rated=False)
+def _siblings(
+    path: list[Message], replies: list[Row], row: Row, columns: Columns, without: list[str]
+) -> Candidates:
+    result = Candidates(path, [], row, rated=False, without=without)
     text, rank, model = columns.name("text"), columns.name("rank"), columns.name("model")
     for reply in replies:
-        if reply.get("deleted"):
-            result.extra.append(("deleted message", row.number))
-            continue
         score = as_number(reply.get(rank), f"{rank!r} of a reply", row.where)
         name = as_text(reply.get(model), f"{model!r} of a reply", row.where)
         result.answers.append(Answer(reply.text(text), _signed(score, -1), name))
@@ -235,62 +271,127 @@ def _siblings(path: list[Message], replies: list[Row], row: Row, columns: Column
 
 def scored(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`completions`: a list of `{text, score}` or `{text, rank}`; or texts, beside `ratings` or `ranks`."""
-    for row in rows:
+
+    def read(row: Row) -> Iterator[Candidates]:
         items = _list(row, columns.name("completions"))
-        if items and all(isinstance(item, dict) for item in items):
-            entries = [_node(item, row) for item in items]
-            order, sign = columns.order(entries[0], "score", "rank")
-            text = columns.name("text")
-            answers = [
-                Answer(entry.text(text), _signed(entry.value(order), sign), columns.model(entry))
-                for entry in entries
-            ]
+        if any(isinstance(item, dict) for item in items):
+            sign, cells, rest = _scored_objects(items, row, columns)
         else:
-            order, sign = columns.order(row, "ratings", "ranks")
-            values = _list(row, order) if items else []
-            if len(values) != len(items):
-                raise DataError(
-                    f"{len(items)} completions have {len(values)} values in column {order!r}",
-                    where=row.where,
-                    mend="give one for each completion",
-                )
-            numbers = [as_number(value, f"a value of column {order!r}", row.where) for value in values]
-            answers = [
-                Answer(as_text(item, "a completion", row.where), _signed(number, sign))
-                for item, number in zip(items, numbers, strict=True)
-            ]
-        yield Candidates(columns.prompt(row), answers, row, columns.annotator(row), rated=sign == 1)
+            sign, cells, rest = _scored_texts(items, row, columns)
+        named = [(f"completion {place} of the row", cell) for place, cell in enumerate(cells, 1)]
+        prompt, texts = columns.exchange(row, named)
+        answers = [Answer(text, *scores) for text, scores in zip(texts, rest, strict=True)]
+        yield Candidates(prompt, answers, row, columns.annotator(row), rated=sign == 1)
+
+    yield from each(rows, read)
+
+
+Scored = tuple[int, list[Any], list[tuple[float | None, str | None, float | None]]]
+"""The sign of the scores, the answers' cells, and score, model and rival score of each."""
+
+
+def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
+    text = columns.name("text")
+    for item in items:
+        if item is not None and not isinstance(item, dict):
+            raise DataError(
+                f"some completions are objects, and one is {item!r:.60}",
+                where=row.where,
+                mend="write objects with a text and a score, or texts beside a list of scores",
+            )
+    entries = [None if item is None else _node(item, row) for item in items]
+    order, sign, rival = columns.order(next(entry for entry in entries if entry is not None), "score", "rank")
+    cells = [None if entry is None else entry[text] for entry in entries]
+    rest = [
+        (None, None, None)
+        if entry is None
+        else (_signed(entry.value(order), sign), columns.model(entry), _rival(entry, rival))
+        for entry in entries
+    ]
+    return sign, cells, rest
+
+
+def _scored_texts(items: list[Any], row: Row, columns: Columns) -> Scored:
+    order, sign, rival = columns.order(row, "ratings", "ranks")
+    numbers: dict[str, list[float | None]] = {}
+    for column in (order, rival):
+        if column is None:
+            continue
+        values = (_list(row, column) or [None] * len(items)) if items else []
+        if len(values) != len(items):
+            raise DataError(
+                f"{len(items)} completions have {len(values)} values in column {column!r}",
+                where=row.where,
+                mend="give one for each completion",
+            )
+        numbers[column] = [as_number(value, f"a value of column {column!r}", row.where) for value in values]
+    scores = [_signed(number, sign) for number in numbers[order]]
+    rivals = [_signed(number, -1) for number in numbers[rival]] if rival else [None] * len(items)
+    return sign, items, [(score, None, other) for score, other in zip(scores, rivals, strict=True)]
 
 
 def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """`completions`: a list of texts or of objects with a `text`, and `choice`, the place of the best, from 0."""
-    for row in rows:
+    """`completions`: a list of texts or of objects with a `text`, and `choice`, the place of the best, from 0; or
+    what the recipe's `labels` names, for two."""
+    column, text = columns.name("choice"), columns.name("text")
+    labels = Labels(columns, column)
+
+    def read(row: Row) -> Iterator[Candidates]:
         items = _list(row, columns.name("completions"))
-        best = as_number(row[columns.name("choice")], f"column {columns.name('choice')!r}", row.where)
-        if best is not None and best not in range(len(items)):
+        nodes = [_node(item if isinstance(item, dict) else {text: item}, row) for item in items]
+        named = [(f"completion {place} of the row", node[text]) for place, node in enumerate(nodes, 1)]
+        prompt, texts = columns.exchange(row, named)
+        scores = _scores_of_choice(row, labels, len(items))
+        answers = [
+            Answer(text, score, columns.model(node)) for text, score, node in zip(texts, scores, nodes, strict=True)
+        ]
+        yield Candidates(prompt, answers, row, columns.annotator(row), rated=False)
+
+    yield from each(rows, read)
+
+
+def _scores_of_choice(row: Row, labels: Labels, completions: int) -> list[float | None]:
+    """1 for the best, 0 for the others; None for all of a row without a choice."""
+    value = row[labels.column]
+    if labels.stated:
+        if completions != 2:
             raise DataError(
-                f"the choice is {best:g}, and there are {len(items)} completions",
+                f"`labels` says which of 2 completions is better, and there are {completions}",
                 where=row.where,
-                mend="a choice is the place of the best completion, counted from 0, or empty",
+                mend="leave `labels` out: `choice` is then the place of the best, counted from 0",
             )
-        answers = []
-        for place, item in enumerate(items):
-            node = _node(item if isinstance(item, dict) else {columns.name("text"): item}, row)
-            score = None if best is None else float(place == best)
-            answers.append(Answer(node.text(columns.name("text")), score, columns.model(node)))
-        yield Candidates(columns.prompt(row), answers, row, columns.annotator(row), rated=False)
+        verdict = labels.verdict(value, row)
+        return [None, None] if verdict is None else [verdict.first, verdict.second]
+    best = as_number(value, f"column {labels.column!r}", row.where)
+    if best is not None and best not in range(completions):
+        raise DataError(
+            f"the choice is {best:g}, and there are {completions} completions",
+            where=row.where,
+            mend="a choice is the place of the best completion, counted from 0, or empty; of two completions, "
+            f"`labels` may say what values mean: {EXAMPLE}",
+        )
+    return [None if best is None else float(place == best) for place in range(completions)]
 
 
 def _list(row: Row, column: str) -> list[Any]:
+    """A list cell, which a text cell may spell in JSON or Python; empty for an empty cell."""
     value = row[column]
+    if isinstance(value, str):
+        value = spelled(value.strip()) if value.strip() else None
+    if value is None and (row[column] is None or not str(row[column]).strip()):
+        return []
     if not isinstance(value, list):
         raise DataError(
-            f"column {column!r} is not a list but {value!r:.60}",
+            f"column {column!r} is not a list but {row[column]!r:.60}",
             where=row.where,
-            mend="give a list in JSON, JSONL or Parquet; CSV cells hold none, use the format wide",
+            mend='write a list, in JSON where a cell holds text: ["...", "..."]; or use the format wide',
         )
     return value
 
 
 def _signed(value: float | None, sign: int) -> float | None:
     return None if value is None else sign * value
+
+
+def _rival(row: Row, column: str | None) -> float | None:
+    return None if column is None else _signed(row.value(column), -1)

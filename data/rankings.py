@@ -11,11 +11,12 @@ is malformed (a rating that is no number, a column that is not there) is an erro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 from data import formats, tools
-from data.columns import ANONYMOUS, Candidates, Columns
+from data.columns import ANONYMOUS, Answer, Candidates, Columns
 from data.schema import Ranking, ranks_from_scores
 from data.sources import Dropped, Row, read_table
 from pipeline.config.data import RankingTableConfig
@@ -35,60 +36,96 @@ def read_rankings(
     """
     columns = Columns(config)
     rows = dropped.counting(read_table(config, say))
-    any_ranking = False
+    any_ranking, hint, contradicting = False, "", 0
     for candidates in ADAPTERS[config.format](rows, columns):
         ranking = _ranking(candidates, config.human, dropped)
+        hint = hint or candidates.hint
         if ranking is not None:
             any_ranking = True
+            contradicting += candidates.whole is not None and _contradicts(ranking)
             yield ranking
     if not any_ranking:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.counts.items())
         raise DataError(
-            "no ranking is left" + (f": {reasons}" if reasons else ""),
+            "no ranking is left" + (f": {dropped.reasons()}" if dropped.counts else ""),
             where=config.path,
-            mend="a ranking needs a prompt and at least 2 completions that are rated or ranked",
+            mend=columns.hint() or hint or "a ranking needs a prompt and at least 2 completions, rated or ranked",
+        )
+    columns.forms.tell(config.path, say)
+    if contradicting and say is not None:
+        say(
+            f"{config.path}: rankings whose ratings order answers in another way than their ranks, which count: "
+            f"{contradicting:,}"
         )
 
 
 def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking | None:
-    for reason, number in candidates.extra:
-        dropped.add(reason, number)
+    number = candidates.row.number
     if candidates.left_out:
+        dropped.add(candidates.left_out, number)
         return None
     if candidates.whole is not None:
+        if not candidates.prompt:
+            dropped.add("empty prompt", number)
+            return None
         return replace(candidates.whole, human=candidates.whole.human and human)
-    number = candidates.row.number
+    without = list(candidates.without)
+    if not candidates.prompt and not candidates.answers and without:  # completions that belong to no ranking
+        dropped.add_completions(without, number, kept=True)
+        return None
     if not candidates.prompt:
         dropped.add("empty prompt", number)
         return None
-    texts, scores, models, kept = [], [], [], []
+    kept = []
     for place, answer in enumerate(candidates.answers):
         if not answer.text.strip():
-            dropped.add("empty completion", number)
+            without.append("empty completion")
         elif answer.score is None:
-            dropped.add("missing rating", number)
+            without.append("missing rating")
         else:
-            texts.append(answer.text)
-            scores.append(answer.score)
-            models.append(answer.model or "")
             kept.append(place)
-    if len(texts) < 2:
+    answers = [candidates.answers[place] for place in kept]
+    dropped.add_completions(without, number, kept=len(answers) >= 2)
+    if len(answers) < 2:
         dropped.add("fewer than 2 completions left", number)
         return None
+    _check_rivals(answers, candidates.row.where)
+    scores = [answer.score for answer in answers if answer.score is not None]
     return Ranking(
         prompt=candidates.prompt,
-        completions=texts,
+        completions=[answer.text for answer in answers],
         ranks=ranks_from_scores(scores),
         annotator=candidates.annotator,
         human=human,
         ratings=scores if candidates.rated else None,
-        models=models if any(models) else None,
+        models=[answer.model or "" for answer in answers] if any(answer.model for answer in answers) else None,
         metadata={
             name: [value[i] for i in kept] if name == "shown" else value
             for name, value in candidates.metadata.items()
         },
         where=candidates.row.where,
     )
+
+
+def _contradicts(ranking: Ranking) -> bool:
+    """Whether ratings and ranks order two answers in opposite ways. People who give both may do so."""
+    ratings, ranks = ranking.ratings, ranking.ranks
+    if ratings is None:
+        return False
+    return any((ratings[i] - ratings[j]) * (ranks[i] - ranks[j]) > 0 for i, j in combinations(range(len(ranks)), 2))
+
+
+def _check_rivals(answers: Sequence[Answer], where: str) -> None:
+    """Raises `DataError` where ratings and ranks order two answers in opposite ways."""
+    for one, other in combinations(answers, 2):
+        if one.score is None or other.score is None or one.rival is None or other.rival is None:
+            continue
+        if ranks_from_scores([one.score, other.score]) != ranks_from_scores([one.rival, other.rival]):
+            raise DataError(
+                f"ratings and ranks contradict each other: ratings {one.score:g} and {other.score:g} have ranks "
+                f"{-one.rival:g} and {-other.rival:g}, where 1 is best",
+                where=where,
+                mend="name the one that orders the completions under `columns`, and leave the other out",
+            )
 
 
 ADAPTERS: dict[str, Callable[[Iterator[Row], Columns], Iterator[Candidates]]] = {

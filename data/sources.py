@@ -1,35 +1,29 @@
-"""Rows of a table, wherever it lies: a local file, an `https://` URL, or a data set on the Hub.
+"""Rows of a table, wherever it lies: a local file or folder, an `https://` URL, or a data set on the Hub.
 
-Rows come one at a time, each with its place, so that a file larger than memory can be read and every
-complaint about a row names it. CSV, TSV, JSONL, JSON and Parquet are told apart by suffix; the text formats
-may be gzipped.
+Rows come one at a time, each with its place, so that a file larger than memory can be read and every error about a
+row names it. CSV, TSV, JSONL, JSON and Parquet are told apart by suffix; the text formats may be gzipped. A folder
+holds tables of one format, or what `datasets.save_to_disk` wrote.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import difflib
-import gzip
 import json
 import math
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from data.fetch import fetch, is_url
 from data.json_list import ListReader, NotAList
+from data.text_files import csv_records, lines, pieces
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUB = "hub://"
-CHUNK = 1 << 16  # bytes of a JSON file read at a time
 
 
 def as_text(value: Any, what: str, where: str) -> str:
@@ -66,6 +60,11 @@ def as_number(value: Any, what: str, where: str) -> float | None:
     return number
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, blank text, or the NaN that pandas writes for null."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
+
+
 class Row(dict[str, Any]):
     """The cells of a row by column, with its number (the line, in text files) and its place for messages."""
 
@@ -99,21 +98,40 @@ class Dropped:
 
     Attributes:
         read: rows of the table that were read.
-        counts: how often something was left out, by reason.
+        rows_out: demonstrations, prompts or rankings that were left out, by reason: each counts once.
+        completions_out: completions that were left out of rankings that were kept, by reason.
+        counts: how often something was left out, by reason, completions of rankings that were left out included.
         places: (row, reason) of the first `KEPT` of them.
-        on_read: told of `read` now and then. Where rows must be grouped, all are read before anything comes of it.
+        on_read: called with `read` now and then. Where rows must be grouped, all are read before the first ranking.
     """
 
     def __init__(self) -> None:
         self.read = 0
         self.on_read: Callable[[int], None] = lambda read: None
+        self.rows_out: Counter[str] = Counter()
+        self.completions_out: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.places: list[tuple[int, str]] = []
 
     def add(self, reason: str, row: int) -> None:
+        """A demonstration, a prompt or a whole ranking."""
+        self.rows_out[reason] += 1
+        self._note(reason, row)
+
+    def add_completions(self, reasons: Iterable[str], row: int, kept: bool) -> None:
+        """Completions of one ranking, which was itself kept or not."""
+        for reason in reasons:
+            self.completions_out[reason] += kept
+            self._note(reason, row)
+
+    def _note(self, reason: str, row: int) -> None:
         self.counts[reason] += 1
         if len(self.places) < KEPT:
             self.places.append((row, reason))
+
+    def reasons(self) -> str:
+        """What was left out, most often first, for messages."""
+        return ", ".join(f"{count} x {reason}" for reason, count in self.counts.most_common())
 
     def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
         """`rows`, counted as they pass."""
@@ -135,14 +153,15 @@ class Dropped:
 def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], None] | None = None) -> Iterator[Row]:
     """The rows of the table that `config` names; `say` is told when something is fetched.
 
-    `config.path` is a local file, `https://...[#sha256=HEX]`, or `hub://owner/name[/subset]@revision`. Raises
-    `DataError` when it is not there, is malformed (with file and line), or has no rows.
+    `config.path` is a local file or folder, `https://...[#sha256=HEX]`, or `hub://owner/name[/subset]@revision`.
+    Raises `DataError` when it is not there, is malformed (with file and line), or has no rows.
     """
     path = config.path
     if path.startswith(HUB):
         rows = _hub_rows(path, config.split)
     else:
-        rows = _file_rows(fetch(path, say) if is_url(path) else Path(path).expanduser())
+        local = fetch(path, say) if is_url(path) else Path(path).expanduser()
+        rows = _saved_rows(local, config.split) if is_saved(local) else _file_rows(local)
     first = next(rows, None)
     if first is None:
         raise DataError("the data set is empty", where=path, mend="give a table with at least one row")
@@ -150,27 +169,23 @@ def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], No
 
 
 def _file_rows(path: Path) -> Iterator[Row]:
-    if path.is_dir() and (shards := sorted(path.rglob("*.parquet"))):
-        for number, row in enumerate(chain.from_iterable(map(_parquet_rows, shards)), 1):
-            row.number = number
-            yield row
+    if path.is_dir():
+        yield from _folder_rows(path)
         return
     if not path.is_file():
         raise DataError(
             f"there is no file {path}",
             mend="correct the path: a relative one starts at the folder where the command was run",
         )
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    match suffix.lower():
-        case ".csv":
-            yield from _csv_rows(path, ",")
-        case ".tsv":
-            yield from _csv_rows(path, "\t")
+    match kind(path):
+        case ".csv" | ".tsv" as suffix:
+            for number, cells in csv_records(path, "," if suffix == ".csv" else "\t"):
+                yield Row(number, cells, f"{path}:{number}")
         case ".jsonl" | ".ndjson":
             yield from _jsonl_rows(path)
         case ".json":
             yield from _json_rows(path)
-        case ".parquet" if path.suffix != ".gz":
+        case ".parquet":
             yield from _parquet_rows(path)
         case _:
             raise DataError(
@@ -179,104 +194,42 @@ def _file_rows(path: Path) -> Iterator[Row]:
             )
 
 
-@contextmanager
-def _opened(path: Path, line: Callable[[], int]) -> Iterator[IO[bytes]]:
-    """The file, unpacked; what goes wrong while reading it is placed at `line()`."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            yield cast(IO[bytes], file)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"the file cannot be read: {error}", where=f"{path}:{line()}", mend="write or copy it again"
-        ) from error
+def kind(path: Path) -> str | None:
+    """The suffix that tells a table's format, `.gz` aside; None where it tells none."""
+    packed = path.suffix.lower() == ".gz"
+    suffix = (Path(path.stem).suffix if packed else path.suffix).lower()
+    return suffix if suffix in SUFFIXES and not (packed and suffix == ".parquet") else None
 
 
-def _decoded(decode: Callable[[bytes], str], raw: bytes, path: Path, line: int) -> str:
-    """`raw`, which starts in line `line`, as text."""
-    try:
-        text = decode(raw)
-    except UnicodeDecodeError as error:
-        line += error.object.count(b"\n", 0, error.start)
+def _folder_rows(path: Path) -> Iterator[Row]:
+    """The rows of all tables below a folder, in the order of their names, numbered as one table."""
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    kinds = {kind(file) for file in files} - {None}
+    if len(kinds) > 1:
+        kinds.discard(".json")  # what describes a data set lies beside its tables
+    if len(kinds) > 1:
         raise DataError(
-            f"byte {error.object[error.start]:#04x} is not UTF-8",
-            where=f"{path}:{line}",
-            mend="save the file with the encoding UTF-8",
-        ) from None
-    if "\0" in text:
-        line += text.count("\n", 0, text.index("\0"))
-        raise DataError(
-            "the line holds a NUL byte",
-            where=f"{path}:{line}",
-            mend="the file is damaged or not text: write it again, as UTF-8",
+            f"the folder {path} holds tables of several formats: {', '.join(sorted(map(str, kinds)))}",
+            mend="name one file, or keep one format in the folder",
         )
-    return text
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, decoded one by one so that a bad byte is placed exactly."""
-    number = 0
-    with _opened(path, lambda: number + 1) as file:
-        for number, raw in enumerate(file, 1):
-            encoding = "utf-8-sig" if number == 1 else "utf-8"
-            yield number, _decoded(partial(bytes.decode, encoding=encoding), raw, path, number)
-
-
-def _chunks(path: Path) -> Iterator[str]:
-    """Text in pieces of one size: a JSON file may be one long line."""
-    line = 1
-    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-    with _opened(path, lambda: line) as file:
-        while raw := file.read(CHUNK):
-            text = _decoded(decode, raw, path, line)
-            line += text.count("\n")
-            yield text
-        yield _decoded(partial(decode, final=True), b"", path, line)
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    line = 1
-    try:
-        while True:
-            line = reader.line_num + 1  # where the row starts: a quoted cell may hold line breaks
-            cells = next(reader)
-            if not cells:
-                continue
-            if not header:
-                header = _header(cells, f"{path}:{line}")
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"the row has {len(cells)} fields and the header has {len(header)}",
-                    where=f"{path}:{line}",
-                    mend=f"quote cells that hold {delimiter!r}, quotes or line breaks",
-                )
-            yield Row(line, dict(zip(header, cells, strict=True)), f"{path}:{line}")
-    except StopIteration:
-        return
-    except csv.Error as error:
+    if not kinds:
         raise DataError(
-            f"the row is malformed: {error}",
-            where=f"{path}:{line}",
-            mend='close every quote, and double the quotes inside a quoted cell ("")',
-        ) from None
-
-
-def _header(cells: list[str], where: str) -> list[str]:
-    twice = sorted({name for name in cells if cells.count(name) > 1})
-    if twice:
-        raise DataError(
-            f"the header names a column twice: {', '.join(map(repr, twice))}",
-            where=where,
-            mend="give each column a name of its own",
+            f"there is no file with rows in the folder {path}",
+            mend=f"name a table ({', '.join(SUFFIXES)}), a folder of tables of one format, or what "
+            "`datasets.save_to_disk` wrote",
         )
-    return cells
+    tables = (file for file in files if kind(file) in kinds)
+    for number, row in enumerate(chain.from_iterable(map(_file_rows, tables)), 1):
+        row.number = number
+        yield row
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -291,7 +244,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        for number, value in enumerate(ListReader(_chunks(path)), 1):
+        for number, value in enumerate(ListReader(pieces(path)), 1):
             where = f"{path}, row {number}"
             yield Row(number, _object(value, where), where)
     except NotAList as error:
@@ -325,6 +278,40 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         ) from error
 
 
+def is_saved(path: Path) -> bool:
+    """Whether a folder is what `datasets.save_to_disk` wrote: of one split, or of several."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _saved_rows(path: Path, split: str) -> Iterator[Row]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # datasets raises whatever its readers and file systems raise
+        raise DataError(
+            f"the folder is not what datasets.save_to_disk writes, or is damaged: {type(error).__name__}: {error}",
+            where=str(path),
+            mend="save the data set again, or give its rows as JSONL or Parquet",
+        ) from error
+    if not isinstance(saved, Mapping):
+        yield from _dataset_rows(saved, str(path))
+        return
+    for part in split.split("+"):
+        if part not in saved:
+            raise DataError(
+                f"the saved data set has no split {part!r}",
+                where=str(path),
+                mend=f"set split to {' or '.join(saved)}",
+            )
+        yield from _dataset_rows(saved[part], f"{path}, split {part}")
+
+
+def _dataset_rows(table: Iterable[Mapping[str, Any]], place: str) -> Iterator[Row]:
+    for number, cells in enumerate(table, 1):
+        yield Row(number, cells, f"{place}, row {number}")
+
+
 def _hub_rows(path: str, split: str) -> Iterator[Row]:
     address, _, revision = path.removeprefix(HUB).partition("@")
     parts = address.split("/")
@@ -339,8 +326,7 @@ def _hub_rows(path: str, split: str) -> Iterator[Row]:
     try:
         for part in split.split("+"):
             table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
-            for number, cells in enumerate(table, 1):
-                yield Row(number, cells, f"{path}, split {part}, row {number}")
+            yield from _dataset_rows(table, f"{path}, split {part}")
     except DataError:
         raise
     except Exception as error:  # datasets raises whatever its readers, file systems and HTTP client raise

@@ -7,6 +7,7 @@ table it stands in. Demonstrations, rankings and extra prompts agree on it witho
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 
 from data.schema import Demonstration, Message, Prompt, Ranking, Split
@@ -20,12 +21,15 @@ def split_of(key: str, eval_fraction: float) -> Split:
 
 
 def group_of(prompt: Sequence[Message]) -> str:
-    """The group a prompt is split by: its first user turn, whatever its case and white space.
+    """The group a prompt is split by: its first user turn, whatever its case, white space and Unicode form (an
+    accent may be part of a letter or follow it).
 
     A later turn of a conversation contains the earlier ones, so a whole conversation tree stays on one side.
     """
     first = next((m for m in prompt if m["role"] == "user"), prompt[0])
-    return " ".join(first["content"].casefold().split())
+    # NFC on both sides: folding a case may take a letter apart, and joined letters may fold to others.
+    folded = unicodedata.normalize("NFC", first["content"]).casefold()
+    return " ".join(unicodedata.normalize("NFC", folded).split())
 
 
 def split_of_prompt(prompt: Sequence[Message], eval_fraction: float) -> Split:

@@ -2,7 +2,8 @@
 
 Argilla 2 (`RankingQuestion`): records as `dataset.records.to_datasets()`, `to_list(flatten=True)` (a column
 `<question>.responses`, with `.users` and `.status`) or `to_list()`, `to_json()` (nested) write them. A response
-lists the question's options, best first.
+lists the question's options, best first. Argilla 1 (`FeedbackDataset`): as `format_as("datasets")` writes them (a
+column named as the question, with users, values and statuses) or as its records are (`responses`, a list).
 
 Label Studio: JSON (a task with its annotations) and JSON_MIN (an annotation a row) of projects with a `Pairwise`
 or a `Ranker` control. A ranking carries the time it took and where each completion was shown.
@@ -11,9 +12,11 @@ or a `Ranker` control. A ranking carries the time it took and where each complet
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from data.columns import ANONYMOUS, Answer, Candidates, Columns
+from data.columns import ANONYMOUS, Answer, Candidates, Columns, each, nothing
+from data.schema import Message
 from data.sources import Row, as_number
 from pipeline.errors import DataError
 
@@ -39,52 +42,91 @@ def argilla(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             raise columns.error(
                 f"{len(fields)} completions have {len(given)} {name}", f"name one in {name} for each completion"
             )
-    for record in rows:
-        row = _flat(record, question)
-        prompt = columns.prompt(row)
-        values, users, status = (
-            _responses(row, f"{question}.responses{part}") for part in ("", ".users", ".status")
-        )
-        if not values:
-            yield _nothing(row, "no response")
-        for i, value in enumerate(values):
-            state = status[i] if i < len(status) else None
-            if state not in (None, "submitted"):
-                yield _nothing(row, f"{state} response")
+
+    def read(record: Row) -> Iterator[Candidates]:
+        row, responses = _responses(record, question, columns)
+        if not responses:
+            yield nothing(row, "no response")
+        for value, user, status in responses:
+            if status not in (None, "submitted"):
+                yield nothing(row, f"{status} response")
+                continue
+            if value is None:
+                yield nothing(row, "response without a ranking")
                 continue
             places = _places(value, question, options, row)
+            prompt, texts = columns.exchange(row, columns.cells(row, fields))
             answers = [
-                Answer(row.text(field), None if option not in places else -float(places[option]))
-                for field, option in zip(fields, options, strict=True)
+                Answer(text, None if option not in places else -float(places[option]))
+                for text, option in zip(texts, options, strict=True)
             ]
             for answer, model in zip(answers, models, strict=False):
                 answer.model = row.text(model)
-            user = str(users[i]) if i < len(users) and users[i] else ANONYMOUS
-            yield Candidates(prompt, answers, row, user, rated=False)
+            yield Candidates(prompt, answers, row, str(user) if user else ANONYMOUS, rated=False)
+
+    yield from each(rows, read)
 
 
-def _flat(record: Row, question: str) -> Row:
-    """A nested record as the flattened ones are: fields and metadata as columns, responses as lists."""
-    if not isinstance(record.get("fields"), dict):
-        return record
-    responses = (record.get("responses") or {}).get(question) or []
-    cells = {
-        **record["fields"],
-        **(record.get("metadata") or {}),
-        f"{question}.responses": [_entry(response, record).get("value") for response in responses],
-        f"{question}.responses.users": [response.get("user_id") for response in responses],
-        f"{question}.responses.status": [response.get("status") for response in responses],
-    }
-    return Row(record.number, cells, record.where)
+Response = tuple[Any, Any, Any]
+"""The value, the user and the status of a response to the question; user and status may be None."""
 
 
-def _responses(row: Row, column: str) -> Sequence[Any]:
-    """A column of responses; Argilla writes none, or null, where no record, or not this one, has any."""
-    return row.get(column) or []
+def _responses(record: Row, question: str, columns: Columns) -> tuple[Row, list[Response]]:
+    """A record with its fields and metadata as columns, and its responses to the question, in whichever of the five
+    shapes that Argilla writes. Other questions with answers are noted in `columns`."""
+    row, answered = record, record.get("responses")
+    if isinstance(record.get("fields"), dict):
+        metadata = record.get("metadata")
+        row = Row(
+            record.number, {**record["fields"], **(metadata if isinstance(metadata, dict) else {})}, record.where
+        )
+        if isinstance(answered, list):  # Argilla 1: a response has the answers to all questions
+            entries = [_entry(response, record) for response in answered]
+            columns.questions.update(name for entry in entries for name in entry.get("values") or {})
+            return row, [
+                ((entry.get("values") or {})[question].get("value"), entry.get("user_id"), entry.get("status"))
+                for entry in entries
+                if question in (entry.get("values") or {})
+            ]
+        answered = _entry(answered or {}, record)
+        columns.questions.update(answered)
+        return row, _of_entries(answered.get(question), record)
+    if f"{question}.responses" in record:
+        values, users, status = (
+            record.get(f"{question}.responses{part}") or [] for part in ("", ".users", ".status")
+        )
+        return record, list(zip_longest(values, users[: len(values)], status[: len(values)]))
+    suffix = ".responses"
+    columns.questions.update(name.removesuffix(suffix) for name in record if name.endswith(suffix))
+    columns.questions.update(
+        name for name, cell in record.items() if name != question and _of_argilla_1(cell) and cell is not None
+    )
+    return record, _of_entries(record.get(question) if _of_argilla_1(record.get(question)) else None, record)
+
+
+def _of_argilla_1(cell: Any) -> bool:
+    """Whether a column holds responses as Argilla 1 writes them to the Hub: a list of objects with a user and a
+    value, or, as `datasets` may give it, an object of such lists."""
+    first = cell[0] if isinstance(cell, list) and cell else cell
+    return isinstance(first, dict) and {"user_id", "value"} <= first.keys()
+
+
+def _of_entries(responses: Any, record: Row) -> list[Response]:
+    """Responses as objects with a value, a user and a status, or as one object of lists of them."""
+    if isinstance(responses, dict):
+        values, users, status = (responses.get(name) or [] for name in ("value", "user_id", "status"))
+        if isinstance(values, dict):
+            values = [dict(zip(values, cells, strict=True)) for cells in zip(*values.values(), strict=False)]
+        return list(zip_longest(values, users[: len(values)], status[: len(values)]))
+    entries = [_entry(response, record) for response in responses or []]
+    return [(entry.get("value"), entry.get("user_id"), entry.get("status")) for entry in entries]
 
 
 def _places(value: Any, question: str, options: Sequence[str], row: Row) -> dict[str, int]:
-    """Option -> place, 1 the best. Objects with `value` and `rank` (Argilla 1 and its server) may tie."""
+    """Option -> place, 1 the best. Objects with `value` and `rank` (Argilla 1 and its server) may tie; Argilla 1
+    may write one object of two lists instead."""
+    if isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("value", "rank")):
+        value = [{"value": name, "rank": rank} for name, rank in zip(value["value"], value["rank"], strict=False)]
     if not isinstance(value, list):
         raise DataError(
             f"a response to {question!r} is no list of options but {value!r:.60}",
@@ -93,14 +135,16 @@ def _places(value: Any, question: str, options: Sequence[str], row: Row) -> dict
         )
     places = {}
     for place, item in enumerate(value, 1):
-        name, rank = (item.get("value"), item.get("rank")) if isinstance(item, dict) else (item, None)
+        name, rank = (item.get("value"), item.get("rank", place)) if isinstance(item, dict) else (item, place)
         if name not in options:
             raise DataError(
                 f"a response to {question!r} ranks {name!r}, which is none of {', '.join(options)}",
                 where=row.where,
                 mend="name the question's values under `columns`, options: [...], in the order of completions",
             )
-        places[str(name)] = place if rank is None else int(rank)
+        number = as_number(rank, f"a rank of {question!r}", row.where)
+        if number is not None:
+            places[str(name)] = int(number)
     return places
 
 
@@ -122,26 +166,28 @@ def label_studio(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             "name two columns, the left one first, or the one column with the items of a Ranker",
         )
     kind = "selected" if pairwise else "ranker"
-    for row in rows:
-        if "data" in row and ("annotations" in row or "completions" in row):
-            task = Row(row.number, _entry(row["data"], row), row.where)
-            annotations = row.get("annotations") or row.get("completions") or []
-            if not annotations:
-                yield _nothing(row, "no annotation")
-            for given in annotations:
-                annotation = _entry(given, row)
-                if annotation.get("was_cancelled") or annotation.get("skipped"):
-                    yield _nothing(row, "cancelled annotation")
-                    continue
-                results = [
-                    (str(result.get("from_name")), result.get("value"))
-                    for result in (_entry(item, row) for item in annotation.get("result") or [])
-                ]
-                who = annotation.get("completed_by")
-                yield _annotated(task, results, who, annotation, kind, columns)
-        else:
+
+    def read(row: Row) -> Iterator[Candidates]:
+        if not ("data" in row and ("annotations" in row or "completions" in row)):
             results = [(name, item) for name, cell in row.items() if isinstance(cell, list) for item in cell]
             yield _annotated(row, results, row.get("annotator"), row, kind, columns)
+            return
+        task = Row(row.number, _entry(row["data"], row), row.where)
+        annotations = row.get("annotations") or row.get("completions") or []
+        if not annotations:
+            yield nothing(row, "no annotation")
+        for given in annotations:
+            annotation = _entry(given, row)
+            if annotation.get("was_cancelled") or annotation.get("skipped"):
+                yield nothing(row, "cancelled annotation")
+                continue
+            results = [
+                (str(result.get("from_name")), result.get("value"))
+                for result in (_entry(item, row) for item in annotation.get("result") or [])
+            ]
+            yield _annotated(task, results, annotation.get("completed_by"), annotation, kind, columns)
+
+    yield from each(rows, read)
 
 
 def _annotated(
@@ -158,7 +204,7 @@ def _annotated(
     if question is not None:
         found = {name: value for name, value in found.items() if name == question}
     if not found:
-        return _nothing(task, "no ranking in the annotation")
+        return nothing(task, "no ranking in the annotation")
     if len(found) > 1:
         raise DataError(
             f"the annotation answers {len(found)} controls: {', '.join(found)}",
@@ -166,7 +212,7 @@ def _annotated(
             mend="name the one that ranks under `columns`, question: NAME",
         )
     value = next(iter(found.values()))
-    answers = _of_pair(task, value, columns) if kind == "selected" else _of_list(task, value, columns)
+    prompt, answers = _of_pair(task, value, columns) if kind == "selected" else _of_list(task, value, columns)
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
     metadata: dict[str, Any] = {"shown": list(range(len(answers)))}
@@ -174,23 +220,26 @@ def _annotated(
     if seconds is not None:
         metadata["seconds"] = seconds
     annotator = str(who) if who not in (None, "", {}) else ANONYMOUS
-    return Candidates(columns.prompt(task), answers, task, annotator, rated=False, metadata=metadata)
+    return Candidates(prompt, answers, task, annotator, rated=False, metadata=metadata)
 
 
-def _of_pair(task: Row, selected: Any, columns: Columns) -> list[Answer]:
+Answers = tuple[list[Message], list[Answer]]
+
+
+def _of_pair(task: Row, selected: Any, columns: Columns) -> Answers:
     if selected not in ("left", "right"):
         raise DataError(
             f"a Pairwise control selected {selected!r:.60}", where=task.where, mend="it can be left or right"
         )
-    texts = [task.text(column) for column in columns.names("completions")]
+    prompt, texts = columns.exchange(task, columns.cells(task, columns.names("completions")))
     models = [task.text(column) or None for column in columns.names("models")] or [None, None]
-    return [
+    return prompt, [
         Answer(text, float(side == selected), model)
         for text, side, model in zip(texts, ("left", "right"), models, strict=True)
     ]
 
 
-def _of_list(task: Row, ranker: Any, columns: Columns) -> list[Answer]:
+def _of_list(task: Row, ranker: Any, columns: Columns) -> Answers:
     """The items of the list, scored by their place in the one column, or by the bucket that they were put into."""
     buckets = columns.names("buckets")
     if not isinstance(ranker, dict) or not all(isinstance(ids, list) for ids in ranker.values()):
@@ -220,12 +269,14 @@ def _of_list(task: Row, ranker: Any, columns: Columns) -> list[Answer]:
             mend="name the column with the List's items under `columns`, completions: NAME",
         )
     text = columns.name("text") if "text" in columns.given else "body"
-    answers = []
-    for item in items:
-        entry = Row(task.number, _entry(item, task), task.where)
-        name = entry.text(columns.name("model")) if "model" in columns.given else None
-        answers.append(Answer(entry.text(text), scores.get(str(entry["id"])), name))
-    return answers
+    entries = [Row(task.number, _entry(item, task), task.where) for item in items]
+    named = [(f"item {entry['id']!r}", entry[text]) for entry in entries]
+    prompt, texts = columns.exchange(task, named)
+    models = [entry.text(columns.name("model")) if "model" in columns.given else None for entry in entries]
+    return prompt, [
+        Answer(text, scores.get(str(entry["id"])), model)
+        for text, entry, model in zip(texts, entries, models, strict=True)
+    ]
 
 
 def _entry(value: Any, row: Row) -> dict[str, Any]:
@@ -236,8 +287,3 @@ def _entry(value: Any, row: Row) -> dict[str, Any]:
             mend="export the data set again, and check `format` in the recipe",
         )
     return value
-
-
-def _nothing(row: Row, reason: str) -> Candidates:
-    """A record that makes no ranking, for a reason of its own."""
-    return Candidates([], [], row, extra=[(reason, row.number)], left_out=True)

@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 from dataclasses import asdict
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +16,9 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from pipeline import clean as cleaning
+from pipeline import environment, manifest, registry
 from pipeline import launch as launching
-from pipeline import manifest, registry
+from pipeline.boundary import translate
 from pipeline.config.load import load_recipe
 from pipeline.config.rank import AppConfig
 from pipeline.config.rules import app_conflicts
@@ -36,12 +37,21 @@ from pipeline.tables import memory_table, plan_table, proposals, status_table
 
 REPORT = "report.html"
 
-RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", help="The recipe's YAML file.")]
+
+def _home(path: Path) -> Path:
+    """The path with `~` at its start as the home folder: shells leave it in `--runs=~/x` and in variables."""
+    return path.expanduser()
+
+
+RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", callback=_home, help="The recipe's YAML file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help='A value over the recipe\'s: "ppo.kl.target=8 seed=1". Repeatable.'),
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", envvar="TUTELAGE_RUNS", help="The folder where runs are kept.")]
+RunsOption = Annotated[
+    Path,
+    typer.Option("--runs", envvar="TUTELAGE_RUNS", callback=_home, help="The folder where runs are kept."),
+]
 StageArgument = Annotated[
     str | None,
     typer.Argument(help=f"One of {', '.join(registry.STAGES)}; ppo-2 in the second round. All when left out."),
@@ -56,7 +66,7 @@ PortOption = Annotated[int | None, typer.Option(help="Port to serve at; 0 takes 
 UrlOption = Annotated[str | None, typer.Option(help="How annotators reach the page, if not by host and port.")]
 
 
-class Whose(str, Enum):
+class Whose(StrEnum):
     human = "human"
     simulated = "simulated"
 
@@ -73,8 +83,11 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             problem: TutelageError = Interrupted("interrupted")
-        except TutelageError as error:
-            problem = error
+        except Exception as error:
+            found = translate(error, f"tutelage {ctx.invoked_subcommand or ''}".strip())
+            if found is None:
+                raise
+            problem = found
         if not launching.tell(problem):
             Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(problem.exit_code)
@@ -275,9 +288,13 @@ def _report(planner: Planner, against: str | None = None) -> None:
 
 @app.command("compare")
 def compare_two(
-    first: Annotated[Path, typer.Argument(help="A run: its folder, its report.json or its report.html.")],
-    second: Annotated[Path, typer.Argument(help="Another.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("comparison.html"),
+    first: Annotated[
+        Path, typer.Argument(callback=_home, help="A run: its folder, its report.json or its report.html.")
+    ],
+    second: Annotated[Path, typer.Argument(callback=_home, help="Another.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_home, help="Where the page goes.")] = Path(
+        "comparison.html"
+    ),
 ) -> None:
     """Compare two runs, from their reports: what differs in the recipes and in the results, with intervals."""
     from pipeline.report.build import compare_reports
@@ -340,8 +357,8 @@ def judge(
 
 @app.command()
 def annotate(
-    file: Annotated[Path, typer.Argument(help='JSONL of {"prompt", "completions"[, "models"]}.')],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the rankings go, as JSONL.")],
+    file: Annotated[Path, typer.Argument(callback=_home, help='JSONL of {"prompt", "completions"[, "models"]}.')],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_home, help="Where the rankings go, as JSONL.")],
     annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")],
     overlap: OverlapOption = 1,
     repeats: Annotated[float, typer.Option(help="Share of items given again, unannounced.")] = 0.0,
@@ -413,7 +430,7 @@ def publish(
 
 @app.command("export-rankings")
 def export_rankings(
-    folder: Annotated[Path, typer.Argument(help="Where the data set is written.")],
+    folder: Annotated[Path, typer.Argument(callback=_home, help="Where the data set is written.")],
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
@@ -453,6 +470,7 @@ def clean(
 
 
 def main() -> None:
+    environment.prepare()
     try:
         app()
     except Exception as bug:

@@ -117,7 +117,7 @@ def read(path: Path, rivals: Rivals, chain: tuple[Path, ...] = ()) -> Node:
     parents = own.value.pop("extends", None)
     merged = Node({}, own.where)
     for parent in _names(parents):
-        merged = overlay(merged, read(path.parent / parent, rivals, (*chain, resolved)), rivals)
+        merged = overlay(merged, read(path.parent / Path(parent).expanduser(), rivals, (*chain, resolved)), rivals)
     return overlay(merged, own, rivals)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.messages import as_prompt
+from data.messages import exchange
 from data.sources import as_text, read_table
 from pipeline.config.data import TableConfig
 from pipeline.errors import DataError
@@ -18,13 +18,15 @@ def collected(rows: Iterable[dict[str, Any]]) -> list[Source]:
 
 
 def read_sources(path: str) -> Iterator[Source]:
-    """Rows `{"prompt", "completions"[, "models"]}` of a table (JSONL, JSON or Parquet).
+    """Rows `{"prompt", "completions"[, "models"]}` of a table (JSONL, JSON or Parquet). Conversations are read as
+    in every other table (`data.messages`).
 
     Raises `DataError` that names file and row.
     """
     for row in read_table(TableConfig(path=path)):
-        prompt = as_prompt(row["prompt"], "prompt", row.where)
-        completions = _texts(row["completions"], "completions", row.where)
+        cells = _list(row["completions"], "completions", row.where)
+        named = [(f"completion {place} of the row", cell) for place, cell in enumerate(cells, 1)]
+        prompt, completions = exchange(row["prompt"], named, row.where, what="column 'prompt'")
         models = None if row.get("models") is None else _texts(row["models"], "models", row.where)
         if not prompt or len(completions) < 2:
             raise DataError(
@@ -41,7 +43,11 @@ def read_sources(path: str) -> Iterator[Source]:
         yield Source(prompt, completions, models)
 
 
-def _texts(value: Any, what: str, where: str) -> list[str]:
+def _list(value: Any, what: str, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise DataError(f"{what} is not a list but {value!r:.60}", where=where, mend='write ["...", "..."]')
-    return [as_text(text, f"one of {what}", where) for text in value]
+    return value
+
+
+def _texts(value: Any, what: str, where: str) -> list[str]:
+    return [as_text(text, f"one of {what}", where) for text in _list(value, what, where)]

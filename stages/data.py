@@ -4,28 +4,31 @@
    table is held in memory.
 2. Put the system message in front and give every prompt group its split.
 3. Check that every row is on the side of its prompt group, whichever table it comes from.
-4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once), rankings.jsonl, and dropped.jsonl: the
-   first rows of each table of which something was left out, with row number (line, in text files) and reason.
+4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once, and its first row), rankings.jsonl, and
+   dropped.jsonl: the first rows of each table of which something was left out, with row number (line, in text
+   files) and reason.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data import venues
 from data.demonstrations import read_demonstrations, read_prompts
+from data.first_wins import FirstWins
 from data.messages import with_system
 from data.rankings import read_rankings
 from data.schema import Demonstration, Prompt, Ranking, as_line, prompt_key, write_jsonl
 from data.sources import Dropped
 from data.spill import seen
 from data.splits import check_split, split_of_prompt
-from pipeline.config.data import DataConfig, TaskConfig
+from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig, TaskConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
 
@@ -33,12 +36,19 @@ Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 
 
 def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    """Writes the artifact; returns counts by split, what was dropped, and what the rankings are made of."""
+    """Writes the artifact; returns counts by split, what was dropped, and what the rankings are made of.
+
+    `dropped_demonstrations`, `dropped_prompts` and `dropped_rankings` count what was left out once, and
+    `dropped_completions` what was left out of rankings that were kept; each is the sum of its reasons,
+    `dropped_rankings/empty prompt`. `first_wins` is the share of strict pairs whose first answer is better.
+    """
     held_out = config.eval_fraction
     dropped = {table: Dropped() for table in ("demonstrations", "prompts", "rankings")}
     sizes: Counter[int] = Counter()
     annotators: set[str] = set()
     human = True
+    own_system = 0
+    pairs = FirstWins(config.rankings)
     with ExitStack() as opened:
         known = opened.enter_context(seen())
         distinct = opened.enter_context((out_dir / "prompts.jsonl").open("w", encoding="utf-8"))
@@ -46,13 +56,15 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
         def passing(rows: Iterable[Text], table: str) -> Iterator[Text]:
             """The rows as they are written; each new prompt goes to prompts.jsonl."""
+            nonlocal own_system
             with ctx.progress(f"data: {table}") as bar:
                 dropped[table].on_read = lambda read: bar.advance(0, read=read)
                 for given in rows:
                     row = replace(given, prompt=with_system(given.prompt, config.system))
+                    own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
                     if known.first(prompt_key(row.prompt)):
-                        distinct.write(as_line(Prompt(row.prompt, row.split)))
+                        distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
                     yield row
                     bar.advance()
@@ -74,27 +86,39 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     sizes[len(row.completions)] += 1
                     annotators.add(row.annotator)
                     human = human and row.human
-                    # The artifact's content must not depend on the folder of its source: no `where`.
-                    yield replace(row, split=split_of_prompt(row.prompt, held_out), where="")
+                    pairs.add(row)
+                    yield replace(row, split=split_of_prompt(row.prompt, held_out))
 
             given = read_rankings(config.rankings, dropped["rankings"], ctx.say)
             rankings = _write(out_dir / "rankings.jsonl", passing(counted(given), "rankings"))
-    _check_sizes(demonstrations, prompts, held_out)
+    _check_sizes(demonstrations, prompts, held_out, dropped["demonstrations"])
+    if own_system:
+        ctx.say(f"rows with a system message of their own, which stays instead of data.system: {own_system:,}")
+    for line in pairs.lines():
+        ctx.say(line)
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
+    sources = {"demonstrations": config.demonstrations, "prompts": config.prompts, "rankings": config.rankings}
     metrics: Metrics = {
+        **{
+            f"source_{table}": source.path
+            for table, source in sources.items()
+            if isinstance(source, TableConfig | RankingTableConfig)
+        },
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
         **{f"read_{table}": noted.read for table, noted in dropped.items() if noted.read},
-        **{f"dropped_{table}": noted.counts.total() for table, noted in dropped.items()},
-        **{
-            f"dropped_{table}/{reason}": count
-            for table, noted in dropped.items()
-            for reason, count in sorted(noted.counts.items())
-        },
+        **{f"dropped_{table}": noted.rows_out.total() for table, noted in dropped.items()},
+        **_by_reason({table: noted.rows_out for table, noted in dropped.items()}),
     }
+    if config.system is not None:
+        metrics["own_system_message"] = own_system
     if config.rankings:
+        completions = dropped["rankings"].completions_out
         metrics |= {
             **_by_split("rankings", rankings),
+            "dropped_completions": completions.total(),
+            **_by_reason({"completions": completions}),
+            **pairs.metrics(),
             **{f"rankings_of_{k}": count for k, count in sorted(sizes.items())},
             "annotators": len(annotators),
             "human": human,
@@ -114,9 +138,30 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
     counts: Counter[str] = Counter()
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(as_line(row))
+            # The artifact's content must not depend on the folder of its source: no `where`.
+            out.write(as_line(replace(row, where="")))
             counts[row.split] += 1
     return counts
+
+
+def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:
+    return {
+        f"dropped_{what}/{reason}": count
+        for what, counts in dropped.items()
+        for reason, count in sorted(counts.items())
+        if count
+    }
+
+
+def _distinct(row: Demonstration | Prompt | Ranking, table: str) -> dict[str, Any]:
+    """A line of prompts.jsonl. `row` is the number of the first row with this prompt, 0 if it was generated."""
+    numbers = re.findall(r"\d+", row.where)
+    return {
+        "prompt": row.prompt,
+        "split": row.split,
+        "table": table,
+        "row": int(numbers[-1]) if numbers else 0,
+    }
 
 
 def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:
@@ -126,10 +171,11 @@ def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:
             yield {"table": table, "row": row, "reason": reason}
 
 
-def _check_sizes(demonstrations: Counter[str], prompts: Counter[str], held_out: float) -> None:
+def _check_sizes(demonstrations: Counter[str], prompts: Counter[str], held_out: float, dropped: Dropped) -> None:
     if not demonstrations["train"]:
+        reasons = f"; left out: {dropped.reasons()}" if dropped.counts else ""
         raise DataError(
-            f"none of the {demonstrations.total()} demonstrations is left to train on",
+            f"none of the {demonstrations.total()} demonstrations is left to train on{reasons}",
             where="data.demonstrations",
             mend="give more of them, with non-empty prompts and completions, or lower data.eval_fraction",
         )

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 
 from data import venues
 from data.judgements import Sample
-from data.measures import measure
-from data.schema import Ranking, ranks_from_scores, read_rankings_file, write_jsonl
+from data.measures import measure, steps
+from data.schema import Ranking, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
 from pipeline.config.rank import RankConfig
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import jsonable
@@ -28,10 +29,12 @@ from pipeline.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     """Writes rankings.jsonl and agreement.json."""
     path = out_dir / "rankings.jsonl"
+    unranked: Counter[str] = Counter()
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
     elif config.source == "app":
-        write_jsonl(path, ask(config, newest(inputs, "collect"), ctx))
+        given, unranked = ask(config, newest(inputs, "collect"), ctx)
+        write_jsonl(path, given)
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
     sample = Sample()
@@ -40,7 +43,8 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             sample.add(ranking)
             bar.advance()
     ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
-    measured = measure(sample, seed=ctx.seed)
+    with ctx.progress("rank: measures", total=steps(sample)) as bar:
+        measured = measure(sample, seed=ctx.seed, advance=bar.advance)
     text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
     (out_dir / "agreement.json").write_text(text, encoding="utf-8")
     agreed = measured["pairwise"]
@@ -61,13 +65,16 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "measured_on": sample.kept,
         "annotators": len(sample.annotators),
         "human": sample.human,
+        "dropped_prompts": unranked.total(),
+        **{f"dropped_prompts/{reason}": count for reason, count in sorted(unranked.items())},
     }
 
 
-def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> list[Ranking]:
+def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], Counter[str]]:
     """Has people rank the answers on a web page; returns when they are through, or the admin says so.
 
-    What they gave before to the same answers counts. Raises `StageError` when no ranking is there.
+    What they gave before to the same answers counts. Returns the rankings, and collected prompts that have none, by
+    reason. Raises `StageError` when no ranking is there.
     """
     from ranking.campaign import Campaign
     from ranking.export import rankings
@@ -88,7 +95,12 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> list[Rankin
             where=str(database),
             mend="list other annotators under rank.app.annotators, or rank what was skipped",
         )
-    return given
+    ranked = {prompt_key(ranking.prompt) for ranking in given}
+    return given, Counter(
+        "all answers are the same" if source.item is None else "not ranked"
+        for source in campaign.sources
+        if source.item is None or prompt_key(source.prompt) not in ranked
+    )
 
 
 def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterator[Ranking]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from pipeline.config.section import Chance, Count, field, section
+from pipeline.config.section import Chance, Count, LocalPath, field, section
 
 
 @section
@@ -27,14 +27,18 @@ class TaskConfig:
 
 @section
 class TableConfig:
-    """Rows of a CSV, TSV, JSONL or Parquet file, or of a Hub data set."""
+    """Rows of a CSV, TSV, JSONL, JSON or Parquet file, of a folder of them, or of a Hub data set."""
 
-    path: str
-    """A local file, a folder of Parquet files, an `https://` URL (add `#sha256=...` to have it checked) or `hub://owner/name@revision`."""
+    path: LocalPath
+    """A local file; a folder of files of one format, or written by `datasets.save_to_disk`; an `https://` URL (add
+    `#sha256=...` to have it checked); or `hub://owner/name@revision`."""
     split: str = "train"
-    """Of a Hub data set."""
+    """Of a Hub data set, or of a folder of splits that `save_to_disk` wrote."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> the table's: `prompt`, `completion`, `text` or `messages`. Others stand for themselves."""
+    text_lists: Literal["refuse", "unwrap", "text"] = "refuse"
+    """What is done with text cells that spell a list of texts (`["Hello"]`, as in Kaggle's lmsys table): refuse the
+    table; unwrap lists of one text, and leave out rows with longer ones; or take them as text."""
     limit: Count | None = None
     """Use only the first rows."""
 
@@ -55,7 +59,7 @@ TextSource = Annotated[
 class RankingTableConfig:
     """Rankings as they come. See docs/rankings.md for each format's columns."""
 
-    path: str
+    path: LocalPath
     """As `TableConfig.path`."""
     format: Literal["native", "wide", "long", "pairs", "tree", "scored", "choice", "argilla", "label_studio"]
     """wide: K completion and K rating columns a row; long: a row a completion; pairs: chosen and rejected;
@@ -63,10 +67,16 @@ class RankingTableConfig:
     completions and the place of the best; native: as `tutelage export-rankings` writes; argilla and
     label_studio: exports of these tools."""
     split: str = "train"
-    """Of a Hub data set; `train+eval` for several."""
+    """As `TableConfig.split`; `train+eval` for several."""
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     """Our name -> the table's: `prompt`, `completions`, `ratings`, `models`, `annotator`, ... (lists
-    for wide)."""
+    for wide). `prompt: ""`: the conversations in the answers' cells are the whole prompt."""
+    labels: dict[str, Literal["first", "second", "tie"]] = field(default_factory=dict)
+    """What the values of the `preference` column (wide) or of `choice` mean, for two answers:
+    `{1: first, 2: second, 0: tie}`. A value that is not named is refused."""
+    text_lists: Literal["refuse", "unwrap", "text"] = "refuse"
+    """What is done with text cells that spell a list of texts (`["Hello"]`, as in Kaggle's lmsys table): refuse the
+    table; unwrap lists of one text, and leave out rows with longer ones; or take them as text."""
     limit: Count | None = None
     """Use only the first rows."""
     human: bool = True

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.config.data import TableConfig
-from pipeline.config.section import RUNTIME, Count, Natural, Positive, field, section
+from pipeline.config.section import RUNTIME, Count, LocalPath, Natural, Positive, field, section
 
 
 @section
@@ -42,9 +42,9 @@ class LLMJudgeConfig:
 
 @section
 class EvalConfig:
-    judge: str = "none"
+    judge: LocalPath = "none"
     """`venues` or `e2e`, a slot lexicon shipped in data/lexicons, a path to another, or `none`."""
-    reward_model: str | None = None
+    reward_model: LocalPath | None = None
     """A reward model that PPO did not use, as a further judge: the folder of a reward artifact or of a sequence
     classifier with one label; or `ensemble`, the members that `ppo.reward.held_out` kept from PPO."""
     llm_judge: LLMJudgeConfig | None = None

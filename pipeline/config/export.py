@@ -44,10 +44,18 @@ class PublishConfig:
     """Publish the policy's LoRA adapter instead of the merged model; the base must be a Hub model."""
     license: str | None = field(default=None, metadata=RUNTIME)
     """The Hub's identifier of the model's licence, for its card ("apache-2.0"); null: none is given."""
+    license_name: str | None = field(default=None, metadata=RUNTIME)
+    """The name of a licence that the Hub's list does not have, with `license: other`."""
+    license_link: str | None = field(default=None, metadata=RUNTIME)
+    """Where its text is, with `license: other`: an address."""
     rankings: str | None = None
     """Hub data set repository of the rankings; null: they stay here."""
     rankings_license: str | None = field(default=None, metadata=RUNTIME)
     """The Hub's identifier of the rankings' licence, for their card ("cc-by-4.0"); null: none is given."""
+    rankings_license_name: str | None = field(default=None, metadata=RUNTIME)
+    """As `license_name`, of the rankings."""
+    rankings_license_link: str | None = field(default=None, metadata=RUNTIME)
+    """As `license_link`, of the rankings."""
     collection: str | None = field(default=None, metadata=RUNTIME)
     """Title of a collection of the model's owner that links model and rankings; made when it is not there. null:
     none."""

@@ -55,7 +55,7 @@ class LoadedRecipe:
 
 def load_recipe(path: Path | str, sets: Sequence[str] = ()) -> LoadedRecipe:
     """Reads, merges and checks a recipe. Raises `RecipeError`."""
-    path = Path(path)
+    path = Path(path).expanduser()
     root = merge.read(path, _RIVALS)
     for layer in merge.assignments(sets):
         root = merge.overlay(root, layer, _RIVALS)

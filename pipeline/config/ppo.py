@@ -11,6 +11,7 @@ from pipeline.config.section import (
     BelowOne,
     Chance,
     Count,
+    LocalPath,
     Natural,
     NonNegative,
     Positive,
@@ -62,7 +63,7 @@ class AggregateConfig:
 class GuardsConfig:
     """Who watches PPO besides its own reward, and when that stops it (docs/ppo.md, Guards)."""
 
-    judge: str = "eval"
+    judge: LocalPath = "eval"
     """Who scores the looks: `eval`, as `eval.judge`; another slot lexicon or the path of one; `member`, an
     ensemble's last member, which then takes no part in the reward; `reward`, the run's own reward model where
     `ppo.reward_model` names another; the folder of a reward model; or `none`."""
@@ -115,6 +116,10 @@ class PPOConfig:
     cliprange_value: Positive = 0.2
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Lower bound c of the ratio-weighted loss for negative advantages (Ye et al. 2020); null: none."""
+    importance_sampling_clip_max: Annotated[float, Field(ge=1)] | None = None
+    """Weights each token's policy loss by how much more likely it is under the recomputed policy than it was when
+    it was sampled, at most this number; null: no weights. Sampling and training round differently in 16 bits; in
+    float32 the two are the same, and the weights are 1 (docs/ppo.md)."""
     vf_coef: NonNegative = 0.1
     """Weight of the value loss on a shared trunk; a value adapter has an optimizer of its own."""
     entropy_coef: NonNegative = 0.0
@@ -134,7 +139,7 @@ class PPOConfig:
     value: Literal["adapter", "trunk"] = "trunk"
     """trunk: a head on the policy's trunk; adapter: a role that starts from the reward model, which learns a little
     more from as many episodes and takes about twice the time for them (docs/performance.md)."""
-    reward_model: str | None = None
+    reward_model: LocalPath | None = None
     """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
     classifier with one label (scored through text when its tokenizer differs)."""
     gradient_checkpointing: bool | Literal["auto"] = field(default=False, metadata=RUNTIME)

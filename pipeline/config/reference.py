@@ -35,6 +35,7 @@ NAMES = {
     "NonNegative": "number, at least 0",
     "Chance": "number from 0 to 1",
     "BelowOne": "number from 0 to below 1",
+    "LocalPath": "text",
     "TextSource": "a built-in task or a table",
     "bool": "true or false",
     "float": "number",

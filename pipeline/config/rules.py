@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 
+from pipeline.config import licenses
 from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.data import TaskConfig
 from pipeline.config.dpo import DPOConfig
+from pipeline.config.export import PublishConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
@@ -47,10 +50,31 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _guards(recipe)
     yield from _eval(recipe)
     yield from _export(recipe)
+    yield from _publish(recipe.publish)
+
+
+def _publish(publish: PublishConfig) -> Iterator[Problem]:
     for name in ("model", "rankings"):
-        repository = getattr(recipe.publish, name)
+        repository = getattr(publish, name)
         if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
             yield f"publish.{name}", f"must be owner/name, got {repository!r}"
+    for name in ("license", "rankings_license"):
+        path, license = f"publish.{name}", getattr(publish, name)
+        title, link = getattr(publish, f"{name}_name"), getattr(publish, f"{name}_link")
+        if license is not None and license not in licenses.names():
+            near = licenses.nearest(license)
+            yield (
+                path,
+                f"{license!r} is not an identifier of the Hub"
+                + (f"; did you mean {near}?" if near else ".")
+                + f" For a licence that is not on its list, write other, and its name as {path}_name",
+            )
+        elif license == licenses.OTHER and not title:
+            yield f"{path}_name", f"is required by {path} = other: the licence's name"
+        elif license != licenses.OTHER and (title or link):
+            yield f"{path}_{'name' if title else 'link'}", f"belongs to {path} = other, which is {license}"
+        if link is not None and not re.fullmatch(r"https?://\S+", link):
+            yield f"{path}_link", f"must be an address, https://..., got {link!r}"
 
 
 def _base(base: BaseConfig) -> Iterator[Problem]:
@@ -63,8 +87,12 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
             "base.revision",
             f"is required: {base.model} is a Hub id (no such folder here) and branches move. Give the commit",
         )
-    if base.chat_template not in ("auto", "plain", "chatml") and not base.chat_template.endswith(".jinja"):
+    # A published tokenizer may have templates of its own by name, which the base stage knows.
+    ours = ("auto", "plain", "chatml")
+    if base.model is None and base.chat_template not in ours and not base.chat_template.endswith(".jinja"):
         yield "base.chat_template", "must be auto, plain, chatml or a .jinja file"
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", base.template_date) or not _is_date(base.template_date):
+        yield "base.template_date", f"must be a date, YYYY-MM-DD, got {base.template_date!r}"
     if base.pretrain is not None:
         hidden, heads = base.pretrain.hidden_size, base.pretrain.num_attention_heads
         if hidden % (2 * heads):
@@ -72,6 +100,14 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
                 "base.pretrain.hidden_size",
                 f"{hidden} must be a multiple of twice num_attention_heads ({heads}): heads have even widths",
             )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
@@ -86,6 +122,12 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         path = getattr(source, "path", "")
         if path.startswith("hub://") and "@" not in path:
             yield (f"{name}.path", "needs the commit to read, since branches move: hub://owner/name@commit")
+        labelled = getattr(source, "format", "") == "choice" or "preference" in getattr(source, "columns", {})
+        if getattr(source, "labels", {}) and not labelled:
+            yield (
+                f"{name}.labels",
+                "says what values of a `preference` column (format wide) or of `choice` mean, and there is none",
+            )
 
 
 def _lora(recipe: Recipe) -> Iterator[Problem]:
@@ -99,6 +141,12 @@ def _lora(recipe: Recipe) -> Iterator[Problem]:
         yield (
             "reward.lora",
             "and sft.lora must both be given or both be null: roles share one backbone or none",
+        )
+    if recipe.base.dtype == "float16" and sft is None:
+        yield (
+            "base.dtype",
+            "float16 trains LoRA adapters only, and sft.lora is null: weights that all learn need the range of "
+            "bfloat16 or float32. Set it to auto",
         )
     if isinstance(quantization, QATConfig):
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):

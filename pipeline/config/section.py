@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import dataclass_transform
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "BelowOne",
     "Chance",
     "Count",
+    "LocalPath",
     "Natural",
     "NonNegative",
     "Positive",
@@ -47,6 +49,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Chance = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""Text that may name a local file or folder: `~` at its start is the home folder."""
 
 
 def content(value: Any, *, later: bool = True) -> Any:

@@ -53,6 +53,8 @@ def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
         library_name="peft" if recipe.publish.adapter else "transformers",
         pipeline_tag="text-generation",
         license=recipe.publish.license,
+        license_name=recipe.publish.license_name,
+        license_link=recipe.publish.license_link,
         base_model=_hub_base(run),
         datasets=_datasets(run) or None,
         tags=["tutelage", "rlhf", "ppo", *(["simulated-annotators"] if simulated else [])],

@@ -32,7 +32,7 @@ MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("*.gguf", "Modelfile"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
+    *("*.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
 )
 """Names of what may be published of a model and its tokenizer. No pickle, and nothing of a trainer."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -114,6 +114,8 @@ def export_rankings(run: RunSummary, folder: Path, only: str | None = None) -> A
         name=f"Rankings of {recipe.name}",
         key=export.key_file(run.folder / "annotators.key"),
         license=recipe.publish.rankings_license,
+        license_name=recipe.publish.rankings_license_name,
+        license_link=recipe.publish.rankings_license_link,
         only=only,
         seed=recipe.seed,
     )

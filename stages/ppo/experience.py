@@ -35,6 +35,8 @@ class Experience:
     scores_B: Tensor
     kl_B: Tensor
     metrics: dict[str, float]
+    weights_BT: Tensor | None = None
+    """Of the policy loss (stages/ppo/mismatch.py); None: all 1."""
 
 
 @torch.no_grad()

@@ -5,13 +5,14 @@ Shapes: B episodes, L tokens of prompt and response (right-padded), T response t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from stages.microbatch import MicroBatch
 from stages.models.actor import Actor
 from stages.models.text import pad
 
@@ -185,14 +186,25 @@ def response_logprobs(
     pad_id: int,
     *,
     temperature: float,
-    batch_size: int,
+    batch_size: int | MicroBatch,
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability (B,) of each whole response given its prompt, nats, and how many tokens (B,) it is of: those
-    up to the first stop. Both on the CPU."""
+    """Log-probability (B,) of each whole response given its prompt, nats, and the number of its tokens (B,) up to
+    and including the first stop. Both on the CPU.
+
+    Args:
+        batch_size: responses read at once, fewer where memory runs out.
+        on_batch: called with the number of responses in each batch that is done.
+    """
     episodes = Episodes.build(prompts, responses, stop_ids, pad_id, actor.device)
-    totals = torch.zeros(len(episodes), device=actor.device)
-    for rows, part in episodes.micro_batches(torch.arange(len(episodes)), batch_size):
+    totals_B = torch.zeros(len(episodes), device=actor.device)
+
+    def read(rows: Tensor) -> None:
+        part = episodes.select(rows)
         hidden = actor.hidden(part.ids_BL)
         logps, _ = logprobs(actor, part, hidden, temperature=temperature, chunk_size=None, entropy=False)
-        totals[rows] = logps.sum(1)
-    return totals.cpu(), episodes.response_lengths_B
+        totals_B[rows.to(actor.device)] = logps.sum(1)
+        on_batch(len(rows))
+
+    MicroBatch.of(batch_size).each(episodes.by_length(torch.arange(len(episodes))), read)
+    return totals_B.cpu(), episodes.response_lengths_B

@@ -126,6 +126,7 @@ def test_wide_with_one_completion_column(tmp_path):
         (WIDE | {"models": ["ra", "rb"]}, "3 completion columns have 2 models"),
         (WIDE | {"ranks": ["ra", "rb", "rc"]}, "both ratings and ranks"),
         (WIDE | {"chosen": "a"}, "has no 'chosen'"),
+        (WIDE | {"completions": ["a", "a", "b"]}, "names a column twice"),
         ({"prompt": "q"}, "names 0 columns"),
     ],
 )
@@ -222,7 +223,7 @@ def test_pairs_of_conversations(tmp_path):
     rows = [
         {"chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
         {"prompt": before, "chosen": [assistant("x")], "rejected": [assistant("y")]},
-        {"prompt": "ignored", "chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
+        {"prompt": "that", "chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
     ]
     rankings = read(table(tmp_path, "pairs", rows))
     assert len(rankings) == 3
@@ -350,6 +351,7 @@ def test_scored_rows_that_are_too_short_are_dropped(tmp_path):
         ([{"text": "x", "score": "high"}, {"text": "y", "score": 1}], "not a number"),
         ([{"text": "x", "points": 1}, {"text": "y", "points": 1}], "no column 'score'"),
         ([{"text": ["x"], "score": 1}, {"text": "y", "score": 1}], "not text"),
+        (["x", {"text": "y", "score": 1}], "some completions are objects"),
     ],
 )
 def test_malformed_scored_rows(tmp_path, completions, message):

@@ -109,6 +109,71 @@ def test_argilla_ties_options_and_a_chat_field(tmp_path):
     assert ranking.models == ["m1", "m1", "m1"]
 
 
+OPTIONS = ["response1", "response2", "response3"]
+RESPONSES = [
+    {"user_id": "u1", "value": {"rank": [2, 1, 3], "value": OPTIONS}, "status": "submitted"},
+    {"user_id": "u2", "value": {"rank": [1, 1, 2], "value": OPTIONS}, "status": "discarded"},
+    {"user_id": None, "value": {"rank": [1, 1, 2], "value": [OPTIONS[2], *OPTIONS[:2]]}, "status": "submitted"},
+]
+FIELDS = {name: FLAT[name] for name in ("instruction", *OPTIONS)}
+
+
+def by_place(response):
+    value = response["value"]
+    pairs = [{"value": name, "rank": rank} for name, rank in zip(value["value"], value["rank"], strict=True)]
+    return response | {"value": pairs}
+
+
+def lists(structs):
+    return {name: [struct[name] for struct in structs] for name in structs[0]}
+
+
+ARGILLA_1 = {
+    "as format_as('datasets') writes them": {**FIELDS, "ranking": RESPONSES, "ranking-suggestion": None},
+    "with the rank of each option": {**FIELDS, "ranking": [by_place(response) for response in RESPONSES]},
+    "as datasets gives a sequence of structs": {**FIELDS, "ranking": lists(RESPONSES)},
+    "as structs of lists throughout": {
+        **FIELDS,
+        "ranking": {**lists(RESPONSES), "value": lists([response["value"] for response in RESPONSES])},
+    },
+    "as its records are": {
+        "fields": FIELDS,
+        "metadata": {},
+        "responses": [
+            {
+                "user_id": response["user_id"],
+                "status": response["status"],
+                "values": {"ranking": {"value": by_place(response)["value"]}, "comment": {"value": "fine"}},
+            }
+            for response in RESPONSES
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("record", ARGILLA_1.values(), ids=ARGILLA_1)
+def test_argilla_1(tmp_path, record):
+    unranked = {**FIELDS, "ranking": None}
+    rankings, dropped = read(export(tmp_path, "argilla", [record, unranked], ARGILLA))
+    assert [(r.annotator, r.ranks) for r in rankings] == [("u1", [2, 1, 3]), (ANONYMOUS, [1, 2, 1])]
+    assert dropped.rows == {"discarded response": [1], "no response": [2]}
+
+
+def test_argilla_1_with_gaps(tmp_path):
+    gap = {"user_id": "u", "value": {"rank": [2, None, 1], "value": OPTIONS}, "status": "submitted"}
+    rows = [{**FIELDS, "ranking": [gap]}, {**FIELDS, "ranking": [gap | {"value": None}]}]
+    [ranking], dropped = read(export(tmp_path, "argilla", rows, ARGILLA))
+    assert (ranking.completions, ranking.ranks) == (["Hello.", "Go away."], [2, 1])
+    assert dropped.rows_out == {"response without a ranking": 1}
+    assert dropped.completions_out == {"missing rating": 1}
+
+
+@pytest.mark.parametrize("record", [FLAT, NESTED, *ARGILLA_1.values()])
+def test_a_question_that_is_not_there_is_named(tmp_path, record):
+    config = export(tmp_path, "argilla", [record], ARGILLA | {"question": "preference"})
+    fails(config, "1 x no response", "question: NAME", "ranking")
+
+
 def test_argilla_that_does_not_fit(tmp_path):
     fails(export(tmp_path, "argilla", [FLAT], ARGILLA | {"options": list("ABC")}), "none of A, B, C")
     fails(
@@ -118,6 +183,7 @@ def test_argilla_that_does_not_fit(tmp_path):
     fails(export(tmp_path, "argilla", [FLAT], other), "response3")
     text = FLAT | {"ranking.responses": ["response1"], "ranking.responses.status": ["submitted"]}
     fails(export(tmp_path, "argilla", [text], ARGILLA), "no list of options")
+    fails(export(tmp_path, "argilla", [NESTED | {"responses": "x"}], ARGILLA), "where an object belongs")
     wrong = ARGILLA | {"question": "other"}
     fails(export(tmp_path, "argilla", [FLAT], wrong), "no ranking is left", "1 x no response")
 

@@ -128,3 +128,77 @@ def test_a_long_table_shows_that_it_is_read(tmp_path, training_context):
     assert metrics["rankings_train"] + metrics["rankings_eval"] == 1500
     assert (metrics["read_rankings"], notes.numbers) == (3000, {"read": 3000})
     assert notes.advanced == 1520
+
+
+def test_completions_of_a_ranking_that_is_left_out_are_not_counted_again(tmp_path, context):
+    good = {"prompt": "Q", "a": "x", "b": "y", "c": "z", "ra": 1, "rb": 2, "rc": 3}
+    rows = [good, good | {"a": ""}, good | {"a": "", "rb": None}]
+    demonstrations = [{"prompt": f"p{i}", "completion": "c"} for i in range(20)]
+    columns = {"completions": ["a", "b", "c"], "ratings": ["ra", "rb", "rc"]}
+    config = DataConfig(
+        demonstrations=TableConfig(path=write(tmp_path / "d.jsonl", demonstrations)),
+        rankings=RankingTableConfig(path=write(tmp_path / "t.jsonl", rows), format="wide", columns=columns),
+        eval_fraction=0.3,
+    )
+    metrics, out = stage(config, tmp_path, context)
+    dropped = {name: value for name, value in metrics.items() if name.startswith("dropped_") and value}
+    assert dropped == {
+        "dropped_rankings": 1,
+        "dropped_rankings/fewer than 2 completions left": 1,
+        "dropped_completions": 1,
+        "dropped_completions/empty completion": 1,
+    }
+    assert [(place["row"], place["reason"]) for place in read(out, "dropped.jsonl")] == [
+        (2, "empty completion"),
+        (3, "empty completion"),
+        (3, "missing rating"),
+        (3, "fewer than 2 completions left"),
+    ]
+
+
+def test_system_messages_of_rows_beside_the_recipe_s_are_counted_and_said(tmp_path, training_context):
+    own = [{"role": "system", "content": "Mine."}, {"role": "user", "content": "Q0"}]
+    rows = [{"prompt": f"Q{i}" if i else own, "completion": "c"} for i in range(20)]
+    path = write(tmp_path / "d.jsonl", rows)
+    config = DataConfig(demonstrations=TableConfig(path=path), system="Ours.", eval_fraction=0.3)
+    ctx, notes = training_context()
+    (tmp_path / "out").mkdir()
+    assert run(config, {}, tmp_path / "out", ctx)["own_system_message"] == 1
+    assert "rows with a system message of their own, which stays instead of data.system: 1" in notes.lines
+
+
+def test_what_was_left_out_is_in_the_error(tmp_path, context):
+    ends_with_user = [{"role": "user", "content": "Q"}] * 2
+    path = write(tmp_path / "d.jsonl", [{"messages": ends_with_user}, {"prompt": "Q", "completion": ""}])
+    with pytest.raises(DataError, match="1 x the conversation ends with the user's turn, 1 x empty completion"):
+        stage(DataConfig(demonstrations=TableConfig(path=path)), tmp_path, context)
+
+
+def test_how_often_the_first_of_two_answers_wins(tmp_path, context):
+    rows = [{"prompt": f"Q{i}", "a": "x", "b": "y", "better": "b" if i % 4 else "a"} for i in range(40)]
+    columns = {"completions": ["a", "b"], "preference": "better"}
+    config = DataConfig(
+        demonstrations=TaskConfig(task="venues", size=50),
+        rankings=RankingTableConfig(path=write(tmp_path / "r.jsonl", rows), format="wide", columns=columns),
+        eval_fraction=0.2,
+    )
+    metrics, _ = stage(config, tmp_path, context)
+    assert metrics["first_wins"] == 0.25
+
+
+def test_composed_and_decomposed_prompts_are_on_one_side(tmp_path, context):
+    rows = [
+        {"prompt": f"{form} n\u00b0 {i}?", "chosen": "x", "rejected": "y"}
+        for i in range(40)
+        for form in ("O\u00f9 est le caf\u00e9", "Ou\u0300 est le cafe\u0301", "O\u00d9 EST\r\nLE CAFE\u0301")
+    ]
+    config = DataConfig(
+        demonstrations=TaskConfig(task="venues", size=50),
+        rankings=RankingTableConfig(path=write(tmp_path / "r.jsonl", rows), format="pairs"),
+        eval_fraction=0.3,
+    )
+    _, out = stage(config, tmp_path, context)
+    splits = [row["split"] for row in read(out, "rankings.jsonl")]
+    for i in range(40):
+        assert len(set(splits[3 * i : 3 * i + 3])) == 1
+    assert set(splits) == {"train", "eval"}

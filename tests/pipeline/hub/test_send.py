@@ -128,7 +128,7 @@ def test_what_an_earlier_upload_left_is_removed(finished: Finished, hub: Hub, ho
     [
         pytest.param("", None, "hf auth login", id="nobody"),
         pytest.param("", "hf_wrong", "hf auth login", id="wrong token"),
-        pytest.param("publish.license=beer", "", "the Hub refused the card", id="metadata"),
+        pytest.param("publish.license=openmdw-1.1", "", "the Hub refused the card", id="metadata"),
     ],
 )
 def test_a_refusal_is_one_message(

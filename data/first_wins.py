@@ -1,0 +1,48 @@
+"""How often the first of two answers is the better one: near always means a label that was read the wrong way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data.schema import Ranking
+from pipeline.config.data import RankingTableConfig
+
+ORDERED = ("pairs", "tree", "long")
+"""Formats in which the order of answers is the ranking's own, or that of unrelated rows."""
+SUSPICIOUS = 0.95
+ENOUGH = 20
+"""Strict pairs from which a share above `SUSPICIOUS`, or below one minus it, is a warning."""
+
+
+class FirstWins:
+    """Counts rankings of two answers whose first is better, in the order of the table."""
+
+    def __init__(self, config: RankingTableConfig | None) -> None:
+        self.config = config
+        self.counted = config is not None and config.format not in ORDERED
+        self.first = self.strict = 0
+
+    def add(self, ranking: Ranking) -> None:
+        if self.counted and len(ranking.ranks) == 2 and ranking.ranks[0] != ranking.ranks[1]:
+            self.strict += 1
+            self.first += ranking.ranks[0] < ranking.ranks[1]
+
+    @property
+    def share(self) -> float | None:
+        """Of strict pairs; None where there are none."""
+        return self.first / self.strict if self.strict else None
+
+    def metrics(self) -> dict[str, float]:
+        return {} if self.share is None else {"first_wins": self.share}
+
+    def lines(self) -> Iterator[str]:
+        """One line that says it, with a warning where it is near always or near never."""
+        if self.share is None or self.config is None:
+            return
+        line = f"data.rankings: the first of two answers is better in {100 * self.share:.1f} % of {self.strict:,}"
+        if self.strict >= ENOUGH and not 1 - SUSPICIOUS < self.share < SUSPICIOUS:
+            line += (
+                ". WARNING: this is what a label looks like that is read the wrong way. Check a few rows of "
+                f"{self.config.path}; it is right only where the table lists the better answer first (or last)"
+            )
+        yield line

@@ -1,0 +1,108 @@
+"""Text that spells something else: a transcript of a conversation, or lists and messages in JSON or Python."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+from itertools import pairwise
+from typing import Any
+
+from data.schema import Message
+from pipeline.errors import DataError
+
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompter": "user"}
+"""The roles that are understood; OASST calls the user a prompter."""
+
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_SPEAKER = r"(Human|Assistant):"
+SPEAKER_FIRST = re.compile(rf"\s*{_SPEAKER}")
+_AFTER_BLANK_LINE = re.compile(rf"(?:\A\s*|\n[^\S\n]*\n\s*){_SPEAKER}")
+_AT_LINE_START = re.compile(rf"(?:\A\s*|\n\s*){_SPEAKER}")
+_ANSWER_AT_LINE_START = re.compile(r"\n\s*Assistant:")
+ANSWER_CUE = re.compile(r"\n\s*Assistant:\s*\Z")
+_SPELLED_MESSAGE = re.compile(r"""\[?\s*\{\s*['"](?:role|content)['"]\s*:\s*['"]""")
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a cell is a conversation as one text: it begins with `Human:` or `Assistant:`, and the assistant
+    speaks somewhere, or a blank line comes first as in HH-RLHF."""
+    if not isinstance(value, str):
+        return False
+    begin = SPEAKER_FIRST.match(value)
+    return begin is not None and (
+        begin[1] == "Assistant" or value.startswith("\n\nHuman:") or bool(_ANSWER_AT_LINE_START.search(value))
+    )
+
+
+def from_transcript(text: str) -> list[Message]:
+    """The turns of a transcript, cut after blank lines, or at line starts where that leaves an answer inside a
+    user's turn. What one speaker says in several turns is one message. Text in front of the first speaker is the
+    system's, or the user's where the assistant speaks first."""
+    messages = _cut(text, _AFTER_BLANK_LINE)
+    if any(m["role"] != "assistant" and _ANSWER_AT_LINE_START.search("\n" + m["content"]) for m in messages):
+        return _cut(text, _AT_LINE_START)
+    return messages
+
+
+def _cut(text: str, marks: re.Pattern[str]) -> list[Message]:
+    lead, *parts = marks.split(text)
+    messages: list[Message] = []
+    if lead.strip():
+        role = "system" if parts and parts[0] == "Human" else "user"
+        messages.append({"role": role, "content": lead.strip()})
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        role = _SPEAKERS[speaker]
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{said.strip()}".strip()
+        else:
+            messages.append({"role": role, "content": said.strip()})
+    return messages
+
+
+def spelled(text: str) -> Any:
+    """The JSON or Python value that a text spells; None if it spells none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        value = ast.literal_eval(text)
+        tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
+        return None
+    # Neighbouring texts are one in Python: ['a' 'b'], as NumPy prints two, would be read as one.
+    kinds = [kind for kind in tokens if kind != tokenize.NL]
+    return None if (tokenize.STRING, tokenize.STRING) in pairwise(kinds) else value
+
+
+def spelled_messages(text: str, what: str, where: str) -> Any:
+    """What a text that spells messages in JSON or Python spells; None for other text. Raises `DataError` when it
+    begins as messages do and cannot be read."""
+    stripped = text.strip()
+    if not stripped.startswith(("[", "{")):
+        return None
+    value = spelled(stripped) if stripped.endswith(("]", "}")) else None
+    items: list[Any] = value if isinstance(value, list) else [value]
+    for keys in ({"role", "content"}, {"from", "value"}):
+        if items and all(isinstance(item, dict) and keys <= item.keys() for item in items):
+            return value if value is items or items[0].get("role") in ROLES else None
+    if value is None and _SPELLED_MESSAGE.match(stripped) and "role" in stripped and "content" in stripped:
+        raise DataError(
+            f"{what} looks like messages written as text, and is neither JSON nor Python: {stripped!r:.60}",
+            where=where,
+            mend="write the table as JSONL or Parquet, where a cell can be a list, or the cell as JSON",
+        )
+    return None
+
+
+def spelled_texts(value: Any) -> list[str] | None:
+    """The texts of a cell that spells a list of texts and nulls, as in Kaggle's lmsys tables; None otherwise."""
+    if not isinstance(value, str) or not re.match(r"""\s*\[\s*(['"]|null\b|None\b)""", value):
+        return None
+    items = spelled(value.strip())
+    if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
+        return None
+    return [item or "" for item in items]

@@ -1,0 +1,200 @@
+"""Text files as lines, pieces and CSV records, whatever program wrote them.
+
+Text is UTF-8, or UTF-16 where a byte order mark says so. Lines end with LF, CR LF or CR. CSV separators are read
+off the header. All errors are `DataError` with file and line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import IO, cast
+
+from pipeline.errors import DataError
+
+CHUNK = 1 << 16
+"""Bytes read at a time."""
+LONGEST_CELL = 1 << 26
+"""Characters of a CSV cell. A longer one is a quote that was never closed."""
+SEPARATORS = (",", ";", "\t", "|")
+
+
+@contextmanager
+def _opened(path: Path, line: Callable[[], int]) -> Iterator[IO[bytes]]:
+    """The file, unpacked; what goes wrong while reading it is placed at `line()`."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            yield cast(IO[bytes], file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"the file cannot be read: {error}", where=f"{path}:{line()}", mend="write or copy it again"
+        ) from error
+
+
+def _dialect(path: Path) -> tuple[str, str]:
+    """Encoding and line end, from the first bytes."""
+    with _opened(path, lambda: 1) as file:
+        head = file.read(CHUNK)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+        head = head.decode("utf-16", errors="replace").encode("utf-8", errors="replace")
+    else:
+        encoding = "utf-8-sig"
+    first_cr, first_lf = head.find(b"\r"), head.find(b"\n")
+    is_cr = first_cr >= 0 and (first_lf < 0 or first_cr < first_lf - 1)
+    return encoding, "\r" if is_cr else "\n"
+
+
+def _decoded(decode: Callable[[bytes], str], raw: bytes, path: Path, line: int, encoding: str) -> str:
+    """`raw`, which starts in line `line`, as text."""
+    try:
+        text = decode(raw)
+    except UnicodeDecodeError as error:
+        line += error.object.count(b"\n", 0, error.start)
+        raise _not_text(error, path, line, encoding) from None
+    return _checked(text, path, line)
+
+
+def _not_text(error: UnicodeDecodeError, path: Path, line: int, encoding: str) -> DataError:
+    name = "UTF-16" if encoding == "utf-16" else "UTF-8"
+    return DataError(
+        f"byte {error.object[error.start]:#04x} is not {name}",
+        where=f"{path}:{line}",
+        mend="save the file with the encoding UTF-8",
+    )
+
+
+def _checked(text: str, path: Path, line: int) -> str:
+    if "\0" in text:
+        line += text.count("\n", 0, text.index("\0"))
+        raise DataError(
+            "the line holds a NUL byte",
+            where=f"{path}:{line}",
+            mend="the file is damaged or not text: write it again, as UTF-8",
+        )
+    return text
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines with their ends, from 1. Raises `DataError`."""
+    encoding, end = _dialect(path)
+    number = 0
+    with _opened(path, lambda: number + 1) as file:
+        if encoding == "utf-8-sig" and end == "\n":
+            for number, raw in enumerate(file, 1):  # decoded one by one, so that a bad byte is placed exactly
+                decode = partial(bytes.decode, encoding=encoding if number == 1 else "utf-8")
+                yield number, _decoded(decode, raw, path, number, encoding)
+            return
+        text = io.TextIOWrapper(file, encoding=encoding, newline="\r" if end == "\r" else "")
+        try:
+            for number, line in enumerate(text, 1):
+                yield number, _checked(line, path, number)
+        except UnicodeDecodeError as error:
+            raise _not_text(error, path, number + 1, encoding) from None
+
+
+def pieces(path: Path) -> Iterator[str]:
+    """The text in pieces of one size: a JSON file may be one long line. Raises `DataError`."""
+    encoding, _ = _dialect(path)
+    line = 1
+    decode = codecs.getincrementaldecoder(encoding)().decode
+    with _opened(path, lambda: line) as file:
+        while raw := file.read(CHUNK):
+            text = _decoded(decode, raw, path, line, encoding)
+            line += text.count("\n")
+            yield text
+        yield _decoded(partial(decode, final=True), b"", path, line, encoding)
+
+
+def csv_records(path: Path, separator: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The line where a record starts, and its cells by column. Raises `DataError`.
+
+    Args:
+        separator: of the file's format. Another one holds where a first line `sep=;` says so, or where the header
+            would be a single column without it.
+    """
+    csv.field_size_limit(LONGEST_CELL)
+    numbered = lines(path)
+    before = 0  # lines in front of the reader's first
+    first = next(numbered, None)
+    if first is not None and (stated := _stated_separator(first[1])):
+        separator, before = stated, 1
+        first = next(numbered, None)
+    while first is not None and not first[1].strip():
+        before += 1
+        first = next(numbered, None)
+    if first is None:
+        return
+    separator = _separator(first[1], separator)
+    text = chain([first[1]], (line for _, line in numbered))
+    reader = csv.reader(text, delimiter=separator, strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        while True:
+            line = before + reader.line_num + 1  # where the record starts: a quoted cell may hold line breaks
+            cells = next(reader)
+            if not cells:
+                continue
+            if not header:
+                header = _header(cells, f"{path}:{line}")
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"the row has {len(cells)} fields and the header has {len(header)}, separated by {separator!r}",
+                    where=f"{path}:{line}",
+                    mend=f"quote cells that hold {separator!r}, quotes or line breaks; a first line `sep=;` names "
+                    "another separator",
+                )
+            yield line, dict(zip(header, cells, strict=True))
+    except StopIteration:
+        return
+    except csv.Error as error:
+        raise _malformed(error, f"{path}:{line}") from None
+
+
+def _malformed(error: csv.Error, where: str) -> DataError:
+    if "field larger than" in str(error):
+        what = f"a cell is longer than {LONGEST_CELL:,} characters"
+        return DataError(what, where=where, mend="close the quote that opens it; a row starts on this line")
+    mend = 'close every quote, and double the quotes inside a quoted cell ("")'
+    return DataError(f"the row is malformed: {error}", where=where, mend=mend)
+
+
+def _stated_separator(line: str) -> str | None:
+    """Of a first line such as `sep=;`, which Excel writes and reads."""
+    text = line.strip("\r\n ").strip('"')
+    return text[4:] if text[:4].lower() == "sep=" and len(text) == 5 else None
+
+
+def _separator(header: str, expected: str) -> str:
+    """`expected`, unless the header is one column with it and several with another separator."""
+    counts = {}
+    for separator in (expected, *SEPARATORS):
+        try:
+            counts[separator] = len(next(csv.reader([header], delimiter=separator), []))
+        except csv.Error:
+            counts[separator] = 1
+    if counts[expected] > 1:
+        return expected
+    return max(counts, key=lambda separator: counts[separator])
+
+
+def _header(cells: list[str], where: str) -> list[str]:
+    twice = sorted({name for name in cells if cells.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"the header names a column twice: {', '.join(map(repr, twice))}",
+            where=where,
+            mend="give each column a name of its own",
+        )
+    return cells

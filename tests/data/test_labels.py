@@ -1,0 +1,162 @@
+"""Labels of two answers: what is documented is read, everything else is refused or named by the recipe."""
+
+import json
+import random
+
+import pytest
+
+from data.first_wins import FirstWins
+from data.labels import key_of
+from data.rankings import read_rankings
+from data.schema import Ranking
+from data.sources import Dropped
+from pipeline.config.data import RankingTableConfig
+from pipeline.config.load import load_recipe
+from pipeline.errors import DataError, RecipeError
+
+COLUMNS = {"prompt": "input", "completions": ["output_1", "output_2"], "preference": "label"}
+
+
+def read(tmp_path, values, labels=None, format="wide", dropped=None, **columns):
+    """The ranks of a table with these labels, as LLMBar's: input, output_1, output_2, label."""
+    rows = [{"input": f"Q{i}", "output_1": "x", "output_2": "y", "label": v} for i, v in enumerate(values)]
+    if format == "choice":
+        rows = [{"prompt": r["input"], "completions": ["x", "y"], "choice": r["label"]} for r in rows]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = columns or (COLUMNS if format == "wide" else {})
+    config = RankingTableConfig(path=str(path), format=format, columns=columns, labels=labels or {})
+    return [ranking.ranks for ranking in read_rankings(config, dropped or Dropped())]
+
+
+FIRST, SECOND, TIE = [1, 2], [2, 1], [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks"),
+    [
+        (["A", "B", "tie"], [FIRST, SECOND, TIE]),
+        (["model_a", "model_b", "tie", "tie (bothbad)"], [FIRST, SECOND, TIE, TIE]),
+        (["output_1", "Output_2", " first ", "SECOND"], [FIRST, SECOND, FIRST, SECOND]),
+        ([-3, 0, 2, "-1", "1.5"], [FIRST, TIE, SECOND, FIRST, SECOND]),
+    ],
+)
+def test_documented_values(tmp_path, values, ranks):
+    assert read(tmp_path, values) == ranks
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 2, 1, 1, 2, 2],  # LLMBar: which output is better
+        ["1", "2", "1", "1", "2", "2"],
+        [0, 1, 1, 0, 1, 0],  # SHP: 1 where the first is better
+        [1, 0, 0, 0, 0, 0],
+        [0.7, 0.2, 0.9, 0.5, 0.1],  # a chance
+        [1, 2, 3, 4, 5, 3],  # a Likert scale
+        [-1, -2, -1, -1, -3],
+        [[1, 2, 1], [0, 1, 2]],  # qa_feedback: a number for each pair of four answers
+    ],
+)
+def test_numbers_of_one_sign_are_refused_with_the_row(tmp_path, values):
+    with pytest.raises(
+        DataError, match=r"as signed strengths they never prefer the (first|second) answer"
+    ) as caught:
+        read(tmp_path, values)
+    assert caught.value.where.endswith("t.jsonl:1")
+    assert "labels: {1: first, 2: second, 0: tie}" in caught.value.mend
+
+
+@pytest.mark.parametrize("value", [True, "better", "C", "1st"])
+def test_other_values_are_refused_with_the_row(tmp_path, value):
+    with pytest.raises(DataError, match="not a number") as caught:
+        read(tmp_path, ["A", value])
+    assert caught.value.where.endswith("t.jsonl:2")
+    assert "labels:" in caught.value.mend
+
+
+def test_labels_say_what_values_mean(tmp_path):
+    llmbar = {"1": "first", "2": "second"}
+    assert read(tmp_path, [1, 2, 1, 1, 1, 1], llmbar) == [FIRST, SECOND, *[FIRST] * 4]
+    assert read(tmp_path, ["1", 2.0, " 1 "], llmbar) == [FIRST, SECOND, FIRST]
+    assert read(tmp_path, [True, False], {"true": "first", "false": "second"}) == [FIRST, SECOND]
+    assert read(tmp_path, ["Good", "bad"], {"good": "first", "Bad": "tie"}) == [FIRST, TIE]
+    assert read(tmp_path, [1, 2, 2], llmbar, "choice") == [FIRST, SECOND, SECOND]
+    dropped = Dropped()
+    assert read(tmp_path, [1, None, "", 2], llmbar, dropped=dropped) == [FIRST, SECOND]
+    assert dropped.rows_out == {"fewer than 2 completions left": 2}
+    with pytest.raises(DataError, match="holds 3, which `labels` does not name") as caught:
+        read(tmp_path, [1, 2, 3], llmbar)
+    assert caught.value.where.endswith("t.jsonl:3")
+
+
+def test_a_label_is_no_rating(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"input": "Q", "output_1": "x", "output_2": "y", "label": "B"}) + "\n")
+    [ranking] = read_rankings(RankingTableConfig(path=str(path), format="wide", columns=COLUMNS), Dropped())
+    assert ranking.ratings is None
+
+
+def test_a_choice_that_counts_from_one_is_refused(tmp_path):
+    with pytest.raises(DataError, match="the choice is 2, and there are 2 completions") as caught:
+        read(tmp_path, [1, 2], format="choice")
+    assert "counted from 0" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("value", "key"), [(1, "1"), (1.0, "1"), ("1", "1"), (" A ", "a"), (True, "true"), (0.5, "0.5")]
+)
+def test_keys(value, key):
+    assert key_of(value) == key
+
+
+RECIPE = """
+name: r
+base: {pretrain: {corpus: {task: venues, size: 10}}}
+data:
+  demonstrations: {task: venues, size: 10}
+  rankings: {path: t.csv, format: FORMAT, labels: {1: first, 2: second, true: tie}, columns: {COLUMNS}}
+"""
+
+
+def test_labels_in_a_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE.replace("FORMAT", "wide").replace("COLUMNS", "completions: [a, b], preference: c"))
+    assert load_recipe(path).recipe.data.rankings.labels == {"1": "first", "2": "second", "true": "tie"}
+    path.write_text(RECIPE.replace("FORMAT", "pairs").replace("COLUMNS", ""))
+    with pytest.raises(RecipeError, match=r"data\.rankings\.labels"):
+        load_recipe(path)
+
+
+# How often the first wins
+
+
+def ranking(ranks):
+    return Ranking([{"role": "user", "content": "Q"}], list("xyz"[: len(ranks)]), ranks, "a", True)
+
+
+def counted(rows, format="wide"):
+    config = RankingTableConfig(path="t.csv", format=format)
+    wins = FirstWins(config)
+    for ranks in rows:
+        wins.add(ranking(ranks))
+    return wins
+
+
+def test_the_share_is_of_strict_pairs():
+    wins = counted([FIRST, SECOND, FIRST, TIE, [1, 2, 3]])
+    assert wins.metrics() == {"first_wins": pytest.approx(2 / 3)}
+    assert [*wins.lines()] == ["data.rankings: the first of two answers is better in 66.7 % of 3"]
+    assert counted([TIE]).metrics() == {}
+    assert counted([FIRST] * 30, "pairs").metrics() == {}
+
+
+@pytest.mark.parametrize("ranks", [FIRST, SECOND])
+def test_nearly_always_is_a_warning(ranks):
+    [line] = counted([ranks] * 20).lines()
+    assert "WARNING" in line
+    [line] = counted([ranks] * 19).lines()
+    assert "WARNING" not in line
+    rng = random.Random(0)
+    [line] = counted([rng.choice([FIRST, SECOND]) for _ in range(200)]).lines()
+    assert "WARNING" not in line
