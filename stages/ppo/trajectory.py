@@ -123,7 +123,7 @@ class Episodes:
 
     def scatter(self, values_N: Tensor) -> Tensor:
         """(N,) values of valid response tokens -> (B, T), zero where masked."""
-        return values_N.new_zeros(self.mask_BT.numel()).index_copy(0, self._slots_N, values_N).view_as(self.mask_BT)
+        return values_N.new_zeros(self.mask_BT.numel()).scatter(0, self._slots_N, values_N).view_as(self.mask_BT)
 
     def ended(self, stop_ids: Collection[int]) -> Tensor:
         """(B,) bool: whether the response stopped by itself."""
