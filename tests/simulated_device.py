@@ -15,17 +15,14 @@ Everything that was refused is also kept in `refused`, because a caller may catc
 A device can be registered once in a process and changes what `torch.accelerator` reports, so tests that need it run
 in a process of their own:
 
-    python tests/simulated_device.py REPORT.json run eval --recipe tiny.yaml    # the command line on `sim`
-    SIMULATED_DEVICE=1 python -m pytest tests/device                                # tests that call `install()`
+    python tests/simulated_run.py REPORT.json run eval --recipe tiny.yaml     # the command line
+    SIMULATED_DEVICE=1 python -m pytest tests/device                          # the tests there
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial, wraps
@@ -275,6 +272,9 @@ FACTORIES = (
 )
 """Operations that make a tensor by resizing an empty one, which a wrapper cannot follow."""
 
+AUTOCAST = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "scaled_dot_product_attention")
+"""Operations that autocast computes in its own precision; the others take what they are given."""
+
 _safetensors_load_file = safetensors.torch.load_file
 _registered: list[Any] = []  # a registration ends with its object
 
@@ -323,19 +323,32 @@ def install() -> str:
     """Registers the device, once in a process and before peft is imported; returns its name."""
     if not _registered:
         _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-        anything, factories = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+        anything, operations = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
         anything.fallback(_call, "PrivateUse1")
+        anything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        for name in AUTOCAST:
+            operations.impl(name, partial(_autocast, getattr(aten, name)), "AutocastPrivateUse1")
         for name in FACTORIES:
             packet, _, overload = name.partition(".")
             func = getattr(getattr(aten, packet), overload or "default")
-            factories.impl(name, partial(_call, func), "PrivateUse1")
+            operations.impl(name, partial(_call, func), "PrivateUse1")
         safetensors.torch.load_file = _load_file  # type: ignore[assignment]
         torch.__future__.set_swap_module_params_on_conversion(True)  # so that tied weights stay tied in `to`
         torch.inference_mode = _no_grad  # type: ignore[assignment, misc]
         _device_constructors()  # PyTorch's own list, cached before two of its functions are replaced
         torch.tensor, torch.as_tensor = _made_on_host(torch.tensor), _made_on_host(torch.as_tensor)
-        _registered.extend([anything, factories])
+        _registered.extend([anything, operations])
     return NAME
+
+
+def _autocast(packet: Any, *args: Any, **kwargs: Any) -> Any:
+    dtype = torch.get_autocast_dtype(NAME)
+
+    def narrow(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    with torch.autocast(NAME, enabled=False):
+        return packet(*map(narrow, args), **{name: narrow(value) for name, value in kwargs.items()})
 
 
 def _no_grad(mode: bool = True) -> Any:
@@ -360,35 +373,3 @@ def _made_on_host(make: Any) -> Any:
         return found.detach().to(device).requires_grad_(found.requires_grad)
 
     return made
-
-
-# --- The command line ---------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """The project's command line with every stage on `sim`, then a JSON report of what was refused and of the
-    synchronisations."""
-    report, *arguments = sys.argv[1:]
-    os.environ["ACCELERATE_TORCH_DEVICE"] = install()
-    sys.path.insert(0, str(ROOT))
-
-    import pipeline.__main__ as command_line
-    from pipeline import runner
-
-    command_line.resolve = runner.resolve = lambda loaded: NAME  # type: ignore[attr-defined]
-    sys.argv = ["tutelage", *arguments]
-    code = 1
-    try:
-        command_line.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    counts = [[kind, line, count] for (kind, line), count in syncs.most_common()]
-    Path(report).write_text(json.dumps({"refused": refused, "syncs": counts}), encoding="utf-8")
-    sys.stdout.flush()
-    os._exit(code)  # autograd's thread of a device in Python does not survive the interpreter's end
-
-
-if __name__ == "__main__":
-    main()
