@@ -114,16 +114,6 @@ class Runner:
                     where=str(step.folder),
                     mend="its state is kept: run the same command again to go on",
                 ) from None
-            except (MemoryError, RuntimeError) as error:
-                if not machine.out_of_memory(error):
-                    raise
-                reason = (str(error).splitlines() or ["MemoryError"])[0]
-                raise StageError(
-                    f"memory ran out during {name}: {reason}",
-                    where=str(step.folder),
-                    mend="`tutelage plan` shows what each stage needs; a smaller micro_batch_size (or auto), "
-                    "shorter texts, gradient checkpointing or base.quantization: nf4 need less",
-                ) from error
             except Exception as error:
                 problem = translate(error, name, step.folder)
                 if problem is None or problem is error:
