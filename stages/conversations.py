@@ -74,7 +74,7 @@ def _way_out(prompt: list[Message], codec: Codec) -> str:
         return f"remove such rows, {other}"
     if takes([message for message in prompt if message["role"] != "system"]):
         return (
-            "set base.fold_turns: true, which puts system text before the first user turn; or remove data.system or "
-            f"the system turns, {other}"
+            "set base.fold_turns: true, which puts system text before the first user turn; or remove data.system "
+            f"and the system turns, {other}"
         )
     return f"set base.fold_turns: true, which joins consecutive turns of one role; or remove such rows, {other}"
