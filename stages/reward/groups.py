@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from data.schema import Message, Ranking, prompt_key
 from pipeline.errors import DataError, StageError
+from stages.models.templates import named
 from stages.models.text import Codec, pad
 
 
@@ -82,7 +83,8 @@ def group_rankings(
     """Groups by prompt key, from rankings that are read once and not kept.
 
     A completion too long for the model leaves its rankings; also returns how many such. `weights` are by annotator;
-    they are scaled to a mean of 1 over the rankings. Raises `StageError` when an annotator has none.
+    they are scaled to a mean of 1 over the rankings. Raises `StageError` when an annotator has none, and
+    `templates.Refused` when a chat template does not take a prompt.
     """
     groups: dict[str, Group] = {}
     prompts: dict[str, Any] = {}
@@ -90,8 +92,9 @@ def group_rankings(
     for ranking in rankings:
         key = prompt_key(ranking.prompt)
         if key not in groups:
-            prompts[key] = encoder.prompt(ranking.prompt)
-            groups[key] = Group(encoder.prompt_length(prompts[key]))
+            with named(ranking.where or f"{ranking.prompt[-1]['content']!r:.80}"):
+                prompts[key] = encoder.prompt(ranking.prompt)
+                groups[key] = Group(encoder.prompt_length(prompts[key]))
         group = groups[key]
         kept: dict[int, int] = {}  # row -> place in the ranking
         for place, text in enumerate(ranking.completions):

@@ -224,6 +224,8 @@ def test_rules_across_sections(load: Load, given: str, message: str) -> None:
         "base.model=a/b base.revision=main",
         "base.model=weights.gguf",
         "base.model=./gone/folder",
+        "base.model=./folder base.chat_template=rag",
+        "base.template_date=2031-03-05 base.fold_turns=true base.control_tokens=tokens",
         "base.quantization=nf4",
         "base.quantization=nf4 export.formats=[nf4] export.merge_quantized=true",
         "base.quantization=nf4 base.quantization.qat=q4_0 sft.lora=null reward.lora=null",

@@ -19,7 +19,9 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-TEXTS = ["The blue fox is a pub. What is 1+1? Two!\n\nNo, <|im never: the red fox, is it a pub? <a_b/> Be brief."] * 3
+TEXTS = [
+    "The blue fox is a pub. What is 1+1? Two!\n\nNo, <|im never: the red fox, is it a pub? <a_b/> Be brief."
+] * 3
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
