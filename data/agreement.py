@@ -7,8 +7,9 @@ were shown. A *pair* is two of those completions; an annotator's pair is *strict
   that two annotators both order strictly, the share that they order alike;
 - prediction by the others: of an annotator's strict pairs, the share that the mean of the other annotators'
   ranks orders alike; it is the accuracy of a reward model that knows those ranks and nothing else;
-- Krippendorff's alpha (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"), ordinal, on ranks
-  within a ranking: 1 is perfect agreement, 0 is chance. It counts ties, which the shares leave out;
+- Krippendorff's alpha (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability") on ranks that are centred
+  and scaled by K, so that rankings of different K can be pooled: 1 is perfect agreement, 0 is chance. It counts
+  ties, which the shares leave out;
 - Kendall's tau-b (Kendall 1945, "The treatment of ties in ranking problems") of two annotators' rankings, the mean
   over all pairs of annotators: 1 is the same order, -1 the reverse, 0 is chance; ties lower what can be reached.
 """
@@ -92,19 +93,30 @@ def overlaps(rankings: Iterable[Ranking | Judgement]) -> Iterator[Overlap]:
 
 
 def krippendorff_alpha(shared: Sequence[Overlap]) -> float | None:
-    """Krippendorff's ordinal alpha of the mid-ranks; each completion is a unit. None when it is undefined."""
-    import krippendorff
+    """Krippendorff's alpha of standardised mid-ranks; each completion is a unit. None when it is undefined.
 
-    domain = sorted({float(rank) for overlap in shared for rank in overlap.ranks.flat})
-    if len(domain) < 2:
-        return None
-    place = {rank: i for i, rank in enumerate(domain)}
-    units = [unit for overlap in shared for unit in overlap.ranks.T]
-    counts = np.zeros((len(units), len(domain)), dtype=int)
-    for row, unit in zip(counts, units, strict=True):
-        for rank in unit:
-            row[place[float(rank)]] += 1
-    return float(krippendorff.alpha(value_counts=counts, value_domain=domain, level_of_measurement="ordinal"))
+    alpha = 1 - D_o / D_e (Krippendorff 2011, section C) with the squared distance of the values
+    z = (rank - (K + 1) / 2) / sqrt((K^2 - 1) / 12): ranks less their mean, over the standard deviation of a ranking
+    of K without ties. For n values in units of m annotators each,
+
+        D_o = 1/n sum over units of 2 m/(m - 1) sum (z - mean of the unit)^2,    D_e = 2/(n - 1) sum z^2.
+
+    D_e is what chance gives only where values are comparable across units. Raw ranks are not: those of K = 2 lie in
+    1..2 and those of K = 6 in 1..6, whoever ranked, so pooling them makes annotators seem to agree. Neither are
+    Krippendorff's ordinal distances, which depend on how often each rank occurs: rankings with one best and the
+    rest tied then have another mean than those with one worst. The z of every ranking have mean 0, whatever K and
+    ties, so that D_o of annotators who rank at random has the expectation 2 E(z^2). For one K without ties every
+    rank occurs equally often and the ordinal distance is proportional to this one: alpha is the ordinal alpha.
+    """
+    observed = squares = 0.0
+    n = 0
+    for overlap in shared:
+        m, k = overlap.ranks.shape
+        z = (overlap.ranks - (k + 1) / 2) / np.sqrt((k * k - 1) / 12)
+        observed += 2 * m / (m - 1) * float(np.square(z - z.mean(axis=0)).sum())
+        squares += float(np.square(z).sum())
+        n += z.size
+    return 1 - (observed / n) / (2 * squares / (n - 1)) if squares else None
 
 
 def kendall_tau_b(a: Sequence[float], b: Sequence[float]) -> float | None:

@@ -37,7 +37,7 @@ def read_demonstrations(
             elif not completion.strip():
                 dropped.add("empty completion", row.number)
             else:
-                yield Demonstration(prompt, completion, split_of_prompt(prompt, eval_fraction))
+                yield Demonstration(prompt, completion, split_of_prompt(prompt, eval_fraction), row.where)
     forms.tell(config.path, say)
 
 
@@ -54,7 +54,7 @@ def read_prompts(
             continue
         if prompt:
             any_prompt = True
-            yield Prompt(prompt, split_of_prompt(prompt, eval_fraction))
+            yield Prompt(prompt, split_of_prompt(prompt, eval_fraction), row.where)
         else:
             dropped.add("empty prompt", row.number)
     if not any_prompt:

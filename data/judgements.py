@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from sys import intern
@@ -24,7 +24,8 @@ class Judgement:
         prompt: the key of the prompt, 16 hex digits.
         item: identifies the prompt with the set of completions, 8 bytes.
         annotator: who ranked.
-        ranks: K mid-ranks, 1 the best: ties share the mean of the places that they take.
+        ranks: K mid-ranks, 1 the best: ties share the mean of the places that they take. Equal texts are a tie:
+            which of them was ranked higher says nothing, and depends on the order in which they were given.
         lengths: characters of each completion.
         models: which system wrote each completion, if known.
         shown: the place where each completion was displayed, if known.
@@ -48,7 +49,7 @@ class Judgement:
         digest = sha256(key.encode())
         for i in order:
             digest.update(b"\0" + texts[i].encode(errors="surrogatepass"))
-        ranks = mid_ranks(ranking.ranks)
+        ranks = mid_ranks(_equal_texts_tied(ranking))
         models, shown = ranking.models, ranking.metadata.get("shown")
         seconds = ranking.metadata.get("seconds")
         return cls(
@@ -67,6 +68,16 @@ class Judgement:
         r = np.asarray(self.ranks)
         first, second = np.triu_indices(len(r), k=1)
         return np.asarray(np.sign(r[first] - r[second]))
+
+
+def _equal_texts_tied(ranking: Ranking) -> Sequence[float]:
+    """The ranks, equal completions at the mean of theirs."""
+    if len(set(ranking.completions)) == len(ranking.completions):
+        return ranking.ranks
+    by_text = defaultdict(list)
+    for text, rank in zip(ranking.completions, ranking.ranks, strict=True):
+        by_text[text].append(rank)
+    return [sum(by_text[text]) / len(by_text[text]) for text in ranking.completions]
 
 
 def mid_ranks(ranks: Iterable[float]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -15,13 +15,21 @@ from data.columns import ANONYMOUS
 from data.judgements import Judgement, Sample
 from data.reliability import weights
 from data.shares import NOTHING, share
-from data.strengths import strengths
+from data.strengths import RESAMPLES, strengths
 
 Counts = tuple[str, float, float]
 """Prompt, hits, of how many."""
 
 
-def measure(sample: Sample, *, seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+def steps(sample: Sample) -> int:
+    """How often `measure` calls `advance`: after each annotator and each resample of the strengths of models."""
+    models = {model for one in sample for model in one.models or () if model}
+    return len(sample.annotators) + (RESAMPLES if len(models) > 1 else 0)
+
+
+def measure(
+    sample: Sample, *, seed: int = 0, resamples: int = 1000, advance: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Agreement, consistency, biases, time and weights of annotators, and strengths of models, as JSON values.
 
     `sample.share` below 1 says that they rest on a sample of the prompts, not on all.
@@ -47,6 +55,15 @@ def measure(sample: Sample, *, seed: int = 0, resamples: int = 1000) -> dict[str
     def all_of(name: str) -> dict[str, Any]:
         return of(row for rows in counts[name].values() for row in rows)
 
+    by_annotator = {}
+    for name, made in sample.annotators.most_common():
+        by_annotator[name] = {
+            "rankings": made,
+            **{key: of(rows[name]) if name in rows else asdict(NOTHING) for key, rows in counts.items()},
+            "seconds": _times(times[name]) if name in times else None,
+            "weight": trust[name],
+        }
+        advance()
     return {
         **agreement(sample, resamples=resamples, seed=seed).to_json(),
         **{name: all_of(name) for name in ("self_consistency", "first_shown", "longer")},
@@ -58,16 +75,8 @@ def measure(sample: Sample, *, seed: int = 0, resamples: int = 1000) -> dict[str
             "share": sample.share,
         },
         "weights": trust,
-        "by_annotator": {
-            name: {
-                "rankings": made,
-                **{key: of(rows[name]) if name in rows else asdict(NOTHING) for key, rows in counts.items()},
-                "seconds": _times(times[name]) if name in times else None,
-                "weight": trust[name],
-            }
-            for name, made in sample.annotators.most_common()
-        },
-        "models": strengths(sample, seed=seed),
+        "by_annotator": by_annotator,
+        "models": strengths(sample, seed=seed, advance=advance),
     }
 
 

@@ -26,8 +26,11 @@ def prompt_key(prompt: Sequence[Message]) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
+    """`where`: the file and row it came from, for messages; as that of `Demonstration` and `Ranking`."""
+
     prompt: list[Message]
     split: Split = "train"
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Demonstration:
     prompt: list[Message]
     completion: str
     split: Split = "train"
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,11 @@ def share(counts: Iterable[tuple[str, float, float]], *, resamples: int = 2000, 
 
 
 def bootstrap(
-    hits: Sequence[float], totals: Sequence[float], *, resamples: int = 2000, seed: int = 0
+    hits: Sequence[float] | np.ndarray,
+    totals: Sequence[float] | np.ndarray,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The 95 % percentile interval of sum(hits) / sum(totals), its units (prompts) drawn with replacement
     (Efron and Tibshirani 1993)."""

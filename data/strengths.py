@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,23 @@ ALPHA = 0.01
 """Regularisation of choix: keeps the strength of a model that never lost finite."""
 
 
-def strengths(judgements: Iterable[Judgement], *, resamples: int = 200, seed: int = 0) -> list[dict[str, Any]]:
+RESAMPLES = 200
+
+
+def strengths(
+    judgements: Iterable[Judgement],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
     """Bradley-Terry strengths (Bradley and Terry 1952) of the models, strongest first; empty for fewer than two.
 
     P(a beats b) = 1 / (1 + exp(strength_b - strength_a)); a tie is half a win for each, two answers of one model
     are no comparison, and the mean strength is 0. Fitted by I-LSR (Maystre and Grossglauser 2015), with 95 %
     percentile intervals from a bootstrap over prompts.
+
+    `advance` is called after each resample.
 
     Each is {"model", "strength", "low", "high", "win_rate", "pairs"}.
     """
@@ -52,13 +63,11 @@ def strengths(judgements: Iterable[Judgement], *, resamples: int = 200, seed: in
 
     best = fit(np.ones(len(found)))
     rng = np.random.default_rng(seed)
-    draws = np.stack(
-        [
-            fit(np.bincount(rng.integers(len(found), size=len(found)), minlength=len(found)))
-            for _ in range(resamples)
-        ]
-    )
-    low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
+    draws = []
+    for _ in range(resamples):
+        draws.append(fit(np.bincount(rng.integers(len(found), size=len(found)), minlength=len(found))))
+        advance()
+    low, high = np.nanquantile(np.stack(draws), [0.025, 0.975], axis=0)
     won, lost = (np.bincount(side, weights=weight, minlength=k) for side in (winner, loser))
     rows = [
         {

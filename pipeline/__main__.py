@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 from dataclasses import asdict
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +16,9 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from pipeline import clean as cleaning
+from pipeline import environment, manifest, registry
 from pipeline import launch as launching
-from pipeline import manifest, registry
+from pipeline.boundary import translate
 from pipeline.config.load import load_recipe
 from pipeline.config.rank import AppConfig
 from pipeline.config.rules import app_conflicts
@@ -65,7 +66,7 @@ PortOption = Annotated[int | None, typer.Option(help="Port to serve at; 0 takes 
 UrlOption = Annotated[str | None, typer.Option(help="How annotators reach the page, if not by host and port.")]
 
 
-class Whose(str, Enum):
+class Whose(StrEnum):
     human = "human"
     simulated = "simulated"
 
@@ -82,8 +83,11 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             problem: TutelageError = Interrupted("interrupted")
-        except TutelageError as error:
-            problem = error
+        except Exception as error:
+            found = translate(error, f"tutelage {ctx.invoked_subcommand or ''}".strip())
+            if found is None:
+                raise
+            problem = found
         if not launching.tell(problem):
             Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(problem.exit_code)
@@ -466,6 +470,7 @@ def clean(
 
 
 def main() -> None:
+    environment.prepare()
     try:
         app()
     except Exception as bug:

@@ -131,6 +131,24 @@ def _glibc() -> Any:
     return libc
 
 
+_OUT_OF_MEMORY = (
+    " out of memory",  # CUDA, HIP, MPS; and a kernel's launch that could not get any
+    "can't allocate memory",  # PyTorch on a CPU
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER: their workspaces
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # what cuBLAS says when there is no room for its handle
+    "cublasLt ran into an error",  # bitsandbytes' int8 product, whose workspace is cuBLAS's
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a device or on the host, in the words of any library that
+    allocates. PyTorch's exception class covers its own allocator only."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+
+
 class PeakMemory:
     """Measures the peak memory of a block: `with PeakMemory() as peak: ...; peak.report()`.
 

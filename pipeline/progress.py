@@ -48,6 +48,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live: Progress | None = None
+        self._loops: list[_PlainLoop] = []
 
     def say(self, text: str) -> None:
         """One plain line."""
@@ -58,6 +59,8 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        while self._loops:
+            self._loops.pop().end()
 
     def open(
         self, description: str, total: int | None = None, *, done: int = 0
@@ -85,21 +88,29 @@ class Display:
         live = self._live
         task = live.add_task(escape(description), total=total, completed=done, numbers="")
         plain = _PlainLoop(description, total, done, self.say)
+        self._loops.append(plain)
         try:
             yield _LiveLoop(live, task, plain)
         finally:
             live.remove_task(task)
-            if outermost:
+            if outermost and self._live is live:
                 self.close()
-            plain.end()
+            self._end(plain)
 
     @contextmanager
     def _open_plain(self, description: str, total: int | None, done: int) -> Iterator[stage.Progress]:
         loop = _PlainLoop(description, total, done, self.say)
+        self._loops.append(loop)
         loop.begin()
         try:
             yield loop
         finally:
+            self._end(loop)
+
+    def _end(self, loop: _PlainLoop) -> None:
+        """Ends a loop, unless `close` has: what an exception left open may be collected much later."""
+        if loop in self._loops:
+            self._loops.remove(loop)
             loop.end()
 
 

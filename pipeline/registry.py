@@ -164,10 +164,10 @@ STAGES = {
                 "data.rankings.path": is_local,
             },
         ),
-        StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data"), parallel=True),
+        StageSpec("sft", version=2, target="stages.sft:run", needs=("base", "data"), parallel=True),
         StageSpec(
             "collect",
-            version=2,
+            version=3,
             target="stages.collect:run",
             needs=("base", "data", "sft"),
             later=_collect_later,
@@ -189,7 +189,7 @@ STAGES = {
         ),
         StageSpec(
             "ppo",
-            version=5,
+            version=6,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             later=_ppo_later,
@@ -203,7 +203,7 @@ STAGES = {
         ),
         StageSpec(
             "dpo",
-            version=1,
+            version=2,
             target="stages.dpo:run",
             needs=("base", "data", "sft", "rank"),
             later=_reward_later,
@@ -225,7 +225,7 @@ STAGES = {
         ),
         StageSpec(
             "export",
-            version=3,
+            version=4,
             target="stages.export.stage:run",
             needs=("base", "data", "reward", "ppo", "eval"),
             later=_export_later,

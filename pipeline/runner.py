@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import shutil
 import signal
@@ -12,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -21,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import machine, manifest
+from pipeline.boundary import ERROR, translate
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.section import content
 from pipeline.device import resolve
@@ -114,14 +114,21 @@ class Runner:
                     where=str(step.folder),
                     mend="its state is kept: run the same command again to go on",
                 ) from None
-            except Exception as error:
-                if not _disk_is_full(error):
+            except (MemoryError, RuntimeError) as error:
+                if not machine.out_of_memory(error):
                     raise
+                reason = (str(error).splitlines() or ["MemoryError"])[0]
                 raise StageError(
-                    f"the disk is full: {name} could not write its files",
+                    f"memory ran out during {name}: {reason}",
                     where=str(step.folder),
-                    mend="make room and run the same command again; earlier stages are untouched",
+                    mend="`tutelage plan` shows what each stage needs; a smaller micro_batch_size (or auto), "
+                    "shorter texts, gradient checkpointing or base.quantization: nf4 need less",
                 ) from error
+            except Exception as error:
+                problem = translate(error, name, step.folder)
+                if problem is None or problem is error:
+                    raise
+                raise problem from error
             finally:
                 self._display.close()
             self.planner.fresh.discard(name)
@@ -153,7 +160,7 @@ class Runner:
             )
             run = spec.load()
             inputs = {name: done[name].artifact for name in step.inputs}
-            started, clock = datetime.now(timezone.utc), time.monotonic()
+            started, clock = datetime.now(UTC), time.monotonic()
             shared = spec.parallel and self._ranks.size > 1
             with machine.PeakMemory() as peak, ExitStack() as stack:
                 if shared:
@@ -193,7 +200,7 @@ class Runner:
             device=self._device,
             processes=self._ranks.size if shared else 1,
             started=started.isoformat(timespec="seconds"),
-            finished=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
             seconds=round(time.monotonic() - clock, 3),
             resumed=resumes,
             memory=peak.report(),
@@ -286,7 +293,8 @@ class Silent:
 
 def _prepare(folder: Path, *, keep_state: bool) -> None:
     """Empties what an earlier run of the key left behind, all but its state when it is to go on."""
-    (folder / manifest.FILE).unlink(missing_ok=True)
+    for file in (manifest.FILE, ERROR):
+        (folder / file).unlink(missing_ok=True)
     shutil.rmtree(folder / "out", ignore_errors=True)
     for unfinished in folder.glob(".*"):  # what a killed process was about to put in place
         unfinished.unlink()
@@ -304,12 +312,6 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    """Also through the libraries that wrap the system's error in one of their own."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -54,7 +54,7 @@ def judge(
         store.close()
     found = result(campaign.sources, given, run.loaded.recipe.eval.bootstrap, run.loaded.recipe.seed)
     found["eval"] = evaluation.manifest.fingerprint
-    found["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    found["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     path: Path = judged_file(run.folder, evaluation.manifest.fingerprint)
     write_atomic(path, json.dumps(found, indent=1) + "\n")
     say(f"{summary(found)}\nwritten to {path}")

@@ -59,17 +59,14 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Overview:
+    """`agreement` is over all pairs of annotators of an item, each counted once."""
+
     progress: Progress
     annotators: list[Annotator]
+    agreement: Alike
     disputed: list[tuple[Item, Alike]]
     remarks: list[Stored]
     elsewhere: int
-
-    @property
-    def agreement(self) -> Alike:
-        return Alike(
-            sum(a.with_others.alike for a in self.annotators), sum(a.with_others.pairs for a in self.annotators)
-        )
 
 
 def overview(store: Store, campaign: Campaign, most: int = 10) -> Overview:
@@ -83,17 +80,16 @@ def overview(store: Store, campaign: Campaign, most: int = 10) -> Overview:
     by_item: dict[str, list[Stored]] = defaultdict(list)
     for stored in counted:
         by_item[stored.task.item.key].append(stored)
-    disputes = []
-    for found in by_item.values():
-        between = _compare(found, people)
-        if between.pairs:
-            disputes.append((found[0].task.item, between))
+    compared = [(found[0].task.item, _compare(found, people)) for found in by_item.values()]
+    agreement = Alike(sum(b.alike for _, b in compared), sum(b.pairs for _, b in compared))
+    disputes = [(item, between) for item, between in compared if between.pairs]
     disputes.sort(key=lambda dispute: (dispute[1].share or 0.0, -dispute[1].pairs))
     ranked = sum(stored.answer.ranks is not None for stored in everything)
     remarks = [s for s in everything if s.answer.flag is not None or s.answer.note]
     return Overview(
         progress(store, campaign),
         list(people.values()),
+        agreement,
         [dispute for dispute in disputes if (dispute[1].share or 0.0) < 1][:most],
         sorted(remarks, key=lambda s: -s.received_at)[:most],
         ranked - len(counted),

@@ -1,7 +1,8 @@
 """The `base` stage: a pretrained language model, loaded and checked, or a small one pretrained from a corpus.
 
-What it makes: `base.json` (where the weights are and how to hold them), `tokenizer/` (chat template included) and,
-unless the weights stay where they are (a Hub id, a local folder), `model/`.
+What it makes: `base.json` (where the weights are, how to hold them, how text is encoded and which tokens end a
+response), `tokenizer/` (chat template included) and, unless the weights stay where they are (a Hub id, a local
+folder), `model/`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from typing import Any
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DataCollatorForSeq2Seq,
     LlamaConfig,
     LlamaForCausalLM,
@@ -30,9 +29,16 @@ from pipeline.errors import DataError, StageError
 from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
-from stages.models import qat
-from stages.models.loading import load_backbone, readable_checkpoint
-from stages.models.text import IGNORED, Codec, chat_template
+from stages.models import qat, templates
+from stages.models.loading import (
+    check_trainable,
+    describe_dtype,
+    load_backbone,
+    load_gguf,
+    read_tokenizer,
+)
+from stages.models.templates import chat_template
+from stages.models.text import IGNORED, Codec, load_codec
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
 
@@ -45,6 +51,9 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "revision": None,
         "dtype": config.dtype,
         "quantization": asdict(config.quantization) if is_dataclass(config.quantization) else config.quantization,
+        "template_date": config.template_date,
+        "fold_turns": config.fold_turns,
+        "control_tokens": config.control_tokens,
     }
     metrics: Metrics = {}
     if config.pretrain is not None:
@@ -60,9 +69,9 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                 # The weights stay where they are; their hash tells later stages when they are no longer the same.
                 hashes = {name: file_sha256(file) for name, file in files_below(local).items()}
                 spec |= {"model": str(local.resolve()), "content": combine(hashes)}
-            with readable_checkpoint(config.model):
-                tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision or "main")
-        _save_tokenizer(tokenizer, config.chat_template, out_dir)
+            check_trainable(config.model, config.revision)
+            tokenizer = read_tokenizer(config.model, config.revision)
+        _save_tokenizer(tokenizer, config, out_dir, ctx)
     (out_dir / "base.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
     base = Artifact("base", out_dir, "")
     return metrics | _check(base, config.check_tokens, ctx, config.architecture)
@@ -82,10 +91,11 @@ def _compare(architecture: ArchitectureConfig, config: Any) -> None:
 
 def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: ArchitectureConfig | None) -> Metrics:
     """Loads what the other stages will load and lets it speak; a model that cannot is found out here."""
+    ctx.say(describe_dtype(base.json("base.json")["dtype"], ctx.device))
     model: Any = load_backbone(base, ctx.device)
     if architecture is not None:
         _compare(architecture, model.config.get_text_config())
-    codec = Codec(AutoTokenizer.from_pretrained(base.file("tokenizer")))
+    codec = _record_text(base, model, ctx)
     if len(codec.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise StageError(
             f"the tokenizer has {len(codec.tokenizer)} entries and the model embeds "
@@ -106,28 +116,42 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         "parameters": sum(p.numel() for p in model.parameters()),
         "resident_bytes": model.get_memory_footprint(),
         "vocabulary": len(codec.tokenizer),
+        "stop_tokens": " ".join(map(str, codec.tokenizer.convert_ids_to_tokens(sorted(codec.stop_ids)))),
     }
 
 
-def _save_tokenizer(tokenizer: Any, template: str, out_dir: Path) -> None:
-    tokenizer.chat_template = chat_template(template, tokenizer)
+def _save_tokenizer(tokenizer: Any, config: BaseConfig, out_dir: Path, ctx: RunContext) -> None:
+    tokenizer.chat_template = chat_template(
+        config.chat_template, tokenizer, f"base.chat_template ({ctx.describe('base.chat_template')})"
+    )
     tokenizer.save_pretrained(out_dir / "tokenizer")
+
+
+def _record_text(base: Artifact, model: Any, ctx: RunContext) -> Codec:
+    """Adds every stop token to base.json, those of the model's generation config included; says what a user should
+    know of the chat template. Raises `StageError` when it cannot be trained with."""
+    spec = base.json("base.json")
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    known = ends if isinstance(ends, list) else [ends]
+    spec["stop_ids"] = sorted({int(i) for i in known if i is not None} | load_codec(base).stop_ids)
+    base.file("base.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
+    codec = load_codec(base)
+    template, bos = codec.template, codec.tokenizer.bos_token
+    for line in templates.check(template):
+        ctx.say(line)
+    if template.prints_date():
+        ctx.say(f"the chat template prints the date: {codec.date} in every stage (base.template_date)")
+    if not template.takes_system and template.folds:
+        ctx.say("the chat template takes no system turn: its text goes before the first user turn")
+    if codec.adds_bos:
+        ctx.say(f"the chat template does not write {bos}, with which the tokenizer starts texts: prompts get it")
+    return codec
 
 
 def _dequantise(path: Path, out_dir: Path) -> Any:
     """Loads a GGUF file as full-precision weights into `out_dir/model`; returns its tokenizer."""
-    from transformers import GgufConfig
-
-    folder, name = str(path.parent), path.name
-    with readable_checkpoint(path):
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=name,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(gguf_file=name, dequantize=True),
-        )
-    model.save_pretrained(out_dir / "model")
+    tokenizer = read_tokenizer(path.parent, gguf_file=path.name)
+    load_gguf(path).save_pretrained(out_dir / "model")
     return tokenizer
 
 
@@ -136,7 +160,12 @@ def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: 
     documents = list(corpus.documents(pretrain.corpus, ctx.seed, pretrain.held_out))
     tokenizer = _train_tokenizer([text for turn in documents for text in turn], pretrain)
     tokenizer.chat_template = chat_template(config.chat_template, tokenizer)
-    codec = Codec(tokenizer)
+    codec = Codec(
+        tokenizer,
+        date=config.template_date,
+        control_tokens=config.control_tokens,
+        fold_turns=config.fold_turns,
+    )
     width = pretrain.max_position_embeddings
     rows = [row for turn in documents for row in _rows(codec, turn, width)]
     model = _new_model(codec, len(tokenizer), pretrain, ctx)
@@ -152,7 +181,7 @@ def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: 
     )
     train_to_end(trainer, ctx, values)
     model.save_pretrained(out_dir / "model")
-    _save_tokenizer(tokenizer, config.chat_template, out_dir)
+    _save_tokenizer(tokenizer, config, out_dir, ctx)
     return {
         "pretrain/documents": len(rows),
         "pretrain/tokens": sum(len(row["input_ids"]) for row in rows),

@@ -7,6 +7,7 @@ its beginning and averages over processes whatever they held; this does neither.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +19,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.errors import StageError
 from stages.distributed import World
+from stages.loss_scale import LossScale, needs_loss_scale
 from stages.microbatch import MicroBatch
+from stages.models.precision import computing
 from stages.sharded import ShardedTrainer
 
 
@@ -71,6 +74,7 @@ class GlobalBatchTrainer(ShardedTrainer):
 
     Attributes:
         micro: the examples that go through the model at once. To be set before training.
+        scale: of the loss, for a model with weights in float16.
     """
 
     micro: MicroBatch
@@ -86,6 +90,9 @@ class GlobalBatchTrainer(ShardedTrainer):
             )
         # Gradients are summed here, once a step: DDP would average them, and cannot take back a part.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        learner: Any = self.model
+        self.scale, backward = LossScale(needs_loss_scale(learner)), self.accelerator.backward
+        self.accelerator.backward = lambda loss, **kwargs: backward(self.scale(loss), **kwargs)
 
     # --- The examples of a step ---
 
@@ -146,6 +153,12 @@ class GlobalBatchTrainer(ShardedTrainer):
 
     # --- The step ---
 
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Around every forward pass: that of the model, not of accelerate's settings."""
+        return computing(self.model)
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Gradients of a whole step, over all micro-batches and processes; returns its loss."""
         learner: Any = self.model  # not `model`, which may come wrapped
@@ -168,7 +181,25 @@ class GlobalBatchTrainer(ShardedTrainer):
         if most > made:
             self.pass_idly(learner, most - made)
         self.world.sum_gradients(parameters)
+        self._unscale(parameters)
         return self.world.sum(loss)
+
+    def _unscale(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Takes the loss scale out of the gradients, and all gradients away where one overflowed: without any the
+        optimizer's step changes nothing."""
+        if not self.scale.active:
+            return
+        self.scale.unscale_(parameters)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = bool(norm.isfinite())
+        if self.scale.skips(finite):
+            for parameter in parameters:
+                parameter.grad = None
+        elif not finite:
+            raise StageError(
+                f"the gradient is {float(norm)} at step {self.state.global_step + 1}",
+                mend="lower trainer.learning_rate, or use base.dtype: float32",
+            )
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
@@ -182,6 +213,7 @@ class GlobalBatchTrainer(ShardedTrainer):
             "total_loss": self._total_loss_scalar,
             "logged_at": self._globalstep_last_logged,
             "micro_batch": self.micro.state_dict(),
+            "loss_scale": self.scale.state_dict(),
         }
 
     def load_running_state(self, state: dict[str, Any]) -> None:
@@ -190,6 +222,8 @@ class GlobalBatchTrainer(ShardedTrainer):
         self._globalstep_last_logged = state["logged_at"]
         self._initial_global_step = 0  # the mean loss is over the whole training, not over this process's part
         self.micro.load_state_dict(state["micro_batch"])
+        if "loss_scale" in state:  # not in a checkpoint of before there was one
+            self.scale.load_state_dict(state["loss_scale"])
 
 
 class TrlTrainer(GlobalBatchTrainer):

@@ -12,8 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from stages.models.adapters import load_actor
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
+from stages.models.text import load_codec
 from stages.ppo.rollout import generate
 
 
@@ -30,7 +29,7 @@ def chat(
         max_new_tokens: longest answer in tokens.
     """
     base = summary.need("base").artifact
-    codec = Codec(load_tokenizer(base))
+    codec = load_codec(base)
     speakers = {
         name: load_actor(base, None if name == "base" else summary.need(name).artifact, device) for name in models
     }

@@ -22,8 +22,7 @@ from pipeline.errors import DataError
 from pipeline.rounds import by_round, newest
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.adapters import load_actor
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
+from stages.models.text import Codec, load_codec
 from stages.ppo.rollout import generate
 from stages.prompts import EncodedPrompt, load_prompts, mixed
 from stages.reward.disagreement import disagreement
@@ -37,7 +36,7 @@ class Answered:
 
 
 def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    codec = Codec(load_tokenizer(inputs["base"]))
+    codec = load_codec(inputs["base"])
     train, too_long = load_prompts(inputs["data"], codec, "train", config.max_prompt_length)
     held_out, too_long_eval = load_prompts(inputs["data"], codec, "eval", config.max_prompt_length)
     if not train + held_out:
@@ -55,7 +54,7 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
     metrics: Metrics = {}
     if chooses:
         assert config.num_prompts is not None
-        found = _disagreement(answered[: len(candidates)], config, inputs, ctx)
+        found = _disagreement(answered[: len(candidates)], config, inputs, codec, ctx)
         kept = found.argsort(descending=True, stable=True)[: config.num_prompts].sort().values.tolist()
         metrics = {
             "candidates": len(candidates),
@@ -132,11 +131,15 @@ def _answer(
 
 
 def _disagreement(
-    answered: Sequence[Answered], config: CollectConfig, inputs: Mapping[str, Artifact], ctx: RunContext
+    answered: Sequence[Answered],
+    config: CollectConfig,
+    inputs: Mapping[str, Artifact],
+    codec: Codec,
+    ctx: RunContext,
 ) -> Tensor:
     """Of the newest reward model's members about each prompt's answers (N,)."""
     model: Any = load_reward(newest(inputs, "reward"), inputs["base"], ctx.device)
-    rows = [row.prompt.ids + ids for row in answered for ids in row.responses]
+    rows = [row.prompt.ids + codec.ended_as_trained(ids) for row in answered for ids in row.responses]
     with ctx.progress("collect: disagreement", total=len(rows)) as bar:
 
         def members(ids_BL: Tensor, lengths_B: Tensor) -> Tensor:

@@ -4,18 +4,20 @@
    table is held in memory.
 2. Put the system message in front and give every prompt group its split.
 3. Check that every row is on the side of its prompt group, whichever table it comes from.
-4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once), rankings.jsonl, and dropped.jsonl: the
-   first rows of each table of which something was left out, with row number (line, in text files) and reason.
+4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once, and its first row), rankings.jsonl, and
+   dropped.jsonl: the first rows of each table of which something was left out, with row number (line, in text
+   files) and reason.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data import venues
 from data.demonstrations import read_demonstrations, read_prompts
@@ -26,7 +28,7 @@ from data.schema import Demonstration, Prompt, Ranking, as_line, prompt_key, wri
 from data.sources import Dropped
 from data.spill import seen
 from data.splits import check_split, split_of_prompt
-from pipeline.config.data import DataConfig, TaskConfig
+from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig, TaskConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
 
@@ -62,7 +64,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
                     if known.first(prompt_key(row.prompt)):
-                        distinct.write(as_line(Prompt(row.prompt, row.split)))
+                        distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
                     yield row
                     bar.advance()
@@ -85,8 +87,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     annotators.add(row.annotator)
                     human = human and row.human
                     pairs.add(row)
-                    # The artifact's content must not depend on the folder of its source: no `where`.
-                    yield replace(row, split=split_of_prompt(row.prompt, held_out), where="")
+                    yield replace(row, split=split_of_prompt(row.prompt, held_out))
 
             given = read_rankings(config.rankings, dropped["rankings"], ctx.say)
             rankings = _write(out_dir / "rankings.jsonl", passing(counted(given), "rankings"))
@@ -96,7 +97,13 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     for line in pairs.lines():
         ctx.say(line)
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
+    sources = {"demonstrations": config.demonstrations, "prompts": config.prompts, "rankings": config.rankings}
     metrics: Metrics = {
+        **{
+            f"source_{table}": source.path
+            for table, source in sources.items()
+            if isinstance(source, TableConfig | RankingTableConfig)
+        },
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
         **{f"read_{table}": noted.read for table, noted in dropped.items() if noted.read},
@@ -131,7 +138,8 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
     counts: Counter[str] = Counter()
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(as_line(row))
+            # The artifact's content must not depend on the folder of its source: no `where`.
+            out.write(as_line(replace(row, where="")))
             counts[row.split] += 1
     return counts
 
@@ -142,6 +150,17 @@ def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:
         for what, counts in dropped.items()
         for reason, count in sorted(counts.items())
         if count
+    }
+
+
+def _distinct(row: Demonstration | Prompt | Ranking, table: str) -> dict[str, Any]:
+    """A line of prompts.jsonl. `row` is the number of the first row with this prompt, 0 if it was generated."""
+    numbers = re.findall(r"\d+", row.where)
+    return {
+        "prompt": row.prompt,
+        "split": row.split,
+        "table": table,
+        "row": int(numbers[-1]) if numbers else 0,
     }
 
 

@@ -10,8 +10,8 @@ It makes `adapter/`, or `model/` when every weight is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +29,28 @@ from pipeline.errors import DataError
 from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import TrlTrainer
+from stages.microbatch import MicroBatch
 from stages.models.actor import Actor
 from stages.models.adapters import (
     ADAPTER,
     MODEL,
+    attach_adapter,
     causal_lm,
     float32_trainables,
     is_adapter,
     load_actor,
     load_full,
     save_adapter,
+    trained_in_full,
 )
-from stages.models.loading import load_backbone, load_tokenizer, readable_checkpoint
-from stages.models.text import Codec
+from stages.models.loading import load_backbone
+from stages.models.text import Codec, load_codec
 from stages.ppo.trajectory import response_logprobs
 from stages.reward.groups import Order, TokenEncoder, group_rankings
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
 
 _DEFAULTS = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_batch_size": 16}
-_READ = 256
-"""Sequences that the reference reads at once."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Pair:
 
 def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, sft = inputs["base"], inputs["sft"]
-    codec = Codec(load_tokenizer(base))
+    codec = load_codec(base)
     # 1.
     pairs, too_long = read_pairs(inputs, codec, config, "train")
     held_out, _ = read_pairs(inputs, codec, config, "eval")
@@ -78,11 +79,10 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         )
     # 2.
     reference = load_actor(base, sft, ctx.device)
-    with ctx.progress("dpo reference", total=2 * (len(pairs) + len(held_out))) as bar:
-        pairs = with_reference(pairs, reference, codec)
-        bar.advance(2 * len(pairs))
-        held_out = with_reference(held_out, reference, codec)
-        bar.advance(2 * len(held_out))
+    reads = MicroBatch(config.precompute_ref_batch_size, "dpo", ctx.say)
+    with ctx.progress("dpo reference", total=len(distinct(pairs)) + len(distinct(held_out))) as bar:
+        pairs = with_reference(pairs, reference, codec, reads, bar.advance)
+        held_out = with_reference(held_out, reference, codec, reads, bar.advance)
     del reference
     # 3.
     torch.manual_seed(ctx.seed)
@@ -116,7 +116,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     }
     # 4.
     if held_out:
-        metrics |= measure(held_out, Actor(causal_lm(trainer.model).eval()), codec, config.beta)
+        metrics |= measure(held_out, Actor(causal_lm(trainer.model).eval()), codec, config.beta, reads)
     if trainer.world.rank == 0:
         if is_adapter(sft):
             save_adapter(trainer.model, "default", out_dir)
@@ -135,14 +135,14 @@ def read_pairs(
         for ranking in read_rankings_file(artifact.file("rankings.jsonl"))
         if ranking.split == split
     )
-    groups, too_long = group_rankings(rankings, TokenEncoder(codec), config.max_length)
+    groups, left_out = group_rankings(rankings, TokenEncoder(codec), config.max_length)
     pairs = []
     for key, group in groups.items():
         answers = [row[group.prompt_length :] for row in group.rows]
         for order in group.orders:
             for better, worse in strict_pairs(order, config.pairs):
                 pairs.append(Pair(key, group.rows[better][: group.prompt_length], answers[better], answers[worse]))
-    return pairs, too_long
+    return pairs, len(left_out.too_long)
 
 
 def strict_pairs(order: Order, which: str) -> Iterator[tuple[int, int]]:
@@ -159,29 +159,50 @@ def strict_pairs(order: Order, which: str) -> Iterator[tuple[int, int]]:
                 yield order.rows[i], order.rows[j]
 
 
-def with_reference(pairs: Sequence[Pair], reference: Actor, codec: Codec) -> list[Pair]:
+def distinct(pairs: Sequence[Pair]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Each (prompt, answer) of the pairs once."""
+    return sorted(
+        {(tuple(pair.prompt), tuple(answer)) for pair in pairs for answer in (pair.chosen, pair.rejected)}
+    )
+
+
+def with_reference(
+    pairs: Sequence[Pair],
+    reference: Actor,
+    codec: Codec,
+    reads: MicroBatch,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[Pair]:
     """The pairs with the reference's log-probs, each distinct answer read once."""
-    every = {(tuple(pair.prompt), tuple(answer)) for pair in pairs for answer in (pair.chosen, pair.rejected)}
-    distinct = sorted(every)
-    logps = _logps(distinct, reference, codec).tolist()
-    known = dict(zip(distinct, logps, strict=True))
+    rows = distinct(pairs)
+    known = dict(zip(rows, _logps(rows, reference, codec, reads, on_batch).tolist(), strict=True))
     return [
-        Pair(
-            pair.key,
-            pair.prompt,
-            pair.chosen,
-            pair.rejected,
-            known[tuple(pair.prompt), tuple(pair.chosen)],
-            known[tuple(pair.prompt), tuple(pair.rejected)],
+        replace(
+            pair,
+            ref_chosen=known[tuple(pair.prompt), tuple(pair.chosen)],
+            ref_rejected=known[tuple(pair.prompt), tuple(pair.rejected)],
         )
         for pair in pairs
     ]
 
 
-def _logps(rows: Iterable[tuple[Sequence[int], Sequence[int]]], actor: Actor, codec: Codec) -> Tensor:
+def _logps(
+    rows: Iterable[tuple[Sequence[int], Sequence[int]]],
+    actor: Actor,
+    codec: Codec,
+    reads: MicroBatch,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Tensor:
     prompts, answers = [list(row[0]) for row in rows], [list(row[1]) for row in rows]
     totals_B, _ = response_logprobs(
-        actor, prompts, answers, codec.stop_ids, codec.pad_id, temperature=1.0, batch_size=_READ
+        actor,
+        prompts,
+        answers,
+        codec.stop_ids,
+        codec.pad_id,
+        temperature=1.0,
+        batch_size=reads,
+        on_batch=on_batch,
     )
     return totals_B
 
@@ -205,9 +226,8 @@ def as_dataset(pairs: Sequence[Pair]) -> Dataset:
 def trainable_policy(base: Artifact, sft: Artifact, device: str) -> Any:
     """The SFT model, to be trained further."""
     if not is_adapter(sft):
-        return load_full(base, sft.file(MODEL), device).float().requires_grad_(True)
-    with readable_checkpoint(sft.path):
-        return PeftModel.from_pretrained(load_backbone(base, device), sft.file(ADAPTER), is_trainable=True)
+        return trained_in_full(load_full(base, sft.file(MODEL), device), base, device)
+    return attach_adapter(load_backbone(base, device), sft.file(ADAPTER), trainable=True)
 
 
 def _undo(model: Any, start: Mapping[str, Tensor]) -> None:
@@ -224,11 +244,11 @@ def _undo(model: Any, start: Mapping[str, Tensor]) -> None:
                 parameter.copy_(start[name])
 
 
-def measure(pairs: Sequence[Pair], actor: Actor, codec: Codec, beta: float) -> Metrics:
+def measure(pairs: Sequence[Pair], actor: Actor, codec: Codec, beta: float, reads: MicroBatch) -> Metrics:
     """Loss and accuracy of the implicit reward on held-out pairs, as the reward model's is measured; the interval
     is over prompts."""
     ours = [
-        _logps([(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)], actor, codec)
+        _logps([(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)], actor, codec, reads)
         for answers in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
     ]
     theirs = torch.tensor([[pair.ref_chosen for pair in pairs], [pair.ref_rejected for pair in pairs]])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data import venues
 from data.judgements import Sample
-from data.measures import measure
+from data.measures import measure, steps
 from data.schema import Ranking, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
 from pipeline.config.rank import RankConfig
 from pipeline.errors import RecipeError, StageError
@@ -43,7 +43,8 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             sample.add(ranking)
             bar.advance()
     ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
-    measured = measure(sample, seed=ctx.seed)
+    with ctx.progress("rank: measures", total=steps(sample)) as bar:
+        measured = measure(sample, seed=ctx.seed, advance=bar.advance)
     text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
     (out_dir / "agreement.json").write_text(text, encoding="utf-8")
     agreed = measured["pairwise"]

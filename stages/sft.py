@@ -19,9 +19,10 @@ from pipeline.config.sft import SFTConfig
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import TrlTrainer
-from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter
-from stages.models.loading import load_backbone, load_tokenizer
-from stages.models.text import IGNORED, Codec
+from stages.conversations import check_conversations
+from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter, trained_in_full
+from stages.models.loading import load_backbone
+from stages.models.text import IGNORED, Codec, load_codec
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
 
@@ -30,7 +31,8 @@ _DEFAULTS = {"learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_bat
 
 def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, data = inputs["base"], inputs["data"]
-    codec = Codec(load_tokenizer(base))
+    codec = load_codec(base)
+    checked = check_conversations(data, codec, ctx.say)
     rows, too_long = encode_demonstrations(data, codec, "train", config.max_length)
     held_out, _ = encode_demonstrations(data, codec, "eval", config.max_length)
     if not rows:
@@ -42,7 +44,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     torch.manual_seed(ctx.seed)
     model: Any = load_backbone(base, ctx.device)
     if config.lora is None:
-        model.float().requires_grad_(True)
+        trained_in_full(model, base, ctx.device)
     else:
         model = new_adapter(model, config.lora)
     values = _DEFAULTS | config.trainer
@@ -67,6 +69,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     metrics: Metrics = {
         **found,
+        **checked,
         "demonstrations": len(rows),
         "demonstrations_too_long": too_long,
         "train_loss": trainer.state.log_history[-1]["train_loss"],

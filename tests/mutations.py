@@ -42,7 +42,7 @@ def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
 
 BACKWARD_AFTER_SWITCH = (
     "stages/ppo/trainer.py",
-    """                loss.loss.backward()
+    """                self.scales["value"](loss.loss).backward()
                 _accumulate(sums, [loss])
             return sums
 
@@ -79,7 +79,7 @@ MUTATIONS = [
     mutation(
         "rounds: what is loaded is not compared with what was stored",
         "stages/ppo/golden.py",
-        "if not off.max() <= tolerance:",
+        "if not deviation.is_rounding(exact):",
         "if False:",
         f"{PPO}/test_ppo_stage.py",
     ),
@@ -157,6 +157,64 @@ MUTATIONS = [
         "token_loss = torch.maximum(plain, clipped)",
         "token_loss = torch.minimum(plain, clipped)",
         f"{PPO}/test_losses.py",
+    ),
+    mutation(
+        "importance weights without a cap",
+        "stages/ppo/mismatch.py",
+        ".exp().clamp(max=clip_max).detach()",
+        ".exp().detach()",
+        f"{PPO}/test_mismatch.py",
+    ),
+    mutation(
+        "importance weights the wrong way round",
+        "stages/ppo/mismatch.py",
+        "return log_ratio(logp_BT, sampled_logp_BT)",
+        "return log_ratio(sampled_logp_BT, logp_BT)",
+        f"{PPO}/test_mismatch.py",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "importance weights do not enter the loss",
+        "stages/ppo/losses.py",
+        "token_loss = weights_BT * token_loss",
+        "token_loss = 1.0 * token_loss",
+        f"{PPO}/test_losses.py",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "the loss scale stays in the gradients",
+        "stages/loss_scale.py",
+        "parameter.grad.div_(self.value)",
+        "parameter.grad.div_(1.0)",
+        "tests/stages/test_loss_scale.py",
+    ),
+    mutation(
+        "a step that overflowed is taken",
+        "stages/ppo/trainer.py",
+        "        if not skipped:\n",
+        "        if True:\n",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "a full fine-tune samples in another precision than it trains in",
+        "stages/ppo/rollout.py",
+        "with actor.computing():",
+        "with torch.no_grad():",
+        f"{PPO}/test_rollout.py",
+    ),
+    mutation(
+        "the adapter beside a quantised layer gets no gradient of its input",
+        "stages/models/linear.py",
+        "return grad, grad_x, grad_a, grad_b, None\n",
+        "return grad, None, grad_a, grad_b, None\n",
+        f"{MODELS}/test_linear.py",
+    ),
+    mutation(
+        "logits of 16 bits are rounded",
+        "stages/models/wide.py",
+        "    if not plain or dtype == torch.float32:\n",
+        "    if plain or dtype == torch.float32:\n",
+        f"{MODELS}/test_wide.py",
     ),
     mutation(
         "mask leaves the stop token out",
@@ -260,8 +318,8 @@ MUTATIONS = [
     mutation(
         "log-probs read one position late",
         "stages/ppo/trajectory.py",
-        "self._positions_N - 1]",
-        "self._positions_N]",
+        "self.starts_B[rows_N] + t_N - 1",
+        "self.starts_B[rows_N] + t_N",
         f"{PPO}/test_trajectory.py",
     ),
     mutation(
@@ -269,6 +327,13 @@ MUTATIONS = [
         "stages/models/actor.py",  # rotary positions are relative: a row's offset changes nothing there
         "self._positions = (self._mask.cumsum(1) - 1)",
         "self._positions = (torch.ones_like(self._mask).cumsum(1) - 1)",
+        f"{PPO}/test_rollout.py",
+    ),
+    mutation(
+        "finished rows go on writing",
+        "stages/ppo/rollout.py",
+        "torch.where(unfinished, token, -1)",
+        "token",
         f"{PPO}/test_rollout.py",
     ),
     mutation(
@@ -412,6 +477,41 @@ MUTATIONS = [
         "/ np.sqrt(strict[first] * strict[second])",
         "/ order.shape[1]",
         "tests/data/test_measures.py",
+    ),
+    mutation(
+        "rankings: alpha pools the raw ranks of rankings of different K",
+        "data/agreement.py",
+        "z = (overlap.ranks - (k + 1) / 2) / np.sqrt((k * k - 1) / 12)",
+        "z = overlap.ranks - 2.5",
+        "tests/data/test_agreement.py",
+    ),
+    mutation(
+        "rankings: equal answers are ordered",
+        "data/judgements.py",
+        "mid_ranks(_equal_texts_tied(ranking))",
+        "mid_ranks(ranking.ranks)",
+        "tests/data/test_agreement.py",
+    ),
+    mutation(
+        "the ceiling is that of all answers, measured or not",
+        "stages/reward/measure.py",
+        "completions=[ranking.completions[place] for place in places]",
+        "completions=[f'{i} {ranking.completions[p]}' for i, p in enumerate(places)]",
+        f"{REWARD}/test_measure.py",
+    ),
+    mutation(
+        "a bag of words that knows which side wins",
+        "stages/reward/bag_of_words.py",
+        "[better - worse, worse - better]",
+        "[better - worse, better - worse]",
+        f"{REWARD}/test_bag_of_words.py",
+    ),
+    mutation(
+        "a ranking that is too long counts as tied",
+        "stages/reward/left_out.py",
+        "            self.counts[TOO_LONG] += 1",
+        "            self.counts[TIED] += 1",
+        f"{REWARD}/test_left_out.py",
     ),
     mutation(
         "rankings: ties count as wins of the first shown",

@@ -72,11 +72,24 @@ class BaseConfig:
     pretrain: PretrainConfig | None = None
     """Make the LM here instead of loading one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the frozen weights. `auto`: bfloat16 on a GPU that has it, float32 elsewhere."""
+    """Of the frozen weights, and of what is computed with them; what learns is float32. `auto`: bfloat16 on a GPU
+    that computes in it (NVIDIA's Ampere and later), float32 elsewhere. An older GPU takes bfloat16 with a warning,
+    because it only emulates it. float16 trains LoRA adapters only, with a loss scale. With `lora: null` the weights
+    are float32 and bfloat16 is what their products are computed in."""
     quantization: Literal["none", "nf4", "int8"] | QATConfig = "none"
     """nf4, int8: how the backbone is held in memory in every later stage, which then trains LoRA adapters only. Or
     `{qat: q4_0}`: held in full, and trained for the grid that it will be deployed on."""
     chat_template: LocalPath = "auto"
-    """`auto`: the tokenizer's own, or `plain` when it has none; or `plain`, `chatml`, or a .jinja file."""
+    """`auto`: the tokenizer's own (`default` where it has several by name), or `plain` when it has none. Or a name:
+    first the tokenizer's own templates are searched, then the built-in `plain` and `chatml`. Or a .jinja file."""
+    template_date: str = "2024-07-26"
+    """YYYY-MM-DD. The date that chat templates print as today's, in every stage and on every day."""
+    fold_turns: bool = False
+    """For chat templates that refuse some conversations. True: consecutive turns of one role are joined by a blank
+    line, and if the template has no system turn, system text goes before the first user turn. False: the run stops
+    before training when the template refuses a conversation."""
+    control_tokens: Literal["text", "tokens"] = "text"
+    """How text in the data that spells a control token (such as `</s>`) is encoded: as ordinary text, or as the
+    token. A stop token spelled at the end of an answer is removed in both cases."""
     check_tokens: Natural = field(default=64, metadata=RUNTIME)
     """Tokens generated as a sign of life when the model is loaded."""

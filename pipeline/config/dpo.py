@@ -26,3 +26,6 @@ class DPOConfig:
     micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
     """Pairs that go through the model at once; null: `trainer.per_device_train_batch_size`; auto: a whole
     optimizer step, and half as many whenever the GPU's memory runs out. Changes memory, not mathematics."""
+    precompute_ref_batch_size: Count = field(default=256, metadata=RUNTIME)
+    """Answers that the reference reads at once, and the policy when it is measured on held-out pairs. Halved
+    whenever the GPU's memory runs out."""

@@ -116,6 +116,10 @@ class PPOConfig:
     cliprange_value: Positive = 0.2
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Lower bound c of the ratio-weighted loss for negative advantages (Ye et al. 2020); null: none."""
+    importance_sampling_clip_max: Annotated[float, Field(ge=1)] | None = None
+    """Weights each token's policy loss by how much more likely it is under the recomputed policy than it was when
+    it was sampled, at most this number; null: no weights. Sampling and training round differently in 16 bits; in
+    float32 the two are the same, and the weights are 1 (docs/ppo.md)."""
     vf_coef: NonNegative = 0.1
     """Weight of the value loss on a shared trunk; a value adapter has an optimizer of its own."""
     entropy_coef: NonNegative = 0.0

@@ -18,8 +18,11 @@ class GateConfig:
     above_chance: bool = True
     """The 95 % interval of the accuracy must lie above one half."""
     above_length: bool = True
-    """The 95 % interval of what the accuracy exceeds that of "the longer answer is better" by must lie above
-    zero."""
+    """The 95 % interval of what the accuracy exceeds that of "the longer answer (in characters) is better" by must
+    lie above zero."""
+    above_bag_of_words: bool = False
+    """true: the same against a logistic regression on the words of the answers, trained on the same pairs.
+    false: the reward stage warns."""
     max_length_correlation: Chance = 0.9
     """Largest absolute Spearman correlation of score and completion length."""
     max_ece: Chance = 0.2
@@ -75,7 +78,8 @@ class RewardConfig:
     bootstrap: bool = False
     """Each member trains on prompts drawn with replacement, so that members differ more."""
     max_length: Count = 256
-    """Tokens of prompt and completion; longer ones are left out, and counted."""
+    """Tokens of prompt and completion; longer completions are left out of their rankings. What is left out is
+    counted and printed."""
     golden: Natural = 16
     """Texts whose scores are stored with the model and verified whenever it is loaded."""
     gate: GateConfig | None = field(default_factory=GateConfig)

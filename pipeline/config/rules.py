@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 
 from pipeline.config import licenses
@@ -86,8 +87,12 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
             "base.revision",
             f"is required: {base.model} is a Hub id (no such folder here) and branches move. Give the commit",
         )
-    if base.chat_template not in ("auto", "plain", "chatml") and not base.chat_template.endswith(".jinja"):
+    # A published tokenizer may have templates of its own by name, which the base stage knows.
+    ours = ("auto", "plain", "chatml")
+    if base.model is None and base.chat_template not in ours and not base.chat_template.endswith(".jinja"):
         yield "base.chat_template", "must be auto, plain, chatml or a .jinja file"
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", base.template_date) or not _is_date(base.template_date):
+        yield "base.template_date", f"must be a date, YYYY-MM-DD, got {base.template_date!r}"
     if base.pretrain is not None:
         hidden, heads = base.pretrain.hidden_size, base.pretrain.num_attention_heads
         if hidden % (2 * heads):
@@ -95,6 +100,14 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
                 "base.pretrain.hidden_size",
                 f"{hidden} must be a multiple of twice num_attention_heads ({heads}): heads have even widths",
             )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
@@ -128,6 +141,12 @@ def _lora(recipe: Recipe) -> Iterator[Problem]:
         yield (
             "reward.lora",
             "and sft.lora must both be given or both be null: roles share one backbone or none",
+        )
+    if recipe.base.dtype == "float16" and sft is None:
+        yield (
+            "base.dtype",
+            "float16 trains LoRA adapters only, and sft.lora is null: weights that all learn need the range of "
+            "bfloat16 or float32. Set it to auto",
         )
     if isinstance(quantization, QATConfig):
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):

@@ -32,7 +32,7 @@ MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("*.gguf", "Modelfile"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
+    *("*.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
 )
 """Names of what may be published of a model and its tokenizer. No pickle, and nothing of a trainer."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

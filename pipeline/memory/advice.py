@@ -146,7 +146,13 @@ def _sizes(recipe: Recipe, plan: MemoryPlan) -> dict[str, dict[str, int]]:
             "ppo.rollout_batch_size": rollout if isinstance(rollout, int) else recipe.ppo.batch_size,
         },
         "eval": {"eval.batch_size": recipe.eval.batch_size},
+        "export": {"export.batch_size": min(recipe.export.batch_size, recipe.export.num_prompts)},
     }
+    if recipe.dpo is not None:
+        sizes["dpo"] = {
+            "dpo.micro_batch_size": plan.micro["dpo"],
+            "dpo.precompute_ref_batch_size": recipe.dpo.precompute_ref_batch_size,
+        }
     if recipe.base.pretrain is not None:
         sizes["base"] = {"base.pretrain.trainer.per_device_train_batch_size": plan.micro["base"]}
     return sizes
@@ -157,7 +163,7 @@ def _checkpointing(recipe: Recipe, plan: MemoryPlan) -> Values:
     for stage in plan.too_large():
         if stage == "ppo" and recipe.ppo.gradient_checkpointing is not True:
             values["ppo.gradient_checkpointing"] = True
-        elif stage in ("sft", "reward") and not checkpointed(getattr(recipe, stage).trainer):
+        elif stage in ("sft", "reward", "dpo") and not checkpointed(getattr(recipe, stage).trainer):
             values[f"{stage}.trainer.gradient_checkpointing"] = True
     return values
 
@@ -186,7 +192,7 @@ def _shorter(recipe: Recipe, plan: MemoryPlan) -> Values:
     """Half as long, of whatever is too long."""
     values: Values = {}
     for stage in plan.too_large():
-        if stage in ("sft", "reward"):
+        if stage in ("sft", "reward", "dpo"):
             values[f"{stage}.max_length"] = max(1, getattr(recipe, stage).max_length // 2)
         elif stage in ("collect", "ppo", "eval"):
             values[f"{stage}.response_length"] = max(1, getattr(recipe, stage).response_length // 2)

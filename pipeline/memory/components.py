@@ -35,6 +35,8 @@ class Model:
 
     Attributes:
         size: bytes of a number that is not quantised: of the weights, and of what is computed.
+        mixed: whether weights, and what one block passes to the next, are float32 all the same: what learns in full
+            computes under autocast.
         quantization: none, nf4, int8, or qat for weights that are rounded as they are used.
         lora: the adapters on it; None: whole models learn.
     """
@@ -44,6 +46,17 @@ class Model:
     size: int
     quantization: str
     lora: LoRAConfig | None
+    mixed: bool = False
+
+    @property
+    def wide(self) -> int:
+        """Bytes of a number of the weights, and of what one block passes to the next."""
+        return SINGLE if self.mixed else self.size
+
+    @property
+    def cast(self) -> float:
+        """Of the weights as autocast casts them, each once for a pass."""
+        return self.shape.linear * self.size if self.mixed else 0.0
 
     @property
     def weights(self) -> float:
@@ -51,12 +64,12 @@ class Model:
         shape = self.shape
         rows = shape.num_hidden_layers * sum(matrix.outputs for matrix in shape.matrices)
         linear = {
-            "none": shape.linear * self.size,
+            "none": shape.linear * self.wide,
             "nf4": shape.linear * NF4,
             "int8": shape.linear + rows * SINGLE,
             "qat": shape.linear * 2 * self.size,  # beside each weight what it is rounded to
         }[self.quantization]
-        return linear + shape.rest * self.size
+        return linear + shape.rest * self.wide
 
     @property
     def adapter(self) -> float:
@@ -94,15 +107,18 @@ class Model:
         inputs = {m.name: m.inputs for m in s.matrices}
         targets = s.targeted(self.lora.target_modules) if self.lora else set(inputs)
         # The normalisations' inputs, and what they divide by.
-        total = 2.0 * hidden * (size if path == "plain" else SINGLE) + 2 * SINGLE
+        total = 2.0 * hidden * (self.wide if path == "plain" else SINGLE) + 2 * SINGLE
         if path == "library" and not self.lora:
-            total += 2 * hidden * size  # the normalised, for the gradient of the norm's weight
+            total += 2 * hidden * self.wide  # the normalised, for the gradient of the norm's weight
         if s.qk_norm:
             total += (queries + keys) * (size if path == "plain" else SINGLE)
         # The linear layers' inputs. Fast layers keep one of each in its own precision; peft's one in float32 for
-        # each adapter, which where the model is in float32 is the same tensor.
-        if self.lora and size < SINGLE and (path == "library" or self.quantization != "none"):
+        # each adapter, which where the model is in float32 is the same tensor; under autocast each layer of the
+        # library's pass casts its own.
+        if self.lora and size < SINGLE and path == "library":
             total += SINGLE * sum(inputs[name] for name in targets)
+        elif self.mixed and path == "library":
+            total += size * sum(inputs[name] for name in targets)
         else:
             # A plain pass computes the last one's anew.
             shared = {"qkv": hidden, "o": queries, "gate_up": hidden, "down": wide if path == "library" else 0}
@@ -114,9 +130,7 @@ class Model:
         # counted as an input, what comes of them.
         repeated = queries if path == "library" and mask != "none" else keys
         total += size * (queries + 2 * repeated)
-        counted = "self_attn.o_proj" in targets and (
-            size == SINGLE or (path == "plain" and self.quantization == "none")
-        )
+        counted = "self_attn.o_proj" in targets and (size == SINGLE or path == "plain" or self.mixed)
         written_out = path == "plain" and self.written_out(length)
         total += 0 if counted or written_out else size * queries
         total += 0 if written_out else s.num_attention_heads * SINGLE
@@ -130,10 +144,10 @@ class Model:
         tokens, blocks = rows * length, self.shape.num_hidden_layers
         block = self.layer(length, path, mask)
         if checkpointing:
-            block, blocks = block + blocks * self.shape.hidden_size * self.size, 1
-        ends = self.shape.hidden_size * (2 * self.size if path == "plain" else self.size + SINGLE)
+            block, blocks = block + blocks * self.shape.hidden_size * self.wide, 1
+        ends = self.shape.hidden_size * (self.size + self.wide if path == "plain" else self.wide + SINGLE)
         shared = length * self.size if path == "library" and mask == "packed" else 0
-        return tokens * (blocks * block + ends + shared)
+        return tokens * (blocks * block + ends + shared) + self.cast
 
     def passing(self, rows: int, length: int, path: Path, *, merged: bool = False) -> float:
         """What a forward pass without gradient has at once: in one block, beside its input, the wider of attention
@@ -141,10 +155,11 @@ class Model:
         s = self.shape
         hidden, queries, keys, wide = s.hidden_size, s.queries, s.keys, s.intermediate_size
         apart = 1 if self.lora and not merged and (path == "library" or self.quantization != "none") else 0
-        mlp = 2 * hidden + (3 + apart) * wide
+        ends = 2 * hidden * self.wide / self.size
+        mlp = ends + (3 + apart) * wide
         scores = 2 * s.num_attention_heads * length if path == "plain" and self.written_out(length) else 0
-        attention = 2 * hidden + (3 + apart) * queries + 4 * keys + scores
-        return rows * length * self.size * max(mlp, attention) + self.unpacked
+        attention = ends + (3 + apart) * queries + 4 * keys + scores
+        return rows * length * self.size * max(mlp, attention) + self.unpacked + self.cast
 
     def returning(self, rows: int, length: int, path: Path) -> float:
         """What the backward pass has at once in one block beside what was kept: gradients of the block's output and

@@ -37,13 +37,15 @@ def stages(recipe: Recipe, model: Model, micro: dict[str, int]) -> dict[str, Pha
     if recipe.reward.model is None:
         found["reward"] = _reward(recipe, model, micro["reward"])
     found["ppo"] = _ppo(recipe, model, micro["ppo"])
+    if recipe.dpo is not None and recipe.dpo.enabled:
+        found["dpo"] = _dpo(recipe, model, micro["dpo"])
     found["eval"] = _eval(recipe, model)
     found["export"] = _export(recipe, model)
     return found
 
 
 def micro_batches(recipe: Recipe) -> dict[str, int]:
-    """Rows (reward: prompts) that go through the model at once, by stage; `auto` begins with all."""
+    """Rows (reward: prompts; dpo: pairs) that go through the model at once, by stage; `auto` begins with all."""
     pretrain = recipe.base.pretrain.trainer if recipe.base.pretrain else {}
     minibatch = recipe.ppo.batch_size // recipe.ppo.num_mini_batches
     return {
@@ -51,6 +53,7 @@ def micro_batches(recipe: Recipe) -> dict[str, int]:
         "sft": _rows(recipe.sft.micro_batch_size, recipe.sft.trainer, 8),
         "reward": _rows(recipe.reward.micro_batch_size, recipe.reward.trainer, 16),
         "ppo": recipe.ppo.micro_batch_size if isinstance(recipe.ppo.micro_batch_size, int) else minibatch,
+        **({"dpo": _rows(recipe.dpo.micro_batch_size, recipe.dpo.trainer, 16)} if recipe.dpo else {}),
     }
 
 
@@ -187,18 +190,24 @@ def _ppo(recipe: Recipe, model: Model, micro: int) -> Phases:
     minibatch = config.batch_size // config.num_mini_batches
     length = prompt + response
     positions = micro * response
-    chunk = learner.chunk(positions, config.logits_chunk_size)
-    # One is the logits, a second is for entropies, the rest is what was measured besides (docs/memory.md).
-    logits = learner.logits(chunk, 3)
-    if not model.lora:  # the head's gradient, and the next chunk's to be added to it
-        logits += (1 if chunk == positions else 2) * learner.shape.embedding * SINGLE
+
+    def trained(positions: int) -> Moment:
+        """A micro-batch's step that takes the log-probs of so many positions."""
+        chunk = learner.chunk(positions, config.logits_chunk_size)
+        # One is the logits, a second is for entropies, the rest is what was measured besides (docs/memory.md).
+        logits = learner.logits(chunk, 3)
+        if not model.lora:  # the head's gradient, and the next chunk's to be added to it
+            logits += (1 if chunk == positions else 2) * learner.shape.embedding * SINGLE
+        checkpointing = bool(config.gradient_checkpointing)
+        moment = _train(learner, micro, length, "plain", logits, checkpointing=checkpointing, keeps=held)
+        moment["activations"] += positions * learner.shape.hidden_size * learner.size
+        return moment
+
     passes = min(micro, minibatch)
-    trained = _train(
-        learner, micro, length, "plain", logits, checkpointing=bool(config.gradient_checkpointing), keeps=held
-    )
-    trained["activations"] += positions * learner.shape.hidden_size * learner.size
+    # Evaluation prompts are answered in batches of the rollout's size, or all at once.
+    sampled = min(rollout, max(config.batch_size, config.eval_prompts if config.eval_updates else 0))
     found = {
-        **_decode(held, learner, min(rollout, config.batch_size), prompt, response, banked=True),
+        **_decode(held, learner, sampled, prompt, response, banked=True),
         "score": held | {"activations": learner.passing(passes, length, "plain")},
         "passes": held
         | {
@@ -206,9 +215,41 @@ def _ppo(recipe: Recipe, model: Model, micro: int) -> Phases:
             # Twice for the entropies.
             "logits": learner.logits(learner.chunk(passes * response, config.logits_chunk_size), 2),
         },
-        "train": trained,
+        "train": trained(positions),
     }
+    if config.ptx_coef:  # demonstrations as long as prompt and response together
+        found["ptx"] = trained(micro * length)
     return _with_small_blocks(found, learner, micro * length)
+
+
+def _dpo(recipe: Recipe, model: Model, pairs: int) -> Phases:
+    assert recipe.dpo is not None
+    config, learner = recipe.dpo, _learner(model)
+    length, rows = config.max_length, 2 * pairs
+    held = {"weights": learner.weights, "adapters": model.adapter}
+    reads = config.precompute_ref_batch_size
+    read = {
+        "activations": learner.passing(reads, length, "plain"),
+        "logits": learner.logits(learner.chunk(reads * length), 1),
+    }
+    logits = _fused(learner, rows * length, backward=True)
+    if not model.lora:  # the head's gradient
+        logits += learner.shape.embedding * SINGLE
+    found = {
+        "reference": held | read,
+        "train": held
+        | _train(
+            learner,
+            rows,
+            length,
+            "library",
+            logits,
+            checkpointing=checkpointed(config.trainer),
+            mask="padded",
+        ),
+        "measure": held | read | {"optimizer": 2 * learner.learning},
+    }
+    return _with_small_blocks(found, learner, rows * length)
 
 
 def _eval(recipe: Recipe, model: Model) -> Phases:
@@ -233,9 +274,19 @@ def _export(recipe: Recipe, model: Model) -> Phases:
     learner = _learner(model)
     held = model.quantization in ("nf4", "int8")  # then what is written is the adapter beside its base
     file = learner.weights if held else learner.shape.parameters * BYTES[recipe.export.dtype]
+    settings = recipe.eval  # the files are measured on its prompts, as it samples
+    rows = min(recipe.export.batch_size, recipe.export.num_prompts)
+    length = settings.max_prompt_length + settings.response_length
+    both = {"weights": learner.weights + file, "adapters": model.adapter}
     return {
         "merge": {"weights": learner.weights, "adapters": model.adapter},
-        "measure": {"weights": learner.weights + file, "adapters": model.adapter},
+        **_decode(both, learner, rows, settings.max_prompt_length, settings.response_length),
+        "measure": both
+        | {
+            "activations": learner.passing(rows, length, "plain"),
+            # Both models' log-probs of a chunk of positions, and what their difference takes.
+            "logits": learner.logits(learner.chunk(rows * settings.response_length), 4),
+        },
     }
 
 
@@ -243,8 +294,12 @@ def _export(recipe: Recipe, model: Model) -> Phases:
 
 
 def _learner(model: Model) -> Model:
-    """What is trained in full is held in float32; what carries adapters is held as the base is."""
-    return model if model.lora else Model(model.shape, model.device, SINGLE, "none", None)
+    """What is trained in full is held in float32, and computes as `base.dtype` says; what carries adapters is held
+    as the base is. Layers of quantisation-aware training round float32 weights and compute in float32."""
+    if model.lora:
+        return model
+    mixed = model.size < SINGLE and model.quantization != "qat"
+    return Model(model.shape, model.device, model.size if mixed else SINGLE, "none", None, mixed)
 
 
 def _fused(model: Model, positions: int, *, backward: bool) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def predict(
     shape, device = shape or shape_of(recipe.base), device or planned_device(recipe)
     room, where = (limit, "given") if limit is not None else device_memory(recipe, device)
     dtype = recipe.base.dtype
-    size = (2 if device == "cuda" else 4) if dtype == "auto" else BYTES[dtype]
+    size = (2 if device == "cuda" and computes_in_bfloat16() else 4) if dtype == "auto" else BYTES[dtype]
     held = recipe.base.quantization
     model = Model(shape, device, size, held if isinstance(held, str) else "qat", recipe.sft.lora)
     wanted = phases.micro_batches(recipe)
@@ -125,6 +126,7 @@ def predict(
         "sft": recipe.sft.micro_batch_size == "auto",
         "reward": recipe.reward.micro_batch_size == "auto",
         "ppo": recipe.ppo.micro_batch_size == "auto",
+        "dpo": recipe.dpo is not None and recipe.dpo.micro_batch_size == "auto",
     }
     checkpointing = recipe.ppo.gradient_checkpointing
     recipe = replace(recipe, ppo=replace(recipe.ppo, gradient_checkpointing=checkpointing is True))
@@ -183,18 +185,39 @@ def device_memory(recipe: Recipe, device: str) -> tuple[float | None, str]:
     return None, ""
 
 
+BFLOAT16_FROM = (8, 0)
+"""The compute capability from which on NVIDIA's GPUs have instructions for bfloat16 (Ampere)."""
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this machine's first GPU does; without one, the GPU that is planned for is taken to."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capability = _ask_driver("compute_cap")
+    return capability is None or tuple(map(int, capability.split("."))) >= BFLOAT16_FROM
+
+
 @cache
 def gpu_memory() -> float | None:
     """Bytes of this machine's first GPU, from torch if it is loaded, else from the driver's tool; None without."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+    mebibytes = _ask_driver("memory.total")
+    return None if mebibytes is None else float(mebibytes) * 2**20
+
+
+@cache
+def _ask_driver(what: str) -> str | None:
+    """A number that NVIDIA's tool gives of the first GPU, as text; None without."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    command = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    command = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        return float(done.stdout.splitlines()[0]) * 2**20 if done.returncode == 0 else None
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        found = re.fullmatch(r"[\d.]+", done.stdout.splitlines()[0].strip()) if done.returncode == 0 else None
+        return found.group() if found else None
+    except (OSError, IndexError, subprocess.TimeoutExpired):
         return None

@@ -46,7 +46,7 @@ def collect(run: RunSummary) -> Findings:
         "stages": [_stage(spec, run) for spec in registry.steps(recipe).values()],
         "ranking": ranking and ranking.manifest.metrics,
         "rankings": rankings.measured(ranking),
-        "dropped": rankings.dropped(run.stages.get("data")),
+        "dropped": rankings.dropped(run.stages.get("data"), reward),
         "reward": reward and _reward(reward),
         "ppo": ppo and _ppo(ppo),
         "guards": ppo and guarding.read(ppo),
@@ -120,7 +120,7 @@ def _reward(reward: StageRun) -> Findings:
         name.removeprefix("eval_"): value for name, value in quality["metrics"].items() if name.startswith("eval_")
     }
     tables = {name: quality.get(name, []) for name in ("reliability", "by_annotator", "by_prompt", "scores")}
-    return {"held_out": measured, **tables, "unfit": quality["unfit"]}
+    return {"held_out": measured, **tables, "unfit": quality["unfit"], "warnings": quality.get("warnings", [])}
 
 
 def _ppo(ppo: StageRun) -> Findings:

@@ -18,6 +18,8 @@ TABLES = {
     "completions": "rankings",
 }
 """What can be left out -> the table of the recipe that it stands in."""
+RANKED = {"": "training rankings", "eval_": "held-out rankings", "pretraining_": "rankings of reward.pretrain_on"}
+"""Of the `reward` stage's metrics: prefix -> what they are of."""
 
 
 def measured(rank: StageRun | None) -> dict[str, Any] | None:
@@ -33,10 +35,13 @@ def measured(rank: StageRun | None) -> dict[str, Any] | None:
     return found
 
 
-def dropped(data: StageRun | None) -> list[dict[str, Any]]:
-    """What was left out: table, its file, rows read, reason, how often, and the first rows."""
-    if data is None:
-        return []
+def dropped(data: StageRun | None, reward: StageRun | None) -> list[dict[str, Any]]:
+    """What the `data` and `reward` stages left out: table, its file, rows read, reason, how often, and the first
+    rows. The latter's rows are rankings and have no number."""
+    return [*(_dropped_rows(data) if data else []), *(_dropped_rankings(reward) if reward else [])]
+
+
+def _dropped_rows(data: StageRun) -> list[dict[str, Any]]:
     metrics, config = data.manifest.metrics, data.manifest.config
     places: dict[tuple[str, str], list[int]] = {}
     if (data.artifact.path / "dropped.jsonl").is_file():
@@ -56,6 +61,23 @@ def dropped(data: StageRun | None) -> list[dict[str, Any]]:
         for what, table in TABLES.items()
         for name, count in metrics.items()
         if name.startswith(f"dropped_{what}/")
+    ]
+
+
+def _dropped_rankings(reward: StageRun) -> list[dict[str, Any]]:
+    metrics = reward.manifest.metrics
+    return [
+        {
+            "table": table,
+            "file": "reward stage",
+            "read": metrics.get(f"{prefix}read_rankings"),
+            "reason": name.partition("/")[2],
+            "count": count,
+            "rows": [],
+        }
+        for prefix, table in RANKED.items()
+        for name, count in metrics.items()
+        if name.startswith(f"{prefix}dropped_rankings/")
     ]
 
 

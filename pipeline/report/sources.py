@@ -12,7 +12,12 @@ FILES: dict[str, list[tuple[str, str]]] = {
     "along": [("ppo", "metrics.jsonl"), ("ppo", "out/looks.jsonl"), ("eval", "out/eval.json")],
     "guards": [("ppo", "out/guards.jsonl"), ("ppo", "out/looks.jsonl"), ("ppo", "manifest.json")],
     "samples": [("eval", "out/samples.jsonl")],
-    "rankings": [("rank", "out/agreement.json"), ("data", "out/dropped.jsonl"), ("rank", "manifest.json")],
+    "rankings": [
+        ("rank", "out/agreement.json"),
+        ("data", "out/dropped.jsonl"),
+        ("rank", "manifest.json"),
+        ("reward", "manifest.json"),
+    ],
     "reward": [("reward", "out/quality.json"), ("rank", "manifest.json")],
     "curves": [(stage, "metrics.jsonl") for stage in ("base", "sft", "reward", "ppo")],
     "pipeline": [("", "manifest.json")],

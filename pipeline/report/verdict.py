@@ -156,6 +156,8 @@ def _caveats(found: Findings) -> list[str]:
         )
     elif reward and reward["unfit"]:
         said.append(f"The reward model of this run is unfit for PPO: {'; '.join(reward['unfit'])}.")
+    if reward:
+        said += [f"Of the reward model of this run: {warning}." for warning in reward["warnings"]]
     if ppo and ppo["reward_model"]:
         said.append(
             f"PPO was rewarded by another reward model ({ppo['reward_model']}) than the one that this run trained."

@@ -60,7 +60,7 @@ class Answers:
 
     def score(self, scorer: ResponseScorer, prompts: Sequence[EncodedPrompt]) -> Array:
         """(P, S) scores of the answers."""
-        asked = [prompt.ids for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
+        asked = [prompt for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
         scores = scorer(asked, [row for rows in self.ids for row in rows])
         return np.asarray(scores.double().reshape(len(prompts), -1))
 
@@ -196,7 +196,7 @@ def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
     whole."""
     rows: Rows = []
     for *prompt, text in corpus.documents(source, ctx.seed, 0.0):
-        ids: list[int] = codec.tokenizer.encode(text, add_special_tokens=False)
+        ids = codec.encode(text)
         if prompt:
             rows.append((codec.prompt([{"role": "user", "content": prompt[0]}]), [*ids, codec.end_id]))
             continue

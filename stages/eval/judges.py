@@ -97,7 +97,7 @@ def _held_out(model: str, inputs: Mapping[str, Artifact], codec: Codec, device: 
     if model == "ensemble":
         ensemble = _ensemble(newest(inputs, "reward"), base, device)
         held_out = ppo.metrics["held_out_members"]
-        return model_scorer(RewardEnsemble(ensemble.bank, ensemble.roles[-held_out:]), device)
+        return model_scorer(RewardEnsemble(ensemble.bank, ensemble.roles[-held_out:]), codec, device)
     folder = Path(model)
     if not (folder / SPEC).exists():
         return text_scorer(load_classifier(folder, device), codec)
@@ -120,7 +120,7 @@ def proxy_scorer(inputs: Mapping[str, Artifact], codec: Codec, device: str) -> R
     if not held_out:
         return response_scorer(reward, base, codec, device)
     ensemble = _ensemble(reward, base, device)
-    return model_scorer(RewardEnsemble(ensemble.bank, ensemble.roles[:-held_out]), device)
+    return model_scorer(RewardEnsemble(ensemble.bank, ensemble.roles[:-held_out]), codec, device)
 
 
 def _ensemble(reward: Artifact, base: Artifact, device: str) -> RewardEnsemble:

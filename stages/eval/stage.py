@@ -36,8 +36,7 @@ from stages.eval.judges import Judge, RewardModel, Rubric, faults, proxy_scorer,
 from stages.eval.llm_judge import LLMJudge
 from stages.eval.texts import distinct, repetition
 from stages.eval.wins import Array
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
+from stages.models.text import Codec, load_codec
 from stages.prompts import EncodedPrompt, unseen_prompts
 
 KINDS = ("missing", "wrong", "invented", "repeated")
@@ -61,7 +60,7 @@ class Panel:
 
 
 def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    codec = Codec(load_tokenizer(inputs["base"]))
+    codec = load_codec(inputs["base"])
     llm = None if config.llm_judge is None else LLMJudge(config.llm_judge, ctx.recipe_dir)
     prompts = unseen_prompts(inputs, codec, config.max_prompt_length)[: config.num_prompts]
     if not prompts:

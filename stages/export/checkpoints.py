@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages.models.adapters import ADAPTER, is_adapter, load_policy, save_adapter
-from stages.models.loading import dtype_of, keep_layout, load_backbone, quiet_load, readable_checkpoint
+from stages.models.adapters import ADAPTER, attach_adapter, is_adapter, load_policy, save_adapter
+from stages.models.loading import dtype_of, keep_layout, load_backbone, load_pretrained
 
 BASE = "base"
 """The folder of the base beside an adapter, when no Hub id says where it is."""
@@ -24,47 +25,52 @@ BLOCKS = {"nf4": 64} | dict.fromkeys(TORCHAO, 32)
 
 
 def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:
-    """The policy as one model in float32, its adapter merged: a sum in 16 bits would lose small adapters, and not
-    be what quantisation-aware training rounds. After such training the model still computes on its grid, until
-    `qat.settle` writes that into the weights. A base held in 4 or 8 bits is dequantised."""
+    """The policy as one model in float32 on the CPU, its adapter merged: a sum in 16 bits would lose small
+    adapters, and not be what quantisation-aware training rounds. After such training the model still computes on
+    its grid, until `qat.settle` writes that into the weights. A base held in 4 or 8 bits is dequantised.
+
+    Loaded on `device`, because what a base is rounded to when it is loaded differs between devices; merged on the
+    CPU, where a float32 copy has room.
+    """
     if is_adapter(policy) and base.json("base.json")["quantization"] in ("nf4", "int8"):
         backbone: Any = load_backbone(base, device)
-        with readable_checkpoint(policy.path):
-            model: Any = PeftModel.from_pretrained(backbone.dequantize().float(), policy.file(ADAPTER))
+        backbone = backbone.dequantize().to("cpu").float()
+        model: Any = attach_adapter(backbone, policy.file(ADAPTER))
     else:
-        model = load_policy(base, policy, device).float()
+        model = load_policy(base, policy, device).to("cpu").float()
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     return model.requires_grad_(False).eval()
 
 
-def save_adapter_beside_base(base: Artifact, policy: Artifact, folder: Path, device: str) -> None:
+def save_adapter_beside_base(
+    base: Artifact, policy: Artifact, folder: Path, device: str, stop_ids: Collection[int]
+) -> None:
     """Writes `folder/adapter` and, unless the base is on the Hub, `folder/base`: the base as it was in training,
-    quantised or not. `reload_adapter` says how the two are put together."""
+    quantised or not, with a generation config that stops at `stop_ids`. `reload_adapter` says how the two are put
+    together."""
     spec = base.json("base.json")
-    backbone: Any = load_backbone(base, device)
-    with readable_checkpoint(policy.path):
-        model: Any = PeftModel.from_pretrained(backbone, policy.file(ADAPTER))
+    model = attach_adapter(load_backbone(base, device), policy.file(ADAPTER))
     save_adapter(model, "default", folder)
     if _on_hub(spec):
         return
     backbone = load_backbone(base, device)
+    backbone.generation_config.eos_token_id = sorted(stop_ids)
     backbone.save_pretrained(folder / BASE)
 
 
 def reload_adapter(folder: Path, base: Artifact, device: str) -> Any:
     """The adapter on its base, both as written, through plain transformers and peft."""
     spec = base.json("base.json")
-    with readable_checkpoint(folder):
-        backbone: Any = load_backbone(base, device) if _on_hub(spec) else reload(folder / BASE, device)
-        return PeftModel.from_pretrained(backbone, folder / ADAPTER).requires_grad_(False).eval()
+    backbone: Any = load_backbone(base, device) if _on_hub(spec) else reload(folder / BASE, device)
+    return attach_adapter(backbone, folder / ADAPTER).requires_grad_(False).eval()
 
 
 def _on_hub(spec: dict[str, Any]) -> bool:
     return spec["model"] is not None and not Path(spec["model"]).exists()
 
 
-def save_nf4(source: Path, folder: Path, dtype: str, device: str) -> None:
+def save_nf4(source: Path, folder: Path, dtype: str) -> None:
     """Quantises the float32 checkpoint `source` to NF4 with double quantisation and writes it, packed."""
     from transformers import BitsAndBytesConfig
 
@@ -72,12 +78,12 @@ def save_nf4(source: Path, folder: Path, dtype: str, device: str) -> None:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype_of(dtype, device),
+        bnb_4bit_compute_dtype=dtype_of(dtype, "cpu"),
     )
-    _save_quantised(source, folder, config, dtype, device)
+    _save_quantised(source, folder, config, dtype)
 
 
-def save_torchao(source: Path, folder: Path, kind: str, dtype: str, device: str) -> None:
+def save_torchao(source: Path, folder: Path, kind: str, dtype: str) -> None:
     """Quantises the float32 checkpoint `source` to symmetric integers in groups of 32, by torchao, and writes it.
     torchao 0.18 stores integers of any width in a byte each."""
     from torchao.quantization import IntxWeightOnlyConfig
@@ -87,7 +93,7 @@ def save_torchao(source: Path, folder: Path, kind: str, dtype: str, device: str)
     config = TorchAoConfig(
         IntxWeightOnlyConfig(weight_dtype=getattr(torch, TORCHAO[kind]), granularity=PerGroup(BLOCKS[kind]))
     )
-    _save_quantised(source, folder, config, dtype, device)
+    _save_quantised(source, folder, config, dtype)
 
 
 def check(model: Any, kind: str) -> None:
@@ -112,17 +118,21 @@ def check(model: Any, kind: str) -> None:
         )
 
 
-def _save_quantised(source: Path, folder: Path, config: Any, dtype: str, device: str) -> None:
-    with quiet_load():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, quantization_config=config, dtype=dtype_of(dtype, device), device_map={"": device}
-        )
+def _save_quantised(source: Path, folder: Path, config: Any, dtype: str) -> None:
+    """On the CPU, whatever the run's device: bitsandbytes' CUDA kernel rounds 0.2 % of the weights elsewhere
+    (docs/gpu.md), and the grid of quantisation-aware training is the CPU's."""
+    model: Any = load_pretrained(
+        AutoModelForCausalLM,
+        source,
+        quantization_config=config,
+        dtype=dtype_of(dtype, "cpu"),
+        device_map={"": "cpu"},
+    )
     model.save_pretrained(folder)
 
 
 def reload(folder: Path, device: str) -> Any:
     """A checkpoint as anybody loads it: what it holds says how."""
-    with readable_checkpoint(folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": device})
+    model: Any = load_pretrained(AutoModelForCausalLM, folder, dtype="auto", device_map={"": device})
     keep_layout(model)
     return model.requires_grad_(False).eval()

@@ -61,7 +61,7 @@ class Files:
         if "adapter" in formats:
             folder = self.of("adapter")
             folder.mkdir()
-            checkpoints.save_adapter_beside_base(base, policy, folder, self.device)
+            checkpoints.save_adapter_beside_base(base, policy, folder, self.device, self.codec.stop_ids)
             self.codec.tokenizer.save_pretrained(folder)
             yield "adapter"
         merged = [name for name in formats if name != "adapter"]
@@ -99,11 +99,11 @@ class Files:
             (folder / "Modelfile").write_text(modelfile(self.codec, path.name, self.temperature), encoding="utf-8")
             return
         if name == "nf4":
-            checkpoints.save_nf4(source, folder, self.dtype, self.device)
+            checkpoints.save_nf4(source, folder, self.dtype)
         elif name in checkpoints.TORCHAO:
-            checkpoints.save_torchao(source, folder, name, self.dtype, self.device)
+            checkpoints.save_torchao(source, folder, name, self.dtype)
         else:
-            model.to(dtype_of(self.dtype, self.device)).save_pretrained(folder)
+            model.to(dtype_of(self.dtype, "cpu")).save_pretrained(folder)
         self.codec.tokenizer.save_pretrained(folder)
 
     def reload(self, name: str, base: Artifact) -> Any:

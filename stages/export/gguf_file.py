@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
 from gguf.quants import quantize
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GgufConfig
 
 from pipeline.errors import StageError
 from stages.export.vocabulary import Vocabulary
-from stages.models.loading import readable_checkpoint
+from stages.models.loading import load_gguf
 from stages.models.text import Codec
 
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3}
@@ -164,11 +162,6 @@ def _hyperparameters(writer: GGUFWriter, config: Any) -> None:
 def reload(path: Path, device: str) -> Any:
     """The file as transformers reads it: a plain model in float32, dequantised. Frozen."""
     # The bar of its own that transformers shows, whatever it was told, goes to stderr.
-    with readable_checkpoint(path), contextlib.redirect_stderr(io.StringIO()):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
-        )
+    with contextlib.redirect_stderr(io.StringIO()):
+        model: Any = load_gguf(path)
     return model.to(device).requires_grad_(False).eval()

@@ -8,7 +8,7 @@ noisy than an estimate from log-probs of the sampled tokens alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from stages.models.text import IGNORED, Codec
 from stages.ppo.rollout import generate
 from stages.ppo.trajectory import Episodes, response_logprobs
 from stages.prompts import EncodedPrompt, unseen_prompts
-from stages.reward.classifier import response_scorer
+from stages.reward.classifier import ResponseScorer, response_scorer
 from stages.sft import encode_demonstrations
 
 Measures = dict[str, Any]
@@ -46,7 +46,7 @@ class Yardstick:
     temperature: float
     bootstrap: int
     judge: SlotLexicon | None
-    score: Callable[[Sequence[list[int]], Sequence[list[int]]], Tensor]
+    score: ResponseScorer
     codec: Codec
     seed: int
     batch_size: int
@@ -88,7 +88,7 @@ class Yardstick:
         """Of a model and its answers: `score` (the reward model's mean), `perplexity` on held-out demonstrations
         (None without), and with a judge `slot_error_rate` with its 95 % interval."""
         found: Measures = {
-            "score": float(self.score([prompt.ids for prompt in self.prompts], list(answers)).mean()),
+            "score": float(self.score(self.prompts, list(answers)).mean()),
             "perplexity": self._perplexity(actor),
         }
         if self.judge is not None:
@@ -117,7 +117,7 @@ class Yardstick:
         total, agreed, tokens = 0.0, 0, 0
         for _, part in episodes.micro_batches(torch.arange(len(episodes)), self.batch_size):
             kl_N, same_N = token_divergence(policy, other, part, self.temperature)
-            total += float(kl_N.double().sum())
+            total += float(kl_N.cpu().double().sum())
             agreed += int(same_N.sum())
             tokens += len(kl_N)
         return {"kl": total / len(episodes), "kl_per_token": total / tokens, "top_1": agreed / tokens}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from stages.models.templates import Refused
 from stages.models.text import Codec
 
 _MARKS = {"system": "zSz", "user": "zQz", "assistant": "zAz"}
@@ -65,16 +66,16 @@ def _render(codec: Codec, roles: list[str], *, generation: bool = False) -> str:
     """Marked messages under the tokenizer's template, less BOS; nothing when it refuses them."""
     messages = [{"role": role, "content": _MARKS[role]} for role in roles]
     try:
-        text = codec.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-    except Exception:  # a template may refuse roles, in whatever way it likes
+        text = codec.template.as_given(messages, generation=generation)
+    except Refused:
         return ""
-    return str(text).removeprefix(codec.tokenizer.bos_token or "")
+    return text.removeprefix(codec.tokenizer.bos_token or "")
 
 
 def modelfile(codec: Codec, gguf: str, temperature: float) -> str:
     """The text of a Modelfile for the file `gguf` beside it."""
     turns = Turns.of(codec)
-    stops = [codec.tokenizer.convert_ids_to_tokens(i) for i in sorted(codec.stop_ids)]
+    stops = filter(None, codec.tokenizer.convert_ids_to_tokens(sorted(codec.stop_ids)))
     if turns is None:
         template = "# The chat template does more than put text around messages: write TEMPLATE by hand.\n"
     else:

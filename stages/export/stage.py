@@ -19,8 +19,7 @@ from stages.export.formats import GRIDS, QUANTISED, Files
 from stages.export.measure import Measures, Yardstick
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
+from stages.models.text import load_codec
 
 ON_GRID, ROUNDED = "on the grid it was trained on", "rounded to 16 bits"
 
@@ -34,7 +33,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     held = quantization if isinstance(quantization, str) else "none"
     trained_on = quantization if isinstance(quantization, dict) else {"qat": None, "activations": "none"}
     formats = chosen(config, held)
-    codec = Codec(load_tokenizer(base))
+    codec = load_codec(base)
     with ctx.progress("export", total=2 * len(formats) + 1) as bar:
         files = Files(
             out_dir,

@@ -88,7 +88,10 @@ class Vocabulary:
         for name, i in ids.items():
             if i is not None:
                 getattr(writer, f"add_{name}_token_id")(int(i))
-        writer.add_chat_template(tokenizer.chat_template)
+        template = tokenizer.chat_template
+        if isinstance(template, dict):
+            template = [{"name": name, "template": text} for name, text in template.items()]
+        writer.add_chat_template(template)
 
 
 def _pre_tokenizer(parts: dict[str, Any]) -> str:

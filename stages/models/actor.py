@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from pipeline.errors import StageError
 from stages.models.heads import ScalarHead
 from stages.models.logprobs import positions_at_once, token_logprobs
 from stages.models.plain import PlainSteps, plain_decoder
+from stages.models.precision import computing
+from stages.models.wide import logits_of
 
 
 class Steps(Protocol):
@@ -46,13 +49,18 @@ class Actor:
     def device(self) -> torch.device:
         return self.lm.device
 
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """As `stages.models.precision.computing`. `decode` and its steps are called inside it."""
+        return computing(self.lm)
+
     def hidden(self, ids_BL: Tensor) -> Tensor:
         """Last hidden states (B, L, H) of right-padded rows. Causal attention never looks right, so that padding
         needs no mask; what stands at padded positions is meaningless."""
-        if self._plain:
-            hidden = self._plain.hidden(ids_BL)
-        else:
-            hidden = self.lm.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        with self.computing():
+            if self._plain:
+                hidden = self._plain.hidden(ids_BL)
+            else:
+                hidden = self.lm.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
         if hidden.requires_grad:
             before = self._route()
 
@@ -67,15 +75,18 @@ class Actor:
         return hidden
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> Steps:
-        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens."""
+        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens. To be called,
+        as its steps are, inside `computing()`."""
         if self._plain:
             return PlainSteps(self._plain, ids_BL, mask_BL, length)
         return CachedSteps(self.lm, ids_BL, mask_BL)
 
     def project(self, hidden_NH: Tensor) -> Tensor:
-        """Logits (N, V) of hidden states, as the model's own forward makes them."""
+        """Logits (N, V) of hidden states, as the model's own forward makes them, but in float32 where it computes
+        in 16 bits (`stages.models.wide`)."""
         config = self.lm.config.get_text_config()
-        logits = self.lm.get_output_embeddings()(hidden_NH)
+        with self.computing():
+            logits = logits_of(self.lm.get_output_embeddings(), hidden_NH)
         scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
         if scale != 1:
             logits = logits * scale
@@ -143,7 +154,7 @@ class CachedSteps:
 def check_projection(actor: Actor) -> None:
     """Compares `hidden` and `project` with the model's own forward; architectures that do more are refused."""
     ids = torch.arange(4, device=actor.device)[None]
-    with torch.no_grad():
+    with torch.no_grad(), actor.computing():
         ours = actor.project(actor.hidden(ids)).float()
         theirs = actor.lm(ids, use_cache=False).logits.float()
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):

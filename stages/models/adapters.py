@@ -5,20 +5,25 @@ A trained policy's artifact holds either `adapter/` (peft's format) or `model/` 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config.sft import LoRAConfig
+from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages.models import qat
+from stages.models import qat, weights
 from stages.models.actor import Actor
 from stages.models.linear import speed_up
-from stages.models.loading import load_backbone, mark_as, readable_checkpoint
+from stages.models.loading import dtype_of, load_backbone, load_pretrained, mark_as, readable_checkpoint
+from stages.models.precision import compute_in
 
 ADAPTER, MODEL = "adapter", "model"
 
@@ -32,9 +37,47 @@ def new_adapter(backbone: PreTrainedModel, lora: LoRAConfig, name: str = "defaul
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(backbone, config, adapter_name=name)
+    with adaptable(lora):
+        model = get_peft_model(backbone, config, adapter_name=name)
     qat.adapt(model)
     return model
+
+
+@contextlib.contextmanager
+def adaptable(lora: LoRAConfig) -> Iterator[None]:
+    """Turns peft's refusal of a model's modules into a `StageError`. (`pipeline.config.fit` refuses what it can
+    before anything is trained.)"""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StageError(
+            f"LoRA cannot be put on this model: {reason}",
+            where=f"target_modules: {lora.target_modules}",
+            mend="name linear layers of the model in lora.target_modules",
+        ) from error
+
+
+def attach_adapter(model: Any, folder: Path, name: str = "default", *, trainable: bool = False) -> PeftModel:
+    """Loads the adapter in `folder` under `name`, beside those that a peft model has, or onto a bare backbone.
+
+    Raises `StageError` when its files cannot be read or do not hold exactly this model's adapter: peft would leave
+    what it misses at its start, which changes nothing, and drop what it has no layer for.
+    """
+    with readable_checkpoint(folder, "adapter"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # compared below
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+        else:
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
+        stored = load_peft_weights(str(folder), device="cpu")
+    weights.check_names(stored.keys(), adapter_weights(model, name), folder, "the adapter")
+    return model
+
+
+def adapter_weights(model: PeftModel, name: str) -> set[str]:
+    """Names of an adapter's weights, as peft's files have them."""
+    return set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
 
 
 def float32_trainables(model: torch.nn.Module) -> None:
@@ -56,8 +99,7 @@ def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
     backbone = load_backbone(base, device)
     if artifact is None:
         return backbone
-    with readable_checkpoint(artifact.path):
-        model = PeftModel.from_pretrained(backbone, artifact.file(ADAPTER)).eval()
+    model = attach_adapter(backbone, artifact.file(ADAPTER)).eval()
     qat.adapt(model)
     return model
 
@@ -78,12 +120,26 @@ def causal_lm(model: Any) -> Any:
 
 def load_full(base: Artifact, folder: Path, device: str) -> Any:
     """A fully fine-tuned model, in the precision it was saved in, frozen, computing as `base` says."""
-    with readable_checkpoint(folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        model.to(device)
+    model: Any = load_pretrained(AutoModelForCausalLM, folder, dtype="auto").to(device)
     model.requires_grad_(False)
     mark_as(base, model)
+    compute_as(base, model, device)
     return model.eval()
+
+
+def trained_in_full(model: Any, base: Artifact, device: str) -> Any:
+    """A model all of whose weights learn: they are float32, and it computes as `base` says."""
+    model.float().requires_grad_(True)
+    compute_as(base, model, device)
+    return model
+
+
+def compute_as(base: Artifact, model: Any, device: str) -> None:
+    """Makes a model with float32 weights compute in bfloat16 where `base.dtype` comes to that; not with
+    quantisation-aware training, whose layers round float32 weights."""
+    spec = base.json("base.json")
+    if dtype_of(spec["dtype"], device) == torch.bfloat16 and isinstance(spec["quantization"], str):
+        compute_in(model, torch.bfloat16)
 
 
 def save_adapter(model: Any, name: str, folder: Path, target_name: str = ADAPTER) -> None:

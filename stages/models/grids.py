@@ -108,8 +108,9 @@ def _nf4_scales(scales_N: Tensor) -> Tensor:
     unit = (blocks * _inverse(largest)).clamp_(-1, 1)
     levels, nearest = _table("dynamic", scales_N.device)
     # The C code looks the nearest level up in a table of 65,536 bins, at `(x + 1) / 2 * 65535 + 1/2`, which it
-    # multiplies and adds with one rounding: in double precision both are exact.
-    bins = ((unit + 1) * 0.5).double().mul_(65535).add_(0.5).float().int().clamp_(max=65535)
+    # multiplies and adds with one rounding. (x + 1) / 2 is a multiple of 2^-25: in integers both are exact.
+    place = (unit + 1).mul_(2.0**24).long().mul_(65535).add_(2**24)
+    bins = place.float().mul_(2.0**-25).int().clamp_(max=65535)
     values = levels[nearest[bins]] * largest
     return values.flatten()[:count].add_(mean)
 

@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import StageError
+from stages.models.precision import without_autocast
 
 
 class ScalarHead(nn.Linear):
-    """(..., H) hidden states -> (...) float32 scalars."""
+    """(..., H) hidden states -> (...) float32 scalars, under autocast too."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size, 1)
@@ -21,7 +22,8 @@ class ScalarHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden.float()).squeeze(-1)
+        with without_autocast(hidden):
+            return super().forward(hidden.float()).squeeze(-1)
 
     def rescale_(self, mean: float, std: float) -> None:
         """Makes the head's output `(output - mean) / std`, in place."""

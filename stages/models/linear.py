@@ -1,9 +1,10 @@
 """Linear layers whose weights mostly stand still: frozen backbones, and the LoRA adapters on them.
 
 `LoRALinear` does in one autograd step what peft's layer does in ten: it keeps one copy of the input, in the
-backbone's precision, casts nothing that needs no cast, and computes no gradient of a frozen weight. `matmul` takes
-oneDNN for float32 on a CPU: PyTorch's own route is MKL, which on CPUs that are not Intel's runs at a fraction of
-the speed. `speed_up` puts both to work in a model, whose parameters, names and results stay what they are.
+backbone's precision, casts nothing that needs no cast, and computes no gradient of a frozen weight. `LoRADelta`
+does the same beside a layer of bitsandbytes. `matmul` takes oneDNN for float32 on a CPU: PyTorch's own route is
+MKL, which on CPUs that are not Intel's runs at a fraction of the speed. `speed_up` puts these to work in a model,
+whose parameters, names and results stay what they are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ ROWS = 16
 """oneDNN takes longer than MKL for fewer rows than this."""
 QUANTISED = "quantised"
 """The attribute of layers that compute with a rounded weight (stages/models/qat.py), and so are not sped up."""
+PACKED = ("Linear4bit", "Linear8bitLt")
+"""Layers of bitsandbytes, by name: importing it is for those who use it."""
 MERGE_UP_TO = 2**29
 """Bytes that merged copies may take. They are gone when training, which needs more, begins."""
 
@@ -94,18 +97,55 @@ class LoRALinear(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight, a_RI, b_OR, low_NR = ctx.saved_tensors
-        grad_NO = grad.flatten(0, -2)
-        wide_NO = grad_NO.to(b_OR.dtype)
-        grad_low = matmul(wide_NO, b_OR.t()).mul_(ctx.scaling)
-        grad_a = grad_low.t() @ x_NI.to(a_RI.dtype) if ctx.needs_input_grad[3] else None
-        # The few rows on the left: the same product the other way round takes up to three times as long.
-        grad_b = (low_NR.t() @ wide_NO).t() if ctx.needs_input_grad[4] else None
+        grad_NO, needs = grad.flatten(0, -2), ctx.needs_input_grad[3:5]
+        grad_low, grad_a, grad_b = _adapter_gradients(grad_NO, x_NI, a_RI, b_OR, low_NR, ctx.scaling, needs)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_NI = matmul(grad_NO, weight.t())
             grad_NI = grad_NI.addmm_(grad_low.to(grad_NI.dtype), a_RI.to(grad_NI.dtype))
             grad_x = grad_NI.view(*grad.shape[:-1], weight.shape[1])
         return grad_x, None, None, grad_a, grad_b, None
+
+
+class LoRADelta(Function):
+    """`y + scaling (x A^T) B^T`, where y (..., O) is what a quantised layer makes of x (..., I)."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
+        x_NI, y_NO = x.flatten(0, -2), y.flatten(0, -2)
+        low_NR = matmul(x_NI.to(a_RI.dtype), a_RI).mul_(scaling)
+        ctx.save_for_backward(x_NI, a_RI, b_OR, low_NR)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return torch.addmm(y_NO, low_NR.to(y.dtype), b_OR.t().to(y.dtype)).view(y.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, a_RI, b_OR, low_NR = ctx.saved_tensors
+        grad_NO, needs = grad.flatten(0, -2), ctx.needs_input_grad[2:4]
+        grad_low, grad_a, grad_b = _adapter_gradients(grad_NO, x_NI, a_RI, b_OR, low_NR, ctx.scaling, needs)
+        grad_x = None
+        if ctx.needs_input_grad[1]:
+            grad_x = (grad_low @ a_RI).to(x_NI.dtype).view(ctx.shape)
+        return grad, grad_x, grad_a, grad_b, None
+
+
+def _adapter_gradients(
+    grad_NO: Tensor,
+    x_NI: Tensor,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    low_NR: Tensor,
+    scaling: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of `x A^T` (scaling included), of A and of B, in the adapter's precision."""
+    wide_NO = grad_NO.to(b_OR.dtype)
+    grad_low = matmul(wide_NO, b_OR.t()).mul_(scaling)
+    grad_a = grad_low.t() @ x_NI.to(a_RI.dtype) if needs[0] else None
+    # The few rows on the left: the same product the other way round takes up to three times as long.
+    grad_b = (low_NR.t() @ wide_NO).t() if needs[1] else None
+    return grad_low, grad_a, grad_b
 
 
 class FastLinear:
@@ -115,18 +155,28 @@ class FastLinear:
         self._layer = layer
 
     def __call__(self, x: Tensor) -> Tensor:
-        return Linear.apply(x, self._layer.weight, self._layer.bias)
+        layer = self._layer
+        if torch.is_autocast_enabled(x.device.type):
+            return F.linear(
+                x, layer.weight, layer.bias
+            )  # autocast keeps the cast weight, and its gradient's way back
+        return Linear.apply(x, layer.weight, layer.bias)
 
 
 class FastLoRA:
-    """What the forward of a LoRA layer on an `nn.Linear` becomes: at most one adapter, no dropout."""
+    """What the forward of a LoRA layer becomes: at most one adapter, no dropout. Its base is an `nn.Linear` or a
+    layer of bitsandbytes."""
 
     def __init__(self, layer: Any) -> None:
         self._layer, self._base = layer, layer.get_base_layer()
+        self._packed = type(self._base).__name__ in PACKED
         self._merged: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         layer, base = self._layer, self._base
+        if self._packed:
+            y = base(x)
+            return y if layer.disable_adapters else LoRADelta.apply(y, x, *self._adapter())
         if self._merged is not None:
             return Linear.apply(x, self._merged, base.bias)
         if layer.disable_adapters:
@@ -140,7 +190,7 @@ class FastLoRA:
     @property
     def mergeable(self) -> bool:
         """Without rounding that matters: a sum in 16 bits would lose small adapters."""
-        return self._base.weight.dtype == torch.float32
+        return bool(self._base.weight.dtype == torch.float32)
 
     @property
     def size(self) -> int:
@@ -164,7 +214,7 @@ def speed_up(model: nn.Module) -> list[FastLoRA]:
         base = module.get_base_layer() if isinstance(module, LoraLayer) else module
         if hasattr(base, QUANTISED):
             continue
-        if isinstance(module, LoraLayer) and type(base) is nn.Linear:
+        if isinstance(module, LoraLayer) and (type(base) is nn.Linear or type(base).__name__ in PACKED):
             layers.append(FastLoRA(module))
             module.forward = layers[-1]
         elif type(module) is nn.Linear:

@@ -5,32 +5,169 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from pipeline.errors import StageError
+from pipeline.checkpoint import (
+    Refusal,
+    adapter_refusal,
+    encoder_decoder_refusal,
+    quantized_refusal,
+    read_json,
+)
+from pipeline.errors import StageError, TutelageError
 from pipeline.stage import Artifact
-from stages.models import grids, qat
+from stages.models import grids, qat, weights
 
 # Loading is announced by the stages' own progress; a bar per weight file only tears their display.
 transformers_logging.disable_progress_bar()
 
 
 def dtype_of(name: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that computes in it, float32 elsewhere; other names stand for themselves."""
+    """`auto` is bfloat16 on a GPU that computes in it, float32 elsewhere; other names stand for themselves. It is
+    never float16: that has a narrower range than the weights of some models."""
     if name == "auto":
-        return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether a GPU has instructions for bfloat16. CUDA emulates it on older ones (Turing, Volta), many times more
+    slowly than they compute in float32."""
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def describe_dtype(name: str, device: str) -> str:
+    """What a `base.dtype` comes to on a device, for the user, with a warning where it is a bad choice."""
+    chosen = str(dtype_of(name, device)).removeprefix("torch.")
+    if device == "cuda" and not computes_in_bfloat16(device):
+        card = torch.cuda.get_device_name()
+        if name == "auto":
+            return f"computing in float32: {card} does not compute in bfloat16 (with LoRA, float16 is faster there)"
+        if name == "bfloat16":
+            return (
+                f"warning: {card} does not compute in bfloat16 and emulates it slowly; "
+                "set base.dtype to auto (float32) or, with LoRA, float16"
+            )
+    return f"computing in {chosen}"
+
+
 def load_tokenizer(base: Artifact) -> Any:
     """The tokenizer of a `base` artifact, chat template included."""
-    return AutoTokenizer.from_pretrained(base.file("tokenizer"))
+    return read_tokenizer(base.file("tokenizer"))
+
+
+def read_tokenizer(source: str | Path, revision: str | None = None, **values: Any) -> Any:
+    """The tokenizer of a Hub id or a folder; code of its own is not run. Raises `StageError`.
+
+    Args:
+        values: passed to `AutoTokenizer.from_pretrained`.
+    """
+    with readable_checkpoint(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False, **values)
+
+
+def load_pretrained(
+    auto: Any,
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    new_head: bool = False,
+    **values: Any,
+) -> Any:
+    """`auto.from_pretrained`, for every model that is loaded: its weights are exactly those of the checkpoint.
+
+    Args:
+        auto: an `AutoModelFor...` class.
+        source: a Hub id or a folder.
+        new_head: what stands on the trunk is about to be trained: it may be missing, and another head left over.
+        values: passed to `from_pretrained`.
+
+    Raises `StageError` when the checkpoint cannot be read, needs code of its own, or does not fit the model.
+    """
+    with readable_checkpoint(source):
+        model, info = auto.from_pretrained(
+            source,
+            revision=revision or "main",
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below, with their names
+            output_loading_info=True,
+            **values,
+        )
+    where = Path(source, values["gguf_file"]) if "gguf_file" in values else source
+    weights.check_loaded(
+        info, where, ignored=partial(_of_head, model) if new_head else None, head=output_name(model)
+    )
+    return model
+
+
+def _of_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight, of the model or left over in its checkpoint, is not the trunk's. A pooler, which pretrained
+    encoders often lack, counts as the head's."""
+    trunk: Any = model.base_model
+    part = name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+    return part == "pooler" or not hasattr(trunk, part)
+
+
+def output_name(model: Any) -> str:
+    """Name of the module that gives a model's logits; empty where it has none."""
+    output = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if output is not None and module is output), "")
+
+
+def load_gguf(path: Path) -> Any:
+    """A GGUF file as a plain model in float32, dequantised."""
+    from transformers import GgufConfig
+
+    return load_pretrained(
+        AutoModelForCausalLM,
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
+    )
+
+
+def check_trainable(source: str | Path, revision: str | None = None, *, causal: bool = True) -> None:
+    """Refuses, by the files beside the weights, a checkpoint that cannot be used: an adapter, quantised weights, an
+    architecture that transformers does not know, and for `causal` an encoder-decoder. Raises `StageError`."""
+    with readable_checkpoint(source):
+        adapter = find_adapter_config_file(str(source), revision=revision or "main")
+        if adapter is None:
+            config, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
+    refusal: Refusal | None
+    if adapter is not None:
+        refusal = adapter_refusal(read_json(Path(adapter)))
+    else:
+        refusal = (
+            quantized_refusal(config) or _unknown(config) or (encoder_decoder_refusal(config) if causal else None)
+        )
+    if refusal is not None:
+        what, hint = refusal
+        raise StageError(f"the checkpoint cannot be used: {what}", where=str(source), mend=hint)
+
+
+def _unknown(config: dict[str, Any]) -> Refusal | None:
+    kind = config.get("model_type")
+    if kind in CONFIG_MAPPING:
+        return None
+    if config.get("auto_map"):
+        return (
+            f"its architecture ({kind}) needs code that comes with the checkpoint, and such code is never run here",
+            "use a model whose architecture is part of transformers",
+        )
+    return (
+        f"this version of transformers does not know its architecture ({kind})",
+        "use another model, or a version of transformers that knows it",
+    )
 
 
 def load_backbone(base: Artifact, device: str) -> PreTrainedModel:
@@ -62,15 +199,15 @@ def load_causal_lm(
         quantization: `none`, `nf4` (double quantisation) or `int8`, through bitsandbytes.
     """
     torch_dtype = dtype_of(dtype, device)
-    kwargs: dict[str, Any] = {"dtype": torch_dtype, "revision": revision or "main"}
+    kwargs: dict[str, Any] = {"dtype": torch_dtype}
     if quantization != "none":
         kwargs |= {
             "quantization_config": _quantization(quantization, torch_dtype),
             # By number: several processes may each have a card of their own.
             "device_map": {"": torch.cuda.current_device() if device == "cuda" else device},
         }
-    with readable_checkpoint(source):
-        model: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+    check_trainable(source, revision)
+    model: Any = load_pretrained(AutoModelForCausalLM, source, revision=revision, **kwargs)
     if quantization == "none":
         model.to(device)
     if quantization == "nf4" and device == "cpu":
@@ -114,21 +251,35 @@ def _quantization(kind: str, compute: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
-def readable_checkpoint(source: str | Path) -> Iterator[None]:
-    """Turns the many ways in which a checkpoint can be unreadable into one `StageError`."""
-    from huggingface_hub.errors import HfHubHTTPError
-    from safetensors import SafetensorError
-
+def readable_checkpoint(source: str | Path, what: str = "checkpoint") -> Iterator[None]:
+    """Turns the many ways in which other libraries fail to read somebody's files into one `StageError`."""
     with quiet_load():
         try:
             yield
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, HfHubHTTPError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise StageError(
-                f"the checkpoint cannot be loaded: {reason}",
-                where=str(source),
-                mend="check that the folder is complete (a download may have been cut off) or fetch it again",
-            ) from error
+        except TutelageError:
+            raise
+        except Exception as error:
+            raise _unreadable(error, source, what) from error
+
+
+def _unreadable(error: Exception, source: str | Path, what: str) -> StageError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    hint = "check that the folder is complete (a download may have been cut off) or fetch it again"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        hint = "it does not fit into memory: use a smaller model, or base.quantization"
+    elif isinstance(error, ImportError):
+        hint = "install the package that it needs, or use a checkpoint that does without"
+    elif "trust_remote_code" in str(error):
+        reason = f"its {what} needs code that comes with it, and such code is never run here"
+        hint = "use a model whose architecture and tokenizer are part of transformers"
+    elif "Unrecognized configuration class" in reason:
+        kind = reason.partition("<class '")[2].partition("'")[0].rpartition(".")[2].removesuffix("Config")
+        reason = f"{kind} is no model of the kind that is needed here"
+        hint = "use a causal language model for base.model, a sequence classifier for a reward model"
+    elif isinstance(error, TypeError | AttributeError | ZeroDivisionError | KeyError):
+        reason = f"{type(error).__name__}: {reason}"
+        hint = "a value in its config files is probably wrong: fetch the checkpoint again"
+    return StageError(f"the {what} cannot be loaded: {reason}", where=str(source), mend=hint)
 
 
 @contextlib.contextmanager

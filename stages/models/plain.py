@@ -25,6 +25,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from stages.models.precision import working_dtype
+
 SHORT = 128
 """Up to this many positions a CPU attends faster with its scores written out than with the fused kernel."""
 
@@ -33,8 +35,9 @@ class Cache:
     """Keys and values (B, M, S, D) of every layer, allocated once."""
 
     def __init__(self, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
-        self.keys = [like.new_empty(shape) for _ in range(layers)]
-        self.values = [like.new_empty(shape) for _ in range(layers)]
+        dtype = working_dtype(like)
+        self.keys = [like.new_empty(shape, dtype=dtype) for _ in range(layers)]
+        self.values = [like.new_empty(shape, dtype=dtype) for _ in range(layers)]
         self.length = 0
 
     def keep(self, rows: Tensor) -> None:
@@ -151,7 +154,8 @@ class PlainDecoder:
 
     @staticmethod
     def _norm(norm: Any, x: Tensor) -> Tensor:
-        return RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+        # Under autocast each of the layers that read it would cast it for itself, and keep what it cast.
+        return RMSNorm.apply(x, norm.weight, norm.variance_epsilon).to(working_dtype(x))
 
 
 class PlainSteps:

@@ -6,8 +6,7 @@ model and in PPO alike, so that what was trained on is what is sampled and what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,78 +14,130 @@ from torch import Tensor
 
 from data.schema import Message
 from pipeline.errors import StageError
+from pipeline.stage import Artifact
+from stages.models.control_tokens import ControlTokens
+from stages.models.loading import load_tokenizer
+from stages.models.templates import DATE, ChatTemplate, ending, starts_with_bos
+from stages.models.templates import chat_template as chat_template
 
 IGNORED = -100
 """The label of a token that a loss leaves out."""
-
-TEMPLATES = Path(__file__).resolve().parents[2] / "data" / "templates"
-
-
-def chat_template(choice: str, tokenizer: Any) -> str:
-    """The Jinja chat template that `base.chat_template` names. Raises `StageError`."""
-    if choice == "auto":
-        if tokenizer.chat_template:
-            return str(tokenizer.chat_template)
-        choice = "plain"
-    path = TEMPLATES / f"{choice}.jinja"
-    if not path.exists():
-        path = Path(choice)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-        raise StageError(
-            f"no chat template {choice!r}",
-            where="base.chat_template",
-            mend=f"use auto, a .jinja file, or one of: {known}",
-        )
-    template = path.read_text(encoding="utf-8")
-    # A tokenizer that starts every text with BOS was pretrained so; the template has to say it, because
-    # conversations are encoded without special tokens.
-    starts_with_bos = (
-        tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    )
-    return "{%- set add_bos = true %}" + template if starts_with_bos else template
 
 
 class Codec:
     """Encodes prompts and completions for one tokenizer.
 
+    Args:
+        stop_ids: further tokens that end a response, such as those of the model's generation config.
+        date: what a chat template that prints the date prints, YYYY-MM-DD.
+        control_tokens: `text` encodes what spells a control token in a message as text, `tokens` as the token.
+        fold_turns: as `ChatTemplate.folds`.
+
     Attributes:
+        template: the chat template.
         end_id: the token that ends an assistant's turn under the chat template.
-        stop_ids: every token that ends a response: `end_id`, and the tokenizer's EOS.
+        stop_ids: every token that ends a response: `end_id`, EOS, the tokens between them if the template writes
+            EOS after `end_id`, and the given ones.
         pad_id: what fills a batch. Masks, never this id, say what is padding.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not tokenizer.chat_template:
-            raise StageError("the tokenizer has no chat template", mend="set base.chat_template")
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        stop_ids: Collection[int] = (),
+        date: str = DATE,
+        control_tokens: str = "text",
+        fold_turns: bool = False,
+    ) -> None:
+        self.template = ChatTemplate(tokenizer, date=date, folds=fold_turns)
         if tokenizer.eos_token_id is None:
             raise StageError("the tokenizer has no EOS token", mend="use a tokenizer that defines eos_token")
-        self.tokenizer = tokenizer
-        self.end_id = self._find_end_id()
-        self.stop_ids = frozenset({self.end_id, int(tokenizer.eos_token_id)})
-        self.pad_id = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        self.tokenizer, self.date = tokenizer, date
+        self.control = ControlTokens(tokenizer, self.template.talk)
+        self.literal = control_tokens == "text"
+        self._bos = int(tokenizer.bos_token_id) if starts_with_bos(tokenizer) else None
+        eos = int(tokenizer.eos_token_id)
+        ends = self._turn_ends(eos)
+        self.end_id = ends[0]
+        self.stop_ids = frozenset({*ends, eos, *stop_ids})
+        self._stops = [str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.stop_ids & self.control.ids)]
+        self.pad_id = int(eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
-    def _find_end_id(self) -> int:
-        turn = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "zAz"}]
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False)
-        ending = text.rpartition("zAz")[2].strip()
-        ids = self.tokenizer.encode(ending, add_special_tokens=False) if ending else []
-        return int(ids[0] if len(ids) == 1 else self.tokenizer.eos_token_id)
+    def _turn_ends(self, eos: int) -> list[int]:
+        """The control tokens that the template writes right after an answer, up to EOS. Without EOS among them,
+        only the first: the others may start the next turn. EOS alone if there are none."""
+        found: list[int] = []
+        for i in self.tokenizer.encode(ending(self.template).strip(), add_special_tokens=False):
+            if i in self.control.ids:
+                found.append(int(i))
+                if i == eos:
+                    return found
+            elif self.tokenizer.decode([i]).strip():
+                break
+        return found[:1] or [eos]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation, up to where the assistant's answer begins."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        """Ids of a conversation, up to where the assistant's answer begins; BOS in front where the tokenizer starts
+        texts with it. Raises `templates.Refused` when the chat template does not take the conversation."""
+        ids = self._rendered(messages)
+        return [self._bos, *ids] if self._bos is not None and ids[:1] != [self._bos] else ids
+
+    def _rendered(self, messages: Sequence[Message]) -> list[int]:
+        turns = [self.cleaned(message) for message in messages]
+        if self.literal:
+            turns = [{**turn, "content": self.control.mark(turn["content"])} for turn in turns]
+        return self.control.encode(self.template.render(turns, generation=True))
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether prompts get a BOS that the chat template does not write."""
+        return self._bos is not None and self._rendered([{"role": "user", "content": "a"}])[:1] != [self._bos]
 
     def completion(self, text: str) -> list[int]:
         """Ids of an answer, ended by `end_id`."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.end_id]
+        return [*self.encode(self.without_stop(text)), self.end_id]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, no special tokens added."""
+        return self.control.encode(self.control.mark(text) if self.literal else text)
+
+    def cleaned(self, message: Message) -> Message:
+        """The message, `without_stop` if it is an answer."""
+        if message["role"] != "assistant":
+            return message
+        return {**message, "content": self.without_stop(message["content"])}
+
+    def without_stop(self, text: str) -> str:
+        """An answer without the stop tokens that it spells at its end: it is ended here, and never twice."""
+        end = text.rstrip()
+        while stop := next((stop for stop in self._stops if end.endswith(stop)), None):
+            text = end = end.removesuffix(stop).rstrip()
+        return text
+
+    def ended_as_trained(self, response: Sequence[int]) -> list[int]:
+        """A response that ended by some stop token, ended by `end_id` instead: as reward models saw answers end."""
+        ids = list(response)
+        return [*ids[:-1], self.end_id] if ids and ids[-1] in self.stop_ids else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a response: what stands before its first stop token."""
         ids = [int(i) for i in ids]
         end = next((k for k, i in enumerate(ids) if i in self.stop_ids), len(ids))
         return str(self.tokenizer.decode(ids[:end], skip_special_tokens=True))
+
+
+def load_codec(base: Artifact) -> Codec:
+    """The codec of a `base` artifact: its tokenizer, and what the `base` stage found out about it. Every stage uses
+    this one."""
+    spec = base.json("base.json")
+    return Codec(
+        load_tokenizer(base),
+        stop_ids=spec.get("stop_ids", ()),
+        date=spec.get("template_date") or DATE,
+        control_tokens=spec.get("control_tokens", "text"),
+        fold_turns=spec.get("fold_turns", False),
+    )
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:

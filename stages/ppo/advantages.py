@@ -21,7 +21,7 @@ def token_rewards(penalty_BT: Tensor, score_B: Tensor, mask_BT: Tensor) -> Tenso
     rewards = torch.where(mask_BT, -penalty_BT, torch.zeros_like(penalty_BT))
     position = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     last = (mask_BT * (position + 1)).argmax(dim=1)
-    rewards[torch.arange(len(rewards)), last] += score_B.to(rewards)
+    rewards[torch.arange(len(rewards), device=rewards.device), last] += score_B.to(rewards)
     return rewards
 
 
@@ -48,8 +48,9 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_moments(values: Tensor, mask: Tensor, reduce: Reduce = lambda x: x) -> tuple[Tensor, Tensor]:
-    """Mean and (population) variance over the tokens that count, of all processes; float64 inside."""
-    wide = values.double()
+    """Mean and (population) variance over the tokens that count, of all processes. In float64, which not every
+    device has, hence on the CPU; `reduce` is given CPU tensors."""
+    wide, mask = values.cpu().double(), mask.cpu()
     sums = torch.stack([masked_sum(wide, mask), mask.sum().double()])
     total, count = reduce(sums)
     mean = total / count

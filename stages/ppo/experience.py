@@ -23,7 +23,8 @@ from stages.ppo.trajectory import Episodes
 
 @dataclass(frozen=True)
 class Experience:
-    """Episodes and their (B, T) tensors, zero where masked. Scores (B,) are as the reward model gave them."""
+    """Episodes and their (B, T) tensors, zero where masked, on the episodes' device. Scores (B,), as the reward
+    model gave them, and KL (B,) are on the CPU."""
 
     episodes: Episodes
     logp_BT: Tensor
@@ -34,6 +35,8 @@ class Experience:
     scores_B: Tensor
     kl_B: Tensor
     metrics: dict[str, float]
+    weights_BT: Tensor | None = None
+    """Of the policy loss (stages/ppo/mismatch.py); None: all 1."""
 
 
 @torch.no_grad()
@@ -103,7 +106,8 @@ def build(
     record: Record | None = None,
     micro: MicroBatch | None = None,
 ) -> Experience:
-    """Steps 3 to 5.
+    """Steps 3 to 5. The model's passes run on the device; rewards and advantages are computed on the CPU: their
+    tensors are small, sums are in float64, and GAE is a loop over time.
 
     Args:
         record: of the sampling of these episodes; None: the policy is asked again.
@@ -127,6 +131,9 @@ def build(
     ref_logp, _, _ = score_tokens(bank, "reference", episodes, config, micro=micro)
     if not trunk:
         values = value_tokens(bank, "value", episodes, config, micro=micro)
+    passes = (logp, ref_logp, values)
+    logp, ref_logp, values, entropy = torch.stack([*passes, entropy]).cpu()
+    mask = mask.cpu()
     # 4. Rewards: the KL penalty on every token, the score on the last valid one.
     kl = torch.where(mask, k1(logp, ref_logp), 0.0)
     rewards = token_rewards(kl_coef * kl, rewards_B.to(kl), mask)
@@ -136,12 +143,13 @@ def build(
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
     white = whiten(advantages, mask, reduce=world.sum)
     kl_B = kl.sum(1)
-    metrics = _describe(episodes, scores_B, rewards_B, kl, entropy, values, returns, logp, ref_logp, kl_coef, world)
-    return Experience(episodes, logp, ref_logp, values, white, returns, scores_B, kl_B, metrics)
+    metrics = _describe(mask, scores_B, rewards_B, kl, entropy, values, returns, logp, ref_logp, kl_coef, world)
+    learnt_from = torch.stack([white, returns]).to(episodes.mask_BT.device)
+    return Experience(episodes, *passes, *learnt_from, scores_B, kl_B, metrics)
 
 
 def _describe(
-    episodes: Episodes,
+    mask: Tensor,
     scores_B: Tensor,
     rewards_B: Tensor,
     kl: Tensor,
@@ -153,9 +161,8 @@ def _describe(
     kl_coef: float,
     world: World,
 ) -> dict[str, float]:
-    mask = episodes.mask_BT
     sums = {
-        "episodes": torch.tensor(float(len(episodes))),
+        "episodes": torch.tensor(float(len(mask))),
         "tokens": mask.sum(),
         "kl": kl.sum(),
         "k3": masked_sum(k3(logp, ref_logp), mask),
@@ -164,7 +171,7 @@ def _describe(
         "score_square": (scores_B.double() ** 2).sum(),
         "reward": rewards_B.sum(),
     }
-    total = dict(zip(sums, world.sum(torch.stack([s.double().cpu() for s in sums.values()])).tolist(), strict=True))
+    total = dict(zip(sums, world.sum(torch.stack([s.double() for s in sums.values()])).tolist(), strict=True))
     n = total["episodes"]
     mean_score = total["score"] / n
     _, error = masked_moments(returns - values, mask, world.sum)

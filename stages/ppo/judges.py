@@ -17,6 +17,7 @@ from stages.models.text import Codec
 from stages.ppo.roles import reward_artifact
 from stages.ppo.scores import Scorer, TextScorer, token_scorer
 from stages.ppo.trajectory import Episodes
+from stages.prompts import conversations
 from stages.reward import model as reward_model
 from stages.reward.classifier import is_classifier, load_classifier, load_reward_classifier
 
@@ -42,7 +43,7 @@ def build(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, bank:
     if name in ("none", "eval"):
         return None
     if name == "member":
-        return _member(config, inputs, bank, device)
+        return _member(config, inputs, codec, bank, device)
     if name == "reward":
         return _model("the run’s own reward model", newest(inputs, "reward"), inputs, codec, device)
     if Path(name).is_dir():
@@ -66,7 +67,7 @@ def _lexicon(name: str) -> Judge:
     return Judge(name, score)
 
 
-def _member(config: PPOConfig, inputs: Mapping[str, Artifact], bank: Bank, device: str) -> Judge:
+def _member(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, bank: Bank, device: str) -> Judge:
     artifact = reward_artifact(config, inputs)
     members = [] if artifact is None or is_classifier(artifact) else reward_model.roles(artifact)
     if artifact is None or len(members) < 2:
@@ -79,16 +80,19 @@ def _member(config: PPOConfig, inputs: Mapping[str, Artifact], bank: Bank, devic
         alone = reward_model.load_reward(artifact, inputs["base"], device)
         assert isinstance(alone, reward_model.RewardEnsemble)
         bank = alone.bank
-    scorer = token_scorer(reward_model.RewardEnsemble(bank, members[-1:]), BATCH, device)
+    scorer = token_scorer(reward_model.RewardEnsemble(bank, members[-1:]), BATCH, device, codec)
     return Judge("a member of the reward ensemble, kept out of the reward", lambda p, r, e: scorer(e).tolist())
 
 
 def _model(name: str, artifact: Artifact, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> Judge:
     scorer: Scorer
     if not (artifact.path / reward_model.SPEC).exists():
-        scorer = TextScorer(load_classifier(artifact.path, device), codec, BATCH)
+        prompts = conversations(inputs["data"], codec)
+        scorer = TextScorer(load_classifier(artifact.path, device), codec, BATCH, prompts)
     elif is_classifier(artifact):
-        scorer = TextScorer(load_reward_classifier(artifact, device), codec, BATCH)
+        prompts = conversations(inputs["data"], codec)
+        scorer = TextScorer(load_reward_classifier(artifact, device), codec, BATCH, prompts)
     else:
-        scorer = token_scorer(reward_model.load_reward(artifact, inputs["base"], device), BATCH, device)
+        model = reward_model.load_reward(artifact, inputs["base"], device)
+        scorer = token_scorer(model, BATCH, device, codec)
     return Judge(name, lambda prompts, responses, episodes: scorer(episodes).tolist())

@@ -61,11 +61,11 @@ class Looks:
         episodes = trainer.respond([prompt.ids for prompt in self.prompts], uniform)
         scores = trainer.scorer(episodes)
         logp, ref_logp = (
-            score_tokens(trainer.bank, role, episodes, self.config, micro=trainer.micro)[0]
+            score_tokens(trainer.bank, role, episodes, self.config, micro=trainer.micro)[0].cpu()
             for role in ("policy", "reference")
         )
-        kl = torch.where(episodes.mask_BT, k1(logp, ref_logp), 0.0).sum(1)
-        lengths = episodes.mask_BT.sum(1)
+        kl = torch.where(episodes.mask_BT.cpu(), k1(logp, ref_logp), 0.0).sum(1)
+        lengths = episodes.response_lengths_B
         prompts = [prompt.messages for prompt in self.prompts]
         responses = [
             trainer.codec.decode(row[:n])

@@ -34,8 +34,10 @@ def policy_loss(
     count: float,
     cliprange: float,
     dual_clip: float | None = None,
+    weights_BT: Tensor | None = None,
 ) -> Loss:
-    """`-min(ratio A, clip(ratio, 1 +- cliprange) A)`; with `dual_clip` = c > 1 never above `-c A` where A < 0.
+    """`-min(ratio A, clip(ratio, 1 +- cliprange) A)`; with `dual_clip` = c > 1 never above `-c A` where A < 0; with
+    `weights_BT`, each token's loss times its weight.
 
     Sums: `clipfrac` (tokens whose gradient the clip removes), `approxkl` (k3 of the behaviour policy from the
     new one), `ratio`.
@@ -47,6 +49,8 @@ def policy_loss(
     if dual_clip is not None:
         bound = -advantages_BT * dual_clip
         token_loss = torch.where(advantages_BT < 0, torch.minimum(token_loss, bound), token_loss)
+    if weights_BT is not None:
+        token_loss = weights_BT * token_loss
     with torch.no_grad():
         sums = {
             "clipfrac": masked_sum((clipped > plain).float(), mask_BT),

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+import torch
 
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from pipeline.rounds import newest
 from pipeline.stage import Artifact
 from stages.models.actor import check_projection
-from stages.models.adapters import ADAPTER, MODEL, is_adapter, load_full
+from stages.models.adapters import ADAPTER, MODEL, attach_adapter, is_adapter, load_full
 from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
 from stages.models.heads import ScalarHead
-from stages.models.loading import load_backbone, readable_checkpoint
+from stages.models.loading import load_backbone
 from stages.models.text import Codec
 from stages.ppo.scores import EnsembleScorer, HeldScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
+from stages.prompts import conversations
 from stages.reward import model as reward_model
 from stages.reward.classifier import is_classifier, load_classifier, load_reward_classifier
 from stages.reward.model import ROLE, RewardEnsemble
@@ -71,7 +72,7 @@ def build(
             else load_classifier(str(config.reward_model), device)
         )
         _check_aggregate(config, 1)
-        return bank, TextScorer(classifier, codec, batch)
+        return bank, TextScorer(classifier, codec, batch, conversations(inputs["data"], codec))
     if ROLE in bank.roles:
         ensemble = RewardEnsemble(bank, reward_model.roles(reward))
         reward_model.verify(reward, ensemble, device)
@@ -84,9 +85,9 @@ def build(
         model = RewardEnsemble(model.bank, model.roles[:members])
     _check_aggregate(config, members)
     if members == 1:
-        scorer = token_scorer(model, batch, device)
+        scorer = token_scorer(model, batch, device, codec)
         return bank, HeldScorer(scorer, bank, ROLE) if ROLE in bank.roles else scorer
-    return bank, EnsembleScorer(model, config.reward, batch, device)
+    return bank, EnsembleScorer(model, config.reward, batch, device, codec)
 
 
 def _check_aggregate(config: PPOConfig, members: int) -> None:
@@ -107,7 +108,9 @@ def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> N
 
 def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:
     if reward is None or value_role == "policy":
+        # It knows nothing yet: a random head's values would be noise of std 0.9 in the first advantages.
         value = ScalarHead(hidden)
+        torch.nn.init.zeros_(value.weight)
     else:
         value = ScalarHead.load(reward.file(reward_model.HEAD))
     return {value_role: value.to(device)}
@@ -119,12 +122,11 @@ def _lora_bank(
     # A reward model that is no adapter is scored on its own, and lends its head to nobody.
     shared = reward if reward is not None and is_adapter(reward) else None
     backbone = load_backbone(base, device)
-    with readable_checkpoint(sft.path):
-        model = PeftModel.from_pretrained(backbone, sft.file(ADAPTER), adapter_name="reference")
-        model.load_adapter(str(start.file(ADAPTER)), adapter_name="policy")
-        heads = reward_model.load_members(shared, model, device) if shared else {}
-        if config.value == "adapter":
-            model.load_adapter(str((shared or sft).file(ADAPTER)), adapter_name="value")
+    model = attach_adapter(backbone, sft.file(ADAPTER), "reference")
+    attach_adapter(model, start.file(ADAPTER), "policy")
+    heads = reward_model.load_members(shared, model, device) if shared else {}
+    if config.value == "adapter":
+        attach_adapter(model, (shared or sft).file(ADAPTER), "value")
     trainable = ["policy", "value"] if config.value == "adapter" else ["policy"]
     hidden = backbone.config.get_text_config().hidden_size
     heads |= _value_head(shared, hidden, trainable[-1], device)

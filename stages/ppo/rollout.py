@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.models.actor import Actor
+from stages.microbatch import MicroBatch
+from stages.models.actor import Actor, Steps
 from stages.models.text import pad
 
 COMPACT_AT = 0.75
 """Finished rows are dropped once the unfinished are at most this share of those in the cache: a drop copies it."""
+CHECK_EVERY = 8
+"""Tokens after which a device other than the CPU is asked which rows have finished. The host waits for the answer,
+and until then finished rows are decoded on, for nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,70 +57,77 @@ def generate(
     temperature: float,
     stop_ids: Collection[int],
     pad_id: int,
-    batch_size: int | None = None,
+    batch_size: int | MicroBatch | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
     record: Record | None = None,
 ) -> list[list[int]]:
     """A response to each prompt: token ids up to and including the first stop token, at most T.
 
     Args:
-        actor: the LM that shall speak; it is put into evaluation mode.
+        actor: the LM to sample from; it is put into evaluation mode.
         uniform_BT: a number in [0, 1) for each (prompt, position), drawn beforehand: a response then depends
             neither on what shares its batch nor on how many processes share the work.
         temperature: divides the logits; 0 takes the most likely token.
-        batch_size: sequences decoded together; None: all.
-        on_batch: told how many prompts are done.
+        batch_size: sequences decoded together, fewer where memory runs out; None: all.
+        on_batch: called with the number of prompts in each batch that is done.
         record: filled in, when given.
     """
     actor.lm.eval()
-    stops = torch.tensor(sorted(stop_ids), device=actor.device)
+    device = actor.device
+    stops = torch.tensor(sorted(stop_ids), device=device)
     # Prompts of like length share a batch, which saves padding; answers return to their places.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = batch_size or max(1, len(prompts))
+    places, uniform_BT = torch.tensor(order, dtype=torch.long, device=device), uniform_BT.to(device)
     responses: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+
+    def work(part: range) -> None:  # positions in `order`
+        rows, here = order[part.start : part.stop], places[part.start : part.stop]
         ids, mask = pad([prompts[i] for i in rows], pad_id, left=True)
-        found = _decode(actor, ids, mask, uniform_BT[rows], temperature, stops, record, torch.tensor(rows))
+        with actor.computing():
+            steps = actor.decode(ids.to(device), mask.to(device), uniform_BT.shape[1])
+            found = _decode(actor, steps, uniform_BT[here], temperature, stops, record, here)
         for i, response in zip(rows, found, strict=True):
             responses[i] = response
         on_batch(len(rows))
+
+    MicroBatch.of(batch_size).each(range(len(order)), work)
     return responses
 
 
 def _decode(
     actor: Actor,
-    ids: Tensor,
-    mask: Tensor,
+    steps: Steps,
     uniform_BT: Tensor,
     temperature: float,
     stops: Tensor,
     record: Record | None,
     places: Tensor,
 ) -> list[list[int]]:
-    device = actor.device
-    uniform_BT, places = uniform_BT.to(device), places.to(device)
-    steps = actor.decode(ids.to(device), mask.to(device), uniform_BT.shape[1])
-    live = torch.arange(len(ids), device=device)  # rows still in the cache -> rows of the batch
-    finished = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    device, length = uniform_BT.device, uniform_BT.shape[1]
+    every = 1 if device.type == "cpu" else CHECK_EVERY
+    live = torch.arange(len(uniform_BT), device=device)  # rows still in the cache -> rows of the batch
+    unfinished = torch.ones_like(live, dtype=torch.bool)  # of the rows still in the cache
     output = torch.full(uniform_BT.shape, -1, device=device)
     hidden = steps.start()
-    for t in range(uniform_BT.shape[1]):
+    for t in range(length):
         logits = actor.project(hidden)
         token, probs = sample(logits, uniform_BT[live, t], temperature)
         if record is not None:
             values = actor.scalar(hidden) if actor.has_head else None
             record.note(places[live], t, logits.float() / temperature, probs, token, values)
-        open_rows = ~finished[live]
-        output[live[open_rows], t] = token[open_rows]
-        finished[live] |= torch.isin(token, stops)
-        open_rows = ~finished[live]
-        left = int(open_rows.sum())
-        if left == 0 or t + 1 == uniform_BT.shape[1]:
+        output[live, t] = torch.where(unfinished, token, -1)
+        unfinished = unfinished & (token[:, None] != stops).all(1)
+        if t + 1 == length:
             break
-        if left <= COMPACT_AT * len(live):
-            steps.keep(open_rows.nonzero()[:, 0])
-            live, token = live[open_rows], token[open_rows]
+        if (t + 1) % every == 0:
+            left = int(unfinished.sum())
+            if left == 0:
+                break
+            if left <= COMPACT_AT * len(live):
+                # Their number is known, so that sorting finds them without another wait, as `nonzero` would need.
+                kept = (~unfinished).byte().argsort(stable=True)[:left]
+                steps.keep(kept)
+                live, token, unfinished = live[kept], token[kept], unfinished[kept]
         hidden = steps.next(token)
     return [[i for i in row if i >= 0] for row in output.tolist()]
 

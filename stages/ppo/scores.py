@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from data.schema import Message
 from pipeline.config.ppo import AggregateConfig, ScoreConfig
 from stages.distributed import World
 from stages.models.bank import Bank
 from stages.models.text import Codec
 from stages.ppo.trajectory import Episodes
-from stages.reward.classifier import TextClassifier, prompt_text
+from stages.reward.classifier import TextClassifier
 from stages.reward.model import score_rows
+from stages.reward.text_encoder import TextEncoder
 
 
 class Scorer(Protocol):
@@ -23,12 +25,14 @@ class Scorer(Protocol):
     def __call__(self, episodes: Episodes) -> Tensor: ...
 
 
-def token_scorer(score: Any, batch_size: int, device: str | torch.device) -> Scorer:
-    """A reward model with the policy's tokenizer: ids go in as they were sampled. The `members` of an ensemble give
-    (M, B)."""
+def token_scorer(score: Any, batch_size: int, device: str | torch.device, codec: Codec | None = None) -> Scorer:
+    """A reward model with the policy's tokenizer: ids go in as they were sampled, except that with `codec` the stop
+    token is always the one that the reward model was trained on. The `members` of an ensemble give (M, B)."""
 
     def scores(episodes: Episodes) -> Tensor:
         rows = [row[:n] for row, n in zip(episodes.ids_BL.tolist(), episodes.lengths_B.tolist(), strict=True)]
+        if codec is not None:
+            rows = [codec.ended_as_trained(row) for row in rows]
         return score_rows(score, rows, batch_size, device)
 
     return scores
@@ -48,8 +52,15 @@ class HeldScorer:
 class EnsembleScorer:
     """The members' scores as one, by `ppo.reward`; remembers how far they disagreed on the episodes scored last."""
 
-    def __init__(self, model: Any, config: AggregateConfig, batch_size: int, device: str | torch.device) -> None:
-        self._members = token_scorer(model.members, batch_size, device)
+    def __init__(
+        self,
+        model: Any,
+        config: AggregateConfig,
+        batch_size: int,
+        device: str | torch.device,
+        codec: Codec | None = None,
+    ) -> None:
+        self._members = token_scorer(model.members, batch_size, device, codec)
         self._config = config
         self.disagreement_B = torch.zeros(0)
 
@@ -86,22 +97,35 @@ def disagreement(scorer: Scorer, world: World) -> dict[str, float]:
 
 
 class TextScorer:
-    """A sequence classifier (one label) with a tokenizer of its own: text is the boundary."""
+    """A sequence classifier (one label) with a tokenizer of its own, which reads conversations as text.
 
-    def __init__(self, classifier: TextClassifier, codec: Codec, batch_size: int) -> None:
-        self.classifier, self.codec, self.batch_size = classifier, codec, batch_size
+    Args:
+        prompts: the conversation of each prompt's ids. The chat template of the classifier must take all of them,
+            or `templates.Refused` is raised here, before any episode is sampled.
+    """
+
+    def __init__(
+        self,
+        classifier: TextClassifier,
+        codec: Codec,
+        batch_size: int,
+        prompts: Mapping[tuple[int, ...], list[Message]],
+    ) -> None:
+        self.encoder, self.batch_size, self.prompts = TextEncoder(classifier, codec), batch_size, prompts
+        for messages in prompts.values():
+            self.encoder.check(messages)
 
     def __call__(self, episodes: Episodes) -> Tensor:
-        texts = []
+        prompts, responses = [], []
         for ids, start, end in zip(
             episodes.ids_BL.tolist(),
             episodes.prompt_lengths_B.tolist(),
             episodes.lengths_B.tolist(),
             strict=True,
         ):
-            prompt = prompt_text(self.codec, ids[:start])
-            texts.append(self.classifier.render(prompt, self.codec.decode(ids[start:end])))
-        return self.classifier.score(texts, self.batch_size)
+            prompts.append(self.prompts[tuple(ids[:start])])
+            responses.append(ids[start:end])
+        return self.encoder.score(prompts, responses, self.batch_size)
 
 
 class ScoreNormalizer:

@@ -23,8 +23,7 @@ from pipeline.stage import Artifact, Metrics, RunContext
 from stages.distributed import World
 from stages.models.adapters import MODEL, save_adapter
 from stages.models.bank import ActorBank, Bank, FullBank
-from stages.models.loading import load_tokenizer
-from stages.models.text import IGNORED, Codec, pad
+from stages.models.text import IGNORED, Codec, load_codec, pad
 from stages.ppo import checkpoint, golden, judges, roles
 from stages.ppo.guards import Recorder
 from stages.ppo.looks import Looks, look_prompts
@@ -44,7 +43,7 @@ GOLDEN = 8
 
 def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     forced = _gate(config, inputs, ctx)
-    codec = Codec(load_tokenizer(inputs["base"]))
+    codec = load_codec(inputs["base"])
     prompts, too_long = load_prompts(inputs["data"], codec, "train", config.max_prompt_length)
     held_out, _ = load_prompts(inputs["data"], codec, "eval", config.max_prompt_length)
     if not prompts:
@@ -140,7 +139,7 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
 
 def _go_on(trainer: PPOTrainer, before: Artifact) -> None:
     """A later round goes on from the policy of the one before, at the price of KL that was right for it."""
-    golden.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.tolerance)
+    golden.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.exact)
     if trainer.config.kl.kind == "adaptive":
         trainer.kl.value = before.metrics["kl_coef"]
 

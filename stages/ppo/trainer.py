@@ -20,13 +20,14 @@ from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from pipeline.machine import trim_memory
 from stages.distributed import World
+from stages.loss_scale import LossScale, needs_loss_scale
 from stages.microbatch import MicroBatch
 from stages.models.bank import Actor, Bank, FullBank
-from stages.models.precision import exact
+from stages.models.precision import COMPUTE, Deviation, exact, spread_of
 from stages.models.sharding import gathered, whole_states
 from stages.models.text import IGNORED, Codec
 from stages.optimizers import adamw
-from stages.ppo import experience, trajectory
+from stages.ppo import experience, mismatch, trajectory
 from stages.ppo.cost import attainable, shape_of, update_flops
 from stages.ppo.experience import Experience
 from stages.ppo.kl import AdaptiveKL, FixedKL
@@ -81,13 +82,14 @@ class PPOTrainer:
         with bank.active("policy") as actor:
             self.shape = shape_of(actor.lm)
         weight = next(p for p in bank.parameters() if p.is_floating_point())
-        self.attainable = attainable(device, weight.dtype)
+        self.attainable = attainable(device, getattr(actor.lm, COMPUTE, weight.dtype))
         self._work = [0.0, 0.0]  # operations, seconds
         self._learning = {
             role: [p for p in bank.parameters_of(role) if p.requires_grad] for role in sorted(bank.trainable)
         }
         self.optimizers = {role: self._optimizer(role) for role in self._learning}
         self.exact = exact(bank)
+        self.scales = {role: LossScale(needs_loss_scale(bank)) for role in self._learning}
         self.frozen = {role: bank.checksum(role) for role in bank.roles if role not in bank.trainable}
 
     # --- The loop -----------------------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ class PPOTrainer:
         """One update: sample a batch of episodes, learn from it. Returns its metrics (docs/ppo.md)."""
         clock = _Clock()
         # 1. Sample responses.
-        record = self._record() if self.exact else None
+        record = self._record()
         episodes = self.sample(self.next_prompts(), record)
         clock.lap("rollout")
         # 2. Score them.
@@ -112,9 +114,12 @@ class PPOTrainer:
             rewards = rewards - self.config.missing_eos_penalty * (~ended).float()
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.
+        reused = record if self.exact else None
         data = experience.build(
-            self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world, record, self.micro
+            self.bank, episodes, scores, rewards, self.config, self.kl.value, self.world, reused, self.micro
         )
+        if not self.exact:
+            data = mismatch.measured(data, record, self.config, self.world)
         if self.update == 0 and self.is_copy:
             self._check_start(data)
         trim_memory()  # room that the sampling's cache took, and that training's tensors would not fit into
@@ -125,7 +130,8 @@ class PPOTrainer:
         # 7. Steer the price of KL.
         self.kl.update(data.metrics["objective/kl"], self.config.batch_size)
         self.update += 1
-        counts = [float(ended.sum()), len(ended), float(episodes.mask_BT.sum()), self._flops(episodes)]
+        tokens = float(episodes.response_lengths_B.sum())
+        counts = [float(ended.sum()), len(ended), tokens, self._flops(episodes)]
         count = self.world.sum(torch.tensor(counts, dtype=torch.float64))
         flops = float(count[3])
         self._work[0] += flops / self.world.size
@@ -146,10 +152,10 @@ class PPOTrainer:
 
     def _flops(self, episodes: Episodes) -> float:
         """Operations that this process's share of the update asked for (`stages.ppo.cost`)."""
-        responses = (episodes.lengths_B - episodes.prompt_lengths_B).tolist()
+        lengths = torch.stack([episodes.prompt_lengths_B, episodes.response_lengths_B], dim=1)
         by_phase = update_flops(
             self.shape,
-            list(zip(episodes.prompt_lengths_B.tolist(), responses, strict=True)),
+            [(prompt, response) for prompt, response in lengths.tolist()],
             epochs=self.config.num_ppo_epochs,
             adapter_value=self.config.value == "adapter",
             full=isinstance(self.bank, FullBank),
@@ -190,21 +196,17 @@ class PPOTrainer:
         role: str = "policy",
     ) -> Episodes:
         """Episodes from given random numbers."""
-
-        def decode(size: int | None) -> list[list[int]]:
-            return generate(
+        with self.bank.active(role, decode=True) as actor:
+            responses = generate(
                 actor,
                 prompts,
                 uniform_BT,
                 temperature=self.config.temperature,
                 stop_ids=self.codec.stop_ids,
                 pad_id=self.codec.pad_id,
-                batch_size=size,
+                batch_size=self.decoding,
                 record=record,
             )
-
-        with self.bank.active(role, decode=True) as actor:
-            responses = self.decoding.run(decode, len(prompts))
         return Episodes.build(prompts, responses, self.codec.stop_ids, self.codec.pad_id, self.device)
 
     # --- 6. Optimisation ----------------------------------------------------------------------------------------
@@ -217,10 +219,10 @@ class PPOTrainer:
         stop = False
         for epoch in range(config.num_ppo_epochs):
             for number, rows in enumerate(self._mini_batches()):
-                count = float(self.world.sum(data.episodes.mask_BT[rows].sum()[None].double())[0])
+                count = float(self.world.sum(data.episodes.response_lengths_B[rows].sum()[None].double())[0])
                 if not warming_up:
                     sums = self._train_policy(data, rows, count)
-                    self._check_ratio(sums, count, first=epoch == 0 and number == 0)
+                    self._check_ratio(data, sums, count, first=epoch == 0 and number == 0)
                     totals.add(sums, count)
                     stop = config.target_kl is not None and sums["approxkl"] / count > config.target_kl
                 if config.value == "adapter":
@@ -245,6 +247,7 @@ class PPOTrainer:
         return {names[name]: value for name, value in means.items() if name in names} | {
             "lr": self.optimizers["policy"].param_groups[0]["lr"],
             "optimizer_steps": float(totals.steps),
+            **{f"loss_scale/{role}": scale.value for role, scale in self.scales.items() if scale.active},
         }
 
     def _mini_batches(self) -> Iterator[Tensor]:
@@ -286,6 +289,7 @@ class PPOTrainer:
                     count=count,
                     cliprange=config.cliprange,
                     dual_clip=config.dual_clip,
+                    weights_BT=None if data.weights_BT is None else data.weights_BT[part_rows],
                 )
             ]
             if config.entropy_coef:
@@ -293,10 +297,10 @@ class PPOTrainer:
             if config.value == "trunk":
                 value = self._value_loss(data, part_rows, part, trajectory.values(actor, part, hidden), count)
                 losses.append(Loss(config.vf_coef * value.loss, value.sums))
-            torch.stack([loss.loss for loss in losses]).sum().backward()
+            self.scales["policy"](torch.stack([loss.loss for loss in losses]).sum()).backward()
             _accumulate(sums, losses)
         if config.ptx_coef:
-            sums["ptx_loss"] = self._ptx(actor) * count / self.world.size
+            sums["ptx_loss"] = self._ptx(actor, size) * count / self.world.size
         return sums
 
     def _parts(self, data: Experience, rows: Tensor, size: int | None) -> Iterator[tuple[Tensor, Episodes]]:
@@ -327,7 +331,7 @@ class PPOTrainer:
             for part_rows, part in self._parts(data, rows, size):
                 new = trajectory.values(actor, part, actor.hidden(part.ids_BL))
                 loss = self._value_loss(data, part_rows, part, new, count)
-                loss.loss.backward()
+                self.scales["value"](loss.loss).backward()
                 _accumulate(sums, [loss])
             return sums
 
@@ -345,29 +349,43 @@ class PPOTrainer:
             cliprange_value=self.config.cliprange_value,
         )
 
-    def _ptx(self, actor: Any) -> Tensor:
+    def _ptx(self, actor: Actor, size: int | None) -> Tensor:
         """PPO-ptx: backward of `ptx_coef` times the language-modelling loss on demonstrations (Ouyang et al. 2022,
-        equation 2). Every process takes the same batch, so that their sum is divided by their number."""
+        equation 2), in micro-batches of `size`. Every process takes the same batch, so their sum is divided by
+        their number."""
         assert self.demonstrations is not None
-        ids, labels = (tensor.to(self.device) for tensor in self.demonstrations(self.generator))
-        hidden = actor.hidden(ids)[:, :-1]
-        keep = labels[:, 1:] != IGNORED
-        logps, _ = actor.logprobs(
-            hidden[keep],
-            labels[:, 1:][keep],
-            temperature=1.0,
-            chunk_size=self.config.logits_chunk_size,
-            entropy=False,
-        )
-        loss = -logps.mean()
-        (self.config.ptx_coef * loss / self.world.size).backward()
-        return loss.detach()
+        ids_BL, labels_BL = self.demonstrations(self.generator)
+        ids_BL, labels_BL = ids_BL[:, :-1], labels_BL[:, 1:]
+        count = max(1, int((labels_BL != IGNORED).sum()))
+        parts = torch.arange(len(ids_BL)).split(size or len(ids_BL))
+        total = torch.zeros((), device=self.device)
+        # Sharded roles need the same number of passes on every process (`_parts`): the last one again, for nothing.
+        for number in range(self.world.most(len(parts)) if self.bank.sharded else len(parts)):
+            rows, weight = parts[min(number, len(parts) - 1)], float(number < len(parts))
+            labels = labels_BL[rows].flatten()
+            places = (labels != IGNORED).nonzero()[:, 0]  # found on the host, where nothing has to wait for it
+            logps, _ = actor.logprobs(
+                actor.hidden(ids_BL[rows].to(self.device)).flatten(0, 1).index_select(0, places.to(self.device)),
+                labels[places].to(self.device),
+                temperature=1.0,
+                chunk_size=self.config.logits_chunk_size,
+                entropy=False,
+            )
+            loss = -logps.sum() * (weight / count)
+            self.scales["policy"](self.config.ptx_coef * loss / self.world.size).backward()
+            total += loss.detach()
+        return total
 
     def _step(self, role: str, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Clips and applies the gradients. Returns the sums over all processes and the gradient's norm."""
         parameters = self._learning[role]
         self.world.sum_gradients(parameters)
-        norm = float(gathered(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
-        if not math.isfinite(norm):
+        self.scales[role].unscale_(parameters)
+        before_clipping = gathered(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        # The only time in a step that the host waits for the device.
+        norm, *values = torch.stack([before_clipping, *sums.values()]).tolist()
+        skipped = self.scales[role].skips(math.isfinite(norm))
+        if not math.isfinite(norm) and not skipped:
             raise StageError(
                 f"the {role} role's gradient is {norm} at update {self.update + 1}",
                 mend="lower ppo.learning_rate, or use base.dtype: float32",
@@ -375,13 +393,12 @@ class PPOTrainer:
         # Of a role's very first step only: later the clip may leave a small minibatch without any gradient.
         if norm == 0 and not self.optimizers[role].state:
             raise StageError(f"the {role} role gets no gradient", mend="report this with the recipe")
-        self.optimizers[role].step()
+        if not skipped:
+            self.optimizers[role].step()
         self.optimizers[role].zero_grad(set_to_none=True)
-        names = sorted(sums)
-        values = (
-            self.world.sum(torch.stack([sums[name].double().cpu() for name in names])) if names else torch.empty(0)
-        )
-        return dict(zip(names, [float(v) for v in values], strict=True)) | {f"{role}_norm": norm}
+        totals = self.world.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+        found = dict(zip(sums, totals, strict=True))
+        return found if skipped else found | {f"{role}_norm": norm}
 
     # --- Set-up and run-time checks ------------------------------------------------------------------------------
 
@@ -411,27 +428,31 @@ class PPOTrainer:
             return 1 - done
         return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
 
-    @property
-    def tolerance(self) -> float:
-        """How far equal computations may differ: rounding in float32, or in 16 bits."""
-        return 1e-3 if self.exact else 0.1
-
     def _record(self) -> Record:
         rows = len(self.world.mine(self.config.batch_size))
         return Record.empty((rows, self.config.response_length), self.device)
 
     def _check_start(self, data: Experience) -> None:
-        worst = float((data.logp_BT - data.ref_logp_BT).abs().max())
-        if not worst <= self.tolerance:
+        mask = data.episodes.mask_BT.cpu()
+        deviation = Deviation.between(data.logp_BT.cpu()[mask], data.ref_logp_BT.cpu()[mask])
+        if not deviation.is_rounding(self.exact):
             raise StageError(
-                f"policy and reference differ before the first step: a token's log-prob by {worst:.3g}",
+                f"policy and reference differ before the first step, in nats per token: {deviation}",
                 mend="the policy must start as the reference's copy; train the SFT model again",
             )
 
-    def _check_ratio(self, sums: dict[str, float], count: float, *, first: bool) -> None:
-        if first and not abs(sums["ratio"] / count - 1) <= self.tolerance:
+    def _check_ratio(self, data: Experience, sums: dict[str, float], count: float, *, first: bool) -> None:
+        if not first:
+            return
+        ratio, k3 = sums["ratio"] / count, sums["approxkl"] / count
+        relative = 0.0
+        if not self.exact:
+            # k3 is half the square of a small difference of log-probs.
+            relative = abs(2 * k3) ** 0.5 / spread_of(data.logp_BT.cpu()[data.episodes.mask_BT.cpu()])
+        if not Deviation(abs(ratio - 1), relative).is_rounding(self.exact):
             raise StageError(
-                f"the policy's ratio to itself is {sums['ratio'] / count:.4f} before its first step of an update",
+                f"the policy's ratio to itself is {ratio:.4f} before its first step of an update, with a KL of "
+                f"{k3:.2g} nats per token",
                 mend="something in the model is random or depends on the batch; report this with the recipe",
             )
 
@@ -449,6 +470,7 @@ class PPOTrainer:
             "update": self.update,
             "roles": {role: self.bank.state_of(role) for role in sorted(self.bank.trainable)},
             "optimizers": {role: optimizer.state_dict() for role, optimizer in self.optimizers.items()},
+            "loss_scales": {role: scale.state_dict() for role, scale in self.scales.items()},
             "kl": self.kl.state_dict(),
             "scores": self.normalizer.state_dict(),
             "order": self.order,
@@ -466,6 +488,7 @@ class PPOTrainer:
             self.bank.load_state_of(role, tensors)
         for role, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][role])
+            self.scales[role].load_state_dict(state["loss_scales"][role])
         self.kl.load_state_dict(state["kl"])
         self.normalizer.load_state_dict(state["scores"])
         self.order, self.cursor = state["order"], state["cursor"]

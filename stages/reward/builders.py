@@ -12,10 +12,17 @@ import torch
 from pipeline.config.reward import RewardConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact, RunContext
-from stages.models.adapters import float32_trainables, is_adapter, load_full, new_adapter
+from stages.models.adapters import (
+    adapter_weights,
+    float32_trainables,
+    is_adapter,
+    load_full,
+    new_adapter,
+    trained_in_full,
+)
 from stages.models.bank import ActorBank
 from stages.models.heads import ScalarHead
-from stages.models.loading import load_backbone
+from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec
 from stages.reward import classifier
 from stages.reward import model as reward_model
@@ -63,7 +70,7 @@ class BackboneBuilder:
                 if start
                 else load_backbone(self.base, self.device)
             )
-            self.lm.float().requires_grad_(True)
+            trained_in_full(self.lm, self.base, self.device)
             torch.manual_seed(seed)
         else:
             backbone = load_backbone(self.base, self.device) if self.lm is None else None
@@ -99,15 +106,19 @@ def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:
 
     if not is_adapter(sft):
         raise StageError("the SFT model is not an adapter", where=str(sft.path), mend="set reward.lora to null")
-    weights = load_peft_weights(str(sft.file("adapter")), device=str(lm.device))
+    with readable_checkpoint(sft.path, "SFT adapter"):
+        weights = load_peft_weights(str(sft.file("adapter")), device=str(lm.device))
+    problem = StageError(
+        "the reward adapter cannot start as the SFT adapter's copy: their LoRA shapes differ",
+        where="reward.lora",
+        mend="give reward.lora the r and target_modules of sft.lora, or set reward.init: base",
+    )
+    if weights.keys() != adapter_weights(lm, name):
+        raise problem
     try:
         set_peft_model_state_dict(lm, weights, adapter_name=name)
     except RuntimeError as error:
-        raise StageError(
-            "the reward adapter cannot start as the SFT adapter's copy: their LoRA shapes differ",
-            where="reward.lora",
-            mend="give reward.lora the r and target_modules of sft.lora, or set reward.init: base",
-        ) from error
+        raise problem from error
 
 
 class ClassifierBuilder:

@@ -14,25 +14,27 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from data.schema import Message
 from pipeline.config.reward import RewardConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages.models.loading import readable_checkpoint
+from stages.models.adapters import adaptable
+from stages.models.loading import check_trainable, load_pretrained, read_tokenizer
 from stages.models.text import Codec
+from stages.prompts import EncodedPrompt
 from stages.reward.model import SPEC, Scorer, load_reward, score_rows, verify
+from stages.reward.text_encoder import TextEncoder
 
 CLASSIFIER = "classifier"
 
-ResponseScorer = Callable[[Sequence[list[int]], Sequence[list[int]]], Tensor]
-"""`score(prompts, responses) -> (N,)`, of ids in the policy's tokens."""
+ResponseScorer = Callable[[Sequence[EncodedPrompt], Sequence[list[int]]], Tensor]
+"""`score(prompts, responses) -> (N,)`; responses are ids of the policy's tokenizer."""
 
 
 class TextClassifier(Scorer):
-    """Scores texts. The conversation and the response are rendered by the classifier's chat template, or joined as
-    prompt text and response where it has none. Raises `StageError` when it has not one label, or no pad token."""
+    """A sequence classifier that scores rows of its own tokenizer's ids; `TextEncoder` makes the rows. Raises
+    `StageError` when it has not one label, or no pad token."""
 
     def __init__(self, model: Any, tokenizer: Any, where: str = "ppo.reward_model") -> None:
         super().__init__()
@@ -50,7 +52,7 @@ class TextClassifier(Scorer):
             )
         model.config.pad_token_id = tokenizer.pad_token_id
         tokenizer.truncation_side = "left"  # of a text that is too long, the end is the response
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.where = model, tokenizer, where
 
     @property
     def config(self) -> Any:
@@ -62,58 +64,12 @@ class TextClassifier(Scorer):
         positions = getattr(self.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         return int(min(positions, self.tokenizer.model_max_length))
 
-    def render(self, prompt: str, response: str) -> str:
-        if self.tokenizer.chat_template:
-            turns = [
-                {"role": "user", "content": prompt.strip()},
-                {"role": "assistant", "content": response},
-            ]
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        return prompt + response + (self.tokenizer.eos_token or "")
-
-    def encode(self, text: str, *, truncate: bool = True) -> list[int]:
-        length = {"truncation": True, "max_length": self.longest} if truncate else {}
-        return list(self.tokenizer(text, verbose=False, **length)["input_ids"])
-
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """Right-padded rows and their real lengths -> scores (B,)."""
         mask = torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B[:, None]
         # Decoders among the classifiers look for the last token that is not the pad token.
         ids = ids_BL.masked_fill(~mask, self.tokenizer.pad_token_id)
         return self.model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float()
-
-    def score(self, texts: Sequence[str], batch_size: int) -> Tensor:
-        """Scores (N,) of rendered texts, on the CPU, float32."""
-        return score_rows(self, [self.encode(text) for text in texts], batch_size, self.model.device)
-
-
-class TextEncoder:
-    """Conversations and completions as a `TextClassifier` reads them in PPO: the policy's prompt as text."""
-
-    def __init__(self, classifier: TextClassifier, codec: Codec) -> None:
-        self.classifier, self.codec = classifier, codec
-        self.pad_id = int(classifier.tokenizer.pad_token_id)
-
-    def prompt(self, messages: Sequence[Message]) -> str:
-        return prompt_text(self.codec, self.codec.prompt(messages))
-
-    def row(self, prompt: str, completion: str) -> list[int]:
-        return self.classifier.encode(self.classifier.render(prompt, completion), truncate=False)
-
-    def prompt_length(self, prompt: str) -> int:
-        return len(self.row(prompt, ""))
-
-    def cut(self, row: list[int], prompt_length: int) -> list[int]:
-        # What closes the text for the classifier stays: it never sees the policy's stop token.
-        special = set(self.classifier.tokenizer.all_special_ids)
-        end = next((i for i in range(len(row), 0, -1) if row[i - 1] not in special), 0)
-        closing = row[end:]
-        start = prompt_length - len(closing)
-        return row[: start + (end - start) // 2] + closing
-
-
-def prompt_text(codec: Codec, ids: Sequence[int]) -> str:
-    return str(codec.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 # --- Making, saving and loading ---
@@ -123,11 +79,16 @@ def new_classifier(config: RewardConfig, device: str) -> TextClassifier:
     """The pretrained encoder with a fresh head, and LoRA adapters beside it unless every weight is to be
     trained."""
     assert config.model is not None
-    with readable_checkpoint(config.model):
-        tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision or "main")
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            config.model, revision=config.revision or "main", num_labels=1, dtype=torch.float32
-        ).to(device)
+    check_trainable(config.model, config.revision, causal=False)
+    tokenizer = read_tokenizer(config.model, config.revision)
+    model: Any = load_pretrained(
+        AutoModelForSequenceClassification,
+        config.model,
+        revision=config.revision,
+        new_head=True,
+        num_labels=1,
+        dtype=torch.float32,
+    ).to(device)
     classifier = TextClassifier(model, tokenizer, "reward.model")
     if config.max_length > classifier.longest:
         raise StageError(
@@ -143,7 +104,8 @@ def new_classifier(config: RewardConfig, device: str) -> TextClassifier:
             target_modules=config.lora.target_modules,
             task_type="SEQ_CLS",  # trains and keeps the head besides
         )
-        classifier.model = get_peft_model(model, lora)
+        with adaptable(config.lora):
+            classifier.model = get_peft_model(model, lora)
     return classifier
 
 
@@ -167,9 +129,9 @@ def is_classifier(reward: Artifact) -> bool:
 
 def load_classifier(folder: str | Path, device: str) -> TextClassifier:
     """Any sequence classifier with one label, frozen."""
-    with readable_checkpoint(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").to(device)
+    check_trainable(folder, causal=False)
+    tokenizer = read_tokenizer(folder)
+    model: Any = load_pretrained(AutoModelForSequenceClassification, folder, dtype="auto").to(device)
     classifier = TextClassifier(model.eval(), tokenizer)
     classifier.requires_grad_(False)
     return classifier.eval()
@@ -188,24 +150,20 @@ def response_scorer(
     """Any reward artifact as a scorer of responses."""
     if is_classifier(reward):
         return text_scorer(load_reward_classifier(reward, device), codec, batch_size)
-    return model_scorer(load_reward(reward, base, device), device, batch_size)
+    return model_scorer(load_reward(reward, base, device), codec, device, batch_size)
 
 
-def model_scorer(model: Any, device: str, batch_size: int = 256) -> ResponseScorer:
+def model_scorer(model: Any, codec: Codec, device: str, batch_size: int = 256) -> ResponseScorer:
     """A reward model in the policy's tokens; `model(ids_BL, lengths_B)` gives (B,)."""
     return lambda prompts, responses: score_rows(
-        model, [p + r for p, r in zip(prompts, responses, strict=True)], batch_size, device
+        model,
+        [p.ids + codec.ended_as_trained(r) for p, r in zip(prompts, responses, strict=True)],
+        batch_size,
+        device,
     )
 
 
 def text_scorer(classifier: TextClassifier, codec: Codec, batch_size: int = 256) -> ResponseScorer:
-    """A classifier, with text as the boundary."""
-
-    def score(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Tensor:
-        texts = [
-            classifier.render(prompt_text(codec, prompt), codec.decode(response))
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        return classifier.score(texts, batch_size)
-
-    return score
+    """A classifier, which reads the prompts' messages and the responses as text."""
+    encoder = TextEncoder(classifier, codec)
+    return lambda prompts, responses: encoder.score([p.messages for p in prompts], responses, batch_size)

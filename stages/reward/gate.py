@@ -9,29 +9,74 @@ from typing import Any
 from pipeline.config.reward import GateConfig
 
 
+def _left_out(metrics: Mapping[str, Any]) -> str:
+    """Why there is nothing to measure on, where there were held-out rankings."""
+    reasons = [
+        f"{count} {name.partition('/')[2]}"
+        for name, count in metrics.items()
+        if name.startswith("dropped_rankings/")
+    ]
+    return f" (held-out rankings left out: {', '.join(reasons)})" if reasons else ""
+
+
+def _agreement(metrics: Mapping[str, Any]) -> str:
+    """How far annotators agree on the held-out prompts: about what can be expected of a reward model."""
+    if metrics.get("agreement") is None:
+        return "how far two annotators agree on these prompts is not known"
+    return (
+        f"two annotators agree on {metrics['agreement']:.3f} ({metrics['agreement_low']:.3f} to "
+        f"{metrics['agreement_high']:.3f}) of {metrics['agreement_pairs']} pairs of these prompts"
+    )
+
+
+def _above_bag_of_words(metrics: Mapping[str, Any]) -> str | None:
+    """What is said of a reward model that may be no better than a bag of words."""
+    if metrics.get("above_bag_of_words_low") is None or metrics["above_bag_of_words_low"] > 0:
+        return None
+    accuracy, words = metrics["accuracy"], metrics["bag_of_words_accuracy"]
+    low, high = metrics["above_bag_of_words_low"], metrics["above_bag_of_words_high"]
+    return (
+        f"it may be no better ({accuracy:.3f}) than a logistic regression on the words of the answers "
+        f"({words:.3f}): the 95 % interval of what it is better by is {low:+.3f} to {high:+.3f}"
+    )
+
+
+def warnings(config: GateConfig | None, metrics: Mapping[str, Any]) -> list[str]:
+    """What PPO's user should know of a reward model that no check of the gate says already."""
+    words = _above_bag_of_words(metrics)
+    if words is None or (config is not None and config.above_bag_of_words):
+        return []
+    return [f"{words} (reward.gate.above_bag_of_words: true has PPO refuse it)"]
+
+
 def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
     """Why PPO should not trust a reward model with these held-out metrics (`stages.reward.measure`); empty when it
     may. What could not be measured gives no reason, except that nothing could."""
     if not metrics.get("pairs"):
-        return ["it was measured on no held-out pair at all"]
+        return [f"it was measured on no held-out pair at all{_left_out(metrics)}"]
     if not all(math.isfinite(metrics[name]) for name in ("score_mean", "score_std")):
         return ["its scores are not finite"]
+    words = _above_bag_of_words(metrics)
     checks = (
         (
             metrics["accuracy"] < config.min_accuracy,
             f"its accuracy on held-out pairs is {metrics['accuracy']:.3f}, below {config.min_accuracy} "
-            "(reward.gate.min_accuracy)",
+            f"(reward.gate.min_accuracy); {_agreement(metrics)}",
         ),
         (
             config.above_chance and metrics["accuracy_low"] <= 0.5,
             f"its accuracy may be chance: the 95 % interval is {metrics['accuracy_low']:.3f} to "
-            f"{metrics['accuracy_high']:.3f} (reward.gate.above_chance)",
+            f"{metrics['accuracy_high']:.3f} (reward.gate.above_chance); {_agreement(metrics)}",
         ),
         (
             config.above_length and metrics["above_length_low"] <= 0,
             f"it may be no better than choosing the longer answer ({metrics['length_accuracy']:.3f}): the 95 % "
             f"interval of what it is better by is {metrics['above_length_low']:+.3f} to "
             f"{metrics['above_length_high']:+.3f} (reward.gate.above_length)",
+        ),
+        (
+            config.above_bag_of_words and words is not None,
+            f"{words} (reward.gate.above_bag_of_words)",
         ),
         (
             abs(metrics["length_correlation"]) > config.max_length_correlation,

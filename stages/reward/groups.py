@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from data.schema import Message, Ranking, prompt_key
 from pipeline.errors import DataError, StageError
 from stages.models.text import Codec, pad
+from stages.reward.left_out import LeftOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,18 @@ class Group:
     completions: dict[str, int] = field(default_factory=dict)
     rows: list[list[int]] = field(default_factory=list)
     orders: list[Order] = field(default_factory=list)
+
+    def places(self, ranking: Ranking) -> dict[int, int]:
+        """Row -> place of the completion in a ranking of this prompt, of those that have a row.
+
+        Of equal completions the first counts: two systems may have said the same, and it cannot be better than
+        itself.
+        """
+        found: dict[int, int] = {}
+        for place, text in enumerate(ranking.completions):
+            if text in self.completions:
+                found.setdefault(self.completions[text], place)
+        return found
 
 
 class Encoder(Protocol):
@@ -78,32 +91,36 @@ def group_rankings(
     encoder: Encoder,
     max_length: int,
     weights: Mapping[str, float] | None = None,
-) -> tuple[dict[str, Group], int]:
+    *,
+    ties_teach: bool = False,
+) -> tuple[dict[str, Group], LeftOut]:
     """Groups by prompt key, from rankings that are read once and not kept.
 
-    A completion too long for the model leaves its rankings; also returns how many such. `weights` are by annotator;
-    they are scaled to a mean of 1 over the rankings. Raises `StageError` when an annotator has none.
+    A completion too long for the model leaves its rankings. Also returns what is left out; `ties_teach` says that
+    the objective learns from rankings that tie all their answers. These stay in their groups in any case. `weights`
+    are by annotator; they are scaled to a mean of 1 over the rankings. Raises `StageError` when an annotator has
+    none.
     """
     groups: dict[str, Group] = {}
     prompts: dict[str, Any] = {}
-    too_long: set[tuple[str, str]] = set()
+    left_out = LeftOut(max_length, ties_teach)
     for ranking in rankings:
         key = prompt_key(ranking.prompt)
         if key not in groups:
             prompts[key] = encoder.prompt(ranking.prompt)
             groups[key] = Group(encoder.prompt_length(prompts[key]))
         group = groups[key]
-        kept: dict[int, int] = {}  # row -> place in the ranking
-        for place, text in enumerate(ranking.completions):
-            if text not in group.completions:
-                row = encoder.row(prompts[key], text)
-                if len(row) > max_length:
-                    too_long.add((key, text))
-                    continue
-                group.completions[text] = len(group.rows)
-                group.rows.append(row)
-            # Two systems may have said the same: it cannot be better than itself.
-            kept.setdefault(group.completions[text], place)
+        for text in ranking.completions:
+            if text in group.completions or (key, text) in left_out.too_long:
+                continue
+            row = encoder.row(prompts[key], text)
+            if len(row) > max_length:
+                left_out.too_long[key, text] = len(row)
+                continue
+            group.completions[text] = len(group.rows)
+            group.rows.append(row)
+        kept = group.places(ranking)
+        left_out.count(ranking, kept.values())
         if len(kept) > 1:
             group.orders.append(
                 Order(
@@ -116,7 +133,7 @@ def group_rankings(
     groups = {key: group for key, group in groups.items() if group.orders}
     if weights is not None and groups:
         _scale_weights(list(groups.values()))
-    return groups, len(too_long)
+    return groups, left_out
 
 
 def _weight(weights: Mapping[str, float], annotator: str) -> float:

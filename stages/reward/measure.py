@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from data.schema import Ranking
+from data.agreement import agreement
+from data.judgements import sample
+from data.schema import Ranking, prompt_key
 from pipeline.config.reward import RewardConfig
 from pipeline.stage import Metrics, RunContext
+from stages.reward.bag_of_words import WordScorer
 from stages.reward.groups import Encoder, Group
 from stages.reward.model import score_rows
 from stages.reward.quality import quality
@@ -16,31 +20,77 @@ from stages.reward.quality import quality
 def measure(
     model: Any,
     groups: Mapping[str, Group],
-    rankings: Iterable[Ranking],
+    rankings: Callable[[], Iterable[Ranking]],
     encoder: Encoder,
+    bag_of_words: WordScorer,
     config: RewardConfig,
     ctx: RunContext,
 ) -> tuple[Metrics, Metrics]:
     """`stages.reward.quality.quality` of the model's scores (an ensemble's mean), and besides:
 
-    ended_preferred: share of answers that score above themselves cut in half, which end without a stop token; of an
-    ensemble: member_accuracy, each member's, and disagreement, the mean standard deviation over members.
+    ended_preferred: share of answers that score above themselves cut in half, which end without a stop token; what
+    `_ceiling` says of the annotators; of an ensemble: member_accuracy, each member's, and disagreement, the mean
+    standard deviation over members.
+
+    Args:
+        groups: of the held-out prompts.
+        rankings: reads the held-out rankings anew each time it is called.
     """
     texts = [(key, text) for key, group in groups.items() for text in group.completions]
     rows = [row for group in groups.values() for row in group.rows]
     prompts = [group.prompt_length for group in groups.values() for _ in group.rows]
     if not rows:
-        return quality([], {}, {}, ctx.seed)
-    members = score_rows(model.members, rows, config.eval_batch_size, ctx.device)
-    scores = members.mean(0)
-    lengths = dict(zip(texts, (float(len(row) - n) for row, n in zip(rows, prompts, strict=True)), strict=True))
-    rankings = list(rankings) if len(members) > 1 else rankings
-    metrics, tables = quality(rankings, dict(zip(texts, scores.tolist(), strict=True)), lengths, ctx.seed)
+        return quality([], {}, ctx.seed)
     cut = [encoder.cut(row, n) for row, n in zip(rows, prompts, strict=True)]
-    unended = score_rows(model, cut, config.eval_batch_size, ctx.device)
-    metrics["ended_preferred"] = float((scores > unended).float().mean())
+    with ctx.progress("reward: evaluation", total=2 * len(rows)) as bar:
+        members = score_rows(model.members, rows, config.eval_batch_size, ctx.device, bar.advance)
+        unended = score_rows(model, cut, config.eval_batch_size, ctx.device, bar.advance)
+    scores = members.mean(0)
+    words = bag_of_words([text for _, text in texts]).tolist()
+    baselines = {"bag_of_words": dict(zip(texts, words, strict=True))}
+    metrics, tables = quality(
+        _measured(rankings(), groups), dict(zip(texts, scores.tolist(), strict=True)), ctx.seed, baselines
+    )
+    metrics |= {"ended_preferred": float((scores > unended).float().mean())}
+    metrics |= _ceiling(_measured(rankings(), groups), ctx.seed)
     if len(members) > 1 and metrics["pairs"]:
         alone = [dict(zip(texts, found.tolist(), strict=True)) for found in members]
-        metrics["member_accuracy"] = [quality(rankings, own, lengths, ctx.seed)[0]["accuracy"] for own in alone]
+        metrics["member_accuracy"] = [
+            quality(_measured(rankings(), groups), own, ctx.seed)[0]["accuracy"] for own in alone
+        ]
         metrics["disagreement"] = float(members.std(0, unbiased=False).mean())
     return metrics, tables
+
+
+def _measured(rankings: Iterable[Ranking], groups: Mapping[str, Group]) -> Iterator[Ranking]:
+    """The rankings, each with the completions that have a row in its group; without what is not measured."""
+    for ranking in rankings:
+        group = groups.get(prompt_key(ranking.prompt))
+        places = group.places(ranking).values() if group else ()
+        if len(places) > 1:
+            yield replace(
+                ranking,
+                completions=[ranking.completions[place] for place in places],
+                ranks=[ranking.ranks[place] for place in places],
+                ratings=None,
+                models=None,
+                metadata={},
+            )
+
+
+def _ceiling(rankings: Iterable[Ranking], seed: int) -> Metrics:
+    """How far annotators agree about the very pairs that the reward model is measured on: where they differ, it
+    cannot please both. None where no two of them ordered the same pair.
+
+    agreement, _low, _high, _pairs: `pairwise` of data/agreement.py, with a 95 % bootstrap interval over prompts;
+    predicted_by_others, _pairs: `by_others`.
+    """
+    found = agreement(sample(rankings), seed=seed)
+    return {
+        "agreement": found.pairwise.value,
+        "agreement_low": found.pairwise.low,
+        "agreement_high": found.pairwise.high,
+        "agreement_pairs": found.pairwise.pairs,
+        "predicted_by_others": found.by_others.value,
+        "predicted_by_others_pairs": found.by_others.pairs,
+    }

@@ -8,7 +8,7 @@ stages/reward/classifier.py.)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,20 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
-from stages.models.adapters import ADAPTER, MODEL, causal_lm, is_adapter, load_full, save_adapter
+from stages.microbatch import MicroBatch
+from stages.models.adapters import (
+    ADAPTER,
+    MODEL,
+    attach_adapter,
+    causal_lm,
+    is_adapter,
+    load_full,
+    save_adapter,
+)
 from stages.models.bank import ActorBank, Bank
 from stages.models.heads import ScalarHead, at_last_token
-from stages.models.loading import load_backbone, readable_checkpoint
-from stages.models.precision import exact
+from stages.models.loading import load_backbone
+from stages.models.precision import Deviation, computing, exact, working_dtype
 from stages.models.text import Codec, pad
 from stages.reward.packing import attention_mask
 
@@ -75,18 +84,20 @@ class RewardModel(Scorer):
         """
         if lengths_B is None:
             return self._packed(ids_BL, **packed)
-        hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        with computing(self.lm):
+            hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
         return self.head(at_last_token(hidden, lengths_B))
 
     def _packed(self, ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor, ends_N: Tensor) -> Tensor:
         """Rows of `stages.reward.packing.pack` -> scores (N,) of their completions."""
         lm = causal_lm(self.lm)
-        hidden = lm.get_decoder()(
-            input_ids=ids_BL,
-            position_ids=positions_BL,
-            attention_mask=attention_mask(segments_BL, lm.get_input_embeddings().weight.dtype),
-            use_cache=False,
-        ).last_hidden_state
+        with computing(lm):
+            hidden = lm.get_decoder()(
+                input_ids=ids_BL,
+                position_ids=positions_BL,
+                attention_mask=attention_mask(segments_BL, working_dtype(lm.get_input_embeddings().weight)),
+                use_cache=False,
+            ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[ends_N])
 
 
@@ -131,25 +142,37 @@ def numbered(name: str, member: int) -> str:
     return f"{stem}-{member}{dot}{suffix}"
 
 
-def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices of rows in batches, those of like length together."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
 @torch.no_grad()
-def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str | torch.device) -> Tensor:
-    """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M,
-    N)."""
-    scores: Tensor | None = None
-    for batch in by_length(rows, batch_size):
-        ids, mask = pad([rows[i] for i in batch], 0, left=False)
-        found = score(ids.to(device), mask.sum(1).to(device)).float().cpu()
-        if scores is None:
-            scores = torch.zeros(*found.shape[:-1], len(rows))
-        scores[..., batch] = found
-    return torch.zeros(0) if scores is None else scores
+def score_rows(
+    score: Any,
+    rows: Sequence[Sequence[int]],
+    batch_size: int | MicroBatch,
+    device: str | torch.device,
+    scored: Callable[[int], None] = lambda rows: None,
+) -> Tensor:
+    """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M, N).
+    The host waits for the device once, at the end.
+
+    Args:
+        batch_size: rows scored at once, fewer where memory runs out.
+        scored: called with the number of rows of each batch.
+    """
+    if not rows:
+        return torch.zeros(0)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # those of like length need little padding
+    lengths_N = torch.tensor([len(rows[i]) for i in order], device=device)
+    found: list[Tensor] = []
+
+    def work(part: range) -> None:
+        ids, _ = pad([rows[order[k]] for k in part], 0, left=False)
+        found.append(score(ids.to(device), lengths_N[part.start : part.stop]).float())
+        scored(len(part))
+
+    MicroBatch.of(batch_size).each(range(len(order)), work)
+    sorted_N = torch.cat(found, -1).cpu()
+    scores = torch.empty_like(sorted_N)
+    scores[..., order] = sorted_N
+    return scores
 
 
 def save(
@@ -187,7 +210,7 @@ def load_members(reward: Artifact, model: PeftModel, device: str) -> dict[str, S
     heads = {}
     for member, name in enumerate(roles(reward)):
         if name not in model.peft_config:
-            model.load_adapter(str(reward.file(numbered(ADAPTER, member))), adapter_name=name)
+            attach_adapter(model, reward.file(numbered(ADAPTER, member)), name)
         heads[name] = ScalarHead.load(reward.file(numbered(HEAD, member))).to(device)
     return heads
 
@@ -207,10 +230,8 @@ def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardModel | 
     check_base(reward, base)
     model: RewardModel | RewardEnsemble
     if is_adapter(reward):
-        with readable_checkpoint(reward.path):
-            backbone = load_backbone(base, device)
-            lm = PeftModel.from_pretrained(backbone, reward.file(ADAPTER), adapter_name=ROLE)
-            heads = load_members(reward, lm, device)
+        lm = attach_adapter(load_backbone(base, device), reward.file(ADAPTER), ROLE)
+        heads = load_members(reward, lm, device)
         model = RewardEnsemble(ActorBank(lm.to(device), heads, ()), list(heads))
     else:
         head = ScalarHead.load(reward.file(HEAD)).to(device)
@@ -231,19 +252,22 @@ def golden_scores(model: Any, rows: Sequence[list[int]], device: str | torch.dev
 
 
 def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
-    """Scores the golden texts again, by every member; returns the largest deviation, raises `StageError` when
-    it is not small."""
+    """Scores the fingerprint's texts again, by every member; returns the largest deviation, in units of the score.
+    Raises `StageError` when rounding does not explain it (`stages.models.precision`)."""
     golden = reward.json(SPEC)["golden"]
     if not golden:
         return 0.0
     scores = score_rows(model.members, [row["ids"] for row in golden], len(golden), device).T
     expected = torch.tensor([row["score"] for row in golden]).reshape(scores.shape)
-    deviation = float((scores - expected).abs().max())
-    tolerance = 1e-3 if str(device) == "cpu" and exact(getattr(model, "bank", model)) else 0.1
-    if not deviation <= tolerance * max(1.0, float(expected.abs().max())):
-        raise StageError(
-            f"the reward model does not give the scores it was stored with: off by {deviation:.3g}",
-            where=str(reward.path),
-            mend="the files or the base changed since; train the reward model again",
-        )
-    return deviation
+    # A GPU may compute float32 products in TF32.
+    strict = str(device) == "cpu" and exact(getattr(model, "bank", model))
+    unit = max(1.0, float(expected.abs().max()))
+    members = [Deviation.between(*columns) for columns in zip(scores.T, expected.T, strict=True)]
+    for deviation in members:
+        if not deviation.is_rounding(strict, unit):
+            raise StageError(
+                f"the reward model does not give the scores it was stored with: {deviation}",
+                where=str(reward.path),
+                mend="the files or the base changed since; train the reward model again",
+            )
+    return max(deviation.largest for deviation in members)

@@ -1,56 +1,59 @@
-"""How good are scores on held-out rankings? Accuracy, calibration, length, spread. numpy only."""
+"""How good are scores on held-out rankings? Accuracy, against simple baselines too; calibration, length, spread."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from data.schema import Ranking, prompt_key
+from data.shares import bootstrap
 from pipeline.stage import Metrics
 
 Scores = Mapping[tuple[str, str], float]
 """(prompt key, completion) -> score."""
 
 
-def quality(rankings: Iterable[Ranking], scores: Scores, lengths: Scores, seed: int) -> tuple[Metrics, Metrics]:
+def quality(
+    rankings: Iterable[Ranking], scores: Scores, seed: int, baselines: Mapping[str, Scores] | None = None
+) -> tuple[Metrics, Metrics]:
     """Metrics over held-out rankings, read once, and tables for the report: reliability, by_annotator,
     by_prompt, scores.
 
-    accuracy: share of strict pairs that the scores order as the annotator did; length_accuracy: the same for "the
-    longer one"; above_length: the first less the second (95 % bootstrap intervals over prompts, the difference
-    paired);
-    accuracy_by_prompt: mean over prompts instead of pairs; ece, brier: of sigmoid(score difference) as the
-    probability that the first of a pair is preferred, over 10 bins (Guo et al. 2017, arXiv:1706.04599, equation
-    3; Brier 1950);
-    length_correlation: Spearman's between score and completion length in tokens; score_spread: mean over
-    prompts of the standard deviation of the scores of a prompt's answers.
+    accuracy: share of strict pairs that the scores order as the annotator did; an equal score is half right.
+    accuracy_by_prompt: mean over prompts instead of pairs;
+    <baseline>_accuracy: the same of each of `baselines` and of `length`, for which the answer with more characters
+    is the better one; above_<baseline>: accuracy less that of the baseline, on the same pairs. Intervals are 95 %
+    bootstrap intervals over prompts, the differences paired;
+    ece, brier: of sigmoid(score difference) as the probability that the first of a pair is preferred, over 10 bins
+    (Guo et al. 2017, arXiv:1706.04599, equation 3; Brier 1950);
+    length_correlation: Spearman's between score and characters of the answer;
+    score_spread: mean over prompts of the standard deviation of the scores of a prompt's answers.
     """
+    sizes = {pair: float(len(pair[1])) for pair in scores}
+    rivals = {"length": sizes, **(baselines or {})}
     margins: dict[str, list[float]] = defaultdict(list)
-    longer: dict[str, list[float]] = defaultdict(list)
+    by_rival: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in rivals}
     by_annotator: dict[str, list[float]] = defaultdict(list)
     for ranking in rankings:
         key = prompt_key(ranking.prompt)
         for better, worse in ranking.pairs():
             first, second = (key, ranking.completions[better]), (key, ranking.completions[worse])
-            if first not in scores or second not in scores:
+            if first not in scores or second not in scores or first == second:
                 continue
             margin = scores[first] - scores[second]
             margins[key].append(margin)
             by_annotator[ranking.annotator].append(margin)
-            longer[key].append(lengths[first] - lengths[second])
+            for name, rival in rivals.items():
+                by_rival[name][key].append(rival[first] - rival[second])
     if not margins:
         return {"pairs": 0}, {"reliability": []}
     flat = np.array([m for group in margins.values() for m in group])
     ece, brier, reliability = calibration(flat)
-    values, sizes = np.array(list(scores.values())), np.array([lengths[k] for k in scores])
-    right, right_by_length = (
-        np.array([_right(np.array(group)).sum() for group in groups.values()]) for groups in (margins, longer)
-    )
-    pairs = np.array([len(group) for group in margins.values()])
-    low, high = _interval(right, pairs, seed)
-    beyond_low, beyond_high = _interval(right - right_by_length, pairs, seed)
+    values = np.array(list(scores.values()))
+    right, pairs = _right_by_prompt(margins), np.array([len(group) for group in margins.values()])
+    low, high = bootstrap(right, pairs, seed=seed)
     metrics: Metrics = {
         "pairs": len(flat),
         "prompts": len(margins),
@@ -58,13 +61,14 @@ def quality(rankings: Iterable[Ranking], scores: Scores, lengths: Scores, seed: 
         "accuracy_low": low,
         "accuracy_high": high,
         "accuracy_by_prompt": float((right / pairs).mean()),
-        "length_accuracy": float(right_by_length.sum() / pairs.sum()),
-        "above_length": float((right - right_by_length).sum() / pairs.sum()),
-        "above_length_low": beyond_low,
-        "above_length_high": beyond_high,
+        **{
+            name: value
+            for rival, found in by_rival.items()
+            for name, value in _against(rival, right, _right_by_prompt(found), pairs, seed).items()
+        },
         "ece": ece,
         "brier": brier,
-        "length_correlation": spearman(values, sizes),
+        "length_correlation": spearman(values, np.array(list(sizes.values()))),
         "score_mean": float(values.mean()),
         "score_std": float(values.std()),
         "score_spread": _spread(scores),
@@ -89,6 +93,21 @@ def _right(margins: np.ndarray) -> np.ndarray:
     return (margins > 0) + 0.5 * (margins == 0)
 
 
+def _right_by_prompt(margins: Mapping[str, Sequence[float]]) -> np.ndarray:
+    return np.array([_right(np.array(group)).sum() for group in margins.values()])
+
+
+def _against(name: str, right: np.ndarray, rival: np.ndarray, pairs: np.ndarray, seed: int) -> Metrics:
+    """Accuracy of a baseline and by how much it is exceeded, from the pairs of each prompt that are right."""
+    low, high = bootstrap(right - rival, pairs, seed=seed)
+    return {
+        f"{name}_accuracy": float(rival.sum() / pairs.sum()),
+        f"above_{name}": float((right - rival).sum() / pairs.sum()),
+        f"above_{name}_low": low,
+        f"above_{name}_high": high,
+    }
+
+
 def _spread(scores: Scores) -> float:
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for (key, _), score in scores.items():
@@ -108,13 +127,6 @@ def _histogram(values: np.ndarray, bins: int, bounds: tuple[float, float] | None
 
 def _accuracy(margins: np.ndarray) -> float:
     return float(_right(margins).mean())
-
-
-def _interval(hits: np.ndarray, totals: np.ndarray, seed: int, resamples: int = 1000) -> tuple[float, float]:
-    pick = np.random.default_rng(seed).integers(len(totals), size=(resamples, len(totals)))
-    draws = hits[pick].sum(1) / totals[pick].sum(1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def calibration(margins: np.ndarray, bins: int = 10) -> tuple[float, float, list[dict[str, float]]]:

@@ -1,11 +1,12 @@
 """The `reward` stage: trains a scalar reward model on rankings of K answers, and measures it.
 
 1. Read the training rankings by prompt; a training example is a prompt: its distinct completions, each scored
-   once, and all rankings they stand in.
+   once, and all rankings they stand in. Count what is left out, and refuse when nothing is left.
 2. For each member of the ensemble (one, unless the recipe asks for more): make it, train it on the rankings of
    `reward.pretrain_on` if there are any, then on the recipe's own.
 3. Put the members on a common scale.
-4. Measure held-out rankings; judge whether PPO may trust the result (the gate).
+4. Measure it on held-out rankings, beside a bag of words that learnt from the same pairs and the annotators
+   themselves; judge whether PPO may trust it (the gate).
 5. Write the model with golden scores, and `quality.json`.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,17 +30,19 @@ from pipeline.errors import DataError, StageError
 from pipeline.rounds import by_round
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.distributed import World
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
-from stages.reward import training
+from stages.models.text import load_codec
+from stages.reward import bag_of_words, training
 from stages.reward.builders import Builder, builder_for
-from stages.reward.gate import gate
-from stages.reward.groups import Group, group_rankings
+from stages.reward.gate import gate, warnings
+from stages.reward.groups import Encoder, Group, group_rankings
+from stages.reward.left_out import TOO_LONG, LeftOut
 from stages.reward.measure import measure
 from stages.reward.model import numbered
 
 COMMON = 1024
 """Training completions on which members are put on a common scale."""
+TEACHES_TIES = ("davidson", "regression")
+"""Objectives that learn from a ranking that ties all its answers."""
 
 
 @dataclass(frozen=True)
@@ -54,47 +57,117 @@ class Material:
 
 def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, rounds = inputs["base"], list(by_round(inputs, "rank").values())
-    codec = Codec(load_tokenizer(base))
+    codec = load_codec(base)
     builder = builder_for(config, inputs, codec, ctx)
-    encoder = builder.encoder
     # 1.
-    weights = _weights(config, rounds)
-    own, too_long = group_rankings(_ranked(rounds, "train"), encoder, config.max_length, weights)
-    _check_order(own, ", ".join(str(ranked.path) for ranked in rounds))
-    held_out, _ = group_rankings(_ranked(rounds, "eval"), encoder, config.max_length)
+    read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
+    own, left_out = read(
+        "training rankings",
+        _ranked(rounds, "train"),
+        where=", ".join(str(ranked.path) for ranked in rounds),
+        weights=_weights(config, rounds),
+    )
+    held_out, unmeasured = read("held-out rankings", _ranked(rounds, "eval"))
     before: dict[str, Group] = {}
+    metrics: Metrics = {}
     if config.pretrain_on is not None:
-        rankings = _pretraining(config.pretrain_on, inputs["data"], ctx)
-        before, _ = group_rankings(rankings, encoder, config.max_length)
-        _check_order(before, "reward.pretrain_on")
+        before, metrics = _read_pretraining(config.pretrain_on, inputs["data"], read, ctx)
     material = Material(list(own.values()), list(before.values()), list(held_out.values()))
     # 2. and 3.
     model, trained = _train_members(builder, config, material, ctx)
     # 4.
-    metrics: Metrics = {
-        "rankings": sum(len(g.orders) for g in own.values()),
+    metrics |= {
+        "rankings": left_out.used,
         "prompts": len(own),
         "completions": sum(len(g.rows) for g in own.values()),
-        "completions_too_long": too_long,
+        **left_out.metrics(),
         **trained,
     }
-    if config.pretrain_on is not None:
-        metrics["pretraining_rankings"] = sum(len(g.orders) for g in material.before)
-        if not config.pretrain_on.human:
-            metrics["human"] = False  # what learnt from simulated rankings is not called human
-    found, tables = measure(model, held_out, _ranked(rounds, "eval"), encoder, config, ctx)
+    words = bag_of_words.fit(list(bag_of_words.strict_pairs(own)))
+    found, tables = measure(model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx)
+    found |= unmeasured.metrics()
     metrics |= {f"eval_{name}": value for name, value in found.items()}
     if World().rank:
         return metrics
     # 5.
     builder.save(model, out_dir, [row for group in own.values() for row in group.rows][: config.golden])
     reasons = [] if config.gate is None else gate(config.gate, found)
+    notes = warnings(config.gate, found)
     (out_dir / "quality.json").write_text(
-        json.dumps({"metrics": metrics, **tables, "unfit": reasons}, indent=1) + "\n", encoding="utf-8"
+        json.dumps({"metrics": metrics, **tables, "unfit": reasons, "warnings": notes}, indent=1) + "\n",
+        encoding="utf-8",
     )
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
-    return metrics | {"unfit": reasons}
+    for note in notes:
+        ctx.say(f"warning about the reward model: {note}")
+    return metrics | {"unfit": reasons, "warnings": notes}
+
+
+def _read(
+    what: str,
+    rankings: Iterable[Ranking],
+    *,
+    encoder: Encoder,
+    config: RewardConfig,
+    ctx: RunContext,
+    where: str | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[dict[str, Group], LeftOut]:
+    """The groups of some rankings and what is left out of them, which one printed line says.
+
+    Args:
+        where: they come from, where they are to learn from: `DataError` is raised when they order nothing.
+    """
+    learns = where is not None
+    with ctx.progress(f"reward: {what}") as bar:
+
+        def passing() -> Iterator[Ranking]:
+            for ranking in rankings:
+                yield ranking
+                bar.advance()
+
+        groups, left_out = group_rankings(
+            passing(),
+            encoder,
+            config.max_length,
+            weights,
+            ties_teach=learns and config.objective in TEACHES_TIES,
+        )
+    ordered = any(len(set(order.ranks)) > 1 for group in groups.values() for order in group.orders)
+    if where is not None and not ordered:
+        left_out.ties_count()
+        raise DataError(
+            f"the {what} order nothing: {left_out.describe('rankings') or 'there are none'}",
+            where=ctx.describe("reward.max_length") if left_out.counts[TOO_LONG] else where,
+            mend=left_out.hint() or "give rankings with at least one strict preference",
+        )
+    if left_out.total or left_out.shortened:
+        ctx.say(f"reward: {left_out.describe(what)}. To use them: {left_out.hint(learns=learns)}")
+    if not ordered:
+        refused = ", and PPO will refuse it" if config.gate else ""
+        ctx.say(f"no held-out ranking has a strict pair: the reward model cannot be measured{refused}")
+    return groups, left_out
+
+
+def _read_pretraining(
+    config: PretrainOnConfig, data: Artifact, read: Callable[..., tuple[dict[str, Group], LeftOut]], ctx: RunContext
+) -> tuple[dict[str, Group], Metrics]:
+    """The groups of `reward.pretrain_on`, and metrics."""
+    dropped = Dropped()
+    rankings = _pretraining(config, data, dropped, ctx)
+    groups, left_out = read("rankings of reward.pretrain_on", rankings, where="reward.pretrain_on")
+    if dropped.counts:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.counts.items())
+        ctx.say(f"left out while reading reward.pretrain_on: {reasons}")
+    metrics: Metrics = {
+        "pretraining_rankings": left_out.used,
+        **left_out.metrics("pretraining_"),
+        **{f"pretraining_dropped_rows/{reason}": count for reason, count in sorted(dropped.counts.items())},
+    }
+    if not config.human:
+        metrics["human"] = False  # what learnt from simulated rankings is not called human
+    return groups, metrics
 
 
 def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
@@ -122,17 +195,9 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
     return {annotator: sum(weights) / len(weights) for annotator, weights in found.items()}
 
 
-def _check_order(groups: Mapping[str, Group], where: str) -> None:
-    if not any(len(set(order.ranks)) > 1 for group in groups.values() for order in group.orders):
-        raise DataError(
-            "the training rankings order nothing: there are none, or all are ties",
-            where=where,
-            mend="give rankings with at least one strict preference",
-        )
-
-
-def _pretraining(config: PretrainOnConfig, data: Artifact, ctx: RunContext) -> Iterator[Ranking]:
-    """The rankings of `reward.pretrain_on`, under the recipe's system message, less those of held-out prompts."""
+def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx: RunContext) -> Iterator[Ranking]:
+    """The rankings of `reward.pretrain_on`, under the recipe's system message, less those of held-out prompts.
+    These are counted in `dropped`, beside what reading the table leaves out."""
     held_out, system = set(), None
     for row in data.jsonl("prompts.jsonl"):
         if row["prompt"][0]["role"] == "system":
@@ -140,10 +205,12 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, ctx: RunContext) -> I
         if row["split"] == "eval":
             held_out.add(group_of(row["prompt"]))
     left = 0
-    for ranking in read_rankings(config, Dropped(), ctx.say):
+    for ranking in read_rankings(config, dropped, ctx.say):
         if group_of(ranking.prompt) not in held_out:
             left += 1
             yield replace(ranking, prompt=with_system(ranking.prompt, system))
+        else:
+            dropped.counts["held-out prompt"] += 1
     if not left:
         raise DataError(
             "every ranking to train on first is of a held-out prompt",

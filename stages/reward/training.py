@@ -68,8 +68,9 @@ def _regression(scores: Tensor, order: Order, *, merits: str) -> Tensor:
 
 
 def ranking_loss(scores: Tensor, orders: Sequence[Order], objective: Objective) -> tuple[Tensor, Tensor]:
-    """Mean weighted loss over rankings, and the share of strict pairs that the scores order rightly."""
-    losses, right = [], []
+    """Mean weighted loss over rankings, and the share of strict pairs that the scores order rightly. Both on the
+    CPU: a ranking has a few scores, and on a device each ranking would make the host wait."""
+    scores, losses, right = scores.cpu(), [], []
     for order in orders:
         chosen, ranks = scores[order.rows], _ranks(scores, order)
         losses.append(order.weight * objective(chosen, order))
@@ -157,7 +158,7 @@ class RankingTrainer(GlobalBatchTrainer):
         return torch.tensor([sum(len(group.orders) for group in examples), len(examples)])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        scores = model(**inputs["rows"])
+        scores = model(**inputs["rows"]).cpu()
         loss, accuracy = ranking_loss(scores, inputs["orders"], self.objective)
         here = (len(inputs["orders"]), len(inputs["spans"]))
         rankings, prompts = here if num_items_in_batch is None else num_items_in_batch.tolist()

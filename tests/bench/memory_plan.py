@@ -45,6 +45,10 @@ REWARD = (
     "reward.gate=null "
     "collect.max_prompt_length=128 collect.response_length=64 reward.eval_batch_size=16 "
 )
+DPO = (
+    "dpo.enabled=true dpo.max_length=192 dpo.trainer.max_steps=3 dpo.trainer.per_device_train_batch_size=4 "
+    "dpo.precompute_ref_batch_size=32 "
+)
 FULL = "sft.lora=null reward.lora=null "
 CASES: dict[str, tuple[str, str, str]] = {
     "sft-lora": ("sft", "h384", SFT),
@@ -69,8 +73,12 @@ CASES: dict[str, tuple[str, str, str]] = {
     "ppo-lora-micro-4": ("ppo", "h576", PPO + "ppo.response_length=64 ppo.micro_batch_size=4"),
     "ppo-lora-micro-2": ("ppo", "h384", PPO + "ppo.response_length=64 ppo.micro_batch_size=2"),
     "ppo-lora-bf16": ("ppo", "h384", PPO + "ppo.response_length=128 base.dtype=bfloat16"),
+    "ppo-lora-ptx": ("ppo", "h384", PPO + "ppo.response_length=64 ppo.ptx_coef=0.1 ppo.micro_batch_size=8 "
+                     "sft.max_length=128"),
     "ppo-full-trunk": ("ppo", "h384", PPO + FULL + "ppo.response_length=64"),
     "ppo-full-adapter": ("ppo", "h256", PPO + FULL + "ppo.response_length=128 ppo.value=adapter"),
+    "dpo-lora": ("dpo", "h384", DPO),
+    "dpo-full": ("dpo", "h384", DPO + FULL),
     "ppo-nf4": ("ppo", "h576", PPO + "ppo.response_length=64 base.quantization=nf4 ppo.micro_batch_size=8"),
 }  # fmt: skip
 """Name -> stage, shape, values over the recipe's."""

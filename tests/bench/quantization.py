@@ -44,8 +44,7 @@ from stages.export import formats
 from stages.export.measure import Yardstick
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
-from stages.models.loading import load_tokenizer
-from stages.models.text import Codec
+from stages.models.text import load_codec
 from stages.prompts import load_prompts
 from stages.reward.classifier import response_scorer
 from stages.sft import encode_demonstrations
@@ -80,7 +79,7 @@ def yardstick(
     loaded: LoadedRecipe, data: Artifact, reward: tuple[Artifact, Artifact] | None, base: Artifact
 ) -> Yardstick:
     """As the export stage's, of eval's prompts. `reward`: a reward model and the base it belongs to."""
-    config, codec = loaded.recipe.eval, Codec(load_tokenizer(base))
+    config, codec = loaded.recipe.eval, load_codec(base)
     prompts = load_prompts(data, codec, "eval", config.max_prompt_length)[0][: config.num_prompts]
     rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
     shape = (len(prompts), config.response_length)

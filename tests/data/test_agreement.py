@@ -1,10 +1,14 @@
 import itertools
+import math
 import random
+from collections import defaultdict
 
 import numpy as np
 import pytest
 
 from data.agreement import agreement, bootstrap, krippendorff_alpha, mid_ranks, overlaps
+from data.judgements import sample
+from data.measures import measure
 from data.rankings import read_rankings
 from data.schema import Ranking
 from data.sources import Dropped
@@ -85,32 +89,139 @@ def test_chance_is_one_half_and_alpha_zero():
     assert measured.alpha == pytest.approx(0.0, abs=0.04)
 
 
-def alpha_by_definition(units):
-    """1 - D_o / D_e over pairable values, with Krippendorff's ordinal distance."""
-    values = sorted({v for unit in units for v in unit})
-    n = {v: sum(unit.count(v) for unit in units) for v in values}
-    total = sum(n.values())
-
-    def distance(c, k):
-        low, high = sorted((values.index(c), values.index(k)))
-        between = sum(n[values[g]] for g in range(low, high + 1))
-        return (between - (n[c] + n[k]) / 2) ** 2
-
-    observed = sum(distance(c, k) / (len(unit) - 1) for unit in units for c, k in itertools.permutations(unit, 2))
-    expected = sum(n[c] * (n[k] - (c == k)) * distance(c, k) for c in values for k in values) / (total - 1)
+def alpha_by_definition(shared):
+    """1 - D_o / D_e over all ordered pairs of values, with the squared distance of standardised mid-ranks."""
+    units = []
+    for overlap in shared:
+        k = overlap.ranks.shape[1]
+        strict = [rank - (k + 1) / 2 for rank in range(1, k + 1)]
+        scale = math.sqrt(sum(value**2 for value in strict) / k)
+        units += [[(rank - (k + 1) / 2) / scale for rank in unit] for unit in overlap.ranks.T.tolist()]
+    values = [value for unit in units for value in unit]
+    n = len(values)
+    observed = sum((a - b) ** 2 / (len(unit) - 1) for unit in units for a, b in itertools.permutations(unit, 2)) / n
+    expected = sum((a - b) ** 2 for a, b in itertools.permutations(values, 2)) / (n * (n - 1))
     return 1 - observed / expected
 
 
 def test_alpha_against_its_definition():
     rng = random.Random(1)
     rankings = [
-        ranking(f"w{j}", [rng.randint(1, 3) for _ in range(4)], prompt=f"p{i}")
+        ranking(f"w{j}", [rng.randint(1, 3) for _ in range(k)], prompt=f"p{i}")
         for i in range(20)
+        for k in [rng.randint(2, 6)]
         for j in range(rng.randint(2, 4))
     ]
     shared = list(overlaps(rankings))
-    units = [list(unit) for overlap in shared for unit in overlap.ranks.T]
-    assert krippendorff_alpha(shared) == pytest.approx(alpha_by_definition(units))
+    assert krippendorff_alpha(shared) == pytest.approx(alpha_by_definition(shared))
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 8])
+def test_alpha_of_one_k_without_ties_is_the_ordinal_alpha(k):
+    """Against the package `krippendorff`, with two to four annotators an item."""
+    package = pytest.importorskip("krippendorff")
+    rng = random.Random(k)
+    rankings = [
+        ranking(f"w{j}", sorted(range(1, k + 1), key=lambda rank: rank + rng.gauss(0, 1)), prompt=f"p{i}")
+        for i in range(15)
+        for j in range(rng.randint(2, 4))
+    ]
+    shared = list(overlaps(rankings))
+    counts = [[list(unit).count(rank) for rank in range(1, k + 1)] for o in shared for unit in o.ranks.T]
+    expected = package.alpha(
+        value_counts=counts, value_domain=list(range(1, k + 1)), level_of_measurement="ordinal"
+    )
+    assert krippendorff_alpha(shared) == pytest.approx(expected)
+
+
+# --- What chance gives: annotators who rank at random, independently of each other ---
+
+
+def strict(k, rng):
+    return list(range(1, k + 1))
+
+
+def best_or_worst(k, rng):
+    """One best and the rest tied, or one worst and the rest tied, as the item asks for."""
+    return [1] + [2] * (k - 1) if rng.random() < 0.5 else [1] * (k - 1) + [2]
+
+
+def some_ties(k, rng):
+    return [rng.randint(1, 3) for _ in range(k)]
+
+
+def at_random(rng, ks, pattern, *, own_ties, items=120):
+    """Two to four of six annotators an item, half of whose prompts are shared with another item; some rank twice.
+
+    With `own_ties` each annotator ties as they like; without, all of an item have the same numbers of ties.
+    """
+    for i in range(items):
+        k = rng.choice(ks)
+        given = pattern(k, rng)
+        for annotator in rng.sample("uvwxyz", rng.randint(2, 4)):
+            for _ in range(rng.choice([1, 1, 2])):
+                ranks = pattern(k, rng) if own_ties else given
+                texts = [f"{i} {j}" for j in range(k)]
+                drawn = rng.sample(ranks, k)
+                yield Ranking([{"role": "user", "content": f"p{i // 2}"}], texts, drawn, annotator, human=True)
+
+
+CHANCE = {
+    "two and six": ([2, 6], strict, False),
+    "two and six, tied by item": ([2, 6], best_or_worst, False),
+    "ten, tied by item": ([10], best_or_worst, False),
+    "ten, tied by annotator": ([10], best_or_worst, True),
+    "two to seven, ties": ([2, 3, 4, 5, 6, 7], some_ties, True),
+    "two to seven, ties by item": ([2, 3, 4, 5, 6, 7], some_ties, False),
+}
+
+
+@pytest.mark.parametrize("case", CHANCE)
+def test_annotators_who_rank_at_random_agree_by_chance(case):
+    """Every measure of agreement is at its chance level, within four standard errors of the simulation."""
+    ks, pattern, own_ties = CHANCE[case]
+    found = defaultdict(list)
+    for seed in range(12):
+        rng = random.Random(f"{case} {seed}")
+        measured = measure(sample(at_random(rng, ks, pattern, own_ties=own_ties)), resamples=2)
+        found["alpha"].append(measured["alpha"])
+        found["tau"].append(measured["tau"]["value"])
+        for name in ("pairwise", "by_others", "self_consistency"):
+            found[name].append(measured[name]["value"] - 0.5)
+        for name in "uvwxyz":
+            found[f"agreement of {name}"].append(measured["by_annotator"][name]["agreement"]["value"] - 0.5)
+    for name, values in found.items():
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        assert abs(np.mean(values)) < 4 * error + 1e-3, (name, np.mean(values), error)
+        assert error < 0.05, name
+
+
+@pytest.mark.parametrize("case", CHANCE)
+def test_annotators_who_rank_alike_agree_perfectly(case):
+    ks, pattern, _ = CHANCE[case]
+    rng = random.Random(case)
+    rankings = []
+    for i in range(40):
+        k = rng.choice(ks)
+        ranks = rng.sample(given := pattern(k, rng), k)
+        if len(set(given)) > 1:
+            rankings += [ranking(name, ranks, prompt=f"p{i}", texts="abcdefghij") for name in "uvw"]
+    measured = agreement(rankings, resamples=2)
+    assert measured.alpha == pytest.approx(1.0)
+    assert measured.tau.value == pytest.approx(1.0)
+    assert (measured.pairwise.value, measured.by_others.value) == (1.0, 1.0)
+
+
+def test_equal_answers_cannot_be_ordered():
+    """Two systems said "x". Which of the two an annotator put first is no opinion, and depends on the columns."""
+    measured = agreement(
+        [ranking("ann", [1, 3, 2], texts=["x", "x", "y"]), ranking("bob", [3, 2, 1], texts=["x", "x", "y"])]
+    )
+    assert measured.pairwise.pairs == 0, "ann ties all three: each x beats y once and loses to it once"
+    measured = agreement(
+        [ranking("ann", [1, 2, 3], texts=["x", "x", "y"]), ranking("bob", [2, 3, 1], texts=["x", "y", "x"])]
+    )
+    assert (measured.pairwise.value, measured.pairwise.pairs) == (1.0, 2)
 
 
 def test_bootstrap_interval():

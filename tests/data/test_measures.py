@@ -7,7 +7,7 @@ import pytest
 
 from data.agreement import kendall_tau_b
 from data.judgements import Judgement, sample
-from data.measures import first_shown, longer, measure
+from data.measures import first_shown, longer, measure, steps
 from data.schema import Ranking
 from data.shares import bootstrap, share
 
@@ -153,3 +153,11 @@ def test_what_a_sample_measures_is_declared():
     assert found["sample"]["share"] < 1
     assert found["by_annotator"]["a"]["rankings"] == 200
     assert found["pairwise"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("models", [None, ["m", "n"], ["m", "m"], ["m", ""]])
+def test_the_steps_of_measuring_are_known(models):
+    rankings = [ranking(f"p{i}", name, [1, 2], models=models) for i in range(3) for name in "abc"]
+    made, called = sample(rankings), []
+    measure(made, resamples=10, advance=lambda: called.append(1))
+    assert len(called) == steps(made)

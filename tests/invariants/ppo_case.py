@@ -54,15 +54,15 @@ def count_of(token: int) -> Any:
     """A rigged reward: how often a token stands in a response."""
 
     def score(episodes: Episodes) -> Tensor:
-        return ((episodes.responses_BT == token) & episodes.mask_BT).sum(1).float()
+        return ((episodes.responses_BT == token) & episodes.mask_BT).sum(1).float().cpu()
 
     return score
 
 
 def varied(episodes: Episodes) -> Tensor:
     """A reward of no meaning, different for every response."""
-    weights = torch.sin(episodes.responses_BT.double() * 12.9898)
-    return (weights * episodes.mask_BT).sum(1).float()
+    weights = torch.sin(episodes.responses_BT.cpu().double() * 12.9898)
+    return (weights * episodes.mask_BT.cpu()).sum(1).float()
 
 
 def demonstrations(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -80,12 +80,15 @@ def make(
     bank_seed: int = 2,
     scorer: Any = varied,
     seed: int = 0,
+    device: str = "cpu",
     **values: Any,
 ) -> PPOTrainer:
     config = PPOConfig(**(CONFIG | values))
     if bank is None:
         bank = tiny.BANKS[kind](value=config.value, seed=bank_seed)
-    return PPOTrainer(bank, config, CODEC, PROMPTS, scorer, seed=seed, demonstrations=demonstrations)
+    return PPOTrainer(
+        bank.to(device), config, CODEC, PROMPTS, scorer, seed=seed, device=device, demonstrations=demonstrations
+    )
 
 
 def weights(trainer: PPOTrainer) -> dict[str, Tensor]:

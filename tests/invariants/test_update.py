@@ -12,7 +12,7 @@ import torch
 from pipeline.config.ppo import KLConfig, ScoreConfig
 from pipeline.errors import StageError
 from stages.models.bank import Actor
-from stages.ppo import experience, rollout
+from stages.ppo import experience
 from stages.ppo.trajectory import Episodes
 
 KINDS = list(tiny.BANKS)
@@ -285,6 +285,32 @@ def test_ptx_adds_the_language_modelling_gradient():
     assert metrics["loss/ptx_avg"] == pytest.approx(loss.item(), rel=0.2), "of all steps' mean"
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_ptx_goes_through_micro_batches(size, monkeypatch):
+    """No pass is over more demonstrations than a micro-batch of episodes, and the gradient is that of the whole
+    batch."""
+    found, sizes = {}, []
+    hidden = Actor.hidden
+
+    def watched(actor, ids):
+        sizes.append(len(ids))
+        return hidden(actor, ids)
+
+    for micro in (None, size):
+        trainer = ppo_case.make(ptx_coef=0.5, micro_batch_size=micro, max_grad_norm=1e9, num_mini_batches=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Actor, "hidden", watched)
+            del sizes[:]
+            with trainer.bank.active("policy", train=True) as actor:
+                loss = trainer._ptx(actor, micro)
+        found[micro] = (loss, [p.grad.clone() for p in trainer._learning["policy"]], list(sizes))
+    assert found[None][2] == [3]
+    assert found[size][2] == ([1, 1, 1] if size == 1 else [2, 1])
+    torch.testing.assert_close(found[size][0], found[None][0])
+    for small, whole in zip(found[size][1], found[None][1], strict=True):
+        torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-7)
+
+
 def test_entropy_bonus_pulls_entropy_up():
     entropies = {}
     for coef in (0.0, 1.0):
@@ -438,20 +464,22 @@ def test_the_micro_batch_that_was_found_is_in_the_checkpoint(monkeypatch):
     ppo_case.assert_close(ppo_case.weights(second), ppo_case.weights(first), tolerance=0)
 
 
-def test_decoding_out_of_memory_halves_its_batch(monkeypatch):
+@pytest.mark.parametrize("wanted", ["auto", 8])
+def test_decoding_out_of_memory_halves_its_batch(wanted, monkeypatch):
     expected = ppo_case.make(rollout_batch_size=4).sample(ppo_case.PROMPTS[:8])
-    trainer = ppo_case.make(rollout_batch_size="auto")
-    generate, sizes = rollout.generate, []
+    trainer = ppo_case.make(rollout_batch_size=wanted)
+    decode, sizes = Actor.decode, []
 
-    def scarce(*args, batch_size, **kwargs):
-        sizes.append(batch_size)
-        if batch_size is None:
+    def scarce(actor, ids, *args):
+        sizes.append(len(ids))
+        if len(ids) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return generate(*args, batch_size=batch_size, **kwargs)
+        return decode(actor, ids, *args)
 
-    monkeypatch.setattr("stages.ppo.trainer.generate", scarce)
+    monkeypatch.setattr(Actor, "decode", scarce)
     assert torch.equal(trainer.sample(ppo_case.PROMPTS[:8]).ids_BL, expected.ids_BL)
-    assert sizes == [None, 4]
+    assert sizes == [8, 4, 4]
+    assert trainer.decoding.size == 4, "the next rollout starts with what fits"
 
 
 # --- A value head on the policy's trunk ---

@@ -17,7 +17,7 @@ from pipeline.__main__ import app
 from pipeline.config.hardware import size_in_bytes
 from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.errors import RecipeError, StageError
-from pipeline.memory import cards, sources
+from pipeline.memory import cards, plan, sources
 from pipeline.memory.advice import propose
 from pipeline.memory.components import Model
 from pipeline.memory.flops import stage_flops
@@ -152,6 +152,31 @@ def test_weights_by_precision() -> None:
     assert weights(2, "none") == 2 * (blocks + rest)
     # Half a byte, a byte a block of 64, four bytes for each 256 of these.
     assert weights(4, "nf4") == blocks / 2 + blocks / 64 + 4 * blocks / 64 / 256 + 4 * rest
+
+
+@pytest.mark.parametrize(
+    ("capability", "size"), [("7.5", 4), ("8.0", 2), ("12.0", 2), (None, 2)], ids=["T4", "A100", "newer", "no GPU"]
+)
+def test_auto_is_planned_in_the_precision_that_the_card_computes_in(
+    load: Callable[..., LoadedRecipe], monkeypatch: pytest.MonkeyPatch, capability: str | None, size: int
+) -> None:
+    monkeypatch.setattr(plan, "_ask_driver", lambda what: capability)
+    assert predict(load("base.dtype=auto").recipe, device="cuda", limit=1e12).model.size == size
+    assert predict(load("base.dtype=bfloat16").recipe, device="cuda", limit=1e12).model.size == 2
+
+
+def test_full_fine_tuning_in_bfloat16_holds_float32_weights_and_halves_activations(
+    load: Callable[..., LoadedRecipe],
+) -> None:
+    full = ["sft.lora=null", "reward.lora=null"]
+    single, mixed = (predict(load(*full, f"base.dtype={d}").recipe) for d in ("float32", "bfloat16"))
+    for stage in ("sft", "reward", "ppo"):
+        one, other = single.stages[stage].phases["train"], mixed.stages[stage].phases["train"]
+        assert {n: other[n] for n in ("weights", "optimizer")} == {n: one[n] for n in ("weights", "optimizer")}
+    one, other = (p.stages["ppo"].phases["rollout"]["cache"] for p in (single, mixed))
+    assert other == one / 2
+    rounded = predict(load(*full, "base.dtype=bfloat16", "base.quantization.qat=q8_0").recipe)
+    assert rounded.stages["ppo"].phases["rollout"]["cache"] == one, "QAT of whole models computes in float32"
 
 
 def test_what_learns_costs_its_gradient_and_two_moments(load: Callable[..., LoadedRecipe]) -> None:

@@ -75,6 +75,15 @@ QUALITY = {
     "above_length": 0.202,
     "above_length_low": 0.15,
     "above_length_high": 0.25,
+    "bag_of_words_accuracy": 0.704,
+    "above_bag_of_words": 0.008,
+    "above_bag_of_words_low": -0.01,
+    "above_bag_of_words_high": 0.03,
+    "agreement": 0.731,
+    "agreement_low": 0.681,
+    "agreement_high": 0.779,
+    "agreement_pairs": 1234,
+    "predicted_by_others": 0.72,
     "ended_preferred": 0.93,
     "accuracy_by_annotator": {"careful": 0.78, HOSTILE: 0.66},
 }
@@ -154,6 +163,8 @@ class FakeRun:
         self.agreement: dict[str, Any] | None = None
         self.dropped: list[dict[str, Any]] = []
         self.unfit: list[str] = []
+        self.warnings: list[str] = []
+        self.left_out: dict[str, int] = {}
         self.forced_past_gate: list[str] = []
         for name in ("base", "data", "sft", "rank", "reward", "ppo", "eval"):
             stages.does[name] = getattr(self, f"_{name}")
@@ -199,9 +210,15 @@ class FakeRun:
         ]
         metrics = {f"eval_{name}": value for name, value in self.quality.items()}
         tables = {} if not self.quality["pairs"] else TABLES
-        quality = {"metrics": metrics, "reliability": table, **tables, "unfit": self.unfit}
+        quality = {
+            "metrics": metrics,
+            "reliability": table,
+            **tables,
+            "unfit": self.unfit,
+            "warnings": self.warnings,
+        }
         (out / "quality.json").write_text(json.dumps(quality))
-        return {**metrics, "rankings": 1600, "completions": 3157}
+        return {**metrics, "rankings": 1600, "completions": 3157, **self.left_out}
 
     def _ppo(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         for update in range(1, 17):
@@ -352,9 +369,42 @@ def test_of_many_annotators_the_busiest_are_shown(fake: FakeRun, tmp_path: Path)
 
 
 def test_unknown_agreement_is_said(fake: FakeRun, tmp_path: Path) -> None:
-    fake.ranking |= dict.fromkeys(("agreement", "agreement_low", "agreement_high", "predicted_by_others"))
+    fake.quality |= dict.fromkeys(("agreement", "agreement_low", "agreement_high", "predicted_by_others"))
     _, page = build(fake("reward"), tmp_path)
     assert "their agreement is not known" in page.text
+    assert "Two annotators agree" not in page.text
+
+
+def test_the_ceiling_is_the_agreement_on_held_out_prompts(fake: FakeRun, tmp_path: Path) -> None:
+    """Not that of all rankings, which is another number."""
+    _, page = build(fake("reward"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "The agreement of two annotators on the same held-out prompts (1,234 pairs) is about the ceiling" in text
+    assert "Two annotators agree 0.73 0.68 to 0.78" in text
+
+
+def test_a_bag_of_words_stands_beside_the_reward_model(fake: FakeRun, tmp_path: Path) -> None:
+    fake.warnings = ["it may be no better than a bag of words"]
+    said, page = build(fake("reward"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "A bag of words 0.70" in text
+    assert "Better than a bag of wordsby 1 % (−1 % to 3 %)" in text
+    assert "Warning: it may be no better than a bag of words." in text
+    assert "Of the reward model of this run: it may be no better than a bag of words." in said
+
+
+def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
+    fake.left_out = {
+        "read_rankings": 1603,
+        "dropped_rankings": 3,
+        "dropped_rankings/longer than max_length": 3,
+        "eval_read_rankings": 200,
+        "eval_dropped_rankings/all answers tied": 7,
+    }
+    _, page = build(fake("reward"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "training rankingsreward stage longer than max_length 3 1,603" in text
+    assert "held-out rankingsreward stage all answers tied 7 200" in text
 
 
 # --- The verdict --------------------------------------------------------------------------------------------
@@ -506,8 +556,7 @@ def test_rankings_are_told_with_annotators_models_and_what_was_left_out(fake: Fa
     _, page = build(fake(), tmp_path)
     text = " ".join(page.text.split())
     for said in (
-        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs",
-        "the reward model orders 71.2 % of held-out pairs",
+        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs, those of training and held-out prompts together",
         "the one shown first 63 % (58 to 68 %)",
         "Measured on 1,600 of 6,400 rankings: all those of 400 prompts",
         "42 s median; 9 of 10 below 120 s",

@@ -169,8 +169,16 @@ def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
         name for line in page.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
     }
     assert logged <= defined
-    # Of a value adapter, of PPO-ptx, of an ensemble.
-    assert defined - logged == {"val/grad_norm", "loss/ptx_avg", "objective/scores_disagreement"}
+    # Of a value adapter, of PPO-ptx, of an ensemble, of 16 bits.
+    assert defined - logged == {
+        "val/grad_norm",
+        "loss/ptx_avg",
+        "objective/scores_disagreement",
+        "sampling/kl_k3",
+        "sampling/logp_difference_std",
+        "loss_scale/policy",
+        "loss_scale/value",
+    }
 
 
 @pytest.mark.slow
@@ -189,6 +197,8 @@ def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
         pytest.param("ppo.score.normalization=running ppo.whiten_rewards=true ppo.target_kl=0.1", id="running"),
         pytest.param("reward.objective=plackett_luce reward.center_rewards_coefficient=0.01", id="Plackett-Luce"),
         pytest.param("sft.packing=true base.chat_template=chatml base.dtype=bfloat16", id="packed, chatml, bf16"),
+        pytest.param("sft.lora=null reward.lora=null base.dtype=bfloat16", id="full, bf16"),
+        pytest.param("base.dtype=float16 ppo.importance_sampling_clip_max=2.0", id="fp16, importance weights"),
     ],
 )
 def test_other_ways_through(tmp_path: Path, sets: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from stages.models.adapters import causal_lm, float32_trainables, new_adapter
 from stages.models.linear import speed_up
 from stages.models.loading import load_causal_lm
 from stages.models.plain import plain_decoder
+from stages.models.precision import COMPUTE, compute_in, computing
 from stages.ppo.cost import shape_of
 
 SHAPE: dict[str, Any] = {
@@ -35,8 +37,12 @@ ROWS = 2
 
 
 def model(layers: int, lora: bool, dtype: torch.dtype) -> Any:
-    made: Any = tiny.lm(num_hidden_layers=layers, initializer_range=0.02, **SHAPE).to(dtype)
-    if lora:
+    """`dtype`: of the weights, or with full fine-tuning of the products of float32 weights."""
+    made: Any = tiny.lm(num_hidden_layers=layers, initializer_range=0.02, **SHAPE)
+    if not lora and dtype != torch.float32:
+        compute_in(made, dtype)
+    elif lora:
+        made.to(dtype)
         made.requires_grad_(False)
         made = new_adapter(made, LORA)
         float32_trainables(made)
@@ -63,7 +69,7 @@ def kept(made: Any, length: int, path: str, mask: str) -> int:
         given = torch.ones(ROWS, length, dtype=torch.long)
         given[0, -3:] = 0
     elif mask == "packed":
-        given = torch.zeros(ROWS, 1, length, length, dtype=lm.dtype)
+        given = torch.zeros(ROWS, 1, length, length, dtype=getattr(lm, COMPUTE, lm.dtype))
     decoder = None
     recomputed = plain._recomputed
 
@@ -85,8 +91,10 @@ def kept(made: Any, length: int, path: str, mask: str) -> int:
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         pytest.MonkeyPatch.context() as patch,
+        contextlib.ExitStack() as stack,
     ):
         patch.setattr(plain, "_recomputed", also_packed)
+        stack.enter_context(computing(lm))
         if decoder is not None:
             decoder.hidden(ids)
         else:
@@ -96,8 +104,8 @@ def kept(made: Any, length: int, path: str, mask: str) -> int:
 
 @pytest.mark.parametrize(
     ("lora", "dtype"),
-    [(True, torch.float32), (True, torch.bfloat16), (False, torch.float32)],  # what learns in full is float32
-    ids=["lora", "lora in 16 bits", "full"],
+    [(True, torch.float32), (True, torch.bfloat16), (False, torch.float32), (False, torch.bfloat16)],
+    ids=["lora", "lora in 16 bits", "full", "full under autocast"],
 )
 @pytest.mark.parametrize(
     ("path", "mask", "length"),
@@ -112,8 +120,25 @@ def kept(made: Any, length: int, path: str, mask: str) -> int:
 def test_activations_of_a_block(path: Any, mask: Any, length: int, lora: bool, dtype: torch.dtype) -> None:
     one, two = (kept(model(layers, lora, dtype), length, path, mask) for layers in (1, 2))
     made = architecture({**SHAPE, "num_hidden_layers": 1})
-    planned = Model(made, "cpu", dtype.itemsize, "none", LORA if lora else None)
-    assert planned.layer(length, path, mask) == pytest.approx((two - one) / (ROWS * length), rel=1e-6)
+    mixed = not lora and dtype != torch.float32
+    planned = Model(made, "cpu", dtype.itemsize, "none", LORA if lora else None, mixed)
+    expected = planned.layer(length, path, mask) * ROWS * length + planned.cast
+    assert expected == pytest.approx(two - one, rel=1e-6)
+
+
+def test_activations_of_a_block_in_four_bits(tmp_path: Any) -> None:
+    """Fast LoRA layers keep one input in its own precision."""
+    counts = []
+    for layers in (1, 2):
+        made = tiny.lm(num_hidden_layers=layers, initializer_range=0.02, **{**SHAPE, "intermediate_size": 192})
+        made.save_pretrained(tmp_path / str(layers))
+        held: Any = load_causal_lm(str(tmp_path / str(layers)), "cpu", dtype="bfloat16", quantization="nf4")
+        held = new_adapter(held, LORA)
+        float32_trainables(held)
+        counts.append(kept(held, 60, "plain", "none"))
+    shape = architecture({**SHAPE, "intermediate_size": 192, "num_hidden_layers": 1})
+    planned = Model(shape, "cpu", 2, "nf4", LORA)
+    assert planned.layer(60, "plain") * ROWS * 60 == pytest.approx(counts[1] - counts[0], rel=0.02)
 
 
 def test_bytes_of_four_bits(tmp_path: Any) -> None:

@@ -28,6 +28,7 @@ from stages.models.adapters import new_adapter, save_adapter
 from stages.models.bank import ActorBank, FullBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, load_causal_lm
+from stages.models.precision import compute_in
 from stages.models.text import Codec, chat_template
 from stages.reward import model as reward_model
 
@@ -130,14 +131,15 @@ def lora_bank(
     seed: int = 0,
     distinct: bool = False,
     quantization: str | dict[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
     **values: Any,
 ) -> ActorBank:
     """Four roles on one backbone. As PPO starts them: policy is the reference's copy, value the reward's;
     with `distinct` each has weights of its own. With value="trunk" the value head is the policy's. With
-    `quantization` the backbone is a `quantised_lm`."""
+    `quantization` the backbone is a `quantised_lm`. `dtype` is the backbone's."""
     roles = ROLES if value == "adapter" else ("reference", "policy", "reward")
     config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    backbone = lm(seed, **values) if quantization is None else quantised_lm(quantization, seed)
+    backbone = lm(seed, **values).to(dtype) if quantization is None else quantised_lm(quantization, seed)
     model = get_peft_model(backbone, config, adapter_name=roles[0])
     for role in roles[1:]:
         model.add_adapter(role, config)
@@ -157,14 +159,17 @@ def lora_bank(
     return bank
 
 
-def full_bank(*, value: str = "adapter", seed: int = 0) -> FullBank:
-    """As `lora_bank`, a whole model a role."""
+def full_bank(*, value: str = "adapter", seed: int = 0, compute: torch.dtype | None = None) -> FullBank:
+    """As `lora_bank`, a whole model a role, float32; with `compute` under autocast."""
     models_by_role = {"reference": lm(seed), "policy": lm(seed), "reward": lm(seed + 1)}
     learner = "policy"
     if value == "adapter":
         models_by_role["value"] = lm(seed + 1)
         learner = "value"
     heads = {learner: head(seed + 2), "reward": head(seed + 2)}
+    for model in models_by_role.values():
+        if compute is not None:
+            compute_in(model, compute)
     return FullBank(models_by_role, heads, sorted({"policy", learner}))
 
 
@@ -186,13 +191,19 @@ def user(text: str) -> list[dict[str, str]]:
 
 
 def base_artifact(
-    folder: Path, *, seed: int = 0, template: str = "plain", quantization: str | dict[str, str] = "none"
+    folder: Path,
+    *,
+    seed: int = 0,
+    template: str = "plain",
+    quantization: str | dict[str, str] = "none",
+    dtype: str = "float32",
 ) -> Artifact:
-    """As the `base` stage makes it: a model of its own, in float32, to be held as `quantization` says."""
+    """As the `base` stage makes it: a model of its own, in float32, to be held as `quantization` and `dtype`
+    say."""
     folder.mkdir(parents=True)
     (lm(seed) if quantization == "none" else quantised_lm("none", seed)).save_pretrained(folder / "model")
     tokenizer(template).save_pretrained(folder / "tokenizer")
-    spec = {"model": None, "revision": None, "dtype": "float32", "quantization": quantization}
+    spec = {"model": None, "revision": None, "dtype": dtype, "quantization": quantization}
     (folder / "base.json").write_text(json.dumps(spec))
     return Artifact("base", folder, f"base of seed {seed}")
 

@@ -10,10 +10,10 @@ from stages.models.linear import merged, speed_up
 
 
 class Net(nn.Module):
-    def __init__(self, bias):
+    def __init__(self, bias, width=None):
         super().__init__()
-        self.first = nn.Linear(6, 10, bias=bias)
-        self.last = nn.Linear(10, 4, bias=bias)
+        self.first = nn.Linear(width or 6, width or 10, bias=bias)
+        self.last = nn.Linear(width or 10, width or 4, bias=bias)
 
     def forward(self, x):
         return self.last(torch.tanh(self.first(x)))
@@ -21,8 +21,12 @@ class Net(nn.Module):
 
 def adapted(bias, targets, dtype=torch.float32):
     torch.manual_seed(0)
+    return with_adapters(Net(bias).to(dtype), targets)
+
+
+def with_adapters(net, targets):
     config = LoraConfig(r=3, lora_alpha=6, target_modules=targets)
-    model = get_peft_model(Net(bias).to(dtype), config, adapter_name="one")
+    model = get_peft_model(net, config, adapter_name="one")
     model.add_adapter("two", config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name and ".two." in name)
@@ -152,7 +156,71 @@ def test_sixteen_bits_are_never_merged(monkeypatch):
         pass
 
 
-def test_quantised_layers_are_left_alone():
+def packed(kind, targets, dtype, bias):
+    """Layers of bitsandbytes with two adapters, computing in `dtype`."""
+    torch.manual_seed(0)
+    bnb = pytest.importorskip("bitsandbytes")
+    model = Net(bias, width=64)
+    for name in ("first", "last"):
+        plain = getattr(model, name)
+        shape = (plain.in_features, plain.out_features, bias)
+        if kind == "nf4":
+            made = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
+        else:
+            made = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+        made.load_state_dict(plain.state_dict())
+        setattr(model, name, made.to("cpu"))
+    if bias:
+        for layer in (model.first, model.last):
+            layer.bias.data = layer.bias.data.to(dtype)
+    return with_adapters(model, targets)
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (5, 9, 64), (2, 64)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_lora_on_quantised_layers_is_pefts(route, kind, bias, shape):
+    model = packed(kind, ["first", "last"], torch.float32, bias)
+    x = torch.randn(shape)
+    expected = outcome(model, x)
+    assert sum("lora_" in name for name in expected) == 4
+    layers = speed_up(model)
+    assert len(layers) == 2
+    equal(outcome(model, x), expected, rtol=1e-4, atol=5e-3)
+    for layer in model.modules():
+        if hasattr(layer, "_disable_adapters"):
+            layer._disable_adapters = True
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model.base_model.model.last.base_layer(
+            torch.tanh(model.base_model.model.first.base_layer(x))
+        ))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_lora_on_quantised_layers_keeps_one_input_in_its_own_precision(kind):
+    """peft keeps a float32 copy of the input besides."""
+    model = packed(kind, ["first"], torch.bfloat16, False)
+    x = torch.randn(40, 64, dtype=torch.bfloat16)
+    expected = outcome(model, x)
+
+    def kept():
+        sizes = []
+        y = x.clone().requires_grad_(True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t) or t, lambda t: t):
+            model.base_model.model.first(y)
+        wide = [t for t in sizes if t.shape == (40, 64)]
+        return {(t.data_ptr(), t.dtype) for t in wide}
+
+    assert torch.float32 in {dtype for _, dtype in kept()}
+    speed_up(model)
+    assert {dtype for _, dtype in kept()} == {torch.bfloat16}
+    assert len(kept()) == 1
+    found = outcome(model, x)
+    assert all(g.dtype == torch.float32 for name, g in found.items() if "lora_" in name)
+    equal(found, expected, rtol=0.1, atol=4.0)
+
+
+def test_layers_of_bitsandbytes_without_an_adapter_are_left_alone():
     class Packed(nn.Linear):
         pass
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from pipeline.errors import StageError
-from stages.models.loading import dtype_of, load_causal_lm, readable_checkpoint
+from stages.models.loading import describe_dtype, dtype_of, load_causal_lm, readable_checkpoint
 
 
 @pytest.mark.parametrize("error", [OSError(), ValueError("first line\nsecond line"), KeyError("weight")])
@@ -22,6 +22,32 @@ def test_whatever_is_wrong_with_a_checkpoint_is_one_message(error):
 )
 def test_dtype_on_a_cpu(name, expected):
     assert dtype_of(name, "cpu") == expected
+    assert describe_dtype(name, "cpu") == f"computing in {str(expected).removeprefix('torch.')}"
+
+
+@pytest.fixture(params=["computes", "emulates"])
+def card(request, monkeypatch):
+    """A GPU that computes in bfloat16, or one on which CUDA emulates it, as on a T4."""
+    computes = request.param == "computes"
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or computes
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    return request.param
+
+
+def test_auto_is_bfloat16_only_where_the_card_computes_in_it(card):
+    expected = {"computes": torch.bfloat16, "emulates": torch.float32}[card]
+    assert dtype_of("auto", "cuda") == expected
+    assert str(expected).removeprefix("torch.") in describe_dtype("auto", "cuda")
+    assert ("Tesla T4" in describe_dtype("auto", "cuda")) == (card == "emulates")
+
+
+def test_an_explicit_dtype_is_taken_and_an_emulated_one_is_warned_of(card):
+    assert dtype_of("bfloat16", "cuda") == torch.bfloat16
+    assert dtype_of("float16", "cuda") == torch.float16
+    assert describe_dtype("bfloat16", "cuda").startswith("warning") == (card == "emulates")
+    assert describe_dtype("float16", "cuda") == "computing in float16"
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

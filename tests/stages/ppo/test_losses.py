@@ -81,6 +81,29 @@ def test_dual_clip(ratio, advantage, loss, gradient):
     assert found_gradient == pytest.approx(gradient, rel=1e-5, abs=0.0)
 
 
+def test_weights_multiply_what_the_clips_left_and_get_no_gradient():
+    rng = np.random.default_rng(0)
+    logp, old = rng.normal(-2, 0.5, size=(2, 4, 6))
+    advantages, weights = rng.normal(size=(4, 6)), rng.uniform(0.1, 2.0, size=(4, 6))
+    mask = rng.random((4, 6)) < 0.7
+    ratio = np.exp(logp - old)
+    per_token = np.maximum(-advantages * ratio, -advantages * np.clip(ratio, 0.8, 1.2))
+    per_token = np.where(advantages < 0, np.minimum(per_token, -advantages * 3.0), per_token)
+    leaf, factor = (torch.tensor(x, dtype=torch.float32, requires_grad=True) for x in (logp, weights))
+    tensors = [torch.tensor(x, dtype=torch.float32) for x in (old, advantages)]
+    found = policy_loss(
+        leaf, *tensors, torch.tensor(mask), count=7, cliprange=0.2, dual_clip=3.0, weights_BT=factor.detach()
+    )
+    expected = (weights * per_token)[mask].sum()
+    assert found.loss.item() == pytest.approx(expected / 7, rel=1e-4)
+    assert found.sums["policy_loss"].item() == pytest.approx(expected, rel=1e-4)
+    found.loss.backward()
+    # d loss / d logp = -A ratio where the plain term rules and dual clip does not.
+    plain = -advantages * ratio
+    rules = (plain >= -advantages * np.clip(ratio, 0.8, 1.2)) & ~((advantages < 0) & (plain > -advantages * 3.0))
+    np.testing.assert_allclose(leaf.grad, np.where(mask & rules, weights * plain, 0) / 7, rtol=1e-4, atol=1e-6)
+
+
 def test_an_absurd_ratio_stays_finite():
     loss, gradient, _ = policy_gradient(math.exp(80), -1.0)
     assert loss == pytest.approx(math.exp(20), rel=1e-5)

@@ -356,7 +356,7 @@ def test_a_policy_or_reference_that_is_not_the_stored_one_is_refused(
             shutil.copy(file, later["ppo"].file("adapter") / file.name)
     else:
         later["sft"] = tiny.policy_artifact(tmp_path / "other sft", base, seed=9)
-    with pytest.raises(StageError, match=f"the {wrong} does not say what was stored with ppo: off by") as caught:
+    with pytest.raises(StageError, match=f"the {wrong} does not give the log-probs that ppo stored") as caught:
         run(later, tmp_path / "second out", training_context(state="second")[0])
     assert "tutelage run ppo --fresh" in caught.value.mend
 
@@ -371,8 +371,8 @@ def test_the_stored_responses_are_the_policys_and_their_logprobs_too(inputs, tmp
         for prompt, response, expected in zip(found["prompts"], found["responses"], found[role], strict=True):
             with torch.no_grad():
                 logp = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
-            total = sum(float(logp[len(prompt) + i - 1, token]) for i, token in enumerate(response))
-            assert total == pytest.approx(expected, abs=1e-4)
+            tokens = [float(logp[len(prompt) + i - 1, token]) for i, token in enumerate(response)]
+            assert tokens == pytest.approx(expected, abs=1e-4)
     assert found["policy"] != found["reference"]
 
 

@@ -7,9 +7,12 @@ import torch
 
 from stages.models import actor as actors
 from stages.models.actor import Actor
+from stages.models.linear import speed_up
 from stages.models.plain import PlainSteps
+from stages.models.precision import compute_in
 from stages.ppo import rollout
-from stages.ppo.rollout import generate, sample
+from stages.ppo.rollout import Record, generate, sample
+from stages.ppo.trajectory import Episodes, logprobs
 
 STOPS = {tiny.EOS, 9, 17, 33}
 LENGTH = 12
@@ -170,3 +173,33 @@ def test_half_precision_logits_are_sampled_in_float32():
     logits = torch.zeros(1, 1000, dtype=torch.bfloat16)
     for u in (0.0, 0.3337, 0.9999):
         assert sample(logits, torch.tensor([u]), 1.0)[0].item() == math.floor(u * 1000)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("long", [False, True], ids=["short", "longer than what a CPU writes out"])
+def test_a_model_under_autocast_samples_in_the_precision_that_it_trains_in(long, uniform):
+    """Float32 weights, products in bfloat16: log-probs noted while sampling are those of a pass over it all."""
+    model = tiny.lm(3, max_position_embeddings=256).requires_grad_(True)
+    exact = Actor(tiny.lm(3, max_position_embeddings=256))
+    compute_in(model, torch.bfloat16)
+    actor = Actor(speeded(model))
+    prompts = tiny.rows(len(PROMPTS), 130, 140, seed=3) if long else PROMPTS
+    record = Record.empty(tuple(uniform.shape), "cpu")
+    responses = generate(actor, prompts, uniform, temperature=0.8, stop_ids=STOPS, pad_id=tiny.PAD, record=record)
+    episodes = Episodes.build(prompts, responses, STOPS, tiny.PAD)
+
+    def again(actor):
+        hidden = actor.hidden(episodes.ids_BL)
+        logps, _ = logprobs(actor, episodes, hidden, temperature=0.8, chunk_size=5)
+        return logps[episodes.mask_BT]
+
+    noted = record.logp_BT[:, : episodes.mask_BT.shape[1]][episodes.mask_BT]
+    differences, precisions = noted - again(actor), noted - again(exact)
+    assert precisions.norm() > 0.01, "the case must tell float32 from bfloat16"
+    assert differences.norm() < 0.3 * precisions.norm()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def speeded(model):
+    speed_up(model)
+    return model

@@ -5,12 +5,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from pipeline.config.ppo import AggregateConfig, ScoreConfig
-from pipeline.errors import StageError
+from pipeline.errors import DataError, StageError
 from stages.distributed import World
 from stages.ppo.scores import EnsembleScorer, ScoreNormalizer, TextScorer, aggregate, disagreement, token_scorer
 from stages.ppo.trajectory import Episodes
 from stages.reward.classifier import load_classifier
 from stages.reward.model import RewardEnsemble
+from stages.reward.text_encoder import TextEncoder
 
 BATCHES = [np.random.default_rng(i).normal(3 * i - 4, 1 + i, size=5 + i).astype("float32") for i in range(4)]
 
@@ -116,25 +117,66 @@ def classifier(folder, *, template=None, labels=1, **special):
     return tokenizer
 
 
+TALKS = [
+    tiny.user("what?"),
+    [{"role": "system", "content": "be brief"}, *tiny.user("a b")],
+    [*tiny.user("q"), {"role": "assistant", "content": "no."}, *tiny.user("why")],
+    tiny.user("x"),
+    tiny.user(" y "),
+]
+
+
+def text_episodes(codec):
+    """Episodes of `TALKS`, and the conversation of each prompt's ids."""
+    prompts = [codec.prompt(talk) for talk in TALKS]
+    episodes = Episodes.build(prompts, RESPONSES, codec.stop_ids, codec.pad_id)
+    return episodes, {tuple(prompt): talk for prompt, talk in zip(prompts, TALKS, strict=True)}
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("template", [None, "chatml"])
-def test_text_is_the_boundary(tmp_path, episodes, template, batch_size):
-    codec = tiny.codec()
+@pytest.mark.parametrize("policys", ["plain", "chatml"])
+def test_text_is_the_boundary(tmp_path, policys, template, batch_size):
+    """The classifier reads the real turns, under its own template, whatever the policy's is."""
+    codec = tiny.codec(policys)
     tokenizer = classifier(tmp_path, template=template)
-    found = TextScorer(load_classifier(str(tmp_path), "cpu"), codec, batch_size)(episodes)
+    episodes, prompts = text_episodes(codec)
+    found = TextScorer(load_classifier(str(tmp_path), "cpu"), codec, batch_size, prompts)(episodes)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     alphabet = {i: c for c, i in codec.tokenizer.get_vocab().items()}
-    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
-        asked = "".join(alphabet[i] for i in prompt)
+    for row, (talk, response) in enumerate(zip(TALKS, RESPONSES, strict=True)):
         said = "".join(alphabet[i] for i in response if i != tiny.EOS)
-        text = f"{asked}{said}<eos>"
+        text = "".join(f"{turn['content']}\n" for turn in talk) + f"{said}<eos>"
         if template:
-            user = f"<|im_start|>user\n{asked.strip()}<|im_end|>\n"
-            text = f"{user}<|im_start|>assistant\n{said}<|im_end|>\n"
+            turns = [(turn["role"], turn["content"]) for turn in talk] + [("assistant", said)]
+            text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         with torch.no_grad():
             expected = model.score(model.model(ids).last_hidden_state)[0, -1, 0].item()
         assert found[row].item() == pytest.approx(expected, abs=1e-5), text
+
+
+def test_a_conversation_that_the_classifiers_template_refuses_is_named_before_sampling(tmp_path):
+    codec = tiny.codec()
+    tokenizer = classifier(tmp_path)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system!') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="No system!"):
+        TextScorer(load_classifier(str(tmp_path), "cpu"), codec, 2, text_episodes(codec)[1])
+
+
+def test_a_response_that_ended_by_another_stop_token_is_scored_as_those_of_the_rankings(episodes):
+    """<eos> ends a response under ChatML too, and rankings end with <|im_end|>."""
+    codec = tiny.codec("chatml")
+    bank = tiny.lora_bank(distinct=True)
+    model = RewardEnsemble(bank, ["reward"])
+    trained = [[*response[:-1], tiny.IM_END] if response[-1] == tiny.EOS else response for response in RESPONSES]
+    expected = token_scorer(model, 2, "cpu")(Episodes.build(PROMPTS, trained, codec.stop_ids, tiny.PAD))
+    np.testing.assert_array_equal(token_scorer(model, 2, "cpu", codec)(episodes), expected)
+    assert not np.allclose(token_scorer(model, 2, "cpu")(episodes), expected)
 
 
 @pytest.mark.parametrize("special", [{"pad_token": "<eos>"}, {"pad_token": None}], ids=["pad is eos", "no pad"])
@@ -158,8 +200,8 @@ def test_a_folder_without_a_classifier_is_refused(tmp_path):
 
 def test_an_empty_response_is_scored(tmp_path):
     classifier(tmp_path)
-    scorer = load_classifier(str(tmp_path), "cpu")
-    assert torch.isfinite(scorer.score(["", "a"], 2)).all()
+    encoder = TextEncoder(load_classifier(str(tmp_path), "cpu"), tiny.codec())
+    assert torch.isfinite(encoder.score([tiny.user(""), tiny.user("a")], [[tiny.EOS], [tiny.EOS]], 2)).all()
 
 
 # --- Ensembles ---

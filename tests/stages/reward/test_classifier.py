@@ -14,8 +14,10 @@ from pipeline.errors import StageError
 from pipeline.stage import Artifact
 from stages.ppo import roles
 from stages.ppo.trajectory import Episodes
+from stages.prompts import load_prompts
 from stages.reward import stage
-from stages.reward.classifier import load_reward_classifier, response_scorer
+from stages.reward.classifier import load_reward_classifier, new_classifier, response_scorer
+from stages.reward.text_encoder import TextEncoder
 
 FAST = {"per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2, "num_train_epochs": 12}
 
@@ -60,9 +62,7 @@ def run(inputs, out, ctx, encoder, **values):
     return Artifact("reward", out, "reward"), metrics
 
 
-EPISODES = Episodes.build(
-    tiny.rows(3, 2, 6, seed=1), [[20, 1], [21, 22, 23, 1], [25, 26, 27, 28, 29]], {tiny.EOS}, tiny.PAD
-)
+RESPONSES = [[20, 1], [21, 22, 23, 1], [25, 26, 27, 28, 29]]
 
 
 @pytest.mark.parametrize("lora", [None, tiny.LORA], ids=["full", "lora"])
@@ -74,26 +74,23 @@ def test_from_rankings_to_ppos_scores(inputs, tmp_path, training_context, encode
     inputs["reward"] = artifact
     bank, scorer = roles.build(PPOConfig(value="adapter"), inputs, tiny.codec(), "cpu")
     assert set(bank.roles) == {"reference", "policy", "value"}, "what reads text shares nothing with the policy"
-    found = scorer(EPISODES)
+    codec = tiny.codec()
+    prompts, _ = load_prompts(inputs["data"], codec, "train", 40)
+    prompts = prompts[: len(RESPONSES)]
+    found = scorer(Episodes.build([p.ids for p in prompts], RESPONSES, {tiny.EOS}, tiny.PAD))
 
-    # By hand: the policy's ids are decoded, and the classifier's own tokenizer reads the text.
+    # By hand: the classifier's own tokenizer reads the turns' text and the decoded response.
     model = AutoModelForSequenceClassification.from_pretrained(artifact.file("classifier")).eval()
-    alphabet = {i: c for c, i in tiny.codec().tokenizer.get_vocab().items()}
+    alphabet = {i: c for c, i in codec.tokenizer.get_vocab().items()}
     theirs = tiny.tokenizer(None, characters=tiny.CHARACTERS[::-1]).get_vocab()
-    rows = EPISODES.ids_BL.tolist()
-    for row, length, score in zip(rows, EPISODES.lengths_B.tolist(), found.tolist(), strict=True):
-        text = [alphabet[i] for i in row[:length] if i != tiny.EOS]
+    for prompt, response, score in zip(prompts, RESPONSES, found.tolist(), strict=True):
+        text = [*prompt.messages[0]["content"], "\n", *(alphabet[i] for i in response if i != tiny.EOS)]
         ids = torch.tensor([[theirs[c] for c in [*text, "<eos>"]]])
         with torch.no_grad():
             assert score == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
 
-    prompts = [row[:n] for row, n in zip(rows, EPISODES.prompt_lengths_B.tolist(), strict=True)]
-    responses = [
-        row[n:end]
-        for row, n, end in zip(rows, EPISODES.prompt_lengths_B.tolist(), EPISODES.lengths_B.tolist(), strict=True)
-    ]
-    score = response_scorer(artifact, inputs["base"], tiny.codec(), "cpu", batch_size=2)
-    np.testing.assert_allclose(score(prompts, responses), found, atol=1e-5)
+    score = response_scorer(artifact, inputs["base"], codec, "cpu", batch_size=2)
+    np.testing.assert_allclose(score(prompts, RESPONSES), found, atol=1e-5)
 
 
 def test_its_golden_scores_are_verified(inputs, tmp_path, training_context, encoder):
@@ -114,9 +111,7 @@ def test_texts_longer_than_it_reads_are_refused_before_training(inputs, tmp_path
 
 
 def test_what_is_cut_keeps_what_closes_the_text(inputs, tmp_path, training_context, encoder):
-    from stages.reward.classifier import TextEncoder, new_classifier
-
     made = TextEncoder(new_classifier(RewardConfig(model=encoder, lora=None, max_length=40), "cpu"), tiny.codec())
     prompt = made.prompt(tiny.user("what"))
     row = made.row(prompt, "abcd")
-    assert made.classifier.tokenizer.decode(made.cut(row, made.prompt_length(prompt))) == f"{prompt}ab<eos>"
+    assert made.classifier.tokenizer.decode(made.cut(row, made.prompt_length(prompt))) == "what\nab<eos>"

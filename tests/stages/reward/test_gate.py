@@ -3,7 +3,7 @@ import math
 import pytest
 
 from pipeline.config.reward import GateConfig
-from stages.reward.gate import gate
+from stages.reward.gate import gate, warnings
 
 FIT = {
     "pairs": 100,
@@ -19,7 +19,12 @@ FIT = {
     "score_std": 1.2,
     "score_spread": 0.8,
     "ended_preferred": 0.9,
+    "bag_of_words_accuracy": 0.65,
+    "above_bag_of_words_low": 0.02,
+    "above_bag_of_words_high": 0.08,
+    "agreement": None,
 }
+NO_BETTER = FIT | {"bag_of_words_accuracy": 0.72, "above_bag_of_words_low": -0.04, "above_bag_of_words_high": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,37 @@ def test_checks_can_be_loosened():
     unfit = FIT | {"accuracy": 0.5, "accuracy_low": 0.4, "above_length_low": -0.1, "ended_preferred": 0.1}
     loose = GateConfig(min_accuracy=0, above_chance=False, above_length=False, min_ended_preferred=0)
     assert gate(loose, unfit) == []
+
+
+def test_no_better_than_a_bag_of_words_is_a_warning_or_a_reason():
+    """As the recipe says: never both, never neither."""
+    strict = GateConfig(above_bag_of_words=True)
+    for config in (GateConfig(), None):
+        (said,) = warnings(config, NO_BETTER)
+        assert "no better (0.700) than a logistic regression on the words of the answers (0.720)" in said
+        assert "-0.040 to +0.010" in said
+        assert "reward.gate.above_bag_of_words" in said
+    assert gate(GateConfig(), NO_BETTER) == []
+    (reason,) = gate(strict, NO_BETTER)
+    assert "-0.040 to +0.010 (reward.gate.above_bag_of_words)" in reason
+    assert warnings(strict, NO_BETTER) == []
+    assert warnings(GateConfig(), FIT) == gate(strict, FIT) == []
+    assert warnings(GateConfig(), {"pairs": 0}) == [], "nothing was measured"
+
+
+def test_the_agreement_that_is_quoted_is_that_of_the_held_out_prompts():
+    low = FIT | {"accuracy": 0.54, "accuracy_low": 0.51}
+    (reason,) = gate(GateConfig(), low)
+    assert "how far two annotators agree on these prompts is not known" in reason
+    known = {"agreement": 0.61, "agreement_low": 0.55, "agreement_high": 0.66, "agreement_pairs": 321}
+    (reason,) = gate(GateConfig(), low | known)
+    assert "two annotators agree on 0.610 (0.550 to 0.660) of 321 pairs of these prompts" in reason
+
+
+def test_why_nothing_was_measured():
+    (reason,) = gate(
+        GateConfig(), {"pairs": 0, "dropped_rankings": 3, "dropped_rankings/longer than max_length": 3}
+    )
+    assert reason == (
+        "it was measured on no held-out pair at all (held-out rankings left out: 3 longer than max_length)"
+    )

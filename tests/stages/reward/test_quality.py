@@ -16,13 +16,12 @@ def table(prompt, values):
 
 def test_accuracy_by_hand():
     rankings = [
-        ranking("p", ["a", "b", "c"], [1, 2, 3]),  # ab wrong, ac right, bc right
-        ranking("p", ["a", "b"], [1, 1], "bob"),  # a tie: no pair
-        ranking("q", ["d", "e"], [2, 1], "bob"),  # equal scores: half
+        ranking("p", ["aaa", "bb", "c" * 9], [1, 2, 3]),  # ab wrong, ac right, bc right
+        ranking("p", ["aaa", "bb"], [1, 1], "bob"),  # a tie: no pair
+        ranking("q", ["dddd", "e" * 8], [2, 1], "bob"),  # equal scores: half
     ]
-    scores = table("p", {"a": 1.0, "b": 2.0, "c": 0.0}) | table("q", {"d": 5.0, "e": 5.0})
-    lengths = table("p", {"a": 3.0, "b": 2.0, "c": 9.0}) | table("q", {"d": 4.0, "e": 8.0})
-    metrics, tables = quality(rankings, scores, lengths, seed=0)
+    scores = table("p", {"aaa": 1.0, "bb": 2.0, "c" * 9: 0.0}) | table("q", {"dddd": 5.0, "e" * 8: 5.0})
+    metrics, tables = quality(rankings, scores, seed=0)
     assert metrics["pairs"] == 4
     assert metrics["prompts"] == 2
     assert metrics["accuracy"] == pytest.approx(2.5 / 4)
@@ -45,7 +44,7 @@ def test_accuracy_by_hand():
 def test_completions_without_a_score_are_left_out():
     rankings = [ranking("p", ["a", "b", "c"], [1, 2, 3])]
     scores = table("p", {"a": 1.0, "b": 0.0})
-    metrics, _ = quality(rankings, scores, scores, seed=0)
+    metrics, _ = quality(rankings, scores, seed=0)
     assert (metrics["pairs"], metrics["accuracy"]) == (1, 1.0)
 
 
@@ -56,9 +55,9 @@ def test_interval_is_over_prompts():
     scores = table("p", {"a": 1.0, "b": 0.0})
     for i in range(50):
         scores |= table(str(i), {"a": 1.0, "b": 0.0})
-    one, _ = quality(many, scores, scores, seed=0)
+    one, _ = quality(many, scores, seed=0)
     assert (one["accuracy_low"], one["accuracy_high"]) == (1.0, 1.0)
-    several, _ = quality(split, scores, scores, seed=0)
+    several, _ = quality(split, scores, seed=0)
     assert several["accuracy"] == 0.5
     # The exact 95 % interval of a share of 50 fair draws is 0.5 -+ 1.96 * 0.5 / sqrt(50).
     assert several["accuracy_low"] == pytest.approx(0.361, abs=0.03)
@@ -66,8 +65,42 @@ def test_interval_is_over_prompts():
 
 
 def test_nothing_to_measure():
-    metrics, tables = quality([ranking("p", ["a", "b"], [1, 1])], table("p", {"a": 1.0, "b": 0.0}), {}, 0)
+    metrics, tables = quality([ranking("p", ["a", "b"], [1, 1])], table("p", {"a": 1.0, "b": 0.0}), 0)
     assert (metrics, tables) == ({"pairs": 0}, {"reliability": []})
+
+
+def test_the_length_baseline_counts_characters_and_half_of_a_tie():
+    """The better answer has more characters, as many, and fewer; words and tokens would say otherwise."""
+    pairs = [("extraordinarily", "a b c d"), ("a b", "abc"), ("no", "yes, it is"), ("\u4f60\u597d\u554a", "hi")]
+    rankings = [ranking(str(i), [better, worse], [1, 2]) for i, (better, worse) in enumerate(pairs)]
+    scores = {}
+    for i, (better, worse) in enumerate(pairs):
+        scores |= table(str(i), {better: 1.0, worse: 0.0})
+    metrics, _ = quality(rankings, scores, seed=0)
+    assert metrics["length_accuracy"] == (1 + 0.5 + 0 + 1) / 4
+    assert metrics["above_length"] == pytest.approx(1.5 / 4)
+
+
+def test_a_baseline_is_compared_on_the_same_pairs():
+    """Of ten prompts the scores are right on eight and the baseline on six, all of these among the eight: what the
+    scores are better by is 0.2 with the interval of a share of two in ten, whatever the pairs have in common."""
+    scores, baseline, rankings = {}, {}, []
+    for i in range(10):
+        rankings.append(ranking(str(i), ["a", "b"], [1, 2]))
+        scores |= table(str(i), {"a": 1.0 if i < 8 else -1.0, "b": 0.0})
+        baseline |= table(str(i), {"a": 1.0 if i < 6 else -1.0, "b": 0.0})
+    metrics, _ = quality(rankings, scores, 0, {"words": baseline})
+    assert metrics["words_accuracy"] == pytest.approx(0.6)
+    assert metrics["above_words"] == pytest.approx(0.2)
+    # Binomial(10, 0.2) / 10: P(0) = 0.11, P(<= 4) = 0.967, P(<= 5) = 0.994.
+    assert metrics["above_words_low"] == pytest.approx(0.0)
+    assert metrics["above_words_high"] == pytest.approx(0.5, abs=0.11)
+
+
+def test_equal_answers_are_no_pair():
+    rankings = [ranking("p", ["a", "b", "a"], [1, 2, 3])]
+    metrics, _ = quality(rankings, table("p", {"a": 1.0, "b": 0.0}), seed=0)
+    assert (metrics["pairs"], metrics["accuracy"]) == (2, 0.5), "a over b and b over a"
 
 
 def test_calibration_by_hand():

@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from data.schema import Ranking, prompt_key
-from pipeline.config.reward import RewardConfig
+from pipeline.config.reward import GateConfig, RewardConfig
 from pipeline.errors import DataError, StageError
 from pipeline.stage import Artifact
 from stages.models.adapters import new_adapter
@@ -31,9 +31,9 @@ def test_rankings_of_a_prompt_share_a_group_and_equal_completions_a_row():
         ranking("q", ["aa", "dd"], [2, 1]),
         ranking("p", ["cc", "aa"], [1, 2], "bob"),
     ]
-    groups, too_long = group_rankings(rankings, TokenEncoder(codec), max_length=20)
+    groups, left_out = group_rankings(rankings, TokenEncoder(codec), max_length=20)
     p, q = (groups[prompt_key(tiny.user(name))] for name in "pq")
-    assert (len(groups), too_long) == (2, 0)
+    assert (len(groups), left_out.too_long, left_out.total) == (2, {}, 0)
     assert p.rows == [codec.prompt(tiny.user("p")) + codec.completion(text) for text in ("aa", "bb", "cc")]
     assert p.orders == [Order([0, 1, 2], [1, 2, 3]), Order([2, 0], [1, 2])]
     assert q.orders == [Order([0, 1], [2, 1])]
@@ -50,9 +50,9 @@ def test_a_completion_that_two_systems_gave_is_not_ranked_against_itself():
 def test_completions_that_are_too_long_leave_their_rankings():
     codec = tiny.codec()
     rankings = [ranking("p", ["a", "b" * 30, "c"], [1, 2, 3]), ranking("p", ["b" * 30, "c"], [1, 2])]
-    groups, too_long = group_rankings(rankings, TokenEncoder(codec), max_length=10)
+    groups, left_out = group_rankings(rankings, TokenEncoder(codec), max_length=10)
     (group,) = groups.values()
-    assert (too_long, len(group.rows)) == (1, 2)
+    assert (len(left_out.too_long), len(group.rows)) == (1, 2)
     assert group.orders == [Order([0, 1], [1, 3])]
 
 
@@ -150,7 +150,8 @@ def test_it_learns_what_the_rankings_say(inputs, tmp_path, training_context, obj
     assert metrics["eval_accuracy"] > 0.7
     assert (metrics["prompts"], metrics["rankings"]) == (8, 8)
     assert metrics["unfit"] == artifact.json("quality.json")["unfit"]
-    assert notes.advanced == 48
+    # Steps; rankings that are read; 12 held-out answers, whole and cut in half.
+    assert notes.advanced == 48 + 12 + 2 * 12
     reward_model.verify(artifact, scorer(artifact, inputs["base"]), "cpu")
     reward_model.check_base(artifact, inputs["base"])
 
@@ -224,6 +225,53 @@ def test_rankings_that_order_nothing_are_refused(inputs, tmp_path, training_cont
     path.write_text("".join(json.dumps(row | {"ranks": [1] * len(row["ranks"])}) + "\n" for row in rows))
     with pytest.raises(DataError, match="order nothing"):
         run(inputs, tmp_path / "out", training_context()[0])
+
+
+def test_the_ceiling_is_the_agreement_on_the_held_out_prompts(inputs, tmp_path, training_context):
+    """Two annotators agree on every training prompt and on no held-out one. Without overlap there it is unknown."""
+    rows = list(inputs["rank"].jsonl("rankings.jsonl"))
+    path = inputs["rank"].file("rankings.jsonl")
+
+    def second(row):
+        ranks = row["ranks"] if row["split"] == "train" else [4 - rank for rank in row["ranks"]]
+        return row | {"annotator": "second", "ranks": ranks}
+
+    held_out = [row for row in rows if row["split"] == "eval"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *map(second, rows)]))
+    artifact, metrics = run(inputs, tmp_path / "out", training_context()[0], trainer={"max_steps": 1})
+    assert (metrics["eval_agreement"], metrics["eval_agreement_pairs"]) == (0.0, 3 * len(held_out))
+    assert (metrics["eval_agreement_low"], metrics["eval_agreement_high"]) == (0.0, 0.0)
+    only_training = [second(row) for row in rows if row["split"] == "train"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *only_training]))
+    artifact, metrics = run(
+        inputs, tmp_path / "unknown", training_context(state="other")[0], trainer={"max_steps": 1}
+    )
+    assert (metrics["eval_agreement"], metrics["eval_agreement_pairs"]) == (None, 0)
+    assert artifact.json("quality.json")["metrics"]["eval_agreement"] is None
+
+
+def test_a_reward_model_that_is_no_better_than_words_says_so(inputs, tmp_path, training_context):
+    """Rankings by a word, and a model that never learns."""
+    rows = list(inputs["rank"].jsonl("rankings.jsonl"))
+    path = inputs["rank"].file("rankings.jsonl")
+    words = [row | {"completions": ["zz ab", "ab", "cd"], "ranks": [1, 2, 2]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in words))
+    ctx, notes = training_context()
+    artifact, metrics = run(
+        inputs, tmp_path / "out", ctx, init="base", trainer={"max_steps": 1, "learning_rate": 0}
+    )
+    assert metrics["eval_bag_of_words_accuracy"] == 1.0
+    (warning,) = metrics["warnings"]
+    assert artifact.json("quality.json")["warnings"] == [warning]
+    assert f"warning about the reward model: {warning}" in notes.lines
+    assert not any("words" in reason for reason in metrics["unfit"])
+    ctx, notes = training_context(state="other")
+    gate = GateConfig(above_bag_of_words=True)
+    _, metrics = run(
+        inputs, tmp_path / "strict", ctx, init="base", gate=gate, trainer={"max_steps": 1, "learning_rate": 0}
+    )
+    assert metrics["warnings"] == []
+    assert any("reward.gate.above_bag_of_words" in reason for reason in metrics["unfit"])
 
 
 @pytest.mark.parametrize("objective", ["bradley_terry", "plackett_luce"])

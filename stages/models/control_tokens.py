@@ -1,0 +1,89 @@
+"""Control tokens that are spelled in messages, and how they are encoded as ordinary text.
+
+A tokenizer turns `</s>` into the token that ends a response wherever it occurs, also inside a user's message. Only
+the markers that a chat template writes around messages should become control tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+from pipeline.errors import StageError
+
+START, END = "\ufdd0", "\ufdd1"
+"""Marks around a spelled token while a chat template renders it: characters that Unicode reserves for this."""
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer: its special tokens, and those of its added tokens that the chat template
+    writes around turns (some tokenizers do not call their turn markers special).
+
+    Args:
+        rendered: a conversation as the chat template renders it; "" without a template.
+    """
+
+    def __init__(self, tokenizer: Any, rendered: str = "") -> None:
+        self.tokenizer = tokenizer
+        by_id = {
+            int(i): token.content
+            for i, token in tokenizer.added_tokens_decoder.items()
+            if token.content and (token.special or (token.content in rendered and _is_marker(token.content)))
+        }
+        self.ids = frozenset(by_id)
+        # The longest first: a token goes before those that it contains.
+        spelled = "|".join(re.escape(text) for text in sorted(by_id.values(), key=len, reverse=True)) or "(?!)"
+        self._spelled = re.compile(spelled)
+        self._marked = re.compile(f"{START}({spelled}){END}|[{START}{END}]")
+
+    def spelled(self, text: str) -> bool:
+        """Whether a text spells a control token."""
+        return self._spelled.search(text) is not None
+
+    def mark(self, text: str) -> str:
+        """The text with marks around each control token that it spells; itself without one."""
+        if not self.spelled(text):
+            return text
+        return self._spelled.sub(f"{START}\\g<0>{END}", text.replace(START, "").replace(END, ""))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, no special tokens added: what is marked as text, everything else as the tokenizer does.
+        A text without marks has the very ids that the tokenizer gives it.
+
+        What is marked, and what stands between marks, is encoded piece by piece. Raises `StageError` when the
+        tokenizer cannot write a control token as text.
+        """
+        if START not in text:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        ids: list[int] = []
+        for number, piece in enumerate(self._marked.split(text)):
+            if piece:  # None where a template tore a pair of marks apart
+                ids += self._as_text(piece, inner=bool(ids)) if number % 2 else self._piece(piece, inner=bool(ids))
+        return ids
+
+    def _as_text(self, token: str, *, inner: bool) -> list[int]:
+        ids = self._piece(token, inner=inner, split=True)
+        if self.ids.intersection(ids):  # not called special, and therefore not split
+            ids = self._piece(token[0], inner=inner) + self._piece(token[1:], inner=True)
+        if self.ids.intersection(ids):
+            raise StageError(
+                f"the tokenizer cannot write {token!r} as text",
+                where="base.control_tokens",
+                mend="remove it from the data, or set base.control_tokens: tokens",
+            )
+        return ids
+
+    def _piece(self, piece: str, *, inner: bool, split: bool = False) -> list[int]:
+        encode = partial(self.tokenizer.encode, add_special_tokens=False, split_special_tokens=split)
+        if inner:
+            # SentencePiece puts a space in front of a text, which belongs to no piece from within one.
+            anchor, ids = encode("\n"), encode("\n" + piece)
+            if ids[: len(anchor)] == anchor:
+                return list(ids[len(anchor) :])
+        return list(encode(piece))
+
+
+def _is_marker(text: str) -> bool:
+    """Whether an added token looks like markup, not like a word or white space that a template may also write."""
+    return not text.isspace() and not text.strip().isalnum()

@@ -1,0 +1,85 @@
+"""A reward model without a language model: logistic regression on the words of the answers.
+
+It never reads the prompt. A reward model that orders held-out pairs no better has learnt nothing from the rankings
+that a list of words does not hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from stages.reward.groups import Group
+
+WordScorer = Callable[[Sequence[str]], np.ndarray]
+"""Texts -> scores (N,)."""
+
+PAIRS = 20_000
+"""Most training pairs that it is fitted to."""
+CHARACTERS = 20_000_000
+"""Most characters of these pairs."""
+FEATURES = 2**18
+"""Hash buckets of words and pairs of neighbouring words."""
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
+"""A word or a punctuation mark. Chinese and Japanese put no spaces between words: each character is one."""
+
+
+def strict_pairs(groups: Mapping[str, Group]) -> Iterator[tuple[str, str]]:
+    """(better, worse) answers of all rankings, at most `PAIRS` and `CHARACTERS`: then of the prompts whose keys,
+    which are hashes, come first."""
+    pairs = characters = 0
+    for key in sorted(groups):
+        texts = list(groups[key].completions)
+        for order in groups[key].orders:
+            for i, better in enumerate(order.rows):
+                for j, worse in enumerate(order.rows):
+                    if order.ranks[i] < order.ranks[j]:
+                        pairs += 1
+                        characters += len(texts[better]) + len(texts[worse])
+                        if pairs > PAIRS or characters > CHARACTERS:
+                            return
+                        yield texts[better], texts[worse]
+
+
+def fit(pairs: Sequence[tuple[str, str]]) -> WordScorer:
+    """Scores such that sigmoid(score of better - score of worse) is likely for `pairs` of (better, worse) texts.
+
+    Features are the words and pairs of neighbouring words of the training texts, hashed and weighted
+    (1 + log tf) idf with an L2 norm of 1. Their weights have a penalty of 1/2 |w|^2 beside the sum of the pairs'
+    losses; there is no intercept and no randomness. All scores are 0 when there is nothing to learn from.
+    """
+    from scipy import sparse
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+
+    hashing = HashingVectorizer(analyzer=_features, n_features=FEATURES, alternate_sign=False, norm=None)
+    texts = {text: row for row, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
+    counts = hashing.transform(texts or [""])
+    known = np.unique(counts.indices)
+    if not len(known):
+        return lambda texts: np.zeros(len(texts))
+    weighting = TfidfTransformer(sublinear_tf=True)
+    rows = weighting.fit_transform(counts[:, known])
+    better, worse = (rows[[texts[pair[side]] for pair in pairs]] for side in (0, 1))
+    # Each pair from both sides, at half the weight: the same optimum as from one, and always two classes.
+    both = np.repeat([1, -1], len(pairs))
+    model = LogisticRegression(C=0.5, fit_intercept=False, max_iter=1000, tol=1e-6)
+    model.fit(sparse.vstack([better - worse, worse - better], format="csr"), both)
+    weights = model.coef_[0]
+
+    def score(texts: Sequence[str]) -> np.ndarray:
+        if not len(texts):
+            return np.zeros(0)
+        return np.asarray(weighting.transform(hashing.transform(texts)[:, known]) @ weights)
+
+    return score
+
+
+def _features(text: str) -> Iterator[str]:
+    words = _WORD.findall(text.lower())
+    yield from words
+    yield from (f"{a} {b}" for a, b in pairwise(words))

@@ -1,0 +1,106 @@
+"""Rankings that the reward stage cannot use, each counted once, by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from data.schema import Ranking
+from pipeline.stage import Metrics
+
+TOO_LONG, EQUAL, TIED = "longer than max_length", "all answers equal", "all answers tied"
+
+
+@dataclass
+class LeftOut:
+    """What is left out of a table of rankings.
+
+    A ranking is left out when it keeps no strict pair of distinct answers that fit into `max_length`. One that
+    keeps a pair is used without its answers that are too long.
+
+    Attributes:
+        max_length: tokens of prompt and answer.
+        ties_teach: whether the objective learns from a ranking that ties all its answers.
+        read: rankings that were read.
+        shortened: rankings that are used without some of their answers.
+        counts: rankings that are left out, by reason.
+        too_long: (prompt key, answer) -> tokens, of answers that do not fit.
+    """
+
+    max_length: int
+    ties_teach: bool = False
+    read: int = 0
+    shortened: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    too_long: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def count(self, ranking: Ranking, kept: Collection[int]) -> None:
+        """Counts a ranking of which the completions at the places `kept` fit, the first of equal ones."""
+        self.read += 1
+        distinct = len(set(ranking.completions))
+        levels = len({ranking.ranks[place] for place in kept})
+        if levels > 1 or (len(kept) > 1 and self.ties_teach):
+            self.shortened += len(kept) < distinct
+        elif distinct < 2:
+            self.counts[EQUAL] += 1
+        elif len(kept) == distinct or (len(kept) > 1 and len(set(ranking.ranks)) == 1):
+            self.counts[TIED] += 1
+        else:
+            self.counts[TOO_LONG] += 1
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    @property
+    def used(self) -> int:
+        return self.read - self.total
+
+    def ties_count(self) -> None:
+        """Counts what is used as left out too, where it holds no strict pair at all."""
+        if self.used:
+            self.counts[TIED] += self.used
+
+    def metrics(self, prefix: str = "") -> Metrics:
+        """`dropped_rankings`, of `read_rankings`, is the sum of `dropped_rankings/<reason>`."""
+        return {
+            f"{prefix}read_rankings": self.read,
+            f"{prefix}dropped_rankings": self.total,
+            **{f"{prefix}dropped_rankings/{reason}": count for reason, count in sorted(self.counts.items())},
+            f"{prefix}rankings_shortened": self.shortened,
+            f"{prefix}completions_too_long": len(self.too_long),
+        }
+
+    def describe(self, what: str) -> str:
+        """How many of `what` are left out, and why; empty when nothing is."""
+        words = {
+            TOO_LONG: f"longer than reward.max_length = {self.max_length} tokens (the longest: {self._longest()})",
+            EQUAL: "with answers that are all the same text",
+            TIED: "with all answers tied",
+        }
+        parts = []
+        if len(self.counts) == 1:
+            parts.append(f"{self.total} of {self.read} {what} left out: {words[next(iter(self.counts))]}")
+        elif self.counts:
+            reasons = ", ".join(f"{count} {words[reason]}" for reason, count in self.counts.most_common())
+            parts.append(f"{self.total} of {self.read} {what} left out: {reasons}")
+        if self.shortened:
+            answers = f"{self.shortened} of {self.read} {what} used without some answers"
+            parts.append(answers if self.counts[TOO_LONG] else f"{answers}, {words[TOO_LONG]}")
+        return "; ".join(parts)
+
+    def hint(self, *, learns: bool = True) -> str:
+        """What to change; `learns` says that the rankings are to learn from, not to measure."""
+        hints = []
+        if self.counts[TOO_LONG] or self.shortened:
+            hints.append("raise reward.max_length")
+        if self.counts[EQUAL]:
+            hints.append("rank answers that differ")
+        if self.counts[TIED]:
+            davidson = ", or set reward.objective: davidson, which learns from ties"
+            hints.append(f"give strict preferences{davidson if learns and self.used else ''}")
+        return "; ".join(hints)
+
+    def _longest(self) -> int:
+        return max(self.too_long.values(), default=0)

@@ -1,0 +1,101 @@
+"""PPO on a CUDA device: the same as on a CPU, whole batches or micro-batches, from a checkpoint or not."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import ppo_case
+import pytest
+import tiny
+import torch
+
+from stages.microbatch import MicroBatch
+from stages.models.bank import ActorBank, Bank
+
+KINDS = ["lora", "full"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", ["trunk", "adapter"])
+def test_an_update_is_the_cpus(kind: str, value: str) -> None:
+    """With every switch on, from the same random numbers: the tokens are the same, so the weights are equal up to
+    the order of sums."""
+    values = ppo_case.EVERYTHING | {"value": value}
+    trainers = [ppo_case.make(kind, device=device, **values) for device in ("cpu", "cuda")]
+    metrics = [trainer.step() for trainer in trainers]
+    assert metrics[1]["objective/scores"] == pytest.approx(metrics[0]["objective/scores"], abs=1e-4)
+    assert metrics[1]["objective/kl"] == pytest.approx(metrics[0]["objective/kl"], abs=1e-4)
+    ppo_case.assert_close(ppo_case.weights(trainers[1]), ppo_case.weights(trainers[0]), tolerance=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_change_nothing(kind: str) -> None:
+    trainers = [ppo_case.make(kind, device="cuda", micro_batch_size=size, **ppo_case.EVERYTHING) for size in (4, 1)]
+    for trainer in trainers:
+        trainer.step()
+    ppo_case.assert_close(ppo_case.weights(trainers[1]), ppo_case.weights(trainers[0]), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_goes_on_where_it_was_written(kind: str) -> None:
+    straight = ppo_case.make(kind, device="cuda", **ppo_case.EVERYTHING)
+    straight.step()
+    state = copy.deepcopy(straight.state_dict())
+    straight.step()
+    resumed = ppo_case.make(kind, device="cuda", seed=9, **ppo_case.EVERYTHING)
+    resumed.load_state_dict(state)
+    resumed.step()
+    ppo_case.assert_close(ppo_case.weights(resumed), ppo_case.weights(straight), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8", {"qat": "q4_0"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_updates_pass_their_own_checks(quantization: str | dict[str, str], dtype: torch.dtype) -> None:
+    """Ratio one at each update's first step, KL zero at the start, and frozen roles that stay."""
+    bank: Bank = tiny.lora_bank(value="trunk", seed=2, quantization=quantization)
+    assert isinstance(bank, ActorBank)
+    bank = bank.to("cuda")
+    if quantization == "none" or isinstance(quantization, dict):
+        for name, parameter in bank.model.named_parameters():
+            if "lora_" not in name:
+                parameter.data = parameter.data.to(dtype)
+    trainer = ppo_case.make(bank=bank, value="trunk", device="cuda", gamma=1.0)
+    for _ in range(2):
+        metrics = trainer.step()
+        assert all(math.isfinite(number) for number in metrics.values())
+    trainer.check_frozen()
+
+
+def test_memory_that_runs_out_halves_a_pass() -> None:
+    torch.cuda.set_per_process_memory_fraction(0.05)
+    try:
+        room = torch.cuda.get_device_properties(0).total_memory // 80
+        done: list[int] = []
+
+        def work(rows: list[int]) -> None:
+            torch.empty(len(rows) * room, device="cuda", dtype=torch.uint8)
+            done.extend(rows)
+
+        micro = MicroBatch(16, "a pass")
+        micro.each(list(range(16)), work)
+        assert done == list(range(16))
+        assert micro.size is not None
+        assert micro.size <= 4
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_no_host_waits_inside_a_micro_batch() -> None:
+    trainer = ppo_case.make(device="cuda", value="trunk")
+    trainer.step()
+    data = ppo_case.make(device="cuda", value="trunk").sample(ppo_case.PROMPTS[:8])
+    with trainer.bank.active("policy", train=True) as actor:
+        parts = [part for _, part in data.micro_batches(torch.arange(8), 4)]
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for part in parts:
+                actor.scalar(part.predicting_hidden(actor.hidden(part.ids_BL))).sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

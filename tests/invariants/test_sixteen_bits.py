@@ -1,0 +1,231 @@
+"""PPO in 16 bits: what holds, what is measured, and what is caught. Compared with float32, which is exact here."""
+
+import ppo_case
+import pytest
+import tiny
+import torch
+
+from pipeline.errors import StageError
+from stages.loss_scale import LossScale
+from stages.models.bank import checkpoint_activations
+from stages.ppo import experience
+from stages.ppo import trainer as trainer_module
+
+BANKS = {
+    "bf16": lambda **v: tiny.lora_bank(dtype=torch.bfloat16, **v),
+    "fp16": lambda **v: tiny.lora_bank(dtype=torch.float16, **v),
+    "full, bf16": lambda **v: tiny.full_bank(compute=torch.bfloat16, **v),
+}
+EXACT = {
+    "bf16": tiny.lora_bank,
+    "fp16": tiny.lora_bank,
+    "full, bf16": tiny.full_bank,
+}
+KINDS = list(BANKS)
+
+
+def make(kind, banks=BANKS, **values):
+    value = values.setdefault("value", "trunk")
+    return ppo_case.make(bank=banks[kind](value=value, seed=2), **values)
+
+
+def cosine(found, expected):
+    found, expected = (torch.cat([g.flatten() for g in gradients]) for gradients in (found, expected))
+    return float(torch.cosine_similarity(found, expected, 0))
+
+
+def rollout(kind):
+    """Experience of one batch in float32, which every precision then learns from."""
+    exact = make(kind, EXACT)
+    episodes = exact.sample(exact.next_prompts())
+    scores = ppo_case.varied(episodes)
+    return experience.build(exact.bank, episodes, scores, scores, exact.config, 0.1, exact.world)
+
+
+def gradients(trainer, data, *, count=100.0, size=None):
+    """What the first optimizer step of the policy would see, without clipping."""
+    rows = torch.arange(len(data.episodes))
+    with trainer.bank.active("policy", train=True) as actor:
+        trainer._policy_gradients(actor, data, rows, count, size)
+    learns = trainer._learning["policy"]
+    trainer.scales["policy"].unscale_(learns)
+    found = [p.grad.clone() for p in learns]
+    for parameter in learns:
+        parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_float32_whatever_the_number_of_tokens(kind):
+    data = rollout(kind)
+    for count in (100.0, 1e7):
+        expected = gradients(make(kind, EXACT), data, count=count)
+        found = gradients(make(kind), data, count=count)
+        assert all(g.dtype == torch.float32 for g in found)
+        assert cosine(found, expected) > 0.995, count
+
+
+def test_without_a_loss_scale_float16_loses_the_gradient_of_many_tokens():
+    data = rollout("fp16")
+    unscaled = make("fp16")
+    unscaled.scales = {"policy": LossScale(False)}
+    assert cosine(gradients(unscaled, data, count=1e7), gradients(make("fp16", EXACT), data, count=1e7)) < 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_and_checkpointing_change_the_gradient_by_rounding(kind):
+    data = rollout(kind)
+    whole = gradients(make(kind), data)
+    assert cosine(gradients(make(kind), data, size=1), whole) > 0.9995
+    recomputed = make(kind)
+    checkpoint_activations(recomputed.bank)
+    assert cosine(gradients(recomputed, data), whole) > 0.9995
+
+
+@pytest.mark.parametrize("value", ["trunk", "adapter"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_measure_the_mismatch_between_sampling_and_training(kind, value):
+    trainer = make(kind, value=value)
+    for _ in range(2):
+        metrics = trainer.step()
+        assert 0 <= metrics["sampling/kl_k3"] < 1e-3
+        assert 0 < metrics["sampling/logp_difference_std"] < 0.05
+    assert ("loss_scale/policy" in metrics) == (kind == "fp16")
+    assert metrics["objective/kl"] != 0
+
+
+def test_in_float32_there_is_no_mismatch_to_measure():
+    assert not any(name.startswith("sampling/") for name in ppo_case.make().step())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_before_the_first_step_kl_is_zero_and_the_ratio_one(kind):
+    metrics = make(kind, learning_rate=1e-12).step()
+    assert metrics["objective/kl"] == pytest.approx(0.0, abs=1e-3)
+    assert metrics["val/ratio"] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resume_equals_no_interruption(kind, tmp_path):
+    values = ppo_case.EVERYTHING | {"importance_sampling_clip_max": 1.5}
+    whole = make(kind, **values)
+    whole.start()
+    if kind == "fp16":
+        whole.scales["policy"].value = 2.0**30  # overflows at first: the scale is at work
+    whole.step()
+    torch.save(whole.state_dict(), tmp_path / "checkpoint.pt")
+    expected = whole.step()
+    second = make(kind, seed=99, **values)
+    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    found = second.step()
+    ppo_case.assert_close(ppo_case.weights(second), ppo_case.weights(whole), tolerance=0)
+    assert {role: s.state_dict() for role, s in second.scales.items()} == {
+        role: s.state_dict() for role, s in whole.scales.items()
+    }
+    for name, number in expected.items():
+        if "second" not in name and name != "mfu" and not name.startswith("time/"):
+            assert found[name] == number, name
+
+
+# --- Full fine-tuning ---
+
+
+def test_what_learns_in_full_is_float32_and_keeps_steps_that_bfloat16_would_lose():
+    trainer = make("full, bf16", learning_rate=1e-5, max_grad_norm=1.0)
+    before = ppo_case.weights(trainer)
+    trainer.step()
+    after = ppo_case.weights(trainer)
+    name = "policy model.model.layers.0.mlp.up_proj.weight"
+    assert after[name].dtype == torch.float32
+    moved = (after[name] != before[name]).float().mean()
+    rounded = (after[name].bfloat16() != before[name].bfloat16()).float().mean()
+    assert moved > 0.9 > 0.1 > rounded
+
+
+# --- Overflow ---
+
+
+def test_a_step_that_overflows_is_left_out_and_the_next_ones_are_not():
+    trainer = make("fp16", num_ppo_epochs=1, num_mini_batches=2)
+    trainer.scales["policy"].value = 2.0**60
+    before = ppo_case.weights(trainer)
+    metrics = trainer.step()
+    ppo_case.assert_close(ppo_case.weights(trainer), before, tolerance=0)
+    assert metrics["loss_scale/policy"] == 2.0**58
+    assert "policy/grad_norm" not in metrics, "infinite is not a norm"
+    trainer.scales["policy"].value = 2.0**16
+    trainer.step()
+    assert any(not torch.equal(new, before[name]) for name, new in ppo_case.weights(trainer).items())
+
+
+def test_what_no_scale_explains_ends_the_stage():
+    def broken(episodes):
+        return torch.full((len(episodes),), torch.nan)
+
+    trainer = make("fp16", scorer=broken)
+    trainer.scales["policy"].value = 1.0
+    with pytest.raises(StageError, match="gradient is nan"):
+        trainer.step()
+
+
+# --- What is caught ---
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_a_policy_that_is_not_the_references_copy_is_refused(kind):
+    bank = tiny.lora_bank(value="trunk", distinct=True, dtype=BANKS[kind]().model.dtype)
+    with pytest.raises(StageError, match="policy and reference differ before the first step"):
+        ppo_case.make(bank=bank, value="trunk").step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_that_changes_between_its_log_probs_and_its_first_step_is_refused(kind, monkeypatch):
+    """By so little that the mean ratio stays within 10 %."""
+    build = experience.build
+
+    def changed(bank, *args):
+        made = build(bank, *args)
+        with torch.no_grad():
+            for name, parameter in bank._named_parameters("policy").items():
+                if "lora_B" in name:
+                    parameter.mul_(0.94)
+                elif name.endswith("o_proj.weight"):
+                    parameter.mul_(0.8)
+        return made
+
+    monkeypatch.setattr(trainer_module.experience, "build", changed)
+    with pytest.raises(StageError, match=r"the policy's ratio to itself is (0\.9|1\.0)"):
+        make(kind).step()
+
+
+# --- Importance weights ---
+
+
+@pytest.mark.parametrize(("shift", "weight"), [(0.2, 0.8187), (-0.2, 1.2214), (-3.0, 2.0)])
+def test_importance_weights_scale_the_policys_gradient(shift, weight, monkeypatch):
+    """All tokens were as much more likely when they were sampled: one weight for all, at most 2."""
+
+    def first_norm(shifted, clip_max):
+        trainer = make(
+            "bf16",
+            num_ppo_epochs=1,
+            num_mini_batches=1,
+            vf_coef=0.0,
+            max_grad_norm=1e9,
+            importance_sampling_clip_max=clip_max,
+        )
+        sample = trainer.sample
+
+        def noted(prompts, record=None, role="policy"):
+            episodes = sample(prompts, record, role)
+            # As if sampling had computed what training does, and the shift.
+            logp, _, _ = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config)
+            record.logp_BT[:, : logp.shape[1]] = logp + shifted
+            return episodes
+
+        monkeypatch.setattr(trainer, "sample", noted)
+        return trainer.step()["policy/grad_norm"]
+
+    plain = first_norm(shift, None)
+    assert first_norm(shift, 2.0) / plain == pytest.approx(weight, rel=0.01)
+    assert first_norm(0.0, 2.0) / plain == pytest.approx(1.0, rel=1e-6)

@@ -1,0 +1,409 @@
+"""A simulated accelerator, `sim`: runs the project's device code on machines that have no GPU.
+
+Tensors on `sim` compute on the CPU but behave as CUDA tensors do where programs go wrong:
+
+- An operation on tensors of two devices raises. Allowed are what CUDA allows: copies, a host scalar in a pointwise
+  operation, and a device tensor indexed by a host tensor.
+- A device tensor has no `numpy()`.
+- float64 on the device raises. CUDA has it, but MPS does not.
+- Host synchronisations are counted by source line: reading a value (`item`, `tolist`, `if tensor`), operations
+  whose output shape depends on data (`nonzero`, boolean indices, `masked_select`, `unique`), and copies between
+  host and device.
+
+Everything that was refused is also kept in `refused`, because a caller may catch the exception.
+
+A device can be registered once in a process and changes what `torch.accelerator` reports, so tests that need it run
+in a process of their own:
+
+    python tests/simulated_device.py REPORT.json run eval --recipe tiny.yaml    # the command line on `sim`
+    SIMULATED_DEVICE=1 python -m pytest tests/device                                # tests that call `install()`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial, wraps
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.utils._device import _device_constructors
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME, CPU = "sim", torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
+
+aten = torch.ops.aten
+COPIES = {aten._to_copy, aten.copy_, aten._copy_from, aten._copy_from_and_resize}
+INDEXING = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+SCALARS = {aten.fill_, aten.masked_fill, aten.masked_fill_, aten.lift_fresh}
+"""Operations that take a host scalar although they are not tagged as pointwise."""
+WAITING = {
+    aten._local_scalar_dense: "item",
+    aten.equal: "equal",
+    aten.nonzero: "nonzero",
+    aten.masked_select: "masked_select",
+    aten._unique: "unique",
+    aten._unique2: "unique",
+    aten.unique_dim: "unique",
+    aten.unique_consecutive: "unique",
+    aten.bincount: "bincount",
+}
+"""Operations that wait for the device, and the name they are counted under."""
+
+syncs: Counter[tuple[str, str]] = Counter()
+"""Host synchronisations so far, by (kind, source line)."""
+refused: list[str] = []
+"""What was refused so far, and where."""
+
+
+class DeviceTensor(Tensor):
+    """A tensor on `sim`. Its numbers are in `host`, a CPU tensor that only this file touches."""
+
+    host: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, host: Tensor, requires_grad: bool = False) -> DeviceTensor:
+        if host.dtype in (torch.float64, torch.complex128):
+            refuse(f"{host.dtype} on the device")
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            host.size(),
+            strides=host.stride(),
+            storage_offset=host.storage_offset(),
+            dtype=host.dtype,
+            device=torch.device(NAME, 0),
+            requires_grad=requires_grad,
+        )
+        made.host = host
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+    def __repr__(self, **_: Any) -> str:
+        return f"DeviceTensor({self.host})"
+
+    # What C++ would answer from a real tensor's memory.
+
+    def data_ptr(self) -> int:
+        return self.host.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.host.untyped_storage()
+
+    def tolist(self) -> Any:
+        _count("tolist")
+        return self.host.tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        raise refuse("numpy() of a device tensor", TypeError)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise refuse("numpy() of a device tensor", TypeError)
+
+    def __getitem__(self, index: Any) -> Any:
+        return torch.Tensor.__getitem__(self, _lists_as_tensors(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        torch.Tensor.__setitem__(self, _lists_as_tensors(index), value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Read back it is on the CPU, as with `map_location="cpu"`: who loads it has to move it.
+        return self.host.detach().clone().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        made = DeviceTensor(self.host.detach().clone(), self.requires_grad)
+        if isinstance(self, torch.nn.Parameter):
+            made._is_param = True  # type: ignore[attr-defined]
+        memo[id(self)] = made
+        return made
+
+    @property
+    def data(self) -> Any:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.host = value.host
+
+
+def _lists_as_tensors(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(_lists_as_tensors(i) for i in index)
+    return torch.tensor(index) if isinstance(index, list) else index
+
+
+def refuse(what: str, kind: type[Exception] = RuntimeError) -> Exception:
+    """Notes what a device would refuse, and raises `kind`."""
+    refused.append(f"{what} at {_site()}")
+    raise kind(f"simulated device: {what}")
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counter[tuple[str, str]]]:
+    """Gives the synchronisations of the block, complete when it ends."""
+    before, found = Counter(syncs), Counter[tuple[str, str]]()
+    yield found
+    found.update(Counter(syncs) - before)
+
+
+def _count(kind: str) -> None:
+    syncs[kind, _site()] += 1
+
+
+def _site() -> str:
+    """The innermost line of the project that is running."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if (name := _project_file(frame.f_code)) is not None:
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "outside the project"
+
+
+def _project_file(code: CodeType) -> str | None:
+    path = code.co_filename
+    if not path.startswith(f"{ROOT}/") or "/.venv/" in path or path == __file__:
+        return None
+    return path[len(str(ROOT)) + 1 :]
+
+
+# --- Running an operation -----------------------------------------------------------------------------------------
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """One ATen operation with at least one device tensor, or one that makes one."""
+    packet = func.overloadpacket
+    here: list[DeviceTensor] = []
+    elsewhere: list[Tensor] = []
+    host_args = [_on_host(value, here, elsewhere) for value in args]
+    host_kwargs = {name: _on_host(value, here, elsewhere) for name, value in kwargs.items()}
+    if packet in COPIES:
+        return _copy(func, args, kwargs, host_args, host_kwargs)
+    if elsewhere:
+        _check_devices(func, args, here, elsewhere)
+    if packet in WAITING:
+        _count(WAITING[packet])
+    if packet in INDEXING:
+        _count_indices(args[1])
+    if packet is aten.repeat_interleave and kwargs.get("output_size") is None:
+        _count("repeat_interleave without output_size")
+    return _on_device(func(*host_args, **host_kwargs), here)
+
+
+def _on_host(value: Any, here: list[DeviceTensor], elsewhere: list[Tensor]) -> Any:
+    """An argument as the CPU takes it. Its tensors are noted in one of the two lists."""
+    if isinstance(value, DeviceTensor):
+        here.append(value)
+        return value.host
+    if isinstance(value, Tensor):
+        elsewhere.append(value)
+    elif isinstance(value, list | tuple):
+        return [_on_host(item, here, elsewhere) for item in value]
+    elif isinstance(value, torch.device) and value.type == NAME:
+        return CPU
+    return value
+
+
+def _on_device(result: Any, here: list[DeviceTensor]) -> Any:
+    """A result as device tensors; what an operation changed in place or wrote into is the tensor it was given."""
+    if isinstance(result, Tensor):
+        for given in here:
+            if given.host is result:
+                return given
+        return DeviceTensor(result)
+    if isinstance(result, list | tuple):
+        return [_on_device(item, here) for item in result]
+    return result
+
+
+def _check_devices(func: Any, args: Any, here: list[Any], elsewhere: list[Tensor]) -> None:
+    packet = func.overloadpacket
+    indexing = packet in INDEXING and isinstance(args[0], DeviceTensor)
+    if indexing:
+        indices = {id(x) for x in args[1]}
+        elsewhere = [x for x in elsewhere if id(x) not in indices]
+    scalars = indexing or torch.Tag.pointwise in func.tags or packet in SCALARS
+    if any(x.dim() or not scalars for x in elsewhere):
+        shapes = [f"{x.device}{tuple(x.shape)}" for x in (*here, *elsewhere)]
+        refuse(f"{packet.__name__}: all tensors must be on the same device, found {', '.join(shapes)}")
+
+
+def _count_indices(indices: Any) -> None:
+    for index in indices:
+        if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+            _count("boolean index")
+        elif isinstance(index, Tensor) and not isinstance(index, DeviceTensor):
+            _count("host to device")
+
+
+def _copy(func: Any, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any) -> Any:
+    """Between devices, within the device, or to another dtype."""
+    result = func(*host_args, **host_kwargs)
+    if func.overloadpacket is not aten._to_copy:  # (destination, source)
+        target, source = args[:2]
+        if isinstance(target, DeviceTensor) != isinstance(source, DeviceTensor):
+            _count("host to device" if isinstance(target, DeviceTensor) else "device to host")
+        return target
+    from_device, device = isinstance(args[0], DeviceTensor), kwargs.get("device")
+    to_device = from_device if device is None else torch.device(device).type == NAME
+    if from_device != to_device:
+        _count("host to device" if to_device else "device to host")
+    return DeviceTensor(result) if to_device else result
+
+
+# --- The backend --------------------------------------------------------------------------------------------------
+
+FACTORIES = (
+    "arange",
+    "arange.start",
+    "arange.start_step",
+    "linspace",
+    "randperm",
+    "eye",
+    "eye.m",
+    "tril_indices",
+    "triu_indices",
+)
+"""Operations that make a tensor by resizing an empty one, which a wrapper cannot follow."""
+
+_safetensors_load_file = safetensors.torch.load_file
+_registered: list[Any] = []  # a registration ends with its object
+
+
+class _Module:
+    """What PyTorch asks of `torch.sim`."""
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def _lazy_init(self) -> None:
+        pass
+
+    def device_count(self) -> int:
+        return 1
+
+    def current_device(self) -> int:
+        return 0
+
+    def set_device(self, device: Any) -> None:
+        pass
+
+    def device(self, index: Any) -> Any:
+        return contextlib.nullcontext()
+
+    def manual_seed_all(self, seed: int) -> None:
+        pass
+
+    def get_rng_state(self, device: Any = 0) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = 0) -> None:
+        torch.set_rng_state(state)
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+    def synchronize(self, device: Any = None) -> None:
+        _count("synchronize")
+
+    def empty_cache(self) -> None:
+        pass
+
+
+def install() -> str:
+    """Registers the device, once in a process and before peft is imported; returns its name."""
+    if not _registered:
+        _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+        anything, factories = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+        anything.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
+        for name in FACTORIES:
+            packet, _, overload = name.partition(".")
+            func = getattr(getattr(aten, packet), overload or "default")
+            factories.impl(name, partial(_make, func), "PrivateUse1")
+        safetensors.torch.load_file = _load_file  # type: ignore[assignment]
+        torch.__future__.set_swap_module_params_on_conversion(True)  # so that tied weights stay tied in `to`
+        torch.inference_mode = _no_grad  # type: ignore[assignment, misc]
+        _device_constructors()  # PyTorch's own list, cached before two of its functions are replaced
+        torch.tensor, torch.as_tensor = _made_on_host(torch.tensor), _made_on_host(torch.as_tensor)
+        _registered.extend([anything, factories])
+    return NAME
+
+
+def _make(func: Any, *args: Any, **kwargs: Any) -> Any:
+    return _run(func, args, kwargs)
+
+
+def _no_grad(mode: bool = True) -> Any:
+    """PyTorch makes no inference tensor of a wrapper."""
+    return torch.no_grad() if mode else contextlib.nullcontext()
+
+
+def _load_file(filename: Any, device: Any = "cpu", **options: Any) -> dict[str, Tensor]:
+    """safetensors knows the names of real devices only."""
+    return {name: tensor.to(device) for name, tensor in _safetensors_load_file(filename, **options).items()}
+
+
+def _made_on_host(make: Any) -> Any:
+    """`torch.tensor` copies to a device below the level that a backend in Python can see."""
+
+    @wraps(make)
+    def made(data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type != NAME or isinstance(data, Tensor):
+            return make(data, *args, **kwargs)
+        found = make(data, *args, **(kwargs | {"device": "cpu"}))
+        return found.detach().to(device).requires_grad_(found.requires_grad)
+
+    return made
+
+
+# --- The command line ---------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The project's command line with every stage on `sim`, then a JSON report of what was refused and of the
+    synchronisations."""
+    report, *arguments = sys.argv[1:]
+    os.environ["ACCELERATE_TORCH_DEVICE"] = install()
+    sys.path.insert(0, str(ROOT))
+
+    import pipeline.__main__ as command_line
+    from pipeline import runner
+
+    command_line.resolve = runner.resolve = lambda loaded: NAME  # type: ignore[attr-defined]
+    sys.argv = ["tutelage", *arguments]
+    code = 1
+    try:
+        command_line.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    counts = [[kind, line, count] for (kind, line), count in syncs.most_common()]
+    Path(report).write_text(json.dumps({"refused": refused, "syncs": counts}), encoding="utf-8")
+    sys.stdout.flush()
+    os._exit(code)  # autograd's thread of a device in Python does not survive the interpreter's end
+
+
+if __name__ == "__main__":
+    main()
