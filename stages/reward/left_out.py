@@ -1,4 +1,4 @@
-"""Rankings that the reward stage cannot use, each counted once, by reason."""
+"""Rankings that training on them cannot use, each counted once, by reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LeftOut:
     keeps a pair is used without its answers that are too long.
 
     Attributes:
-        max_length: tokens of prompt and answer.
+        max_length: tokens of prompt and answer; `key` is the recipe's name for it.
         ties_teach: whether the objective learns from a ranking that ties all its answers.
         read: rankings that were read.
         shortened: rankings that are used without some of their answers.
@@ -34,6 +34,7 @@ class LeftOut:
     shortened: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     too_long: dict[tuple[str, str], int] = field(default_factory=dict)
+    key: str = "reward.max_length"
 
     def count(self, ranking: Ranking, kept: Collection[int]) -> None:
         """Counts a ranking of which the completions at the places `kept` fit, the first of equal ones."""
@@ -75,7 +76,7 @@ class LeftOut:
     def describe(self, what: str) -> str:
         """How many of `what` are left out, and why; empty when nothing is."""
         words = {
-            TOO_LONG: f"longer than reward.max_length = {self.max_length} tokens (the longest: {self._longest()})",
+            TOO_LONG: f"longer than {self.key} = {self.max_length} tokens (the longest: {self._longest()})",
             EQUAL: "with answers that are all the same text",
             TIED: "with all answers tied",
         }
@@ -94,7 +95,7 @@ class LeftOut:
         """What to change; `learns` says that the rankings are to learn from, not to measure."""
         hints = []
         if self.counts[TOO_LONG] or self.shortened:
-            hints.append("raise reward.max_length")
+            hints.append(f"raise {self.key}")
         if self.counts[EQUAL]:
             hints.append("rank answers that differ")
         if self.counts[TIED]:

@@ -33,7 +33,7 @@ from stages.distributed import World
 from stages.models.text import load_codec
 from stages.reward import bag_of_words, training
 from stages.reward.builders import Builder, builder_for
-from stages.reward.gate import gate, warnings
+from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
 from stages.reward.left_out import TOO_LONG, LeftOut
 from stages.reward.measure import measure
@@ -97,6 +97,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         json.dumps({"metrics": metrics, **tables, "unfit": reasons, "warnings": notes}, indent=1) + "\n",
         encoding="utf-8",
     )
+    if line := summary(found):
+        ctx.say(line)
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
     for note in notes:
@@ -139,7 +141,7 @@ def _read(
         left_out.ties_count()
         raise DataError(
             f"the {what} order nothing: {left_out.describe('rankings') or 'there are none'}",
-            where=ctx.describe("reward.max_length") if left_out.counts[TOO_LONG] else where,
+            where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else where,
             mend=left_out.hint() or "give rankings with at least one strict preference",
         )
     if left_out.total or left_out.shortened:
