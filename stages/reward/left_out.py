@@ -25,7 +25,8 @@ class LeftOut:
         read: rankings that were read.
         shortened: rankings that are used without some of their answers.
         counts: rankings that are left out, by reason.
-        too_long: (prompt key, answer) -> tokens, of answers that do not fit.
+        too_long: hashes of (prompt key, answer) that do not fit: the texts may be very many.
+        longest: tokens of the longest of these.
     """
 
     max_length: int
@@ -33,7 +34,8 @@ class LeftOut:
     read: int = 0
     shortened: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    too_long: dict[tuple[str, str], int] = field(default_factory=dict)
+    too_long: set[int] = field(default_factory=set)
+    longest: int = 0
     key: str = "reward.max_length"
 
     def count(self, ranking: Ranking, kept: Collection[int]) -> None:
@@ -76,7 +78,7 @@ class LeftOut:
     def describe(self, what: str) -> str:
         """How many of `what` are left out, and why; empty when nothing is."""
         words = {
-            TOO_LONG: f"longer than {self.key} = {self.max_length} tokens (the longest: {self._longest()})",
+            TOO_LONG: f"longer than {self.key} = {self.max_length} tokens (the longest: {self.longest})",
             EQUAL: "with answers that are all the same text",
             TIED: "with all answers tied",
         }
@@ -102,6 +104,3 @@ class LeftOut:
             davidson = ", or set reward.objective: davidson, which learns from ties"
             hints.append(f"give strict preferences{davidson if learns and self.used else ''}")
         return "; ".join(hints)
-
-    def _longest(self) -> int:
-        return max(self.too_long.values(), default=0)

@@ -83,7 +83,9 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         **left_out.metrics(),
         **trained,
     }
-    words = bag_of_words.fit(list(bag_of_words.strict_pairs(own)))
+    pairs = list(bag_of_words.strict_pairs(own))
+    with ctx.progress("reward: bag of words", total=len(bag_of_words.distinct(pairs))) as bar:
+        words = bag_of_words.fit(pairs, bar.advance)
     found, tables = measure(model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx)
     found |= unmeasured.metrics()
     metrics |= {f"eval_{name}": value for name, value in found.items()}
