@@ -113,11 +113,12 @@ def group_rankings(
                 groups[key] = Group(encoder.prompt_length(prompts[key]))
         group = groups[key]
         for text in ranking.completions:
-            if text in group.completions or (key, text) in left_out.too_long:
+            if text in group.completions or hash((key, text)) in left_out.too_long:
                 continue
             row = encoder.row(prompts[key], text)
             if len(row) > max_length:
-                left_out.too_long[key, text] = len(row)
+                left_out.too_long.add(hash((key, text)))
+                left_out.longest = max(left_out.longest, len(row))
                 continue
             group.completions[text] = len(group.rows)
             group.rows.append(row)
