@@ -15,8 +15,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from stages.models.actor import Actor
 from stages.models.bank import checkpoint_activations
-from stages.models.plain import Attention, GatedSiLU, RMSNorm, Rotary, plain_decoder
+from stages.models.plain import Attention, GatedSiLU, PlainDecoder, RMSNorm, Rotary
 
 SHAPE = {
     "vocab_size": 40,
@@ -65,7 +66,6 @@ PLAIN = {
     "qwen3": lambda: make(Qwen3Config(**SHAPE, head_dim=8)),
 }
 OTHER = {
-    "windows": lambda: make(MistralConfig(**SHAPE, sliding_window=4)),
     "another activation": lambda: make(llama(hidden_act="gelu").config),
     "fused projections": lambda: make(Phi3Config(**SHAPE)),
     "norms after and soft caps": lambda: make(Gemma2Config(**SHAPE, head_dim=4)),
@@ -76,8 +76,8 @@ OTHER = {
 @pytest.mark.parametrize("kind", PLAIN)
 def test_hidden_states_and_gradients(kind):
     model = PLAIN[kind]()
-    decoder = plain_decoder(model)
-    assert decoder is not None
+    decoder = PlainDecoder(model)
+    assert Actor(model).passes.name == "plain"
     weigh = torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(1))
     found = []
     for run in (
@@ -98,14 +98,14 @@ def test_hidden_states_and_gradients(kind):
 
 @pytest.mark.parametrize("kind", OTHER)
 def test_other_architectures_keep_their_own_pass(kind):
-    assert plain_decoder(OTHER[kind]()) is None
+    assert not Actor(OTHER[kind]()).passes.plain
 
 
 def test_a_long_row_goes_through_the_fused_kernel(monkeypatch):
     """Past `SHORT` positions, where scores written out would take too much memory; the same numbers."""
     model = llama()
     ids = torch.randint(40, (2, 30), generator=torch.Generator().manual_seed(0))
-    decoder = plain_decoder(model)
+    decoder = PlainDecoder(model)
     with torch.no_grad():
         short = decoder.hidden(ids)
         monkeypatch.setattr("stages.models.plain.SHORT", 8)
@@ -117,7 +117,7 @@ def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
     """Left-padded prompts, a row dropped on the way, short and long caches."""
     monkeypatch.setattr("stages.models.plain.SHORT", limit)
     model = llama()
-    decoder = plain_decoder(model)
+    decoder = PlainDecoder(model)
     from stages.models.plain import PlainSteps
 
     prompts, more = [[5, 6, 7, 8], [9], [10, 11]], [[12, 13, 14], [15, 16, 17], [18, 19, 20]]
@@ -173,7 +173,7 @@ def test_what_can_be_recomputed_is_not_kept(monkeypatch):
     the hooks that see to it."""
     model = llama()
     model.requires_grad_(False)
-    decoder = plain_decoder(model)
+    decoder = PlainDecoder(model)
     model.get_input_embeddings().weight.requires_grad_(True)
     weigh = [layer.mlp.down_proj.weight.requires_grad_(True) for layer in model.get_decoder().layers]
     kept, made = [], []
@@ -198,7 +198,7 @@ def test_what_can_be_recomputed_is_not_kept(monkeypatch):
 def test_a_checkpointed_block_keeps_nothing_of_its_mlp(monkeypatch):
     model = llama()
     checkpoint_activations(model)
-    decoder = plain_decoder(model)
+    decoder = PlainDecoder(model)
     made = []
     apply = GatedSiLU.apply
     monkeypatch.setattr(GatedSiLU, "apply", lambda gate, up: made.append(weakref.ref(gate)) or apply(gate, up))
