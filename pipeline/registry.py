@@ -146,7 +146,7 @@ STAGES = {
     for spec in (
         StageSpec(
             "base",
-            version=1,
+            version=2,
             target="stages.base:run",
             paths={
                 "base.model": lambda model: not is_hub_id(model),
@@ -167,7 +167,7 @@ STAGES = {
         StageSpec("sft", version=1, target="stages.sft:run", needs=("base", "data"), parallel=True),
         StageSpec(
             "collect",
-            version=2,
+            version=3,
             target="stages.collect:run",
             needs=("base", "data", "sft"),
             later=_collect_later,
@@ -177,7 +177,7 @@ STAGES = {
         StageSpec("rank", version=2, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
         StageSpec(
             "reward",
-            version=2,
+            version=3,
             target="stages.reward.stage:run",
             needs=("base", "data", "sft", "rank"),
             later=_reward_later,
@@ -189,7 +189,7 @@ STAGES = {
         ),
         StageSpec(
             "ppo",
-            version=5,
+            version=6,
             target="stages.ppo.stage:run",
             needs=("base", "data", "sft", "reward"),
             later=_ppo_later,
@@ -203,7 +203,7 @@ STAGES = {
         ),
         StageSpec(
             "dpo",
-            version=1,
+            version=2,
             target="stages.dpo:run",
             needs=("base", "data", "sft", "rank"),
             later=_reward_later,
@@ -213,7 +213,7 @@ STAGES = {
         ),
         StageSpec(
             "eval",
-            version=6,
+            version=7,
             target="stages.eval.stage:run",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),
             later=_eval_later,
@@ -225,7 +225,7 @@ STAGES = {
         ),
         StageSpec(
             "export",
-            version=3,
+            version=4,
             target="stages.export.stage:run",
             needs=("base", "data", "reward", "ppo", "eval"),
             later=_export_later,

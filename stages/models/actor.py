@@ -79,8 +79,8 @@ class Actor:
             return self._plain
         if length > self._verdict.own:
             raise StageError(
-                f"{type(self.lm).__name__} computes rows of more than {self._verdict.own:g} tokens, such as this one "
-                f"of {length}, in a way that depends on the other rows of a batch",
+                f"a row has {length} tokens, and what {type(self.lm).__name__} makes of more than "
+                f"{self._verdict.longest:g} depends on the other rows of its batch",
                 where="base.model",
                 mend="lower the recipe's max_prompt_length, response_length and max_length",
             )
@@ -132,11 +132,12 @@ def check_projection(actor: Actor, ids_BL: Tensor | None = None) -> None:
     """Compares `hidden` and `project` with the model's own forward, as far as its precision shows a difference.
 
     Args:
-        ids_BL: a row of ordinary text; None: tokens from all over the vocabulary.
+        ids_BL: a row of ordinary text, of which the start is taken; None: tokens from all over the vocabulary.
 
     Raises `StageError` when they differ.
     """
-    ids_BL = spread_tokens(actor.lm) if ids_BL is None else ids_BL
+    spread_BL = spread_tokens(actor.lm, actor.passes.longest)
+    ids_BL = spread_BL if ids_BL is None else ids_BL[:, : spread_BL.shape[1]]
     with torch.no_grad():
         ours = actor.project(actor.hidden(ids_BL)[0])
         theirs = actor.lm(input_ids=ids_BL, use_cache=False).logits[0]

@@ -1,9 +1,9 @@
 """A small random float32 copy of a model's architecture, on which a way to compute it is tested within a second.
 
-The copy keeps what decides how a model computes (kinds of layers, numbers of heads and experts, multipliers, rotary
-scaling) and shrinks what decides how much: all widths by one divisor, so that products such as heads x head width
-still agree; the vocabulary; and the layers to one of each kind. Windows, chunks and original contexts become shorter
-than the rows of the test or, `within` them, longer.
+The copy keeps what decides how a model computes: kinds of layers, numbers of heads, multipliers, rotary scaling. It
+shrinks what decides how much: the vocabulary, the number of experts, the layers to one of each kind, and all widths
+by one divisor, so that products such as heads x head width still agree. Windows and original contexts become
+shorter than the rows of the test or, with `within`, longer.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ VOCABULARY, SPECIAL = 96, 8
 POSITIONS = 48
 """What a copy has at least, in positions."""
 WINDOW, CONTEXT, CHUNK = 6, 20, 8
-"""Windows, original contexts, and chunks that state-space layers compute in, of a copy, in positions. All rows of the
-test are longer than a window or a chunk; of the context some are longer and some are not."""
+"""Windows, original contexts, and chunks that state-space layers compute in, of a copy, in positions. All rows of
+the test are longer than a window or a chunk; some are longer than the context and some are not."""
 LARGEST = 2**27
 """Weights of a copy. More would take seconds."""
 EXPERTS = 16
@@ -85,7 +85,7 @@ def miniature(lm: PreTrainedModel, *, within: bool = False) -> PreTrainedModel:
                     _randomise(made)
                 made.requires_grad_(False).eval()
                 made.get_decoder()(input_ids=torch.full((1, 2), SPECIAL), use_cache=False).last_hidden_state  # noqa: B018
-            except Exception:  # noqa: S112, PERF203 (whatever a config or a model objects to: try the next copy)
+            except Exception:  # whatever a config or a model objects to: the next copy
                 continue
             if layer_groups(made) == _renumbered([groups[i] for i in layers]):
                 return made
@@ -220,9 +220,9 @@ def _weights(values: dict[str, Any]) -> int:
 
 @torch.no_grad()
 def _randomise(lm: Any) -> None:
-    """Weights so large that a mistake in any part shows in the last hidden states: each product has outputs of about
-    1.5 times its inputs; norms and biases are off their starts, which would hide that they are left out. Logits
-    are wide enough for a soft cap to show."""
+    """Weights so large that a mistake in any part shows in the last hidden states: the outputs of each product are
+    1.5 times its inputs; norms and biases are off their starts, which would hide that one is left out; logits are
+    large enough for a soft cap to show."""
     head = lm.get_output_embeddings()
     for parameter in lm.parameters():
         if parameter.dim() < 2:

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 
 class Steps(Protocol):
-    """Decoding under way. Each call returns the hidden states (B, H) of the last position of the rows that are left."""
+    """Decoding under way. Each call returns the last position's hidden states (B, H) of the rows that are left."""
 
     def start(self) -> Tensor:
         """After the prompts."""
@@ -62,8 +62,8 @@ class CachedSteps:
     def __init__(self, lm: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> None:
         self._decoder, self._ids, self._mask = lm.get_decoder(), ids_BL, mask_BL.long()
         self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
-        self._cache = DynamicCache(config=lm.config)
-        # Mamba calls its cache otherwise, ignores a name that it does not know, and wants the mask of new tokens only.
+        self._cache: Any = DynamicCache(config=lm.config)
+        # Mamba has its own name for the cache, ignores any other, and takes the mask of the new tokens only.
         self._is_mamba = "cache_params" in inspect.signature(self._decoder.forward).parameters
 
     def start(self) -> Tensor:

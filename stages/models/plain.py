@@ -215,8 +215,8 @@ def _written_out(x: Tensor, length: int) -> bool:
 
 
 def _takes_groups(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether a fused kernel takes grouped queries here. PyTorch's efficient one, which older cards and float32 get,
-    does not: with grouped queries all scores would be written out."""
+    """Whether a fused kernel takes grouped queries here. The one that older cards and float32 get (memory-efficient
+    attention) does not: PyTorch would write all scores out."""
     if query.device.type != "cuda":
         return True
     return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, True))

@@ -15,6 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from stages.models import plain
 from stages.models.actor import Actor
 from stages.models.bank import checkpoint_activations
 from stages.models.plain import Attention, GatedSiLU, PlainDecoder, RMSNorm, Rotary
@@ -138,6 +139,29 @@ def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
                 whole = torch.tensor([prompts[i] + more[i][:t]])
                 theirs = model.get_decoder()(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
                 torch.testing.assert_close(hidden[row], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_gets_no_mask_together_with_grouped_queries(monkeypatch):
+    """PyTorch's fused kernels refuse the two together, and its other one writes all scores out."""
+    calls = []
+    attend = plain.F.scaled_dot_product_attention
+
+    def watched(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+        calls.append((attn_mask is not None, enable_gqa))
+        assert attn_mask is None or (not enable_gqa and query.shape[1] == key.shape[1])
+        assert is_causal == (attn_mask is None)
+        return attend(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+    monkeypatch.setattr(plain, "SHORT", 0)
+    monkeypatch.setattr(plain.F, "scaled_dot_product_attention", watched)
+    decoder = PlainDecoder(llama())
+    for takes_groups in (True, False):
+        monkeypatch.setattr(plain, "_takes_groups", lambda *heads, takes=takes_groups: takes)
+        hidden = decoder.hidden(IDS)
+        steps = decoder.decode(IDS[:, :-1], torch.ones(3, 10), 1)
+        steps.start()
+        torch.testing.assert_close(steps.next(IDS[:, -1]), hidden[:, -1], rtol=1e-4, atol=1e-5)
+    assert set(calls) == {(False, True), (False, False), (True, False)}
 
 
 def test_gradients_by_finite_differences():
