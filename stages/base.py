@@ -30,6 +30,7 @@ from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
 from stages.models import qat, templates
+from stages.models.actor import Actor, check_projection
 from stages.models.loading import (
     check_trainable,
     describe_dtype,
@@ -43,6 +44,8 @@ from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
+TEXT = "Explain in two sentences why the sky is blue, and name three fruits that grow in cold places."
+"""Ordinary words to compare two ways of computing a model on."""
 
 
 def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -102,6 +105,11 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
             f"{model.get_input_embeddings().weight.shape[0]}",
             mend="use the tokenizer that belongs to the model",
         )
+    actor = Actor(model)
+    with qat.kept(qat.quantised(model)):
+        text = codec.prompt([{"role": "user", "content": TEXT}])
+        check_projection(actor, torch.tensor([text], device=ctx.device))
+    ctx.say(f"pass: {actor.passes.name}")
     prompt = torch.tensor([codec.prompt([{"role": "user", "content": "Hello"}])], device=ctx.device)
     with torch.inference_mode(), qat.kept(qat.quantised(model)):
         logits = model(prompt).logits
@@ -117,6 +125,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         "resident_bytes": model.get_memory_footprint(),
         "vocabulary": len(codec.tokenizer),
         "stop_tokens": " ".join(map(str, codec.tokenizer.convert_ids_to_tokens(sorted(codec.stop_ids)))),
+        "pass": actor.passes.name,
     }
 
 
