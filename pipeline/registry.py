@@ -146,7 +146,7 @@ STAGES = {
     for spec in (
         StageSpec(
             "base",
-            version=1,
+            version=2,
             target="stages.base:run",
             paths={
                 "base.model": lambda model: not is_hub_id(model),

@@ -20,6 +20,7 @@ from data.schema import Message
 from pipeline.config.reward import RewardConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
+from stages.models import weights
 from stages.models.adapters import adaptable
 from stages.models.loading import check_trainable, load_pretrained, read_tokenizer
 from stages.models.text import Codec
@@ -51,7 +52,7 @@ class TextClassifier(Scorer):
             )
         model.config.pad_token_id = tokenizer.pad_token_id
         tokenizer.truncation_side = "left"  # of a text that is too long, the end is the response
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.where = model, tokenizer, where
 
     @property
     def config(self) -> Any:
@@ -177,6 +178,7 @@ def load_classifier(folder: str | Path, device: str) -> TextClassifier:
     check_trainable(folder, causal=False)
     tokenizer = read_tokenizer(folder)
     model: Any = load_pretrained(AutoModelForSequenceClassification, folder, dtype="auto").to(device)
+    weights.check_finite(model, folder)
     classifier = TextClassifier(model.eval(), tokenizer)
     classifier.requires_grad_(False)
     return classifier.eval()

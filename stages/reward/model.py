@@ -148,8 +148,8 @@ def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[i
 
 @torch.no_grad()
 def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, device: str | torch.device) -> Tensor:
-    """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M,
-    N)."""
+    """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M, N).
+    Raises `StageError` when one is not finite: everything learnt from it would be NaN."""
     scores: Tensor | None = None
     for batch in by_length(rows, batch_size):
         ids, mask = pad([rows[i] for i in batch], 0, left=False)
@@ -157,7 +157,15 @@ def score_rows(score: Any, rows: Sequence[Sequence[int]], batch_size: int, devic
         if scores is None:
             scores = torch.zeros(*found.shape[:-1], len(rows))
         scores[..., batch] = found
-    return torch.zeros(0) if scores is None else scores
+    if scores is None:
+        return torch.zeros(0)
+    if broken := int((~scores.isfinite()).sum()):
+        raise StageError(
+            f"the reward model gives {broken} of {scores.numel()} texts a score that is NaN or infinite",
+            where=str(getattr(score, "where", "reward model")),
+            mend="train or choose another reward model; if it computes in float16, hold it in float32 or bfloat16",
+        )
+    return scores
 
 
 def save(
