@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from json import JSONDecodeError
 from pathlib import Path
 
-from pipeline.errors import StageError, TutelageError
+from pipeline.errors import DiskFull, StageError, TutelageError
 from pipeline.machine import out_of_memory
 
 ERROR = "error.txt"
@@ -73,8 +73,10 @@ def translate(error: Exception, doing: str, folder: Path | None = None) -> Tutel
             library raised is written there.
     """
     where = "" if folder is None else str(folder)
+    if isinstance(error, DiskFull):
+        return error
     if disk_is_full(error):
-        return StageError(
+        return DiskFull(
             f"the disk is full: {doing} could not write its files",
             where=where or _file(error),
             mend="free space and run the same command again: it goes on where it stopped",

@@ -81,6 +81,7 @@ class Runner:
             planned = self.planner.plan(
                 until
             )  # every missing file and damaged artifact is found before anything runs
+            self.planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
             try:
                 self._forecast = Forecast.of(self._loaded, self.planner.latest("data"))
                 self._forecast.check({step.spec.section for step in planned if not step.finished}, self._force)
@@ -93,6 +94,8 @@ class Runner:
                         shutil.rmtree(step.finished.folder / "state", ignore_errors=True)
                     done[spec.name] = step.finished or self._execute(step, done)
                     steps.append(step)
+                    if spec.name == "base":
+                        self.planner.check_model(done["base"])
             finally:
                 self.moved = self.planner.point(done)
         return steps

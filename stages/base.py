@@ -40,6 +40,8 @@ from stages.models.loading import (
 )
 from stages.models.templates import chat_template
 from stages.models.text import IGNORED, Codec, load_codec
+from stages.models.weights import check_finite
+from stages.profile import check_causal, check_quantized, check_usable, profile
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
 
@@ -105,12 +107,14 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
             f"{model.get_input_embeddings().weight.shape[0]}",
             mend="use the tokenizer that belongs to the model",
         )
+    check_finite(model, "base.model")
     actor = Actor(model)
     with qat.kept(qat.quantised(model)):
         text = codec.prompt([{"role": "user", "content": TEXT}])
         check_projection(actor, torch.tensor([text], device=ctx.device))
     ctx.say(f"pass: {actor.passes.name}")
-    prompt = torch.tensor([codec.prompt([{"role": "user", "content": "Hello"}])], device=ctx.device)
+    ids = codec.prompt([{"role": "user", "content": "Hello"}])
+    prompt = torch.tensor([ids], device=ctx.device)
     with torch.inference_mode(), qat.kept(qat.quantised(model)):
         logits = model(prompt).logits
         spoken = model.generate(
@@ -119,6 +123,14 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         )  # fmt: skip
     if not torch.isfinite(logits).all():
         raise StageError("the model's logits are not finite", mend="try base.dtype: float32")
+    check_causal(model, ids)
+    check_usable(model)
+    quantized: Metrics = {}
+    quantization = base.json("base.json")["quantization"]
+    if quantization != "none":
+        quantized["quantized_share"] = share = check_quantized(model, quantization)
+        ctx.say(f"base.quantization holds {share:.1%} of the weights in the model's blocks")
+    profile(model, codec.tokenizer).write(base.path)
     ctx.say(f"says: {codec.decode(spoken[0, prompt.shape[1] :].tolist())[:100]!r}")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -126,6 +138,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         "vocabulary": len(codec.tokenizer),
         "stop_tokens": " ".join(map(str, codec.tokenizer.convert_ids_to_tokens(sorted(codec.stop_ids)))),
         "pass": actor.passes.name,
+        **quantized,
     }
 
 
