@@ -3,8 +3,8 @@
 
     python tests/bench/gpu.py [--out FOLDER] [--seconds 480] [--only pipeline decoding ...]
 
-The steps come in the order of their value. Each runs in a process of its own, forked before CUDA is initialised,
-with a time limit; a step that fails or hangs costs its own rows only. Rows are written to FOLDER/gpu.md as they
+The steps come in the order of their value. Each runs in a process of its own, with a time limit; one that fails
+or hangs costs its own rows only. The next step's process imports its libraries meanwhile. Rows are written to FOLDER/gpu.md as they
 come. Without CUDA every step runs on the CPU with tiny shapes, which tries the script out and measures nothing.
 """
 
@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,12 +69,11 @@ TINY = ONE | {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
 
-CUDA = False
-"""Set in a step's own process: whether there is a GPU must not be asked before the fork."""
-DEVICE = "cpu"
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
 
 STEPS: dict[str, tuple[Callable[[], Rows], float]] = {}
-"""Name -> the step, and its limit in seconds."""
+"""Name -> the step, and its limit in seconds, its imports included."""
 
 
 def step(limit: float) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
@@ -200,7 +200,7 @@ VARIANTS = {
     ),
     "bfloat16, full fine-tuning": ("dpo", "base.dtype=bfloat16 sft.lora=null reward.lora=null"),
     "NF4": ("export", "base.dtype=bfloat16 base.quantization=nf4 export.formats=null export.dtype=float32"),
-    "int8": ("ppo", "base.dtype=bfloat16 base.quantization=int8"),
+    "int8": ("ppo", "base.dtype=bfloat16 base.quantization=int8 export.formats=null"),
     "QAT to Q4_0": ("export", "base.dtype=float32 base.quantization={qat: q4_0} export.formats=[gguf_q4_0]"),
     "bfloat16, ensemble of two, two rounds": ("ppo-2", "base.dtype=bfloat16 reward.ensemble=2 rounds=2"),
 }  # fmt: skip
@@ -546,7 +546,7 @@ def peers() -> Rows:
 
 
 def _card() -> str:
-    """In words; asked of the driver's tool, since CUDA must not be initialised here."""
+    """In words."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         card = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
@@ -558,12 +558,10 @@ def _card() -> str:
     return f"{card}; torch {torch.__version__}, {packages}, Python {sys.version.split()[0]}"
 
 
-def _run(name: str, queue: Any) -> None:
-    global CUDA, DEVICE
+def _run(name: str, queue: Any, turn: Any) -> None:
     warnings.simplefilter("ignore")
     transformers_logging.set_verbosity_error()
-    CUDA = torch.cuda.is_available()
-    DEVICE = "cuda" if CUDA else "cpu"
+    turn.wait()
     try:
         for row in STEPS[name][0]():
             queue.put(row)
@@ -579,7 +577,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
     given = parser.parse_args()
     end = time.monotonic() + given.seconds
-    fork = multiprocessing.get_context("fork")
+    # Not forked: a library may have initialised CUDA as it was imported, and a fork cannot do it again.
+    spawn = multiprocessing.get_context("spawn")
+
+    def prepared(name: str) -> tuple[Any, Any, Any]:
+        queue, turn = spawn.Queue(), spawn.Event()
+        process = spawn.Process(target=_run, args=(name, queue, turn), daemon=True)
+        process.start()
+        return process, queue, turn
+
     with (given.out / "gpu.md").open("w", encoding="utf-8") as page:
 
         def write(line: str) -> None:
@@ -587,17 +593,20 @@ def main() -> None:
             print(line, file=page, flush=True)
 
         write(f"{_card()}\n\n| check | result |\n| --- | --- |")
-        for name in given.only:
+        following = prepared(given.only[0])
+        for name, after in zip(given.only, [*given.only[1:], None], strict=True):
+            process, queue, turn = following
+            if after is not None:
+                following = prepared(after)
             limit = min(STEPS[name][1], end - time.monotonic())
             if limit < 5:
                 write(f"| {name} | not run: no time left |")
+                process.kill()
                 continue
-            queue = fork.Queue()
-            process = fork.Process(target=_run, args=(name, queue))
-            process.start()
+            turn.set()
             stop = time.monotonic() + limit
             while process.is_alive() or not queue.empty():
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Empty):
                     what, result = queue.get(timeout=0.2)
                     write(f"| {what} | {result.replace('|', '/')} |")
                 if time.monotonic() > stop and process.is_alive():

@@ -11,7 +11,6 @@ import tiny
 import torch
 
 from stages.microbatch import MicroBatch
-from stages.models.bank import ActorBank, Bank
 
 KINDS = ["lora", "full"]
 
@@ -53,9 +52,7 @@ def test_a_checkpoint_goes_on_where_it_was_written(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_updates_pass_their_own_checks(quantization: str | dict[str, str], dtype: torch.dtype) -> None:
     """Ratio one at each update's first step, KL zero at the start, and frozen roles that stay."""
-    bank: Bank = tiny.lora_bank(value="trunk", seed=2, quantization=quantization)
-    assert isinstance(bank, ActorBank)
-    bank = bank.to("cuda")
+    bank = tiny.lora_bank(value="trunk", seed=2, quantization=quantization, device="cuda")
     if quantization == "none" or isinstance(quantization, dict):
         for name, parameter in bank.model.named_parameters():
             if "lora_" not in name:

@@ -111,8 +111,9 @@ QUANTISED_HIDDEN = 64
 """NF4 has blocks of 64 weights."""
 
 
-def quantised_lm(quantization: str | dict[str, str], seed: int = 0) -> PreTrainedModel:
-    """As `lm`, 64 wide, held as `base.quantization` says, or computing on a grid as it says."""
+def quantised_lm(quantization: str | dict[str, str], seed: int = 0, device: str = "cpu") -> PreTrainedModel:
+    """As `lm`, 64 wide, held as `base.quantization` says, or computing on a grid as it says. What bitsandbytes
+    quantised on one device does not work on another: `device` is where it stays."""
     values = {"hidden_size": QUANTISED_HIDDEN, "intermediate_size": 128, "initializer_range": 0.1}
     plain = lm(seed, **values)
     if isinstance(quantization, dict):
@@ -122,7 +123,7 @@ def quantised_lm(quantization: str | dict[str, str], seed: int = 0) -> PreTraine
         return plain.requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         plain.save_pretrained(folder)
-        return load_causal_lm(folder, "cpu", dtype="float32", quantization=quantization)
+        return load_causal_lm(folder, device, dtype="float32", quantization=quantization)
 
 
 def lora_bank(
@@ -132,6 +133,7 @@ def lora_bank(
     distinct: bool = False,
     quantization: str | dict[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     **values: Any,
 ) -> ActorBank:
     """Four roles on one backbone. As PPO starts them: policy is the reference's copy, value the reward's;
@@ -139,7 +141,7 @@ def lora_bank(
     `quantization` the backbone is a `quantised_lm`. `dtype` is the backbone's."""
     roles = ROLES if value == "adapter" else ("reference", "policy", "reward")
     config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    backbone = lm(seed, **values).to(dtype) if quantization is None else quantised_lm(quantization, seed)
+    backbone = lm(seed, **values).to(dtype) if quantization is None else quantised_lm(quantization, seed, device)
     model = get_peft_model(backbone, config, adapter_name=roles[0])
     for role in roles[1:]:
         model.add_adapter(role, config)
@@ -151,7 +153,7 @@ def lora_bank(
     learner = "value" if value == "adapter" else "policy"
     width = HIDDEN if quantization is None else QUANTISED_HIDDEN
     heads = {learner: head(seed + 2, width), "reward": head(seed + 3, width)}
-    bank = ActorBank(model, heads, sorted({"policy", learner}))
+    bank = ActorBank(model, heads, sorted({"policy", learner})).to(device)
     if not distinct:
         bank.copy_role("reference", "policy")
         if value == "adapter":
