@@ -47,6 +47,7 @@ from stages.models.loading import load_backbone
 from stages.models.text import Codec, load_codec
 from stages.ppo.trajectory import response_logprobs
 from stages.reward.groups import Order, TokenEncoder, group_rankings
+from stages.reward.left_out import TOO_LONG, LeftOut
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
 
@@ -69,14 +70,17 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     base, sft = inputs["base"], inputs["sft"]
     codec = load_codec(base)
     # 1.
-    pairs, too_long = read_pairs(inputs, codec, config, "train")
+    pairs, left_out = read_pairs(inputs, codec, config, "train")
     held_out, _ = read_pairs(inputs, codec, config, "eval")
     if not pairs:
         raise DataError(
-            f"no strict pair of the rankings fits into dpo.max_length = {config.max_length} tokens",
-            where=str(inputs["data"].path),
-            mend="raise dpo.max_length, or give rankings that are not all ties",
+            f"the training rankings give no strict pair: {left_out.describe('rankings') or 'there are none'}",
+            where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else str(inputs["data"].path),
+            mend=left_out.hint(learns=False) or "give rankings with at least one strict preference",
         )
+    if left_out.total or left_out.shortened:
+        line = left_out.describe("training rankings")
+        ctx.say(f"dpo: {line}. To use them: {left_out.hint(learns=False)}")
     # 2.
     reference = load_actor(base, sft, ctx.device)
     reads = MicroBatch(config.precompute_ref_batch_size, "dpo", ctx.say)
@@ -109,7 +113,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     metrics: Metrics = {
         **found,
         "pairs": len(pairs),
-        "pairs_too_long": too_long,
+        **left_out.metrics(),
         "prompts": len({pair.key for pair in pairs}),
         "train_loss": trainer.state.log_history[-1]["train_loss"],
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
@@ -127,8 +131,8 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 
 def read_pairs(
     inputs: Mapping[str, Artifact], codec: Codec, config: DPOConfig, split: str
-) -> tuple[list[Pair], int]:
-    """The strict pairs of a split's rankings, of all rounds, and how many completions were too long."""
+) -> tuple[list[Pair], LeftOut]:
+    """The strict pairs of a split's rankings, of all rounds, and what is left out of these."""
     rankings = (
         ranking
         for artifact in by_round(inputs, "rank").values()
@@ -136,13 +140,14 @@ def read_pairs(
         if ranking.split == split
     )
     groups, left_out = group_rankings(rankings, TokenEncoder(codec), config.max_length)
+    left_out.key = "dpo.max_length"
     pairs = []
     for key, group in groups.items():
         answers = [row[group.prompt_length :] for row in group.rows]
         for order in group.orders:
             for better, worse in strict_pairs(order, config.pairs):
                 pairs.append(Pair(key, group.rows[better][: group.prompt_length], answers[better], answers[worse]))
-    return pairs, len(left_out.too_long)
+    return pairs, left_out
 
 
 def strict_pairs(order: Order, which: str) -> Iterator[tuple[int, int]]:

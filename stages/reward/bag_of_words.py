@@ -45,20 +45,32 @@ def strict_pairs(groups: Mapping[str, Group]) -> Iterator[tuple[str, str]]:
                         yield texts[better], texts[worse]
 
 
-def fit(pairs: Sequence[tuple[str, str]]) -> WordScorer:
+def distinct(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Each text of some pairs -> its place among them."""
+    return {text: place for place, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
+
+
+def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: None) -> WordScorer:
     """Scores such that sigmoid(score of better - score of worse) is likely for `pairs` of (better, worse) texts.
 
     Features are the words and pairs of neighbouring words of the training texts, hashed and weighted
     (1 + log tf) idf with an L2 norm of 1. Their weights have a penalty of 1/2 |w|^2 beside the sum of the pairs'
     losses; there is no intercept and no randomness. All scores are 0 when there is nothing to learn from.
+    `advance` is called for each of the `distinct` texts.
     """
     from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
     from sklearn.linear_model import LogisticRegression
 
     hashing = HashingVectorizer(analyzer=_features, n_features=FEATURES, alternate_sign=False, norm=None)
-    texts = {text: row for row, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-    counts = hashing.transform(texts or [""])
+    texts = distinct(pairs)
+
+    def passing() -> Iterator[str]:
+        for text in texts:
+            yield text
+            advance()
+
+    counts = hashing.transform(passing() if texts else [""])
     known = np.unique(counts.indices)
     if not len(known):
         return lambda texts: np.zeros(len(texts))

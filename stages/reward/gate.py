@@ -29,6 +29,18 @@ def _agreement(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def summary(metrics: Mapping[str, Any]) -> str:
+    """One line: held-out accuracy beside what it is to be compared with; empty when nothing was measured."""
+    if not metrics.get("pairs"):
+        return ""
+    return (
+        f"of {metrics['pairs']} held-out pairs the reward model orders {metrics['accuracy']:.3f} as annotators did "
+        f"({metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}), a bag of words "
+        f"{metrics['bag_of_words_accuracy']:.3f}, the longer answer {metrics['length_accuracy']:.3f}; "
+        f"{_agreement(metrics)}"
+    )
+
+
 def _above_bag_of_words(metrics: Mapping[str, Any]) -> str | None:
     """What is said of a reward model that may be no better than a bag of words."""
     if metrics.get("above_bag_of_words_low") is None or metrics["above_bag_of_words_low"] > 0:

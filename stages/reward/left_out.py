@@ -1,4 +1,4 @@
-"""Rankings that the reward stage cannot use, each counted once, by reason."""
+"""Rankings that training on them cannot use, each counted once, by reason."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class LeftOut:
     keeps a pair is used without its answers that are too long.
 
     Attributes:
-        max_length: tokens of prompt and answer.
+        max_length: tokens of prompt and answer; `key` is the recipe's name for it.
         ties_teach: whether the objective learns from a ranking that ties all its answers.
         read: rankings that were read.
         shortened: rankings that are used without some of their answers.
         counts: rankings that are left out, by reason.
-        too_long: (prompt key, answer) -> tokens, of answers that do not fit.
+        too_long: hashes of (prompt key, answer) that do not fit: the texts may be very many.
+        longest: tokens of the longest of these.
     """
 
     max_length: int
@@ -33,7 +34,9 @@ class LeftOut:
     read: int = 0
     shortened: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    too_long: dict[tuple[str, str], int] = field(default_factory=dict)
+    too_long: set[int] = field(default_factory=set)
+    longest: int = 0
+    key: str = "reward.max_length"
 
     def count(self, ranking: Ranking, kept: Collection[int]) -> None:
         """Counts a ranking of which the completions at the places `kept` fit, the first of equal ones."""
@@ -75,7 +78,7 @@ class LeftOut:
     def describe(self, what: str) -> str:
         """How many of `what` are left out, and why; empty when nothing is."""
         words = {
-            TOO_LONG: f"longer than reward.max_length = {self.max_length} tokens (the longest: {self._longest()})",
+            TOO_LONG: f"longer than {self.key} = {self.max_length} tokens (the longest: {self.longest})",
             EQUAL: "with answers that are all the same text",
             TIED: "with all answers tied",
         }
@@ -94,13 +97,10 @@ class LeftOut:
         """What to change; `learns` says that the rankings are to learn from, not to measure."""
         hints = []
         if self.counts[TOO_LONG] or self.shortened:
-            hints.append("raise reward.max_length")
+            hints.append(f"raise {self.key}")
         if self.counts[EQUAL]:
             hints.append("rank answers that differ")
         if self.counts[TIED]:
             davidson = ", or set reward.objective: davidson, which learns from ties"
             hints.append(f"give strict preferences{davidson if learns and self.used else ''}")
         return "; ".join(hints)
-
-    def _longest(self) -> int:
-        return max(self.too_long.values(), default=0)

@@ -33,7 +33,7 @@ from stages.distributed import World
 from stages.models.text import load_codec
 from stages.reward import bag_of_words, training
 from stages.reward.builders import Builder, builder_for
-from stages.reward.gate import gate, warnings
+from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
 from stages.reward.left_out import TOO_LONG, LeftOut
 from stages.reward.measure import measure
@@ -83,7 +83,9 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         **left_out.metrics(),
         **trained,
     }
-    words = bag_of_words.fit(list(bag_of_words.strict_pairs(own)))
+    pairs = list(bag_of_words.strict_pairs(own))
+    with ctx.progress("reward: bag of words", total=len(bag_of_words.distinct(pairs))) as bar:
+        words = bag_of_words.fit(pairs, bar.advance)
     found, tables = measure(model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx)
     found |= unmeasured.metrics()
     metrics |= {f"eval_{name}": value for name, value in found.items()}
@@ -97,6 +99,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         json.dumps({"metrics": metrics, **tables, "unfit": reasons, "warnings": notes}, indent=1) + "\n",
         encoding="utf-8",
     )
+    if line := summary(found):
+        ctx.say(line)
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
     for note in notes:
@@ -139,7 +143,7 @@ def _read(
         left_out.ties_count()
         raise DataError(
             f"the {what} order nothing: {left_out.describe('rankings') or 'there are none'}",
-            where=ctx.describe("reward.max_length") if left_out.counts[TOO_LONG] else where,
+            where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else where,
             mend=left_out.hint() or "give rankings with at least one strict preference",
         )
     if left_out.total or left_out.shortened:

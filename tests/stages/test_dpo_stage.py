@@ -72,13 +72,13 @@ def pairs_of(inputs: dict[str, Artifact], split: str) -> list[tuple[list[int], l
 
 def test_pairs_are_the_strict_ones_of_the_rankings(inputs: dict[str, Artifact]) -> None:
     for split in ("train", "eval"):
-        found, too_long = dpo.read_pairs(inputs, tiny.codec(), DPOConfig(max_length=60), split)
+        found, left_out = dpo.read_pairs(inputs, tiny.codec(), DPOConfig(max_length=60), split)
         assert sorted((p.prompt, p.chosen, p.rejected) for p in found) == sorted(pairs_of(inputs, split))
-        assert too_long == 0
+        assert left_out.total == 0
     longest = max(len(prompt) + max(len(a), len(b)) for prompt, a, b in pairs_of(inputs, "train"))
-    fewer, too_long = dpo.read_pairs(inputs, tiny.codec(), DPOConfig(max_length=longest - 1), "train")
+    fewer, left_out = dpo.read_pairs(inputs, tiny.codec(), DPOConfig(max_length=longest - 1), "train")
     assert len(fewer) < len(pairs_of(inputs, "train"))
-    assert too_long > 0
+    assert left_out.too_long
 
 
 def test_which_pairs_of_a_ranking() -> None:
@@ -196,8 +196,27 @@ def test_rankings_without_a_strict_pair_are_refused(
 ) -> None:
     rows = [Ranking(tiny.user("a"), ["b", "c"], [1, 1], annotator="ann", human=False)]
     write_jsonl(inputs["rank"].path / "rankings.jsonl", rows)
-    with pytest.raises(DataError, match="no strict pair"):
+    with pytest.raises(DataError, match="no strict pair: 1 of 1 rankings left out: with all answers tied"):
         run(inputs, tmp_path / "out", training_context()[0])
+
+
+def test_what_is_too_long_is_counted_and_the_key_named(
+    inputs: dict[str, Artifact], tmp_path: Path, training_context: Callable[..., Any]
+) -> None:
+    long = Ranking(tiny.user("a"), ["b" * 80, "c"], [1, 2], annotator="ann", human=False)
+    rows = list(read_rankings_file(inputs["rank"].file("rankings.jsonl")))
+    write_jsonl(inputs["rank"].path / "rankings.jsonl", [*rows, long])
+    ctx, notes = training_context()
+    _, metrics = run(inputs, tmp_path / "out", ctx, trainer=FAST | {"max_steps": 1})
+    assert metrics["dropped_rankings"] == metrics["dropped_rankings/longer than max_length"] == 1
+    assert metrics["read_rankings"] == 1 + sum(row.split == "train" for row in rows)
+    (line,) = [line for line in notes.lines if "left out" in line]
+    assert "longer than dpo.max_length = 60 tokens" in line
+    assert line.endswith("raise dpo.max_length")
+    write_jsonl(inputs["rank"].path / "rankings.jsonl", [long])
+    with pytest.raises(DataError, match=r"1 of 1 rankings left out: longer than dpo.max_length = 60") as raised:
+        run(inputs, tmp_path / "none", training_context(state="none state")[0])
+    assert (raised.value.where, raised.value.mend) == ("dpo.max_length", "raise dpo.max_length")
 
 
 def test_rankings_of_all_rounds_count(inputs: dict[str, Artifact]) -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from pipeline.config.reward import GateConfig
-from stages.reward.gate import gate, warnings
+from stages.reward.gate import gate, summary, warnings
 
 FIT = {
     "pairs": 100,
@@ -93,3 +93,12 @@ def test_why_nothing_was_measured():
     assert reason == (
         "it was measured on no held-out pair at all (held-out rankings left out: 3 longer than max_length)"
     )
+
+
+def test_one_line_says_what_accuracy_is_to_be_compared_with():
+    said = summary(FIT)
+    assert said == (
+        "of 100 held-out pairs the reward model orders 0.700 as annotators did (0.660 to 0.740), "
+        "a bag of words 0.650, the longer answer 0.600; how far two annotators agree on these prompts is not known"
+    )
+    assert summary({"pairs": 0}) == ""

@@ -60,7 +60,7 @@ def test_reasons_add_up_and_one_line_says_them():
         "completions_too_long": 2,
     }
     assert left_out.used + metrics["dropped_rankings"] == left_out.read == len(KINDS)
-    longest = max(left_out.too_long.values())
+    longest = len(tiny.codec().prompt(tiny.user("p")) + tiny.codec().completion(LONG + "c"))
     line = left_out.describe("rankings")
     assert line.startswith("8 of 10 rankings left out: 3 ")
     assert f"3 longer than reward.max_length = {MAX} tokens (the longest: {longest})" in line

@@ -33,7 +33,7 @@ def test_rankings_of_a_prompt_share_a_group_and_equal_completions_a_row():
     ]
     groups, left_out = group_rankings(rankings, TokenEncoder(codec), max_length=20)
     p, q = (groups[prompt_key(tiny.user(name))] for name in "pq")
-    assert (len(groups), left_out.too_long, left_out.total) == (2, {}, 0)
+    assert (len(groups), left_out.too_long, left_out.total) == (2, set(), 0)
     assert p.rows == [codec.prompt(tiny.user("p")) + codec.completion(text) for text in ("aa", "bb", "cc")]
     assert p.orders == [Order([0, 1, 2], [1, 2, 3]), Order([2, 0], [1, 2])]
     assert q.orders == [Order([0, 1], [2, 1])]
@@ -150,8 +150,8 @@ def test_it_learns_what_the_rankings_say(inputs, tmp_path, training_context, obj
     assert metrics["eval_accuracy"] > 0.7
     assert (metrics["prompts"], metrics["rankings"]) == (8, 8)
     assert metrics["unfit"] == artifact.json("quality.json")["unfit"]
-    # Steps; rankings that are read; 12 held-out answers, whole and cut in half.
-    assert notes.advanced == 48 + 12 + 2 * 12
+    # Steps; rankings that are read; 24 texts for the bag of words; 12 held-out answers, whole and cut in half.
+    assert notes.advanced == 48 + 12 + 24 + 2 * 12
     reward_model.verify(artifact, scorer(artifact, inputs["base"]), "cpu")
     reward_model.check_base(artifact, inputs["base"])
 
