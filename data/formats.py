@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -270,21 +271,24 @@ def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
 
 def _scored_texts(items: list[Any], row: Row, columns: Columns) -> Scored:
     order, sign, rival = columns.order(row, "ratings", "ranks")
-    numbers: dict[str, list[float | None]] = {}
-    for column in (order, rival):
-        if column is None:
-            continue
-        values = (as_list(row, column) or [None] * len(items)) if items else []
-        if len(values) != len(items):
-            raise DataError(
-                f"{len(items)} completions have {len(values)} values in column {column!r}",
-                where=row.where,
-                mend="give one for each completion",
-            )
-        numbers[column] = [as_number(value, f"a value of column {column!r}", row.where) for value in values]
-    scores = [_signed(number, sign) for number in numbers[order]]
-    rivals = [_signed(number, -1) for number in numbers[rival]] if rival else [None] * len(items)
+    scores = [_signed(number, sign) for number in _numbers(row, order, len(items))]
+    rivals: list[float | None] = [None] * len(items)
+    if rival is not None:
+        with suppress(DataError):  # a column that holds no numbers ranks nothing
+            rivals = [_signed(number, -1) for number in _numbers(row, rival, len(items))]
     return sign, items, [(score, None, other) for score, other in zip(scores, rivals, strict=True)]
+
+
+def _numbers(row: Row, column: str, count: int) -> list[float | None]:
+    """The numbers of a list cell, one per completion; None where a number, or the whole list, is empty."""
+    values = (as_list(row, column) or [None] * count) if count else []
+    if len(values) != count:
+        raise DataError(
+            f"{count} completions have {len(values)} values in column {column!r}",
+            where=row.where,
+            mend="give one for each completion",
+        )
+    return [as_number(value, f"a value of column {column!r}", row.where) for value in values]
 
 
 def _signed(value: float | None, sign: int) -> float | None:
@@ -292,4 +296,8 @@ def _signed(value: float | None, sign: int) -> float | None:
 
 
 def _rival(row: Row, column: str | None) -> float | None:
-    return None if column is None else _signed(row.value(column), -1)
+    """The rank beside a rating, higher for better; None where the column holds no number and so ranks nothing."""
+    try:
+        return None if column is None else _signed(row.value(column), -1)
+    except DataError:
+        return None

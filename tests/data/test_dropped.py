@@ -173,6 +173,14 @@ def test_ratings_and_ranks_that_contradict_each_other_are_refused(tmp_path, rank
         assert ranking.ranks == [2, 1]
 
 
+def test_a_column_called_rank_that_holds_no_numbers_ranks_nothing(tmp_path):
+    long = [{"prompt": "Q", "completion": x, "rating": i, "rank": "n/a"} for i, x in enumerate("xy")]
+    lists = [{"prompt": "Q", "completions": ["x", "y"], "ratings": [0, 1], "ranks": "see ratings"}]
+    for format, rows in (("long", long), ("scored", lists)):
+        [ranking], _ = read(tmp_path, rows, format)
+        assert (ranking.ranks, ranking.ratings) == ([2, 1], [0.0, 1.0])
+
+
 def test_margins_and_ratings_that_contradict_each_other_are_refused(tmp_path):
     row = {"prompt": "Q", "chosen": "x", "rejected": "y", "chosen_rating": 4, "rejected_rating": 4}
     [ranking], _ = read(tmp_path, [row | {"margin": 0}], "pairs")
