@@ -9,8 +9,9 @@ from typing import Any
 from data.messages import Forms, LeftOut, as_completion, exchange
 from data.schema import Message, Ranking
 from data.sources import Row, as_text, is_empty
+from data.spelling import spelled
 from pipeline.config.data import RankingTableConfig
-from pipeline.errors import RecipeError
+from pipeline.errors import DataError, RecipeError
 
 ANONYMOUS = "unknown"
 """The annotator of a table that names none."""
@@ -66,6 +67,33 @@ def each(rows: Iterable[Row], read: Callable[[Row], Iterable[Candidates]]) -> It
         except LeftOut as why:
             made = [nothing(row, why.reason, why.mend)]
         yield from made
+
+
+def as_object(value: Any, row: Row) -> Row:
+    """An entry of a list or tree in the row, as a row of its own. Raises `DataError`."""
+    if not isinstance(value, dict):
+        raise DataError(
+            f"a message of the tree is not an object but {value!r:.60}",
+            where=row.where,
+            mend='write {"text": ..., "role": ..., "replies": [...]}',
+        )
+    return Row(row.number, value, row.where)
+
+
+def as_list(row: Row, column: str) -> list[Any]:
+    """A list cell, which a text cell may spell in JSON or Python; empty for an empty cell."""
+    value = row[column]
+    if isinstance(value, str):
+        value = spelled(value.strip()) if value.strip() else None
+    if value is None and (row[column] is None or not str(row[column]).strip()):
+        return []
+    if not isinstance(value, list):
+        raise DataError(
+            f"column {column!r} is not a list but {row[column]!r:.60}",
+            where=row.where,
+            mend='write a list, in JSON where a cell holds text: ["...", "..."]; or use the format wide',
+        )
+    return value
 
 
 NAMES: dict[str, tuple[str, ...]] = {

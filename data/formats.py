@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.columns import Answer, Candidates, Columns, each, nothing
-from data.labels import EXAMPLE, Labels
+from data.columns import Answer, Candidates, Columns, as_list, as_object, each, nothing
+from data.labels import preferences
 from data.messages import LeftOut, as_prompt
 from data.schema import Message, Ranking, prompt_key
 from data.sources import Row, as_number, as_text, is_empty
-from data.spelling import ROLES, spelled
+from data.spelling import ROLES
 from data.spill import grouping
 from pipeline.errors import DataError
 
@@ -50,7 +50,7 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`completions: [a, b, ...]` with `ratings: [...]` (higher is better) or `ranks: [...]` (lower is)."""
     completions, models = columns.names("completions"), columns.names("models")
     if "preference" in columns.given:
-        yield from _preferences(rows, columns, completions, models)
+        yield from preferences(rows, columns, completions, models)
         return
     kind = "ranks" if "ranks" in columns.given else "ratings"
     orders = columns.names(kind)
@@ -78,39 +78,6 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         yield Candidates(prompt, answers, row, columns.annotator(row), rated=kind == "ratings")
 
     yield from each(rows, read)
-
-
-def _preferences(
-    rows: Iterator[Row], columns: Columns, completions: list[str], models: list[str]
-) -> Iterator[Candidates]:
-    """Two completions, and which is better: a word, a value that `labels` names, or a signed strength as in
-    HelpSteer, below 0 where the first is.
-
-    A list of them, or of objects with a `score`, is a ranking each; who gave them is told by place only.
-    """
-    if len(completions) != 2 or columns.names("ratings") or columns.names("ranks"):
-        raise columns.error(
-            f"a preference orders 2 completions and `completions` names {len(completions)}",
-            "write completions: [first, second] and preference: column, and no ratings or ranks",
-        )
-    column = columns.name("preference")
-    labels = Labels(columns, column, completions)
-
-    def read(row: Row) -> Iterator[Candidates]:
-        annotator = columns.annotator(row)
-        prompt, texts = columns.exchange(row, columns.cells(row, completions))
-        several = isinstance(row[column], list)
-        for place, item in enumerate(row[column] if several else [row[column]], 1):
-            verdict = labels.verdict(item.get("score") if isinstance(item, dict) else item, row)
-            scores = (None, None) if verdict is None else (verdict.first, verdict.second)
-            answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
-            for answer, model in zip(answers, models, strict=False):
-                answer.model = row.text(model)
-            rated = verdict is not None and verdict.rated
-            yield Candidates(prompt, answers, row, f"{annotator}-{place}" if several else annotator, rated=rated)
-
-    yield from each(rows, read)
-    labels.check()
 
 
 def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
@@ -219,7 +186,7 @@ def tree(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
 
 
 def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
-    open_nodes: list[tuple[Row, list[Message]]] = [(_node(row[columns.name("prompt")], row), [])]
+    open_nodes: list[tuple[Row, list[Message]]] = [(as_object(row[columns.name("prompt")], row), [])]
     if open_nodes[0][0].get("deleted"):
         yield nothing(row, "deleted message")
         return
@@ -234,7 +201,7 @@ def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
                 mend=f"use one of {', '.join(ROLES)}",
             )
         path = [*before, {"role": role, "content": node.text(columns.name("text"))}]
-        replies = [_node(reply, row) for reply in node.get(columns.name("replies")) or []]
+        replies = [as_object(reply, row) for reply in node.get(columns.name("replies")) or []]
         live = [reply for reply in replies if not reply.get("deleted")]
         open_nodes.extend((reply, path) for reply in reversed(live))
         deleted = ["deleted message"] * (len(replies) - len(live))
@@ -245,16 +212,6 @@ def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
             yield Candidates([], [], row, without=deleted)
     if not any_ranking:
         yield nothing(row, "no message with several replies")
-
-
-def _node(value: Any, row: Row) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(
-            f"a message of the tree is not an object but {value!r:.60}",
-            where=row.where,
-            mend='write {"text": ..., "role": ..., "replies": [...]}',
-        )
-    return Row(row.number, value, row.where)
 
 
 def _siblings(
@@ -273,7 +230,7 @@ def scored(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`completions`: a list of `{text, score}` or `{text, rank}`; or texts, beside `ratings` or `ranks`."""
 
     def read(row: Row) -> Iterator[Candidates]:
-        items = _list(row, columns.name("completions"))
+        items = as_list(row, columns.name("completions"))
         if any(isinstance(item, dict) for item in items):
             sign, cells, rest = _scored_objects(items, row, columns)
         else:
@@ -299,7 +256,7 @@ def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
                 where=row.where,
                 mend="write objects with a text and a score, or texts beside a list of scores",
             )
-    entries = [None if item is None else _node(item, row) for item in items]
+    entries = [None if item is None else as_object(item, row) for item in items]
     order, sign, rival = columns.order(next(entry for entry in entries if entry is not None), "score", "rank")
     cells = [None if entry is None else entry[text] for entry in entries]
     rest = [
@@ -317,7 +274,7 @@ def _scored_texts(items: list[Any], row: Row, columns: Columns) -> Scored:
     for column in (order, rival):
         if column is None:
             continue
-        values = (_list(row, column) or [None] * len(items)) if items else []
+        values = (as_list(row, column) or [None] * len(items)) if items else []
         if len(values) != len(items):
             raise DataError(
                 f"{len(items)} completions have {len(values)} values in column {column!r}",
@@ -328,65 +285,6 @@ def _scored_texts(items: list[Any], row: Row, columns: Columns) -> Scored:
     scores = [_signed(number, sign) for number in numbers[order]]
     rivals = [_signed(number, -1) for number in numbers[rival]] if rival else [None] * len(items)
     return sign, items, [(score, None, other) for score, other in zip(scores, rivals, strict=True)]
-
-
-def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """`completions`: a list of texts or of objects with a `text`, and `choice`, the place of the best, from 0; or
-    what the recipe's `labels` names, for two."""
-    column, text = columns.name("choice"), columns.name("text")
-    labels = Labels(columns, column)
-
-    def read(row: Row) -> Iterator[Candidates]:
-        items = _list(row, columns.name("completions"))
-        nodes = [_node(item if isinstance(item, dict) else {text: item}, row) for item in items]
-        named = [(f"completion {place} of the row", node[text]) for place, node in enumerate(nodes, 1)]
-        prompt, texts = columns.exchange(row, named)
-        scores = _scores_of_choice(row, labels, len(items))
-        answers = [
-            Answer(text, score, columns.model(node)) for text, score, node in zip(texts, scores, nodes, strict=True)
-        ]
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=False)
-
-    yield from each(rows, read)
-
-
-def _scores_of_choice(row: Row, labels: Labels, completions: int) -> list[float | None]:
-    """1 for the best, 0 for the others; None for all of a row without a choice."""
-    value = row[labels.column]
-    if labels.stated:
-        if completions != 2:
-            raise DataError(
-                f"`labels` says which of 2 completions is better, and there are {completions}",
-                where=row.where,
-                mend="leave `labels` out: `choice` is then the place of the best, counted from 0",
-            )
-        verdict = labels.verdict(value, row)
-        return [None, None] if verdict is None else [verdict.first, verdict.second]
-    best = as_number(value, f"column {labels.column!r}", row.where)
-    if best is not None and best not in range(completions):
-        raise DataError(
-            f"the choice is {best:g}, and there are {completions} completions",
-            where=row.where,
-            mend="a choice is the place of the best completion, counted from 0, or empty; of two completions, "
-            f"`labels` may say what values mean: {EXAMPLE}",
-        )
-    return [None if best is None else float(place == best) for place in range(completions)]
-
-
-def _list(row: Row, column: str) -> list[Any]:
-    """A list cell, which a text cell may spell in JSON or Python; empty for an empty cell."""
-    value = row[column]
-    if isinstance(value, str):
-        value = spelled(value.strip()) if value.strip() else None
-    if value is None and (row[column] is None or not str(row[column]).strip()):
-        return []
-    if not isinstance(value, list):
-        raise DataError(
-            f"column {column!r} is not a list but {row[column]!r:.60}",
-            where=row.where,
-            mend='write a list, in JSON where a cell holds text: ["...", "..."]; or use the format wide',
-        )
-    return value
 
 
 def _signed(value: float | None, sign: int) -> float | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from data import formats, tools
+from data import formats, labels, tools
 from data.columns import ANONYMOUS, Answer, Candidates, Columns
 from data.schema import Ranking, ranks_from_scores
 from data.sources import Dropped, Row, read_table
@@ -135,7 +135,7 @@ ADAPTERS: dict[str, Callable[[Iterator[Row], Columns], Iterator[Candidates]]] = 
     "pairs": formats.pairs,
     "tree": formats.tree,
     "scored": formats.scored,
-    "choice": formats.choice,
+    "choice": labels.choice,
     "argilla": tools.argilla,
     "label_studio": tools.label_studio,
 }

@@ -19,6 +19,8 @@ ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompter
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _SPEAKER = r"(Human|Assistant):"
 SPEAKER_FIRST = re.compile(rf"\s*{_SPEAKER}")
+_SYSTEM = re.compile(r"\s*System:")
+_SYSTEM_FIRST = re.compile(r"\s*System:.*?\n\s*Human:", re.DOTALL)
 _AFTER_BLANK_LINE = re.compile(rf"(?:\A\s*|\n[^\S\n]*\n\s*){_SPEAKER}")
 _AT_LINE_START = re.compile(rf"(?:\A\s*|\n\s*){_SPEAKER}")
 _ANSWER_AT_LINE_START = re.compile(r"\n\s*Assistant:")
@@ -27,14 +29,16 @@ _SPELLED_MESSAGE = re.compile(r"""\[?\s*\{\s*['"](?:role|content)['"]\s*:\s*['"]
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether a cell is a conversation as one text: it begins with `Human:` or `Assistant:`, and the assistant
-    speaks somewhere, or a blank line comes first as in HH-RLHF."""
+    """Whether a cell is a conversation as one text: it begins with `Human:` or `Assistant:`, or with `System:`
+    before them, and the assistant speaks somewhere, or a blank line comes first as in HH-RLHF."""
     if not isinstance(value, str):
         return False
     begin = SPEAKER_FIRST.match(value)
-    return begin is not None and (
-        begin[1] == "Assistant" or value.startswith("\n\nHuman:") or bool(_ANSWER_AT_LINE_START.search(value))
-    )
+    if begin is None:
+        return bool(_SYSTEM_FIRST.match(value) and _ANSWER_AT_LINE_START.search(value))
+    if begin[1] == "Assistant" or value.startswith("\n\nHuman:"):
+        return True
+    return bool(_ANSWER_AT_LINE_START.search(value))
 
 
 def from_transcript(text: str) -> list[Message]:
@@ -47,12 +51,13 @@ def from_transcript(text: str) -> list[Message]:
     return messages
 
 
-def _cut(text: str, marks: re.Pattern[str]) -> list[Message]:
-    lead, *parts = marks.split(text)
+def _cut(whole: str, marks: re.Pattern[str]) -> list[Message]:
+    lead, *parts = marks.split(whole)
     messages: list[Message] = []
     if lead.strip():
         role = "system" if parts and parts[0] == "Human" else "user"
-        messages.append({"role": role, "content": lead.strip()})
+        text = _SYSTEM.sub("", lead, count=1) if role == "system" else lead
+        messages.append({"role": role, "content": text.strip()})
     for speaker, said in zip(parts[::2], parts[1::2], strict=True):
         role = _SPEAKERS[speaker]
         if messages and messages[-1]["role"] == role:

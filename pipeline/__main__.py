@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.errors import Interrupted, RecipeError, TutelageError
 from pipeline.files import readable_bytes
 from pipeline.hub import send, uploads
 from pipeline.memory.forecast import Forecast
-from pipeline.plan import Planner
+from pipeline.plan import Planner, StagePlan, StageRun
 from pipeline.progress import Display
 from pipeline.ranks import Ranks
 from pipeline.rounds import step_name
@@ -212,12 +213,19 @@ def plan(
 ) -> None:
     """Say which stages would run, and why; what memory and time each takes, and what would make it fit."""
     planner = _planner(recipe, sets, runs)
-    _console().print(plan_table(planner.plan(stage)))
+    steps = planner.plan(stage)
+    planner.check_model(_base(steps))
+    _console().print(plan_table(steps))
     forecast = Forecast.of(planner.loaded, planner.latest("data"))
     _print("")
     _console().print(memory_table(forecast, planner))
     for line in proposals(forecast):
         _print(line)
+
+
+def _base(steps: Sequence[StagePlan]) -> StageRun | None:
+    """The finished `base` stage, if it is."""
+    return next((step.finished for step in steps if step.spec.name == "base"), None)
 
 
 @app.command()
@@ -245,6 +253,7 @@ def check(
     """Check the recipe, its local files and, on request, its artifacts."""
     planner = _planner(recipe, sets, runs)
     steps = planner.plan()
+    planner.check_model(_base(steps))
     _print(f"{recipe} is valid: {len(steps)} stages")
     for step in steps:
         if artifacts and step.finished:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from json import JSONDecodeError
 from pathlib import Path
 
-from pipeline.errors import StageError, TutelageError
+from pipeline.errors import DiskFull, StageError, TutelageError
+from pipeline.machine import out_of_memory
 
 ERROR = "error.txt"
 """The traceback of a stage's last failure, in its folder."""
@@ -24,8 +25,6 @@ WRITE_FAILED = re.compile(
     r"|\d+ requested and \d+ written"  # numpy.ndarray.tofile: GGUF files
 )
 """How libraries say the same without the system's number."""
-
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 LIBRARIES = {
     "jinja2": (
@@ -74,8 +73,10 @@ def translate(error: Exception, doing: str, folder: Path | None = None) -> Tutel
             library raised is written there.
     """
     where = "" if folder is None else str(folder)
+    if isinstance(error, DiskFull):
+        return error
     if disk_is_full(error):
-        return StageError(
+        return DiskFull(
             f"the disk is full: {doing} could not write its files",
             where=where or _file(error),
             mend="free space and run the same command again: it goes on where it stopped",
@@ -93,10 +94,11 @@ def translate(error: Exception, doing: str, folder: Path | None = None) -> Tutel
 def _explain(error: Exception, doing: str) -> tuple[str, str] | None:
     """What happened and what to do, for what a user can cause."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
+    if out_of_memory(error):
         return (
-            f"{doing} ran out of memory: {reason or type(error).__name__}",
-            "`tutelage plan` says what each stage needs; lower its micro_batch_size, or set it to auto",
+            f"{doing} ran out of memory: {reason}",
+            "`tutelage plan` shows what each stage needs; a smaller micro_batch_size (or auto), shorter texts, "
+            "gradient checkpointing or base.quantization: nf4 need less",
         )
     if isinstance(error, BrokenPipeError):
         return None  # whoever read the output has gone: nothing to say, and nobody to say it to

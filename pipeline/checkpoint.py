@@ -34,14 +34,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def folder_refusal(folder: Path) -> Refusal | None:
-    """Why the checkpoint in a local folder cannot be `base.model`; None where its files do not tell."""
+def folder_refusal(folder: Path, *, causal: bool = True) -> Refusal | None:
+    """Why the checkpoint in a local folder cannot be used, as a causal language model or else a classifier; None
+    where its files do not tell."""
     if (folder / ADAPTER_CONFIG).exists():
         return adapter_refusal(read_json(folder / ADAPTER_CONFIG))
     if not (folder / CONFIG).exists():
         return None
     config = read_json(folder / CONFIG)
-    return quantized_refusal(config) or encoder_decoder_refusal(config)
+    return quantized_refusal(config) or (encoder_decoder_refusal(config) if causal else None)
 
 
 def adapter_refusal(config: Mapping[str, Any]) -> Refusal:
@@ -84,6 +85,12 @@ def encoder_decoder_refusal(config: Mapping[str, Any]) -> Refusal | None:
         "models) are trained here",
         "use a decoder-only model",
     )
+
+
+def label_count(config: Mapping[str, Any]) -> int:
+    """Labels of a sequence classifier. A config that says nothing has transformers' default of two."""
+    labels = config.get("id2label")
+    return int(config.get("num_labels") or (len(labels) if isinstance(labels, Mapping) else 2))
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

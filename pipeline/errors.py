@@ -50,6 +50,10 @@ class StageError(TutelageError):
     exit_code = 4
 
 
+class DiskFull(StageError):
+    """A write failed for want of room; what was written before is kept."""
+
+
 class Interrupted(TutelageError):
     """The user or the system stopped the command; what was done so far is kept."""
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import manifest, registry
+from pipeline.config import fit
+from pipeline.config.fit import ModelProfile
 from pipeline.config.load import LoadedRecipe, flatten
 from pipeline.config.section import content
 from pipeline.errors import RecipeError, StageError
@@ -176,6 +178,14 @@ class Planner:
         if interrupted := _interrupted(folder):
             return step("resume", f"resumes: interrupted at {interrupted:%Y-%m-%d %H:%M:%S} (state found)")
         return step("run", "; ".join(self._changes(spec, inputs, local_files)) or "its inputs changed")
+
+    def check_model(self, base: StageRun | None) -> None:
+        """Raises `RecipeError` when the recipe asks its model for what it cannot do, as far as that shows: the
+        finished `base` stage knows all of it."""
+        profile = None if base is None else ModelProfile.read(base.artifact.path)
+        found = fit.foreseen(self.recipe) if profile is None else fit.problems(self.recipe, profile)
+        if problems := [*found, *fit.scorers(self.recipe)]:
+            raise self.loaded.refusal(problems)
 
     def mend(self, stage: str) -> str:
         """The advice for a damaged artifact."""

@@ -81,6 +81,7 @@ class Runner:
             planned = self.planner.plan(
                 until
             )  # every missing file and damaged artifact is found before anything runs
+            self.planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
             try:
                 self._forecast = Forecast.of(self._loaded, self.planner.latest("data"))
                 self._forecast.check({step.spec.section for step in planned if not step.finished}, self._force)
@@ -93,6 +94,8 @@ class Runner:
                         shutil.rmtree(step.finished.folder / "state", ignore_errors=True)
                     done[spec.name] = step.finished or self._execute(step, done)
                     steps.append(step)
+                    if spec.name == "base":
+                        self.planner.check_model(done["base"])
             finally:
                 self.moved = self.planner.point(done)
         return steps
@@ -114,16 +117,6 @@ class Runner:
                     where=str(step.folder),
                     mend="its state is kept: run the same command again to go on",
                 ) from None
-            except (MemoryError, RuntimeError) as error:
-                if not machine.out_of_memory(error):
-                    raise
-                reason = (str(error).splitlines() or ["MemoryError"])[0]
-                raise StageError(
-                    f"memory ran out during {name}: {reason}",
-                    where=str(step.folder),
-                    mend="`tutelage plan` shows what each stage needs; a smaller micro_batch_size (or auto), "
-                    "shorter texts, gradient checkpointing or base.quantization: nf4 need less",
-                ) from error
             except Exception as error:
                 problem = translate(error, name, step.folder)
                 if problem is None or problem is error:

@@ -30,6 +30,7 @@ from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
 from stages.models import qat, templates
+from stages.models.actor import Actor, check_projection
 from stages.models.loading import (
     check_trainable,
     describe_dtype,
@@ -39,10 +40,14 @@ from stages.models.loading import (
 )
 from stages.models.templates import chat_template
 from stages.models.text import IGNORED, Codec, load_codec
+from stages.models.weights import check_finite
+from stages.profile import check_causal, check_quantized, check_usable, profile
 from stages.training import StageCallback, training_arguments
 from stages.training import train as train_to_end
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
+TEXT = "Explain in two sentences why the sky is blue, and name three fruits that grow in cold places."
+"""Ordinary words to compare two ways of computing a model on."""
 
 
 def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -102,7 +107,14 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
             f"{model.get_input_embeddings().weight.shape[0]}",
             mend="use the tokenizer that belongs to the model",
         )
-    prompt = torch.tensor([codec.prompt([{"role": "user", "content": "Hello"}])], device=ctx.device)
+    check_finite(model, "base.model")
+    actor = Actor(model)
+    with qat.kept(qat.quantised(model)):
+        text = codec.prompt([{"role": "user", "content": TEXT}])
+        check_projection(actor, torch.tensor([text], device=ctx.device))
+    ctx.say(f"pass: {actor.passes.name}")
+    ids = codec.prompt([{"role": "user", "content": "Hello"}])
+    prompt = torch.tensor([ids], device=ctx.device)
     with torch.inference_mode(), qat.kept(qat.quantised(model)):
         logits = model(prompt).logits
         spoken = model.generate(
@@ -111,12 +123,22 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         )  # fmt: skip
     if not torch.isfinite(logits).all():
         raise StageError("the model's logits are not finite", mend="try base.dtype: float32")
+    check_causal(model, ids)
+    check_usable(model)
+    quantized: Metrics = {}
+    quantization = base.json("base.json")["quantization"]
+    if quantization != "none":
+        quantized["quantized_share"] = share = check_quantized(model, quantization)
+        ctx.say(f"base.quantization holds {share:.1%} of the weights in the model's blocks")
+    profile(model, codec.tokenizer).write(base.path)
     ctx.say(f"says: {codec.decode(spoken[0, prompt.shape[1] :].tolist())[:100]!r}")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "resident_bytes": model.get_memory_footprint(),
         "vocabulary": len(codec.tokenizer),
         "stop_tokens": " ".join(map(str, codec.tokenizer.convert_ids_to_tokens(sorted(codec.stop_ids)))),
+        "pass": actor.passes.name,
+        **quantized,
     }
 
 

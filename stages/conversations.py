@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from data.schema import Message
 from pipeline.errors import DataError
 from pipeline.stage import Artifact, Metrics
-from stages.models.templates import Refused
+from stages.models.templates import Refused, fold
 from stages.models.text import Codec
 
 
@@ -51,13 +52,29 @@ def _answers(data: Artifact) -> Iterator[str]:
 
 
 def _refusal(row: dict[str, Any], error: Refused, share: str, data: Artifact, codec: Codec) -> DataError:
-    roles = ", ".join(message["role"] for message in row["prompt"])
-    table = row.get("table", "prompts")
-    source = data.metrics.get(f"source_{table}", "generated")
-    fold = "" if codec.template.folds else "set base.fold_turns: true, "
+    prompt, table = row["prompt"], row.get("table", "prompts")
+    source = data.metrics.get(f"source_{table}", f"generated {table}")
     return DataError(
         f"the chat template refuses {share} prompts. Its words: {error.words}",
-        where=f"{source}, row {row.get('row', 0)} (data.{table}), with the turns {roles}",
-        mend=f"{fold}remove such rows (and data.system if the template takes no system turn), or choose another "
-        "base.chat_template",
+        where=f"{source}, row {row.get('row', 0)} (data.{table}): {', '.join(m['role'] for m in prompt)}",
+        mend=_way_out(prompt, codec),
     )
+
+
+def _way_out(prompt: list[Message], codec: Codec) -> str:
+    def takes(messages: list[Message]) -> bool:
+        try:
+            codec.template.as_given(messages, generation=True)
+        except Refused:
+            return False
+        return True
+
+    other = "or choose another base.chat_template"
+    if not takes(fold(prompt, system=not codec.template.takes_system)):
+        return f"remove such rows, {other}"
+    if takes([message for message in prompt if message["role"] != "system"]):
+        return (
+            "set base.fold_turns: true, which puts system text before the first user turn; or remove data.system "
+            f"and the system turns, {other}"
+        )
+    return f"set base.fold_turns: true, which joins consecutive turns of one role; or remove such rows, {other}"

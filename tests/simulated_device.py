@@ -15,23 +15,19 @@ Everything that was refused is also kept in `refused`, because a caller may catc
 A device can be registered once in a process and changes what `torch.accelerator` reports, so tests that need it run
 in a process of their own:
 
-    python tests/simulated_device.py REPORT.json run eval --recipe tiny.yaml    # the command line on `sim`
-    SIMULATED_DEVICE=1 python -m pytest tests/device                                # tests that call `install()`
+    python tests/simulated_run.py REPORT.json run eval --recipe tiny.yaml     # the command line
+    SIMULATED_DEVICE=1 python -m pytest tests/device                          # the tests there
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial, wraps
 from pathlib import Path
-from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors.torch
 import torch
@@ -57,6 +53,7 @@ WAITING = {
     aten.unique_dim: "unique",
     aten.unique_consecutive: "unique",
     aten.bincount: "bincount",
+    aten.multinomial: "multinomial",
 }
 """Operations that wait for the device, and the name they are counted under."""
 
@@ -90,7 +87,7 @@ class DeviceTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _call(func, *args, **(kwargs or {}))
 
     def __repr__(self, **_: Any) -> str:
         return f"DeviceTensor({self.host})"
@@ -107,11 +104,10 @@ class DeviceTensor(Tensor):
         _count("tolist")
         return self.host.tolist()
 
-    def numpy(self, **_: Any) -> Any:
-        raise refuse("numpy() of a device tensor", TypeError)
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        refuse("numpy() of a device tensor", TypeError)
 
-    def __array__(self, *_: Any, **__: Any) -> Any:
-        raise refuse("numpy() of a device tensor", TypeError)
+    __array__ = numpy
 
     def __getitem__(self, index: Any) -> Any:
         return torch.Tensor.__getitem__(self, _lists_as_tensors(index))
@@ -146,7 +142,7 @@ def _lists_as_tensors(index: Any) -> Any:
     return torch.tensor(index) if isinstance(index, list) else index
 
 
-def refuse(what: str, kind: type[Exception] = RuntimeError) -> Exception:
+def refuse(what: str, kind: type[Exception] = RuntimeError) -> NoReturn:
     """Notes what a device would refuse, and raises `kind`."""
     refused.append(f"{what} at {_site()}")
     raise kind(f"simulated device: {what}")
@@ -168,23 +164,17 @@ def _site() -> str:
     """The innermost line of the project that is running."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        if (name := _project_file(frame.f_code)) is not None:
-            return f"{name}:{frame.f_lineno}"
+        path = frame.f_code.co_filename
+        if path.startswith(f"{ROOT}/") and "/.venv/" not in path and path != __file__:
+            return f"{path[len(str(ROOT)) + 1 :]}:{frame.f_lineno}"
         frame = frame.f_back
     return "outside the project"
-
-
-def _project_file(code: CodeType) -> str | None:
-    path = code.co_filename
-    if not path.startswith(f"{ROOT}/") or "/.venv/" in path or path == __file__:
-        return None
-    return path[len(str(ROOT)) + 1 :]
 
 
 # --- Running an operation -----------------------------------------------------------------------------------------
 
 
-def _run(func: Any, args: Any, kwargs: Any) -> Any:
+def _call(func: Any, *args: Any, **kwargs: Any) -> Any:
     """One ATen operation with at least one device tensor, or one that makes one."""
     packet = func.overloadpacket
     here: list[DeviceTensor] = []
@@ -237,6 +227,8 @@ def _check_devices(func: Any, args: Any, here: list[Any], elsewhere: list[Tensor
         indices = {id(x) for x in args[1]}
         elsewhere = [x for x in elsewhere if id(x) not in indices]
     scalars = indexing or torch.Tag.pointwise in func.tags or packet in SCALARS
+    if func._schema.is_mutable and any(x is args[0] for x in elsewhere):
+        scalars = False  # a device does not write into a host scalar
     if any(x.dim() or not scalars for x in elsewhere):
         shapes = [f"{x.device}{tuple(x.shape)}" for x in (*here, *elsewhere)]
         refuse(f"{packet.__name__}: all tensors must be on the same device, found {', '.join(shapes)}")
@@ -280,6 +272,9 @@ FACTORIES = (
 )
 """Operations that make a tensor by resizing an empty one, which a wrapper cannot follow."""
 
+AUTOCAST = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "scaled_dot_product_attention")
+"""Operations that autocast computes in its own precision; the others take what they are given."""
+
 _safetensors_load_file = safetensors.torch.load_file
 _registered: list[Any] = []  # a registration ends with its object
 
@@ -290,14 +285,8 @@ class _Module:
     def is_available(self) -> bool:
         return True
 
-    def is_initialized(self) -> bool:
-        return True
-
     def _is_in_bad_fork(self) -> bool:
         return False
-
-    def _lazy_init(self) -> None:
-        pass
 
     def device_count(self) -> int:
         return 1
@@ -334,23 +323,32 @@ def install() -> str:
     """Registers the device, once in a process and before peft is imported; returns its name."""
     if not _registered:
         _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-        anything, factories = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
-        anything.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
+        anything, operations = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+        anything.fallback(_call, "PrivateUse1")
+        anything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        for name in AUTOCAST:
+            operations.impl(name, partial(_autocast, getattr(aten, name)), "AutocastPrivateUse1")
         for name in FACTORIES:
             packet, _, overload = name.partition(".")
             func = getattr(getattr(aten, packet), overload or "default")
-            factories.impl(name, partial(_make, func), "PrivateUse1")
+            operations.impl(name, partial(_call, func), "PrivateUse1")
         safetensors.torch.load_file = _load_file  # type: ignore[assignment]
         torch.__future__.set_swap_module_params_on_conversion(True)  # so that tied weights stay tied in `to`
         torch.inference_mode = _no_grad  # type: ignore[assignment, misc]
         _device_constructors()  # PyTorch's own list, cached before two of its functions are replaced
         torch.tensor, torch.as_tensor = _made_on_host(torch.tensor), _made_on_host(torch.as_tensor)
-        _registered.extend([anything, factories])
+        _registered.extend([anything, operations])
     return NAME
 
 
-def _make(func: Any, *args: Any, **kwargs: Any) -> Any:
-    return _run(func, args, kwargs)
+def _autocast(packet: Any, *args: Any, **kwargs: Any) -> Any:
+    dtype = torch.get_autocast_dtype(NAME)
+
+    def narrow(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    with torch.autocast(NAME, enabled=False):
+        return packet(*map(narrow, args), **{name: narrow(value) for name, value in kwargs.items()})
 
 
 def _no_grad(mode: bool = True) -> Any:
@@ -375,35 +373,3 @@ def _made_on_host(make: Any) -> Any:
         return found.detach().to(device).requires_grad_(found.requires_grad)
 
     return made
-
-
-# --- The command line ---------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """The project's command line with every stage on `sim`, then a JSON report of what was refused and of the
-    synchronisations."""
-    report, *arguments = sys.argv[1:]
-    os.environ["ACCELERATE_TORCH_DEVICE"] = install()
-    sys.path.insert(0, str(ROOT))
-
-    import pipeline.__main__ as command_line
-    from pipeline import runner
-
-    command_line.resolve = runner.resolve = lambda loaded: NAME  # type: ignore[attr-defined]
-    sys.argv = ["tutelage", *arguments]
-    code = 1
-    try:
-        command_line.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    counts = [[kind, line, count] for (kind, line), count in syncs.most_common()]
-    Path(report).write_text(json.dumps({"refused": refused, "syncs": counts}), encoding="utf-8")
-    sys.stdout.flush()
-    os._exit(code)  # autograd's thread of a device in Python does not survive the interpreter's end
-
-
-if __name__ == "__main__":
-    main()

@@ -46,6 +46,10 @@ class LoadedRecipe:
         """Every value by dotted path, defaults included."""
         return flatten(asdict(self.recipe))
 
+    def refusal(self, problems: Sequence[rules.Problem]) -> RecipeError:
+        """One error for all that is wrong, each with the place where it was set."""
+        return _error(merge.shown(self.path), problems, self.provenance)
+
     @property
     def arguments(self) -> str:
         """The command-line arguments that name this recipe again."""

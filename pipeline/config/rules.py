@@ -148,6 +148,14 @@ def _lora(recipe: Recipe) -> Iterator[Problem]:
             "float16 trains LoRA adapters only, and sft.lora is null: weights that all learn need the range of "
             "bfloat16 or float32. Set it to auto",
         )
+    if sft is not None and reward is not None and recipe.reward.model is None and recipe.reward.init == "sft":
+        for name in ("r", "lora_alpha"):
+            if getattr(reward, name) != getattr(sft, name):
+                yield (
+                    f"reward.lora.{name}",
+                    f"must be that of sft.lora ({getattr(sft, name)}): with reward.init = sft the reward adapter "
+                    "starts as the SFT adapter's copy. Make them equal, or set reward.init to base",
+                )
     if isinstance(quantization, QATConfig):
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
             if lora is not None and lora.lora_dropout:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from pipeline.config.fit import BLOCKS
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
 from stages.models.adapters import ADAPTER, attach_adapter, is_adapter, load_policy, save_adapter
@@ -20,8 +21,6 @@ BASE = "base"
 """The folder of the base beside an adapter, when no Hub id says where it is."""
 
 TORCHAO = {f"torchao_int{bits}": f"int{bits}" for bits in (2, 3, 4, 8)}
-BLOCKS = {"nf4": 64} | dict.fromkeys(TORCHAO, 32)
-"""Weights of a row that a format stores together. bitsandbytes' own loader fails on shorter rows on some CPUs."""
 
 
 def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
+from stages.models.acceptance import OWN, Verdict, plain_decoder, relative_error, spread_tokens, tolerance, verdict
 from stages.models.heads import ScalarHead
 from stages.models.logprobs import positions_at_once, token_logprobs
-from stages.models.plain import PlainSteps, plain_decoder
+from stages.models.passes import OwnPass, Pass, Steps
 from stages.models.precision import computing
 from stages.models.wide import logits_of
 
-
-class Steps(Protocol):
-    """Decoding under way. Each call gives the hidden states (B, H) of the last position of the rows still in it."""
-
-    def start(self) -> Tensor:
-        """After the prompts."""
-
-    def next(self, token_B: Tensor) -> Tensor:
-        """After one more token of each row."""
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configs call the bound that `cap tanh(logits / cap)` puts on logits."""
 
 
 class Actor:
@@ -37,13 +29,22 @@ class Actor:
     Args:
         route: names what is active in a model that several roles share; a gradient that arrives under another
             route than its forward had is an error.
+        passes: how the model may be computed; None: to be found out.
+
+    Raises `StageError` when there is no right way to compute the model.
     """
 
     def __init__(
-        self, lm: PreTrainedModel, head: ScalarHead | None = None, route: Callable[[], Any] = lambda: None
+        self,
+        lm: PreTrainedModel,
+        head: ScalarHead | None = None,
+        route: Callable[[], Any] = lambda: None,
+        passes: Verdict | None = None,
     ) -> None:
         self.lm, self._head, self._route = lm, head, route
-        self._plain = plain_decoder(lm)
+        self._verdict = passes or verdict(lm, lambda copy, hidden_NH: Actor(copy, passes=OWN).project(hidden_NH))
+        self._own = OwnPass(lm, self._verdict.decoding)
+        self._plain = plain_decoder(lm, self._verdict.plain) if self._verdict.plain else None
 
     @property
     def device(self) -> torch.device:
@@ -57,10 +58,7 @@ class Actor:
         """Last hidden states (B, L, H) of right-padded rows. Causal attention never looks right, so that padding
         needs no mask; what stands at padded positions is meaningless."""
         with self.computing():
-            if self._plain:
-                hidden = self._plain.hidden(ids_BL)
-            else:
-                hidden = self.lm.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+            hidden = self._pass(ids_BL.shape[1]).hidden(ids_BL)
         if hidden.requires_grad:
             before = self._route()
 
@@ -77,9 +75,25 @@ class Actor:
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> Steps:
         """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens. To be called,
         as its steps are, inside `computing()`."""
-        if self._plain:
-            return PlainSteps(self._plain, ids_BL, mask_BL, length)
-        return CachedSteps(self.lm, ids_BL, mask_BL)
+        return self._pass(ids_BL.shape[1] + length).decode(ids_BL, mask_BL, length)
+
+    @property
+    def passes(self) -> Verdict:
+        """How the model is computed."""
+        return self._verdict if self._plain else replace(self._verdict, plain=0)
+
+    def _pass(self, length: int) -> Pass:
+        """The pass for rows of so many positions."""
+        if self._plain is not None and length <= self._verdict.plain:
+            return self._plain
+        if length > self._verdict.own:
+            raise StageError(
+                f"a row has {length} tokens, and what {type(self.lm).__name__} makes of more than "
+                f"{self._verdict.longest:g} depends on the other rows of its batch",
+                where="base.model",
+                mend="lower the recipe's max_prompt_length, response_length and max_length",
+            )
+        return self._own
 
     def project(self, hidden_NH: Tensor) -> Tensor:
         """Logits (N, V) of hidden states, as the model's own forward makes them, but in float32 where it computes
@@ -87,10 +101,11 @@ class Actor:
         config = self.lm.config.get_text_config()
         with self.computing():
             logits = logits_of(self.lm.get_output_embeddings(), hidden_NH)
-        scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        scale = _number(config, "logit_scale") * _number(config, "lm_head_multiplier")
+        scale /= _number(config, "logits_scaling")
         if scale != 1:
             logits = logits * scale
-        cap = getattr(config, "final_logit_softcapping", None)
+        cap = next((getattr(config, name) for name in CAPS if hasattr(config, name)), None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def logprobs(
@@ -120,46 +135,28 @@ class Actor:
         return self._head(hidden)
 
 
-class CachedSteps:
-    """Decoding through the model's own forward and cache, for architectures that `plain_decoder` leaves alone."""
-
-    def __init__(self, lm: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> None:
-        self._decoder, self._ids, self._mask = lm.get_decoder(), ids_BL, mask_BL.long()
-        self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
-        self._cache = DynamicCache(config=lm.config)
-
-    def start(self) -> Tensor:
-        return self._pass(self._ids)
-
-    def next(self, token_B: Tensor) -> Tensor:
-        self._positions = self._positions[:, -1:] + 1
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        return self._pass(token_B[:, None])
-
-    def keep(self, rows: Tensor) -> None:
-        self._cache.batch_select_indices(rows)
-        self._mask, self._positions = self._mask[rows], self._positions[rows]
-
-    def _pass(self, ids: Tensor) -> Tensor:
-        output = self._decoder(
-            input_ids=ids,
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state[:, -1]
+def _number(config: Any, name: str) -> float:
+    return getattr(config, name, None) or 1.0
 
 
-def check_projection(actor: Actor) -> None:
-    """Compares `hidden` and `project` with the model's own forward; architectures that do more are refused."""
-    ids = torch.arange(4, device=actor.device)[None]
+def check_projection(actor: Actor, ids_BL: Tensor | None = None) -> None:
+    """Compares `hidden` and `project` with the model's own forward, as far as its precision shows a difference.
+
+    Args:
+        ids_BL: a row of ordinary text, of which the start is taken; None: tokens from all over the vocabulary.
+
+    Raises `StageError` when they differ.
+    """
+    spread_BL = spread_tokens(actor.lm, actor.passes.longest)
+    ids_BL = spread_BL if ids_BL is None else ids_BL[:, : spread_BL.shape[1]]
     with torch.no_grad(), actor.computing():
-        ours = actor.project(actor.hidden(ids)).float()
-        theirs = actor.lm(ids, use_cache=False).logits.float()
-    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+        ours = actor.project(actor.hidden(ids_BL)[0])
+        theirs = actor.lm(input_ids=ids_BL, use_cache=False).logits[0]
+    error = relative_error(ours, theirs)
+    if not error <= tolerance(actor.lm):
         raise StageError(
-            f"{type(actor.lm).__name__} computes its logits in a way that is not supported here",
+            f"{type(actor.lm).__name__} computes its logits in a way that is not supported here: they differ from "
+            f"the model's own by {error:.2g} of their spread",
             where="base.model",
             mend="use a model whose logits are its head applied to its last hidden states",
         )

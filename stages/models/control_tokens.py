@@ -76,11 +76,12 @@ class ControlTokens:
 
     def _piece(self, piece: str, *, inner: bool, split: bool = False) -> list[int]:
         encode = partial(self.tokenizer.encode, add_special_tokens=False, split_special_tokens=split)
-        if inner:
-            # SentencePiece puts a space in front of a text, which belongs to no piece from within one.
-            anchor, ids = encode("\n"), encode("\n" + piece)
-            if ids[: len(anchor)] == anchor:
-                return list(ids[len(anchor) :])
+        # SentencePiece puts a space in front of a text. A piece from within a text must not get one: it is encoded
+        # after a character whose tokens stay the same with the piece behind them.
+        for anchor in ("\n", "a", "<") if inner else ():
+            before, ids = encode(anchor), encode(anchor + piece)
+            if ids[: len(before)] == before:
+                return list(ids[len(before) :])
         return list(encode(piece))
 
 

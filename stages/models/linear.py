@@ -157,9 +157,8 @@ class FastLinear:
     def __call__(self, x: Tensor) -> Tensor:
         layer = self._layer
         if torch.is_autocast_enabled(x.device.type):
-            return F.linear(
-                x, layer.weight, layer.bias
-            )  # autocast keeps the cast weight, and its gradient's way back
+            # Which casts a weight once for all passes, and knows the way back.
+            return F.linear(x, layer.weight, layer.bias)
         return Linear.apply(x, layer.weight, layer.bias)
 
 

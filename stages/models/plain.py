@@ -3,11 +3,15 @@
 Small models spend most of a pass between the matrix products: in mask building, cache objects, casts, and
 elementwise kernels one by one. This is the same arithmetic (pre-norm blocks, rotary positions, grouped queries,
 gated MLP) with fewer and larger steps, and with a cache that is one tensor a layer. Linear layers, and the LoRA
-adapters on them, are called as the modules they are. `plain_decoder` compares it with the model's own forward and
-gives nothing where they differ.
+adapters on them, are called as the modules they are. It knows no sliding windows and no other block: whether it is
+right for an architecture, and up to which length, `stages.models.acceptance` finds out.
 
-Shapes: B rows, L positions of this pass, S positions in the cache, N query heads, M key and value heads, D a head's
-width, H hidden.
+Attention never gets a mask together with grouped queries, which PyTorch's fused kernels refuse: rows are padded on
+the right, so that a pass over whole rows is causal and needs no mask, and a step of decoding, which needs one, has
+the queries of a group below each other.
+
+Shapes: B rows, L positions of this pass, S positions in the cache, N query heads, M key and value heads, G = N / M
+queries to a key, D a head's width, H hidden.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from stages.models.passes import right_padded
 from stages.models.precision import working_dtype
 
 SHORT = 128
@@ -48,48 +54,62 @@ class Cache:
 
 
 class PlainDecoder:
-    """What `model.get_decoder()` does, for a model that `plain_decoder` accepted."""
+    """What `model.get_decoder()` does. Raises `AttributeError` when the model has other parts than a Llama."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._lm: Any = model
         self._trunk: Any = model.get_decoder()
-        attentions = [layer.self_attn for layer in self._trunk.layers]
-        if any(getattr(attention, "sliding_window", None) is not None for attention in attentions):
-            raise AttributeError("no window in a plain pass")
-        attention = attentions[0]
+        attention = self._trunk.layers[0].self_attn
         self._width, self._scale = attention.head_dim, attention.scaling
-        self._groups = model.config.num_attention_heads // model.config.num_key_value_heads
-        self._kv_heads = model.config.num_key_value_heads
+        config = model.config.get_text_config()
+        self._kv_heads = config.num_key_value_heads
+        self._groups = config.num_attention_heads // self._kv_heads
 
     def hidden(self, ids_BL: Tensor) -> Tensor:
         """Last hidden states (B, L, H) of right-padded rows, with gradients as the modules' parameters ask."""
-        positions = torch.arange(ids_BL.shape[1], device=ids_BL.device)[None]
-        x = self._trunk.embed_tokens(ids_BL)
-        turn = self._turn(x, positions)
-        mask = _causal(ids_BL.shape[1], x) if _written_out(x, ids_BL.shape[1]) else None
-        for layer in self._trunk.layers:
-            if layer.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._layer, layer, x, turn, mask, use_reentrant=False)
-            else:
-                x = self._layer(layer, x, turn, mask)
-        return self._norm(self._trunk.norm, x)
+        return self._norm(self._trunk.norm, self._blocks(ids_BL))
+
+    def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> PlainSteps:
+        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens."""
+        return PlainSteps(self, ids_BL, mask_BL, length)
 
     def new_cache(self, rows: int, length: int) -> Cache:
         weight = self._trunk.embed_tokens.weight
         return Cache(len(self._trunk.layers), (rows, self._kv_heads, length, self._width), weight)
 
-    def extend(self, ids_BL: Tensor, positions_BL: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """The last position's hidden state (B, H) after `ids_BL`, which enter the cache.
+    def fill(self, ids_BL: Tensor, last_B: Tensor, cache: Cache) -> Tensor:
+        """The hidden states (B, H) at positions `last_B` of right-padded rows, which enter an empty cache."""
+        x = self._blocks(ids_BL, cache)
+        return self._norm(self._trunk.norm, x[torch.arange(len(x), device=x.device), last_B])
+
+    def extend(self, token_B: Tensor, position_B: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """The hidden states (B, H) of one more token of each row, which enters the cache.
 
         Args:
-            mask: added to the scores, broadcast over (B, N, L, S).
+            mask: added to the scores, broadcast over (B, N, 1, S).
         """
-        x = self._trunk.embed_tokens(ids_BL)
-        turn = self._turn(x, positions_BL)
+        x = self._trunk.embed_tokens(token_B[:, None])
+        turn = self._turn(x, position_B[:, None])
         for i, layer in enumerate(self._trunk.layers):
             x = self._layer(layer, x, turn, mask, (cache.keys[i], cache.values[i], cache.length))
-        cache.length += ids_BL.shape[1]
+        cache.length += 1
         return self._norm(self._trunk.norm, x[:, -1])
+
+    def _blocks(self, ids_BL: Tensor, cache: Cache | None = None) -> Tensor:
+        """What all blocks make of right-padded rows, (B, L, H); keys and values enter an empty cache, if given."""
+        length = ids_BL.shape[1]
+        x = self._trunk.embed_tokens(ids_BL)
+        turn = self._turn(x, torch.arange(length, device=x.device)[None])
+        mask = _causal(length, x) if _written_out(x, length) else None
+        for i, layer in enumerate(self._trunk.layers):
+            if cache is not None:
+                x = self._layer(layer, x, turn, mask, (cache.keys[i], cache.values[i], 0))
+            elif layer.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self._layer, layer, x, turn, mask, use_reentrant=False)
+            else:
+                x = self._layer(layer, x, turn, mask)
+        if cache is not None:
+            cache.length = length
+        return x
 
     def _layer(
         self,
@@ -137,15 +157,19 @@ class PlainDecoder:
         return x + mlp.down_proj(gated)
 
     def _attend(self, query_BNLD: Tensor, key_BMSD: Tensor, value_BMSD: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return F.scaled_dot_product_attention(
-                query_BNLD, key_BMSD, value_BMSD, is_causal=True, scale=self._scale, enable_gqa=self._groups > 1
-            )
-        if not _written_out(query_BNLD, key_BMSD.shape[2]):
-            return F.scaled_dot_product_attention(
-                query_BNLD, key_BMSD, value_BMSD, attn_mask=mask, scale=self._scale, enable_gqa=self._groups > 1
-            )
-        return Attention.apply(query_BNLD, key_BMSD, value_BMSD, mask, self._scale)
+        """Causal without a mask; with one, a step of decoding, or what a CPU writes out."""
+        if mask is not None and _written_out(query_BNLD, key_BMSD.shape[2]):
+            return Attention.apply(query_BNLD, key_BMSD, value_BMSD, mask, self._scale)
+        if mask is not None:
+            packed = query_BNLD.reshape(len(query_BNLD), self._kv_heads, self._groups, self._width)
+            mixed = F.scaled_dot_product_attention(packed, key_BMSD, value_BMSD, attn_mask=mask, scale=self._scale)
+            return mixed.reshape(query_BNLD.shape)
+        grouped = self._groups > 1 and _takes_groups(query_BNLD, key_BMSD, value_BMSD)
+        if self._groups > 1 and not grouped:
+            key_BMSD, value_BMSD = (x.repeat_interleave(self._groups, dim=1) for x in (key_BMSD, value_BMSD))
+        return F.scaled_dot_product_attention(
+            query_BNLD, key_BMSD, value_BMSD, is_causal=True, scale=self._scale, enable_gqa=grouped
+        )
 
     def _turn(self, x: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B or 1, L, 1, D / 2) of the rotary positions."""
@@ -159,37 +183,46 @@ class PlainDecoder:
 
 
 class PlainSteps:
-    """Decoding after left-padded prompts (`stages.models.actor.Steps`)."""
+    """Decoding after left-padded prompts (`stages.models.passes.Steps`).
+
+    The prompts stand in the cache padded on the right, and every row's first new token behind the longest of them:
+    attention does not care where a key stands, as its position was turned into it.
+    """
 
     def __init__(self, decoder: PlainDecoder, ids_BL: Tensor, mask_BL: Tensor, length: int) -> None:
-        self._decoder, self._ids = decoder, ids_BL
-        self._position = mask_BL.long().cumsum(1) - 1
-        width = ids_BL.shape[1] + length
-        self._cache = decoder.new_cache(len(ids_BL), width)
-        # The lowest finite number, not minus infinity: a padding position sees nothing at all.
+        self._decoder = decoder
+        self._ids, self._lengths = right_padded(ids_BL, mask_BL)
+        rows, width = ids_BL.shape
+        self._cache = decoder.new_cache(rows, width + length)
         like = self._cache.keys[0]
-        self._lowest = torch.finfo(like.dtype).min
-        self._padding_BS = torch.zeros((len(ids_BL), width), dtype=like.dtype, device=ids_BL.device)
-        self._padding_BS[:, : ids_BL.shape[1]].masked_fill_(~mask_BL.bool(), self._lowest)
+        self._hidden_BS = torch.zeros((rows, width + length), dtype=like.dtype, device=ids_BL.device)
+        padding = torch.arange(width, device=ids_BL.device) >= self._lengths[:, None]
+        self._hidden_BS[:, :width].masked_fill_(padding, -torch.inf)
 
     def start(self) -> Tensor:
-        length = self._ids.shape[1]
-        causal = _causal(length, self._padding_BS)
-        mask = (self._padding_BS[:, None, None, :length] + causal).clamp_(min=self._lowest)
-        return self._decoder.extend(self._ids, self._position.clamp(min=0), mask, self._cache)
+        return self._decoder.fill(self._ids, self._lengths - 1, self._cache)
 
     def next(self, token_B: Tensor) -> Tensor:
-        self._position = self._position[:, -1:] + 1
-        mask = self._padding_BS[:, None, None, : self._cache.length + 1]
-        return self._decoder.extend(token_B[:, None], self._position, mask, self._cache)
+        mask = self._hidden_BS[:, None, None, : self._cache.length + 1]
+        hidden = self._decoder.extend(token_B, self._lengths, mask, self._cache)
+        self._lengths = self._lengths + 1
+        return hidden
 
     def keep(self, rows: Tensor) -> None:
         self._cache.keep(rows)
-        self._padding_BS, self._position = self._padding_BS[rows], self._position[rows]
+        self._hidden_BS, self._lengths = self._hidden_BS[rows], self._lengths[rows]
 
 
 def _written_out(x: Tensor, length: int) -> bool:
     return x.device.type == "cpu" and length <= SHORT
+
+
+def _takes_groups(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether a fused kernel takes grouped queries here. The one that older cards and float32 get (memory-efficient
+    attention) does not: PyTorch would write all scores out."""
+    if query.device.type != "cuda":
+        return True
+    return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, True))
 
 
 def _causal(length: int, like: Tensor) -> Tensor:
@@ -310,22 +343,3 @@ def _recomputed(product: Tensor, again: Callable[[], Tensor]) -> Any:
         return kept if isinstance(kept, Tensor) else again().view(kept)
 
     return saved_tensors_hooks(keep, give)
-
-
-@torch.no_grad()
-def plain_decoder(model: PreTrainedModel) -> PlainDecoder | None:
-    """The plain forward of a model, or None when the model is not Llama-like or computes otherwise."""
-    training = model.training
-    try:
-        model.eval()
-        decoder = PlainDecoder(model)
-        width = min(model.config.max_position_embeddings, 9)
-        ids = torch.arange(width, device=model.device)[None] % model.config.vocab_size
-        theirs = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
-        ours = decoder.hidden(ids)
-    except (AttributeError, RuntimeError, TypeError, IndexError):
-        return None
-    finally:
-        model.train(training)
-    worst = float((ours.float() - theirs).abs().max() / theirs.abs().max())
-    return decoder if worst <= torch.finfo(ours.dtype).eps ** 0.5 / 3 else None

@@ -8,7 +8,8 @@ this module finds out.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -41,13 +42,22 @@ class Refused(DataError):
         words: why, in the template's own words.
     """
 
-    def __init__(self, words: str, *, where: str = "") -> None:
+    def __init__(self, words: str, where: str) -> None:
         super().__init__(
-            f"the chat template refuses a conversation: {words}",
+            f"the chat template refuses a conversation. Its words: {words}",
             where=where,
-            mend="remove the conversation, set base.fold_turns: true, or choose another base.chat_template",
+            mend="remove such conversations, set base.fold_turns: true, or choose another template",
         )
         self.words = words
+
+
+@contextmanager
+def named(conversation: str) -> Iterator[None]:
+    """Adds to a `Refused` which conversation it is about."""
+    try:
+        yield
+    except Refused as refused:
+        raise Refused(refused.words, f"{refused.where}: {conversation}") from refused
 
 
 # --- Which template ---
@@ -62,20 +72,20 @@ def chat_template(choice: str, tokenizer: Any, where: str = "base.chat_template"
     tokenizer was published with is lost when one of its own is named.
     """
     own = tokenizer.chat_template
-    named: dict[str, str] = own if isinstance(own, dict) else {}
+    by_name: dict[str, str] = own if isinstance(own, dict) else {}
     if choice == "auto":
         if own:
             default_of(own, where)
-            return dict(named) or str(own)
+            return dict(by_name) or str(own)
         choice = "plain"
-    elif choice in named:
-        kept = {PUBLISHED: named[DEFAULT]} if named.get(DEFAULT, named[choice]) != named[choice] else {}
-        return {**kept, **named, DEFAULT: named[choice]}
+    elif choice in by_name:
+        kept = {PUBLISHED: by_name[DEFAULT]} if by_name.get(DEFAULT, by_name[choice]) != by_name[choice] else {}
+        return {**kept, **by_name, DEFAULT: by_name[choice]}
     path = TEMPLATES / f"{choice}.jinja"
     if not path.exists():
         path = Path(choice)
     if not path.is_file():
-        known = ", ".join(sorted([*named, *(p.stem for p in TEMPLATES.glob("*.jinja"))]))
+        known = ", ".join(sorted([*by_name, *(p.stem for p in TEMPLATES.glob("*.jinja"))]))
         raise StageError(
             f"no chat template {choice!r}", where=where, mend=f"use auto, a .jinja file, or one of: {known}"
         )
@@ -180,7 +190,7 @@ class ChatTemplate:
         if self.folds:
             messages = fold(messages, system=not self.takes_system)
         elif self._no_system is not None and any(message["role"] == "system" for message in messages):
-            raise Refused(self._no_system)
+            raise Refused(self._no_system, self._where)
         return self.as_given(messages, generation=generation)
 
     def as_given(self, messages: Sequence[Message], *, generation: bool = False) -> str:
@@ -219,7 +229,7 @@ class ChatTemplate:
                 mend="correct the template of the tokenizer, or set base.chat_template to another",
             ) from error
         except Exception as error:  # a template refuses in whatever way it likes: TemplateError, TypeError, ...
-            raise Refused(str(error) or type(error).__name__) from error
+            raise Refused(str(error) or type(error).__name__, self._where) from error
 
     def _why_no_system(self) -> str | None:
         turns = [{"role": "system", "content": SYSTEM}, *_turns(USER)]

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.errors import StageError
 
 SHOWN = 3
@@ -72,6 +74,22 @@ def check_names(stored: Names, wanted: Names, source: str | Path, what: str) -> 
             f"{what} does not fit the model: {_differences(missing, unexpected, {}, [])}",
             where=str(source),
             mend="it was trained on another model, or its files are damaged: make it again",
+        )
+
+
+@torch.no_grad()
+def check_finite(model: Any, source: str | Path) -> None:
+    """Raises `StageError` with the names of weights that hold NaN or infinity."""
+    broken = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all()
+    ]
+    if broken:
+        raise StageError(
+            f"weights of the model are NaN or infinite ({shown(broken)})",
+            where=str(source),
+            mend="it was saved from a run that had diverged, or in 16 bits that could not hold it: use another",
         )
 
 

@@ -21,8 +21,9 @@ from stages.models.linear import QUANTISED, matmul
 from stages.models.precision import without_autocast, working_dtype
 
 CHUNK = 2**22
-"""Bytes of the head's weight that are in float32 at once, where the device has no product of 16-bit numbers with a
-float32 result: about a CPU's caches."""
+"""Bytes of the head's weight that a CPU has in float32 at once: about its caches."""
+CHUNK_ELSEWHERE = 2**26
+"""The same on a device that has no product of 16-bit numbers with a float32 result."""
 
 
 @functools.cache
@@ -38,7 +39,8 @@ def _widens(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _chunks(weight_VH: Tensor) -> Iterator[slice]:
-    rows = max(1, CHUNK // (4 * weight_VH.shape[1]))
+    size = CHUNK if weight_VH.device.type == "cpu" else CHUNK_ELSEWHERE
+    rows = max(1, size // (4 * weight_VH.shape[1]))
     for start in range(0, len(weight_VH), rows):
         yield slice(start, start + rows)
 
@@ -48,7 +50,7 @@ class WideLinear(Function):
 
     W (V, H) is in x's precision, or in float32 and then rounded to it, as under autocast. What there is beside the
     result: on CUDA the gradient of the logits in 16 bits and, of a float32 weight, its copy in 16 bits; elsewhere
-    `CHUNK` bytes. Never a float32 copy of a whole 16-bit weight.
+    `CHUNK` or `CHUNK_ELSEWHERE` bytes. Never a float32 copy of a whole 16-bit weight.
     """
 
     @staticmethod
@@ -98,4 +100,4 @@ def logits_of(head: nn.Module, hidden: Tensor) -> Tensor:
         return head(hidden)
     with without_autocast(hidden):
         logits_NV = WideLinear.apply(hidden.flatten(0, -2).to(dtype), head.weight, head.bias)
-    return logits_NV.view(*hidden.shape[:-1], -1)
+    return logits_NV.view(*hidden.shape[:-1], logits_NV.shape[1])

@@ -144,8 +144,8 @@ def build(
     white = whiten(advantages, mask, reduce=world.sum)
     kl_B = kl.sum(1)
     metrics = _describe(mask, scores_B, rewards_B, kl, entropy, values, returns, logp, ref_logp, kl_coef, world)
-    learnt_from = torch.stack([white, returns]).to(episodes.mask_BT.device)
-    return Experience(episodes, *passes, *learnt_from, scores_B, kl_B, metrics)
+    white, returns = torch.stack([white, returns]).to(episodes.mask_BT.device)
+    return Experience(episodes, *passes, white, returns, scores_B, kl_B, metrics)
 
 
 def _describe(

@@ -356,17 +356,21 @@ class PPOTrainer:
         assert self.demonstrations is not None
         ids_BL, labels_BL = self.demonstrations(self.generator)
         ids_BL, labels_BL = ids_BL[:, :-1], labels_BL[:, 1:]
-        count = max(1, int((labels_BL != IGNORED).sum()))
-        parts = torch.arange(len(ids_BL)).split(size or len(ids_BL))
+        size, keep_BL = size or len(ids_BL), labels_BL != IGNORED
+        count = max(1, int(keep_BL.sum()))
+        places = [part.flatten().nonzero()[:, 0] for part in keep_BL.split(size)]
+        counts = [len(part) for part in places]
+        # Found on the host and copied before the first pass: no micro-batch makes the host wait.
+        tensors = ids_BL, torch.cat(places), labels_BL[keep_BL]
+        ids, where, targets = (tensor.to(self.device) for tensor in tensors)
+        parts = list(zip(ids.split(size), where.split(counts), targets.split(counts), strict=True))
         total = torch.zeros((), device=self.device)
         # Sharded roles need the same number of passes on every process (`_parts`): the last one again, for nothing.
         for number in range(self.world.most(len(parts)) if self.bank.sharded else len(parts)):
-            rows, weight = parts[min(number, len(parts) - 1)], float(number < len(parts))
-            labels = labels_BL[rows].flatten()
-            places = (labels != IGNORED).nonzero()[:, 0]  # found on the host, where nothing has to wait for it
+            (ids, where, targets), weight = parts[min(number, len(parts) - 1)], float(number < len(parts))
             logps, _ = actor.logprobs(
-                actor.hidden(ids_BL[rows].to(self.device)).flatten(0, 1).index_select(0, places.to(self.device)),
-                labels[places].to(self.device),
+                actor.hidden(ids).flatten(0, 1).index_select(0, where),
+                targets,
                 temperature=1.0,
                 chunk_size=self.config.logits_chunk_size,
                 entropy=False,

@@ -62,8 +62,14 @@ class Episodes:
         rows = [[*p, *r[:n]] for p, r, n in zip(prompts, responses, kept.tolist(), strict=True)]
         ids, _ = pad(rows, pad_id, left=False)
         prompt_lengths = torch.tensor([len(p) for p in prompts])
-        tensors = (tensor.to(device) for tensor in (ids, response_ids, mask, prompt_lengths))
-        return cls(*tensors, prompt_lengths, prompt_lengths + kept)
+        return cls(
+            ids.to(device),
+            response_ids.to(device),
+            mask.to(device),
+            prompt_lengths.to(device),
+            prompt_lengths,
+            prompt_lengths + kept,
+        )
 
     def __len__(self) -> int:
         return len(self.ids_BL)
@@ -117,7 +123,7 @@ class Episodes:
 
     def scatter(self, values_N: Tensor) -> Tensor:
         """(N,) values of valid response tokens -> (B, T), zero where masked."""
-        return values_N.new_zeros(self.mask_BT.numel()).index_copy(0, self._slots_N, values_N).view_as(self.mask_BT)
+        return values_N.new_zeros(self.mask_BT.numel()).scatter(0, self._slots_N, values_N).view_as(self.mask_BT)
 
     def ended(self, stop_ids: Collection[int]) -> Tensor:
         """(B,) bool: whether the response stopped by itself."""

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from pipeline.config.reward import RewardConfig
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
+from stages.models import weights
 from stages.models.adapters import adaptable
 from stages.models.loading import check_trainable, load_pretrained, read_tokenizer
 from stages.models.text import Codec
@@ -132,6 +133,7 @@ def load_classifier(folder: str | Path, device: str) -> TextClassifier:
     check_trainable(folder, causal=False)
     tokenizer = read_tokenizer(folder)
     model: Any = load_pretrained(AutoModelForSequenceClassification, folder, dtype="auto").to(device)
+    weights.check_finite(model, folder)
     classifier = TextClassifier(model.eval(), tokenizer)
     classifier.requires_grad_(False)
     return classifier.eval()

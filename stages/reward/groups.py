@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from data.schema import Message, Ranking, prompt_key
 from pipeline.errors import DataError, StageError
+from stages.models.templates import named
 from stages.models.text import Codec, pad
 from stages.reward.left_out import LeftOut
 
@@ -99,7 +100,7 @@ def group_rankings(
     A completion too long for the model leaves its rankings. Also returns what is left out; `ties_teach` says that
     the objective learns from rankings that tie all their answers. These stay in their groups in any case. `weights`
     are by annotator; they are scaled to a mean of 1 over the rankings. Raises `StageError` when an annotator has
-    none.
+    none, and `templates.Refused` when a chat template does not take a prompt.
     """
     groups: dict[str, Group] = {}
     prompts: dict[str, Any] = {}
@@ -107,8 +108,9 @@ def group_rankings(
     for ranking in rankings:
         key = prompt_key(ranking.prompt)
         if key not in groups:
-            prompts[key] = encoder.prompt(ranking.prompt)
-            groups[key] = Group(encoder.prompt_length(prompts[key]))
+            with named(ranking.where or f"{ranking.prompt[-1]['content']!r:.80}"):
+                prompts[key] = encoder.prompt(ranking.prompt)
+                groups[key] = Group(encoder.prompt_length(prompts[key]))
         group = groups[key]
         for text in ranking.completions:
             if text in group.completions or hash((key, text)) in left_out.too_long:

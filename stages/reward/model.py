@@ -151,7 +151,8 @@ def score_rows(
     scored: Callable[[int], None] = lambda rows: None,
 ) -> Tensor:
     """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M, N).
-    The host waits for the device once, at the end.
+    The host waits for the device once, at the end. Raises `StageError` when a score is not finite: everything
+    learnt from it would be NaN.
 
     Args:
         batch_size: rows scored at once, fewer where memory runs out.
@@ -172,6 +173,12 @@ def score_rows(
     sorted_N = torch.cat(found, -1).cpu()
     scores = torch.empty_like(sorted_N)
     scores[..., order] = sorted_N
+    if broken := int((~scores.isfinite()).sum()):
+        raise StageError(
+            f"the reward model gives {broken} of {scores.numel()} texts a score that is NaN or infinite",
+            where=str(getattr(score, "where", "reward model")),
+            mend="train or choose another reward model; if it computes in float16, hold it in float32 or bfloat16",
+        )
     return scores
 
 

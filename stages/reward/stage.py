@@ -161,13 +161,13 @@ def _read_pretraining(
     dropped = Dropped()
     rankings = _pretraining(config, data, dropped, ctx)
     groups, left_out = read("rankings of reward.pretrain_on", rankings, where="reward.pretrain_on")
-    if dropped.counts:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.counts.items())
+    if dropped.rows_out:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.rows_out.most_common())
         ctx.say(f"left out while reading reward.pretrain_on: {reasons}")
     metrics: Metrics = {
         "pretraining_rankings": left_out.used,
         **left_out.metrics("pretraining_"),
-        **{f"pretraining_dropped_rows/{reason}": count for reason, count in sorted(dropped.counts.items())},
+        **{f"pretraining_dropped_rows/{reason}": count for reason, count in sorted(dropped.rows_out.items())},
     }
     if not config.human:
         metrics["human"] = False  # what learnt from simulated rankings is not called human
@@ -214,7 +214,7 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx
             left += 1
             yield replace(ranking, prompt=with_system(ranking.prompt, system))
         else:
-            dropped.counts["held-out prompt"] += 1
+            dropped.rows_out["held-out prompt"] += 1
     if not left:
         raise DataError(
             "every ranking to train on first is of a held-out prompt",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.schema import Message
 from stages.models.control_tokens import ControlTokens
-from stages.models.templates import ChatTemplate
+from stages.models.templates import ChatTemplate, named
 from stages.models.text import Codec
 from stages.reward.model import score_rows
 
@@ -87,7 +87,8 @@ class TextEncoder:
     def check(self, messages: Sequence[Message]) -> None:
         """Raises `templates.Refused` if the classifier's chat template does not take the conversation."""
         if self.template is not None:
-            self._text(messages, "")
+            with named(f"{messages[-1]['content']!r:.80}"):
+                self._text(messages, "")
 
     def prompt_length(self, prompt: Sequence[Message]) -> int:
         return len(self.row(prompt, ""))

@@ -18,6 +18,7 @@ from pipeline.config.reward import RewardConfig
 from pipeline.stage import Metrics, MetricsLog, RunContext
 from stages.batches import GlobalBatchTrainer
 from stages.distributed import World
+from stages.models.precision import Deviation, exact
 from stages.reward import likelihoods
 from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
 from stages.reward.model import RewardModel, Scorer, score_rows
@@ -29,6 +30,8 @@ Objective = Callable[[Tensor, Order], Tensor]
 """Scores (K,) of an order's completions -> its loss."""
 
 DEFAULTS = {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16}
+COMPARED = 8
+"""Prompts whose scores are compared before rows are packed."""
 LOOKED_AT = 128
 """Held-out prompts in a look during training."""
 
@@ -98,7 +101,7 @@ def train(
         groups = [groups[int(i)] for i in drawn]
     if config.objective == "bradley_terry_pairs":
         groups = list(as_pairs(groups))
-    packs = config.pack_tokens and can_pack(model, groups[0], pad_id, ctx)
+    packs = config.pack_tokens and can_pack(model, groups[:COMPARED], pad_id, ctx)
     values = DEFAULTS | dict(trainer_values)
     trainer = RankingTrainer(
         model=model,
@@ -118,18 +121,22 @@ def train(
 
 
 @torch.no_grad()
-def can_pack(model: Scorer, group: Group, pad_id: int, ctx: RunContext) -> bool:
-    """Whether packed rows give the scores of plain ones: not with encoders, nor with attention that takes no
-    mask of ours or looks at other things than positions and masks."""
+def can_pack(model: Scorer, groups: Sequence[Group], pad_id: int, ctx: RunContext) -> bool:
+    """Whether packed rows give the scores of plain ones, but for rounding (`stages.models.precision`): not with
+    encoders, nor with attention that takes no mask of ours or looks at other things than positions and masks."""
     if not isinstance(model, RewardModel):
         return False
     was_training = model.training
     model.eval()
-    plain = {name: tensor.to(ctx.device) for name, tensor in collate([group], pad_id)["rows"].items()}
-    packed = {name: tensor.to(ctx.device) for name, tensor in pack([group], pad_id, 10**9).items()}
+
+    def scores(rows: Mapping[str, Tensor]) -> Tensor:
+        return model(**{name: tensor.to(ctx.device) for name, tensor in rows.items()}).cpu()
+
     try:
-        expected = model(**plain)
-        same = torch.allclose(model(**packed), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+        expected = torch.cat([scores(collate([group], pad_id)["rows"]) for group in groups])
+        found = torch.cat([scores(pack([group], pad_id, 10**9)) for group in groups])
+        strict = ctx.device == "cpu" and exact(model)
+        same = Deviation.between(found, expected).is_rounding(strict, max(1.0, float(expected.abs().max())))
     except (RuntimeError, TypeError, ValueError):
         same = False
     model.train(was_training)

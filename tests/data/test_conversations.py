@@ -97,6 +97,15 @@ def test_text_in_front_of_a_transcript_that_asks_for_an_answer_is_the_system_s()
     assert as_prompt(text, "p", "t:1") == [system("You are a poet."), user("Hi")]
 
 
+def test_a_system_speaker_comes_first(tmp_path):
+    text = "System: You are a poet.\n\nHuman: Hi\n\nAssistant: "
+    assert as_prompt(text, "p", "t:1") == [system("You are a poet."), user("Hi")]
+    [ranking] = rankings(tmp_path, [{name: text + name for name in ("chosen", "rejected")}])
+    assert (ranking.prompt, ranking.completions) == (as_prompt(text, "p", "t:1"), ["chosen", "rejected"])
+    alone = "System: a set of parts that work together.\nWhat is it?"
+    assert as_prompt(alone, "p", "t:1") == [user(alone)]
+
+
 def test_text_about_speakers_stays_text():
     quoted = "Sum up this talk:\n\nHuman: Hi\n\nAssistant: Hello, how are you?"
     assert as_prompt(quoted, "p", "t:1") == [user(quoted)]

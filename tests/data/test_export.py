@@ -134,6 +134,18 @@ def test_the_card_says_whose_and_how_far_they_agree(tmp_path):
     assert {r.annotator for r in load(tmp_path / "c")} == {r.annotator for r in simulated}
 
 
+def test_the_card_has_the_terms_of_another_licence(tmp_path):
+    files = [source(tmp_path, rankings())]
+    link = "https://example.org/mine"
+    export_rankings(
+        files, tmp_path / "a", name="Test", key=KEY, license="other", license_name="mine", license_link=link
+    )
+    text = (tmp_path / "a" / "README.md").read_text()
+    found = yaml.safe_load(text.split("---")[1])
+    assert [found[key] for key in ("license", "license_name", "license_link")] == ["other", "mine", link]
+    assert f"License: [mine]({link})." in text
+
+
 def test_an_export_is_replaced_when_the_new_one_is_whole_and_nothing_else_is(tmp_path):
     path = source(tmp_path, rankings())
     export_rankings([path], tmp_path / "out", name="Old", key=KEY)

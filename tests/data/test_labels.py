@@ -103,6 +103,26 @@ def test_a_choice_that_counts_from_one_is_refused(tmp_path):
     assert "counted from 0" in caught.value.mend
 
 
+def test_a_choice_by_letter_is_refused_with_a_way_forward(tmp_path):
+    with pytest.raises(DataError, match="not a number but 'A'") as caught:
+        read(tmp_path, ["A"], format="choice")
+    assert "labels: {1: first" in caught.value.mend
+
+
+def test_a_value_for_each_pair_of_many_answers_is_not_one_per_annotator(tmp_path):
+    """As qa_feedback has it: four predictions, six preferences."""
+    row = {"question": "Q", **{f"prediction {i}": f"p{i}" for i in range(1, 5)}}
+    path = tmp_path / "t.jsonl"
+    columns = {"prompt": "question", "completions": ["prediction 1", "prediction 2"], "preference": "preference"}
+    config = RankingTableConfig(path=str(path), format="wide", columns=columns)
+    path.write_text(json.dumps(row | {"preference": [1, -1, 0, 1, -1, 1]}))
+    with pytest.raises(DataError, match="holds 6 values, as many as there are pairs of the 4 columns") as caught:
+        list(read_rankings(config, Dropped()))
+    assert "one row per pair" in caught.value.mend
+    path.write_text(json.dumps(row | {"preference": [-1, 1, 0, 2]}))
+    assert [r.annotator for r in read_rankings(config, Dropped())] == [f"unknown-{i}" for i in range(1, 5)]
+
+
 @pytest.mark.parametrize(
     ("value", "key"), [(1, "1"), (1.0, "1"), ("1", "1"), (" A ", "a"), (True, "true"), (0.5, "0.5")]
 )

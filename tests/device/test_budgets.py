@@ -104,12 +104,14 @@ KINDS = [
 
 @pytest.mark.parametrize(("kind", "value"), KINDS)
 def test_training_waits_once_in_an_optimizer_step(kind, value):
-    """A copy of the minibatch's rows to the device, and one of the sums back, for any number of micro-batches."""
-    everything = ppo_case.EVERYTHING | {"ptx_coef": 0.0}
+    """Copies of the minibatch's rows and of demonstrations to the device, one of the sums back, for any number of
+    micro-batches."""
     for size in (None, 1):
-        _, syncs, metrics = optimised(kind=kind, value=value, micro_batch_size=size, **everything)
+        _, syncs, metrics = optimised(kind=kind, value=value, micro_batch_size=size, **ppo_case.EVERYTHING)
         steps = metrics["optimizer_steps"]
-        assert Counter(kind for kind, _ in syncs.elements()) == {"host to device": steps, "tolist": steps}
+        of_policy = steps / 2 if value == "adapter" else steps
+        counts = Counter(kind for kind, _ in syncs.elements())
+        assert counts == {"host to device": steps + 3 * of_policy, "tolist": steps}
 
 
 @pytest.mark.parametrize(("kind", "value"), KINDS)

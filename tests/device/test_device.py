@@ -21,6 +21,7 @@ INDEX = torch.zeros(3, dtype=torch.long)
         pytest.param(lambda: on(3) * torch.ones(3), id="elementwise"),
         pytest.param(lambda: torch.ones(3)[INDEX.to(NAME)], id="host tensor indexed by a device tensor"),
         pytest.param(lambda: on(3).index_put_((INDEX.to(NAME),), torch.ones(3)), id="host values"),
+        pytest.param(lambda: torch.ones(()).add_(on()), id="in place into a host scalar"),
         pytest.param(lambda: on(3).gather(0, INDEX), id="gather"),
         pytest.param(lambda: on(3).scatter(0, INDEX, on(3)), id="scatter"),
         pytest.param(lambda: on(3).index_select(0, INDEX), id="index_select"),
@@ -113,3 +114,18 @@ def test_training_on_the_device_is_training_on_the_cpu():
     model.to(NAME)
     assert head.weight is embedding.weight
     torch.testing.assert_close(train(NAME), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_products_in_its_precision(dtype):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 4), torch.randn(3, 8)
+    expected = nn.functional.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+    layer.to(NAME)
+    with torch.autocast(NAME, dtype=dtype):
+        result = layer(x.to(NAME))
+        assert result.exp().dtype == dtype
+        assert nn.functional.embedding(INDEX.to(NAME), layer.weight).dtype == torch.float32
+    torch.testing.assert_close(result.cpu(), expected)
+    result.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32

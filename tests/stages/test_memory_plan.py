@@ -20,7 +20,7 @@ from stages.models import plain
 from stages.models.adapters import causal_lm, float32_trainables, new_adapter
 from stages.models.linear import speed_up
 from stages.models.loading import load_causal_lm
-from stages.models.plain import plain_decoder
+from stages.models.plain import PlainDecoder
 from stages.models.precision import COMPUTE, compute_in, computing
 from stages.ppo.cost import shape_of
 
@@ -85,8 +85,7 @@ def kept(made: Any, length: int, path: str, mask: str) -> int:
 
     if path == "plain":
         speed_up(made)
-        decoder = plain_decoder(lm)
-        assert decoder is not None
+        decoder = PlainDecoder(lm)
     lm.train()
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),

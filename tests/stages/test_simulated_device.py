@@ -57,11 +57,12 @@ def test_slow_device_tests_pass() -> None:
         pytest.param("base.dtype=float32 rounds=2", id="rounds"),
         pytest.param("base.dtype=float32 base.quantization.qat=q4_0", id="qat"),
         pytest.param(f"base.dtype=float32 sft.lora=null reward.lora=null {EVERYTHING}", id="full"),
+        pytest.param("base.dtype=bfloat16 sft.lora=null reward.lora=null", id="full-bfloat16"),
     ],
 )
-def test_the_command_line_runs_to_eval_and_dpo(tmp_path: Path, sets: str) -> None:
+def test_the_command_line_runs_to_eval_dpo_and_export(tmp_path: Path, sets: str) -> None:
     report = tmp_path / "report.json"
-    command = [sys.executable, "tests/simulated_device.py", str(report), "run", "eval"]
+    command = [sys.executable, "tests/simulated_run.py", str(report), "run", "export"]
     options = ["--recipe", "recipes/quickstart.yaml", "--set", f"{SMALL} {sets}", "--runs", str(tmp_path / "runs")]
     result = subprocess.run(
         [*command, *options],
@@ -74,5 +75,5 @@ def test_the_command_line_runs_to_eval_and_dpo(tmp_path: Path, sets: str) -> Non
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-8000:]
     found = json.loads(report.read_text(encoding="utf-8"))
     assert found["refused"] == []
-    assert list(tmp_path.glob("runs/*/eval/*/out/eval.json"))
+    assert list(tmp_path.glob("runs/*/export/*/out/model.safetensors"))
     assert list(tmp_path.glob("runs/*/dpo/*/out/adapter")) or "lora=null" in sets

@@ -160,3 +160,13 @@ def test_a_gradient_that_no_scale_explains_ends_the_stage(tmp_path, training_con
     )
     with pytest.raises(StageError, match="the gradient is nan at step 1"):
         train_sft(inputs, tmp_path / "out", training_context()[0], tiny.LORA)
+
+
+def test_rows_share_a_prompt_in_16_bits_too(case, tmp_path, training_context):
+    """Packed rows differ by rounding from plain ones, which is no reason to compute each prompt many times."""
+    dtype, lora = case
+    inputs = given(tmp_path, dtype)
+    inputs["sft"] = tiny.policy_artifact(tmp_path / "sft", inputs["base"], lora=lora is not None)
+    ctx, notes = training_context()
+    train_reward(inputs, tmp_path / "out", ctx, lora)
+    assert not any("cannot share" in line for line in notes.lines)

@@ -64,6 +64,16 @@ def test_the_metadata_has_what_the_hub_asks_for(finished: Finished, stages: Fake
     assert "95 % interval 0.66 to 0.76" in metric["name"]
 
 
+def test_a_licence_that_is_not_on_the_hub_s_list_has_a_name_and_a_link(finished: Finished) -> None:
+    terms = ["license=other", "license_name=mine", "license_link=https://example.org/mine"]
+    rankings = "rank.source=data data.rankings={path: hub://you/ranked@def, format: native}"
+    sets = [f"publish.{value}" for value in terms] + [f"publish.rankings_{value}" for value in terms]
+    uploads = planned(finished(MODEL, rankings, "publish.rankings=me/rankings", *sets))
+    names = ("license", "license_name", "license_link")
+    model = next(upload for upload in uploads if upload.kind == "model")
+    assert [header(model)[name] for name in names] == ["other", "mine", "https://example.org/mine"]
+
+
 def test_base_and_data_sets_of_the_hub_are_named(finished: Finished) -> None:
     sets = "base.model=me/base base.revision=abc data.demonstrations.path=hub://you/chat/part@abc"
     rankings = "rank.source=data data.rankings={path: hub://you/ranked@def, format: native}"

@@ -65,6 +65,30 @@ def test_merged_safetensors_are_the_policy(export: Export) -> None:
     assert AutoTokenizer.from_pretrained(out).chat_template
 
 
+def test_every_stop_token_of_the_base_is_exported(
+    tmp_path: Path, training_context: Callable[..., tuple[RunContext, Any]]
+) -> None:
+    """The list of a published model does not become shorter, nor do its named chat templates go."""
+    inputs = small.artifacts(tmp_path / "inputs")
+    base = inputs["base"]
+    spec = base.json("base.json") | {"stop_ids": [0, 2, 7]}
+    (base.path / "base.json").write_text(json.dumps(spec))
+    tokenizer = AutoTokenizer.from_pretrained(base.path / "tokenizer")
+    named = {"default": tokenizer.chat_template, "rag": "{{ messages[0].content }}"}
+    tokenizer.chat_template = named
+    tokenizer.save_pretrained(base.path / "tokenizer")
+    out = tmp_path / "out"
+    out.mkdir()
+    formats = ["safetensors", "adapter", "gguf_f32"]
+    stage.run(ExportConfig(formats=formats, num_prompts=4), inputs, out, training_context()[0])
+    for folder in (out, out / "adapter/base"):
+        assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [0, 2, 7]
+    for folder in (out, out / "adapter"):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == named
+    modelfile = (out / "gguf_f32/Modelfile").read_text()
+    assert re.findall(r'PARAMETER stop "(.*)"', modelfile)[:2] == ["<|endoftext|>", "<|im_start|>"]
+
+
 def test_gguf_in_every_type_loses_less_the_more_bits_it_has(export: Export) -> None:
     rows, out, _ = export(["gguf_q4_0", "gguf_q8_0", "gguf_f16", "gguf_f32"])
     kls = [rows[f"gguf_{kind}"]["kl"] for kind in ("f32", "f16", "q8_0", "q4_0")]

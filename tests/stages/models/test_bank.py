@@ -4,6 +4,7 @@ import tiny
 import torch
 
 from pipeline.errors import StageError
+from stages.models.acceptance import OWN
 from stages.models.actor import Actor, check_projection
 from stages.models.bank import BASE, checkpoint_activations, disable_dropout
 
@@ -316,5 +317,7 @@ def test_projections_of_several_architectures(name):
 def test_an_architecture_that_does_more_is_refused():
     model = scaled("Llama")
     model.config.logit_scale = 0.5  # which Llama itself does not know
+    with pytest.raises(StageError, match="LlamaForCausalLM cannot be trained here: its logits"):
+        Actor(model)
     with pytest.raises(StageError, match="LlamaForCausalLM computes its logits"):
-        check_projection(Actor(model, None, lambda: None))
+        check_projection(Actor(model, passes=OWN))

@@ -15,8 +15,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from stages.models import plain
+from stages.models.actor import Actor
 from stages.models.bank import checkpoint_activations
-from stages.models.plain import Attention, GatedSiLU, RMSNorm, Rotary, plain_decoder
+from stages.models.plain import Attention, GatedSiLU, PlainDecoder, RMSNorm, Rotary
 
 SHAPE = {
     "vocab_size": 40,
@@ -65,7 +67,6 @@ PLAIN = {
     "qwen3": lambda: make(Qwen3Config(**SHAPE, head_dim=8)),
 }
 OTHER = {
-    "windows": lambda: make(MistralConfig(**SHAPE, sliding_window=4)),
     "another activation": lambda: make(llama(hidden_act="gelu").config),
     "fused projections": lambda: make(Phi3Config(**SHAPE)),
     "norms after and soft caps": lambda: make(Gemma2Config(**SHAPE, head_dim=4)),
@@ -76,8 +77,8 @@ OTHER = {
 @pytest.mark.parametrize("kind", PLAIN)
 def test_hidden_states_and_gradients(kind):
     model = PLAIN[kind]()
-    decoder = plain_decoder(model)
-    assert decoder is not None
+    decoder = PlainDecoder(model)
+    assert Actor(model).passes.name == "plain"
     weigh = torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(1))
     found = []
     for run in (
@@ -98,14 +99,14 @@ def test_hidden_states_and_gradients(kind):
 
 @pytest.mark.parametrize("kind", OTHER)
 def test_other_architectures_keep_their_own_pass(kind):
-    assert plain_decoder(OTHER[kind]()) is None
+    assert not Actor(OTHER[kind]()).passes.plain
 
 
 def test_a_long_row_goes_through_the_fused_kernel(monkeypatch):
     """Past `SHORT` positions, where scores written out would take too much memory; the same numbers."""
     model = llama()
     ids = torch.randint(40, (2, 30), generator=torch.Generator().manual_seed(0))
-    decoder = plain_decoder(model)
+    decoder = PlainDecoder(model)
     with torch.no_grad():
         short = decoder.hidden(ids)
         monkeypatch.setattr("stages.models.plain.SHORT", 8)
@@ -117,7 +118,7 @@ def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
     """Left-padded prompts, a row dropped on the way, short and long caches."""
     monkeypatch.setattr("stages.models.plain.SHORT", limit)
     model = llama()
-    decoder = plain_decoder(model)
+    decoder = PlainDecoder(model)
     from stages.models.plain import PlainSteps
 
     prompts, more = [[5, 6, 7, 8], [9], [10, 11]], [[12, 13, 14], [15, 16, 17], [18, 19, 20]]
@@ -138,6 +139,29 @@ def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
                 whole = torch.tensor([prompts[i] + more[i][:t]])
                 theirs = model.get_decoder()(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
                 torch.testing.assert_close(hidden[row], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_gets_no_mask_together_with_grouped_queries(monkeypatch):
+    """PyTorch's fused kernels refuse the two together, and its other one writes all scores out."""
+    calls = []
+    attend = plain.F.scaled_dot_product_attention
+
+    def watched(query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False):
+        calls.append((attn_mask is not None, enable_gqa))
+        assert attn_mask is None or (not enable_gqa and query.shape[1] == key.shape[1])
+        assert is_causal == (attn_mask is None)
+        return attend(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+    monkeypatch.setattr(plain, "SHORT", 0)
+    monkeypatch.setattr(plain.F, "scaled_dot_product_attention", watched)
+    decoder = PlainDecoder(llama())
+    for takes_groups in (True, False):
+        monkeypatch.setattr(plain, "_takes_groups", lambda *heads, takes=takes_groups: takes)
+        hidden = decoder.hidden(IDS)
+        steps = decoder.decode(IDS[:, :-1], torch.ones(3, 10), 1)
+        steps.start()
+        torch.testing.assert_close(steps.next(IDS[:, -1]), hidden[:, -1], rtol=1e-4, atol=1e-5)
+    assert set(calls) == {(False, True), (False, False), (True, False)}
 
 
 def test_gradients_by_finite_differences():
@@ -173,7 +197,7 @@ def test_what_can_be_recomputed_is_not_kept(monkeypatch):
     the hooks that see to it."""
     model = llama()
     model.requires_grad_(False)
-    decoder = plain_decoder(model)
+    decoder = PlainDecoder(model)
     model.get_input_embeddings().weight.requires_grad_(True)
     weigh = [layer.mlp.down_proj.weight.requires_grad_(True) for layer in model.get_decoder().layers]
     kept, made = [], []
@@ -198,7 +222,7 @@ def test_what_can_be_recomputed_is_not_kept(monkeypatch):
 def test_a_checkpointed_block_keeps_nothing_of_its_mlp(monkeypatch):
     model = llama()
     checkpoint_activations(model)
-    decoder = plain_decoder(model)
+    decoder = PlainDecoder(model)
     made = []
     apply = GatedSiLU.apply
     monkeypatch.setattr(GatedSiLU, "apply", lambda gate, up: made.append(weakref.ref(gate)) or apply(gate, up))

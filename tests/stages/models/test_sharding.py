@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from pipeline.errors import StageError
 from stages.models.actor import Actor
+from stages.models.precision import compute_in
 from stages.models.sharding import Shards, gathered, whole_states
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -36,9 +37,20 @@ def gradients(lm):
     return {name: gathered(p.grad) for name, p in lm.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied", "gpt2"])
+def mixed():
+    made = tiny.lm()
+    compute_in(made, torch.bfloat16)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied", "gpt2", "under autocast"])
 def test_gradients_are_those_of_a_whole_model(kind):
-    make = tiny.gpt2 if kind == "gpt2" else lambda: tiny.lm(tie_word_embeddings=kind == "tied")
+    make = {
+        "untied": tiny.lm,
+        "tied": lambda: tiny.lm(tie_word_embeddings=True),
+        "gpt2": tiny.gpt2,
+        "under autocast": mixed,
+    }[kind]
     expected, lm = gradients(make()), make()
     Shards(lm, device="cpu")
     found = gradients(lm)

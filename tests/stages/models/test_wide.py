@@ -33,6 +33,7 @@ def test_logits_carry_only_float32_rounding(dtype, bias, chunks):
     assert found.dtype == torch.float32
     np.testing.assert_allclose(exactly(found), expected, atol=1e-5)
     assert torch.equal(logits_of(head, hidden.view(4, 5, 64)), found.view(4, 5, 50))
+    assert logits_of(head, hidden[:0]).shape == (0, 50), "a process may have no tokens"
     assert np.abs(exactly(head(hidden)) - expected).max() > 1e-4, "the head's own forward rounds"
 
 

@@ -8,6 +8,7 @@ import torch
 from stages.models import actor as actors
 from stages.models.actor import Actor
 from stages.models.linear import speed_up
+from stages.models.passes import CachedSteps
 from stages.models.plain import PlainSteps
 from stages.models.precision import compute_in
 from stages.ppo import rollout
@@ -74,13 +75,13 @@ def test_batches_of_any_size(lm, uniform, batch_size):
     assert max(done) <= (batch_size or len(PROMPTS))
 
 
-@pytest.mark.parametrize("kind", [PlainSteps, actors.CachedSteps])
+@pytest.mark.parametrize("kind", [PlainSteps, CachedSteps])
 def test_dropping_finished_rows_changes_nothing(kind, lm, uniform, monkeypatch):
     drops = []
     keep = kind.keep
     monkeypatch.setattr(kind, "keep", lambda self, rows: drops.append(len(rows)) or keep(self, rows))
-    if kind is actors.CachedSteps:
-        monkeypatch.setattr(actors, "plain_decoder", lambda model: None)
+    if kind is CachedSteps:
+        monkeypatch.setattr(actors, "plain_decoder", lambda model, up_to: None)
     results = {}
     for share in (0.0, 0.75, 1.0):
         drops.clear()

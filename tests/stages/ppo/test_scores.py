@@ -164,8 +164,9 @@ def test_a_conversation_that_the_classifiers_template_refuses_is_named_before_sa
         "{{ m.content }}{% endfor %}"
     )
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="No system!"):
+    with pytest.raises(DataError, match="No system!") as caught:
         TextScorer(load_classifier(str(tmp_path), "cpu"), codec, 2, text_episodes(codec)[1])
+    assert caught.value.where == "ppo.reward_model: 'a b'"
 
 
 def test_a_response_that_ended_by_another_stop_token_is_scored_as_those_of_the_rankings(episodes):

@@ -168,7 +168,7 @@ def test_the_rollouts_record_is_what_a_pass_over_the_sequences_says(kind, batch_
     """From cached, left-padded decoding with merged adapters that drops finished rows, and from one right-padded
     pass: log-probs, entropies and values."""
     if not plain:
-        monkeypatch.setattr(actors, "plain_decoder", lambda model: None)
+        monkeypatch.setattr(actors, "plain_decoder", lambda model, up_to: None)
     bank = tiny.BANKS[kind](value="trunk")
     stops = {*STOPS, *range(7, 40, 4)}
     uniform = torch.rand((6, 10), generator=torch.Generator().manual_seed(4))

@@ -1,0 +1,256 @@
+"""Whether a recipe fits its model: lengths, LoRA targets and export formats against what the model can do.
+
+`foreseen` asks before anything runs, as far as the recipe and a local folder's config.json tell. `problems` asks
+once the `base` stage has loaded the model and written its `ModelProfile`, before anything is trained on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import checkpoint
+from pipeline.config.base import BaseConfig, PretrainConfig, QATConfig
+from pipeline.config.recipe import Recipe
+from pipeline.config.rules import Problem
+
+PROFILE = "profile.json"
+
+REWARD_ARTIFACT = "reward.json"
+"""Tells what the `reward` stage made from a classifier of somebody else's."""
+
+BLOCKS = {"nf4": 64} | {f"torchao_int{bits}": 32 for bits in (2, 3, 4, 8)}
+"""Weights of a row that an export format stores together: rows have to be whole numbers of them. (bitsandbytes' own
+loader fails on shorter rows on some CPUs.)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelProfile:
+    """What later stages may ask of a model.
+
+    Attributes:
+        context: most tokens it can read; None: no limit is known.
+        linear: names of the linear layers, the output layer among them.
+        other: every other module's name and class.
+        output: name of the output layer.
+        tied: whether the output layer's weight is the embedding's.
+        unsupported: linear layers, by the last part of their names, that peft refuses to adapt.
+        formats: export formats that cannot hold it, and why.
+    """
+
+    context: int | None = None
+    linear: Sequence[str] = ()
+    other: Mapping[str, str] = field(default_factory=dict)
+    output: str = ""
+    tied: bool = False
+    unsupported: Sequence[str] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        (folder / PROFILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelProfile | None:
+        """None where the folder has none."""
+        path = folder / PROFILE
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def foreseen(recipe: Recipe) -> Iterator[Problem]:
+    """What cannot work, as far as it shows before the model is loaded or made. Raises `StageError` when the config
+    of a local checkpoint cannot be read."""
+    base = recipe.base
+    if base.pretrain is not None:
+        yield from _blocks(base, base.pretrain)
+        yield from problems(recipe, _pretrained(base.pretrain))
+    elif base.model is not None and (folder := Path(base.model)).is_dir():
+        if refusal := checkpoint.folder_refusal(folder):
+            yield "base.model", f"{folder} cannot be used: {refusal[0]}. To go on, {refusal[1]}"
+        elif (folder / checkpoint.CONFIG).exists():
+            context = checkpoint.context_length(checkpoint.read_json(folder / checkpoint.CONFIG))
+            yield from _lengths(recipe, context)
+
+
+def scorers(recipe: Recipe) -> Iterator[Problem]:
+    """What cannot work with the classifiers in local folders that the recipe names, by their configs: each would be
+    found out only once the stages before it have run. Raises `StageError` when a config cannot be read."""
+    named = {
+        "reward.model": recipe.reward.model,
+        "ppo.reward_model": recipe.ppo.reward_model,
+        "ppo.guards.judge": recipe.ppo.guards.judge,
+        "eval.reward_model": recipe.eval.reward_model,
+    }
+    for path, value in named.items():
+        folder = Path(value or "")
+        if not value or not folder.is_dir() or (folder / REWARD_ARTIFACT).exists():
+            continue
+        if refusal := checkpoint.folder_refusal(folder, causal=False):
+            yield path, f"{folder} cannot be used: {refusal[0]}. To go on, {refusal[1]}"
+        elif (folder / checkpoint.CONFIG).exists():
+            config = checkpoint.read_json(folder / checkpoint.CONFIG)
+            context, labels = checkpoint.context_length(config), checkpoint.label_count(config)
+            if path != "reward.model" and labels != 1:
+                yield (
+                    path,
+                    f"{folder} is no model that gives one score: its config.json says {labels} labels. Use a "
+                    "sequence classifier that was trained with num_labels=1",
+                )
+            elif path == "reward.model" and context is not None and recipe.reward.max_length > context:
+                length = recipe.reward.max_length
+                yield (
+                    "reward.max_length",
+                    f"{length} is more than the {context} tokens that reward.model can read. Lower it to {context}",
+                )
+
+
+def problems(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
+    """What the recipe asks of the model that it cannot do."""
+    yield from _lengths(recipe, profile.context)
+    if recipe.sft.lora is not None:
+        yield from _targets("sft.lora.target_modules", recipe.sft.lora.target_modules, profile)
+    if recipe.reward.lora is not None and recipe.reward.model is None:
+        yield from _targets("reward.lora.target_modules", recipe.reward.lora.target_modules, profile)
+    yield from _same_targets(recipe, profile)
+    for name in recipe.export.formats or ():
+        if name in profile.formats:
+            yield "export.formats", f"{name} cannot be written: {profile.formats[name]}. Leave it out"
+
+
+def _lengths(recipe: Recipe, context: int | None) -> Iterator[Problem]:
+    """Positions past the context are an index error with learned positions, and nonsense with rotary ones."""
+    if context is None:
+        return
+    whole = {"sft.max_length": recipe.sft.max_length}
+    if recipe.reward.model is None:
+        whole["reward.max_length"] = recipe.reward.max_length
+    if recipe.dpo is not None and recipe.dpo.enabled:
+        whole["dpo.max_length"] = recipe.dpo.max_length
+    for path, length in whole.items():
+        if length > context:
+            yield path, f"{length} is more than the {context} tokens that the model can read. Lower it to {context}"
+    sampled: dict[str, Any] = {"ppo": recipe.ppo, "eval": recipe.eval}
+    if recipe.rank.source != "data":
+        sampled["collect"] = recipe.collect
+    for path, section in sampled.items():
+        prompt, response = section.max_prompt_length, section.response_length
+        if prompt + response > context:
+            yield (
+                f"{path}.response_length",
+                f"{path}.max_prompt_length + {path}.response_length = {prompt} + {response} is more than the "
+                f"{context} tokens that the model can read. Lower one of them by {prompt + response - context}",
+            )
+
+
+def matching(names: Sequence[str], targets: str | Sequence[str]) -> dict[str, list[str]]:
+    """The modules that each of peft's `target_modules` names: by the whole name or its end, or for a string by a
+    regular expression for the whole name. Raises `re.error`."""
+    if isinstance(targets, str):
+        return {targets: [name for name in names if re.fullmatch(targets, name)]}
+    return {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets}
+
+
+def _targets(path: str, targets: str | Sequence[str], profile: ModelProfile) -> Iterator[Problem]:
+    inner = [name for name in profile.linear if name != profile.output]
+    there = list(dict.fromkeys(name.rpartition(".")[2] for name in inner))
+    usable = [name for name in there if name not in profile.unsupported]
+    linear = f"The model's linear layers are {', '.join(usable)}"
+    if targets == "all-linear":
+        found = {targets: inner}
+    else:
+        try:
+            found = matching([*profile.linear, *profile.other], targets)
+        except re.error as error:
+            yield path, f"{targets!r} is no regular expression: {error}"
+            return
+    if not found:
+        yield path, f"names no module. {linear}"
+    for target, names in found.items():
+        refused = [name for name in there if name in profile.unsupported and _ends(names, name)]
+        foreign = next((name for name in names if name in profile.other), None)
+        if not names:
+            near = difflib.get_close_matches(target, usable, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f". {linear}"
+            pattern = " (one string is a pattern for whole names; give a list for the ends of names)"
+            yield path, f"no module is called {target!r}{pattern if isinstance(targets, str) else ''}{hint}"
+        elif foreign is not None:
+            kind = profile.other[foreign]
+            yield path, f"{target!r} names {foreign}, which is no linear layer ({kind}). {linear}"
+        elif refused:
+            yield path, f"{target!r} names {', '.join(refused)}, which peft does not adapt here. Use {usable}"
+        elif profile.tied and profile.output in names:
+            yield (
+                path,
+                f"{target!r} names {profile.output}, whose weight is the embedding's too: an adapter on one of "
+                "them would take them apart. Leave it out",
+            )
+
+
+def _same_targets(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
+    """A copy of the SFT adapter has its layers. Where targets cannot be read, `_targets` has said so."""
+    sft, reward = recipe.sft.lora, recipe.reward.lora
+    if sft is None or reward is None or recipe.reward.model is not None or recipe.reward.init != "sft":
+        return
+    with contextlib.suppress(re.error):
+        chosen = [_chosen(lora.target_modules, profile) for lora in (sft, reward)]
+        if all(chosen) and chosen[0] != chosen[1]:
+            yield (
+                "reward.lora.target_modules",
+                f"adapts other layers than sft.lora ({sorted(chosen[0] ^ chosen[1])[0]}, for one), and "
+                "with reward.init = sft the reward adapter starts as the SFT adapter's copy. Make them equal, or "
+                "set reward.init to base",
+            )
+
+
+def _chosen(targets: str | Sequence[str], profile: ModelProfile) -> set[str]:
+    """Names of the layers that peft adapts."""
+    if targets == "all-linear":
+        return {name for name in profile.linear if name != profile.output}
+    found = matching(profile.linear, targets)
+    return {name for names in found.values() for name in names}
+
+
+def _ends(names: Sequence[str], last: str) -> bool:
+    return any(name.rpartition(".")[2] == last for name in names)
+
+
+def _pretrained(pretrain: PretrainConfig) -> ModelProfile:
+    """Of the Llama that the `base` stage will make."""
+    attention = [f"self_attn.{part}_proj" for part in "qkvo"]
+    mlp = [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    layers = [f"model.layers.{i}" for i in range(pretrain.num_hidden_layers)]
+    norms = ("input_layernorm", "post_attention_layernorm")
+    other = {"model": "LlamaModel", "model.embed_tokens": "Embedding", "model.norm": "LlamaRMSNorm"}
+    for layer in layers:
+        other |= {f"{layer}.self_attn": "LlamaAttention", f"{layer}.mlp": "LlamaMLP"}
+        other |= {f"{layer}.{norm}": "LlamaRMSNorm" for norm in norms}
+    return ModelProfile(
+        context=pretrain.max_position_embeddings,
+        linear=[*(f"{layer}.{part}" for layer in layers for part in attention + mlp), "lm_head"],
+        other=other,
+        output="lm_head",
+        tied=True,
+        formats={
+            name: f"it stores rows in blocks of {block}, and base.pretrain has rows of {width}"
+            for name, block in BLOCKS.items()
+            if (width := _uneven(pretrain, block))
+        },
+    )
+
+
+def _uneven(pretrain: PretrainConfig, block: int) -> int | None:
+    """A width of the model that blocks do not fill."""
+    return next((width for width in (pretrain.hidden_size, pretrain.intermediate_size) if width % block), None)
+
+
+def _blocks(base: BaseConfig, pretrain: PretrainConfig) -> Iterator[Problem]:
+    """A model is pretrained for minutes, and its grid would be refused only then."""
+    name = base.quantization.qat if isinstance(base.quantization, QATConfig) else base.quantization
+    block = {"none": 1, "int8": 1, "nf4": 64}.get(name, 32)
+    if width := _uneven(pretrain, block):
+        yield "base.quantization", f"{name} stores rows in blocks of {block}, and base.pretrain has rows of {width}"

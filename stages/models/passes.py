@@ -1,0 +1,116 @@
+"""Ways to compute a causal LM's hidden states: over whole rows, and token by token after prompts.
+
+The plain pass (`stages.models.plain`) is ours, for Llama-like models; here are those that call the model's own
+forward. `stages.models.acceptance` finds out which of them are right for an architecture.
+
+Shapes: B rows, L positions, H hidden.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+
+class Steps(Protocol):
+    """Decoding under way. Each call returns the last position's hidden states (B, H) of the rows that are left."""
+
+    def start(self) -> Tensor:
+        """After the prompts."""
+
+    def next(self, token_B: Tensor) -> Tensor:
+        """After one more token of each row."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+
+
+class Pass(Protocol):
+    """One way to compute a model."""
+
+    def hidden(self, ids_BL: Tensor) -> Tensor:
+        """Last hidden states (B, L, H) of right-padded rows; meaningless at padding."""
+
+    def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> Steps:
+        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens."""
+
+
+class OwnPass:
+    """The model's own forward. It decodes with the model's cache or, `full`, by a whole pass for each token."""
+
+    def __init__(self, lm: PreTrainedModel, decoding: Literal["cached", "full"] = "cached") -> None:
+        self._lm, self._decoding = lm, decoding
+
+    def hidden(self, ids_BL: Tensor) -> Tensor:
+        hidden: Tensor = self._lm.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        return hidden
+
+    def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> Steps:
+        if self._decoding == "full":
+            return FullSteps(self, ids_BL, mask_BL)
+        return CachedSteps(self._lm, ids_BL, mask_BL)
+
+
+class CachedSteps:
+    """Decoding through the model's own forward and cache."""
+
+    def __init__(self, lm: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> None:
+        self._decoder, self._ids, self._mask = lm.get_decoder(), ids_BL, mask_BL.long()
+        self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+        self._cache: Any = DynamicCache(config=lm.config)
+        # Mamba has its own name for the cache, ignores any other, and takes the mask of the new tokens only.
+        self._is_mamba = "cache_params" in inspect.signature(self._decoder.forward).parameters
+
+    def start(self) -> Tensor:
+        return self._pass(self._ids)
+
+    def next(self, token_B: Tensor) -> Tensor:
+        self._positions = self._positions[:, -1:] + 1
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        return self._pass(token_B[:, None])
+
+    def keep(self, rows: Tensor) -> None:
+        # `batch_select_indices` leaves out what layers with a state (linear attention, convolutions) keep.
+        self._cache.reorder_cache(rows)
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
+
+    def _pass(self, ids: Tensor) -> Tensor:
+        if self._is_mamba:
+            known: dict[str, Any] = {"attention_mask": self._mask[:, -ids.shape[1] :], "cache_params": self._cache}
+        else:
+            known = {"attention_mask": self._mask, "past_key_values": self._cache}
+        output: Any = self._decoder(input_ids=ids, position_ids=self._positions, use_cache=True, **known)
+        hidden: Tensor = output.last_hidden_state[:, -1]
+        return hidden
+
+
+class FullSteps:
+    """Decoding without a cache: a pass over the whole rows for each token."""
+
+    def __init__(self, whole: OwnPass, ids_BL: Tensor, mask_BL: Tensor) -> None:
+        self._pass = whole
+        self._ids, self._lengths = right_padded(ids_BL, mask_BL)
+
+    def start(self) -> Tensor:
+        rows = torch.arange(len(self._ids), device=self._ids.device)
+        return self._pass.hidden(self._ids)[rows, self._lengths - 1]
+
+    def next(self, token_B: Tensor) -> Tensor:
+        self._ids = F.pad(self._ids, (0, 1)).scatter_(1, self._lengths[:, None], token_B[:, None])
+        self._lengths = self._lengths + 1
+        return self.start()
+
+    def keep(self, rows: Tensor) -> None:
+        self._ids, self._lengths = self._ids[rows], self._lengths[rows]
+
+
+def right_padded(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Left-padded rows, padded on the right instead, and their lengths (B,)."""
+    width, lengths = ids_BL.shape[1], mask_BL.long().sum(1)
+    places = (torch.arange(width, device=ids_BL.device) - lengths[:, None]) % width
+    return ids_BL.gather(1, places), lengths
