@@ -30,7 +30,6 @@ from pipeline.fingerprint import combine, file_sha256, files_below
 from pipeline.stage import Artifact, Metrics, RunContext
 from stages.batches import GlobalBatchTrainer
 from stages.models import qat, templates
-from stages.models.actor import Actor, check_projection
 from stages.models.loading import (
     check_trainable,
     describe_dtype,
@@ -108,13 +107,11 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
             mend="use the tokenizer that belongs to the model",
         )
     check_finite(model, "base.model")
-    actor = Actor(model)
-    with qat.kept(qat.quantised(model)):
-        text = codec.prompt([{"role": "user", "content": TEXT}])
-        check_projection(actor, torch.tensor([text], device=ctx.device))
-    ctx.say(f"pass: {actor.passes.name}")
-    ids = codec.prompt([{"role": "user", "content": "Hello"}])
-    prompt = torch.tensor([ids], device=ctx.device)
+    ids, prompt_ids = (codec.prompt([{"role": "user", "content": text}]) for text in (TEXT, "Hello"))
+    check_causal(model, ids)
+    passes = check_usable(model, ids)
+    ctx.say(f"pass: {passes.name}")
+    prompt = torch.tensor([prompt_ids], device=ctx.device)
     with torch.inference_mode(), qat.kept(qat.quantised(model)):
         logits = model(prompt).logits
         spoken = model.generate(
@@ -123,8 +120,6 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         )  # fmt: skip
     if not torch.isfinite(logits).all():
         raise StageError("the model's logits are not finite", mend="try base.dtype: float32")
-    check_causal(model, ids)
-    check_usable(model)
     quantized: Metrics = {}
     quantization = base.json("base.json")["quantization"]
     if quantization != "none":
@@ -137,7 +132,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         "resident_bytes": model.get_memory_footprint(),
         "vocabulary": len(codec.tokenizer),
         "stop_tokens": " ".join(map(str, codec.tokenizer.convert_ids_to_tokens(sorted(codec.stop_ids)))),
-        "pass": actor.passes.name,
+        "pass": passes.name,
         **quantized,
     }
 

@@ -17,6 +17,7 @@ from stages.export import checkpoints, gguf_file
 from stages.export.formats import QUANTISED
 from stages.export.vocabulary import Vocabulary
 from stages.models import qat
+from stages.models.acceptance import Verdict
 from stages.models.actor import Actor, check_projection
 from stages.models.loading import output_name
 from stages.models.precision import exact
@@ -101,11 +102,17 @@ def check_causal(model: Any, ids: list[int]) -> None:
         )
 
 
-def check_usable(model: Any) -> None:
-    """Raises `StageError` when the model cannot be used as PPO uses it: its decoder for hidden states, and its
-    output layer for their logits."""
+def check_usable(model: Any, ids: list[int]) -> Verdict:
+    """How the model may be computed. Raises `StageError` when it cannot be used as PPO uses it: its decoder for
+    hidden states, and its output layer for their logits.
+
+    Args:
+        ids: ordinary text.
+    """
     try:
-        check_projection(Actor(model))
+        with qat.kept(qat.quantised(model)):
+            actor = Actor(model)
+            check_projection(actor, torch.tensor([ids], device=actor.device))
     except (AttributeError, TypeError, IndexError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StageError(
@@ -114,6 +121,7 @@ def check_usable(model: Any) -> None:
             where="base.model",
             mend="use a model of another architecture, such as Llama, Mistral, Qwen or Gemma",
         ) from error
+    return actor.passes
 
 
 def quantized_share(model: Any, quantization: str | dict[str, str]) -> tuple[float, list[str]]:

@@ -72,8 +72,8 @@ MUTATIONS = [
     mutation(
         "rounds: the reference moves to the newest policy",
         "stages/ppo/roles.py",
-        "bank = make(config, base, sft, start, reward, device)",
-        "bank = make(config, base, start, start, reward, device)",
+        'bank = make(config, base, sft, start, reward, "cpu" if sharded else device)',
+        'bank = make(config, base, start, start, reward, "cpu" if sharded else device)',
         f"{PPO}/test_ppo_stage.py",
     ),
     mutation(
