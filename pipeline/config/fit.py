@@ -42,6 +42,7 @@ class ModelProfile:
         tied: whether the output layer's weight is the embedding's.
         unsupported: linear layers, by the last part of their names, that peft refuses to adapt.
         formats: export formats that cannot hold it, and why.
+        no_system: why its chat template takes no system turn, in the template's words; empty if it takes one.
     """
 
     context: int | None = None
@@ -51,6 +52,7 @@ class ModelProfile:
     tied: bool = False
     unsupported: Sequence[str] = ()
     formats: Mapping[str, str] = field(default_factory=dict)
+    no_system: str = ""
 
     def write(self, folder: Path) -> None:
         (folder / PROFILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
@@ -112,6 +114,12 @@ def scorers(recipe: Recipe) -> Iterator[Problem]:
 def problems(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
     """What the recipe asks of the model that it cannot do."""
     yield from _lengths(recipe, profile.context)
+    if profile.no_system and recipe.data.system is not None and not recipe.base.fold_turns:
+        yield (
+            "data.system",
+            f"the model's chat template takes no system turn; its words: {profile.no_system}. Leave data.system "
+            "out, or set base.fold_turns to true, which puts its text before the first user turn",
+        )
     if recipe.sft.lora is not None:
         yield from _targets("sft.lora.target_modules", recipe.sft.lora.target_modules, profile)
     if recipe.reward.lora is not None and recipe.reward.model is None:

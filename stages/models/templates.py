@@ -158,7 +158,7 @@ class ChatTemplate:
 
     Attributes:
         source: the template as published.
-        takes_system: whether it takes a system turn and prints its text.
+        no_system: why it does not take a system turn or leaves out its text; None if it takes one.
         exchange: a question and its answer as it renders them.
         talk: a conversation with a turn of each role, up to the next answer: all that it writes around turns.
 
@@ -181,16 +181,19 @@ class ChatTemplate:
                 where=where,
                 mend="use a tokenizer whose template takes user and assistant turns, or base.chat_template: chatml",
             ) from refused
-        self._no_system = self._why_no_system()
-        self.takes_system = self._no_system is None
+        self.no_system = self._why_no_system()
         self.talk = self._everything()
+
+    @property
+    def takes_system(self) -> bool:
+        return self.no_system is None
 
     def render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
         """A conversation as text; with `generation`, up to the assistant's next answer. Raises `Refused`."""
         if self.folds:
             messages = fold(messages, system=not self.takes_system)
-        elif self._no_system is not None and any(message["role"] == "system" for message in messages):
-            raise Refused(self._no_system, self._where)
+        elif self.no_system is not None and any(message["role"] == "system" for message in messages):
+            raise Refused(self.no_system, self._where)
         return self.as_given(messages, generation=generation)
 
     def as_given(self, messages: Sequence[Message], *, generation: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,15 @@ def problems(folder: Path, sets: str = "", profile: ModelProfile = PROFILE) -> d
 
 def test_a_recipe_that_fits_is_not_refused(tmp_path: Path) -> None:
     assert problems(tmp_path) == {}
+
+
+def test_a_system_message_that_the_chat_template_refuses_is_refused(tmp_path: Path) -> None:
+    profile = dataclasses.replace(PROFILE, no_system="System role not supported")
+    assert problems(tmp_path, profile=profile) == {}
+    given = "data.system='Be kind.'"
+    assert problems(tmp_path, given) == {}
+    assert "System role not supported" in problems(tmp_path, given, profile)["data.system"]
+    assert problems(tmp_path, f"{given} base.fold_turns=true", profile) == {}
 
 
 @pytest.mark.parametrize(

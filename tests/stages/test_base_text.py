@@ -6,6 +6,7 @@ import tiny
 from transformers import AutoTokenizer, GenerationConfig
 
 from pipeline.config.base import BaseConfig
+from pipeline.config.fit import ModelProfile
 from pipeline.errors import StageError
 from pipeline.stage import Artifact
 from stages import base
@@ -53,6 +54,9 @@ def test_what_the_recipe_says_of_text_holds_in_every_stage(make):
     codec = load_codec(artifact)
     assert (codec.template.folds, codec.literal, codec.date) == (True, False, "2031-03-05")
     assert "the chat template takes no system turn: its text goes before the first user turn" in lines
+    profile = ModelProfile.read(artifact.path)
+    assert profile is not None
+    assert profile.no_system == "System role not supported"
 
 
 def test_the_date_is_said_once_and_the_template_kept(make):
