@@ -48,8 +48,8 @@ class LossScale:
                     parameter.grad.div_(self.value)
 
     def skips(self, finite: bool) -> bool:
-        """Whether the step must be left out because a gradient overflowed under the factor, which is adapted. False
-        when the gradient is not finite for another reason: no factor is left to halve."""
+        """Adapts the factor to whether a step's gradients are finite. Returns whether the step must be left out
+        because a gradient overflowed; False once the factor is 1, when the factor did not make it overflow."""
         if not self.active:
             return False
         if finite:

@@ -128,15 +128,15 @@ def load_full(base: Artifact, folder: Path, device: str) -> Any:
 
 
 def trained_in_full(model: Any, base: Artifact, device: str) -> Any:
-    """A model all of whose weights learn: they are float32, and it computes as `base` says."""
+    """Prepares a model for full fine-tuning: float32 weights that all learn, products in `base.dtype`."""
     model.float().requires_grad_(True)
     compute_as(base, model, device)
     return model
 
 
 def compute_as(base: Artifact, model: Any, device: str) -> None:
-    """Makes a model with float32 weights compute in bfloat16 where `base.dtype` comes to that; not with
-    quantisation-aware training, whose layers round float32 weights."""
+    """Makes a model with float32 weights compute in bfloat16 where `base.dtype` resolves to it. Models under
+    quantisation-aware training stay in float32: their layers round float32 weights."""
     spec = base.json("base.json")
     if dtype_of(spec["dtype"], device) == torch.bfloat16 and isinstance(spec["quantization"], str):
         compute_in(model, torch.bfloat16)

@@ -46,7 +46,8 @@ def computes_in_bfloat16(device: str) -> bool:
 
 
 def describe_dtype(name: str, device: str) -> str:
-    """What a `base.dtype` comes to on a device, for the user, with a warning where it is a bad choice."""
+    """The precision that `base.dtype` resolves to on a device, as a line for the user; a warning where the GPU is
+    slow in it."""
     chosen = str(dtype_of(name, device)).removeprefix("torch.")
     if device == "cuda" and not computes_in_bfloat16(device):
         card = torch.cuda.get_device_name()

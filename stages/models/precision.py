@@ -33,13 +33,13 @@ all scores happen to lie close together."""
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """From now on whoever calls the model with `computing` gets products in `dtype`."""
+    """Makes passes inside `computing(model)` compute their products in `dtype`."""
     setattr(model, COMPUTE, dtype)
 
 
 def computing(model: Any) -> contextlib.AbstractContextManager[Any]:
-    """What a forward pass of a model is to be made in: autocast, if it asks for it. No backward pass: that has the
-    precision of its forward pass by itself. Inside one context each weight is cast once."""
+    """The context for a model's forward pass: autocast, if `compute_in` set it. The backward pass belongs outside:
+    it takes the precision of the forward pass by itself. Inside one context each weight is cast once."""
     dtype = getattr(model, COMPUTE, None)
     return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype=dtype)
 

@@ -57,6 +57,14 @@ def inputs(folder: Path, dtype: str, *, lora: bool = True, members: int = 1) -> 
         pytest.param(
             "float32", {"lora": False}, {"value": "trunk", "ptx_coef": 0.1}, id="full", marks=pytest.mark.slow
         ),
+        pytest.param(
+            "float16",
+            {},
+            {"value": "trunk", "importance_sampling_clip_max": 2.0},
+            id="float16",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("bfloat16", {"lora": False}, {"value": "trunk"}, id="full under autocast"),
     ],
 )
 def test_ppo(tmp_path: Path, ctx: RunContext, dtype: str, artifacts: Any, values: Any) -> None:
