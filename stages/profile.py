@@ -54,8 +54,11 @@ def _unsupported(model: Any, linear: list[str]) -> list[str]:
 def _adapts(model: Any, names: list[str]) -> bool:
     if not names:
         return True
-    with torch.device("meta"):
-        copy = type(model)(model.config)
+    try:
+        with torch.device("meta"):
+            copy = type(model)(model.config)
+    except Exception:  # an architecture that needs numbers to be built: `new_adapter` refuses later what peft does
+        return True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -74,7 +77,7 @@ def _formats(model: Any, tokenizer: Any) -> dict[str, str]:
                 gguf_file.check(model)
                 Vocabulary.of(tokenizer, model.get_input_embeddings().weight.shape[0])
             else:
-                checkpoints.check(model, name)
+                checkpoints.check_rows(model, name)
         except StageError as error:
             found[name] = error.what
     return dict(sorted(found.items()))

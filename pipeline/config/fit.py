@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,6 +129,8 @@ def problems(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
     for name in recipe.export.formats or ():
         if name in profile.formats:
             yield "export.formats", f"{name} cannot be written: {profile.formats[name]}. Leave it out"
+        elif name.startswith("torchao") and importlib.util.find_spec("torchao") is None:
+            yield "export.formats", f'{name} needs torchao. Leave it out, or pip install "tutelage[torchao]"'
 
 
 def _lengths(recipe: Recipe, context: int | None) -> Iterator[Problem]:

@@ -98,6 +98,17 @@ def save_torchao(source: Path, folder: Path, kind: str, dtype: str) -> None:
 def check(model: Any, kind: str) -> None:
     """Raises `StageError` when the quantised format `kind` cannot hold the model's linear layers, or its library is
     missing."""
+    check_rows(model, kind)
+    if kind in TORCHAO and importlib.util.find_spec("torchao") is None:
+        raise StageError(
+            "the torchao formats need torchao, which is not installed",
+            where="export.formats",
+            mend='install it: pip install "tutelage[torchao]"',
+        )
+
+
+def check_rows(model: Any, kind: str) -> None:
+    """Raises `StageError` when rows of the model's linear layers are no whole numbers of the format's blocks."""
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and module is not head and module.in_features % BLOCKS[kind]:
@@ -107,14 +118,6 @@ def check(model: Any, kind: str) -> None:
                 where="export.formats",
                 mend=f"leave {kind} out",
             )
-    if kind not in TORCHAO:
-        return
-    if importlib.util.find_spec("torchao") is None:
-        raise StageError(
-            "the torchao formats need torchao, which is not installed",
-            where="export.formats",
-            mend='install it: pip install "tutelage[torchao]"',
-        )
 
 
 def _save_quantised(source: Path, folder: Path, config: Any, dtype: str) -> None:

@@ -183,6 +183,14 @@ def test_a_format_that_cannot_hold_the_model_is_refused(tmp_path: Path) -> None:
     }
 
 
+def test_a_format_whose_library_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = "export.formats=[torchao_int4]"
+    monkeypatch.setattr(fit.importlib.util, "find_spec", lambda name: object())
+    assert problems(tmp_path, sets) == {}
+    monkeypatch.setattr(fit.importlib.util, "find_spec", lambda name: None)
+    assert "pip install" in problems(tmp_path, sets)["export.formats"]
+
+
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert ModelProfile.read(tmp_path) is None
     PROFILE.write(tmp_path)
