@@ -211,8 +211,8 @@ def plain_decoder(lm: PreTrainedModel, up_to: float) -> PlainDecoder | None:
 
 
 def spread_tokens(lm: PreTrainedModel, up_to: float = math.inf) -> Tensor:
-    """A row (1, L) of at most 32 tokens from all over the vocabulary: its first ones are special, and passes in 16 bits
-    agree least on those."""
+    """A row (1, L) of at most 32 tokens from all over the vocabulary: its first ones are special, and passes in
+    16 bits agree least on those."""
     width = int(min(up_to, 32, getattr(lm.config.get_text_config(), "max_position_embeddings", 32)))
     return torch.arange(1, width + 1, device=lm.device)[None] * _vocabulary(lm) // (width + 2)
 
