@@ -1,9 +1,9 @@
-"""Which ways of computing a model are right: decided by its architecture, on a small copy of it.
+"""Which passes are right for a model: decided for its architecture, on a small random copy of it.
 
-A random copy with weights that make mistakes large is computed in float32 in each way and compared with its own
-forward over each row alone: right-padded rows, and cached decoding after left-padded prompts that drops rows on the
-way, at lengths past every window and original context. What fails there is tried again within them, and is then
-used for rows that short. In 16 bits real weights would blur such a comparison, and nine tokens would hide a window.
+Each pass is compared in float32 with the copy's own forward over each row alone: right-padded rows, and decoding
+after left-padded prompts that drops rows on the way, at lengths past every window and original context. A pass that
+fails there is compared again within them, and is then used for rows that short. (Real weights in 16 bits would hide
+a mistake behind rounding, and a few tokens would not reach past a window.)
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ made to show it."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How a model may be computed.
+class Passes:
+    """The passes that are right for a model.
 
     Attributes:
         plain: rows of up to this many positions may go through the plain pass; 0: none.
-        own: and of this many through the model's own; infinity: of any length.
-        decoding: how its own pass decodes: with its cache, or by a whole pass for each token.
+        own: rows of up to this many may go through the model's own; infinity: of any length.
+        decoding: how its own pass decodes: with its cache, or by a pass over the whole rows for each token.
     """
 
     plain: float
@@ -70,40 +70,41 @@ class Verdict:
         return "plain" if self.plain == math.inf else f"plain, up to {self.plain} tokens"
 
 
-OWN = Verdict(0, math.inf)
-"""The model's own pass, unquestioned."""
+OWN = Passes(0, math.inf)
+"""The model's own pass, without a test."""
 
-_verdicts: dict[tuple[str, str], Verdict | StageError] = {}
+_accepted: dict[tuple[str, str], Passes | StageError] = {}
 
 
-def verdict(lm: PreTrainedModel, project: Project) -> Verdict:
-    """How a model may be computed; found out once for each config.
+def accepted_passes(lm: PreTrainedModel, project: Project) -> Passes:
+    """The passes that are right for a model; tested once for each config.
 
-    Raises `StageError` when no way is right.
+    Raises `StageError` when none is, or when its logits are not `project` of its last hidden states.
     """
     values = {
         n: v for n, v in lm.config.to_dict().items() if n not in ("_name_or_path", "quantization_config", "dtype")
     }
     key = type(lm).__qualname__, json.dumps(values, sort_keys=True, default=str)
-    if key not in _verdicts:
+    if key not in _accepted:
         try:
-            _verdicts[key] = _judge(lm, project)
+            with torch.autocast("cpu", enabled=False):
+                _accepted[key] = _test(lm, project)
         except StageError as error:
-            _verdicts[key] = error
-    found = _verdicts[key]
+            _accepted[key] = error
+    found = _accepted[key]
     if isinstance(found, StageError):
         raise found
     return found
 
 
 @torch.no_grad()
-def _judge(lm: PreTrainedModel, project: Project) -> Verdict:
+def _test(lm: PreTrainedModel, project: Project) -> Passes:
     most = reach(lm.config.get_text_config(decoder=True))
     try:
         far = _Trial(miniature(lm))
         near = _Trial(miniature(lm, within=True)) if most < math.inf else far
     except NoMiniature:
-        # Then the model itself, as far as 16 bits show it. A plain pass needs a stricter test.
+        # The model itself instead, as far as its precision shows a mistake: too little for the plain pass.
         try:
             far = near = _Trial(lm, tolerance(lm))
         except Exception as error:
@@ -124,7 +125,7 @@ def _judge(lm: PreTrainedModel, project: Project) -> Verdict:
         raise _refused(lm, "what it makes of a token depends on later tokens, or on other rows of its batch")
     if not near.projects(project):
         raise _refused(lm, "its logits are more than its head applied to its last hidden states")
-    return Verdict(plain, own, decoding)
+    return Passes(plain, own, decoding)
 
 
 def _refused(lm: PreTrainedModel, why: str) -> StageError:
@@ -149,28 +150,28 @@ class _Trial:
         """Whether the model's logits are `project` of its last hidden states."""
         try:
             logits = self.model(input_ids=self._rows[0][None], use_cache=False).logits[0]
-            return relative_error(project(self.model, self._alone[0]), logits) <= self._tolerance
+            return self._agrees(project(self.model, self._alone[0]), logits)
         except Exception:
             return False
 
     def passes(self, make: Callable[[PreTrainedModel], Pass]) -> bool:
-        """Whether a way to compute the model gives what its own forward does. Whatever it raises is a no: each way
-        assumes things about modules, arguments and caches that a model may break in any manner."""
+        """Whether a pass gives what the model's own forward does. It does not where it raises anything: passes
+        assume things about modules, arguments and caches that a model may break in any manner."""
         try:
-            way = make(self.model)
-            return max(self._whole(way), self._decoded(way)) <= self._tolerance
+            candidate = make(self.model)
+            return self._whole_rows(candidate) and self._decoding(candidate)
         except Exception:
             return False
 
-    def _whole(self, way: Pass) -> float:
-        hidden = way.hidden(pad_sequence(self._rows, batch_first=True))
-        return max(relative_error(h[: len(row)], row) for h, row in zip(hidden, self._alone, strict=True))
+    def _whole_rows(self, candidate: Pass) -> bool:
+        hidden = candidate.hidden(pad_sequence(self._rows, batch_first=True))
+        return all(self._agrees(h[: len(row)], row) for h, row in zip(hidden, self._alone, strict=True))
 
-    def _decoded(self, way: Pass) -> float:
+    def _decoding(self, candidate: Pass) -> bool:
         prompts = [row[:n] for row, n in zip(self._rows, PROMPTS, strict=True)]
         ids = pad_sequence(prompts, batch_first=True, padding_side="left")
         mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left").bool()
-        steps = way.decode(ids, mask, NEW)
+        steps = candidate.decode(ids, mask, NEW)
         live = list(range(len(PROMPTS)))
         hidden, found, expected = steps.start(), [], []
         for t in range(NEW):
@@ -181,7 +182,10 @@ class _Trial:
                 hidden = steps.next(torch.stack([self._rows[i][PROMPTS[i] + t - 1] for i in live]))
             found.append(hidden)
             expected.append(torch.stack([self._alone[i][PROMPTS[i] + t - 1] for i in live]))
-        return relative_error(torch.cat(found), torch.cat(expected))
+        return self._agrees(torch.cat(found), torch.cat(expected))
+
+    def _agrees(self, ours: Tensor, theirs: Tensor) -> bool:
+        return relative_error(ours, theirs) <= self._tolerance
 
 
 def _own(lm: Any, ids_BL: Tensor) -> Tensor:
@@ -190,8 +194,8 @@ def _own(lm: Any, ids_BL: Tensor) -> Tensor:
 
 
 def plain_decoder(lm: PreTrainedModel, up_to: float) -> PlainDecoder | None:
-    """The plain pass over a model whose architecture it is right for, in rows of `up_to` positions; None where it
-    does not agree with the model's own, whatever stands in the way (a layer that something else has replaced)."""
+    """The plain pass over a model for whose architecture it is right, in rows of `up_to` positions. None where it
+    still does not agree with the model's own pass, as when something has replaced one of its layers."""
     ids = spread_tokens(lm, up_to)
     training = lm.training
     try:
@@ -207,8 +211,8 @@ def plain_decoder(lm: PreTrainedModel, up_to: float) -> PlainDecoder | None:
 
 
 def spread_tokens(lm: PreTrainedModel, up_to: float = math.inf) -> Tensor:
-    """A row (1, L) of at most 32 tokens from all over the vocabulary. Its first tokens are special,
-    and two computations in 16 bits agree least on those."""
+    """A row (1, L) of at most 32 tokens from all over the vocabulary: its first ones are special, and passes in
+    16 bits agree least on those."""
     width = int(min(up_to, 32, getattr(lm.config.get_text_config(), "max_position_embeddings", 32)))
     return torch.arange(1, width + 1, device=lm.device)[None] * _vocabulary(lm) // (width + 2)
 
@@ -220,7 +224,7 @@ def _vocabulary(lm: Any) -> int:
 
 def tolerance(lm: PreTrainedModel) -> float:
     """How far two right computations of a real model may be apart (`relative_error`)."""
-    return EXACT if exact(lm) else ROUNDED
+    return EXACT if exact(lm) and not torch.is_autocast_enabled(lm.device.type) else ROUNDED
 
 
 def relative_error(ours_NH: Tensor, theirs_NH: Tensor) -> float:

@@ -12,7 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
-from stages.models.acceptance import OWN, Verdict, plain_decoder, relative_error, spread_tokens, tolerance, verdict
+from stages.models.acceptance import (
+    OWN,
+    Passes,
+    accepted_passes,
+    plain_decoder,
+    relative_error,
+    spread_tokens,
+    tolerance,
+)
 from stages.models.heads import ScalarHead
 from stages.models.logprobs import positions_at_once, token_logprobs
 from stages.models.passes import OwnPass, Pass, Steps
@@ -29,9 +37,9 @@ class Actor:
     Args:
         route: names what is active in a model that several roles share; a gradient that arrives under another
             route than its forward had is an error.
-        passes: how the model may be computed; None: to be found out.
+        passes: those that are right for the model; None: they are tested.
 
-    Raises `StageError` when there is no right way to compute the model.
+    Raises `StageError` when no pass is right for the model.
     """
 
     def __init__(
@@ -39,12 +47,14 @@ class Actor:
         lm: PreTrainedModel,
         head: ScalarHead | None = None,
         route: Callable[[], Any] = lambda: None,
-        passes: Verdict | None = None,
+        passes: Passes | None = None,
     ) -> None:
         self.lm, self._head, self._route = lm, head, route
-        self._verdict = passes or verdict(lm, lambda copy, hidden_NH: Actor(copy, passes=OWN).project(hidden_NH))
-        self._own = OwnPass(lm, self._verdict.decoding)
-        self._plain = plain_decoder(lm, self._verdict.plain) if self._verdict.plain else None
+        self._accepted = passes or accepted_passes(
+            lm, lambda copy, hidden_NH: Actor(copy, passes=OWN).project(hidden_NH)
+        )
+        self._own = OwnPass(lm, self._accepted.decoding)
+        self._plain = plain_decoder(lm, self._accepted.plain) if self._accepted.plain else None
 
     @property
     def device(self) -> torch.device:
@@ -78,18 +88,18 @@ class Actor:
         return self._pass(ids_BL.shape[1] + length).decode(ids_BL, mask_BL, length)
 
     @property
-    def passes(self) -> Verdict:
-        """How the model is computed."""
-        return self._verdict if self._plain else replace(self._verdict, plain=0)
+    def passes(self) -> Passes:
+        """The passes that the model is computed with."""
+        return self._accepted if self._plain else replace(self._accepted, plain=0)
 
     def _pass(self, length: int) -> Pass:
         """The pass for rows of so many positions."""
-        if self._plain is not None and length <= self._verdict.plain:
+        if self._plain is not None and length <= self._accepted.plain:
             return self._plain
-        if length > self._verdict.own:
+        if length > self._accepted.own:
             raise StageError(
                 f"a row has {length} tokens, and what {type(self.lm).__name__} makes of more than "
-                f"{self._verdict.longest:g} depends on the other rows of its batch",
+                f"{self._accepted.longest:g} depends on the other rows of its batch",
                 where="base.model",
                 mend="lower the recipe's max_prompt_length, response_length and max_length",
             )

@@ -84,10 +84,12 @@ def miniature(lm: PreTrainedModel, *, within: bool = False) -> PreTrainedModel:
                     made = build(type(config).from_dict(values), dtype=torch.float32)
                     _randomise(made)
                 made.requires_grad_(False).eval()
-                made.get_decoder()(input_ids=torch.full((1, 2), SPECIAL), use_cache=False).last_hidden_state  # noqa: B018
+                hidden = made.get_decoder()(
+                    input_ids=torch.full((1, 2), SPECIAL), use_cache=False
+                ).last_hidden_state
             except Exception:  # whatever a config or a model objects to: the next copy
                 continue
-            if layer_groups(made) == _renumbered([groups[i] for i in layers]):
+            if torch.isfinite(hidden).all() and layer_groups(made) == _renumbered([groups[i] for i in layers]):
                 return made
             break  # other widths would not change that
     raise NoMiniature(f"no small copy of {type(lm).__name__} can be made")

@@ -23,8 +23,11 @@ def shape_of(lm: Any) -> Shape:
     """Counted on the modules themselves, whatever they are quantised to or wrapped in."""
     head = lm.get_output_embeddings()
     config = lm.config.get_text_config()
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers, heads = (
+        config.num_hidden_layers,
+        getattr(config, "num_attention_heads", 0),
+    )  # a recurrent model has none
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return Shape(
         trunk=sum(_weights(m) for name, m in lm.named_modules() if "lora_" not in name and m is not head),

@@ -10,10 +10,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.errors import StageError
 from stages.models import acceptance
-from stages.models.acceptance import Verdict
+from stages.models.acceptance import Passes
 from stages.models.actor import Actor, check_projection
 from stages.models.linear import speed_up
 from stages.models.miniature import NoMiniature, layer_groups, miniature
+from stages.models.plain import PlainDecoder, PlainSteps
 from stages.models.text import pad
 from stages.ppo.rollout import Record, generate
 
@@ -299,7 +300,7 @@ def test_without_a_small_copy_the_model_itself_is_tried(monkeypatch):
         raise NoMiniature
 
     monkeypatch.setattr(acceptance, "miniature", none)
-    monkeypatch.setattr(acceptance, "_verdicts", {})
+    monkeypatch.setattr(acceptance, "_accepted", {})
     assert Actor(make("llama", SHAPE)).passes.name == "own"
     assert Actor(make("llama", {**SHAPE, "attention_bias": True}).bfloat16()).passes.name == "own"
     with pytest.raises(StageError, match="later tokens"):
@@ -310,20 +311,31 @@ def test_without_a_small_copy_the_model_itself_is_tried(monkeypatch):
         Actor(broken)
 
 
-def test_a_verdict_is_found_once_for_each_config(monkeypatch):
+@pytest.mark.parametrize("where", ["rows", "decoding"])
+def test_numbers_that_are_not_finite_are_not_accepted(where, monkeypatch):
+    """Compared with anything, they are neither larger nor smaller."""
+    monkeypatch.setattr(acceptance, "_accepted", {})
+    if where == "rows":
+        monkeypatch.setattr(PlainDecoder, "hidden", lambda self, ids: torch.full((*ids.shape, 32), torch.nan))
+    else:
+        monkeypatch.setattr(PlainSteps, "next", lambda self, token: torch.full((len(token), 32), torch.nan))
+    assert Actor(make("llama", SHAPE)).passes.name == "own"
+
+
+def test_each_config_is_tested_once(monkeypatch):
     calls = []
-    judge = acceptance._judge
-    monkeypatch.setattr(acceptance, "_verdicts", {})
-    monkeypatch.setattr(acceptance, "_judge", lambda *given: calls.append(1) or judge(*given))
+    test = acceptance._test
+    monkeypatch.setattr(acceptance, "_accepted", {})
+    monkeypatch.setattr(acceptance, "_test", lambda *given: calls.append(1) or test(*given))
     for _ in range(2):
-        assert Actor(make("llama", SHAPE)).passes == Verdict(math.inf, math.inf)
+        assert Actor(make("llama", SHAPE)).passes == Passes(math.inf, math.inf)
         with pytest.raises(StageError):
             Actor(encoder())
     Actor(make("llama", {**SHAPE, "attention_bias": True}))
     assert len(calls) == 3
 
 
-def test_finding_a_verdict_draws_no_random_numbers():
+def test_accepting_a_model_draws_no_random_numbers():
     model = make("llama", {**SHAPE, "rms_norm_eps": 1e-5})
     torch.manual_seed(3)
     expected = torch.rand(4)

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, RwkvConfig
 
 from stages.ppo.cost import Shape, attainable, resident_bytes, shape_of, update_flops
 
@@ -31,6 +32,16 @@ def test_a_forward_pass_is_what_pytorch_counts(make):
             head = counted(lambda r=response: model.get_output_embeddings()(torch.randn(r, tiny.HIDDEN)))
         total += trunk + head - 4 * shape.mixing * (tokens**2 - tokens * (tokens + 1) / 2)
     assert shape.forward(LENGTHS) == pytest.approx(total)
+
+
+def test_a_recurrent_model_has_no_attention_to_count():
+    config = RwkvConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, context_length=32)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    shape = shape_of(model)
+    assert (shape.mixing, shape.cached) == (0, 0)
+    with torch.no_grad():
+        total = counted(lambda: model(torch.randint(40, (1, 7)), use_cache=False))
+    assert shape.forward([(1, 7)]) == pytest.approx(total)
 
 
 def test_adapters_add_nothing_to_the_shape():
