@@ -3,9 +3,10 @@
 
     python tests/bench/gpu.py [--out FOLDER] [--seconds 480] [--only pipeline decoding ...]
 
-The steps come in the order of their value. Each runs in a process of its own, with a time limit; one that fails
-or hangs costs its own rows only. The next step's process imports its libraries meanwhile. Rows are written to FOLDER/gpu.md as they
-come. Without CUDA every step runs on the CPU with tiny shapes, which tries the script out and measures nothing.
+The steps come in the order of their value. Each runs in a process of its own, with a time limit; one that fails or
+hangs costs its own rows only. The next step's process imports its libraries meanwhile. Rows are written to
+FOLDER/gpu.md as they come. Without CUDA every step runs on the CPU with tiny shapes, which tries the script out and
+measures nothing.
 """
 
 from __future__ import annotations
