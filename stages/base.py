@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from data import corpus
+from pipeline.checkpoint import context_length
 from pipeline.config.base import ArchitectureConfig, BaseConfig, PretrainConfig
 from pipeline.errors import DataError, StageError
 from pipeline.fingerprint import combine, file_sha256, files_below
@@ -108,6 +109,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         )
     check_finite(model, "base.model")
     ids, prompt_ids = (codec.prompt([{"role": "user", "content": text}]) for text in (TEXT, "Hello"))
+    ids = ids[: context_length(model.config.to_dict())]
     check_causal(model, ids)
     passes = check_usable(model, ids)
     ctx.say(f"pass: {passes.name}")

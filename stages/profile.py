@@ -17,7 +17,7 @@ from stages.export import checkpoints, gguf_file
 from stages.export.formats import QUANTISED
 from stages.export.vocabulary import Vocabulary
 from stages.models import qat
-from stages.models.acceptance import Verdict
+from stages.models.acceptance import Passes
 from stages.models.actor import Actor, check_projection
 from stages.models.loading import output_name
 from stages.models.precision import exact
@@ -105,7 +105,7 @@ def check_causal(model: Any, ids: list[int]) -> None:
         )
 
 
-def check_usable(model: Any, ids: list[int]) -> Verdict:
+def check_usable(model: Any, ids: list[int]) -> Passes:
     """How the model may be computed. Raises `StageError` when it cannot be used as PPO uses it: its decoder for
     hidden states, and its output layer for their logits.
 

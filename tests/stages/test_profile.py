@@ -29,7 +29,8 @@ from stages import base
 from stages.models import qat
 from stages.models.loading import load_causal_lm
 from stages.profile import profile, quantized_share
-from stages.reward.classifier import load_classifier
+from stages.reward.classifier import TextClassifier, load_classifier
+from stages.reward.text_encoder import TextEncoder
 
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -143,9 +144,15 @@ def test_weights_that_are_nan_are_named(tmp_path, context):
         run(folder, tmp_path, context)
 
 
+def scores(classifier: TextClassifier, *texts: str) -> torch.Tensor:
+    """Of empty responses to each text."""
+    encoder = TextEncoder(classifier, tiny.codec())
+    return encoder.score([tiny.user(text) for text in texts], [[tiny.EOS]] * len(texts), 2)
+
+
 def test_a_reward_model_of_nan_is_named_as_such(tmp_path):
     folder = saved(LlamaForSequenceClassification(tiny.lm(num_labels=1).config), tmp_path / "rm")
-    assert load_classifier(folder, "cpu").score(["abc"], 1).isfinite().all()
+    assert scores(load_classifier(folder, "cpu"), "abc").isfinite().all()
     with pytest.raises(StageError, match=r"the reward model are NaN or infinite \(score\.weight\)") as caught:
         load_classifier(with_nan(folder, "score.weight"), "cpu")
     assert caught.value.where == str(folder)
@@ -157,7 +164,7 @@ def test_a_reward_model_that_overflows_is_named_as_such(tmp_path):
     with torch.no_grad():
         classifier.model.score.weight.fill_(3e38)
     with pytest.raises(StageError, match="reward model gives 2 of 2 texts a score that is NaN or infinite"):
-        classifier.score(["abcdef", "qz"], 2)
+        scores(classifier, "abcdef", "qz")
 
 
 def test_the_profile_of_a_llama(tmp_path, context):
