@@ -1,7 +1,7 @@
 # Every target takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f", those that train NPROC=2 (processes, one a card).
 # There is no logic here: see `tutelage --help`.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || echo python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3.14 || echo python3)
 RECIPE ?= recipes/quickstart.yaml
 SET ?=
 NPROC ?= 1

@@ -72,8 +72,8 @@ MUTATIONS = [
     mutation(
         "rounds: the reference moves to the newest policy",
         "stages/ppo/roles.py",
-        "bank = make(config, base, sft, start, reward, ",
-        "bank = make(config, base, start, start, reward, ",
+        'bank = make(config, base, sft, start, reward, "cpu" if sharded else device)',
+        'bank = make(config, base, start, start, reward, "cpu" if sharded else device)',
         f"{PPO}/test_ppo_stage.py",
     ),
     mutation(
@@ -324,7 +324,7 @@ MUTATIONS = [
     ),
     mutation(
         "left padding counts in positions",
-        "stages/models/passes.py",  # rotary positions are relative: a row's offset changes nothing there
+        "stages/models/actor.py",  # rotary positions are relative: a row's offset changes nothing there
         "self._positions = (self._mask.cumsum(1) - 1)",
         "self._positions = (torch.ones_like(self._mask).cumsum(1) - 1)",
         f"{PPO}/test_rollout.py",

@@ -64,7 +64,8 @@ class BaseConfig:
     """Exactly one of `model` and `pretrain` is given."""
 
     model: LocalPath | None = None
-    """A Hub id, a local folder, or a `.gguf` file (dequantised on load)."""
+    """A Hub id, a local folder, or a `.gguf` file (dequantised on load): a decoder-only language model that is
+    neither quantised nor an adapter, of an architecture that transformers has."""
     revision: str | None = None
     """For a Hub id: the commit to pin."""
     architecture: ArchitectureConfig | None = field(default=None, metadata=RUNTIME)

@@ -183,11 +183,12 @@ def _targets(path: str, targets: str | Sequence[str], profile: ModelProfile) -> 
             yield path, f"{target!r} names {foreign}, which is no linear layer ({kind}). {linear}"
         elif refused:
             yield path, f"{target!r} names {', '.join(refused)}, which peft does not adapt here. Use {usable}"
-        elif profile.tied and profile.output in names:
+        elif profile.output in names:
+            tied = ", and is the embedding's too" if profile.tied else ""
             yield (
                 path,
-                f"{target!r} names {profile.output}, whose weight is the embedding's too: an adapter on one of "
-                "them would take them apart. Leave it out",
+                f"{target!r} names {profile.output}, the output layer: its weight is read directly in training"
+                f"{tied}, so that an adapter on it would learn nothing. Leave it out",
             )
 
 

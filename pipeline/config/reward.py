@@ -53,7 +53,8 @@ class RewardConfig:
     """null: train every weight. Without `model` it must agree with `sft.lora`: the roles share one backbone or none
     do."""
     init: Literal["sft", "base"] = "sft"
-    """Where the reward adapter starts: as the SFT adapter's copy, or empty on the base."""
+    """Where the reward adapter starts: as the SFT adapter's copy, with its `r`, `lora_alpha` and targets, or empty
+    on the base."""
     objective: Literal["bradley_terry", "bradley_terry_pairs", "davidson", "plackett_luce", "regression"] = (
         "bradley_terry"
     )

@@ -54,6 +54,11 @@ def check(model: Any) -> None:
         problem = "sliding windows are not written as GGUF"
     elif config.hidden_act != "silu":
         problem = f"llama.cpp computes {kind} with silu, and this model with {config.hidden_act}"
+    else:
+        names = get_tensor_name_map(ARCHITECTURES[kind], config.num_hidden_layers)
+        weights = (name for name, _ in model.named_parameters())
+        unknown = next((name for name in weights if names.get_name(name, (".weight", ".bias")) is None), None)
+        problem = f"gguf has no name for {unknown}" if unknown else None
     if problem:
         raise StageError(problem, where=type(model).__name__, mend="leave the gguf formats out of export.formats")
 

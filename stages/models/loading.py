@@ -139,10 +139,17 @@ def load_gguf(path: Path) -> Any:
 def check_trainable(source: str | Path, revision: str | None = None, *, causal: bool = True) -> None:
     """Refuses, by the files beside the weights, a checkpoint that cannot be used: an adapter, quantised weights, an
     architecture that transformers does not know, and for `causal` an encoder-decoder. Raises `StageError`."""
+    if Path(source).is_file():
+        raise StageError(
+            "the checkpoint cannot be used: it is a file, and a checkpoint is a folder",
+            where=str(source),
+            mend="name the folder that it lies in (a .gguf file alone may stand for a model)",
+        )
     with readable_checkpoint(source):
         adapter = find_adapter_config_file(str(source), revision=revision or "main")
         if adapter is None:
             config, _ = PreTrainedConfig.get_config_dict(source, revision=revision or "main")
+            config = config if isinstance(config, dict) else {}
     refusal: Refusal | None
     if adapter is not None:
         refusal = adapter_refusal(read_json(Path(adapter)))
@@ -159,6 +166,11 @@ def _unknown(config: dict[str, Any]) -> Refusal | None:
     kind = config.get("model_type")
     if kind in CONFIG_MAPPING:
         return None
+    if kind is None:
+        return (
+            "it has no config.json that names its model_type",
+            "name the folder that holds config.json and the weights",
+        )
     if config.get("auto_map"):
         return (
             f"its architecture ({kind}) needs code that comes with the checkpoint, and such code is never run here",
@@ -263,7 +275,8 @@ def readable_checkpoint(source: str | Path, what: str = "checkpoint") -> Iterato
 
 
 def _unreadable(error: Exception, source: str | Path, what: str) -> StageError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     hint = "check that the folder is complete (a download may have been cut off) or fetch it again"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         hint = "it does not fit into memory: use a smaller model, or base.quantization"

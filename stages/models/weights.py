@@ -78,7 +78,7 @@ def check_names(stored: Names, wanted: Names, source: str | Path, what: str) -> 
 
 
 @torch.no_grad()
-def check_finite(model: Any, source: str | Path) -> None:
+def check_finite(model: Any, source: str | Path, what: str = "the model") -> None:
     """Raises `StageError` with the names of weights that hold NaN or infinity."""
     broken = [
         name
@@ -87,7 +87,7 @@ def check_finite(model: Any, source: str | Path) -> None:
     ]
     if broken:
         raise StageError(
-            f"weights of the model are NaN or infinite ({shown(broken)})",
+            f"weights of {what} are NaN or infinite ({shown(broken)})",
             where=str(source),
             mend="it was saved from a run that had diverged, or in 16 bits that could not hold it: use another",
         )

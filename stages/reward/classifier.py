@@ -133,7 +133,7 @@ def load_classifier(folder: str | Path, device: str) -> TextClassifier:
     check_trainable(folder, causal=False)
     tokenizer = read_tokenizer(folder)
     model: Any = load_pretrained(AutoModelForSequenceClassification, folder, dtype="auto").to(device)
-    weights.check_finite(model, folder)
+    weights.check_finite(model, folder, "the reward model")
     classifier = TextClassifier(model.eval(), tokenizer)
     classifier.requires_grad_(False)
     return classifier.eval()

@@ -98,7 +98,7 @@ def test_stages_that_the_recipe_does_not_have_are_not_asked(tmp_path: Path) -> N
         ("[self_attn]", ["model.layers.0.self_attn, which is no linear layer (Attention)"]),
         ("[embed_tokens]", ["Embedding"]),
         ("[norm]", ["RMSNorm"]),
-        ("[q_proj, lm_head]", ["lm_head", "embedding's too"]),
+        ("[q_proj, lm_head]", ["lm_head, the output layer", "embedding's too"]),
         ("[o_proj]", ["o_proj, which peft does not adapt", "'q_proj', 'v_proj'"]),
         ("all-linear", ["names o_proj", "'q_proj', 'v_proj'"]),
     ],
@@ -119,9 +119,12 @@ def test_lora_targets_that_name_linear_layers_are_not(targets: str, tmp_path: Pa
     assert problems(tmp_path, f"sft.lora.target_modules={targets} reward.init=base") == {}
 
 
-def test_a_head_of_its_own_may_be_adapted(tmp_path: Path) -> None:
+def test_an_output_layer_of_its_own_is_not_adapted_either(tmp_path: Path) -> None:
+    """trl reads its weight, past an adapter."""
     untied = ModelProfile(linear=[*LINEAR, "lm_head"], output="lm_head", tied=False)
-    assert problems(tmp_path, "sft.lora.target_modules=[q_proj,lm_head] reward.init=base", untied) == {}
+    found = problems(tmp_path, "sft.lora.target_modules=[q_proj,lm_head] reward.init=base", untied)
+    assert "lm_head, the output layer" in found["sft.lora.target_modules"]
+    assert "embedding" not in found["sft.lora.target_modules"]
 
 
 def test_a_reward_adapter_that_starts_as_sfts_copy_has_its_layers(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Conf
 from pipeline.errors import StageError
 from stages.export import gguf_file
 from stages.models import grids
+from stages.models.loading import load_gguf
 from stages.models.text import Codec
 
 IDS = torch.arange(5, 25)[None]
@@ -39,6 +40,26 @@ def qwen(kind: str) -> Any:
             parameter.add_(0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0.0)
             assert parameter.std() > 0, name
     return model.eval()
+
+
+def test_a_file_that_lacks_a_tensor_is_refused_with_its_name(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = small.small_lm(codec.tokenizer)
+    lost = "model.layers.1.mlp.up_proj.weight"
+    kept = [(name, tensor) for name, tensor in gguf_file.tensors(lm) if name != lost]
+    monkeypatch.setattr(gguf_file, "tensors", lambda _: kept)
+    gguf_file.write(lm, codec, tmp_path / "m.gguf", "f32", name="small")
+    with pytest.raises(StageError, match=rf"would be random \({lost}\)") as caught:
+        load_gguf(tmp_path / "m.gguf")
+    assert caught.value.where == str(tmp_path / "m.gguf")
+
+
+def test_a_tensor_that_gguf_does_not_know_is_refused(codec: Codec) -> None:
+    lm = small.small_lm(codec.tokenizer)
+    lm.model.layers[0].extra = torch.nn.Linear(2, 2)
+    with pytest.raises(StageError, match=r"no name for model\.layers\.0\.extra\.weight"):
+        gguf_file.check(lm)
 
 
 @pytest.mark.parametrize(

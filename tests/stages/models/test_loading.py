@@ -1,4 +1,5 @@
 import gc
+import json
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,13 @@ import tiny
 import torch
 
 from pipeline.errors import StageError
-from stages.models.loading import describe_dtype, dtype_of, load_causal_lm, readable_checkpoint
+from stages.models.loading import (
+    describe_dtype,
+    dtype_of,
+    load_causal_lm,
+    read_tokenizer,
+    readable_checkpoint,
+)
 
 
 @pytest.mark.parametrize("error", [OSError(), ValueError("first line\nsecond line"), KeyError("weight")])
@@ -62,3 +69,52 @@ def test_a_quantised_model_leaves_its_file(quantization, tmp_path):
     assert str(tmp_path) not in maps.read_text()
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert (embedding is head) == model.config.tie_word_embeddings
+
+
+def garbled(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+
+
+SPOILED = {
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "config that is no JSON": lambda folder: garbled(folder, "config.json", b"\xff{"),
+    "config that is a list": lambda folder: garbled(folder, "config.json", b"[]"),
+    "config that names no architecture": lambda folder: garbled(folder, "config.json", b"{}"),
+    "weights that are none": lambda folder: garbled(folder, "model.safetensors", b"garbage"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "an adapter's config that is no JSON": lambda folder: garbled(folder, "adapter_config.json", b"{"),
+}
+VALUES = {
+    "hidden_size": "64",
+    "num_attention_heads": 0,
+    "hidden_act": "nope",
+    "rope_parameters": {"rope_type": "x"},
+}
+
+
+@pytest.mark.parametrize("case", [*SPOILED, *VALUES])
+def test_no_way_to_spoil_a_checkpoint_ends_in_a_traceback(case, tmp_path):
+    tiny.lm().save_pretrained(tmp_path)
+    if case in SPOILED:
+        SPOILED[case](tmp_path)
+    else:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {case: VALUES[case]}))
+    with pytest.raises(StageError) as caught:
+        load_causal_lm(str(tmp_path), "cpu", dtype="float32")
+    assert str(tmp_path) in caught.value.where
+    assert caught.value.mend
+
+
+def test_a_file_is_no_checkpoint(tmp_path):
+    tiny.lm().save_pretrained(tmp_path)
+    with pytest.raises(StageError, match="it is a file"):
+        load_causal_lm(str(tmp_path / "model.safetensors"), "cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"version": "1.0"}'])
+def test_nor_does_a_tokenizer(content, tmp_path):
+    tiny.tokenizer().save_pretrained(tmp_path)
+    garbled(tmp_path, "tokenizer.json", content)
+    with pytest.raises(StageError, match="the tokenizer cannot be loaded"):
+        read_tokenizer(tmp_path)
