@@ -53,7 +53,7 @@ def inputs(folder: Path, dtype: str, *, lora: bool = True, members: int = 1) -> 
 @pytest.mark.parametrize(
     ("dtype", "artifacts", "values"),
     [
-        pytest.param("float32", {"members": 2}, {"value": "adapter", "gradient_checkpointing": True}, id="lora"),
+        pytest.param("bfloat16", {"members": 2}, {"value": "adapter", "gradient_checkpointing": True}, id="lora"),
         pytest.param(
             "float32", {"lora": False}, {"value": "trunk", "ptx_coef": 0.1}, id="full", marks=pytest.mark.slow
         ),

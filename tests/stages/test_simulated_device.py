@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "base.pretrain.corpus.size=200 base.pretrain.hidden_size=32 base.pretrain.intermediate_size=64 "
-    "base.pretrain.trainer.max_steps=20 base.check_tokens=4 data.demonstrations.size=120 sft.trainer.max_steps=3 "
+    "base.pretrain.max_position_embeddings=160 base.pretrain.trainer.max_steps=20 base.check_tokens=4 "
+    "data.demonstrations.size=120 sft.trainer.max_steps=3 "
     "collect.num_prompts=12 collect.eval_prompts=6 collect.response_length=12 collect.num_completions=3 "
     "reward.trainer.max_steps=3 reward.gate=null "
     "ppo.total_episodes=16 ppo.batch_size=8 ppo.response_length=12 ppo.eval_updates=1 ppo.eval_prompts=4 "
