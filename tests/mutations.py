@@ -327,7 +327,14 @@ MUTATIONS = [
         "stages/models/passes.py",  # rotary positions are relative: a row's offset changes nothing there
         "self._positions = (self._mask.cumsum(1) - 1)",
         "self._positions = (torch.ones_like(self._mask).cumsum(1) - 1)",
-        f"{PPO}/test_rollout.py",
+        f"{MODELS}/test_acceptance.py",
+    ),
+    mutation(
+        "passes are not tested past windows",
+        "stages/models/acceptance.py",
+        "if far.passes(make):",
+        "if near.passes(make):",
+        f"{MODELS}/test_acceptance.py",
     ),
     mutation(
         "finished rows go on writing",
