@@ -22,6 +22,9 @@ COMMANDS = commands(ROOT / "README.md")
 TINY = f"{SMALL} ppo.checkpoint=last"
 """By a few looks of a small model the best policy may be the one that PPO started from, and nothing to compare."""
 
+SHORTER = "sft.max_length=128 reward.max_length=128 ppo.max_prompt_length=96 eval.max_prompt_length=96"
+"""What the default recipe's model can read, in the place of one with a longer context."""
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,7 +77,7 @@ def test_command(command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.M
     if "e2e-human" in command:
         extra += restaurants(tmp_path)
     if "smollm2" in command:
-        extra += [*restaurants(tmp_path), "-s", f"base.model={tiny_model(runs)} base.revision=null"]
+        extra += [*restaurants(tmp_path), "-s", f"base.model={tiny_model(runs)} base.revision=null", "-s", SHORTER]
     if "app" in command or "judge" in command:
         let_people_rank(monkeypatch)
         extra += ["--port", "0"] if "judge" in command else ["-s", "rank.app.port=0"]
