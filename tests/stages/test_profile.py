@@ -12,13 +12,12 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertLMHeadModel,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
-    MptConfig,
-    MptForCausalLM,
 )
 
 from pipeline.config import fit
@@ -52,8 +51,8 @@ def mixtral() -> MixtralForCausalLM:
     return MixtralForCausalLM(MixtralConfig(vocab_size=tiny.VOCABULARY, pad_token_id=0, **SIZES, **values)).eval()
 
 
-def mpt() -> MptForCausalLM:
-    return MptForCausalLM(MptConfig(vocab_size=tiny.VOCABULARY, d_model=16, n_layers=2, n_heads=2, max_seq_len=64))
+def alone():
+    return tiny.lm()
 
 
 def bart() -> BartForConditionalGeneration:
@@ -79,11 +78,13 @@ def run(folder: Path, tmp_path: Path, context, **values):
     [
         (bert, ["BertLMHeadModel", "encoder"]),
         (bart, ["encoder-decoder (bart)"]),
-        (mpt, ["MptForCausalLM", "in a way of its own"]),
+        (alone, ["LlamaForCausalLM cannot be"]),
     ],
-    ids=["encoder", "encoder-decoder", "a decoder that works otherwise"],
+    ids=["encoder", "encoder-decoder", "no decoder apart from the head"],
 )
-def test_models_that_no_stage_can_train_are_refused(model, words, tmp_path, context):
+def test_models_that_no_stage_can_train_are_refused(model, words, tmp_path, context, monkeypatch):
+    if model is alone:
+        monkeypatch.setattr(LlamaForCausalLM, "get_decoder", lambda self: self)
     with pytest.raises(StageError) as caught:
         run(saved(model(), tmp_path / "model"), tmp_path, context)
     assert all(word in str(caught.value) for word in words), caught.value

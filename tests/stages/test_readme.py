@@ -19,7 +19,7 @@ from ranking.campaign import Campaign
 from ranking.store import Answer, Store
 
 COMMANDS = commands(ROOT / "README.md")
-TINY = f"{SMALL} ppo.checkpoint=last"
+TINY = f"{SMALL} ppo.checkpoint=last dpo.max_length=128"
 """By a few looks of a small model the best policy may be the one that PPO started from, and nothing to compare."""
 
 SHORTER = "sft.max_length=128 reward.max_length=128 ppo.max_prompt_length=96 eval.max_prompt_length=96"
