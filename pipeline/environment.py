@@ -15,10 +15,11 @@ def prepare() -> None:
 
     - The CUDA allocator grows its segments: rollout and training ask for blocks of different sizes in turn, and
       room between fixed segments is lost to both.
-    - Threads of OpenMP that wait for work sleep instead of spinning. On a machine whose cores are shared, a
-      spinning thread keeps the one that it waits for from running (tests/bench/busy.py).
+    - Threads of GNU's OpenMP that wait for work spin for microseconds instead of milliseconds before they sleep. On
+      a machine whose cores are shared, a spinning thread keeps the one that it waits for from running
+      (docs/performance.md).
     """
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     if not any(name in os.environ for name in OPENMP):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = "1000"

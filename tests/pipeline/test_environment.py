@@ -21,11 +21,11 @@ def test_libraries_are_set_up_before_torch_loads() -> None:
         "import os, sys\n"
         "from pipeline import __main__\n"
         "assert 'torch' not in sys.modules\n"
-        "__main__.app = lambda: print(os.environ['PYTORCH_ALLOC_CONF'], os.environ['OMP_WAIT_POLICY'])\n"
+        "__main__.app = lambda: print(os.environ['PYTORCH_ALLOC_CONF'], os.environ['GOMP_SPINCOUNT'])\n"
         "__main__.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["expandable_segments:True", "PASSIVE"]
+    assert done.stdout.split() == ["expandable_segments:True", "1000"]
 
 
 @pytest.mark.usefixtures("bare")
@@ -33,8 +33,8 @@ def test_libraries_are_set_up_before_torch_loads() -> None:
     ("name", "left_alone"),
     [
         ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
-        ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"),
-        ("KMP_BLOCKTIME", "OMP_WAIT_POLICY"),
+        ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+        ("KMP_BLOCKTIME", "GOMP_SPINCOUNT"),
     ],
 )
 def test_what_the_user_set_stays(name: str, left_alone: str, monkeypatch: pytest.MonkeyPatch) -> None:
