@@ -95,7 +95,7 @@ def scoring_judges(config: EvalConfig, inputs: Mapping[str, Artifact], codec: Co
 def _held_out(model: str, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> ResponseScorer:
     base, ppo = inputs["base"], newest(inputs, "ppo")
     if model == "ensemble":
-        ensemble = _ensemble(newest(inputs, "reward"), base, device)
+        ensemble = load_reward(newest(inputs, "reward"), base, device)
         held_out = ppo.metrics["held_out_members"]
         return model_scorer(RewardEnsemble(ensemble.bank, ensemble.roles[-held_out:]), codec, device)
     folder = Path(model)
@@ -119,11 +119,5 @@ def proxy_scorer(inputs: Mapping[str, Artifact], codec: Codec, device: str) -> R
     held_out = newest(inputs, "ppo").metrics.get("held_out_members", 0)
     if not held_out:
         return response_scorer(reward, base, codec, device)
-    ensemble = _ensemble(reward, base, device)
+    ensemble = load_reward(reward, base, device)
     return model_scorer(RewardEnsemble(ensemble.bank, ensemble.roles[:-held_out]), codec, device)
-
-
-def _ensemble(reward: Artifact, base: Artifact, device: str) -> RewardEnsemble:
-    model = load_reward(reward, base, device)
-    assert isinstance(model, RewardEnsemble)  # the recipe's rules see to it
-    return model

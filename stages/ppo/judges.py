@@ -78,7 +78,6 @@ def _member(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, ban
         )
     if members[-1] not in bank.roles:  # a LoRA ensemble beside a policy without LoRA
         alone = reward_model.load_reward(artifact, inputs["base"], device)
-        assert isinstance(alone, reward_model.RewardEnsemble)
         bank = alone.bank
     scorer = token_scorer(reward_model.RewardEnsemble(bank, members[-1:]), BATCH, device, codec)
     return Judge("a member of the reward ensemble, kept out of the reward", lambda p, r, e: scorer(e).tolist())

@@ -20,7 +20,7 @@ from stages.models.adapters import (
     new_adapter,
     trained_in_full,
 )
-from stages.models.bank import ActorBank
+from stages.models.bank import ActorBank, FullBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec
@@ -87,17 +87,20 @@ class BackboneBuilder:
         self.heads.append(head)
         return RewardModel(self.lm, head)
 
-    def finish(self, rows: Sequence[list[int]]) -> RewardModel | RewardEnsemble:
-        if len(self.heads) == 1:
-            return RewardModel(self.lm, self.heads[0]).eval()
+    def finish(self, rows: Sequence[list[int]]) -> RewardEnsemble:
         names = [numbered(ROLE, number) for number in range(len(self.heads))]
-        ensemble = RewardEnsemble(ActorBank(self.lm, dict(zip(names, self.heads, strict=True)), ()), names)
-        ensemble.share_scale_(score_rows(ensemble.members, rows, self.config.eval_batch_size, self.device))
+        heads = dict(zip(names, self.heads, strict=True))
+        # A bank, as PPO has one: in 16 bits its pass differs from training's by a large share of the spread that a
+        # little trained model's scores have.
+        bank = FullBank({ROLE: self.lm}, heads, ()) if self.config.lora is None else ActorBank(self.lm, heads, ())
+        ensemble = RewardEnsemble(bank, names)
+        if len(names) > 1:
+            ensemble.share_scale_(score_rows(ensemble.members, rows, self.config.eval_batch_size, self.device))
         return ensemble
 
-    def save(self, model: RewardModel | RewardEnsemble, out_dir: Path, golden: Sequence[list[int]]) -> None:
+    def save(self, model: RewardEnsemble, out_dir: Path, golden: Sequence[list[int]]) -> None:
         stored = golden_scores(model, golden, self.device)
-        reward_model.save(model, out_dir, self.base, self.codec, stored, lora=self.config.lora is not None)
+        reward_model.save(model, out_dir, self.base, self.codec, stored)
 
 
 def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:

@@ -28,7 +28,7 @@ from stages.models.adapters import (
     load_full,
     save_adapter,
 )
-from stages.models.bank import ActorBank, Bank
+from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.heads import ScalarHead, at_last_token
 from stages.models.loading import load_backbone
 from stages.models.precision import Deviation, computing, exact, working_dtype
@@ -182,27 +182,16 @@ def score_rows(
     return scores
 
 
-def save(
-    model: RewardModel | RewardEnsemble,
-    out_dir: Path,
-    base: Artifact,
-    codec: Codec,
-    golden: list[dict[str, Any]],
-    lora: bool,
-) -> None:
+def save(model: RewardEnsemble, out_dir: Path, base: Artifact, codec: Codec, golden: list[dict[str, Any]]) -> None:
     """Writes the artifact. `golden` rows hold `ids` and `score` (an ensemble's: a list), to be reproduced by
     `verify`."""
-    if isinstance(model, RewardEnsemble):
-        bank: Any = model.bank
-        for member, role in enumerate(model.roles):
+    bank: Any = model.bank
+    for member, role in enumerate(model.roles):
+        if isinstance(bank, ActorBank):
             save_adapter(bank.model, role, out_dir, numbered(ADAPTER, member))
-            bank.heads[role].save(out_dir / numbered(HEAD, member))
-    else:
-        if lora:
-            save_adapter(model.lm, ROLE, out_dir)
         else:
-            model.lm.save_pretrained(out_dir / MODEL)
-        model.head.save(out_dir / HEAD)
+            bank.models[role].save_pretrained(out_dir / MODEL)
+        bank.heads[role].save(out_dir / numbered(HEAD, member))
     spec = {"base": base.fingerprint, "vocabulary": len(codec.tokenizer), "golden": golden}
     (out_dir / SPEC).write_text(json.dumps(spec) + "\n", encoding="utf-8")
 
@@ -232,17 +221,18 @@ def check_base(reward: Artifact, base: Artifact) -> None:
         )
 
 
-def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardModel | RewardEnsemble:
+def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardEnsemble:
     """The reward model of an artifact on its own, checked against its base and its golden scores."""
     check_base(reward, base)
-    model: RewardModel | RewardEnsemble
+    bank: Bank
     if is_adapter(reward):
         lm = attach_adapter(load_backbone(base, device), reward.file(ADAPTER), ROLE)
         heads = load_members(reward, lm, device)
-        model = RewardEnsemble(ActorBank(lm.to(device), heads, ()), list(heads))
+        bank = ActorBank(lm.to(device), heads, ())
     else:
-        head = ScalarHead.load(reward.file(HEAD)).to(device)
-        model = RewardModel(load_full(base, reward.file(MODEL), device), head).eval()
+        heads = {ROLE: ScalarHead.load(reward.file(HEAD)).to(device)}
+        bank = FullBank({ROLE: load_full(base, reward.file(MODEL), device)}, heads, ())
+    model = RewardEnsemble(bank, list(heads))
     verify(reward, model, device)
     return model
 

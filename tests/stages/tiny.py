@@ -286,13 +286,10 @@ def reward_artifact(
                 parameter.copy_(0.3 * torch.randn_like(parameter))
             elif not lora:
                 parameter.add_(0.02 * torch.randn_like(parameter))
-    model: Any
-    if members == 1:
-        model = reward_model.RewardModel(lm, head(seed)).eval()
-    else:
-        heads = {role: head(seed + member) for member, role in enumerate(roles)}
-        model = reward_model.RewardEnsemble(ActorBank(lm, heads, ()), roles)
+    heads = {role: head(seed + member) for member, role in enumerate(roles)}
+    bank = ActorBank(lm, heads, ()) if lora else FullBank({roles[0]: lm}, heads, ())
+    model = reward_model.RewardEnsemble(bank, roles)
     golden = reward_model.golden_scores(model, rows(4, 3, 9, seed=seed), "cpu")
-    reward_model.save(model, folder, base, codec(), golden, lora=lora)
+    reward_model.save(model, folder, base, codec(), golden)
     (folder / "quality.json").write_text(json.dumps({"unfit": []}))
     return Artifact("reward", folder, "reward")

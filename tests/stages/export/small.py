@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.stage import Artifact
 from stages.models.adapters import new_adapter
+from stages.models.bank import ActorBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
 from stages.models.text import Codec, chat_template
@@ -73,7 +74,9 @@ def _reward(folder: Path, base: Artifact, codec: Codec) -> Artifact:
     folder.mkdir()
     torch.manual_seed(4)
     backbone: Any = load_backbone(base, "cpu")
-    model = reward_model.RewardModel(new_adapter(backbone, tiny.LORA, reward_model.ROLE), ScalarHead(64)).eval()
+    lm = new_adapter(backbone, tiny.LORA, reward_model.ROLE)
+    bank = ActorBank(lm, {reward_model.ROLE: ScalarHead(64)}, ())
+    model = reward_model.RewardEnsemble(bank, [reward_model.ROLE])
     golden = reward_model.golden_scores(model, tiny.rows(4, 3, 9), "cpu")
-    reward_model.save(model, folder, base, codec, golden, lora=True)
+    reward_model.save(model, folder, base, codec, golden)
     return Artifact("reward", folder, "reward")
