@@ -44,10 +44,10 @@ def _fetch(model: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    cached = try_to_load_from_cache(model, CONFIG, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
+    try:  # a path that is not there is no valid id either
+        cached = try_to_load_from_cache(model, CONFIG, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
         return Path(hf_hub_download(model, CONFIG, revision=revision, etag_timeout=5))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline import manifest
 from pipeline.__main__ import app
+from pipeline.config.base import BaseConfig
 from pipeline.config.hardware import size_in_bytes
 from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.errors import RecipeError, StageError
@@ -315,3 +316,9 @@ def test_the_table_of_cards_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     text = cards.PAGE.read_text(encoding="utf-8")
     assert cards.page(text) == text, "run: python -m pipeline.memory.cards"
+
+
+def test_a_model_that_is_not_there_has_no_shape(tmp_path: Path) -> None:
+    """A path is no valid Hub id, which huggingface_hub says with an error of its own."""
+    with pytest.raises(RecipeError, match="cannot fetch config"):
+        sources.shape_of(BaseConfig(model=f"../{tmp_path.name}/missing/model"))
