@@ -22,7 +22,9 @@ COMMANDS = commands(ROOT / "README.md")
 TINY = f"{SMALL} ppo.checkpoint=last dpo.max_length=128"
 """By a few looks of a small model the best policy may be the one that PPO started from, and nothing to compare."""
 
-SHORTER = "sft.max_length=128 reward.max_length=128 ppo.max_prompt_length=96 eval.max_prompt_length=96"
+SHORTER = (
+    "sft.max_length=128 reward.max_length=128 dpo.max_length=128 ppo.max_prompt_length=96 eval.max_prompt_length=96"
+)
 """What the default recipe's model can read, in the place of one with a longer context."""
 
 
