@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.config.export import ExportConfig
 from pipeline.errors import StageError
 from pipeline.rounds import newest
@@ -19,12 +21,15 @@ from stages.export.formats import GRIDS, QUANTISED, Files
 from stages.export.measure import Measures, Yardstick
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
+from stages.models.loading import dtype_of
+from stages.models.precision import precision_of
 from stages.models.text import load_codec
 
 ON_GRID, ROUNDED = "on the grid it was trained on", "rounded to 16 bits"
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""Largest KL from the policy, nats a token, of a model that is only stored in another precision, not quantised."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Largest KL from the policy, nats per token, of a model that is only stored in another precision, not quantised:
+by the coarser of the precisions that the policy and the file compute in."""
 
 
 def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -49,6 +54,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             bar.advance()
         yardstick = Yardstick.of(config, inputs, codec, ctx)
         actor = load_actor(base, policy, ctx.device)
+        computed = precision_of(actor.lm)
         answers = yardstick.answers(actor)
         trained = yardstick.measure(actor, answers)
         bar.advance()
@@ -59,7 +65,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             found = yardstick.divergence(actor, other, answers) | yardstick.measure(other, yardstick.answers(other))
             done = change(name, config, held, trained_on["qat"])
             if trained_on["activations"] == "none":
-                _check(name, config, done, found)
+                _check(name, config, done, found, computed)
             sizes = files.sizes(name)
             rows.append(
                 {"format": name, "change": done, "files": sorted(sizes), "bytes": sum(sizes.values()), **found}
@@ -103,16 +109,22 @@ def change(name: str, config: ExportConfig, held: str, grid: str | None) -> str:
     return ROUNDED if rounded else "none"
 
 
-def _check(name: str, config: ExportConfig, done: str, found: Measures) -> None:
-    """A file that is the policy, by `change`, must say what the policy says but for rounding, or `StageError`."""
+def _check(name: str, config: ExportConfig, done: str, found: Measures, computed: torch.dtype) -> None:
+    """A file that is the policy, by `change`, must say what the policy says but for rounding, or `StageError`.
+
+    Args:
+        computed: the precision that the policy computes in.
+    """
     if done not in ("none", ROUNDED, ON_GRID):
         return
-    precision = "float16" if name in ("gguf_f16", "gguf_q8_0", "gguf_q4_0") else config.dtype
+    stored = "float16" if name in ("gguf_f16", "gguf_q8_0", "gguf_q4_0") else config.dtype
     if name in ("adapter", "gguf_f32"):
-        precision = "float32"
-    if not found["kl_per_token"] <= TOLERANCE[precision]:
+        stored = "float32"
+    tolerance = max(TOLERANCE[computed], TOLERANCE[dtype_of(stored, "cpu")])
+    if not found["kl_per_token"] <= tolerance:
         raise StageError(
-            f"the {name} file is not the policy: KL {found['kl_per_token']:.3g} nats a token",
+            f"the {name} file is not the policy: KL {found['kl_per_token']:.3g} nats per token, and rounding makes "
+            f"up to {tolerance:g}",
             mend="export in float32 (export.dtype), or report this",
         )
 

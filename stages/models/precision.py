@@ -44,6 +44,12 @@ def computing(model: Any) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype=dtype)
 
 
+def precision_of(model: Any) -> torch.dtype:
+    """What a causal LM computes in: autocast's precision, or that of its embedding."""
+    dtype: torch.dtype = getattr(model, COMPUTE, model.get_input_embeddings().weight.dtype)
+    return dtype
+
+
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Inside, products with tensors on `x`'s device have the precision of their operands."""
     device = x.device.type

@@ -47,13 +47,13 @@ def small_lm(tokenizer: Any, seed: int = 0, **values: Any) -> Any:
     return tiny.lm(seed, **defaults | values)
 
 
-def artifacts(folder: Path, quantization: Any = "none") -> dict[str, Artifact]:
-    """Base, data, reward, ppo and eval; `quantization` is the recipe's, as base.json holds it."""
+def artifacts(folder: Path, quantization: Any = "none", dtype: str = "float32") -> dict[str, Artifact]:
+    """Base, data, reward, ppo and eval; `quantization` and `dtype` are the recipe's, as base.json holds them."""
     tokenizer = bpe()
     base = Artifact("base", folder / "base", "base")
     small_lm(tokenizer).save_pretrained(base.path / "model")
     tokenizer.save_pretrained(base.path / "tokenizer")
-    spec = {"model": None, "revision": None, "dtype": "float32", "quantization": quantization}
+    spec = {"model": None, "revision": None, "dtype": dtype, "quantization": quantization}
     (base.path / "base.json").write_text(json.dumps(spec))
     made = {
         "base": base,

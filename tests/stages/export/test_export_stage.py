@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -31,8 +32,10 @@ Export = Callable[..., tuple[dict[str, Any], Path, dict[str, Any]]]
 def export(tmp_path: Path, training_context: Callable[..., tuple[RunContext, Any]]) -> Export:
     """Runs the stage; returns export.json by format, its folder and the inputs."""
 
-    def run(formats: list[str] | None, quantization: Any = "none", **values: Any) -> Any:
-        inputs = small.artifacts(tmp_path / "inputs", quantization)
+    def run(
+        formats: list[str] | None, quantization: Any = "none", base_dtype: str = "float32", **values: Any
+    ) -> Any:
+        inputs = small.artifacts(tmp_path / "inputs", quantization, base_dtype)
         ctx, notes = training_context()
         out = tmp_path / "out"
         out.mkdir()
@@ -109,6 +112,27 @@ def test_16_bits_are_measured_as_what_they_are(export: Export) -> None:
     assert rows["safetensors"]["change"] == "rounded to 16 bits"
     assert 1e-6 < rows["safetensors"]["kl"] < 0.1
     assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_file_in_float32_of_a_policy_in_16_bits_differs_by_the_policys_rounding(export: Export) -> None:
+    rows, _, _ = export(["safetensors"], base_dtype="bfloat16")
+    assert rows["safetensors"]["change"] == "none"
+    assert 1e-7 < rows["safetensors"]["kl_per_token"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("computed", "kl", "passes"),
+    [
+        (torch.float32, 1e-5, True),
+        (torch.float32, 7e-3, False),
+        (torch.bfloat16, 7e-3, True),  # SmolLM2-135M
+        (torch.bfloat16, 0.2, False),
+    ],
+)
+def test_a_file_must_be_the_policy_but_for_rounding(computed: torch.dtype, kl: float, passes: bool) -> None:
+    refused = contextlib.nullcontext() if passes else pytest.raises(StageError, match="is not the policy")
+    with refused:
+        stage._check("safetensors", ExportConfig(), "none", {"kl_per_token": kl}, computed)
 
 
 def test_an_adapter_trained_on_nf4_stays_beside_its_base(export: Export) -> None:
