@@ -86,9 +86,9 @@ def make(
     config = PPOConfig(**(CONFIG | values))
     if bank is None:
         bank = tiny.BANKS[kind](value=config.value, seed=bank_seed)
-    return PPOTrainer(
-        bank.to(device), config, CODEC, PROMPTS, scorer, seed=seed, device=device, demonstrations=demonstrations
-    )
+    if device != "cpu":  # a sharded bank must not be moved: its parameters would be others
+        bank = bank.to(device)
+    return PPOTrainer(bank, config, CODEC, PROMPTS, scorer, seed=seed, device=device, demonstrations=demonstrations)
 
 
 def weights(trainer: PPOTrainer) -> dict[str, Tensor]:

@@ -246,7 +246,9 @@ def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None
     ]
     assert [len(prompts) for prompts in asked] == [12, 12, 12]
     assert len(set.union(*asked)) == 36
-    assert stages["reward-3"].manifest.metrics["rankings"] == 3 * 24
+    metrics = stages["reward-3"].manifest.metrics
+    assert metrics["read_rankings"] == 3 * 24
+    assert metrics["rankings"] + metrics["dropped_rankings"] == 3 * 24
     evaluated = stages["eval"].artifact.json("eval.json")
     assert list(evaluated["models"]) == ["base", "sft", "ppo-1", "ppo-2", "ppo", "dpo", "best_of_n"]
     assert stages["dpo"].manifest.inputs.keys() == {"base", "data", "sft", "rank", "rank-2", "rank-3"}

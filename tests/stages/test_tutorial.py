@@ -24,7 +24,7 @@ TINY = (
     "base.revision=null base.check_tokens=4 sft.max_length=128 sft.trainer.max_steps=4 "
     "reward.trainer.max_steps=4 reward.gate=null reward.max_length=128 ppo.total_episodes=32 ppo.batch_size=16 "
     "ppo.response_length=16 ppo.eval_updates=1 ppo.eval_prompts=4 eval.num_prompts=8 eval.response_length=16 "
-    "eval.bootstrap=50 device=cpu data.eval_fraction=0.3"
+    "ppo.max_prompt_length=96 eval.max_prompt_length=96 eval.bootstrap=50 device=cpu data.eval_fraction=0.3"
 )
 
 
