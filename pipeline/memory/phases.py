@@ -100,20 +100,8 @@ def _sft(recipe: Recipe, model: Model, rows: int) -> Phases:
     length = config.max_length
     held = {"weights": learner.weights, "adapters": model.adapter}
     evaluated = int(config.trainer.get("per_device_eval_batch_size", TRAINER_EVAL_BATCH))
-    logits = _fused(learner, rows * length, backward=True)
-    if not model.lora:  # the head's gradient
-        logits += learner.shape.embedding * SINGLE
     found = {
-        "train": held
-        | _train(
-            learner,
-            rows,
-            length,
-            "library",
-            logits,
-            checkpointing=checkpointed(config.trainer),
-            mask="padded",
-        ),
+        "train": held | _trl_step(learner, rows, length, config.trainer),
         "evaluate": held
         | {
             "optimizer": 2 * learner.learning,
@@ -232,21 +220,9 @@ def _dpo(recipe: Recipe, model: Model, pairs: int) -> Phases:
         "activations": learner.passing(reads, length, "plain"),
         "logits": learner.logits(learner.chunk(reads * length), 1),
     }
-    logits = _fused(learner, rows * length, backward=True)
-    if not model.lora:  # the head's gradient
-        logits += learner.shape.embedding * SINGLE
     found = {
         "reference": held | read,
-        "train": held
-        | _train(
-            learner,
-            rows,
-            length,
-            "library",
-            logits,
-            checkpointing=checkpointed(config.trainer),
-            mask="padded",
-        ),
+        "train": held | _trl_step(learner, rows, length, config.trainer),
         "measure": held | read | {"optimizer": 2 * learner.learning},
     }
     return _with_small_blocks(found, learner, rows * length)
@@ -300,6 +276,14 @@ def _learner(model: Model) -> Model:
         return model
     mixed = model.size < SINGLE and model.quantization != "qat"
     return Model(model.shape, model.device, model.size if mixed else SINGLE, "none", None, mixed)
+
+
+def _trl_step(learner: Model, rows: int, length: int, trainer: dict[str, Any]) -> Moment:
+    """A training step of trl's SFT and DPO: its fused head, on padded rows."""
+    logits = _fused(learner, rows * length, backward=True)
+    if not learner.lora:  # the head's gradient
+        logits += learner.shape.embedding * SINGLE
+    return _train(learner, rows, length, "library", logits, checkpointing=checkpointed(trainer), mask="padded")
 
 
 def _fused(model: Model, positions: int, *, backward: bool) -> float:
