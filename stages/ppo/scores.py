@@ -11,6 +11,7 @@ from torch import Tensor
 from data.schema import Message
 from pipeline.config.ppo import AggregateConfig, ScoreConfig
 from stages.distributed import World
+from stages.microbatch import MicroBatch
 from stages.models.bank import Bank
 from stages.models.text import Codec
 from stages.ppo.trajectory import Episodes
@@ -28,12 +29,13 @@ class Scorer(Protocol):
 def token_scorer(score: Any, batch_size: int, device: str | torch.device, codec: Codec | None = None) -> Scorer:
     """A reward model with the policy's tokenizer: ids go in as they were sampled, except that with `codec` the stop
     token is always the one that the reward model was trained on. The `members` of an ensemble give (M, B)."""
+    batch = MicroBatch.of(batch_size)  # what turns out to fit is kept for the next update
 
     def scores(episodes: Episodes) -> Tensor:
         rows = [row[:n] for row, n in zip(episodes.ids_BL.tolist(), episodes.lengths_B.tolist(), strict=True)]
         if codec is not None:
             rows = [codec.ended_as_trained(row) for row in rows]
-        return score_rows(score, rows, batch_size, device)
+        return score_rows(score, rows, batch, device)
 
     return scores
 
