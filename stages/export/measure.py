@@ -20,6 +20,7 @@ from data.slots import SlotLexicon, parse_mr, slot_error_rate
 from pipeline.config.export import ExportConfig
 from pipeline.rounds import newest
 from pipeline.stage import Artifact, RunContext
+from stages.microbatch import MicroBatch
 from stages.models.actor import Actor
 from stages.models.logprobs import positions_at_once
 from stages.models.text import IGNORED, Codec
@@ -115,11 +116,15 @@ class Yardstick:
         asked = [prompt.ids for prompt in self.prompts]
         episodes = Episodes.build(asked, answers, self.codec.stop_ids, self.codec.pad_id, policy.device)
         total, agreed, tokens = 0.0, 0, 0
-        for _, part in episodes.micro_batches(torch.arange(len(episodes)), self.batch_size):
-            kl_N, same_N = token_divergence(policy, other, part, self.temperature)
+
+        def compare(rows: Tensor) -> None:
+            nonlocal total, agreed, tokens
+            kl_N, same_N = token_divergence(policy, other, episodes.select(rows), self.temperature)
             total += float(kl_N.cpu().double().sum())
             agreed += int(same_N.sum())
             tokens += len(kl_N)
+
+        MicroBatch.of(self.batch_size).each(episodes.by_length(torch.arange(len(episodes))), compare)
         return {"kl": total / len(episodes), "kl_per_token": total / tokens, "top_1": agreed / tokens}
 
     def _perplexity(self, actor: Actor) -> float | None:
