@@ -6,7 +6,8 @@ Nothing here imports torch or transformers: `tutelage plan` asks too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 
 Refusal = tuple[str, str]
 """What is wrong, and what to do about it."""
+
+SCORE_HEAD = re.compile(r"(^|\.)(score|classifier|classification_head|sequence_summary|logits_proj)\.")
+"""In the name of each weight of what gives a sequence classifier's scores, in all architectures of transformers."""
+
+EXPONENT = {"F64": (8, 0x7FF0), "F32": (4, 0x7F80), "BF16": (2, 0x7F80), "F16": (2, 0x7C00)}
+"""By safetensors' name of a type: its size in bytes, and the exponent's bits in the upper two of them. A
+number whose exponent has all bits set is NaN or infinite."""
 
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 """Names of the context length, in tokens, in the configs of different architectures."""
@@ -110,3 +118,52 @@ def context_length(config: Mapping[str, Any]) -> int | None:
         if original is not None or kind != "yarn":
             return max(length, int(factor * (original or length)))
     return length
+
+
+def score_head_refusal(folder: Path) -> Refusal | None:
+    """Why a sequence classifier's score head cannot be used; None where its files do not tell. Reads the head's
+    numbers and no others. Raises `StageError` when a file is damaged."""
+    names: list[str] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, kind, start, end in _tensors(file):
+            names.append(name)
+            if SCORE_HEAD.search(name) and not _is_finite(file, kind, start, end):
+                return (
+                    f"weights of its score head are NaN or infinite ({name})",
+                    "use another: it was saved from a run that had diverged",
+                )
+    if names and not any(SCORE_HEAD.search(name) for name in names):
+        return (
+            f"its files hold no trained score head (their first tensor is {min(names)})",
+            "use a sequence classifier that was trained to score answers (num_labels=1)",
+        )
+    return None
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, str, int, int]]:
+    """Name, type and place in the file of each tensor in a safetensors file: eight bytes with the header's length,
+    the header in JSON, the numbers."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header: dict[str, Any] = json.loads(stream.read(length if length < file.stat().st_size else 0))
+        places = {name: (at["dtype"], *at["data_offsets"]) for name, at in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise StageError(
+            f"{file.name} is no safetensors file, or a damaged one",
+            where=str(file),
+            mend="fetch the checkpoint again",
+        ) from error
+    for name, (kind, start, end) in places.items():
+        yield name, kind, 8 + length + start, 8 + length + end
+
+
+def _is_finite(file: Path, kind: str, start: int, end: int) -> bool:
+    if kind not in EXPONENT:
+        return True
+    size, mask = EXPONENT[kind]
+    with file.open("rb") as stream:
+        stream.seek(start)
+        numbers = stream.read(end - start)
+    upper = zip(numbers[size - 2 :: size], numbers[size - 1 :: size], strict=True)
+    return not any((low | high << 8) & mask == mask for low, high in upper)

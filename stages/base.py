@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
     if quantization != "none":
         quantized["quantized_share"] = share = check_quantized(model, quantization)
         ctx.say(f"base.quantization holds {share:.1%} of the weights in the model's blocks")
-    replace(profile(model, codec.tokenizer), no_system=codec.template.no_system or "").write(base.path)
+    profile(model, codec, passes).write(base.path)
     ctx.say(f"says: {codec.decode(spoken[0, prompt.shape[1] :].tolist())[:100]!r}")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -21,27 +22,37 @@ from stages.models.acceptance import Passes
 from stages.models.actor import Actor, check_projection
 from stages.models.loading import output_name
 from stages.models.precision import exact
+from stages.models.text import Codec
 
 LEAST_QUANTIZED = 0.5
 """Below this share of the blocks' weights, holding or training a model on a grid is refused: the memory that the
 recipe was planned for, or the model that is deployed, would be another."""
 
 
-def profile(model: Any, tokenizer: Any) -> ModelProfile:
-    """Of a causal LM as the `base` stage loads it, quantised or not."""
+def profile(model: Any, codec: Codec, passes: Passes) -> ModelProfile:
+    """Of a causal LM as the `base` stage loads it, quantised or not. `passes`: those that it is computed with."""
     output = output_name(model)
     modules = {name: module for name, module in model.named_modules() if name}
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     return ModelProfile(
-        context=context_length(model.config.to_dict()),
+        context=_context(model, passes),
         linear=linear,
         other={name: type(module).__name__ for name, module in modules.items() if name not in set(linear)},
         output=output,
         tied=head is not None and head.weight is embedding.weight,
         unsupported=_unsupported(model, [name for name in linear if name != output]),
-        formats=_formats(model, tokenizer),
+        formats=_formats(model, codec.tokenizer),
+        no_system=codec.template.no_system or "",
     )
+
+
+def _context(model: Any, passes: Passes) -> int | None:
+    """The model's own limit, or an earlier one: past it a row would depend on the rest of its batch, as with rotary
+    positions that change with the longest row (`dynamic`, `longrope`)."""
+    limits = [context_length(model.config.to_dict()), passes.longest]
+    known = [int(limit) for limit in limits if limit is not None and limit < math.inf]
+    return min(known, default=None)
 
 
 def _unsupported(model: Any, linear: list[str]) -> list[str]:

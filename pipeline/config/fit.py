@@ -81,8 +81,8 @@ def foreseen(recipe: Recipe) -> Iterator[Problem]:
 
 
 def scorers(recipe: Recipe) -> Iterator[Problem]:
-    """What cannot work with the classifiers in local folders that the recipe names, by their configs: each would be
-    found out only once the stages before it have run. Raises `StageError` when a config cannot be read."""
+    """What cannot work with the classifiers in local folders that the recipe names, by their files: each would be
+    found out only once the stages before it have run. Raises `StageError` when a file cannot be read."""
     named = {
         "reward.model": recipe.reward.model,
         "ppo.reward_model": recipe.ppo.reward_model,
@@ -104,6 +104,8 @@ def scorers(recipe: Recipe) -> Iterator[Problem]:
                     f"{folder} is no model that gives one score: its config.json says {labels} labels. Use a "
                     "sequence classifier that was trained with num_labels=1",
                 )
+            elif path != "reward.model" and (refusal := checkpoint.score_head_refusal(folder)):
+                yield path, f"{folder} cannot be used: {refusal[0]}. To go on, {refusal[1]}"
             elif path == "reward.model" and context is not None and recipe.reward.max_length > context:
                 length = recipe.reward.max_length
                 yield (

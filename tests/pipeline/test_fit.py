@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,45 @@ def test_a_folder_that_gives_no_score_is_refused_before_anything_runs(path: str,
         found = dict(fit.scorers(recipe(tmp_path, f"{path}={folder}").recipe))
         assert list(found) == ([path] if words else [])
         assert words is None or words in found[path]
+
+
+def safetensors(folder: Path, **tensors: tuple[str, bytes]) -> None:
+    header, data = {}, b""
+    for name, (kind, numbers) in tensors.items():
+        header[name.replace("_", ".")] = {"dtype": kind, "data_offsets": [len(data), len(data) + len(numbers)]}
+        data += numbers
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+FINITE = {"F32": struct.pack("<2f", 3e38, -1e-40), "BF16": b"\x7f\x7f\x80\x80", "F16": b"\xff\x7b\x00\x00"}
+BROKEN = {
+    "F64": struct.pack("<2d", 1.0, math.inf),
+    "F32": struct.pack("<2f", 1.0, math.nan),
+    "BF16": b"\x00\x00\x80\xff",
+    "F16": b"\x00\x00\x00\x7c",
+}
+
+
+@pytest.mark.parametrize("path", ["ppo.reward_model", "eval.reward_model", "ppo.guards.judge"])
+def test_a_broken_or_missing_score_head_is_refused_before_anything_runs(path: str, tmp_path: Path) -> None:
+    folder = local(tmp_path / "classifier", {"id2label": {"0": "LABEL_0"}})
+    body = {"model_norm_weight": ("F32", BROKEN["F32"])}  # what is no head is not read
+
+    def refused() -> str:
+        return dict(fit.scorers(recipe(tmp_path, f"{path}={folder}").recipe)).get(path, "")
+
+    for kind, numbers in FINITE.items():
+        safetensors(tmp_path / "classifier", **body, score_weight=(kind, numbers))
+        assert not refused()
+    for kind, numbers in BROKEN.items():
+        safetensors(tmp_path / "classifier", **body, classifier_out_proj_bias=(kind, numbers))
+        assert "NaN or infinite (classifier.out.proj.bias)" in refused()
+    safetensors(tmp_path / "classifier", **body, lm_head_weight=("F32", FINITE["F32"]))
+    assert "no trained score head" in refused()
+    (tmp_path / "classifier" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(StageError, match="no safetensors file"):
+        refused()
 
 
 def test_a_reward_encoder_that_is_too_short_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ from pipeline.config.fit import ModelProfile
 from pipeline.errors import StageError
 from stages import base
 from stages.models import qat
+from stages.models.acceptance import OWN
 from stages.models.loading import load_causal_lm
+from stages.models.text import Codec
 from stages.profile import profile, quantized_share
 from stages.reward.classifier import TextClassifier, load_classifier
 from stages.reward.text_encoder import TextEncoder
@@ -190,7 +192,7 @@ def test_a_pretrained_llama_is_what_was_foreseen(tmp_path):
     values = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
     pretrain = PretrainConfig(corpus=TaskConfig(task="venues", size=10), max_position_embeddings=128, **values)
     foreseen = fit._pretrained(pretrain)
-    found = profile(tiny.lm(tie_word_embeddings=True, num_key_value_heads=2), tiny.tokenizer())
+    found = profile(tiny.lm(tie_word_embeddings=True, num_key_value_heads=2), Codec(tiny.tokenizer()), OWN)
     assert (foreseen.context, foreseen.output, foreseen.tied) == (found.context, found.output, found.tied)
     assert set(foreseen.linear) == set(found.linear)
     assert foreseen.other.items() <= found.other.items()
@@ -198,9 +200,17 @@ def test_a_pretrained_llama_is_what_was_foreseen(tmp_path):
 
 
 def test_layers_that_peft_refuses_are_known(tmp_path):
-    found = profile(mamba(), tiny.tokenizer())
+    found = profile(mamba(), Codec(tiny.tokenizer()), OWN)
     assert found.unsupported == ["out_proj"]
     assert found.context is None
+
+
+def test_the_context_ends_where_a_row_would_depend_on_its_batch(tmp_path, context):
+    """Dynamic rotary positions change with the longest row past the original context."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    folder = saved(tiny.lm(tie_word_embeddings=True, rope_parameters=rope), tmp_path / "model")
+    _, found = run(folder, tmp_path, context)
+    assert found.context == 128
 
 
 @pytest.mark.parametrize("quantization", ["nf4", {"qat": "nf4"}], ids=["nf4", "qat"])
