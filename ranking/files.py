@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config.rank import AppConfig
+from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
 from pipeline.files import write_atomic
-from pipeline.stage import Progress
 from ranking.campaign import Campaign
 from ranking.export import rankings
 from ranking.items import read_sources

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.messages import exchange
-from data.sources import as_text, read_table
+from data.tables.messages import exchange
+from data.tables.sources import as_text, read_table
 from pipeline.config.data import TableConfig
 from pipeline.errors import DataError
 from ranking.campaign import Source

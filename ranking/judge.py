@@ -11,17 +11,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from data.agreement import agreement
+from data.annotators.agreement import agreement
+from data.bootstrap import bootstrap
 from data.schema import Ranking, prompt_key
-from data.shares import bootstrap
 from pipeline.config.rank import AppConfig
+from pipeline.engine.plan import RunSummary
+from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
 from pipeline.files import write_atomic
-from pipeline.plan import RunSummary
-from pipeline.report.human import judged_file
-from pipeline.stage import Progress
 from ranking.campaign import Campaign, Source
 from ranking.export import rankings
+from ranking.judged import judged_file
 from ranking.serve import collect_rankings
 
 CAMPAIGN = "judge"

@@ -17,9 +17,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from pipeline.config.rank import AppConfig
+from pipeline.engine.lock import locked
+from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
-from pipeline.lock import locked
-from pipeline.stage import Progress
 from ranking import assignment
 from ranking.app import Pages
 from ranking.campaign import Campaign

@@ -1,4 +1,4 @@
-"""The stages: each module's `run` follows the contract in `pipeline.stage`.
+"""The stages: each module's `run` follows the contract in `pipeline.engine.stage`.
 
 Importing this package sets the libraries' tone, before any of them is imported: what they print about their own
 workings is not for the person who runs a recipe. Stages report through their `RunContext`.

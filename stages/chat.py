@@ -13,7 +13,7 @@ from rich.text import Text
 
 from stages.models.adapters import load_actor
 from stages.models.text import load_codec
-from stages.ppo.rollout import generate
+from stages.sampling.sampler import generate
 
 
 def chat(

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from data.schema import prompt_key, write_jsonl
 from pipeline.config.collect import CollectConfig
+from pipeline.engine.rounds import by_round, newest
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
-from pipeline.rounds import by_round, newest
-from pipeline.stage import Artifact, Metrics, RunContext
 from stages.models.adapters import load_actor
 from stages.models.text import Codec, load_codec
-from stages.ppo.rollout import generate
-from stages.prompts import EncodedPrompt, load_prompts, mixed
-from stages.reward.disagreement import disagreement
-from stages.reward.model import load_reward, score_rows
+from stages.sampling.prompts import EncodedPrompt, load_prompts, mixed
+from stages.sampling.sampler import generate
+from stages.scoring.information_gain import disagreement
+from stages.scoring.reward_model import load_reward, score_rows
 
 
 @dataclass(frozen=True)

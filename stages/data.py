@@ -19,18 +19,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data import venues
-from data.demonstrations import read_demonstrations, read_prompts
-from data.first_wins import FirstWins
-from data.messages import with_system
-from data.rankings import read_rankings
 from data.schema import Demonstration, Prompt, Ranking, as_line, prompt_key, write_jsonl
-from data.sources import Dropped
-from data.spill import seen
 from data.splits import check_split, split_of_prompt
+from data.tables.demonstrations import read_demonstrations, read_prompts
+from data.tables.first_wins import FirstWins
+from data.tables.messages import with_system
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
+from data.tables.spill import seen
+from data.venues import task as venues
 from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig, TaskConfig
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
-from pipeline.stage import Artifact, Metrics, RunContext
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 

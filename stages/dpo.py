@@ -22,14 +22,12 @@ from torch import Tensor
 from trl import DPOConfig as TrainerConfig  # type: ignore[attr-defined]
 from trl import DPOTrainer  # type: ignore[attr-defined]
 
+from data.bootstrap import share
 from data.schema import read_rankings_file
-from data.shares import share
 from pipeline.config.dpo import DPOConfig
+from pipeline.engine.rounds import by_round
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
-from pipeline.rounds import by_round
-from pipeline.stage import Artifact, Metrics, RunContext
-from stages.batches import TrlTrainer
-from stages.microbatch import MicroBatch
 from stages.models.actor import Actor
 from stages.models.adapters import (
     ADAPTER,
@@ -44,12 +42,14 @@ from stages.models.adapters import (
     trained_in_full,
 )
 from stages.models.loading import load_backbone
+from stages.models.microbatch import MicroBatch
 from stages.models.text import Codec, load_codec
-from stages.ppo.trajectory import response_logprobs
 from stages.reward.groups import Order, TokenEncoder, group_rankings
 from stages.reward.left_out import TOO_LONG, LeftOut
-from stages.training import StageCallback, training_arguments
-from stages.training import train as train_to_end
+from stages.sampling.episodes import response_logprobs
+from stages.training.batches import TrlTrainer
+from stages.training.trainer import StageCallback, training_arguments
+from stages.training.trainer import train as train_to_end
 
 _DEFAULTS = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_batch_size": 16}
 

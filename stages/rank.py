@@ -2,7 +2,7 @@
 
 Whoever it was, their agreement is measured, since it bounds what a reward model can be expected to learn, and with
 it each annotator's consistency, biases and weight, and the strength of each model behind the answers
-(data/measures.py): on all rankings, or on those of a sample of the prompts where there are very many.
+(data/annotators/measures.py): on all rankings, or on those of a sample of the prompts where there are very many.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 
-from data import venues
-from data.judgements import Sample
-from data.measures import measure, steps
+from data.annotators.judgements import Sample
+from data.annotators.measures import measure, steps
 from data.schema import Ranking, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
+from data.venues import task as venues
 from pipeline.config.rank import RankConfig
+from pipeline.engine.rounds import newest
+from pipeline.engine.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import jsonable
-from pipeline.rounds import newest
-from pipeline.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:

@@ -16,15 +16,15 @@ from trl import SFTConfig as TrainerConfig  # type: ignore[attr-defined]
 from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from pipeline.config.sft import SFTConfig
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
-from pipeline.stage import Artifact, Metrics, RunContext
-from stages.batches import TrlTrainer
-from stages.conversations import check_conversations
 from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter, trained_in_full
 from stages.models.loading import load_backbone
 from stages.models.text import IGNORED, Codec, load_codec
-from stages.training import StageCallback, training_arguments
-from stages.training import train as train_to_end
+from stages.training.batches import TrlTrainer
+from stages.training.conversations import check_conversations
+from stages.training.trainer import StageCallback, training_arguments
+from stages.training.trainer import train as train_to_end
 
 _DEFAULTS = {"learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8}
 

@@ -22,7 +22,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
 
     import pipeline.__main__ as command_line
-    from pipeline import runner
+    from pipeline.engine import runner
 
     command_line.resolve = runner.resolve = lambda loaded: NAME  # type: ignore[attr-defined]
     sys.argv = ["tutelage", *arguments]

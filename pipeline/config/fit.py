@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint
+from pipeline.config import checkpoint
 from pipeline.config.base import BaseConfig, PretrainConfig, QATConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import Problem

@@ -13,8 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline import merge
-from pipeline.config import rules, trainer
+from pipeline.config import merge, rules, trainer
 from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.config.recipe import Recipe
 from pipeline.errors import RecipeError

@@ -18,9 +18,9 @@ NF4 = 0.5 + 1 / 64 + SINGLE / (64 * 256)
 """Bytes of a weight in NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3): four bits,
 one byte a block of 64 for its scale, and a float32 for each 256 scales."""
 WRITTEN_OUT = 128
-"""Up to so many positions a CPU attends with its scores written out (stages/models/plain.py)."""
+"""Up to so many positions a CPU attends with its scores written out (stages/models/fast/plain.py)."""
 MERGE_UP_TO = 2**29
-"""Bytes of merged copies for decoding, at most (stages/models/linear.py)."""
+"""Bytes of merged copies for decoding, at most (stages/models/fast/linear.py)."""
 
 Path = Literal["plain", "library"]
 """Whose forward pass: our plain one with fast LoRA layers, or transformers' and peft's."""

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.evaluate import EvalConfig
-from pipeline.stage import Artifact, RunContext
+from pipeline.engine.stage import Artifact, RunContext
 from stages.eval import best_of_n, wins
 from stages.eval.answers import Answers
 from stages.eval.frontier import overoptimisation
 from stages.eval.judges import Judge
 from stages.eval.wins import Array
 from stages.models.text import Codec
-from stages.prompts import EncodedPrompt
+from stages.sampling.prompts import EncodedPrompt
 
 
 @dataclass(frozen=True)

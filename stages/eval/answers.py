@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import corpus
+from data.tables import corpus
 from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import EvalConfig
+from pipeline.engine.rounds import by_round
+from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import DataError
-from pipeline.rounds import by_round
-from pipeline.stage import Artifact, RunContext
 from stages.eval.wins import Array
 from stages.models.actor import Actor
 from stages.models.adapters import load_actor
 from stages.models.text import IGNORED, Codec
-from stages.ppo.rollout import generate
-from stages.ppo.trajectory import response_logprobs
-from stages.prompts import EncodedPrompt
-from stages.reward.classifier import ResponseScorer
+from stages.sampling.episodes import response_logprobs
+from stages.sampling.prompts import EncodedPrompt
+from stages.sampling.sampler import generate
+from stages.scoring.classifier import ResponseScorer
 from stages.sft import encode_demonstrations
 
 TEXT_WIDTH = 512

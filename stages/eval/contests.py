@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.evaluate import EvalConfig
-from pipeline.stage import RunContext
+from pipeline.engine.stage import RunContext
 from stages.eval import wins
 from stages.eval.answers import Answers
-from stages.eval.llm_judge import LLMJudge, Pair, Verdicts
 from stages.eval.wins import Array
-from stages.prompts import EncodedPrompt
+from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.llm_judge import LLMJudge, Pair, Verdicts
 
 CONTESTS = (
     ("ppo", "sft"),

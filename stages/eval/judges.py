@@ -9,23 +9,23 @@ from typing import Protocol
 import numpy as np
 
 from data.schema import Message, prompt_key
-from data.slots import SlotErrors, SlotLexicon, parse_mr
+from data.venues.slots import SlotErrors, SlotLexicon, parse_mr
 from pipeline.config.evaluate import EvalConfig
+from pipeline.engine.rounds import newest
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.rounds import newest
-from pipeline.stage import Artifact
 from stages.eval.answers import Answers
 from stages.eval.wins import Array
 from stages.models.text import Codec
-from stages.prompts import EncodedPrompt
-from stages.reward.classifier import (
+from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.classifier import (
     ResponseScorer,
     load_classifier,
     model_scorer,
     response_scorer,
     text_scorer,
 )
-from stages.reward.model import SPEC, RewardEnsemble, load_reward
+from stages.scoring.reward_model import SPEC, RewardEnsemble, load_reward
 
 
 class Judge(Protocol):

@@ -24,20 +24,20 @@ from typing import Any
 import numpy as np
 
 from data.schema import write_jsonl
-from data.slots import SlotErrors, slot_error_rate
+from data.venues.slots import SlotErrors, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
+from pipeline.engine.rounds import by_round
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
-from pipeline.rounds import by_round
-from pipeline.stage import Artifact, Metrics, RunContext
 from stages.eval import along, best_of_n, wins
 from stages.eval.answers import Answers, answer_all, sample_sft
 from stages.eval.contests import contests, extremes
 from stages.eval.judges import Judge, RewardModel, Rubric, faults, proxy_scorer, scoring_judges
-from stages.eval.llm_judge import LLMJudge
 from stages.eval.texts import distinct, repetition
 from stages.eval.wins import Array
 from stages.models.text import Codec, load_codec
-from stages.prompts import EncodedPrompt, unseen_prompts
+from stages.sampling.prompts import EncodedPrompt, unseen_prompts
+from stages.scoring.llm_judge import LLMJudge
 
 KINDS = ("missing", "wrong", "invented", "repeated")
 

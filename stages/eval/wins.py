@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.shares import bootstrap
+from data.bootstrap import bootstrap
 
 Array = NDArray[np.float64]
 Interval = dict[str, Any]

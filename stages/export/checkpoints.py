@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pipeline.config.fit import BLOCKS
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
 from stages.models.adapters import ADAPTER, attach_adapter, is_adapter, load_policy, save_adapter
 from stages.models.loading import dtype_of, keep_layout, load_backbone, load_pretrained
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.stage import Artifact, Progress
+from pipeline.engine.stage import Artifact, Progress
 from stages.export import checkpoints, gguf_file
 from stages.export.modelfile import modelfile
-from stages.models import qat
 from stages.models.loading import dtype_of
+from stages.models.quantization import qat
 from stages.models.text import Codec
 
 GRIDS: dict[str, str] = {

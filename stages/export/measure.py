@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.shares import bootstrap
-from data.slots import SlotLexicon, parse_mr, slot_error_rate
+from data.bootstrap import bootstrap
+from data.venues.slots import SlotLexicon, parse_mr, slot_error_rate
 from pipeline.config.export import ExportConfig
-from pipeline.rounds import newest
-from pipeline.stage import Artifact, RunContext
-from stages.microbatch import MicroBatch
+from pipeline.engine.rounds import newest
+from pipeline.engine.stage import Artifact, RunContext
 from stages.models.actor import Actor
 from stages.models.logprobs import positions_at_once
+from stages.models.microbatch import MicroBatch
 from stages.models.text import IGNORED, Codec
-from stages.ppo.rollout import generate
-from stages.ppo.trajectory import Episodes, response_logprobs
-from stages.prompts import EncodedPrompt, unseen_prompts
-from stages.reward.classifier import ResponseScorer, response_scorer
+from stages.sampling.episodes import Episodes, response_logprobs
+from stages.sampling.prompts import EncodedPrompt, unseen_prompts
+from stages.sampling.sampler import generate
+from stages.scoring.classifier import ResponseScorer, response_scorer
 from stages.sft import encode_demonstrations
 
 Measures = dict[str, Any]

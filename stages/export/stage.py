@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from pipeline.config.export import ExportConfig
+from pipeline.engine.rounds import newest
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import StageError
-from pipeline.rounds import newest
-from pipeline.stage import Artifact, Metrics, RunContext
 from stages.export.formats import GRIDS, QUANTISED, Files
 from stages.export.measure import Measures, Yardstick
 from stages.models.actor import Actor

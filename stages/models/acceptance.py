@@ -21,9 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
+from stages.models.fast.plain import PlainDecoder
 from stages.models.miniature import SPECIAL, NoMiniature, miniature, reach
 from stages.models.passes import OwnPass, Pass
-from stages.models.plain import PlainDecoder
 from stages.models.precision import exact
 
 Project = Callable[[PreTrainedModel, Tensor], Tensor]

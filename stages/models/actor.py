@@ -21,11 +21,11 @@ from stages.models.acceptance import (
     spread_tokens,
     tolerance,
 )
+from stages.models.fast.wide import logits_of
 from stages.models.heads import ScalarHead
 from stages.models.logprobs import positions_at_once, token_logprobs
 from stages.models.passes import OwnPass, Pass, Steps
 from stages.models.precision import computing
-from stages.models.wide import logits_of
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What configs call the bound that `cap tanh(logits / cap)` puts on logits."""
@@ -107,7 +107,7 @@ class Actor:
 
     def project(self, hidden_NH: Tensor) -> Tensor:
         """Logits (N, V) of hidden states, as the model's own forward makes them, but in float32 where it computes
-        in 16 bits (`stages.models.wide`)."""
+        in 16 bits (`stages.models.fast.wide`)."""
         config = self.lm.config.get_text_config()
         with self.computing():
             logits = logits_of(self.lm.get_output_embeddings(), hidden_NH)

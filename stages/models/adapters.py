@@ -17,13 +17,14 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config.sft import LoRAConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
-from stages.models import qat, weights
+from stages.models import weights
 from stages.models.actor import Actor
-from stages.models.linear import speed_up
+from stages.models.fast.linear import speed_up
 from stages.models.loading import dtype_of, load_backbone, load_pretrained, mark_as, readable_checkpoint
 from stages.models.precision import compute_in
+from stages.models.quantization import qat
 
 ADAPTER, MODEL = "adapter", "model"
 

@@ -15,16 +15,17 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from pipeline.checkpoint import (
+from pipeline.config.checkpoint import (
     Refusal,
     adapter_refusal,
     encoder_decoder_refusal,
     quantized_refusal,
     read_json,
 )
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError, TutelageError
-from pipeline.stage import Artifact
-from stages.models import grids, qat, weights
+from stages.models import weights
+from stages.models.quantization import grids, qat
 
 # Loading is announced by the stages' own progress; a bar per weight file only tears their display.
 transformers_logging.disable_progress_bar()

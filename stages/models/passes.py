@@ -1,6 +1,6 @@
 """Ways to compute a causal LM's hidden states: over whole rows, and token by token after prompts.
 
-The plain pass (`stages.models.plain`) is ours, for Llama-like models; here are those that call the model's own
+The plain pass (`stages.models.fast.plain`) is ours, for Llama-like models; here are those that call the model's own
 forward. `stages.models.acceptance` finds out which of them are right for an architecture.
 
 Shapes: B rows, L positions, H hidden.

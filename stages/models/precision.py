@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.models.qat import quantised
+from stages.models.quantization.qat import quantised
 
 COMPUTE = "autocast_dtype"
 """The attribute of a model that computes under autocast: the precision of its products."""

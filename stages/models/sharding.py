@@ -7,8 +7,8 @@ autograd, as in SimpleFSDP (Zhang et al. 2024, arXiv:2411.00284). Then every pro
 many of them. Where processes do different things, as in decoding, `Shards.whole` gathers a model once for all of
 it.
 
-PyTorch's `fully_shard` gathers in hooks around the calls of modules: `stages.models.plain` calls no layer, and how
-often a language-model head is called depends on how many tokens a process has.
+PyTorch's `fully_shard` gathers in hooks around the calls of modules: `stages.models.fast.plain` calls no layer, and
+how often a language-model head is called depends on how many tokens a process has.
 """
 
 from __future__ import annotations

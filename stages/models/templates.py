@@ -20,7 +20,7 @@ from jinja2 import TemplateSyntaxError
 from data.schema import Message
 from pipeline.errors import DataError, StageError
 
-TEMPLATES = Path(__file__).resolve().parents[2] / "data" / "templates"
+TEMPLATES = Path(__file__).parent / "chat_templates"
 DEFAULT = "default"
 PUBLISHED = "published"
 """The name under which a tokenizer keeps its own `default` when the recipe names another of its templates."""

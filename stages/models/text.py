@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from data.schema import Message
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
 from stages.models.control_tokens import ControlTokens
 from stages.models.loading import load_tokenizer
 from stages.models.templates import DATE, ChatTemplate, ending, starts_with_bos

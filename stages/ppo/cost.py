@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from pipeline.memory.flops import PHASES, Shape, update_flops
 from stages.models.bank import Bank, FullBank
-from stages.models.linear import matmul
+from stages.models.fast.linear import matmul
 
 __all__ = ["PHASES", "Shape", "attainable", "resident_bytes", "shape_of", "update_flops"]
 

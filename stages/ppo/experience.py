@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
-from stages.distributed import World
-from stages.microbatch import MicroBatch
 from stages.models.bank import Bank
-from stages.ppo import trajectory
+from stages.models.microbatch import MicroBatch
 from stages.ppo.advantages import gae, masked_moments, masked_sum, token_rewards, whiten
 from stages.ppo.kl import k1, k3
-from stages.ppo.rollout import Record
-from stages.ppo.trajectory import Episodes
+from stages.sampling import episodes as trajectory
+from stages.sampling.episodes import Episodes
+from stages.sampling.sampler import Record
+from stages.training.distributed import World
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.schema import Message
-from data.slots import SlotLexicon, parse_mr
+from data.venues.slots import SlotLexicon, parse_mr
 from pipeline.config.ppo import PPOConfig
+from pipeline.engine.rounds import newest
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.rounds import newest
-from pipeline.stage import Artifact
 from stages.models.bank import Bank
 from stages.models.text import Codec
 from stages.ppo.roles import reward_artifact
-from stages.ppo.scores import Scorer, TextScorer, token_scorer
-from stages.ppo.trajectory import Episodes
-from stages.prompts import conversations
-from stages.reward import model as reward_model
-from stages.reward.classifier import is_classifier, load_classifier, load_reward_classifier
+from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import conversations
+from stages.scoring import reward_model
+from stages.scoring.classifier import is_classifier, load_classifier, load_reward_classifier
+from stages.scoring.scorer import Scorer, TextScorer, token_scorer
 
 BATCH = 64
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
-from stages.distributed import World
 from stages.ppo.advantages import masked_moments, masked_sum
 from stages.ppo.experience import Experience
 from stages.ppo.kl import k3, log_ratio
-from stages.ppo.rollout import Record
+from stages.sampling.sampler import Record
+from stages.training.distributed import World
 
 
 def importance_weights(logp_BT: Tensor, sampled_logp_BT: Tensor, clip_max: float) -> Tensor:

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from pipeline.config.ppo import PPOConfig
+from pipeline.engine.rounds import newest
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.rounds import newest
-from pipeline.stage import Artifact
 from stages.models.actor import check_projection
 from stages.models.adapters import ADAPTER, MODEL, attach_adapter, is_adapter, load_full
 from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
 from stages.models.text import Codec
-from stages.ppo.scores import EnsembleScorer, HeldScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
-from stages.prompts import conversations
-from stages.reward import model as reward_model
-from stages.reward.classifier import is_classifier, load_classifier, load_reward_classifier
-from stages.reward.model import ROLE, RewardEnsemble
+from stages.sampling.prompts import conversations
+from stages.scoring import reward_model
+from stages.scoring.classifier import is_classifier, load_classifier, load_reward_classifier
+from stages.scoring.reward_model import ROLE, RewardEnsemble
+from stages.scoring.scorer import EnsembleScorer, HeldScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
 
 
 def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:

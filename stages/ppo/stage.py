@@ -17,19 +17,20 @@ from torch import Tensor
 
 from data.schema import write_jsonl
 from pipeline.config.ppo import PPOConfig
+from pipeline.engine.rounds import by_round
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, RecipeError, StageError
-from pipeline.rounds import by_round
-from pipeline.stage import Artifact, Metrics, RunContext
-from stages.distributed import World
 from stages.models.adapters import MODEL, save_adapter
 from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.text import IGNORED, Codec, load_codec, pad
-from stages.ppo import checkpoint, golden, judges, roles
-from stages.ppo.guards import Recorder
-from stages.ppo.looks import Looks, look_prompts
+from stages.ppo import checkpoint, judges, roles
+from stages.ppo import fingerprints as golden
 from stages.ppo.trainer import LanguageModelBatch, PPOTrainer
-from stages.prompts import load_prompts
+from stages.ppo.watch.alerts import Recorder
+from stages.ppo.watch.evaluation import Looks, look_prompts
+from stages.sampling.prompts import load_prompts
 from stages.sft import encode_demonstrations
+from stages.training.distributed import World
 
 SHOWN = ("objective/scores", "objective/kl", "response/length", "objective/entropy")
 """The few numbers of the progress display."""

@@ -19,22 +19,23 @@ from torch import Tensor, nn
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from pipeline.machine import trim_memory
-from stages.distributed import World
-from stages.loss_scale import LossScale, needs_loss_scale
-from stages.microbatch import MicroBatch
 from stages.models.bank import Actor, Bank, FullBank
+from stages.models.microbatch import MicroBatch
 from stages.models.precision import COMPUTE, Deviation, exact, spread_of
 from stages.models.sharding import gathered, whole_states
 from stages.models.text import IGNORED, Codec
-from stages.optimizers import adamw
-from stages.ppo import experience, mismatch, trajectory
+from stages.ppo import experience, mismatch
 from stages.ppo.cost import attainable, shape_of, update_flops
 from stages.ppo.experience import Experience
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
-from stages.ppo.rollout import Record, generate
-from stages.ppo.scores import ScoreNormalizer, Scorer, disagreement
-from stages.ppo.trajectory import Episodes
+from stages.sampling import episodes as trajectory
+from stages.sampling.episodes import Episodes
+from stages.sampling.sampler import Record, generate
+from stages.scoring.scorer import ScoreNormalizer, Scorer, disagreement
+from stages.training.distributed import World
+from stages.training.loss_scale import LossScale, needs_loss_scale
+from stages.training.optimizers import adamw
 
 LanguageModelBatch = tuple[Tensor, Tensor]
 """Ids and labels (B, L), right-padded; labels of `IGNORED` are left out."""

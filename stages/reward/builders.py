@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.config.reward import RewardConfig
+from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import StageError
-from pipeline.stage import Artifact, RunContext
 from stages.models.adapters import (
     adapter_weights,
     float32_trainables,
@@ -24,10 +24,17 @@ from stages.models.bank import ActorBank, FullBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, readable_checkpoint
 from stages.models.text import Codec
-from stages.reward import classifier
-from stages.reward import model as reward_model
 from stages.reward.groups import Encoder, TokenEncoder
-from stages.reward.model import ROLE, RewardEnsemble, RewardModel, Scorer, golden_scores, numbered, score_rows
+from stages.scoring import classifier, reward_model
+from stages.scoring.reward_model import (
+    ROLE,
+    RewardEnsemble,
+    RewardModel,
+    Scorer,
+    golden_scores,
+    numbered,
+    score_rows,
+)
 
 
 class Builder(Protocol):

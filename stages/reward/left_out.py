@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from data.schema import Ranking
-from pipeline.stage import Metrics
+from pipeline.engine.stage import Metrics
 
 TOO_LONG, EQUAL, TIED = "longer than max_length", "all answers equal", "all answers tied"
 

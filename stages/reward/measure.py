@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from data.agreement import agreement
-from data.judgements import sample
+from data.annotators.agreement import agreement
+from data.annotators.judgements import sample
 from data.schema import Ranking, prompt_key
 from pipeline.config.reward import RewardConfig
-from pipeline.stage import Metrics, RunContext
+from pipeline.engine.stage import Metrics, RunContext
 from stages.reward.bag_of_words import WordScorer
 from stages.reward.groups import Encoder, Group
-from stages.reward.model import score_rows
 from stages.reward.quality import quality
+from stages.scoring.reward_model import score_rows
 
 
 def measure(
@@ -82,7 +82,8 @@ def _ceiling(rankings: Iterable[Ranking], seed: int) -> Metrics:
     """How far annotators agree about the very pairs that the reward model is measured on: where they differ, it
     cannot please both. None where no two of them ordered the same pair.
 
-    agreement, _low, _high, _pairs: `pairwise` of data/agreement.py, with a 95 % bootstrap interval over prompts;
+    agreement, _low, _high, _pairs: `pairwise` of data/annotators/agreement.py, with a 95 % bootstrap interval over
+    prompts;
     predicted_by_others, _pairs: `by_others`.
     """
     found = agreement(sample(rankings), seed=seed)

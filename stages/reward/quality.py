@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from data.bootstrap import bootstrap
 from data.schema import Ranking, prompt_key
-from data.shares import bootstrap
-from pipeline.stage import Metrics
+from pipeline.engine.stage import Metrics
 
 Scores = Mapping[tuple[str, str], float]
 """(prompt key, completion) -> score."""

@@ -20,16 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.messages import with_system
-from data.rankings import read_rankings
 from data.schema import Ranking, read_rankings_file
-from data.sources import Dropped
 from data.splits import group_of
+from data.tables.messages import with_system
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.reward import PretrainOnConfig, RewardConfig
+from pipeline.engine.rounds import by_round
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
-from pipeline.rounds import by_round
-from pipeline.stage import Artifact, Metrics, RunContext
-from stages.distributed import World
 from stages.models.text import load_codec
 from stages.reward import bag_of_words, training
 from stages.reward.builders import Builder, builder_for
@@ -37,7 +36,8 @@ from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
 from stages.reward.left_out import TOO_LONG, LeftOut
 from stages.reward.measure import measure
-from stages.reward.model import numbered
+from stages.scoring.reward_model import numbered
+from stages.training.distributed import World
 
 COMMON = 1024
 """Training completions on which members are put on a common scale."""

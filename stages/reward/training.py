@@ -15,16 +15,16 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.config.reward import RewardConfig
-from pipeline.stage import Metrics, MetricsLog, RunContext
-from stages.batches import GlobalBatchTrainer
-from stages.distributed import World
+from pipeline.engine.stage import Metrics, MetricsLog, RunContext
 from stages.models.precision import Deviation, exact
 from stages.reward import likelihoods
 from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
-from stages.reward.model import RewardModel, Scorer, score_rows
 from stages.reward.packing import pack
-from stages.training import StageCallback, training_arguments
-from stages.training import train as train_to_end
+from stages.scoring.reward_model import RewardModel, Scorer, score_rows
+from stages.training.batches import GlobalBatchTrainer
+from stages.training.distributed import World
+from stages.training.trainer import StageCallback, training_arguments
+from stages.training.trainer import train as train_to_end
 
 Objective = Callable[[Tensor, Order], Tensor]
 """Scores (K,) of an order's completions -> its loss."""

@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/stages")]
 
-from pipeline import environment
+from pipeline.engine import environment
 
 environment.prepare()
 
@@ -39,17 +39,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from transformers.utils import logging as transformers_logging
 
 from stages.export.checkpoints import save_nf4
-from stages.microbatch import MicroBatch
-from stages.models import grids
 from stages.models.actor import Actor
 from stages.models.bank import ActorBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_causal_lm
-from stages.optimizers import adamw
-from stages.ppo import trajectory
+from stages.models.microbatch import MicroBatch
+from stages.models.quantization import grids
 from stages.ppo.losses import policy_loss
-from stages.ppo.rollout import Record, generate
-from stages.ppo.trajectory import Episodes
+from stages.sampling import episodes as trajectory
+from stages.sampling.episodes import Episodes
+from stages.sampling.sampler import Record, generate
+from stages.training.optimizers import adamw
 
 Rows = Iterator[tuple[str, str]]
 """What was tried, and what came of it."""

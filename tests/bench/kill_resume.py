@@ -24,9 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline import manifest  # noqa: E402 (after the path)
 from pipeline.config.load import load_recipe  # noqa: E402
-from pipeline.plan import Planner, RunSummary  # noqa: E402
+from pipeline.engine import manifest  # noqa: E402
+from pipeline.engine.plan import Planner, RunSummary  # noqa: E402
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 

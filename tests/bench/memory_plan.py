@@ -141,9 +141,10 @@ def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]
     """Runs one stage from the artifacts in a folder; its peak, above the imports'."""
     import torch
 
-    from pipeline import machine, registry
+    from pipeline import machine
     from pipeline.config.load import load_recipe
-    from pipeline.stage import Artifact, RunContext
+    from pipeline.engine import registry
+    from pipeline.engine.stage import Artifact, RunContext
 
     spec = registry.STAGES[stage]
     run = spec.load()
@@ -178,7 +179,7 @@ def prepare(folder: Path, source: Path, recipe: Any) -> None:
     from transformers import AutoTokenizer
 
     from data.schema import Ranking, write_jsonl
-    from pipeline.stage import Artifact
+    from pipeline.engine.stage import Artifact
     from stages.models.adapters import new_adapter, save_adapter
     from stages.models.heads import ScalarHead
     from stages.models.loading import load_causal_lm

@@ -94,9 +94,9 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
     from stages.models.bank import ActorBank, FullBank, disable_dropout
     from stages.models.heads import ScalarHead
     from stages.ppo.cost import attainable, resident_bytes, shape_of, update_flops
-    from stages.ppo.scores import token_scorer
     from stages.ppo.trainer import PPOTrainer
-    from stages.reward.model import RewardEnsemble
+    from stages.scoring.reward_model import RewardEnsemble
+    from stages.scoring.scorer import token_scorer
 
     bare = peak_mb()
     torch.manual_seed(0)

@@ -35,18 +35,18 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from data.slots import SlotLexicon
+from data.venues.slots import SlotLexicon
 from pipeline.config.load import LoadedRecipe, load_recipe
-from pipeline.plan import Planner, StageRun
-from pipeline.progress import Display
-from pipeline.stage import Artifact
+from pipeline.engine.plan import Planner, StageRun
+from pipeline.engine.progress import Display
+from pipeline.engine.stage import Artifact
 from stages.export import formats
 from stages.export.measure import Yardstick
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
 from stages.models.text import load_codec
-from stages.prompts import load_prompts
-from stages.reward.classifier import response_scorer
+from stages.sampling.prompts import load_prompts
+from stages.scoring.classifier import response_scorer
 from stages.sft import encode_demonstrations
 
 ROOT = Path(__file__).resolve().parents[2]

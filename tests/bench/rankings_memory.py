@@ -74,7 +74,7 @@ def run_stage(stage: str, format: str, folder: Path) -> None:
     """Runs one stage and prints its peak memory in MB, its seconds and its metrics."""
     from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig
     from pipeline.config.rank import RankConfig
-    from pipeline.stage import Artifact, RunContext
+    from pipeline.engine.stage import Artifact, RunContext
 
     class Silent:
         def advance(self, steps: int = 1, **numbers: float) -> None: ...

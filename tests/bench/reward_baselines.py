@@ -12,11 +12,11 @@ import argparse
 
 import numpy as np
 
-from data.agreement import Share, agreement
-from data.rankings import read_rankings
+from data.annotators.agreement import Share, agreement
 from data.schema import Ranking
-from data.sources import Dropped
 from data.splits import group_of, split_of, split_of_prompt
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.load import load_recipe
 from stages.reward.bag_of_words import fit
 

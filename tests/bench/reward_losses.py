@@ -32,8 +32,8 @@ import torch
 from data.schema import write_jsonl
 from data.splits import group_of, split_of
 from pipeline.config.load import load_recipe
-from pipeline.runner import Runner
-from pipeline.stage import Artifact, RunContext
+from pipeline.engine.runner import Runner
+from pipeline.engine.stage import Artifact, RunContext
 from stages.reward import stage
 
 SHOWN = ("accuracy", "brier", "ece", "ended_preferred", "length_correlation", "above_length")

@@ -6,12 +6,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from data.agreement import agreement, bootstrap, krippendorff_alpha, mid_ranks, overlaps
-from data.judgements import sample
-from data.measures import measure
-from data.rankings import read_rankings
+from data.annotators.agreement import agreement, bootstrap, krippendorff_alpha, mid_ranks, overlaps
+from data.annotators.judgements import sample
+from data.annotators.measures import measure
 from data.schema import Ranking
-from data.sources import Dropped
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 
 

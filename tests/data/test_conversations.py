@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from data import corpus
-from data.demonstrations import read_demonstrations, read_prompts
-from data.messages import LeftOut, as_completion, as_prompt, exchange
-from data.rankings import read_rankings
 from data.schema import write_jsonl
-from data.sources import Dropped
+from data.tables import corpus
+from data.tables.demonstrations import read_demonstrations, read_prompts
+from data.tables.messages import LeftOut, as_completion, as_prompt, exchange
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError
 from ranking.items import read_sources

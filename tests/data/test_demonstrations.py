@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from data.demonstrations import read_demonstrations, read_prompts
 from data.schema import Demonstration, Prompt
-from data.sources import Dropped
 from data.splits import split_of_prompt
+from data.tables.demonstrations import read_demonstrations, read_prompts
+from data.tables.sources import Dropped
 from pipeline.config.data import TableConfig
 from pipeline.errors import DataError, RecipeError
 

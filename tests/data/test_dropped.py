@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from data.demonstrations import read_demonstrations
-from data.rankings import read_rankings
 from data.schema import write_jsonl
-from data.sources import Dropped
+from data.tables.demonstrations import read_demonstrations
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError
 

@@ -3,7 +3,7 @@ from collections import defaultdict
 
 import pytest
 
-from data.slots import SlotLexicon, parse_mr, slot_error_rate
+from data.venues.slots import SlotLexicon, parse_mr, slot_error_rate
 
 
 @pytest.fixture(scope="module")

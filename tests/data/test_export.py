@@ -4,11 +4,11 @@ from collections import Counter
 import pytest
 import yaml
 
-from data import export
-from data.export import export_rankings, key_file, pseudonym
-from data.rankings import read_rankings
 from data.schema import Ranking, write_jsonl
-from data.sources import Dropped
+from data.tables import export
+from data.tables.export import export_rankings, key_file, pseudonym
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError
 

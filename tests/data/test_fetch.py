@@ -4,9 +4,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from data import fetch as module
-from data.fetch import cache_dir, fetch
-from data.sources import read_table
+from data.tables import fetch as module
+from data.tables.fetch import cache_dir, fetch
+from data.tables.sources import read_table
 from pipeline.config.data import TableConfig
 from pipeline.errors import DataError
 

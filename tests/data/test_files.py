@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data import text_files
-from data.sources import read_table
+from data.tables import text_files
+from data.tables.sources import read_table
 from pipeline.config.data import TableConfig
 from pipeline.errors import DataError
 

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from data.json_list import ListReader, NotAList
+from data.tables.json_list import ListReader, NotAList
 
 
 def pieces(text, size):

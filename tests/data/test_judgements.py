@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from data.judgements import Judgement, sample
+from data.annotators.judgements import Judgement, sample
 from data.schema import Ranking, prompt_key
 
 

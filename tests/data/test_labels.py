@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from data.first_wins import FirstWins
-from data.labels import key_of
-from data.rankings import read_rankings
 from data.schema import Ranking
-from data.sources import Dropped
+from data.tables.first_wins import FirstWins
+from data.tables.labels import key_of
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.load import load_recipe
 from pipeline.errors import DataError, RecipeError

@@ -5,11 +5,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from data.agreement import kendall_tau_b
-from data.judgements import Judgement, sample
-from data.measures import first_shown, longer, measure, steps
+from data.annotators.agreement import kendall_tau_b
+from data.annotators.judgements import Judgement, sample
+from data.annotators.measures import first_shown, longer, measure, steps
+from data.bootstrap import bootstrap, share
 from data.schema import Ranking
-from data.shares import bootstrap, share
 
 
 def ranking(prompt, annotator, ranks, texts=None, **metadata):

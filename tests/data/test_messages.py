@@ -1,6 +1,6 @@
 import pytest
 
-from data.messages import as_completion, as_messages, as_prompt, with_system
+from data.tables.messages import as_completion, as_messages, as_prompt, with_system
 from pipeline.errors import DataError
 
 USER = {"role": "user", "content": "hi"}

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from data.agreement import agreement
-from data.demonstrations import read_demonstrations
-from data.rankings import read_rankings
+from data.annotators.agreement import agreement
 from data.schema import Ranking, write_jsonl
-from data.sources import Dropped
+from data.tables.demonstrations import read_demonstrations
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError, RecipeError
 

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from data.rankings import ANONYMOUS, read_rankings
 from data.schema import Ranking
-from data.sources import Dropped
+from data.tables.rankings import ANONYMOUS, read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError, RecipeError
 

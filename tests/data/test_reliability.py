@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from data.agreement import overlaps
-from data.reliability import PRIOR, reliability, weights
+from data.annotators.agreement import overlaps
+from data.annotators.reliability import PRIOR, reliability, weights
 from data.schema import Ranking
 
 SURE = {"s": 0.95, "t": 0.85, "u": 0.75, "v": 0.65, "coin": 0.5}

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data.sources import Row, as_number, read_table
+from data.tables.sources import Row, as_number, read_table
 from pipeline.config.data import TableConfig
 from pipeline.errors import DataError
 

@@ -3,8 +3,8 @@ from collections import defaultdict
 
 import pytest
 
-from data import spill
-from data.spill import grouping, seen
+from data.tables import spill
+from data.tables.spill import grouping, seen
 from pipeline.errors import DataError
 
 

@@ -3,9 +3,9 @@ import random
 
 import pytest
 
-from data.judgements import Judgement
+from data.annotators.judgements import Judgement
+from data.annotators.strengths import strengths
 from data.schema import Ranking
-from data.strengths import strengths
 
 
 def judged(prompt, models, ranks):

@@ -6,8 +6,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data.rankings import ANONYMOUS, read_rankings
-from data.sources import Dropped
+from data.tables.rankings import ANONYMOUS, read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError, RecipeError
 

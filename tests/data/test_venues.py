@@ -2,10 +2,10 @@ import random
 
 import pytest
 
-from data import venues
 from data.schema import ranks_from_scores
-from data.slots import SlotLexicon, format_mr, parse_mr, slot_error_rate
 from data.splits import check_split, split_of_prompt
+from data.venues import task as venues
+from data.venues.slots import SlotLexicon, format_mr, parse_mr, slot_error_rate
 from pipeline.config.data import TaskConfig
 from pipeline.config.rank import AnnotatorConfig
 from pipeline.errors import DataError

@@ -14,15 +14,15 @@ from simulated_device import NAME, counting
 
 from pipeline.config.reward import RewardConfig
 from stages.export.measure import Yardstick
-from stages.models import grids
 from stages.models.actor import Actor
+from stages.models.quantization import grids
 from stages.ppo import checkpoint
 from stages.ppo.advantages import gae, masked_moments, token_rewards, whiten
-from stages.ppo.rollout import Record, generate
 from stages.ppo.trainer import PPOTrainer
 from stages.reward.groups import Order
-from stages.reward.model import RewardModel, score_rows
 from stages.reward.training import objective_of, ranking_loss
+from stages.sampling.sampler import Record, generate
+from stages.scoring.reward_model import RewardModel, score_rows
 
 PROMPTS = tiny.rows(7, 1, 9, seed=3)
 STOPS = {tiny.EOS, *range(9, 45, 6)}

@@ -14,7 +14,7 @@ from simulated_device import NAME
 
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.ppo import AggregateConfig, PPOConfig
-from pipeline.stage import Artifact, RunContext
+from pipeline.engine.stage import Artifact, RunContext
 from stages import dpo
 from stages.ppo import stage as ppo
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from stages.microbatch import MicroBatch
+from stages.models.microbatch import MicroBatch
 
 KINDS = ["lora", "full"]
 

@@ -17,7 +17,7 @@ import tiny
 from pipeline.config.ppo import KLConfig, PPOConfig, ScoreConfig
 from stages.models.text import IGNORED, pad
 from stages.ppo.trainer import PPOTrainer
-from stages.ppo.trajectory import Episodes
+from stages.sampling.episodes import Episodes
 
 STOPS = frozenset({tiny.EOS, 9, 12, 17, 25, 33, 41})
 CODEC: Any = SimpleNamespace(stop_ids=STOPS, pad_id=tiny.PAD)

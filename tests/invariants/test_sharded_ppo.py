@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from stages.models.bank import checkpoint_activations
-from stages.ppo.scores import HeldScorer, token_scorer
-from stages.reward.model import RewardEnsemble
+from stages.scoring.reward_model import RewardEnsemble
+from stages.scoring.scorer import HeldScorer, token_scorer
 
 # Nine episodes in minibatches of three, row by row, among two processes: shares and numbers of passes are unequal.
 VALUES = ppo_case.EVERYTHING | {

@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.reward import GateConfig, RewardConfig
 from pipeline.config.sft import SFTConfig
-from pipeline.ranks import Ranks
-from pipeline.runner import Silent
-from pipeline.stage import RunContext
-from stages import batches, dpo, sft
-from stages.distributed import World
+from pipeline.engine.processes import Ranks
+from pipeline.engine.runner import Silent
+from pipeline.engine.stage import RunContext
+from stages import dpo, sft
 from stages.reward import stage as reward
+from stages.training.distributed import World
+from stages.training.trainer import batches
 
 # 16 demonstrations in steps of five, and 8 prompts in steps of three: the last step of an epoch is a short one, of
 # which a second process has no share at all.

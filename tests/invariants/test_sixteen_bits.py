@@ -6,10 +6,10 @@ import tiny
 import torch
 
 from pipeline.errors import StageError
-from stages.loss_scale import LossScale
 from stages.models.bank import checkpoint_activations
 from stages.ppo import experience
 from stages.ppo import trainer as trainer_module
+from stages.training.loss_scale import LossScale
 
 BANKS = {
     "bf16": lambda **v: tiny.lora_bank(dtype=torch.bfloat16, **v),

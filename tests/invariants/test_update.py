@@ -13,7 +13,7 @@ from pipeline.config.ppo import KLConfig, ScoreConfig
 from pipeline.errors import StageError
 from stages.models.bank import Actor
 from stages.ppo import experience
-from stages.ppo.trajectory import Episodes
+from stages.sampling.episodes import Episodes
 
 KINDS = list(tiny.BANKS)
 

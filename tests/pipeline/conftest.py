@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from pipeline_fakes import FakeStages, Lines
 
-from pipeline import registry
-from pipeline import runner as running
 from pipeline.config.load import LoadedRecipe, load_recipe
-from pipeline.runner import Runner
+from pipeline.engine import registry
+from pipeline.engine import runner as running
+from pipeline.engine.runner import Runner
 
 RECIPE = """\
 name: small

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.config.section import content
-from pipeline.progress import Display
+from pipeline.engine.progress import Display
 
 
 @dataclasses.dataclass

@@ -18,13 +18,13 @@ import jinja2
 import numpy as np
 import pytest
 from huggingface_hub.errors import HFValidationError
+from pipeline.__main__ import app
 from pipeline_fakes import FakeStages, write_all
 from typer.testing import CliRunner
 
-from pipeline.__main__ import app
-from pipeline.boundary import disk_is_full, translate
+from pipeline.engine.boundary import disk_is_full, translate
+from pipeline.engine.runner import Runner
 from pipeline.errors import DataError, StageError
-from pipeline.runner import Runner
 
 MakeRunner = Callable[..., Runner]
 
@@ -90,7 +90,7 @@ def write_limited(body: str, folder: Path, limit: int = 4096) -> subprocess.Comp
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     program = (
-        "from pipeline.boundary import disk_is_full\n"
+        "from pipeline.engine.boundary import disk_is_full\n"
         f"try:\n    {body}\nexcept BaseException as error:\n    print(disk_is_full(error), type(error).__name__)\n"
     )
     return subprocess.run(

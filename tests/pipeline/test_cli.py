@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.__main__ import app
 from pipeline_fakes import FakeStages
 from typer.testing import CliRunner, Result
 
-from pipeline.__main__ import app
 from pipeline.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,10 +29,10 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         path.write_text("<html>")
         return "PPO halved the errors."
 
-    module = types.ModuleType("pipeline.report.build")
+    module = types.ModuleType("stages.report.build")
     module.build_report = build_report  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pipeline.report.build", module)
-    monkeypatch.setitem(sys.modules, "pipeline.report", types.ModuleType("pipeline.report"))
+    monkeypatch.setitem(sys.modules, "stages.report.build", module)
+    monkeypatch.setitem(sys.modules, "stages.report", types.ModuleType("stages.report"))
     return made
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.__main__ import app
 from pipeline_fakes import FakeStages
 from test_report import FakeRun
 from typer.testing import CliRunner
 
-from pipeline.__main__ import app
+from pipeline.engine.runner import Runner
 from pipeline.errors import StageError
-from pipeline.report import compare, wording
-from pipeline.report.build import build_report
-from pipeline.runner import Runner
+from stages.report import compare, wording
+from stages.report.build import build_report
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def other(report: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def page(found: dict[str, Any], tmp_path: Path) -> str:
-    from pipeline.report.build import _template
+    from stages.report.build import _template
 
     compare.write(found, tmp_path / "c.html", _template("compare.html"))
     return (tmp_path / "c.html").read_text(encoding="utf-8").replace(wording.SPACE, " ")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline import environment
+from pipeline.engine import environment
 
 
 @pytest.fixture

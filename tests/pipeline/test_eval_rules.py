@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline import registry
 from pipeline.config.load import LoadedRecipe
+from pipeline.engine import registry
+from pipeline.engine.runner import Runner
 from pipeline.errors import RecipeError
-from pipeline.runner import Runner
 
 JUDGE = "eval.llm_judge.base_url=http://localhost:8000/v1 eval.llm_judge.model=m"
 

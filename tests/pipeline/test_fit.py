@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.__main__ import app
 from pipeline_fakes import FakeStages, write_all
 from typer.testing import CliRunner
 
-from pipeline import checkpoint
-from pipeline.__main__ import app
-from pipeline.config import fit
+from pipeline.config import checkpoint, fit
 from pipeline.config.fit import ModelProfile
 from pipeline.config.load import LoadedRecipe, load_recipe
+from pipeline.engine.runner import Runner
 from pipeline.errors import RecipeError, StageError
-from pipeline.runner import Runner
 
 MakeRunner = Callable[..., Runner]
 LINEAR = [f"model.layers.{i}.self_attn.{name}" for i in range(2) for name in ("q_proj", "v_proj", "o_proj")]

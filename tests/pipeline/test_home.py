@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from pipeline.__main__ import app
 from typer.testing import CliRunner
 
-from pipeline import registry
-from pipeline.__main__ import app
 from pipeline.config.load import load_recipe
 from pipeline.config.rules import is_hub_id
+from pipeline.engine import registry
 
 RECIPE = """
 name: r

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import launch as launching
+from pipeline.engine import launch as launching
+from pipeline.engine.processes import Ranks
+from pipeline.engine.runner import terminate_as_interrupt
 from pipeline.errors import Interrupted, RecipeError, TutelageError
-from pipeline.ranks import Ranks
-from pipeline.runner import terminate_as_interrupt
 
 ROOT = Path(__file__).resolve().parents[2]
 START = f"import os, signal, sys, time; sys.path.insert(0, {str(ROOT)!r}); rank = int(os.environ['RANK'])\n"
@@ -37,7 +37,7 @@ def test_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 FAILS = """
 from pipeline.errors import DataError
-from pipeline.launch import tell
+from pipeline.engine.launch import tell
 if rank == {rank}:
     tell(DataError("the row is bad", where="file:3", mend="mend it"))
     sys.exit(3)
@@ -58,7 +58,7 @@ def test_the_first_error_is_told_with_its_exit_code(rank: int, monkeypatch: pyte
 
 
 BUG = """
-from pipeline.launch import tell
+from pipeline.engine.launch import tell
 try:
     1 / 0
 except Exception as error:
@@ -74,7 +74,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 KILLED = """
-from pipeline.launch import tell
+from pipeline.engine.launch import tell
 if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(0.05)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import fingerprint, manifest
 from pipeline.config.load import LoadedRecipe
+from pipeline.engine import fingerprint, manifest
+from pipeline.engine.fingerprint import Fingerprints
+from pipeline.engine.manifest import Manifest
 from pipeline.errors import StageError
-from pipeline.fingerprint import Fingerprints
-from pipeline.manifest import Manifest
 
 
 def make(folder: Path, **values: Any) -> Manifest:

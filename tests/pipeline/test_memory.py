@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pipeline.__main__ import app
 from pipeline_fakes import FakeStages
 from typer.testing import CliRunner
 
-from pipeline import manifest
-from pipeline.__main__ import app
 from pipeline.config.base import BaseConfig
 from pipeline.config.hardware import size_in_bytes
 from pipeline.config.load import LoadedRecipe, load_recipe
+from pipeline.engine import manifest
+from pipeline.engine.runner import Runner
 from pipeline.errors import RecipeError, StageError
 from pipeline.memory import cards, plan, sources
 from pipeline.memory.advice import propose
@@ -24,7 +25,6 @@ from pipeline.memory.components import Model
 from pipeline.memory.flops import stage_flops
 from pipeline.memory.plan import predict, resolve
 from pipeline.memory.shapes import architecture
-from pipeline.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import merge
+from pipeline.config import merge
 from pipeline.errors import RecipeError
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import metrics
-from pipeline.metrics import MetricsFile, read_metrics
+from pipeline.engine import metrics
+from pipeline.engine.metrics import MetricsFile, read_metrics
 
 
 class Recorder:

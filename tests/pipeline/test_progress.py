@@ -6,8 +6,8 @@ import pytest
 from pipeline_fakes import Lines
 from rich.console import Console
 
-from pipeline import progress
-from pipeline.progress import Display
+from pipeline.engine import progress
+from pipeline.engine.progress import Display
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline.config.load import load_recipe
-from pipeline.plan import Planner
+from pipeline.engine.plan import Planner
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import registry
 from pipeline.config.load import LoadedRecipe
+from pipeline.engine import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_RANKINGS = "rank.source=data data.rankings={path: r.csv, format: pairs}"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pipeline_fakes import FakeStages, write_all
 
-from pipeline import registry
 from pipeline.config.load import LoadedRecipe
-from pipeline.plan import RunSummary
-from pipeline.report import charts, comparison, findings, human, plots, verdict, wording
-from pipeline.report.build import build_report
-from pipeline.runner import Runner
+from pipeline.engine import registry
+from pipeline.engine.plan import RunSummary
+from pipeline.engine.runner import Runner
+from stages.report import charts, comparison, findings, human, plots, verdict, wording
+from stages.report.build import build_report
 
 HOSTILE = "</p><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>"
 

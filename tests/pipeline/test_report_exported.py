@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from pipeline_fakes import FakeStages, write_all, write_rankings
 
-from pipeline.plan import RunSummary
-from pipeline.report import exported
-from pipeline.report.build import build_report
-from pipeline.report.wording import SPACE
-from pipeline.runner import Runner
+from pipeline.engine.plan import RunSummary
+from pipeline.engine.runner import Runner
+from stages.report import exported
+from stages.report.build import build_report
+from stages.report.wording import SPACE
 
 POLICY = {
     "score": 2.7,

@@ -11,8 +11,8 @@ import pytest
 from pipeline_fakes import FakeStages
 from test_report import FakeRun, build
 
-from pipeline.report import guarding, sources, wording
-from pipeline.runner import Runner
+from pipeline.engine.runner import Runner
+from stages.report import guarding, sources, wording
 
 EVENT = {
     "rule": "length-grows",

@@ -11,9 +11,9 @@ import pytest
 from pipeline_fakes import FakeStages
 from test_report import FakeRun, build, evaluation, interval, model, unjudged
 
+from pipeline.engine.runner import Runner
 from pipeline.errors import StageError
-from pipeline.report import against, charts, findings, verdict, wording
-from pipeline.runner import Runner
+from stages.report import against, charts, findings, verdict, wording
 
 
 def rounds_evaluation() -> dict[str, Any]:
@@ -154,7 +154,7 @@ def test_a_comparison_says_which_is_better_or_that_it_cannot(
     assert "the same recipe under rounds=1." in rests
     assert "did not have the same number of rankings and episodes." in rests
     assert ("which holds zero" in rests) == (tone == "unclear")
-    from pipeline.report.build import build_report
+    from stages.report.build import build_report
 
     text = build_report(run, tmp_path / "report.html", other, "rounds=1")
     assert said in text

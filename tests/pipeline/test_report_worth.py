@@ -11,8 +11,8 @@ import pytest
 from pipeline_fakes import FakeStages
 from test_report import HOSTILE, FakeRun, build, interval, model
 
-from pipeline.report import baselines, comparison, findings, frontier, verdict
-from pipeline.runner import Runner
+from pipeline.engine.runner import Runner
+from stages.report import baselines, comparison, findings, frontier, verdict
 
 
 def win(judge: str, ours: str, theirs: str, value: float, **more: Any) -> dict[str, Any]:

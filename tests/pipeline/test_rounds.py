@@ -11,13 +11,13 @@ import pytest
 from pipeline_fakes import FakeStages, write_rankings
 from pyarrow import parquet
 
-from pipeline import clean, registry
 from pipeline.config.load import LoadedRecipe
+from pipeline.engine import clean, registry
+from pipeline.engine.processes import Ranks
+from pipeline.engine.rounds import by_round, newest, parse, step_name
+from pipeline.engine.runner import Runner, Silent
 from pipeline.errors import RecipeError, StageError
-from pipeline.hub import uploads
-from pipeline.ranks import Ranks
-from pipeline.rounds import by_round, newest, parse, step_name
-from pipeline.runner import Runner, Silent
+from stages.publish import uploads
 
 MakeRunner = Callable[..., Runner]
 ONE = ["base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export"]

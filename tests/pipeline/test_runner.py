@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pipeline_fakes import FakeStages, Lines, write_all
 
-from pipeline import manifest, plan
+from pipeline.engine import manifest, plan
+from pipeline.engine.runner import Runner
 from pipeline.errors import DataError, Interrupted, RecipeError, StageError
-from pipeline.runner import Runner
 
 MakeRunner = Callable[..., Runner]
 ORDER = ["base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export"]
@@ -122,7 +122,7 @@ def test_a_raised_stage_version_reruns(
 ) -> None:
     import dataclasses
 
-    from pipeline import registry
+    from pipeline.engine import registry
 
     runner().run()
     version = registry.STAGES["eval"].version

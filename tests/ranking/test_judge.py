@@ -11,10 +11,10 @@ import pytest
 from test_serve import Terminal, ranks_all
 
 from pipeline.config.rank import AppConfig
-from pipeline.report.human import judged_file
-from pipeline.stage import Artifact
+from pipeline.engine.stage import Artifact
 from ranking import serve
 from ranking.judge import judge
+from stages.report.human import judged_file
 
 
 def test_a_comparison_is_blind_and_written_where_the_report_reads(

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from ranking_site import Client, ask
 
-from data.rankings import read_rankings
 from data.schema import Ranking, prompt_key
-from data.sources import Dropped
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.rank import AppConfig, RankConfig
+from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import DataError, StageError
-from pipeline.stage import Artifact, RunContext
 from ranking import serve
 from ranking.campaign import Campaign, Source
 from ranking.files import rank_file

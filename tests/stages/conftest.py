@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.stage import Artifact, RunContext
+from pipeline.engine.stage import Artifact, RunContext
 
 
 def pytest_configure(config: pytest.Config) -> None:

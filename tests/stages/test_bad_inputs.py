@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.__main__ import app
 from test_end_to_end import ROOT, SMALL, runner
 from transformers import LlamaConfig, LlamaForSequenceClassification
 from typer.testing import CliRunner
 
-from pipeline import manifest
-from pipeline.__main__ import app
+from pipeline.engine import manifest
 
 QUICKSTART = ROOT / "recipes/quickstart.yaml"
 Spoil = Callable[[Path, Path, pytest.MonkeyPatch], list[str]]

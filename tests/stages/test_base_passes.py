@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, MistralCo
 
 from pipeline.config.base import BaseConfig
 from pipeline.errors import StageError
-from stages import base
+from stages.base.stage import stage as base
 
 SHAPE = {"vocab_size": tiny.VOCABULARY, "num_hidden_layers": 2, "num_attention_heads": 4}
 NARROW = SHAPE | {"hidden_size": 16, "intermediate_size": 24}

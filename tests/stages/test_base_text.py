@@ -7,9 +7,9 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from pipeline.config.base import BaseConfig
 from pipeline.config.fit import ModelProfile
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
-from stages import base
+from stages.base.stage import stage as base
 from stages.models.text import load_codec
 
 

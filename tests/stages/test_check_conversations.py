@@ -9,11 +9,11 @@ import tiny
 from data.schema import Ranking, write_jsonl
 from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig
 from pipeline.config.sft import SFTConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError
-from pipeline.stage import Artifact
 from stages import data, sft
-from stages.conversations import check_conversations
 from stages.models.text import Codec
+from stages.training.conversations import check_conversations
 
 ALTERNATING = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"

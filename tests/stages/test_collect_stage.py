@@ -8,7 +8,7 @@ import torch
 
 from data.schema import prompt_key, write_jsonl
 from pipeline.config.collect import CollectConfig
-from pipeline.stage import Artifact
+from pipeline.engine.stage import Artifact
 from stages import collect
 
 SMALL = {"num_prompts": 3, "eval_prompts": 1, "num_completions": 2, "response_length": 4}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import typer
 from commands import PAGES, ROOT, commands, recorded
-
 from pipeline.__main__ import app
+
 from pipeline.config.load import load_recipe
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page)]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from data.schema import Ranking, read_rankings_file, write_jsonl
 from pipeline.config.dpo import DPOConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError
-from pipeline.stage import Artifact
 from stages import dpo
 from stages.models.adapters import load_policy
 from stages.reward.groups import Order

@@ -14,8 +14,8 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.load import load_recipe
-from pipeline.progress import Display
-from pipeline.runner import Runner
+from pipeline.engine.progress import Display
+from pipeline.engine.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.loss_scale import LossScale, needs_loss_scale
+from stages.training.loss_scale import LossScale, needs_loss_scale
 
 
 def test_only_float16_weights_need_a_scale():

@@ -15,12 +15,12 @@ from pipeline.errors import StageError
 from pipeline.memory.components import Model
 from pipeline.memory.flops import Shape
 from pipeline.memory.shapes import architecture
-from stages.base import _compare
-from stages.models import plain
+from stages.base.stage import _compare
 from stages.models.adapters import causal_lm, float32_trainables, new_adapter
-from stages.models.linear import speed_up
+from stages.models.fast import plain
+from stages.models.fast.linear import speed_up
+from stages.models.fast.plain import PlainDecoder
 from stages.models.loading import load_causal_lm
-from stages.models.plain import PlainDecoder
 from stages.models.precision import COMPUTE, compute_in, computing
 from stages.ppo.cost import shape_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.machine import out_of_memory
-from stages.microbatch import MicroBatch
+from stages.models.microbatch import MicroBatch
 
 SHORTAGES = [
     torch.OutOfMemoryError(

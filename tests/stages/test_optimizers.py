@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import StageError
-from stages.optimizers import adamw
+from stages.training.optimizers import adamw
 
 VALUES = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 

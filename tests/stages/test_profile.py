@@ -24,14 +24,14 @@ from pipeline.config import fit
 from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.fit import ModelProfile
 from pipeline.errors import StageError
-from stages import base
-from stages.models import qat
+from stages.base.profile import profile, quantized_share
+from stages.base.stage import stage as base
 from stages.models.acceptance import OWN
 from stages.models.loading import load_causal_lm
+from stages.models.quantization import qat
 from stages.models.text import Codec
-from stages.profile import profile, quantized_share
-from stages.reward.classifier import TextClassifier, load_classifier
-from stages.reward.text_encoder import TextEncoder
+from stages.scoring.classifier import TextClassifier, load_classifier
+from stages.scoring.text_encoder import TextEncoder
 
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_end_to_end import ROOT, SMALL, runner
 
-sys.path.insert(0, str(ROOT / "tests/pipeline/hub"))
+sys.path.insert(0, str(ROOT / "tests/stages/publish"))
 from hub_client import publish, python
 from hub_server import Hub, Repository, serving
 
@@ -82,7 +82,7 @@ def card(repository: Repository) -> str:
 
 
 def _picture(runs: Path, tmp_path: Path) -> Path:
-    from pipeline.hub import curves
+    from stages.publish import curves
 
     made = curves.training(runner(runs, VALUES[0]).planner.summary())
     assert made

@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 
 from pipeline.config.reward import RewardConfig
 from pipeline.config.sft import SFTConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
 from stages import sft
 from stages.models.adapters import load_actor
-from stages.reward import model as reward_model
 from stages.reward import stage as reward_stage
+from stages.scoring import reward_model
 
 KINDS = {"nf4": "nf4", "qat": {"qat": "int3-g32", "activations": "none"}}
 QUICK = {
@@ -41,7 +41,7 @@ def inputs(request, tmp_path):
 
 def stop_after(monkeypatch, steps):
     """Ends the process's work, as a kill would, once a Trainer has made so many steps."""
-    from stages.training import StageCallback
+    from stages.training.trainer import StageCallback
 
     on_step_end = StageCallback.on_step_end
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from commands import commands, recorded
+from pipeline.__main__ import app
 from test_end_to_end import ROOT, SMALL, runner
 from typer.testing import CliRunner
 
-from pipeline.__main__ import app
 from ranking import serve
 from ranking.assignment import next_task
 from ranking.campaign import Campaign

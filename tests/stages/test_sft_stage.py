@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config.sft import SFTConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
-from pipeline.stage import Artifact
 from stages import sft
 from stages.models.adapters import load_policy
 from stages.models.loading import load_backbone

@@ -10,12 +10,12 @@ from torch import nn
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.reward import RewardConfig
 from pipeline.config.sft import SFTConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
-from stages import dpo, loss_scale, sft
-from stages.reward import model as reward_model
+from stages import dpo, sft
 from stages.reward import stage as reward_stage
-from stages.training import StageCallback
+from stages.scoring import reward_model
+from stages.training.trainer import StageCallback, loss_scale
 
 CASES = {
     "bf16": ("bfloat16", tiny.LORA),
@@ -137,7 +137,7 @@ def test_steps_that_overflow_are_left_out(tmp_path, training_context, monkeypatc
             super().__init__(active)
             self.value = 2.0**90
 
-    monkeypatch.setattr("stages.batches.LossScale", Huge)
+    monkeypatch.setattr("stages.training.batches.LossScale", Huge)
     inputs = given(tmp_path / "inputs", "float16")
     artifact, _ = train_sft(inputs, tmp_path / "out", training_context()[0], tiny.LORA)
     (tensors,) = saved(artifact).values()
@@ -152,7 +152,7 @@ def test_a_gradient_that_no_scale_explains_ends_the_stage(tmp_path, training_con
             super().__init__(active)
             self.value = 1.0
 
-    monkeypatch.setattr("stages.batches.LossScale", Low)
+    monkeypatch.setattr("stages.training.batches.LossScale", Low)
     inputs = given(tmp_path / "inputs", "float16")
     compute = sft.DemonstrationTrainer.compute_loss
     monkeypatch.setattr(

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, commands, recorded
+from pipeline.__main__ import app
 from test_end_to_end import runner
 from test_readme import let_people_rank
 from typer.testing import CliRunner
 
-from pipeline.__main__ import app
-
-sys.path.insert(0, str(ROOT / "tests/pipeline/hub"))
+sys.path.insert(0, str(ROOT / "tests/stages/publish"))
 from hub_client import start
 from hub_server import serving
 

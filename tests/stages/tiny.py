@@ -22,15 +22,15 @@ from transformers import (
 
 from data.schema import Ranking, write_jsonl
 from pipeline.config.sft import LoRAConfig
-from pipeline.stage import Artifact
-from stages.models import qat
+from pipeline.engine.stage import Artifact
 from stages.models.adapters import new_adapter, save_adapter
 from stages.models.bank import ActorBank, FullBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone, load_causal_lm
 from stages.models.precision import compute_in
+from stages.models.quantization import qat
 from stages.models.text import Codec, chat_template
-from stages.reward import model as reward_model
+from stages.scoring import reward_model
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<|im_start|>", "<|im_end|>"]
 PAD, EOS, BOS, IM_START, IM_END = range(5)

@@ -7,8 +7,8 @@ from hub_run import write_base, write_model, write_policy
 from pipeline_fakes import FakeStages, write_rankings
 from test_report import RANKING, FakeRun
 
-from pipeline.plan import RunSummary
-from pipeline.runner import Runner
+from pipeline.engine.plan import RunSummary
+from pipeline.engine.runner import Runner
 
 
 @pytest.fixture

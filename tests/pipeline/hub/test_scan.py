@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StageError
-from pipeline.hub import scan
+from stages.publish import scan
 
 DIGITS = "0123456789"
 SECRETS = {

@@ -14,7 +14,7 @@ from hub_run import MODEL, write_model
 from hub_server import Hub, serving
 from pipeline_fakes import FakeStages
 
-from pipeline.plan import RunSummary
+from pipeline.engine.plan import RunSummary
 
 Finished = Callable[..., RunSummary]
 RANKINGS = "publish.rankings=me/rankings"

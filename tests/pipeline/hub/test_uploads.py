@@ -14,11 +14,11 @@ from hub_run import MODEL, write_model
 from pipeline_fakes import FakeStages, write_rankings
 from test_report import RANKING
 
+from pipeline.engine.plan import RunSummary
+from pipeline.engine.runner import Runner, Silent
 from pipeline.errors import RecipeError, StageError
-from pipeline.hub import uploads
-from pipeline.hub.uploads import CURVES, Upload
-from pipeline.plan import RunSummary
-from pipeline.runner import Runner, Silent
+from stages.publish import uploads
+from stages.publish.uploads import CURVES, Upload
 
 Finished = Callable[..., RunSummary]
 
@@ -184,7 +184,7 @@ def test_another_policy_than_the_evaluated_one_is_refused(finished: Finished) ->
     made = json.loads(file.read_text())
     made["inputs"]["ppo"]["fingerprint"] = "0" * 64
     file.write_text(json.dumps(made))
-    from pipeline import manifest
+    from pipeline.engine import manifest
 
     found = manifest.read(file.parent)
     assert found

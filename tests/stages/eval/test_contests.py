@@ -8,11 +8,11 @@ import pytest
 import tiny
 
 from pipeline.config.evaluate import EvalConfig, LLMJudgeConfig
-from pipeline.stage import RunContext
+from pipeline.engine.stage import RunContext
 from stages.eval.answers import Answers
 from stages.eval.contests import contests, extremes
-from stages.eval.llm_judge import Pair, Verdicts
-from stages.prompts import EncodedPrompt
+from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.llm_judge import Pair, Verdicts
 
 PROMPTS = [EncodedPrompt(tiny.user(text), [1], "eval") for text in "abcd"]
 

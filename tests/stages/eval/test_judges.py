@@ -9,12 +9,12 @@ import tiny
 import torch
 
 from pipeline.config.evaluate import EvalConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
-from pipeline.stage import Artifact
 from stages.eval.answers import Answers
 from stages.eval.judges import Rubric, proxy_scorer, scoring_judges
-from stages.prompts import EncodedPrompt
-from stages.reward.model import load_reward, score_rows
+from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.reward_model import load_reward, score_rows
 
 MR = "name[Blue Mill], food[Thai]"
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config.evaluate import LLMJudgeConfig
 from pipeline.errors import StageError
-from stages.eval.llm_judge import VERDICTS, LLMJudge, Pair, verdict
+from stages.scoring.llm_judge import VERDICTS, LLMJudge, Pair, verdict
 
 USER = [{"role": "user", "content": "Describe it."}]
 Reply = Callable[[dict[str, Any]], "tuple[int, Any]"]

@@ -11,13 +11,13 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.stage import Artifact
+from pipeline.engine.stage import Artifact
 from stages.models.adapters import new_adapter
 from stages.models.bank import ActorBank
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
 from stages.models.text import Codec, chat_template
-from stages.reward import model as reward_model
+from stages.scoring import reward_model
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
 """Rows that the blocks of every format fill."""

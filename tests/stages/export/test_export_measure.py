@@ -11,7 +11,7 @@ from pipeline.config.export import ExportConfig
 from stages.export.measure import Yardstick, token_divergence
 from stages.models.actor import Actor
 from stages.models.text import Codec
-from stages.ppo.trajectory import Episodes
+from stages.sampling.episodes import Episodes
 
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9]], [[10, 11, 0], [12, 13, 14, 15]]
 

@@ -17,11 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.export import ExportConfig
+from pipeline.engine.stage import RunContext
 from pipeline.errors import StageError
-from pipeline.stage import RunContext
 from stages.export import checkpoints, gguf_file, stage
-from stages.models import grids, qat
 from stages.models.adapters import causal_lm, load_policy
+from stages.models.quantization import grids, qat
 
 ROOT = Path(__file__).resolve().parents[3]
 IDS = torch.arange(5, 25)[None]

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Conf
 
 from pipeline.errors import StageError
 from stages.export import gguf_file
-from stages.models import grids
 from stages.models.loading import load_gguf
+from stages.models.quantization import grids
 from stages.models.text import Codec
 
 IDS = torch.arange(5, 25)[None]

@@ -12,11 +12,11 @@ from pipeline.errors import StageError
 from stages.models import acceptance
 from stages.models.acceptance import Passes
 from stages.models.actor import Actor, check_projection
-from stages.models.linear import speed_up
+from stages.models.fast.linear import speed_up
+from stages.models.fast.plain import PlainDecoder, PlainSteps
 from stages.models.miniature import NoMiniature, layer_groups, miniature
-from stages.models.plain import PlainDecoder, PlainSteps
 from stages.models.text import pad
-from stages.ppo.rollout import Record, generate
+from stages.sampling.sampler import Record, generate
 
 VOCABULARY, STOPS, LENGTH = 64, {60, 61, 62, 63}, 14
 SHAPE = {

@@ -7,7 +7,7 @@ import torch
 from bitsandbytes.functional import create_dynamic_map, dequantize_4bit, get_4bit_type, quantize_4bit
 
 from pipeline.errors import StageError
-from stages.models import grids
+from stages.models.quantization import grids
 
 
 def weights():

@@ -5,8 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from stages.models import linear
-from stages.models.linear import merged, speed_up
+from stages.models.fast import linear
+from stages.models.fast.linear import merged, speed_up
 
 
 class Net(nn.Module):

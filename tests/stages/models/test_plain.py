@@ -15,10 +15,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from stages.models import plain
 from stages.models.actor import Actor
 from stages.models.bank import checkpoint_activations
-from stages.models.plain import Attention, GatedSiLU, PlainDecoder, RMSNorm, Rotary
+from stages.models.fast import plain
+from stages.models.fast.plain import Attention, GatedSiLU, PlainDecoder, RMSNorm, Rotary
 
 SHAPE = {
     "vocab_size": 40,
@@ -109,17 +109,17 @@ def test_a_long_row_goes_through_the_fused_kernel(monkeypatch):
     decoder = PlainDecoder(model)
     with torch.no_grad():
         short = decoder.hidden(ids)
-        monkeypatch.setattr("stages.models.plain.SHORT", 8)
+        monkeypatch.setattr("stages.models.fast.plain.SHORT", 8)
         torch.testing.assert_close(decoder.hidden(ids), short, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("limit", [8, 128])
 def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
     """Left-padded prompts, a row dropped on the way, short and long caches."""
-    monkeypatch.setattr("stages.models.plain.SHORT", limit)
+    monkeypatch.setattr("stages.models.fast.plain.SHORT", limit)
     model = llama()
     decoder = PlainDecoder(model)
-    from stages.models.plain import PlainSteps
+    from stages.models.fast.plain import PlainSteps
 
     prompts, more = [[5, 6, 7, 8], [9], [10, 11]], [[12, 13, 14], [15, 16, 17], [18, 19, 20]]
     ids = torch.tensor([[0] * (4 - len(p)) + p for p in prompts])

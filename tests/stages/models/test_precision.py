@@ -8,13 +8,13 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
 from stages.models.bank import ActorBank
 from stages.models.heads import ScalarHead
 from stages.models.precision import ROUGH, Deviation, compute_in, computing, exact, working_dtype
-from stages.reward import model as reward_model
-from stages.reward.model import RewardEnsemble, RewardModel
+from stages.scoring import reward_model
+from stages.scoring.reward_model import RewardEnsemble, RewardModel
 
 TEXTS = tiny.rows(32, 4, 24, seed=5)
 

@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from pipeline.errors import StageError
-from stages.models import grids, qat
-from stages.models.linear import speed_up
+from stages.models.fast.linear import speed_up
 from stages.models.precision import exact
+from stages.models.quantization import grids, qat
 
 IDS = torch.tensor(tiny.rows(3, 9, 9))
 

@@ -23,7 +23,7 @@ from transformers import (
 from pipeline.errors import StageError
 from stages.models.adapters import ADAPTER, attach_adapter, load_full, load_policy
 from stages.models.loading import load_backbone, load_causal_lm, load_pretrained
-from stages.reward.classifier import load_classifier
+from stages.scoring.classifier import load_classifier
 
 State = dict[str, torch.Tensor]
 LAYER = "model.layers.1.mlp.up_proj.weight"

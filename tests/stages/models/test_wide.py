@@ -6,9 +6,9 @@ import tiny
 import torch
 from torch import nn
 
-from stages.models import wide
 from stages.models.actor import Actor
-from stages.models.wide import WideLinear, logits_of
+from stages.models.fast import wide
+from stages.models.fast.wide import WideLinear, logits_of
 
 DTYPES = [torch.bfloat16, torch.float16]
 

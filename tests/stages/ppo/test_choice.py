@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from stages.ppo import choice
+from stages.ppo.watch import selection as choice
 
 
 def look(update, judged, scores=None):

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from pipeline.config.ppo import KLConfig, PPOConfig
-from stages.ppo import choice, guards
-from stages.ppo.guards import Recorder
+from stages.ppo.watch import alerts as guards
+from stages.ppo.watch import selection as choice
+from stages.ppo.watch.alerts import Recorder
 
 UPDATES = 24
 CONFIG = PPOConfig(kl=KLConfig(kind="adaptive", init=0.05, target=2.0))
@@ -158,5 +159,5 @@ def test_answers_that_become_alike():
 
 
 def test_the_rules_need_no_torch():
-    code = "import sys, stages.ppo.guards; assert 'torch' not in sys.modules"
+    code = "import sys, stages.ppo.watch.alerts; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -6,17 +6,17 @@ import torch
 
 from data.schema import prompt_key, write_jsonl
 from pipeline.config.ppo import AggregateConfig, GuardsConfig, KLConfig, PPOConfig, ScoreConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
 from stages.models.adapters import load_actor
 from stages.ppo import judges, roles, stage
 from stages.ppo.judges import Judge
-from stages.ppo.looks import look_prompts
-from stages.ppo.rollout import generate
-from stages.ppo.scores import token_scorer
-from stages.ppo.trajectory import Episodes
-from stages.prompts import load_prompts, unseen_prompts
-from stages.reward.model import RewardEnsemble
+from stages.ppo.watch.evaluation import look_prompts
+from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import load_prompts, unseen_prompts
+from stages.sampling.sampler import generate
+from stages.scoring.reward_model import RewardEnsemble
+from stages.scoring.scorer import token_scorer
 
 LENGTH = 5
 SMALL = {

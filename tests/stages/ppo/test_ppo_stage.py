@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config.ppo import AggregateConfig, KLConfig, PPOConfig, ScoreConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
-from pipeline.stage import Artifact
-from stages.distributed import World
 from stages.models.adapters import load_policy
 from stages.ppo import checkpoint, roles, stage
-from stages.ppo.scores import ScoreNormalizer
-from stages.ppo.trajectory import Episodes
-from stages.reward import model as reward_model
+from stages.sampling.episodes import Episodes
+from stages.scoring import reward_model
+from stages.scoring.scorer import ScoreNormalizer
+from stages.training.distributed import World
 
 SMALL = {
     "value": "adapter",

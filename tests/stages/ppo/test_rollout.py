@@ -7,13 +7,13 @@ import torch
 
 from stages.models import actor as actors
 from stages.models.actor import Actor
-from stages.models.linear import speed_up
+from stages.models.fast.linear import speed_up
+from stages.models.fast.plain import PlainSteps
 from stages.models.passes import CachedSteps
-from stages.models.plain import PlainSteps
 from stages.models.precision import compute_in
-from stages.ppo import rollout
-from stages.ppo.rollout import Record, generate, sample
-from stages.ppo.trajectory import Episodes, logprobs
+from stages.sampling import sampler as rollout
+from stages.sampling.episodes import Episodes, logprobs
+from stages.sampling.sampler import Record, generate, sample
 
 STOPS = {tiny.EOS, 9, 17, 33}
 LENGTH = 12

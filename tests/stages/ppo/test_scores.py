@@ -6,12 +6,12 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from pipeline.config.ppo import AggregateConfig, ScoreConfig
 from pipeline.errors import DataError, StageError
-from stages.distributed import World
-from stages.ppo.scores import EnsembleScorer, ScoreNormalizer, TextScorer, aggregate, disagreement, token_scorer
-from stages.ppo.trajectory import Episodes
-from stages.reward.classifier import load_classifier
-from stages.reward.model import RewardEnsemble
-from stages.reward.text_encoder import TextEncoder
+from stages.sampling.episodes import Episodes
+from stages.scoring.classifier import load_classifier
+from stages.scoring.reward_model import RewardEnsemble
+from stages.scoring.scorer import EnsembleScorer, ScoreNormalizer, TextScorer, aggregate, disagreement, token_scorer
+from stages.scoring.text_encoder import TextEncoder
+from stages.training.distributed import World
 
 BATCHES = [np.random.default_rng(i).normal(3 * i - 4, 1 + i, size=5 + i).astype("float32") for i in range(4)]
 

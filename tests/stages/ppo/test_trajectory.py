@@ -5,10 +5,10 @@ import torch
 
 from pipeline.config.ppo import PPOConfig
 from stages.models import actor as actors
-from stages.ppo import trajectory
 from stages.ppo.experience import score_tokens, value_tokens
-from stages.ppo.rollout import Record, generate
-from stages.ppo.trajectory import Episodes, response_mask
+from stages.sampling import episodes as trajectory
+from stages.sampling.episodes import Episodes, response_mask
+from stages.sampling.sampler import Record, generate
 
 STOPS = {tiny.EOS, 9}
 

@@ -10,14 +10,14 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.reward import RewardConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Artifact
 from stages.ppo import roles
-from stages.ppo.trajectory import Episodes
-from stages.prompts import load_prompts
 from stages.reward import stage
-from stages.reward.classifier import load_reward_classifier, new_classifier, response_scorer
-from stages.reward.text_encoder import TextEncoder
+from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import load_prompts
+from stages.scoring.classifier import load_reward_classifier, new_classifier, response_scorer
+from stages.scoring.text_encoder import TextEncoder
 
 FAST = {"per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2, "num_train_epochs": 12}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.reward.disagreement import disagreement
+from stages.scoring.information_gain import disagreement
 
 
 def entropy(p):

@@ -7,11 +7,11 @@ import torch
 
 from data.schema import write_jsonl
 from pipeline.config.reward import PretrainOnConfig, RewardConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
-from pipeline.stage import Artifact
-from stages.reward import model as reward_model
 from stages.reward import stage
 from stages.reward.groups import TokenEncoder, group_rankings
+from stages.scoring import reward_model
 
 FAST = {"per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 3e-2}
 TEXTS = tiny.rows(12, 3, 12, seed=7)

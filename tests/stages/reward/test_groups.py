@@ -20,8 +20,8 @@ from stages.reward.groups import (
     orders_of,
     tie_share,
 )
-from stages.reward.model import RewardModel
 from stages.reward.packing import pack
+from stages.scoring.reward_model import RewardModel
 
 
 def ranking(prompt, completions, ranks, annotator="ann", ratings=None):

@@ -8,13 +8,13 @@ import torch
 
 from data.schema import Ranking, prompt_key
 from pipeline.config.reward import GateConfig, RewardConfig
+from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
-from pipeline.stage import Artifact
 from stages.models.adapters import new_adapter
 from stages.models.heads import ScalarHead
-from stages.reward import model as reward_model
 from stages.reward import stage, training
 from stages.reward.groups import Order, TokenEncoder, collate, group_rankings
+from stages.scoring import reward_model
 
 
 def ranking(prompt, completions, ranks, annotator="ann"):

@@ -9,7 +9,7 @@ import tiny
 from pipeline.errors import StageError
 from stages.models.templates import Refused
 from stages.models.text import Codec
-from stages.reward.text_encoder import TextEncoder
+from stages.scoring.text_encoder import TextEncoder
 
 TALK = [
     {"role": "system", "content": "Be brief"},
@@ -76,7 +76,7 @@ def test_a_response_is_ended_by_its_own_token_whatever_stop_token_ended_it(monke
     tokenizer = published.sentencepiece(published.LLAMA)
     made = encoder(tokenizer, codec)
     rows = []
-    monkeypatch.setattr("stages.reward.text_encoder.score_rows", lambda model, given, *_: rows.append(given))
+    monkeypatch.setattr("stages.scoring.text_encoder.score_rows", lambda model, given, *_: rows.append(given))
     made.classifier.model = SimpleNamespace(device="cpu")
     said = codec.encode("a pub")
     for end in ([tiny.IM_END], [tiny.EOS], []):

@@ -1,0 +1,57 @@
+"""The text that a base model is pretrained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data.splits import split_of_prompt
+from data.tables.messages import exchange
+from data.tables.sources import Row, read_table
+from data.venues import task as venues
+from pipeline.config.data import TableConfig, TaskConfig
+from pipeline.errors import DataError
+
+
+def documents(config: TaskConfig | TableConfig, seed: int, held_out: float) -> Iterator[tuple[str, ...]]:
+    """Yields `(text,)` for running text and `(prompt, completion)` for a demonstration. Raises `DataError`.
+
+    Prompts of the share `held_out` that `data.splits` holds out are left out.
+    """
+    if isinstance(config, TaskConfig):
+        for d in venues.corpus(config, seed, held_out):
+            yield d.prompt[-1]["content"], d.completion
+        return
+    names = {ours: config.columns.get(ours, ours) for ours in ("text", "prompt", "completion")}
+    for row in read_table(config):
+        if names["text"] in row and (
+            "text" in config.columns or not config.columns.keys() & {"prompt", "completion"}
+        ):
+            yield (row.text(names["text"]),)
+        elif names["prompt"] in row and names["completion"] in row:
+            prompt, text = _demonstration(row, names["prompt"], names["completion"], config)
+            if split_of_prompt([{"role": "user", "content": prompt}], held_out) == "train":
+                yield prompt, text
+        else:
+            raise DataError(
+                "a corpus needs a `text` column, or `prompt` and `completion`",
+                where=f"{row.where}; its columns: {', '.join(row)}",
+                mend="name them in base.pretrain.corpus.columns",
+            )
+
+
+def _demonstration(row: Row, prompt: str, completion: str, config: TableConfig) -> tuple[str, str]:
+    """The text of a prompt of one user turn, and its completion. Raises `DataError`."""
+    messages, [text] = exchange(
+        row[prompt],
+        [(f"column {completion!r}", row[completion])],
+        row.where,
+        text_lists=config.text_lists,
+        what=f"column {prompt!r}",
+    )
+    if len(messages) > 1 or (messages and messages[0]["role"] != "user"):
+        raise DataError(
+            "a corpus of prompts and completions takes prompts of one turn, and this one is a conversation",
+            where=row.where,
+            mend="remove the row, or write the conversation as running text in a `text` column",
+        )
+    return messages[0]["content"] if messages else "", text

@@ -1,0 +1,95 @@
+"""Files by URL: fetched once, checked by hash, kept in a cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.request import Request, urlopen
+
+from pipeline.engine.fingerprint import file_sha256
+from pipeline.errors import DataError
+
+CHUNK = 1 << 20
+TIMEOUT = 30  # seconds without a byte
+
+
+def is_url(path: str) -> bool:
+    return path.startswith(("https://", "http://"))
+
+
+def cache_dir() -> Path:
+    """Where fetched files are kept: `$TUTELAGE_CACHE`, or `~/.cache/tutelage`."""
+    return Path(os.environ.get("TUTELAGE_CACHE") or "~/.cache/tutelage").expanduser()
+
+
+def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
+    """The local copy of `https://...[#sha256=HEX]`, fetched if it is not in the cache.
+
+    A file appears in the cache whole or not at all. With a hash, the copy is checked on every use; without
+    one, what was fetched first is used for ever. Plain `http://` is taken only with a hash.
+    """
+    url, fragment = urldefrag(address)
+    expected = _expected_hash(url, fragment)
+    if expected is None and url.startswith("http://"):
+        raise DataError(f"{url} comes over plain http", mend="use https, or add #sha256=... to check it")
+    key = expected or hashlib.sha256(url.encode()).hexdigest()
+    path = cache_dir() / key[:16] / (Path(unquote(urlsplit(url).path)).name or "file")
+    if path.is_file() and (expected is None or file_sha256(path) == expected):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            partial = Path(file.name)
+        try:
+            found = _download(url, partial, say)
+            if expected not in (None, found):
+                raise DataError(
+                    f"the file at {url} is not the one expected: its SHA-256 is {found}, not {expected}",
+                    mend="if the new file is the one you want, put its SHA-256 into the recipe",
+                )
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is the response, too, and holds the connection
+        raise DataError(
+            f"{url} cannot be fetched: {error}",
+            mend=f"connect to the network once, put the file at {path}, or give the path of a local copy",
+        ) from error
+    return path
+
+
+def _expected_hash(url: str, fragment: str) -> str | None:
+    if not fragment:
+        return None
+    match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    if match is None:
+        raise DataError(
+            f"#{fragment} after {url} is not a hash", mend="write #sha256= and the 64 hexadecimal digits"
+        )
+    return match[1].lower()
+
+
+def _download(url: str, path: Path, say: Callable[[str], None] | None) -> str:
+    """Writes what `url` gives to `path`; its SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    request = Request(url, headers={"User-Agent": "tutelage"})
+    with urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
+        length = response.headers.get("Content-Length")
+        if say:
+            say(f"fetching {url}" + (f" ({int(length) / 1e6:.1f} MB)" if length else ""))
+        while chunk := response.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            file.write(chunk)
+    if length is not None and size != int(length):
+        raise http.client.IncompleteRead(b"", int(length) - size)
+    return digest.hexdigest()

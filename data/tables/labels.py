@@ -1,0 +1,203 @@
+"""What a label says of two answers: which is better, or that they tie.
+
+Words are documented below. Numbers are signed strengths, below 0 where the first is better. A column of them with
+one sign only is refused: 0/1 and 1/2 mean the first and the second in some tables, and the reverse in others. Other
+values are read by the recipe's `labels`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from data.tables.columns import Answer, Candidates, Columns, as_list, as_object, each
+from data.tables.sources import Row, as_number, is_empty
+from pipeline.errors import DataError
+
+
+class Verdict(NamedTuple):
+    """Scores of two answers, higher is better; `rated` where they say by how much."""
+
+    first: float
+    second: float
+    rated: bool = False
+
+
+VERDICTS = {"first": Verdict(1.0, 0.0), "second": Verdict(0.0, 1.0), "tie": Verdict(0.0, 0.0)}
+WORDS = {
+    "first": ("first", "a", "model_a", "response_a", "answer_a", "left"),
+    "second": ("second", "b", "model_b", "response_b", "answer_b", "right"),
+    "tie": ("tie", "both", "neither", "equal", "same", "tie (bothbad)", "both_bad", "bothbad"),
+}
+"""Words that need no `labels`, whatever their case, beside the names of the two columns."""
+FEW = 5
+"""Values from which a column of strengths must have both signs."""
+EXAMPLE = "labels: {1: first, 2: second, 0: tie}"
+
+
+class Labels:
+    """Reads the labels of a table's column."""
+
+    def __init__(self, columns: Columns, column: str, completions: Sequence[str] = ()) -> None:
+        self.column = column
+        self.stated = {key_of(key): verdict for key, verdict in columns.labels.items()}
+        self.words = {word: verdict for verdict, words in WORDS.items() for word in words}
+        self.words |= {name.casefold(): verdict for name, verdict in zip(completions, VERDICTS, strict=False)}
+        self.signs: set[int] = set()
+        self.read = 0
+        self.first_where = ""
+
+    def verdict(self, value: Any, row: Row) -> Verdict | None:
+        """What the value says; None for an empty cell. Raises `DataError` for a value that is not documented."""
+        if is_empty(value):
+            return None
+        if self.stated:
+            return self._stated(value, row)
+        if isinstance(value, str) and value.strip().casefold() in self.words:
+            return VERDICTS[self.words[value.strip().casefold()]]
+        try:
+            strength = as_number(value, f"column {self.column!r}", row.where)
+        except DataError as error:
+            raise DataError(
+                error.what,
+                where=row.where,
+                mend="write a signed number (below 0: the first is better), A, B or tie; or say in the recipe what "
+                f"values mean, {EXAMPLE}",
+            ) from None
+        assert strength is not None
+        self.read += 1
+        self.signs.add((strength > 0) - (strength < 0))
+        self.first_where = self.first_where or row.where
+        return Verdict(max(-strength, 0.0), max(strength, 0.0), rated=True)
+
+    def _stated(self, value: Any, row: Row) -> Verdict:
+        key = key_of(value)
+        if key not in self.stated:
+            raise DataError(
+                f"column {self.column!r} holds {value!r:.60}, which `labels` does not name",
+                where=row.where,
+                mend=f"add it to `labels`, which names {', '.join(self.stated)}; or empty the cell",
+            )
+        return VERDICTS[self.stated[key]]
+
+    def check(self) -> None:
+        """After the last row. Raises `DataError` for a column of numbers that are not signed strengths."""
+        if self.read < FEW or self.signs <= {0} or {-1, 1} <= self.signs:
+            return
+        side, never = ("below", "first") if 1 in self.signs else ("above", "second")
+        raise DataError(
+            f"none of the {self.read} numbers in column {self.column!r} is {side} 0: as signed strengths they "
+            f"never prefer the {never} answer",
+            where=self.first_where,
+            mend=f"say in the recipe what the values mean, beside `format`: {EXAMPLE}. A list is one value per "
+            "annotator",
+        )
+
+
+def key_of(value: Any) -> str:
+    """A cell as `labels` names it: 1, 1.0 and "1" are `1`, True is `true`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value).strip().casefold()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
+
+
+def preferences(
+    rows: Iterator[Row], columns: Columns, completions: list[str], models: list[str]
+) -> Iterator[Candidates]:
+    """Two completions, and which is better: a word, a value that `labels` names, or a signed strength as in
+    HelpSteer, below 0 where the first is.
+
+    A list of them, or of objects with a `score`, is a ranking each; who gave them is told by place only.
+    """
+    if len(completions) != 2 or columns.names("ratings") or columns.names("ranks"):
+        raise columns.error(
+            f"a preference orders 2 completions and `completions` names {len(completions)}",
+            "write completions: [first, second] and preference: column, and no ratings or ranks",
+        )
+    column = columns.name("preference")
+    labels = Labels(columns, column, completions)
+
+    def read(row: Row) -> Iterator[Candidates]:
+        annotator = columns.annotator(row)
+        prompt, texts = columns.exchange(row, columns.cells(row, completions))
+        several = isinstance(row[column], list)
+        if several:
+            _check_annotators(row, column, completions[0])
+        for place, item in enumerate(row[column] if several else [row[column]], 1):
+            verdict = labels.verdict(item.get("score") if isinstance(item, dict) else item, row)
+            scores = (None, None) if verdict is None else (verdict.first, verdict.second)
+            answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
+            for answer, model in zip(answers, models, strict=False):
+                answer.model = row.text(model)
+            rated = verdict is not None and verdict.rated
+            yield Candidates(prompt, answers, row, f"{annotator}-{place}" if several else annotator, rated=rated)
+
+    yield from each(rows, read)
+    labels.check()
+
+
+def _check_annotators(row: Row, column: str, completion: str) -> None:
+    """Raises `DataError` for a list with one value per pair of K > 2 answers, as in qa_feedback: it would be read
+    as one value per annotator."""
+    alike = [name for name in row if re.sub(r"\d+", "", name) == re.sub(r"\d+", "", completion)]
+    values, k = row[column], len(alike)
+    if k > 2 and len(values) == k * (k - 1) // 2 and not any(isinstance(value, dict) for value in values):
+        raise DataError(
+            f"column {column!r} holds {len(values)} values, as many as there are pairs of the {k} columns "
+            f"{', '.join(alike)}",
+            where=row.where,
+            mend="a list here is one value per annotator of the two completions: write one row per pair, or ranks "
+            "or ratings of all completions",
+        )
+
+
+def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
+    """`completions`: a list of texts or of objects with a `text`, and `choice`, the place of the best, from 0; or
+    what the recipe's `labels` names, for two."""
+    column, text = columns.name("choice"), columns.name("text")
+    labels = Labels(columns, column)
+
+    def read(row: Row) -> Iterator[Candidates]:
+        items = as_list(row, columns.name("completions"))
+        nodes = [as_object(item if isinstance(item, dict) else {text: item}, row) for item in items]
+        named = [(f"completion {place} of the row", node[text]) for place, node in enumerate(nodes, 1)]
+        prompt, texts = columns.exchange(row, named)
+        scores = _scores_of_choice(row, labels, len(items))
+        answers = [
+            Answer(text, score, columns.model(node)) for text, score, node in zip(texts, scores, nodes, strict=True)
+        ]
+        yield Candidates(prompt, answers, row, columns.annotator(row), rated=False)
+
+    yield from each(rows, read)
+
+
+def _scores_of_choice(row: Row, labels: Labels, completions: int) -> list[float | None]:
+    """1 for the best, 0 for the others; None for all of a row without a choice."""
+    value = row[labels.column]
+    if labels.stated:
+        if completions != 2:
+            raise DataError(
+                f"`labels` says which of 2 completions is better, and there are {completions}",
+                where=row.where,
+                mend="leave `labels` out: `choice` is then the place of the best, counted from 0",
+            )
+        verdict = labels.verdict(value, row)
+        return [None, None] if verdict is None else [verdict.first, verdict.second]
+    hint = (
+        "a choice is the place of the best completion, counted from 0, or empty; of two completions, `labels` may "
+        f"say what values mean: {EXAMPLE}"
+    )
+    try:
+        best = as_number(value, f"column {labels.column!r}", row.where)
+    except DataError as error:
+        raise DataError(error.what, where=row.where, mend=hint) from None
+    if best is not None and best not in range(completions):
+        what = f"the choice is {best:g}, and there are {completions} completions"
+        raise DataError(what, where=row.where, mend=hint)
+    return [None if best is None else float(place == best) for place in range(completions)]

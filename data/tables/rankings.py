@@ -1,0 +1,142 @@
+"""Rankings as they come in tables, read by column names that the recipe gives.
+
+wide: K completion and K rating columns a row, or two and a signed preference; long: a row a completion; pairs:
+chosen and rejected; tree: nested replies with ranks (OASST); scored: a list of scored completions a row; choice:
+a list and the best one's place; native: our own schema; argilla and label_studio: what these tools export.
+docs/rankings.md shows each.
+
+An empty cell leaves a completion out, and a ranking of which fewer than two are left; both are counted. What
+is malformed (a rating that is no number, a column that is not there) is an error with file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from data.schema import Ranking, ranks_from_scores
+from data.tables import formats, labels, tools
+from data.tables.columns import ANONYMOUS, Answer, Candidates, Columns
+from data.tables.sources import Dropped, Row, read_table
+from pipeline.config.data import RankingTableConfig
+from pipeline.errors import DataError
+
+__all__ = ["ADAPTERS", "ANONYMOUS", "read_rankings"]
+
+
+def read_rankings(
+    config: RankingTableConfig, dropped: Dropped, say: Callable[[str], None] | None = None
+) -> Iterator[Ranking]:
+    """The rankings of a table, in its order. What is left out is noted in `dropped`.
+
+    Raises:
+        RecipeError: `config.columns` does not fit the format.
+        DataError: a row is malformed, or no ranking is left.
+    """
+    columns = Columns(config)
+    rows = dropped.counting(read_table(config, say))
+    any_ranking, hint, contradicting = False, "", 0
+    for candidates in ADAPTERS[config.format](rows, columns):
+        ranking = _ranking(candidates, config.human, dropped)
+        hint = hint or candidates.hint
+        if ranking is not None:
+            any_ranking = True
+            contradicting += candidates.whole is not None and _contradicts(ranking)
+            yield ranking
+    if not any_ranking:
+        raise DataError(
+            "no ranking is left" + (f": {dropped.reasons()}" if dropped.counts else ""),
+            where=config.path,
+            mend=columns.hint() or hint or "a ranking needs a prompt and at least 2 completions, rated or ranked",
+        )
+    columns.forms.tell(config.path, say)
+    if contradicting and say is not None:
+        say(
+            f"{config.path}: rankings whose ratings order answers in another way than their ranks, which count: "
+            f"{contradicting:,}"
+        )
+
+
+def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking | None:
+    number = candidates.row.number
+    if candidates.left_out:
+        dropped.add(candidates.left_out, number)
+        return None
+    if candidates.whole is not None:
+        if not candidates.prompt:
+            dropped.add("empty prompt", number)
+            return None
+        return replace(candidates.whole, human=candidates.whole.human and human)
+    without = list(candidates.without)
+    if not candidates.prompt and not candidates.answers and without:  # completions that belong to no ranking
+        dropped.add_completions(without, number, kept=True)
+        return None
+    if not candidates.prompt:
+        dropped.add("empty prompt", number)
+        return None
+    kept = []
+    for place, answer in enumerate(candidates.answers):
+        if not answer.text.strip():
+            without.append("empty completion")
+        elif answer.score is None:
+            without.append("missing rating")
+        else:
+            kept.append(place)
+    answers = [candidates.answers[place] for place in kept]
+    dropped.add_completions(without, number, kept=len(answers) >= 2)
+    if len(answers) < 2:
+        dropped.add("fewer than 2 completions left", number)
+        return None
+    _check_rivals(answers, candidates.row.where)
+    scores = [answer.score for answer in answers if answer.score is not None]
+    return Ranking(
+        prompt=candidates.prompt,
+        completions=[answer.text for answer in answers],
+        ranks=ranks_from_scores(scores),
+        annotator=candidates.annotator,
+        human=human,
+        ratings=scores if candidates.rated else None,
+        models=[answer.model or "" for answer in answers] if any(answer.model for answer in answers) else None,
+        metadata={
+            name: [value[i] for i in kept] if name == "shown" else value
+            for name, value in candidates.metadata.items()
+        },
+        where=candidates.row.where,
+    )
+
+
+def _contradicts(ranking: Ranking) -> bool:
+    """Whether ratings and ranks order two answers in opposite ways. People who give both may do so."""
+    ratings, ranks = ranking.ratings, ranking.ranks
+    if ratings is None:
+        return False
+    return any((ratings[i] - ratings[j]) * (ranks[i] - ranks[j]) > 0 for i, j in combinations(range(len(ranks)), 2))
+
+
+def _check_rivals(answers: Sequence[Answer], where: str) -> None:
+    """Raises `DataError` where ratings and ranks order two answers in opposite ways."""
+    for one, other in combinations(answers, 2):
+        if one.score is None or other.score is None or one.rival is None or other.rival is None:
+            continue
+        if ranks_from_scores([one.score, other.score]) != ranks_from_scores([one.rival, other.rival]):
+            raise DataError(
+                f"ratings and ranks contradict each other: ratings {one.score:g} and {other.score:g} have ranks "
+                f"{-one.rival:g} and {-other.rival:g}, where 1 is best",
+                where=where,
+                mend="name the one that orders the completions under `columns`, and leave the other out",
+            )
+
+
+ADAPTERS: dict[str, Callable[[Iterator[Row], Columns], Iterator[Candidates]]] = {
+    "native": formats.native,
+    "wide": formats.wide,
+    "long": formats.long,
+    "pairs": formats.pairs,
+    "tree": formats.tree,
+    "scored": formats.scored,
+    "choice": labels.choice,
+    "argilla": tools.argilla,
+    "label_studio": tools.label_studio,
+}
+"""`format` of a recipe's ranking table -> what reads it."""

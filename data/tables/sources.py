@@ -1,0 +1,337 @@
+"""Rows of a table, wherever it lies: a local file or folder, an `https://` URL, or a data set on the Hub.
+
+Rows come one at a time, each with its place, so that a file larger than memory can be read and every error about a
+row names it. CSV, TSV, JSONL, JSON and Parquet are told apart by suffix; the text formats may be gzipped. A folder
+holds tables of one format, or what `datasets.save_to_disk` wrote.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from data.tables.fetch import fetch, is_url
+from data.tables.json_list import ListReader, NotAList
+from data.tables.text_files import csv_records, lines, pieces
+from pipeline.config.data import RankingTableConfig, TableConfig
+from pipeline.errors import DataError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+HUB = "hub://"
+
+
+def as_text(value: Any, what: str, where: str) -> str:
+    """`value` if it is a string that UTF-8 can hold, "" for None; `DataError` otherwise."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{what} is not text but {value!r:.60}", where=where, mend="give text there")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{what} holds half a surrogate pair, which is no character",
+            where=where,
+            mend="write the file again from its source, as UTF-8",
+        ) from None
+    return value
+
+
+def as_number(value: Any, what: str, where: str) -> float | None:
+    """A finite number, also from text; None for an empty cell; `DataError` otherwise."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{what} is not a number but {value!r:.60}",
+            where=where,
+            mend="write a number, or leave the cell empty to have it left out",
+        )
+    return number
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, blank text, or the NaN that pandas writes for null."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
+
+
+class Row(dict[str, Any]):
+    """The cells of a row by column, with its number (the line, in text files) and its place for messages."""
+
+    def __init__(self, number: int, cells: Mapping[str, Any], where: str) -> None:
+        super().__init__(cells)
+        self.number, self.where = number, where
+
+    def __missing__(self, column: str) -> Any:
+        near = difflib.get_close_matches(column, self, n=1, cutoff=0.0)
+        raise DataError(
+            f"there is no column {column!r}" + (f"; the nearest is {near[0]!r}" if near else ""),
+            where=self.where,
+            mend=f"name one of these under `columns`: {', '.join(self)}",
+        )
+
+    def text(self, column: str) -> str:
+        """A text cell; "" when it is empty."""
+        return as_text(self[column], f"column {column!r}", self.where)
+
+    def value(self, column: str) -> float | None:
+        """A number cell; None when it is empty."""
+        return as_number(self[column], f"column {column!r}", self.where)
+
+
+KEPT = 1000
+"""How many of the places where something was left out are kept; they are all counted."""
+
+
+class Dropped:
+    """What was left out of a table, and why.
+
+    Attributes:
+        read: rows of the table that were read.
+        rows_out: demonstrations, prompts or rankings that were left out, by reason: each counts once.
+        completions_out: completions that were left out of rankings that were kept, by reason.
+        counts: how often something was left out, by reason, completions of rankings that were left out included.
+        places: (row, reason) of the first `KEPT` of them.
+        on_read: called with `read` now and then. Where rows must be grouped, all are read before the first ranking.
+    """
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.on_read: Callable[[int], None] = lambda read: None
+        self.rows_out: Counter[str] = Counter()
+        self.completions_out: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.places: list[tuple[int, str]] = []
+
+    def add(self, reason: str, row: int) -> None:
+        """A demonstration, a prompt or a whole ranking."""
+        self.rows_out[reason] += 1
+        self._note(reason, row)
+
+    def add_completions(self, reasons: Iterable[str], row: int, kept: bool) -> None:
+        """Completions of one ranking, which was itself kept or not."""
+        for reason in reasons:
+            self.completions_out[reason] += kept
+            self._note(reason, row)
+
+    def _note(self, reason: str, row: int) -> None:
+        self.counts[reason] += 1
+        if len(self.places) < KEPT:
+            self.places.append((row, reason))
+
+    def reasons(self) -> str:
+        """What was left out, most often first, for messages."""
+        return ", ".join(f"{count} x {reason}" for reason, count in self.counts.most_common())
+
+    def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """`rows`, counted as they pass."""
+        for row in rows:
+            self.read += 1
+            if self.read % 1000 == 0:
+                self.on_read(self.read)
+            yield row
+
+    @property
+    def rows(self) -> dict[str, list[int]]:
+        """Row numbers by reason, of the places that are kept."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for row, reason in self.places:
+            found[reason].append(row)
+        return dict(found)
+
+
+def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], None] | None = None) -> Iterator[Row]:
+    """The rows of the table that `config` names; `say` is told when something is fetched.
+
+    `config.path` is a local file or folder, `https://...[#sha256=HEX]`, or `hub://owner/name[/subset]@revision`.
+    Raises `DataError` when it is not there, is malformed (with file and line), or has no rows.
+    """
+    path = config.path
+    if path.startswith(HUB):
+        rows = _hub_rows(path, config.split)
+    else:
+        local = fetch(path, say) if is_url(path) else Path(path).expanduser()
+        rows = _saved_rows(local, config.split) if is_saved(local) else _file_rows(local)
+    first = next(rows, None)
+    if first is None:
+        raise DataError("the data set is empty", where=path, mend="give a table with at least one row")
+    yield from islice(chain([first], rows), config.limit)
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    if path.is_dir():
+        yield from _folder_rows(path)
+        return
+    if not path.is_file():
+        raise DataError(
+            f"there is no file {path}",
+            mend="correct the path: a relative one starts at the folder where the command was run",
+        )
+    match kind(path):
+        case ".csv" | ".tsv" as suffix:
+            for number, cells in csv_records(path, "," if suffix == ".csv" else "\t"):
+                yield Row(number, cells, f"{path}:{number}")
+        case ".jsonl" | ".ndjson":
+            yield from _jsonl_rows(path)
+        case ".json":
+            yield from _json_rows(path)
+        case ".parquet":
+            yield from _parquet_rows(path)
+        case _:
+            raise DataError(
+                f"the format of {path.name} cannot be told from its name",
+                mend=f"name it with one of {', '.join(SUFFIXES)} (text formats also with .gz)",
+            )
+
+
+def kind(path: Path) -> str | None:
+    """The suffix that tells a table's format, `.gz` aside; None where it tells none."""
+    packed = path.suffix.lower() == ".gz"
+    suffix = (Path(path.stem).suffix if packed else path.suffix).lower()
+    return suffix if suffix in SUFFIXES and not (packed and suffix == ".parquet") else None
+
+
+def _folder_rows(path: Path) -> Iterator[Row]:
+    """The rows of all tables below a folder, in the order of their names, numbered as one table."""
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    kinds = {kind(file) for file in files} - {None}
+    if len(kinds) > 1:
+        kinds.discard(".json")  # what describes a data set lies beside its tables
+    if len(kinds) > 1:
+        raise DataError(
+            f"the folder {path} holds tables of several formats: {', '.join(sorted(map(str, kinds)))}",
+            mend="name one file, or keep one format in the folder",
+        )
+    if not kinds:
+        raise DataError(
+            f"there is no file with rows in the folder {path}",
+            mend=f"name a table ({', '.join(SUFFIXES)}), a folder of tables of one format, or what "
+            "`datasets.save_to_disk` wrote",
+        )
+    tables = (file for file in files if kind(file) in kinds)
+    for number, row in enumerate(chain.from_iterable(map(_file_rows, tables)), 1):
+        row.number = number
+        yield row
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"the line is not JSON: {error}", where=where, mend="write one JSON object on each line"
+            ) from None
+        yield Row(number, _object(value, where), where)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    try:
+        for number, value in enumerate(ListReader(pieces(path)), 1):
+            where = f"{path}, row {number}"
+            yield Row(number, _object(value, where), where)
+    except NotAList as error:
+        raise DataError(
+            str(error),
+            where=f"{path}:{error.line}",
+            mend="write a list of objects, [{...}, ...]; a file with one object on each line is named .jsonl",
+        ) from None
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"the row is no JSON object but {value!r:.60}", where=where, mend='write {"column": value, ...}'
+        )
+    return value
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            batches: Iterable[Any] = file.iter_batches(batch_size=1024)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, cells in enumerate(rows, 1):
+                yield Row(number, cells, f"{path}, row {number}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"the file is not Parquet or is damaged: {error}", where=str(path), mend="write or copy it again"
+        ) from error
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is what `datasets.save_to_disk` wrote: of one split, or of several."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _saved_rows(path: Path, split: str) -> Iterator[Row]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # datasets raises whatever its readers and file systems raise
+        raise DataError(
+            f"the folder is not what datasets.save_to_disk writes, or is damaged: {type(error).__name__}: {error}",
+            where=str(path),
+            mend="save the data set again, or give its rows as JSONL or Parquet",
+        ) from error
+    if not isinstance(saved, Mapping):
+        yield from _dataset_rows(saved, str(path))
+        return
+    for part in split.split("+"):
+        if part not in saved:
+            raise DataError(
+                f"the saved data set has no split {part!r}",
+                where=str(path),
+                mend=f"set split to {' or '.join(saved)}",
+            )
+        yield from _dataset_rows(saved[part], f"{path}, split {part}")
+
+
+def _dataset_rows(table: Iterable[Mapping[str, Any]], place: str) -> Iterator[Row]:
+    for number, cells in enumerate(table, 1):
+        yield Row(number, cells, f"{place}, row {number}")
+
+
+def _hub_rows(path: str, split: str) -> Iterator[Row]:
+    address, _, revision = path.removeprefix(HUB).partition("@")
+    parts = address.split("/")
+    if len(parts) not in (2, 3) or not all(parts) or not revision:
+        raise DataError(
+            f"{path} does not name a Hub data set at a revision",
+            mend="write hub://owner/name@revision or hub://owner/name/subset@revision",
+        )
+    import datasets
+
+    name, subset = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+    try:
+        for part in split.split("+"):
+            table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
+            yield from _dataset_rows(table, f"{path}, split {part}")
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises whatever its readers, file systems and HTTP client raise
+        raise DataError(
+            f"the Hub data set cannot be read: {type(error).__name__}: {error}",
+            where=f"{path}, split {split}",
+            mend="check the name, the revision, the split and the network, or give a local file",
+        ) from error

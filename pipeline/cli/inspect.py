@@ -1,0 +1,116 @@
+"""The commands that look at a recipe and its runs: plan, show, check, status, clean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import (
+    QUICKSTART,
+    RUNS,
+    RecipeOption,
+    RunsOption,
+    SetOption,
+    StageArgument,
+    app,
+    console,
+    echo,
+    planner_of,
+)
+from pipeline.cli.tables import memory_table, plan_table, proposals, status_table
+from pipeline.config.load import load_recipe
+from pipeline.engine import clean as cleaning
+from pipeline.engine import manifest
+from pipeline.engine.plan import StagePlan, StageRun
+from pipeline.files import readable_bytes
+from pipeline.memory.forecast import Forecast
+
+
+@app.command()
+def plan(
+    stage: StageArgument = None,
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Say which stages would run, and why; what memory and time each takes, and what would make it fit."""
+    planner = planner_of(recipe, sets, runs)
+    steps = planner.plan(stage)
+    planner.check_model(_base(steps))
+    console().print(plan_table(steps))
+    forecast = Forecast.of(planner.loaded, planner.latest("data"))
+    echo("")
+    console().print(memory_table(forecast, planner))
+    for line in proposals(forecast):
+        echo(line)
+
+
+def _base(steps: Sequence[StagePlan]) -> StageRun | None:
+    """The finished `base` stage, if it is."""
+    return next((step.finished for step in steps if step.spec.name == "base"), None)
+
+
+@app.command()
+def show(recipe: RecipeOption = QUICKSTART, sets: SetOption = None) -> None:
+    """Print every value, and the file and line or flag that set it."""
+    loaded = load_recipe(recipe, sets or [])
+    lines = [
+        (f"{path}: {json.dumps(value, ensure_ascii=False)}", loaded.describe(path))
+        for path, value in loaded.values().items()
+    ]
+    width = min(max(len(text) for text, _ in lines), 72)
+    for text, where in lines:
+        echo(f"{text:{width}}  # {where}")
+
+
+@app.command()
+def check(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    artifacts: Annotated[
+        bool, typer.Option("--artifacts", help="Also read every finished artifact and compare its hashes.")
+    ] = False,
+) -> None:
+    """Check the recipe, its local files and, on request, its artifacts."""
+    planner = planner_of(recipe, sets, runs)
+    steps = planner.plan()
+    planner.check_model(_base(steps))
+    echo(f"{recipe} is valid: {len(steps)} stages")
+    for step in steps:
+        if artifacts and step.finished:
+            made = step.finished
+            manifest.verify(made.folder, made.manifest, planner.mend(step.spec.name), contents=True)
+            echo(f"{step.spec.name}: {len(made.manifest.files)} files are as they were written")
+
+
+@app.command()
+def status(recipe: RecipeOption = QUICKSTART, sets: SetOption = None, runs: RunsOption = RUNS) -> None:
+    """Show each stage's state, key, time and size."""
+    console().print(status_table(planner_of(recipe, sets, runs)))
+
+
+@app.command()
+def clean(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    everything: Annotated[bool, typer.Option("--all", help="All of the recipe's runs.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove the runs that the recipe's present values do not use."""
+    planner = planner_of(recipe, sets, runs)
+    found = cleaning.leftovers(planner, everything)
+    people = cleaning.kept(planner)
+    if people:
+        echo(f"kept, since people made it: {', '.join(str(path) for path in people)}")
+    if not found:
+        echo("nothing to remove")
+        return
+    for leftover in found:
+        echo(f"{readable_bytes(leftover.size):>10}  {leftover.path}")
+    if yes or typer.confirm("Remove them?"):
+        echo(f"freed {readable_bytes(cleaning.remove(planner, found, echo))}")

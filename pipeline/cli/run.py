@@ -1,0 +1,117 @@
+"""`tutelage run` and `tutelage round`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import (
+    AFTER_RUN,
+    QUICKSTART,
+    RUNS,
+    ProcessesOption,
+    RecipeOption,
+    RunsOption,
+    SetOption,
+    StageArgument,
+    app,
+    console,
+    echo,
+    planner_of,
+)
+from pipeline.cli.tables import plan_table
+from pipeline.config.load import load_recipe
+from pipeline.engine import launch as launching
+from pipeline.engine import registry
+from pipeline.engine.plan import Planner
+from pipeline.engine.processes import Ranks
+from pipeline.engine.progress import Display
+from pipeline.engine.rounds import step_name
+from pipeline.engine.runner import Runner, terminate_as_interrupt
+
+
+@app.command()
+def run(
+    stage: StageArgument = None,
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make the stage (or all) again, even if up to date.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for another process on the same stage.")] = False,
+    nproc: ProcessesOption = None,
+) -> None:
+    """Run a stage and what it needs, or all of them and the report. What is up to date is skipped."""
+    loaded = load_recipe(recipe, sets or [])
+    again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
+    if (nproc or 1) > 1 and "WORLD_SIZE" not in os.environ:
+        steps = Planner(loaded, runs, again).plan(stage)
+        if any(step.spec.parallel and step.finished is None for step in steps):
+            with terminate_as_interrupt():
+                launching.launch(nproc or 1, _arguments(stage, recipe, sets, runs, fresh, force, wait, nproc))
+            return
+        nproc = 1  # nothing to share
+    launching.end_with_launcher()
+    ranks = Ranks.join(nproc)
+    runner = Runner(loaded, runs, display=Display(console()), fresh=again, force=force, wait=wait, ranks=ranks)
+    if ranks.rank:
+        runner.follow()
+        return
+    steps = runner.run(stage)
+    if all(step.finished for step in steps):
+        console().print(plan_table(steps))
+        echo("nothing to do: every stage is up to date")
+    if stage is None:
+        changed = runner.moved or any(not step.finished for step in steps)
+        for finish in AFTER_RUN:
+            finish(runner.planner, changed)
+    ranks.finish()
+
+
+def _arguments(
+    stage: str | None,
+    recipe: Path,
+    sets: list[str] | None,
+    runs: Path,
+    fresh: bool,
+    force: bool,
+    wait: bool,
+    nproc: int | None,
+) -> list[str]:
+    """`run`'s command line again, for the processes that share it."""
+    flags = {"--fresh": fresh, "--force": force, "--wait": wait}
+    return [
+        *("run", *([stage] if stage else []), "--recipe", str(recipe), "--runs", str(runs), "--nproc", str(nproc)),
+        *(name for name, given in flags.items() if given),
+        *(part for text in sets or [] for part in ("--set", text)),
+    ]
+
+
+@app.command("round")
+def one_more(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
+    nproc: ProcessesOption = None,
+) -> None:
+    """Run one more round of collect, rank, reward and ppo than is finished, then eval, export and the report."""
+    given = sets or []
+    finished = 0
+    while _is_finished(planner_of(recipe, [*given, f"rounds={finished + 1}"], runs), finished + 1):
+        finished += 1
+    rounds = f"rounds={finished + 1}"
+    echo(f"{finished} round{'s are' if finished != 1 else ' is'} finished; now {rounds}")
+    run(recipe=recipe, sets=[*given, rounds], runs=runs, force=force, nproc=nproc)
+    if load_recipe(recipe, given).recipe.rounds <= finished:
+        echo(f"to keep this round, set {rounds} in the recipe, or give --set {rounds} to the other commands")
+
+
+def _is_finished(planner: Planner, number: int) -> bool:
+    last = step_name("ppo", number)
+    return next(step for step in planner.plan(last) if step.spec.name == last).finished is not None

@@ -1,0 +1,69 @@
+"""Finds and removes the runs that a recipe no longer uses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.engine import registry
+from pipeline.engine.lock import locked
+from pipeline.engine.plan import POINTER, Planner
+from pipeline.engine.stage import RANKINGS_DATABASE
+from pipeline.errors import StageError
+from pipeline.files import folder_size
+
+
+@dataclass(frozen=True)
+class Leftover:
+    path: Path
+    size: int
+
+
+def leftovers(planner: Planner, everything: bool = False) -> list[Leftover]:
+    """Stage runs that the recipe's present values do not use: other values' runs, and unfinished ones without
+    a checkpoint. With `everything`, all of the recipe's runs."""
+    keep = set() if everything else {step.folder for step in planner.plan() if step.action in ("skip", "resume")}
+    found = [folder for stage in _stage_folders(planner) for folder in sorted(stage.glob("*"))]
+    return [Leftover(folder, folder_size(folder)) for folder in found if folder.is_dir() and folder not in keep]
+
+
+def kept(planner: Planner) -> list[Path]:
+    """People's work, which is never removed: their rankings, the key of their links, their judgements."""
+    stem = RANKINGS_DATABASE.partition(".")[0]
+    return sorted(
+        path
+        for pattern in (f"{stem}.*", "judged-*.json")
+        for path in planner.folder.glob(pattern)
+        if path.is_file()
+    )
+
+
+def remove(planner: Planner, found: list[Leftover], say: Callable[[str], None]) -> int:
+    """Removes them, less those that another process works on. Returns the bytes that were freed."""
+    freed = 0
+    for leftover in found:
+        try:
+            with locked(leftover.path, wait=False, say=say):
+                shutil.rmtree(leftover.path)
+        except StageError as error:
+            say(f"kept {leftover.path}: {error.what}")
+            continue
+        freed += leftover.size
+    for folder in _stage_folders(planner):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    if planner.folder.is_dir() and {path.name for path in planner.folder.iterdir()} <= {
+        POINTER,
+        "report.html",
+    }:
+        shutil.rmtree(planner.folder)
+    return freed
+
+
+def _stage_folders(planner: Planner) -> list[Path]:
+    """Of every stage and round that ever ran, whether the recipe still has it or not."""
+    if not planner.folder.is_dir():
+        return []
+    return [path for path in sorted(planner.folder.iterdir()) if path.is_dir() and registry.is_step(path.name)]

@@ -1,0 +1,204 @@
+"""The manifest of a finished stage, and the one step that makes a stage finished.
+
+A stage's folder is `runs/<recipe>/<stage>/<first 12 digits of its key>/` with `out/` (the artifact), `state/`
+(checkpoints of an unfinished run), `metrics.jsonl` and `manifest.json`. The manifest is written last and
+atomically: without it nothing in the folder is taken for finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config.section import content
+from pipeline.engine.fingerprint import combine, file_sha256, files_below
+from pipeline.engine.stage import Artifact
+from pipeline.errors import StageError
+from pipeline.files import canonical, jsonable, readable_bytes, sync_folder, write_atomic
+
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRecord:
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalRecord:
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is known of a finished stage.
+
+    Attributes:
+        recipe: the recipe's name.
+        version: of the stage.
+        key: SHA-256 over everything that decides the result.
+        fingerprint: of the artifact's content.
+        simulated: whether simulated annotators had a part in it, in this stage or before.
+        seed: the recipe's.
+        config: the stage's resolved section, runtime fields included.
+        keyed: what of it the key was made from: the runtime fields were not.
+        provenance: dotted path -> file and line or flag, for the section's values that were set.
+        inputs: key and fingerprint of each input artifact, by stage.
+        local_files: path and fingerprint of each local file or folder that the recipe names, by dotted path.
+        files: SHA-256 and size of each of the artifact's files.
+        metrics: what the stage returned.
+        forced: whether `--force` was given.
+        device: the torch device.
+        processes: how many shared the work.
+        started, finished: ISO 8601, UTC.
+        seconds: spent in this run; earlier, interrupted runs are not counted.
+        resumed: whether it went on from an interrupted run's state.
+        memory: measured peaks, in bytes, and how they were measured.
+        predicted: what the memory plan foresaw (`pipeline.memory.plan.MemoryPlan.record`), and the operations.
+        code, packages, hardware: what made it. Not part of the key.
+    """
+
+    format: int = 1
+    recipe: str
+    stage: str
+    version: int
+    key: str
+    fingerprint: str
+    simulated: bool
+    seed: int
+    config: dict[str, Any]
+    keyed: dict[str, Any]
+    provenance: dict[str, str]
+    inputs: dict[str, InputRecord]
+    local_files: dict[str, LocalRecord]
+    files: dict[str, FileRecord]
+    metrics: dict[str, Any]
+    forced: bool
+    device: str
+    started: str
+    finished: str
+    seconds: float
+    resumed: bool
+    memory: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    code: dict[str, Any] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def stage_key(
+    stage: str,
+    version: int,
+    config: Any,
+    seed: int,
+    inputs: Mapping[str, str],
+    local_files: Mapping[str, str],
+) -> str:
+    """SHA-256 over what decides a stage's result; `inputs` and `local_files` are fingerprints."""
+    material = {
+        "stage": stage,
+        "version": version,
+        "config": content(config),
+        "seed": seed,
+        "inputs": dict(inputs),
+        "files": dict(local_files),
+    }
+    return hashlib.sha256(canonical(material).encode()).hexdigest()
+
+
+def record_files(out: Path) -> dict[str, FileRecord]:
+    """Hashes an artifact's files and makes sure that they are on the disk."""
+    records = {}
+    for name, path in files_below(out).items():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        records[name] = FileRecord(sha256=file_sha256(path), size=path.stat().st_size)
+    for folder in {out, *(path.parent for path in files_below(out).values())}:
+        sync_folder(folder)
+    return records
+
+
+def artifact_fingerprint(files: Mapping[str, FileRecord]) -> str:
+    return combine({name: record.sha256 for name, record in files.items()})
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Makes the stage finished. When it fails, the stage stays unfinished and everything else as it was."""
+    text = json.dumps(jsonable(asdict(manifest)), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        write_atomic(folder / FILE, f"{text}\n")
+    except OSError as error:
+        raise StageError(
+            f"cannot write the manifest of {manifest.stage}: {error.strerror}",
+            where=str(folder),
+            mend="make room on the disk and run the same command again; earlier stages are untouched",
+        ) from error
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest of a stage's folder, or None when the stage is not finished."""
+    path = folder / FILE
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise StageError(
+            "this manifest is damaged: it does not parse",
+            where=str(path),
+            mend="run the stage again with --fresh",
+        ) from None
+
+
+def verify(folder: Path, manifest: Manifest, mend: str, contents: bool = False) -> None:
+    """Checks that the artifact is what the manifest vouches for: that every file is there with its size, and
+    with `contents` that every byte is the same. Raises `StageError`."""
+    for name, record in manifest.files.items():
+        path = folder / "out" / name
+        if not path.is_file():
+            raise StageError(
+                f"the {manifest.stage} artifact is damaged: {name} is gone", where=str(path), mend=mend
+            )
+        size = path.stat().st_size
+        if size != record.size:
+            raise StageError(
+                f"the {manifest.stage} artifact is damaged: {name} has {size} bytes, not {record.size}",
+                where=str(path),
+                mend=mend,
+            )
+        if contents and file_sha256(path) != record.sha256:
+            raise StageError(
+                f"the {manifest.stage} artifact is damaged: the contents of {name} "
+                f"({readable_bytes(size)}) are not what was written",
+                where=str(path),
+                mend=mend,
+            )
+    if artifact_fingerprint(manifest.files) != manifest.fingerprint:
+        raise StageError(
+            f"the manifest of {manifest.stage} is damaged: its fingerprint is not that of its files",
+            where=str(folder / FILE),
+            mend=mend,
+        )
+
+
+def artifact(folder: Path, manifest: Manifest) -> Artifact:
+    return Artifact(manifest.stage, folder / "out", manifest.fingerprint, dict(manifest.metrics))

@@ -1,0 +1,330 @@
+"""What would run, and why: keys, reasons, and the finished stages of a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config import fit
+from pipeline.config.fit import ModelProfile
+from pipeline.config.load import LoadedRecipe, flatten
+from pipeline.config.section import content
+from pipeline.engine import manifest, registry
+from pipeline.engine.fingerprint import Fingerprints
+from pipeline.engine.manifest import InputRecord, LocalRecord, Manifest
+from pipeline.engine.registry import StageSpec
+from pipeline.engine.rounds import REPEATED, by_round, parse, step_name
+from pipeline.engine.stage import Artifact
+from pipeline.errors import RecipeError, StageError
+from pipeline.files import canonical, write_atomic
+from pipeline.machine import code_commit, package_versions
+
+Action = Literal["skip", "run", "resume", "wait"]
+
+KEY_DIGITS = 12
+POINTER = "current.json"
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A finished stage: its folder (`out/`, `metrics.jsonl`, `manifest.json`) and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def artifact(self) -> Artifact:
+        return manifest.artifact(self.folder, self.manifest)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What would happen to a stage.
+
+    Attributes:
+        action: skip (up to date), run, resume (from an interrupted run's state), or wait (an input runs
+            first, and only its content tells whether this stage must).
+        reason: why.
+        note: what else is worth knowing.
+        key, folder: None when it waits.
+        inputs, local_files: what goes into the key and the manifest.
+        finished: the stage's run, when it is up to date.
+    """
+
+    spec: StageSpec
+    action: Action
+    reason: str
+    note: str = ""
+    key: str | None = None
+    folder: Path | None = None
+    inputs: Mapping[str, InputRecord] | None = None
+    local_files: Mapping[str, LocalRecord] | None = None
+    finished: StageRun | None = None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A recipe and its finished stages, for the report, the Hub and chat.
+
+    Attributes:
+        loaded: the recipe and where its values came from.
+        folder: runs/<recipe name>.
+        stages: finished runs by stage name, in order.
+    """
+
+    loaded: LoadedRecipe
+    folder: Path
+    stages: Mapping[str, StageRun]
+
+    def newest(self, stage: str) -> StageRun | None:
+        """A stage's run of the last round that is finished."""
+        return next(reversed(by_round(self.stages, stage).values()), None)
+
+    def need(self, name: str) -> StageRun:
+        """A finished step; the bare name of a repeated stage means the recipe's last round, "ppo-1" the first.
+        Raises `StageError` when it is not finished under the recipe's present values."""
+        stage = step_name(name, self.loaded.recipe.rounds) if name in REPEATED else step_name(*parse(name))
+        if stage not in self.stages:
+            raise StageError(
+                f"{stage} is not finished under these recipe values",
+                where=str(self.folder),
+                mend=f"run `tutelage run {stage} {self.loaded.arguments}`",
+            )
+        return self.stages[stage]
+
+
+class Planner:
+    """Plans a recipe's stages.
+
+    Args:
+        loaded: the recipe.
+        runs: the folder of all runs.
+        fresh: stages that are to be made again even when they are up to date.
+    """
+
+    def __init__(self, loaded: LoadedRecipe, runs: Path, fresh: Iterable[str] = ()) -> None:
+        self.loaded = loaded
+        self.recipe = loaded.recipe
+        self.folder = runs / loaded.recipe.name
+        self.fresh = set(fresh)
+        self._fingerprints = Fingerprints(runs / ".fingerprints.json")
+
+    def plan(self, until: str | None = None) -> list[StagePlan]:
+        """Every stage of the recipe in order, or those that `until` needs. Cheap: reads manifests only."""
+        done: dict[str, StageRun] = {}
+        steps = []
+        for spec, needs in self.stages(until):
+            step = self.consider(spec, needs, done)
+            if step.finished:
+                done[spec.name] = step.finished
+            steps.append(step)
+        self._fingerprints.save()
+        return steps
+
+    def stages(self, until: str | None) -> list[tuple[StageSpec, tuple[str, ...]]]:
+        if until is not None:
+            steps = registry.steps(self.recipe)
+            if until not in steps and until not in registry.STAGES:
+                raise RecipeError(f"there is no stage called {until}", mend=f"stages are {', '.join(steps)}")
+            if until not in steps:
+                decides, when = registry.STAGES[until].exists
+                raise RecipeError(
+                    f"this recipe has no {until} stage",
+                    where=self.loaded.describe(decides),
+                    mend=f"it exists {when}",
+                )
+        return registry.planned(self.recipe, until)
+
+    def consider(self, spec: StageSpec, needs: Sequence[str], done: Mapping[str, StageRun]) -> StagePlan:
+        """What would happen to one stage, given the finished ones among those it needs."""
+        local_files = self._local_files(spec)
+        inputs = {
+            need: InputRecord(key=done[need].manifest.key, fingerprint=done[need].manifest.fingerprint)
+            for need in needs
+            if need in done
+        }
+        waits = [need for need in needs if need not in done]
+        if waits:
+            first = f"its input{'s' if len(waits) > 1 else ''} {', '.join(waits)} will run first"
+            changes = self._changes(spec, inputs, local_files)
+            return StagePlan(spec, "wait", "; ".join([*changes, first]))
+
+        key = manifest.stage_key(
+            spec.name,
+            spec.version,
+            spec.keyed(self.recipe),
+            self.recipe.seed,
+            {name: record.fingerprint for name, record in inputs.items()},
+            {name: record.fingerprint for name, record in local_files.items()},
+        )
+        folder = self.folder / spec.name / key[:KEY_DIGITS]
+
+        def step(action: Action, reason: str, note: str = "", finished: StageRun | None = None) -> StagePlan:
+            return StagePlan(spec, action, reason, note, key, folder, inputs, local_files, finished)
+
+        if spec.name in self.fresh:
+            return step("run", "--fresh asks for it")
+        found = manifest.read(folder)
+        if found:
+            manifest.verify(folder, found, self.mend(spec.name))
+            reason = f"up to date (key {key[:KEY_DIGITS]})"
+            return step("skip", reason, self._since(found), StageRun(folder, found))
+        if interrupted := _interrupted(folder):
+            return step("resume", f"resumes: interrupted at {interrupted:%Y-%m-%d %H:%M:%S} (state found)")
+        return step("run", "; ".join(self._changes(spec, inputs, local_files)) or "its inputs changed")
+
+    def check_model(self, base: StageRun | None) -> None:
+        """Raises `RecipeError` when the recipe asks its model for what it cannot do, as far as that shows: the
+        finished `base` stage knows all of it."""
+        profile = None if base is None else ModelProfile.read(base.artifact.path)
+        found = fit.foreseen(self.recipe) if profile is None else fit.problems(self.recipe, profile)
+        if problems := [*found, *fit.scorers(self.recipe)]:
+            raise self.loaded.refusal(problems)
+
+    def mend(self, stage: str) -> str:
+        """The advice for a damaged artifact."""
+        return f"make it again: `tutelage run {stage} --fresh {self.loaded.arguments}`"
+
+    def latest(self, stage: str) -> StageRun | None:
+        """The stage's run that was finished last, under whatever values."""
+        found = []
+        for file in (self.folder / stage).glob(f"*/{manifest.FILE}"):
+            try:
+                made = manifest.read(file.parent)
+            except StageError:
+                continue  # a damaged manifest matters to the run that needs it
+            if made:
+                found.append(StageRun(file.parent, made))
+        return max(found, key=lambda run: run.manifest.finished, default=None)
+
+    def summary(self) -> RunSummary:
+        """The finished stages under the recipe's values: those of the last run, or else those that are up to
+        date."""
+        if pointed := self._pointed():
+            for stage, run in pointed.items():
+                manifest.verify(run.folder, run.manifest, self.mend(stage))
+            return RunSummary(self.loaded, self.folder, pointed)
+        finished = {step.spec.name: step.finished for step in self.plan() if step.finished}
+        return RunSummary(self.loaded, self.folder, finished)
+
+    def point(self, done: Mapping[str, StageRun]) -> bool:
+        """Records which runs belong to the recipe's values, so that `summary` finds them even after a local
+        file has changed or gone. Stages that were not asked for stay recorded while their inputs are the
+        same. Returns whether the record changed."""
+        current = dict(done)
+        for stage, run in self._pointed().items():
+            inputs = run.manifest.inputs.items()
+            if stage not in done and all(
+                name in current and current[name].manifest.key == record.key for name, record in inputs
+            ):
+                current[stage] = run
+        steps = registry.steps(self.recipe)
+        ordered = {stage: current[stage].folder.name for stage in steps if stage in current}
+        text = json.dumps({"values": self._digest, "stages": ordered}, indent=2) + "\n"
+        path = self.folder / POINTER
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+        return True
+
+    def _pointed(self) -> dict[str, StageRun]:
+        """The runs on record for the recipe's present values, as far as they are still there."""
+        try:
+            pointer = json.loads((self.folder / POINTER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if pointer["values"] != self._digest:
+            return {}
+        runs = {}
+        for stage, name in pointer["stages"].items():
+            made = manifest.read(self.folder / stage / name)
+            if made:
+                runs[stage] = StageRun(self.folder / stage / name, made)
+        return runs
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(canonical(content(self.recipe)).encode()).hexdigest()
+
+    def _local_files(self, spec: StageSpec) -> dict[str, LocalRecord]:
+        records = {}
+        for dotted, path in spec.files(self.recipe).items():
+            if not path.exists():
+                raise RecipeError(
+                    f"{dotted}: there is no file or folder {path}",
+                    where=self.loaded.describe(dotted),
+                    mend="paths are relative to the folder where the command runs",
+                )
+            records[dotted] = LocalRecord(path=str(path), fingerprint=self._fingerprints(path))
+        return records
+
+    def _changes(
+        self, spec: StageSpec, inputs: Mapping[str, InputRecord], local_files: Mapping[str, LocalRecord]
+    ) -> list[str]:
+        """What differs from the stage's latest run."""
+        latest = self.latest(spec.name)
+        if latest is None:
+            return ["never ran"]
+        was = latest.manifest
+        changes = []
+        if was.version != spec.version:
+            changes.append(f"stage version {was.version} -> {spec.version}")
+        now = {"seed": self.recipe.seed, spec.section: spec.keyed(self.recipe)}
+        config = _difference({"seed": was.seed, spec.section: was.keyed}, now)
+        if config:
+            changes.append(f"config changed: {', '.join(config)}")
+        changes += [
+            f"input {name} changed"
+            for name, record in inputs.items()
+            if name not in was.inputs or was.inputs[name].fingerprint != record.fingerprint
+        ]
+        changes += [
+            f"the contents of {dotted} changed ({record.path})"
+            for dotted, record in local_files.items()
+            if dotted in was.local_files
+            and was.local_files[dotted].path == record.path
+            and was.local_files[dotted].fingerprint != record.fingerprint
+        ]
+        return changes
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return {**package_versions(), "code": (code_commit() or "")[:KEY_DIGITS]}
+
+    def _since(self, found: Manifest) -> str:
+        was = {**found.packages, "code": (found.code.get("commit") or "")[:KEY_DIGITS]}
+        changed = [
+            f"{name} {was[name]} -> {version}"
+            for name, version in self._versions.items()
+            if was.get(name) and version and was[name] != version
+        ]
+        if not changed:
+            return ""
+        return f"code or packages changed since, not rerun: {', '.join(changed)}"
+
+
+def _interrupted(folder: Path) -> datetime | None:
+    """When an unfinished run last wrote its state, or None when it left none."""
+    state = folder / "state"
+    times = [path.stat().st_mtime for path in state.iterdir()] if state.is_dir() else []
+    return datetime.fromtimestamp(max(times)) if times else None
+
+
+def _difference(was: Any, now: Any, most: int = 4) -> list[str]:
+    """The dotted paths whose values differ, as "path old -> new"."""
+    old, new = flatten(was), flatten(now)
+    absent = object()
+    changed = [path for path in {**old, **new} if old.get(path, absent) != new.get(path, absent)]
+    lines = [f"{path} {_shown(old, path)} -> {_shown(new, path)}" for path in changed[:most]]
+    return lines + ([f"and {len(changed) - most} more"] if len(changed) > most else [])
+
+
+def _shown(values: Mapping[str, Any], path: str) -> str:
+    return json.dumps(values[path], ensure_ascii=False) if path in values else "(absent)"

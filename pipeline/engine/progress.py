@@ -1,0 +1,171 @@
+"""How a running stage shows itself: a live display on a terminal, plain log lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from pipeline.engine import stage
+from pipeline.files import readable_seconds
+
+LOG_INTERVAL = 10.0
+"""Seconds between plain log lines."""
+
+
+def _numbers(numbers: dict[str, float]) -> str:
+    return "  ".join(f"{name} {float(value):.4g}" for name, value in numbers.items())
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else _rate(speed), style="progress.data.speed")
+
+
+class Display:
+    """Opens progress displays and prints lines above them. One display serves a whole command."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Progress | None = None
+        self._loops: list[_PlainLoop] = []
+
+    def say(self, text: str) -> None:
+        """One plain line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Gives the terminal back, also from loops that an exception left open."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        while self._loops:
+            self._loops.pop().end()
+
+    def open(
+        self, description: str, total: int | None = None, *, done: int = 0
+    ) -> AbstractContextManager[stage.Progress]:
+        """A display of one loop; `done` of `total` steps were made before, in an interrupted run."""
+        if self._console.is_terminal:
+            return self._open_live(description, total, done)
+        return self._open_plain(description, total, done)
+
+    @contextmanager
+    def _open_live(self, description: str, total: int | None, done: int) -> Iterator[stage.Progress]:
+        outermost = self._live is None
+        if self._live is None:
+            self._live = Progress(
+                TextColumn("[progress.description]{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                _RateColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[numbers]}", markup=False),
+                console=self._console,
+                transient=True,
+            )
+            self._live.start()
+        live = self._live
+        task = live.add_task(escape(description), total=total, completed=done, numbers="")
+        plain = _PlainLoop(description, total, done, self.say)
+        self._loops.append(plain)
+        try:
+            yield _LiveLoop(live, task, plain)
+        finally:
+            live.remove_task(task)
+            if outermost and self._live is live:
+                self.close()
+            self._end(plain)
+
+    @contextmanager
+    def _open_plain(self, description: str, total: int | None, done: int) -> Iterator[stage.Progress]:
+        loop = _PlainLoop(description, total, done, self.say)
+        self._loops.append(loop)
+        loop.begin()
+        try:
+            yield loop
+        finally:
+            self._end(loop)
+
+    def _end(self, loop: _PlainLoop) -> None:
+        """Ends a loop, unless `close` has: what an exception left open may be collected much later."""
+        if loop in self._loops:
+            self._loops.remove(loop)
+            loop.end()
+
+
+class _PlainLoop:
+    """A loop as log lines: one at the start, one about every ten seconds, one at the end."""
+
+    def __init__(self, description: str, total: int | None, done: int, say: Callable[[str], None]) -> None:
+        self._description, self._total, self._say = description, total, say
+        self._before = self._count = done
+        self._numbers: dict[str, float] = {}
+        self._started = self._said = time.monotonic()
+
+    def begin(self) -> None:
+        self._line("starts")
+
+    def advance(self, steps: int = 1, **numbers: float) -> None:
+        self.count(steps, numbers)
+        if time.monotonic() - self._said >= LOG_INTERVAL:
+            self._line(*self._speed())
+
+    def count(self, steps: int, numbers: dict[str, float]) -> None:
+        self._count += steps
+        self._numbers |= numbers
+
+    def end(self) -> None:
+        elapsed = time.monotonic() - self._started
+        self._line(f"in {readable_seconds(elapsed)}", *self._speed()[:1])
+
+    def _speed(self) -> list[str]:
+        """The rate and, where the total is known, the time left."""
+        elapsed, made = time.monotonic() - self._started, self._count - self._before
+        if not (made and elapsed):
+            return []
+        rate = made / elapsed
+        speed = [_rate(rate)]
+        if self._total is not None and self._total > self._count:
+            speed.append(f"{readable_seconds((self._total - self._count) / rate)} left")
+        return speed
+
+    def _line(self, *parts: str) -> None:
+        self._said = time.monotonic()
+        count = f"{self._count}" if self._total is None else f"{self._count}/{self._total}"
+        text = "  ".join([self._description, count, *parts, _numbers(self._numbers)]).rstrip()
+        self._say(f"{datetime.now():%H:%M:%S} {text}")
+
+
+class _LiveLoop:
+    """A loop as a bar. It leaves the same last line behind as a plain one."""
+
+    def __init__(self, live: Progress, task: TaskID, plain: _PlainLoop) -> None:
+        self._live, self._task, self._plain = live, task, plain
+
+    def advance(self, steps: int = 1, **numbers: float) -> None:
+        self._plain.count(steps, numbers)
+        if numbers:
+            self._live.update(self._task, advance=steps, numbers=_numbers(numbers))
+        else:
+            self._live.update(self._task, advance=steps)

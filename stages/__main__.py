@@ -1,0 +1,23 @@
+"""The command `tutelage`."""
+
+from __future__ import annotations
+
+from pipeline.cli import inspect, run  # noqa: F401 (registers commands)
+from pipeline.cli.app import app
+from pipeline.engine import environment
+from pipeline.engine import launch as launching
+from stages import commands, registry  # noqa: F401 (registers commands and stages)
+
+
+def main() -> None:
+    environment.prepare()
+    try:
+        app()
+    except Exception as bug:
+        if not launching.tell(bug):
+            raise
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The commands that work on what the stages made: report, compare, chat, judge, annotate, publish, export-rankings.
+
+What they need is imported when they run: only `chat` needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.cli.app import (
+    QUICKSTART,
+    RUNS,
+    RecipeOption,
+    RunsOption,
+    SetOption,
+    after_run,
+    app,
+    console,
+    echo,
+    home,
+    planner_of,
+)
+from pipeline.config.rank import AppConfig
+from pipeline.config.rules import app_conflicts
+from pipeline.device import resolve
+from pipeline.engine.plan import Planner
+from pipeline.engine.progress import Display
+from pipeline.engine.stage import RANKINGS_DATABASE
+from pipeline.errors import RecipeError
+
+REPORT = "report.html"
+
+OverlapOption = Annotated[int | None, typer.Option(min=1, help="How many annotators each item gets.")]
+HostOption = Annotated[str | None, typer.Option(help="Address to serve at; 127.0.0.1 unless given.")]
+PortOption = Annotated[int | None, typer.Option(help="Port to serve at; 0 takes a free one.")]
+UrlOption = Annotated[str | None, typer.Option(help="How annotators reach the page, if not by host and port.")]
+
+
+@app.command()
+def report(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help='Compare with the recipe under these values besides: "rounds=1 seed=0".'),
+    ] = None,
+) -> None:
+    """Write the report of the finished stages, one HTML file."""
+    write_report(planner_of(recipe, sets, runs), against)
+
+
+@after_run
+def report_of_run(planner: Planner, changed: bool) -> None:
+    """The report at the end of `tutelage run`."""
+    path = planner.folder / REPORT
+    if changed or not path.exists():
+        write_report(planner)
+    else:
+        echo(f"report: {path}")
+
+
+def write_report(planner: Planner, against: str | None = None) -> None:
+    from stages.report.build import build_report
+
+    path = planner.folder / REPORT
+    loaded, other = planner.loaded, None
+    if against is not None:
+        other = planner_of(loaded.path, [*loaded.sets, against], planner.folder.parent).summary()
+    verdict = build_report(planner.summary(), path, other, against or "")
+    if verdict:
+        echo(verdict)
+    echo(f"report: {path}")
+
+
+@app.command("compare")
+def compare_two(
+    first: Annotated[
+        Path, typer.Argument(callback=home, help="A run: its folder, its report.json or its report.html.")
+    ],
+    second: Annotated[Path, typer.Argument(callback=home, help="Another.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="Where the page goes.")] = Path(
+        "comparison.html"
+    ),
+) -> None:
+    """Compare two runs, from their reports: what differs in the recipes and in the results, with intervals."""
+    from stages.report.build import compare_reports
+
+    echo(compare_reports(first, second, out))
+    echo(f"comparison: {out}")
+
+
+@app.command()
+def chat(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="base, sft, ppo (of the last round), ppo-1, ...; two talk side by side."),
+    ] = None,
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+) -> None:
+    """Talk to a model of the run, or to two side by side."""
+    summary = planner_of(recipe, sets, runs).summary()
+    from stages.chat import chat as talk
+
+    talk(
+        summary,
+        models or ["ppo"],
+        device=resolve(summary.loaded),
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+@app.command()
+def judge(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    annotators: Annotated[str, typer.Option(help="Who judges: ana,ben. Else those of rank.app.")] = "",
+    overlap: OverlapOption = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Held-out prompts, of those evaluated.")] = 100,
+    host: HostOption = None,
+    port: PortOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Have people compare PPO's answers with SFT's, blind; the report then says what they found."""
+    planner = planner_of(recipe, sets, runs)
+    config = _asked(planner.recipe.rank.app, annotators, overlap, host, port, url, labels=[], ratings=False)
+    display = Display(console())
+    from ranking.judge import judge as compare
+
+    compare(
+        planner.summary(),
+        config,
+        prompts=prompts,
+        say=display.say,
+        progress=display.open,
+        database=RANKINGS_DATABASE,
+    )
+    write_report(planner)
+
+
+@app.command()
+def annotate(
+    file: Annotated[Path, typer.Argument(callback=home, help='JSONL of {"prompt", "completions"[, "models"]}.')],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="Where the rankings go, as JSONL.")],
+    annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")],
+    overlap: OverlapOption = 1,
+    repeats: Annotated[float, typer.Option(help="Share of items given again, unannounced.")] = 0.0,
+    ratings: Annotated[bool, typer.Option("--ratings", help="Ask for ratings from 1 to 7 as well.")] = False,
+    guidelines: Annotated[str, typer.Option(help="What to judge by.")] = "",
+    host: HostOption = None,
+    port: PortOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Have people rank the answers in a file. Without a recipe; the rankings can be `data.rankings` of one."""
+    values = {"repeats": repeats, "ratings": ratings, "guidelines": guidelines}
+    config = _asked(AppConfig(), annotators, overlap, host, port, url, **values)
+    display = Display(console())
+    from ranking.files import rank_file
+
+    count = rank_file(file, out, config, say=display.say, progress=display.open)
+    echo(f"{count} rankings: {out}")
+
+
+def _asked(
+    app_config: AppConfig,
+    annotators: str,
+    overlap: int | None,
+    host: str | None,
+    port: int | None,
+    url: str | None,
+    **values: Any,
+) -> AppConfig:
+    """The section with what the command line says, checked as a recipe's would be."""
+    names = [name.strip() for name in annotators.split(",") if name.strip()] or app_config.annotators
+    given = {"annotators": names, "overlap": overlap, "host": host, "port": port, "url": url, **values}
+    if overlap is None:
+        given["overlap"] = min(app_config.overlap, max(1, len(names)))
+    merged = {**asdict(app_config), **{name: value for name, value in given.items() if value is not None}}
+    try:
+        config = TypeAdapter(AppConfig).validate_json(json.dumps(merged))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{first['loc'][0]}: {first['msg']}", mend="see the command's --help") from None
+    for path, problem in app_conflicts(config):
+        raise RecipeError(f"{path.rpartition('.')[2]} {problem}", mend="give --annotators ana,ben (and --overlap)")
+    return config
+
+
+@app.command()
+def publish(
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the exact files, sizes and cards; upload nothing.")
+    ] = False,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Over publish.private of the recipe.")
+    ] = None,
+) -> None:
+    """Upload the model and, when named, the rankings to the Hub. After an interruption the same command goes on."""
+    from stages.publish import send, uploads
+
+    summary = planner_of(recipe, sets, runs).summary()
+    display = Display(console())
+    made = uploads.uploads(summary, display.open, private)
+    if dry_run:
+        for upload in made:
+            echo(upload.describe())
+        return
+    for upload in made:
+        echo(f"published: {send.send(upload, display.open, display.say)}")
+    if address := send.collect(summary.loaded.recipe.publish, made):
+        echo(f"collection: {address}")
+
+
+@app.command("export-rankings")
+def export_rankings(
+    folder: Annotated[Path, typer.Argument(callback=home, help="Where the data set is written.")],
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    only: Annotated[
+        Literal["human", "simulated"] | None,
+        typer.Option("--only", help="Only what people made, or what they did not."),
+    ] = None,
+) -> None:
+    """Write the run's rankings as a data set for the Hub: Parquet files and a card. People become pseudonyms."""
+    from stages.publish import uploads
+
+    summary = planner_of(recipe, sets, runs).summary()
+    with Display(console()).open("export-rankings"):
+        made = uploads.export_rankings(summary, folder, only)
+    counts = ", ".join(f"{count:,} {split}" for split, count in made.splits.items())
+    echo(f"{folder}: {counts}, {len(made.files)} files")

@@ -1,0 +1,358 @@
+"""A flight recorder for PPO: rules that read each update's metrics and name a symptom, its likely cause and a mend.
+
+Pure functions of the metrics so far (docs/ppo.md, Guards): no torch, no files. A rule speaks once, when it first
+holds; the recorder goes on counting. Thresholds are wide on purpose, since a warning that healthy runs get is not
+read when it matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+from pipeline.config.ppo import PPOConfig
+from stages.ppo.watch.selection import Fall
+
+Event = dict[str, Any]
+"""`rule`, `update` (first), `last`, `updates` (how many), `symptom` (as first seen), `cause`, `mend`."""
+
+WATCHED = (
+    "objective/kl",
+    "objective/kl_coef",
+    "objective/entropy",
+    "objective/scores",
+    "objective/scores_std",
+    "objective/scores_disagreement",
+    "objective/rlhf_reward",
+    "response/length",
+    "response/ended",
+    "policy/approxkl_avg",
+    "policy/clipfrac_avg",
+    "policy/grad_norm",
+    "val/ratio",
+    "val/explained_variance",
+)
+SOME, MANY = 3, 8
+"""Updates that a level is the mean of, and that a habit must last."""
+
+
+class History:
+    """The watched metrics of all updates so far."""
+
+    def __init__(self, values: Mapping[str, Sequence[float]] | None = None) -> None:
+        self.values = {name: list(numbers) for name, numbers in (values or {}).items()}
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        for name in WATCHED:
+            if metrics.get(name) is not None:
+                self.values.setdefault(name, []).append(float(metrics[name]))
+
+    def of(self, name: str) -> list[float]:
+        return self.values.get(name, [])
+
+    def levels(self, name: str) -> tuple[float, float] | None:
+        """The mean of the first and of the last `SOME` updates; None before there are twice as many."""
+        values = self.of(name)
+        return None if len(values) < 2 * SOME else (fmean(values[:SOME]), fmean(values[-SOME:]))
+
+    def recent(self, name: str) -> float | None:
+        values = self.of(name)
+        return None if len(values) < SOME else fmean(values[-SOME:])
+
+    def last(self, name: str, count: int) -> list[float]:
+        """The last so many values; none before there are so many."""
+        values = self.of(name)
+        return [] if len(values) < count else values[-count:]
+
+
+Symptom = Callable[[History, PPOConfig], str | None]
+"""What is to be seen now, in words; None when nothing is."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    name: str
+    symptom: Symptom
+    cause: str
+    mend: str
+
+
+def _not_finite(history: History, config: PPOConfig) -> str | None:
+    wrong = [name for name, values in history.values.items() if values and not math.isfinite(values[-1])]
+    return f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not finite" if wrong else None
+
+
+def _ended_falls(history: History, config: PPOConfig) -> str | None:
+    levels = history.levels("response/ended")
+    if levels is None or levels[0] - levels[1] <= 0.1:
+        return None
+    return f"{levels[1]:.0%} of responses end with a stop token, {levels[0]:.0%} did at first"
+
+
+def _kl_spikes(history: History, config: PPOConfig) -> str | None:
+    values = history.of("objective/kl")
+    before = values[-1 - MANY : -1]
+    if len(before) < SOME or values[-1] <= 2 * max(before) or values[-1] - max(before) <= 1:
+        return None
+    return f"KL jumped to {values[-1]:.2f} nats in one update, from at most {max(before):.2f} in those before"
+
+
+def _kl_beyond_target(history: History, config: PPOConfig) -> str | None:
+    values = history.last("objective/kl", MANY)
+    if config.kl.kind != "adaptive" or not values or min(values) <= 2 * config.kl.target:
+        return None
+    return f"KL has been beyond twice its target of {config.kl.target:g} nats for {MANY} updates ({values[-1]:.2f})"
+
+
+def _kl_negative(history: History, config: PPOConfig) -> str | None:
+    value = history.recent("objective/kl")
+    return None if value is None or value >= -0.1 else f"KL is estimated at {value:.2f} nats, and no KL is negative"
+
+
+def _kl_coef_runs_away(history: History, config: PPOConfig) -> str | None:
+    values = history.of("objective/kl_coef")
+    if config.kl.kind != "adaptive" or not values or not values[0]:
+        return None
+    ratio = values[-1] / values[0]
+    return None if 1 / 20 < ratio < 20 else f"the KL coefficient is {values[-1]:.2g}, {values[0]:.2g} at first"
+
+
+def _penalty_wins(history: History, config: PPOConfig) -> str | None:
+    reward, scores = history.levels("objective/rlhf_reward"), history.levels("objective/scores")
+    if reward is None or scores is None or reward[1] >= reward[0] - 0.5 or scores[1] <= scores[0]:
+        return None
+    return f"the score rises and the reward less its KL penalty falls, from {reward[0]:.2f} to {reward[1]:.2f}"
+
+
+def _length_grows(history: History, config: PPOConfig) -> str | None:
+    levels = history.levels("response/length")
+    if levels is None or levels[1] <= max(1.5 * levels[0], levels[0] + 4):
+        return None
+    return f"responses take {levels[1]:.0f} tokens, {levels[0]:.0f} at first"
+
+
+def _length_shrinks(history: History, config: PPOConfig) -> str | None:
+    levels = history.levels("response/length")
+    if levels is None or levels[1] >= 0.5 * levels[0]:
+        return None
+    return f"responses take {levels[1]:.1f} tokens, {levels[0]:.1f} at first"
+
+
+def _entropy_collapses(history: History, config: PPOConfig) -> str | None:
+    levels = history.levels("objective/entropy")
+    if levels is None or levels[1] >= 0.3 * levels[0]:
+        return None
+    return f"entropy is {levels[1]:.3f} nats a token, {levels[0]:.3f} at first"
+
+
+def _clips_much(history: History, config: PPOConfig) -> str | None:
+    value = history.recent("policy/clipfrac_avg")
+    return None if value is None or value <= 0.3 else f"the clip takes the gradient of {value:.0%} of the tokens"
+
+
+def _steps_far(history: History, config: PPOConfig) -> str | None:
+    value = history.recent("policy/approxkl_avg")
+    return None if value is None or value <= 0.1 else f"an update moves the policy by {value:.2f} nats a token"
+
+
+def _ratio_drifts(history: History, config: PPOConfig) -> str | None:
+    value = history.recent("val/ratio")
+    return None if value is None or abs(value - 1) <= 0.1 else f"the mean ratio is {value:.2f}, not about 1"
+
+
+def _critic_useless(history: History, config: PPOConfig) -> str | None:
+    values = history.of("val/explained_variance")
+    if len(values) < 2 * MANY or max(values[-MANY:]) >= 0:
+        return None
+    return f"explained variance has been negative for {MANY} updates ({values[-1]:.2f})"
+
+
+def _gradient_spikes(history: History, config: PPOConfig) -> str | None:
+    values = history.of("policy/grad_norm")
+    before = values[-1 - MANY : -1]
+    if len(before) < MANY or values[-1] <= max(10 * median(before), config.max_grad_norm):
+        return None
+    return f"the policy's gradient norm is {values[-1]:.2g}, {median(before):.2g} was usual"
+
+
+def _scores_alike(history: History, config: PPOConfig) -> str | None:
+    levels = history.levels("objective/scores_std")
+    if levels is None or levels[1] >= 0.05 * levels[0]:
+        return None
+    return f"scores differ by {levels[1]:.2g} within a batch, {levels[0]:.2g} at first"
+
+
+def _members_disagree(history: History, config: PPOConfig) -> str | None:
+    levels = history.levels("objective/scores_disagreement")
+    if levels is None or levels[1] <= 2 * levels[0]:
+        return None
+    return f"the reward models disagree by {levels[1]:.2f}, {levels[0]:.2f} at first"
+
+
+def _stands_still(history: History, config: PPOConfig) -> str | None:
+    values = history.last("objective/kl", 2 * MANY)
+    if not values or max(map(abs, values)) >= 0.01:
+        return None
+    return f"KL is still {values[-1]:.4f} nats after {len(history.of('objective/kl'))} updates"
+
+
+_SMALLER_STEPS = "lower ppo.learning_rate or ppo.num_ppo_epochs, or set ppo.target_kl"
+RULES = (
+    Rule(
+        "not-finite",
+        _not_finite,
+        "numbers beyond the precision, from too large a step or a reward out of bounds",
+        "lower ppo.learning_rate, set ppo.score.clip, or use base.dtype: float32",
+    ),
+    Rule(
+        "ended-falls",
+        _ended_falls,
+        "the reward model likes answers that go on, or they are cut off before they are done",
+        "set ppo.missing_eos_penalty, or raise ppo.response_length",
+    ),
+    Rule("kl-spikes", _kl_spikes, "one update went too far", _SMALLER_STEPS),
+    Rule(
+        "kl-beyond-target",
+        _kl_beyond_target,
+        "the adaptive coefficient rises too slowly for the learning rate",
+        "raise ppo.kl.init, lower ppo.kl.horizon or ppo.learning_rate",
+    ),
+    Rule(
+        "kl-negative",
+        _kl_negative,
+        "the policy's tokens are not drawn from the distribution that the log-probs are of",
+        "report this with the recipe; in 16 bits, try base.dtype: float32",
+    ),
+    Rule(
+        "kl-coef-runs-away",
+        _kl_coef_runs_away,
+        "the controller cannot hold ppo.kl.target",
+        "set ppo.kl.target to a KL that the run reaches, or ppo.kl.kind: fixed",
+    ),
+    Rule(
+        "penalty-wins",
+        _penalty_wins,
+        "KL grows faster than the score is worth",
+        "lower ppo.learning_rate; if KL is small, ppo.kl.init is too high",
+    ),
+    Rule(
+        "length-grows",
+        _length_grows,
+        "the reward model takes longer for better (see its length correlation in the report)",
+        "add rankings in which the shorter answer wins, or raise the KL coefficient",
+    ),
+    Rule(
+        "length-shrinks",
+        _length_shrinks,
+        "the reward model takes shorter for better, or an early stop is never punished",
+        "look at the answers; check that the reward model prefers whole answers to cut ones",
+    ),
+    Rule(
+        "entropy-collapses",
+        _entropy_collapses,
+        "the policy has settled on few answers, usually what the reward model overrates",
+        "raise the KL coefficient (ppo.kl), set ppo.entropy_coef, or lower ppo.learning_rate",
+    ),
+    Rule("clips-much", _clips_much, "steps are too large for ppo.cliprange", _SMALLER_STEPS),
+    Rule("steps-far", _steps_far, "steps are too large", _SMALLER_STEPS),
+    Rule(
+        "ratio-drifts",
+        _ratio_drifts,
+        "steps are too large, or sampling and training compute different log-probs",
+        _SMALLER_STEPS,
+    ),
+    Rule(
+        "critic-useless",
+        _critic_useless,
+        "the value head predicts returns worse than their mean, so advantages are noise",
+        "use ppo.value: adapter with ppo.critic_warmup_updates, or raise ppo.vf_coef",
+    ),
+    Rule(
+        "gradient-spikes",
+        _gradient_spikes,
+        "outlying advantages: rare scores far from the others",
+        "set ppo.score.clip lower, or lower ppo.max_grad_norm",
+    ),
+    Rule(
+        "scores-alike",
+        _scores_alike,
+        "all answers get one score: nothing is left to learn, or the policy says one thing",
+        "stop earlier, raise the KL coefficient, or rank the policy's new answers (rounds)",
+    ),
+    Rule(
+        "members-disagree",
+        _members_disagree,
+        "the policy is where the reward models have seen no rankings: their scores mean little there",
+        "set ppo.reward.aggregate: uncertainty, raise the KL coefficient, or rank the new answers (rounds)",
+    ),
+    Rule(
+        "stands-still",
+        _stands_still,
+        "the learning rate is too low, or the KL coefficient too high",
+        "raise ppo.learning_rate, or lower ppo.kl.init",
+    ),
+)
+ALIKE = Rule(
+    "answers-alike",
+    lambda history, config: None,
+    "the policy gives many prompts the same answer, one that the reward model likes whatever is asked",
+    "raise the KL coefficient (ppo.kl) or set ppo.entropy_coef; look at the answers",
+)
+FALLS = Rule(
+    "judge-falls",
+    lambda history, config: None,
+    "over-optimisation: the policy exploits what the reward model gets wrong",
+    "raise the KL coefficient (ppo.kl) or train less; train the reward model on more rankings, or an ensemble",
+)
+STOPPED = Rule("stopped", FALLS.symptom, FALLS.cause, FALLS.mend)
+"""What is seen at looks rather than in metrics."""
+
+
+class Recorder:
+    """Watches a run. `state_dict` is all it knows, for the checkpoint."""
+
+    def __init__(self, config: PPOConfig) -> None:
+        self.config = config
+        self.history = History()
+        self.events: list[Event] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history.values, "events": self.events}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.history, self.events = History(state["history"]), [dict(event) for event in state["events"]]
+
+    def update(self, update: int, metrics: Mapping[str, Any]) -> list[str]:
+        """Takes in an update's metrics. Returns a line for each rule that holds for the first time."""
+        self.history.add(metrics)
+        found = [(rule, rule.symptom(self.history, self.config)) for rule in RULES]
+        return self._note(update, [(rule, symptom) for rule, symptom in found if symptom])
+
+    def look(self, looks: Sequence[Mapping[str, Any]], fall: Fall | None, *, stop: bool) -> list[str]:
+        """Takes in the newest of the looks, and how far the judge fell since its best."""
+        found = []
+        shares = [len(set(look["responses"])) / len(look["responses"]) for look in (looks[0], looks[-1])]
+        if shares[1] < shares[0] / 2:
+            said = f"{shares[1]:.0%} of the answers to held-out prompts are distinct, {shares[0]:.0%} were at first"
+            found.append((ALIKE, said))
+        if fall is not None:
+            found.append((FALLS, fall.describe(looks)))
+            if stop:
+                found.append((STOPPED, f"stopped: {fall.describe(looks)}"))
+        return self._note(looks[-1]["update"], found)
+
+    def _note(self, update: int, found: Sequence[tuple[Rule, str]]) -> list[str]:
+        said = []
+        for rule, symptom in found:
+            known = next((event for event in self.events if event["rule"] == rule.name), None)
+            if known is None:
+                event = {"rule": rule.name, "update": update, "last": update, "updates": 1, "symptom": symptom}
+                self.events.append(event | {"cause": rule.cause, "mend": rule.mend})
+                said.append(f"guard, update {update}: {symptom}. Likely {rule.cause}. To mend it, {rule.mend}.")
+            else:
+                known["last"] = update
+                known["updates"] += 1
+        return said

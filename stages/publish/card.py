@@ -1,0 +1,265 @@
+"""The model's README.md: what the Hub reads between the dashes, then what people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.rules import is_hub_id
+from pipeline.config.section import content
+from pipeline.engine.plan import RunSummary
+from pipeline.files import readable_seconds
+from stages.report import comparison, exported, findings, verdict
+from stages.report.wording import DASH, percent, span
+
+HUB = "hub://"
+EXAMPLE = "What makes a good answer?"
+
+
+def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves: str | None = None) -> str:
+    """The card of what is published as `repository`.
+
+    Args:
+        files: names of what is uploaded; quantised files are told by theirs.
+        curves: the file with the training curves, if there is one.
+    """
+    found = findings.collect(run)
+    return _card(
+        metadata(run, repository),
+        f"# {repository.partition('/')[2]}",
+        f"{_origin(run)}. Supervised fine-tuning, a reward model from rankings, and PPO with a KL penalty, made by "
+        "tutelage.",
+        _whose(run),
+        _verdict(found),
+        *_evaluation(run, found),
+        *([f"## Training\n\n![Reward, KL and judge along PPO]({curves})\n\n{_training(found)}"] if curves else []),
+        _use(run, repository, files),
+        _limits(run, found),
+        f"## Recipe\n\nThe values that decide the result:\n\n```yaml\n{_recipe(run)}```",
+    )
+
+
+def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
+    """What the Hub validates: by huggingface_hub's own classes, so that names and nesting are its."""
+    from huggingface_hub import ModelCardData
+
+    recipe = run.loaded.recipe
+    simulated = run.need("rank").manifest.simulated
+    results = list(_results(run))
+    data = ModelCardData(
+        library_name="peft" if recipe.publish.adapter else "transformers",
+        pipeline_tag="text-generation",
+        license=recipe.publish.license,
+        license_name=recipe.publish.license_name,
+        license_link=recipe.publish.license_link,
+        base_model=_hub_base(run),
+        datasets=_datasets(run) or None,
+        tags=["tutelage", "rlhf", "ppo", *(["simulated-annotators"] if simulated else [])],
+        model_name=repository.partition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    if data.base_model:
+        data["base_model_relation"] = "adapter" if recipe.publish.adapter else "finetune"
+    return dict(data.to_dict())
+
+
+def _results(run: RunSummary) -> Iterator[Any]:
+    """The comparisons that have an interval, for the model index."""
+    from huggingface_hub import EvalResult
+
+    metrics = run.need("eval").manifest.metrics
+    judge = metrics.get("judge", "none")
+    for name, value, low, high in comparisons(metrics):
+        interval = f"95 % interval {low:.3g} to {high:.3g}"
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type=_held_out(run),
+            dataset_name="held-out prompts",
+            dataset_split="eval",
+            metric_type=name,
+            metric_name=f"{label(name)}, judge {judge} ({interval})",
+            metric_value=round(value, 4),
+        )
+
+
+def comparisons(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float, float, float]]:
+    """Name, value and interval of each `<name>/value` that comes with `<name>/low` and `<name>/high`."""
+    for key in metrics:
+        name, _, end = key.rpartition("/")
+        numbers = [metrics.get(f"{name}/{part}") for part in ("value", "low", "high")]
+        if end == "value" and all(isinstance(number, int | float) for number in numbers):
+            yield name, *numbers  # type: ignore[misc]
+
+
+MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
+LABELS = {"win_rate": "win rate against SFT", "reduction": "change of fact errors against SFT"}
+
+
+def label(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " ").replace("/", ", "))
+
+
+def _held_out(run: RunSummary) -> str:
+    """Where the held-out prompts come from, by a name that says nothing of this machine."""
+    source = run.loaded.recipe.data.prompts or run.loaded.recipe.data.demonstrations
+    path = getattr(source, "path", None)
+    if path is None:
+        return f"tutelage/{getattr(source, 'task', 'prompts')}"
+    return _hub_name(path) or Path(path.partition("#")[0]).name
+
+
+def _datasets(run: RunSummary) -> list[str]:
+    recipe = run.loaded.recipe
+    sources = (recipe.data.demonstrations, recipe.data.prompts, recipe.data.rankings, recipe.reward.pretrain_on)
+    named = [_hub_name(getattr(source, "path", "")) for source in sources]
+    return sorted({name for name in [*named, recipe.publish.rankings] if name})
+
+
+def _hub_name(path: str) -> str | None:
+    """owner/name of `hub://owner/name[/subset]@commit`."""
+    if not path.startswith(HUB):
+        return None
+    return "/".join(path.removeprefix(HUB).partition("@")[0].split("/")[:2])
+
+
+def _hub_base(run: RunSummary) -> str | None:
+    base = run.loaded.recipe.base.model
+    return base if base and is_hub_id(base) else None
+
+
+def _origin(run: RunSummary) -> str:
+    recipe, base = run.loaded.recipe, _hub_base(run)
+    if recipe.base.pretrain:
+        return "A small language model, pretrained from scratch"
+    if base:
+        return f"Made from [{base}](https://huggingface.co/{base}), commit `{recipe.base.revision}`"
+    return f"Made from a local copy of {Path(str(recipe.base.model)).name}"
+
+
+def _whose(run: RunSummary) -> str:
+    """Who ranked: what is not human is never called so."""
+    rank, rankings = run.need("rank").manifest, run.loaded.recipe.publish.rankings
+    where = f" They are at [{rankings}](https://huggingface.co/datasets/{rankings})." if rankings else ""
+    if rank.simulated:
+        return f"**The rankings were made by simulated annotators, not by people.**{where}"
+    if rank.metrics.get("human") is True:
+        return f"The rankings were made by people.{where}"
+    return f"It is not recorded whether people made the rankings.{where}"
+
+
+def _verdict(found: findings.Findings) -> str:
+    """As the report gives it, caveats included."""
+    reached = verdict.reach(found)
+    first = " ".join(part for part in (f"**{reached.headline}**", reached.evidence, reached.price) if part)
+    return "\n".join([first, *([""] if reached.caveats else []), *(f"- {caveat}" for caveat in reached.caveats)])
+
+
+def _evaluation(run: RunSummary, found: findings.Findings) -> Iterator[str]:
+    metrics = run.need("eval").manifest.metrics
+    judge = metrics.get("judge", "none")
+    said = "without an independent judge" if judge == "none" else f"judge: `{judge}`, which is not the reward model"
+    compared = comparison.rows(found["evaluation"])
+    models = [name for name in found["evaluation"]["models"] if any(name in row.cells for row in compared)]
+    rows = [
+        f"| {row.metric.label}, {row.metric.unit} | "
+        + " | ".join(_cell(row, model) for model in models)
+        + f" | {row.change} |"
+        for row in compared
+    ]
+    names = " | ".join(MODELS.get(name, name.replace("_", " ")) for name in models)
+    yield (
+        f"## Evaluation\n\nOn {metrics.get('prompts', 0):,} held-out prompts, {said}. In parentheses: 95 % "
+        "bootstrap intervals over prompts.\n\n"
+        f"| metric | {names} | PPO less SFT |\n|---|{'---|' * (len(models) + 1)}\n" + "\n".join(rows)
+    )
+    with_intervals = [
+        f"| {label(name)} | {value:.4g} | {low:.4g} to {high:.4g} |"
+        for name, value, low, high in comparisons(metrics)
+    ]
+    if with_intervals:
+        yield "| PPO | value | 95 % interval |\n|---|---|---|\n" + "\n".join(with_intervals)
+    if found["export"]:
+        yield exported.markdown(found["export"])
+    if found["reward"] and (accuracy := found["reward"]["held_out"].get("accuracy")) is not None:
+        low, high = (found["reward"]["held_out"].get(f"accuracy_{end}") for end in ("low", "high"))
+        interval = "" if low is None or high is None else f" (95 % interval {span(low, high, 1)})"
+        yield f"The reward model orders {percent(accuracy, 1)} of held-out pairs as annotators did{interval}."
+
+
+def _cell(row: comparison.Row, model: str) -> str:
+    interval = row.intervals.get(model)
+    return row.cells.get(model, DASH) + (f" ({interval})" if interval else "")
+
+
+def _training(found: findings.Findings) -> str:
+    seconds = found["seconds"]
+    hardware = ", ".join(found["environment"]["hardware"].get("device", []))
+    return (
+        "Blue: on held-out prompts, along PPO; grey: on the batches it learned from; dashed: the KL's target. "
+        f"All stages took {readable_seconds(seconds)} on {hardware or 'an unrecorded device'}."
+    )
+
+
+def _use(run: RunSummary, repository: str, files: Sequence[str]) -> str:
+    adapter = run.loaded.recipe.publish.adapter
+    loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
+    imports = (
+        "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
+        if adapter
+        else "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    )
+    text = (
+        f"## Use\n\n```python\n{imports}\n\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{repository}")\n'
+        f'model = {loader}.from_pretrained("{repository}")\n'
+        f'chat = [{{"role": "user", "content": "{EXAMPLE}"}}]\n'
+        "inputs = tokenizer.apply_chat_template("
+        'chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```"
+    )
+    quantised = [name for name in files if name.endswith(".gguf")]
+    if quantised:
+        names = ", ".join(f"`{name}`" for name in quantised)
+        text += f"\n\nQuantised, for llama.cpp and what builds on it: {names}."
+    return text
+
+
+def _limits(run: RunSummary, found: findings.Findings) -> str:
+    """Intended use and limits: only what is known of every such model, and of this one from its manifests."""
+    points = [
+        f"Made to answer prompts like those of its training ({_held_out(run)}). Elsewhere nothing was measured.",
+        "It has learned what the annotators behind the rankings preferred, their errors and biases included"
+        + (", and they were programs." if found["annotators"] == "simulated" else "."),
+        "No safety evaluation was made. It may state what is false and reproduce what is harmful in its base model "
+        "and data.",
+    ]
+    if found["evaluation"] and not found["evaluation"].get("judge"):
+        points.append("No independent judge has read its answers: the reward model's score is no evidence.")
+    if run.loaded.recipe.publish.license is None:
+        points.append("No licence is given here; those of the base model and of the data hold.")
+    return "## Intended use and limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _card(header: Mapping[str, Any], *sections: str) -> str:
+    head = yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)
+    return "\n\n".join([f"---\n{head}---", *sections]) + "\n"
+
+
+def _recipe(run: RunSummary) -> str:
+    values = content(run.loaded.recipe)
+    values["rank"]["app"]["annotators"] = [f"{len(values['rank']['app']['annotators'])} people"]
+    values.pop("publish")
+    return yaml.safe_dump(_without_folders(values), sort_keys=False, allow_unicode=True)
+
+
+def _without_folders(value: Any) -> Any:
+    """Paths that leave the folder by their last name only: the folders above are nobody's business."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    outside = isinstance(value, str) and "\n" not in value and (Path(value).is_absolute() or value.startswith("~/"))
+    return Path(value).name if outside else value

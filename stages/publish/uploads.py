@@ -1,0 +1,236 @@
+"""What is published: listed files of finished stages, checked against their manifests, and a card a repository.
+
+Nothing goes out that is on no list here, that its manifest does not vouch for, or that holds a secret or a path of
+this machine (`stages.publish.scan`). `stages.publish.send` uploads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config.rules import is_hub_id
+from pipeline.engine import manifest, registry
+from pipeline.engine.fingerprint import files_below
+from pipeline.engine.plan import RunSummary, StageRun
+from pipeline.engine.rounds import by_round, newest
+from pipeline.engine.stage import Progress
+from pipeline.errors import RecipeError, StageError
+from pipeline.files import readable_bytes
+from stages.publish import card, curves, scan
+
+CARD = "README.md"
+CURVES = "training.png"
+
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("*.gguf", "Modelfile"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("*.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
+)
+"""Names of what may be published of a model and its tokenizer. No pickle, and nothing of a trainer."""
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+Content = Path | bytes
+Opener = Callable[..., AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Files for one repository.
+
+    Attributes:
+        files: name in the repository -> a file here, or the content itself. Without the card.
+        card: the README.md.
+        left_out: files of the artifact that are on no list.
+    """
+
+    repository: str
+    kind: Literal["model", "dataset"]
+    private: bool
+    files: Mapping[str, Content]
+    card: str
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def contents(self) -> dict[str, Content]:
+        """All that is sent, small things first."""
+        everything: dict[str, Content] = {CARD: self.card.encode(), **self.files}
+        return dict(sorted(everything.items(), key=lambda item: (size(item[1]), item[0])))
+
+    def describe(self) -> str:
+        """Exactly what would be uploaded."""
+        visibility = "private" if self.private else "public"
+        sizes = {name: size(content) for name, content in self.contents.items()}
+        lines = [f"{readable_bytes(sizes[name]):>10}  {name}" for name in sorted(sizes)]
+        total = f"{readable_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
+        out = [f"not uploaded, since on no list: {', '.join(self.left_out)}"] if self.left_out else []
+        return "\n".join([f"{visibility} {self.kind} {self.repository}", *lines, total, *out, "", self.card])
+
+
+def size(content: Content) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def uploads(run: RunSummary, progress: Opener, private: bool | None = None) -> list[Upload]:
+    """What the recipe's `publish` section asks for, the rankings before the model whose card names them.
+
+    Raises:
+        RecipeError: it asks for nothing, or for an adapter of a base that is not on the Hub.
+        StageError: a stage is not finished, what is exported is not what was evaluated, a file is not what its
+            manifest vouches for, or something must not go out.
+    """
+    publish = run.loaded.recipe.publish
+    if publish.model is None and publish.rankings is None:
+        raise RecipeError(
+            "the recipe does not say where to publish",
+            where=run.loaded.describe("publish"),
+            mend="set publish.model=owner/name (and publish.rankings=owner/name)",
+        )
+    is_private = publish.private if private is None else private
+    made = []
+    if publish.rankings is not None:
+        made.append(_rankings_upload(run, publish.rankings, is_private))
+    if publish.model is not None:
+        _check_evidence(run)
+        files, left_out = _adapter(run, progress) if publish.adapter else _merged(run, progress)
+        made.append(_model_upload(run, publish.model, is_private, files, left_out))
+    return made
+
+
+def export_rankings(run: RunSummary, folder: Path, only: Literal["human", "simulated"] | None = None) -> Any:
+    """Writes the run's rankings as a data set for the Hub; returns what `data.export` says of it."""
+    from data.tables import export
+
+    recipe = run.loaded.recipe
+    return export.export_rankings(
+        _rankings(run),
+        folder,
+        name=f"Rankings of {recipe.name}",
+        key=export.key_file(run.folder / "annotators.key"),
+        license=recipe.publish.rankings_license,
+        license_name=recipe.publish.rankings_license_name,
+        license_link=recipe.publish.rankings_license_link,
+        only=only,
+        seed=recipe.seed,
+    )
+
+
+def _rankings(run: RunSummary) -> list[Path]:
+    """Of every round. Raises `StageError` when the last one's are not there yet."""
+    run.need("rank")
+    return [ranked.artifact.file("rankings.jsonl") for ranked in by_round(run.stages, "rank").values()]
+
+
+def _rankings_upload(run: RunSummary, repository: str, private: bool) -> Upload:
+    findings: list[scan.Finding] = []
+    for path in _rankings(run):  # in the Parquet files they could not be read
+        with path.open(encoding="utf-8") as lines:
+            findings += scan.in_lines(path.name, lines, quoted=True)
+    scan.refuse(findings)
+    folder = run.folder / "rankings"
+    export_rankings(run, folder)
+    text = (folder / CARD).read_text(encoding="utf-8").replace("owner/name", repository)
+    scan.refuse(list(scan.in_lines(CARD, text.splitlines())))
+    files: dict[str, Content] = {name: path for name, path in files_below(folder).items() if name != CARD}
+    return Upload(repository, "dataset", private, files, text)
+
+
+def _check_evidence(run: RunSummary) -> None:
+    """Every stage is finished, and what goes out is what was evaluated."""
+    recipe = run.loaded.recipe
+    for name in registry.steps(recipe):
+        if not (name == "export" and recipe.publish.adapter):
+            run.need(name)
+    evaluated = newest(run.need("eval").manifest.inputs, "ppo").fingerprint
+    if recipe.publish.adapter:
+        published, where = run.need("ppo").manifest.fingerprint, run.need("ppo").folder
+    else:
+        published = newest(run.need("export").manifest.inputs, "ppo").fingerprint
+        where = run.need("export").folder
+    if published != evaluated:
+        raise StageError(
+            "the exported model is not the one that was evaluated",
+            where=str(where),
+            mend=f"run `tutelage run {run.loaded.arguments}`",
+        )
+
+
+def _merged(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list[str]]:
+    """The export artifact: the merged model, its tokenizer, and what was quantised from it."""
+    export = run.need("export")
+    _verify(run, export, progress)
+    paths = {name: export.artifact.path / name for name in export.manifest.files}
+    files, left_out = _listed(paths, MODEL_FILES)
+    if "config.json" not in files:
+        raise StageError(
+            "the export holds no merged model, and the card's lines would load nothing",
+            where=str(export.artifact.path),
+            mend="set publish.adapter=true, or export a merged model",
+        )
+    return files, left_out
+
+
+def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list[str]]:
+    """The policy's LoRA adapter, which names the base that it belongs to, and the tokenizer."""
+    base, policy = run.loaded.recipe.base, run.need("ppo")
+    if base.model is None or not is_hub_id(base.model):
+        raise RecipeError(
+            "an adapter is of use only with a base that others can load, and this recipe's is not on the Hub",
+            where=run.loaded.describe("publish.adapter"),
+            mend="publish the merged model (publish.adapter=false), or train on a base from the Hub",
+        )
+    if "adapter/adapter_config.json" not in policy.manifest.files:
+        raise RecipeError(
+            "the policy is a whole model and has no adapter",
+            where=run.loaded.describe("publish.adapter"),
+            mend="set publish.adapter=false",
+        )
+    for made in (policy, run.need("base")):
+        _verify(run, made, progress)
+    files, _ = _listed({name: policy.artifact.path / "adapter" / name for name in ADAPTER_FILES}, ADAPTER_FILES)
+    config = json.loads(policy.artifact.file("adapter/adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": base.model, "revision": base.revision}
+    files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    tokenizer, left_out = _listed(files_below(run.need("base").artifact.file("tokenizer")), MODEL_FILES)
+    return {**files, **tokenizer}, left_out
+
+
+def _listed(paths: Mapping[str, Path], patterns: tuple[str, ...]) -> tuple[dict[str, Content], list[str]]:
+    files: dict[str, Content] = {}
+    left_out = []
+    for name, path in paths.items():
+        if any(fnmatch(Path(name).name, pattern) for pattern in patterns):
+            files[name] = path
+        elif name != CARD:
+            left_out.append(name)
+    return files, left_out
+
+
+def _verify(run: RunSummary, made: StageRun, progress: Opener) -> None:
+    """Reads every byte: what was damaged or changed since the stage was finished is not published."""
+    mend = f"make it again: `tutelage run {made.manifest.stage} --fresh {run.loaded.arguments}`"
+    with progress(f"check {made.manifest.stage}"):
+        manifest.verify(made.folder, made.manifest, mend, contents=True)
+
+
+def _model_upload(
+    run: RunSummary, repository: str, private: bool, files: dict[str, Content], left_out: list[str]
+) -> Upload:
+    drawn = curves.training(run)
+    if drawn is not None:
+        files = {**files, CURVES: drawn}
+    text = card.model_card(run, repository, sorted(files), curves=CURVES if drawn is not None else None)
+    findings: list[scan.Finding] = []
+    for name, content in {**files, CARD: text.encode()}.items():
+        if isinstance(content, Path):
+            findings += scan.in_file(name, content)
+        elif name != CURVES:
+            findings += scan.in_lines(name, content.decode().splitlines())
+    scan.refuse(findings)
+    return Upload(repository, "model", private, files, text, tuple(left_out))

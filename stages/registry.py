@@ -1,0 +1,147 @@
+"""The stages, in order: what each is called, what it needs, and where its code is.
+
+Importing this module registers them with the engine. It imports none of them, and no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipeline.config.recipe import Recipe
+from pipeline.config.rules import is_hub_id, is_local, look_judge
+from pipeline.engine.registry import StageSpec, register
+from pipeline.engine.rounds import step_name
+
+
+def _ranks_itself(recipe: Recipe) -> bool:
+    return recipe.rank.source != "data"
+
+
+def _has_dpo(recipe: Recipe) -> bool:
+    return recipe.dpo is not None and recipe.dpo.enabled
+
+
+def _is_file(judge: str) -> bool:
+    return judge not in ("none", "venues", "e2e")
+
+
+def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """The newest policy, what was ranked before it and, to choose by disagreement, the newest reward model."""
+    before = tuple(step_name("rank", earlier) for earlier in range(1, number))
+    judges = (step_name("reward", number - 1),) if recipe.collect.select == "disagreement" else ()
+    return ("base", "data", step_name("ppo", number - 1), *before, *judges)
+
+
+def _rank_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    return ("data", step_name("collect", number))
+
+
+def _reward_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """The rankings of all rounds so far."""
+    return ("base", "data", "sft", *(step_name("rank", r) for r in range(1, number + 1)))
+
+
+def _ppo_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """SFT is the reference in every round; the policy starts as the round before left it."""
+    return ("base", "data", "sft", step_name("reward", number), step_name("ppo", number - 1))
+
+
+def _eval_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    policies = tuple(step_name("ppo", r) for r in range(1, number + 1))
+    return ("base", "data", "sft", step_name("reward", number), *policies, "dpo")
+
+
+def _export_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    return ("base", "data", step_name("reward", number), step_name("ppo", number), "eval")
+
+
+register(
+    [
+        StageSpec(
+            "base",
+            version=2,
+            target="stages.base.stage:run",
+            paths={
+                "base.model": lambda model: not is_hub_id(model),
+                "base.pretrain.corpus.path": is_local,
+                "base.chat_template": lambda template: template.endswith(".jinja"),
+            },
+        ),
+        StageSpec(
+            "data",
+            version=3,
+            target="stages.data:run",
+            paths={
+                "data.demonstrations.path": is_local,
+                "data.prompts.path": is_local,
+                "data.rankings.path": is_local,
+            },
+        ),
+        StageSpec("sft", version=2, target="stages.sft:run", needs=("base", "data"), parallel=True),
+        StageSpec(
+            "collect",
+            version=3,
+            target="stages.collect:run",
+            needs=("base", "data", "sft"),
+            later=_collect_later,
+            planned=_ranks_itself,
+            exists=("rank.source", "with rank.source=app or simulated only"),
+        ),
+        StageSpec("rank", version=3, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
+        StageSpec(
+            "reward",
+            version=3,
+            target="stages.reward.stage:run",
+            needs=("base", "data", "sft", "rank"),
+            later=_reward_later,
+            paths={
+                "reward.model": lambda model: not is_hub_id(model),
+                "reward.pretrain_on.path": is_local,
+            },
+            parallel=True,
+        ),
+        StageSpec(
+            "ppo",
+            version=6,
+            target="stages.ppo.stage:run",
+            needs=("base", "data", "sft", "reward"),
+            later=_ppo_later,
+            paths={
+                "ppo.reward_model": lambda _: True,
+                "ppo.guards.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
+                "eval.judge": _is_file,
+            },
+            parallel=True,
+            resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=look_judge(recipe))),
+        ),
+        StageSpec(
+            "dpo",
+            version=2,
+            target="stages.dpo:run",
+            needs=("base", "data", "sft", "rank"),
+            later=_reward_later,
+            planned=_has_dpo,
+            exists=("dpo.enabled", "with a `dpo` section, or with dpo.enabled=true"),
+            parallel=True,
+        ),
+        StageSpec(
+            "eval",
+            version=7,
+            target="stages.eval.stage:run",
+            needs=("base", "data", "sft", "reward", "ppo", "dpo"),
+            later=_eval_later,
+            paths={
+                "eval.judge": _is_file,
+                "eval.reward_model": lambda model: model != "ensemble",
+                "eval.text.path": is_local,
+            },
+        ),
+        StageSpec(
+            "export",
+            version=4,
+            target="stages.export.stage:run",
+            needs=("base", "data", "reward", "ppo", "eval"),
+            later=_export_later,
+        ),
+    ]
+)

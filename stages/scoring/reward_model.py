@@ -1,0 +1,270 @@
+"""The reward model on disk and in memory: a role on the policy's backbone, or a whole model, with a scalar head.
+
+Its artifact: `reward.json` (base, golden scores), `head.safetensors`, and `adapter/` or `model/`. The further
+members of an ensemble are `head-1.safetensors` and `adapter-1/`, and so on. (An encoder's artifact:
+stages/scoring/classifier.py.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from pipeline.engine.stage import Artifact
+from pipeline.errors import StageError
+from stages.models.adapters import (
+    ADAPTER,
+    MODEL,
+    attach_adapter,
+    causal_lm,
+    is_adapter,
+    load_full,
+    save_adapter,
+)
+from stages.models.bank import ActorBank, Bank, FullBank
+from stages.models.heads import ScalarHead, at_last_token
+from stages.models.loading import load_backbone
+from stages.models.microbatch import MicroBatch
+from stages.models.precision import Deviation, computing, exact, working_dtype
+from stages.models.text import Codec, pad
+from stages.reward.packing import attention_mask
+
+HEAD, SPEC = "head.safetensors", "reward.json"
+ROLE = "reward"
+"""Name of the adapter; further members' are `reward-1`, ..."""
+
+
+class Scorer(nn.Module):
+    """A module that scores right-padded rows and can be trained on rankings. Subclasses define `forward`."""
+
+    def members(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """As an ensemble of one: scores (1, B)."""
+        return self(ids_BL, lengths_B)[None]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What learns: a checkpoint needs no copy of a frozen backbone, nor tied weights twice."""
+        state = super().state_dict(*args, **kwargs)
+        return {name: state[name] for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The inverse of `state_dict`: the frozen backbone is not missed, whatever else is an error."""
+        if state_dict.keys() != self.state_dict().keys():
+            raise StageError(
+                "the checkpoint of the reward model has other parameters than the model",
+                mend="start the stage afresh, with --fresh",
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)._replace(missing_keys=[])
+
+
+class RewardModel(Scorer):
+    """A causal LM's trunk and a head that reads the last token, trainable as one module."""
+
+    def __init__(self, lm: Any, head: ScalarHead) -> None:
+        super().__init__()
+        self.lm, self.head = lm, head
+
+    @property
+    def config(self) -> Any:
+        return self.lm.config
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As a Trainer asks for it."""
+        self.lm.activation_checkpointing_enable(*args, **kwargs)
+
+    def forward(self, ids_BL: Tensor, lengths_B: Tensor | None = None, **packed: Tensor) -> Tensor:
+        """Right-padded rows and their real lengths -> scores (B,). The head reads each row's last real token.
+
+        Or rows as `stages.reward.packing.pack` makes them -> the scores (N,) of all their completions.
+        """
+        if lengths_B is None:
+            return self._packed(ids_BL, **packed)
+        with computing(self.lm):
+            hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        return self.head(at_last_token(hidden, lengths_B))
+
+    def _packed(self, ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor, ends_N: Tensor) -> Tensor:
+        """Rows of `stages.reward.packing.pack` -> scores (N,) of their completions."""
+        lm = causal_lm(self.lm)
+        with computing(lm):
+            hidden = lm.get_decoder()(
+                input_ids=ids_BL,
+                position_ids=positions_BL,
+                attention_mask=attention_mask(segments_BL, working_dtype(lm.get_input_embeddings().weight)),
+                use_cache=False,
+            ).last_hidden_state
+        return self.head(hidden.flatten(0, 1)[ends_N])
+
+
+class RewardEnsemble:
+    """M reward roles of one bank, frozen. Their heads were put on a common scale when they were trained.
+
+    Args:
+        bank: holds an adapter and a scalar head for each of `roles`.
+    """
+
+    def __init__(self, bank: Bank, roles: Sequence[str]) -> None:
+        self.bank, self.roles = bank, tuple(roles)
+
+    def members(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """Right-padded rows and their real lengths -> each member's scores (M, B)."""
+        scores = []
+        for role in self.roles:
+            with self.bank.active(role) as actor:
+                scores.append(actor.scalar(at_last_token(actor.hidden(ids_BL), lengths_B)))
+        return torch.stack(scores)
+
+    def __call__(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """The members' mean (B,)."""
+        return self.members(ids_BL, lengths_B).mean(0)
+
+    @torch.no_grad()
+    def share_scale_(self, scores_MN: Tensor) -> None:
+        """Gives all members the same mean and standard deviation on the completions that they scored so: the
+        means of theirs. In place, in the heads."""
+        means, stds = scores_MN.mean(1), scores_MN.std(1, unbiased=False).clamp(min=1e-6)
+        for role, mean, std in zip(self.roles, means.tolist(), stds.tolist(), strict=True):
+            head: Any = self.bank.heads[role]
+            head.rescale_(mean, std / float(stds.mean()))
+            head.bias += float(means.mean())
+
+
+def numbered(name: str, member: int) -> str:
+    """The name of a member's role, file or folder: the first one's is the plain name."""
+    if member == 0:
+        return name
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{member}{dot}{suffix}"
+
+
+@torch.no_grad()
+def score_rows(
+    score: Any,
+    rows: Sequence[Sequence[int]],
+    batch_size: int | MicroBatch,
+    device: str | torch.device,
+    scored: Callable[[int], None] = lambda rows: None,
+) -> Tensor:
+    """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M, N).
+    The host waits for the device once, at the end. Raises `StageError` when a score is not finite: everything
+    learnt from it would be NaN.
+
+    Args:
+        batch_size: rows scored at once, fewer where memory runs out.
+        scored: called with the number of rows of each batch.
+    """
+    if not rows:
+        return torch.zeros(0)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # those of like length need little padding
+    lengths_N = torch.tensor([len(rows[i]) for i in order], device=device)
+    found: list[Tensor] = []
+
+    def work(part: range) -> None:
+        ids, _ = pad([rows[order[k]] for k in part], 0, left=False)
+        found.append(score(ids.to(device), lengths_N[part.start : part.stop]).float())
+        scored(len(part))
+
+    MicroBatch.of(batch_size).each(range(len(order)), work)
+    sorted_N = torch.cat(found, -1).cpu()
+    scores = torch.empty_like(sorted_N)
+    scores[..., order] = sorted_N
+    if broken := int((~scores.isfinite()).sum()):
+        raise StageError(
+            f"the reward model gives {broken} of {scores.numel()} texts a score that is NaN or infinite",
+            where=str(getattr(score, "where", "reward model")),
+            mend="train or choose another reward model; if it computes in float16, hold it in float32 or bfloat16",
+        )
+    return scores
+
+
+def save(model: RewardEnsemble, out_dir: Path, base: Artifact, codec: Codec, golden: list[dict[str, Any]]) -> None:
+    """Writes the artifact. `golden` rows hold `ids` and `score` (an ensemble's: a list), to be reproduced by
+    `verify`."""
+    bank: Any = model.bank
+    for member, role in enumerate(model.roles):
+        if isinstance(bank, ActorBank):
+            save_adapter(bank.model, role, out_dir, numbered(ADAPTER, member))
+        else:
+            bank.models[role].save_pretrained(out_dir / MODEL)
+        bank.heads[role].save(out_dir / numbered(HEAD, member))
+    spec = {"base": base.fingerprint, "vocabulary": len(codec.tokenizer), "golden": golden}
+    (out_dir / SPEC).write_text(json.dumps(spec) + "\n", encoding="utf-8")
+
+
+def roles(reward: Artifact) -> list[str]:
+    """The roles of an artifact's members: `reward`, and `reward-1`, ... of an ensemble."""
+    return [numbered(ROLE, member) for member in range(1 + len(list(reward.path.glob(f"{ADAPTER}-*"))))]
+
+
+def load_members(reward: Artifact, model: PeftModel, device: str) -> dict[str, ScalarHead]:
+    """Loads every member's adapter into a peft model, where it is missing. Returns their heads by role."""
+    heads = {}
+    for member, name in enumerate(roles(reward)):
+        if name not in model.peft_config:
+            attach_adapter(model, reward.file(numbered(ADAPTER, member)), name)
+        heads[name] = ScalarHead.load(reward.file(numbered(HEAD, member))).to(device)
+    return heads
+
+
+def check_base(reward: Artifact, base: Artifact) -> None:
+    """Raises `StageError` when a reward model was trained on another base than the policy's."""
+    if reward.json(SPEC)["base"] != base.fingerprint:
+        raise StageError(
+            "the reward model was trained on another base model than the policy's",
+            where=str(reward.path),
+            mend="train a reward model on this base, or point ppo.reward_model at a sequence classifier",
+        )
+
+
+def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardEnsemble:
+    """The reward model of an artifact on its own, checked against its base and its golden scores."""
+    check_base(reward, base)
+    bank: Bank
+    if is_adapter(reward):
+        lm = attach_adapter(load_backbone(base, device), reward.file(ADAPTER), ROLE)
+        heads = load_members(reward, lm, device)
+        bank = ActorBank(lm.to(device), heads, ())
+    else:
+        heads = {ROLE: ScalarHead.load(reward.file(HEAD)).to(device)}
+        bank = FullBank({ROLE: load_full(base, reward.file(MODEL), device)}, heads, ())
+    model = RewardEnsemble(bank, list(heads))
+    verify(reward, model, device)
+    return model
+
+
+def golden_scores(model: Any, rows: Sequence[list[int]], device: str | torch.device) -> list[dict[str, Any]]:
+    """Rows with the score that the model gives each, or each member of an ensemble: what `verify` reproduces."""
+    if not rows:
+        return []
+    scores = score_rows(model.members, rows, len(rows), device).T.tolist()
+    return [
+        {"ids": row, "score": found if len(found) > 1 else found[0]}
+        for row, found in zip(rows, scores, strict=True)
+    ]
+
+
+def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
+    """Scores the fingerprint's texts again, by every member; returns the largest deviation, in units of the score.
+    Raises `StageError` when rounding does not explain it (`stages.models.precision`)."""
+    golden = reward.json(SPEC)["golden"]
+    if not golden:
+        return 0.0
+    scores = score_rows(model.members, [row["ids"] for row in golden], len(golden), device).T
+    expected = torch.tensor([row["score"] for row in golden]).reshape(scores.shape)
+    # A GPU may compute float32 products in TF32.
+    strict = str(device) == "cpu" and exact(getattr(model, "bank", model))
+    unit = max(1.0, float(expected.abs().max()))
+    members = [Deviation.between(*columns) for columns in zip(scores.T, expected.T, strict=True)]
+    for deviation in members:
+        if not deviation.is_rounding(strict, unit):
+            raise StageError(
+                f"the reward model does not give the scores it was stored with: {deviation}",
+                where=str(reward.path),
+                mend="the files or the base changed since; train the reward model again",
+            )
+    return max(deviation.largest for deviation in members)

@@ -1,0 +1,263 @@
+"""Optimizer steps of a Hugging Face `Trainer` that do not depend on how the work is divided.
+
+A step is over the same examples, with the same weights, whether they go through the model at once, in
+micro-batches, or on several processes. accelerate's own sharding fills up an epoch's last batch with examples from
+its beginning and averages over processes whatever they held; this does neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from pipeline.errors import StageError
+from stages.models.microbatch import MicroBatch
+from stages.models.precision import computing
+from stages.training.distributed import World
+from stages.training.loss_scale import LossScale, needs_loss_scale
+from stages.training.sharded import ShardedTrainer
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """This process's share of each optimizer step's examples, as indices. A share may be empty.
+
+    The random order is that of accelerate's `SeedableRandomSampler`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        seed: int,
+        world: World,
+        *,
+        lengths: Sequence[int] | None,
+        shuffle: bool,
+        drop: bool,
+    ) -> None:
+        self.count, self.size, self.seed, self.world = count, size, seed, world
+        self.lengths, self.shuffle, self.drop, self.epoch = lengths, shuffle, drop, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count // self.size if self.drop else -(-self.count // self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if self.lengths is not None:
+            order = list(LengthGroupedSampler(self.size, lengths=list(self.lengths), generator=generator))
+        elif self.shuffle:
+            order = torch.randperm(self.count, generator=generator).tolist()
+        else:
+            order = list(range(self.count))
+        for step in range(len(self)):
+            chosen = order[step * self.size : (step + 1) * self.size]
+            yield [chosen[i] for i in self.world.mine(len(chosen)).tolist()]
+
+
+class _Loader(DataLoader[Any]):
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class GlobalBatchTrainer(ShardedTrainer):
+    """A Trainer, or with another one as the second base class that one, whose steps are over `GlobalBatches`.
+
+    Attributes:
+        micro: the examples that go through the model at once. To be set before training.
+        scale: of the loss, for a model with weights in float16.
+    """
+
+    micro: MicroBatch
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.world = World()
+        if self.accelerator.num_processes != self.world.size:
+            raise StageError(
+                f"{self.world.size} processes share this stage, and the trainer sees "
+                f"{self.accelerator.num_processes}",
+                mend="report this with the recipe",
+            )
+        # Gradients are summed here, once a step: DDP would average them, and cannot take back a part.
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        learner: Any = self.model
+        self.scale, backward = LossScale(needs_loss_scale(learner)), self.accelerator.backward
+        self.accelerator.backward = lambda loss, **kwargs: backward(self.scale(loss), **kwargs)
+
+    # --- The examples of a step ---
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        dataset: Any = self.train_dataset
+        if hasattr(dataset, "column_names"):
+            dataset = self._remove_unused_columns(dataset, description="training")
+        args, strategy = self.args, self.args.train_sampling_strategy
+        if strategy not in ("random", "sequential", "group_by_length"):
+            raise StageError(
+                f"train_sampling_strategy: {strategy} is not supported",
+                mend="use random, sequential or group_by_length",
+            )
+        batches = GlobalBatches(
+            len(dataset),
+            args.per_device_train_batch_size,
+            args.seed if args.data_seed is None else args.data_seed,
+            self.world,
+            lengths=[self.length(row) for row in dataset] if strategy == "group_by_length" else None,
+            shuffle=strategy == "random",
+            drop=args.dataloader_drop_last,
+        )
+        return _Loader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=list,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            in_order=args.dataloader_in_order,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """All of the held-out examples on every process: accelerate's shares would weigh them in another way."""
+        self.accelerator.prepare = lambda loader: loader
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            del self.accelerator.prepare
+
+    def length(self, example: Any) -> int:
+        """Tokens of an example."""
+        return len(example["input_ids"])
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        examples = next(epoch_iterator)
+        return [examples], self.world.sum(self.count(examples).to(device))
+
+    def count(self, examples: list[Any]) -> Tensor:
+        """What the loss of a step is divided by: here the labels of its examples."""
+        if not examples:
+            return torch.tensor(0.0)
+        here = self._get_num_items_in_batch([self.data_collator(examples)], torch.device("cpu"))
+        return torch.as_tensor(here).float()
+
+    # --- The step ---
+
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Around every forward pass: that of the model, not of accelerate's settings."""
+        return computing(self.model)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Gradients of a whole step, over all micro-batches and processes; returns its loss."""
+        learner: Any = self.model  # not `model`, which may come wrapped
+        parameters = [p for p in learner.parameters() if p.requires_grad]
+
+        def work(size: int | None) -> Tensor:
+            total = torch.zeros((), device=self.args.device)
+            for start in range(0, len(inputs), size or len(inputs)):
+                part = self.data_collator(inputs[start : start + (size or len(inputs))])
+                total += super(GlobalBatchTrainer, self).training_step(learner, part, num_items_in_batch)
+            return total
+
+        def undo() -> None:
+            for parameter in parameters:
+                parameter.grad = None
+
+        made = -(-len(inputs) // (self.micro.size or max(1, len(inputs))))
+        most = made if self.shards is None else self.world.most(made)
+        loss = self.micro.run(work, len(inputs), undo) if inputs else torch.zeros((), device=self.args.device)
+        if most > made:
+            self.pass_idly(learner, most - made)
+        self.world.sum_gradients(parameters)
+        self._unscale(parameters)
+        return self.world.sum(loss)
+
+    def _unscale(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Takes the loss scale out of the gradients, and all gradients away where one overflowed: without any the
+        optimizer's step changes nothing."""
+        if not self.scale.active:
+            return
+        self.scale.unscale_(parameters)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = bool(norm.isfinite())
+        if self.scale.skips(finite):
+            for parameter in parameters:
+                parameter.grad = None
+        elif not finite:
+            raise StageError(
+                f"the gradient is {float(norm)} at step {self.state.global_step + 1}",
+                mend="lower trainer.learning_rate, or use base.dtype: float32",
+            )
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    # --- What a checkpoint of transformers leaves out ---
+
+    def running_state(self) -> dict[str, Any]:
+        """Sums behind the logged numbers, and the micro-batch that was found: JSON values."""
+        return {
+            "loss": float(self._tr_loss),
+            "total_loss": self._total_loss_scalar,
+            "logged_at": self._globalstep_last_logged,
+            "micro_batch": self.micro.state_dict(),
+            "loss_scale": self.scale.state_dict(),
+        }
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        self._tr_loss.fill_(state["loss"])
+        self._total_loss_scalar = state["total_loss"]
+        self._globalstep_last_logged = state["logged_at"]
+        self._initial_global_step = 0  # the mean loss is over the whole training, not over this process's part
+        self.micro.load_state_dict(state["micro_batch"])
+        if "loss_scale" in state:  # not in a checkpoint of before there was one
+            self.scale.load_state_dict(state["loss_scale"])
+
+
+class TrlTrainer(GlobalBatchTrainer):
+    """The same for trl's trainers, one of which is the second base class: their metrics, too, are those of whole
+    steps."""
+
+    _metrics: Any
+    _total_train_tokens: int
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        # trl gathers its metrics in every pass, and processes need not make equally many: `log` does it instead.
+        self.accelerator.gather_for_metrics = self.accelerator.gather = lambda values: values
+        before = self._total_train_tokens
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        del self.accelerator.gather_for_metrics, self.accelerator.gather
+        seen = torch.tensor(self._total_train_tokens - before)
+        self._total_train_tokens = before + int(self.world.sum(seen))
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        learner: Any = self.model
+        if learner.training and self.world.size > 1:
+            # A process that had no share of the steps since the last time has nothing to say.
+            everywhere = self.world.together([dict(self._metrics["train"])], self.world.size)
+            for name in {name for there in everywhere for name in there}:
+                self._metrics["train"][name] = [number for there in everywhere for number in there.get(name, [])]
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        super().log(logs, start_time)
+
+    def running_state(self) -> dict[str, Any]:
+        own = {"metrics": self._metrics["train"], "tokens": self._total_train_tokens}
+        return super().running_state() | own
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        super().load_running_state(state)
+        self._metrics["train"].update(state["metrics"])
+        self._total_train_tokens = state["tokens"]

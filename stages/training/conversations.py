@@ -1,0 +1,80 @@
+"""What the policy's chat template and tokenizer make of the data, found out before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from data.schema import Message
+from pipeline.engine.stage import Artifact, Metrics
+from pipeline.errors import DataError
+from stages.models.templates import Refused, fold
+from stages.models.text import Codec
+
+
+def check_conversations(data: Artifact, codec: Codec, say: Callable[[str], None]) -> Metrics:
+    """Renders every prompt of the `data` artifact, whichever table it is from. Raises `DataError` that names the
+    first row that the chat template refuses.
+
+    Returns, and says where it is not zero, how many prompts and answers spell a control token
+    (`texts_with_control_tokens`) and how many answers spell a stop token at their end (`answers_with_stop_token`).
+    """
+    first: tuple[dict[str, Any], Refused] | None = None
+    count = refused = spelled = stopped = 0
+    for row in data.jsonl("prompts.jsonl"):
+        count += 1
+        spelled += any(codec.control.spelled(codec.cleaned(message)["content"]) for message in row["prompt"])
+        try:
+            codec.template.render(row["prompt"], generation=True)
+        except Refused as error:
+            refused += 1
+            first = first or (row, error)
+    if first is not None:
+        raise _refusal(*first, f"{refused:,} of {count:,}", data, codec)
+    for text in _answers(data):
+        kept = codec.without_stop(text)
+        stopped += kept != text
+        spelled += codec.control.spelled(kept)
+    if stopped:
+        say(f"{stopped:,} answers spell a stop token at their end, which is removed")
+    if spelled:
+        how = "text" if codec.literal else "the tokens"
+        say(f"{spelled:,} prompts and answers spell control tokens, read as {how} (base.control_tokens)")
+    return {"texts_with_control_tokens": spelled, "answers_with_stop_token": stopped}
+
+
+def _answers(data: Artifact) -> Iterator[str]:
+    for row in data.jsonl("demonstrations.jsonl"):
+        yield row["completion"]
+    if (data.path / "rankings.jsonl").exists():
+        for row in data.jsonl("rankings.jsonl"):
+            yield from row["completions"]
+
+
+def _refusal(row: dict[str, Any], error: Refused, share: str, data: Artifact, codec: Codec) -> DataError:
+    prompt, table = row["prompt"], row.get("table", "prompts")
+    source = data.metrics.get(f"source_{table}", f"generated {table}")
+    return DataError(
+        f"the chat template refuses {share} prompts. Its words: {error.words}",
+        where=f"{source}, row {row.get('row', 0)} (data.{table}): {', '.join(m['role'] for m in prompt)}",
+        mend=_way_out(prompt, codec),
+    )
+
+
+def _way_out(prompt: list[Message], codec: Codec) -> str:
+    def takes(messages: list[Message]) -> bool:
+        try:
+            codec.template.as_given(messages, generation=True)
+        except Refused:
+            return False
+        return True
+
+    other = "or choose another base.chat_template"
+    if not takes(fold(prompt, system=not codec.template.takes_system)):
+        return f"remove such rows, {other}"
+    if takes([message for message in prompt if message["role"] != "system"]):
+        return (
+            "set base.fold_turns: true, which puts system text before the first user turn; or remove data.system "
+            f"and the system turns, {other}"
+        )
+    return f"set base.fold_turns: true, which joins consecutive turns of one role; or remove such rows, {other}"
