@@ -89,7 +89,7 @@ slow: venv ## run the slow tests
 
 gpu: venv ## run the tests of a CUDA device, and the table of docs/gpu.md
 	@$(VENV)/bin/python -m pytest tests/gpu
-	@$(VENV)/bin/python tests/bench/gpu.py --out $(or $(OUT),.)
+	@$(VENV)/bin/python benchmarks/gpu.py --out $(or $(OUT),.)
 
 lint: venv ## ruff
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -21,10 +21,11 @@ def main() -> None:
     os.environ["ACCELERATE_TORCH_DEVICE"] = install()
     sys.path.insert(0, str(ROOT))
 
-    import pipeline.__main__ as command_line
+    import stages.__main__ as command_line
     from pipeline.engine import runner
+    from stages import commands
 
-    command_line.resolve = runner.resolve = lambda loaded: NAME  # type: ignore[attr-defined]
+    commands.resolve = runner.resolve = lambda loaded: NAME  # type: ignore[attr-defined]
     sys.argv = ["tutelage", *arguments]
     code = 1
     try:

@@ -1,7 +1,7 @@
 """The stages' phases, each with what is in memory at its worst moment, by component.
 
 This follows the code: who loads what (stages/models/adapters.py, stages/ppo/roles.py), who lets go when
-(stages/ppo/trainer.py, stages/training/batches.py). A change of either belongs here too; tests/bench/memory_plan.py
+(stages/ppo/trainer.py, stages/training/batches.py). A change of either belongs here too; benchmarks/memory_plan.py
 tells.
 """
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS / "stages"), str(TESTS / "invariants")]  # tiny.py, ppo_case.py
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

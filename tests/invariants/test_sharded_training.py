@@ -12,8 +12,8 @@ from test_shared_training import folder  # noqa: F401 (a fixture)
 from torch.distributed.tensor import DTensor
 
 from pipeline.engine.processes import Ranks
+from stages.training import batches
 from stages.training.distributed import World
-from stages.training.trainer import batches
 
 BATCH = {"sft": 5, "reward": 3, "dpo": 5}
 # Steps of five (three) among two processes, two at once: unequal passes; of an epoch's last step one has no share.

@@ -2,17 +2,12 @@
 
 import os
 import socket
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 import torch.multiprocessing as mp
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
-
-import tiny
 from safetensors.torch import load_file
 
 from pipeline.config.dpo import DPOConfig
@@ -23,8 +18,8 @@ from pipeline.engine.runner import Silent
 from pipeline.engine.stage import RunContext
 from stages import dpo, sft
 from stages.reward import stage as reward
+from stages.training import batches
 from stages.training.distributed import World
-from stages.training.trainer import batches
 
 # 16 demonstrations in steps of five, and 8 prompts in steps of three: the last step of an epoch is a short one, of
 # which a second process has no share at all.

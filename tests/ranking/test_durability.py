@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 from ranking_site import Client
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"person-{i}" for i in range(8)]
 ITEMS, KILLS = 625, 10
 
@@ -33,7 +33,7 @@ class Server:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
         self.log = folder / "log"
-        self.command = [sys.executable, "-m", "pipeline", "annotate", str(folder / "items.jsonl")]
+        self.command = [sys.executable, "-P", "-m", "stages", "annotate", str(folder / "items.jsonl")]
         self.command += ["--out", str(folder / "out.jsonl"), "--annotators", ",".join(NAMES)]
         self.command += ["--overlap", str(len(NAMES)), "--port", str(self.port)]
 

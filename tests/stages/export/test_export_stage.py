@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import small
 import torch
+from repository import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.export import ExportConfig
@@ -23,7 +24,6 @@ from stages.export import checkpoints, gguf_file, stage
 from stages.models.adapters import causal_lm, load_policy
 from stages.models.quantization import grids, qat
 
-ROOT = Path(__file__).resolve().parents[3]
 IDS = torch.arange(5, 25)[None]
 Export = Callable[..., tuple[dict[str, Any], Path, dict[str, Any]]]
 

@@ -1,0 +1,625 @@
+#!/usr/bin/env python
+"""What is claimed of a GPU, tried on one: a table for docs/gpu.md, in at most eight minutes.
+
+    python benchmarks/gpu.py [--out FOLDER] [--seconds 480] [--only pipeline decoding ...]
+
+The steps come in the order of their value. Each runs in a process of its own, with a time limit; one that fails or
+hangs costs its own rows only. The next step's process imports its libraries meanwhile. Rows are written to
+FOLDER/gpu.md as they come. Without CUDA every step runs on the CPU with tiny shapes, which tries the script out and
+measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
+
+from pipeline.engine import environment
+
+environment.prepare()
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers.utils import logging as transformers_logging
+
+from stages.export.checkpoints import save_nf4
+from stages.models.actor import Actor
+from stages.models.bank import ActorBank
+from stages.models.heads import ScalarHead
+from stages.models.loading import load_causal_lm
+from stages.models.microbatch import MicroBatch
+from stages.models.quantization import grids
+from stages.ppo.losses import policy_loss
+from stages.sampling import episodes as trajectory
+from stages.sampling.episodes import Episodes
+from stages.sampling.sampler import Record, generate
+from stages.training.optimizers import adamw
+
+Rows = Iterator[tuple[str, str]]
+"""What was tried, and what came of it."""
+
+ONE: dict[str, Any] = {
+    "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
+    "max_position_embeddings": 4096, "initializer_range": 0.02,
+}  # fmt: skip
+"""The shape of Llama-3.2-1B."""
+EIGHT = ONE | {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+"""The shape of Llama-3.1-8B."""
+TINY = ONE | {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+STEPS: dict[str, tuple[Callable[[], Rows], float]] = {}
+"""Name -> the step, and its limit in seconds, its imports included."""
+
+
+def step(limit: float) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
+    def register(function: Callable[[], Rows]) -> Callable[[], Rows]:
+        STEPS[function.__name__] = (function, limit)
+        return function
+
+    return register
+
+
+# --- What the steps share ---------------------------------------------------------------------------------------
+
+
+def shape(values: dict[str, Any]) -> dict[str, Any]:
+    return values if CUDA else TINY
+
+
+def model(values: dict[str, Any], kind: Any = LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> Any:
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        made: Any = AutoModelForCausalLM.from_config(kind(**shape(values)), dtype=dtype)
+    return made.eval().requires_grad_(False)
+
+
+def bank(lm: Any) -> ActorBank:
+    """Reference and policy, with a value head on the policy's trunk."""
+
+    def lora() -> LoraConfig:
+        return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+    made = get_peft_model(lm, lora(), adapter_name="reference")
+    made.add_adapter("policy", lora())
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.01)
+    width = lm.config.hidden_size
+    return ActorBank(made.to(DEVICE), {"policy": ScalarHead(width).to(DEVICE)}, ["policy"])
+
+
+def texts(count: int, length: int, vocabulary: int) -> list[list[int]]:
+    return [torch.randint(3, vocabulary, (length - i % 7,)).tolist() for i in range(count)]
+
+
+def episodes(count: int, prompt: int, response: int, vocabulary: int) -> Episodes:
+    asked, answers = texts(count, prompt, vocabulary), texts(count, response, vocabulary)
+    return Episodes.build(asked, answers, {1}, 0, DEVICE)
+
+
+def wait() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], Any], times: int) -> float:
+    """Of one call, after a first that is not counted."""
+    work()
+    wait()
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait()
+    return (time.perf_counter() - start) / times
+
+
+def fresh() -> None:
+    if CUDA:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> str:
+    return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if CUDA else "not measured"
+
+
+@contextlib.contextmanager
+def synchronisations() -> Iterator[list[str]]:
+    """The places where the host waits for the device, as PyTorch warns of them."""
+    found: list[str] = []
+    if not CUDA:
+        yield found
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found += [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+
+
+def counted(places: Sequence[str]) -> str:
+    if not CUDA:
+        return "not counted"
+    common = {place: places.count(place) for place in sorted(set(places), key=places.count, reverse=True)[:3]}
+    return f"{len(places)} ({', '.join(f'{place} x{n}' for place, n in common.items())})" if places else "0"
+
+
+# --- The steps --------------------------------------------------------------------------------------------------
+
+RECIPE = """\
+extends: [{root}/recipes/quickstart.yaml]
+name: gpu
+base:
+  pretrain: {{corpus: {{size: 400}}, num_hidden_layers: 2, hidden_size: 64, intermediate_size: 128,
+             trainer: {{num_train_epochs: 1}}}}
+data: {{demonstrations: {{size: 400}}}}
+sft: {{trainer: {{max_steps: 8}}}}
+collect: {{num_prompts: 60, eval_prompts: 20}}
+reward: {{trainer: {{max_steps: 8}}, gate: null}}
+ppo: {{total_episodes: 128, batch_size: 64, eval_prompts: 8, eval_updates: 1}}
+eval: {{num_prompts: 16}}
+export: {{num_prompts: 8, formats: [safetensors, nf4, gguf_q4_0]}}
+dpo: {{enabled: true, trainer: {{max_steps: 3}}}}
+"""
+
+VARIANTS = {
+    "float32, base to export": ("export", "base.dtype=float32"),
+    "bfloat16, base to export": ("export", "base.dtype=bfloat16"),
+    "bfloat16, value adapter, ptx, checkpointing, micro-batches of 8": (
+        "ppo", "base.dtype=bfloat16 ppo.value=adapter ppo.ptx_coef=0.1 ppo.gradient_checkpointing=true "
+        "ppo.micro_batch_size=8",
+    ),
+    "bfloat16, full fine-tuning": ("dpo", "base.dtype=bfloat16 sft.lora=null reward.lora=null"),
+    "NF4": ("export", "base.dtype=bfloat16 base.quantization=nf4 export.formats=null export.dtype=float32"),
+    "int8": ("ppo", "base.dtype=bfloat16 base.quantization=int8 export.formats=null"),
+    "QAT to Q4_0": ("export", "base.dtype=float32 base.quantization={qat: q4_0} export.formats=[gguf_q4_0]"),
+    "bfloat16, ensemble of two, two rounds": ("ppo-2", "base.dtype=bfloat16 reward.ensemble=2 rounds=2"),
+}  # fmt: skip
+"""Runs of the command line: where each ends, and its values. Each checks by itself that the ratio is one at each
+update's first step, that KL is zero at the start, that stored scores and log-probs are reproduced, and that frozen
+roles do not change."""
+
+
+@step(240)
+def pipeline() -> Rows:
+    """A tiny recipe through the command line, in several ways at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "gpu.yaml"
+        recipe.write_text(RECIPE.format(root=ROOT))
+        running = {}
+        for number, (name, (until, values)) in enumerate(VARIANTS.items()):
+            if not CUDA and number > 1:
+                break
+            log = (Path(folder) / f"{number}.log").open("w+")
+            command = [sys.executable, "-P", "-m", "stages", "run", until, "--recipe", str(recipe), "--runs",
+                       f"{folder}/{number}", "--set", values]  # fmt: skip
+            environ = os.environ | {
+                "OMP_NUM_THREADS": "2",
+                "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+            }
+            process = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT)
+            running[name] = (process, log, time.perf_counter())
+        for name, (process, log, start) in running.items():
+            try:
+                code = process.wait(timeout=max(1.0, 230 - (time.perf_counter() - start)))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = -9
+            log.seek(0)
+            lines = [line for line in log.read().splitlines() if line.strip()]
+            last = next((line for line in reversed(lines) if "ppo" in line and "kl" in line), "")
+            told = f"finishes; {last[9:]}" if code == 0 else f"**exit {code}**: {' / '.join(lines[-6:])}"
+            yield f"pipeline: {name}", told
+
+
+@step(60)
+def passes() -> Rows:
+    """Which pass is used in bfloat16, and how far it is from the model's own."""
+    for name, kind in (("Llama 1B", LlamaConfig), ("Qwen3 1B", Qwen3Config)):
+        lm = model(ONE, kind)
+        actor = Actor(lm)
+        ids = torch.randint(3, lm.config.vocab_size, (2, 64), device=DEVICE)
+        with torch.no_grad():
+            theirs = lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
+            ours = actor.hidden(ids).float()
+        off = float((ours - theirs).norm() / theirs.norm())
+        yield f"pass of {name}, bfloat16", f"{'fast' if actor._plain else 'the model’s own'}, rms {100 * off:.2f} %"
+        del lm, actor
+        fresh()
+
+
+@step(90)
+def decoding() -> Rows:
+    """The rollout loop, and one step of the fast pass alone."""
+    for name, values, rows in (("1B", ONE, 32), ("1B", ONE, 128), ("8B", EIGHT, 64)):
+        lm = model(values)
+        vocabulary, tokens, rows = lm.config.vocab_size, (48 if CUDA else 6), (rows if CUDA else 3)
+        roles = bank(lm)
+        asked, uniform = texts(rows, 128 if CUDA else 9, vocabulary), torch.rand(rows, tokens)
+        with roles.active("policy", decode=True) as actor:
+
+            def sample(actor: Actor = actor, asked: Any = asked, uniform: Any = uniform) -> None:
+                generate(actor, asked, uniform, temperature=1.0, stop_ids={1}, pad_id=0)
+
+            took = seconds(sample, 1)
+            with synchronisations() as places:
+                sample()
+        yield (
+            f"decoding {name}, LoRA, bfloat16, batch {rows}, 128 + {tokens} tokens",
+            f"{rows * tokens / took:,.0f} tokens/s, {1e3 * took / tokens:.1f} ms per step, peak {peak()}, "
+            f"synchronisations {counted(places)}",
+        )
+        del roles, lm, actor, sample
+        fresh()
+
+
+@step(60)
+def training() -> Rows:
+    """A policy step: time, utilisation, memory, and whether the host waits inside a micro-batch."""
+    for checkpointing in (False, True):
+        roles = bank(model(ONE))
+        if checkpointing:
+            from stages.models.bank import checkpoint_activations
+
+            checkpoint_activations(roles)
+        count = 16 if CUDA else 2
+        batch = episodes(count, 256 if CUDA else 12, 128 if CUDA else 8, roles.model.config.vocab_size)
+        tokens = int(batch.lengths_B.sum())
+        weights = sum(p.numel() for p in roles.model.parameters() if p.dtype == torch.bfloat16)
+
+        def work(roles: ActorBank = roles, batch: Episodes = batch) -> None:
+            with roles.active("policy", train=True) as actor:
+                for _, part in batch.micro_batches(torch.arange(len(batch)), None):
+                    hidden = actor.hidden(part.ids_BL)
+                    logp, _ = trajectory.logprobs(
+                        actor, part, hidden, temperature=1.0, chunk_size=None, entropy=False
+                    )
+                    loss = policy_loss(
+                        logp, logp.detach(), torch.ones_like(logp), part.mask_BT, count=100.0, cliprange=0.2
+                    )
+                    loss.loss.backward()
+
+        fresh()
+        took = seconds(work, 3)
+        with synchronisations() as places:
+            work()
+        yield (
+            f"policy step, 1B, {tokens} tokens{', checkpointing' if checkpointing else ''}",
+            f"{1e3 * took:.0f} ms, {4 * weights * tokens / took / 1e12:.0f} TFLOP/s, peak {peak()}, "
+            f"synchronisations {counted(places)}",
+        )
+        del roles, batch, work
+        fresh()
+
+
+@step(40)
+def attention() -> Rows:
+    """Memory of the fast pass where cuDNN's attention is not chosen, as on consumer cards."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    for dtype in (torch.bfloat16, torch.float32):
+        roles = bank(model(ONE | {"num_hidden_layers": 2, "vocab_size": 1024}, dtype=dtype))
+        rows, length = (32, 384) if CUDA else (2, 12)
+        ids = torch.randint(3, 500, (rows, length), device=DEVICE)
+
+        def full(roles: ActorBank = roles, ids: Any = ids) -> None:
+            with roles.active("policy", train=True) as actor:
+                actor.hidden(ids).float().sum().backward()
+
+        def sample(roles: ActorBank = roles, rows: int = rows, length: int = length) -> None:
+            with roles.active("policy", decode=True) as actor:
+                asked = texts(rows, length, 500)
+                generate(actor, asked, torch.rand(rows, 4), temperature=1.0, stop_ids={1}, pad_id=0)
+
+        for name, work in (("training", full), ("decoding", sample)):
+            for kernels in ("PyTorch's choice", "without cuDNN"):
+                chosen = contextlib.nullcontext()
+                if kernels != "PyTorch's choice":
+                    chosen = sdpa_kernel(
+                        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+                    )
+                fresh()
+                with chosen:
+                    took = seconds(work, 3)
+                yield (
+                    f"two layers of 1B, {rows} x {length}, {str(dtype)[6:]}, {name}, {kernels}",
+                    f"{1e3 * took:.1f} ms, peak {peak()}",
+                )
+        del roles, full, sample
+        fresh()
+
+
+@step(60)
+def mismatch() -> Rows:
+    """Log-probs as sampled against those of a pass over the finished sequences, and of other micro-batches."""
+    lm = model(ONE)
+    vocabulary = lm.config.vocab_size
+    roles = bank(lm)
+    rows, tokens = (16, 32) if CUDA else (3, 5)
+    asked, uniform = texts(rows, 64, vocabulary), torch.rand(rows, tokens)
+    with roles.active("policy", decode=True) as actor:
+        record = Record.empty((rows, tokens), DEVICE)
+        answers = generate(actor, asked, uniform, temperature=1.0, stop_ids={1}, pad_id=0, record=record)
+    batch = Episodes.build(asked, answers, {1}, 0, DEVICE)
+    found = []
+    with roles.active("policy") as actor:
+        for size in (rows, 2):
+            logps = torch.zeros(batch.mask_BT.shape, device=DEVICE)
+            for part_rows, part in batch.micro_batches(torch.arange(rows), size):
+                logps[part_rows] = trajectory.logprobs(
+                    actor, part, actor.hidden(part.ids_BL), temperature=1.0, chunk_size=None, entropy=False
+                )[0]
+            found.append(logps)
+    off = (found[0] - record.logp_BT[:, : found[0].shape[1]])[batch.mask_BT]
+    parts = (found[0] - found[1])[batch.mask_BT]
+    yield (
+        "rollout against recomputed log-probs, 1B bfloat16",
+        f"std {float(off.std()):.4f} nats, k3 {float((off.exp() - 1 - off).mean()):.5f}",
+    )
+    yield (
+        "micro-batches of 2 against 16, the same",
+        f"std {float(parts.std()):.4f} nats, largest {float(parts.abs().max()):.3f}",
+    )
+
+
+@step(60)
+def quantisation() -> Rows:
+    """NF4 and int8 layers, the grids of quantisation-aware training, and what export writes."""
+    import tiny
+
+    weight = torch.randn(256, 256) * 0.02
+    for name in grids.GRIDS:
+        here, there = grids.onto(name, weight.to(DEVICE)).cpu(), grids.onto(name, weight)
+        differ, off = int((here != there).sum()), float((here - there).abs().max() / there.abs().max())
+        yield (
+            f"grid {name} on the card against the CPU",
+            f"{differ} of {weight.numel()} weights differ, by at most {off:.1e} of the largest",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        values = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
+        tiny.lm(**values).save_pretrained(f"{folder}/full")
+        save_nf4(Path(folder) / "full", Path(folder) / "nf4", "float32")
+        read = AutoModelForCausalLM.from_pretrained(f"{folder}/nf4", device_map={"": DEVICE})
+        full = AutoModelForCausalLM.from_pretrained(f"{folder}/full")
+        differ, total = 0, 0
+        whole = dict(read.dequantize().named_parameters())
+        for name, parameter in full.named_parameters():
+            if "proj" in name:
+                differ += int((whole[name].detach().float().cpu() != grids.onto("nf4", parameter.detach())).sum())
+                total += parameter.numel()
+        yield (
+            "NF4 file read on the card against the grid that QAT trains for",
+            f"{differ} of {total} weights differ",
+        )
+        for kind in ("nf4", "int8"):
+            lm = load_causal_lm(f"{folder}/full", DEVICE, dtype="bfloat16", quantization=kind)
+            roles = bank(lm)
+            ids = torch.randint(5, 40, (2, 16), device=DEVICE)
+            with roles.active("policy", train=True) as actor:
+                actor.hidden(ids).float().pow(2).mean().backward()
+            norms = [float(p.grad.norm()) for p in roles.parameters_of("policy") if p.grad is not None]
+            yield f"{kind} layers with LoRA", f"{sum(n > 0 for n in norms)} of {len(norms)} gradients are not zero"
+
+
+@step(30)
+def memory() -> Rows:
+    """When memory runs out."""
+    if CUDA:
+        torch.cuda.set_per_process_memory_fraction(0.02)
+    said: list[str] = []
+    done: list[int] = []
+
+    def work(rows: Any) -> None:
+        if CUDA:
+            torch.empty(len(rows) * 2**28, device=DEVICE).sum().item()
+        elif len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        done.extend(rows)
+
+    MicroBatch(64, "the pass", said.append).each(list(range(64)), work)
+    yield "64 rows of 1 GiB under a limit of 2 % of the card", f"{len(done)} rows done; {'; '.join(said)}"
+
+
+@step(40)
+def optimizers() -> Rows:
+    """A step, saved, loaded, another step: equal to two steps."""
+    for kind in ("adamw", "adamw_8bit", *(("paged_adamw_8bit",) if CUDA else ())):
+        ends = []
+        for reloads in (False, True):
+            torch.manual_seed(0)
+            parameter = torch.nn.Parameter(torch.randn(128, 128, device=DEVICE))
+            values = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+            optimizer = adamw(kind, [parameter], DEVICE, **values)
+            for number in range(2):
+                parameter.grad = torch.randn(128, 128, device=DEVICE, generator=_seeded(number))
+                optimizer.step()
+                if reloads and number == 0:
+                    with tempfile.NamedTemporaryFile() as file:
+                        torch.save(optimizer.state_dict(), file.name)
+                        state = torch.load(file.name, map_location="cpu", weights_only=True)
+                    optimizer = adamw(kind, [parameter], DEVICE, **values)
+                    optimizer.load_state_dict(state)
+            ends.append(parameter.detach().clone())
+        yield (
+            f"{kind}: saved and loaded between two steps",
+            f"largest difference {float((ends[0] - ends[1]).abs().max()):.1e}",
+        )
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator(device=DEVICE).manual_seed(seed)
+
+
+@step(60)
+def resume() -> Rows:
+    """An update from a checkpoint against the same update without one."""
+    import copy
+
+    import ppo_case
+    import tiny
+
+    def make() -> Any:
+        made = tiny.lora_bank(value="trunk", seed=2).to(DEVICE)
+        return ppo_case.make(bank=made, value="trunk", device=DEVICE)
+
+    trainer = make()
+    trainer.step()
+    state = copy.deepcopy(trainer.state_dict())
+    trainer.step()
+    again = make()
+    again.load_state_dict(state)
+    again.step()
+    off = [
+        float((a - b).abs().max())
+        for a, b in zip(
+            trainer.bank.state_of("policy").values(), again.bank.state_of("policy").values(), strict=True
+        )
+    ]
+    yield "PPO update from a checkpoint against none", f"largest difference of a weight {max(off):.1e}"
+
+
+@step(30)
+def group() -> Rows:
+    """A process group as the pipeline makes it, of one process."""
+    import torch.distributed as dist
+
+    backend = "cpu:gloo,cuda:nccl" if CUDA else "gloo"
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group(backend, store=dist.FileStore(f"{folder}/store", 1), rank=0, world_size=1)
+        here, there = torch.ones(3), torch.ones(3, device=DEVICE)
+        dist.all_reduce(here)
+        dist.all_reduce(there)
+        dist.barrier()
+        dist.destroy_process_group()
+    yield f"process group, {backend}", f"sums {here.tolist()} and {there.tolist()}"
+
+
+@step(60)
+def peers() -> Rows:
+    """The same 1B by `generate` of transformers, without LoRA."""
+    lm = model(ONE)
+    rows, tokens = (32, 48) if CUDA else (2, 5)
+    ids = torch.randint(3, lm.config.vocab_size, (rows, 128 if CUDA else 9), device=DEVICE)
+    for cache in ("dynamic", "static") if CUDA else ("dynamic",):
+        values: dict[str, Any] = {"cache_implementation": "static"} if cache == "static" else {}
+
+        def sample(values: Any = values) -> None:
+            lm.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=True, min_new_tokens=tokens,
+                max_new_tokens=tokens, pad_token_id=0, **values,
+            )  # fmt: skip
+
+        took = seconds(sample, 1)
+        yield (
+            f"generate of transformers, {cache} cache{', compiled' if cache == 'static' else ''}, batch {rows}",
+            f"{rows * tokens / took:,.0f} tokens/s, {1e3 * took / tokens:.1f} ms per step",
+        )
+
+
+# --- Running them -----------------------------------------------------------------------------------------------
+
+
+def _card() -> str:
+    """In words."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        card = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        card = "no GPU: every step in miniature on the CPU"
+    from importlib.metadata import version
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "trl", "bitsandbytes"))
+    return f"{card}; torch {torch.__version__}, {packages}, Python {sys.version.split()[0]}"
+
+
+def _run(name: str, queue: Any, turn: Any) -> None:
+    warnings.simplefilter("ignore")
+    transformers_logging.set_verbosity_error()
+    turn.wait()
+    try:
+        for row in STEPS[name][0]():
+            queue.put(row)
+    except BaseException as error:
+        traceback.print_exc()
+        queue.put((name, f"**failed**: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--seconds", type=float, default=480.0)
+    parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    given = parser.parse_args()
+    end = time.monotonic() + given.seconds
+    # Not forked: a library may have initialised CUDA as it was imported, and a fork cannot do it again.
+    spawn = multiprocessing.get_context("spawn")
+
+    def prepared(name: str) -> tuple[Any, Any, Any]:
+        queue, turn = spawn.Queue(), spawn.Event()
+        process = spawn.Process(target=_run, args=(name, queue, turn), daemon=True)
+        process.start()
+        return process, queue, turn
+
+    with (given.out / "gpu.md").open("w", encoding="utf-8") as page:
+
+        def write(line: str) -> None:
+            print(line, flush=True)
+            print(line, file=page, flush=True)
+
+        write(f"{_card()}\n\n| check | result |\n| --- | --- |")
+        following = prepared(given.only[0])
+        for name, after in zip(given.only, [*given.only[1:], None], strict=True):
+            process, queue, turn = following
+            if after is not None:
+                following = prepared(after)
+            limit = min(STEPS[name][1], end - time.monotonic())
+            if limit < 5:
+                write(f"| {name} | not run: no time left |")
+                process.kill()
+                continue
+            turn.set()
+            stop = time.monotonic() + limit
+            while process.is_alive() or not queue.empty():
+                with contextlib.suppress(Empty):
+                    what, result = queue.get(timeout=0.2)
+                    write(f"| {what} | {result.replace('|', '/')} |")
+                if time.monotonic() > stop and process.is_alive():
+                    process.kill()
+                    process.join()
+                    write(f"| {name} | **stopped** after {limit:.0f} s |")
+            if process.exitcode not in (0, -9):
+                write(f"| {name} | **ended with {process.exitcode}** |")
+
+
+if __name__ == "__main__":
+    main()

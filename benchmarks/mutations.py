@@ -1,0 +1,620 @@
+"""Breaks a copy of the code in one place at a time and shows which tests notice: `python benchmarks/mutations.py`.
+
+    python benchmarks/mutations.py [--list] [WORD ...]     only the mutations whose names contain one of the words
+
+Ends with 1 if a mutation survives its tests, if its text is not found, or if the tests fail without any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("pipeline", "ranking", "data", "stages", "tests", "pyproject.toml")
+SHOWN = 2
+
+PPO, MODELS, REWARD = "tests/stages/ppo", "tests/stages/models", "tests/stages/reward"
+INVARIANTS = "tests/invariants"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`edits`: (file, text that stands there exactly once, what stands there instead)."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...]
+
+
+def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(name, ((file, old, new),), tests)
+
+
+BACKWARD_AFTER_SWITCH = (
+    "stages/ppo/trainer.py",
+    """                self.scales["value"](loss.loss).backward()
+                _accumulate(sums, [loss])
+            return sums
+
+        with self.bank.active("value", train=True) as actor:
+            sums = self._fitting("value", rows, gradients)
+""",
+    """                late.append(loss.loss)
+                _accumulate(sums, [loss])
+            return sums
+
+        late: list[Tensor] = []
+        with self.bank.active("value", train=True) as actor:
+            sums = self._fitting("value", rows, gradients)
+        torch.stack(late).sum().backward()
+""",
+)
+NO_ROUTE_CHECK = ("stages/models/actor.py", "if self._route() != before:", "if False:")
+
+MUTATIONS = [
+    mutation(
+        "rounds: PPO starts from SFT again",
+        "stages/ppo/roles.py",
+        'start = newest(inputs, "ppo", "sft")',
+        "start = sft",
+        f"{PPO}/test_ppo_stage.py",
+    ),
+    mutation(
+        "rounds: the reference moves to the newest policy",
+        "stages/ppo/roles.py",
+        'bank = make(config, base, sft, start, reward, "cpu" if sharded else device)',
+        'bank = make(config, base, start, start, reward, "cpu" if sharded else device)',
+        f"{PPO}/test_ppo_stage.py",
+    ),
+    mutation(
+        "rounds: what is loaded is not compared with what was stored",
+        "stages/ppo/fingerprints.py",
+        "if not deviation.is_rounding(exact):",
+        "if False:",
+        f"{PPO}/test_ppo_stage.py",
+    ),
+    mutation(
+        "rounds: the reward model learns from the first round only",
+        "stages/reward/stage.py",
+        "for ranked in rounds for row",
+        "for ranked in rounds[:1] for row",
+        f"{REWARD}/test_reward_stage.py",
+    ),
+    mutation(
+        "rounds: ranked prompts are asked again",
+        "stages/collect.py",
+        "if prompt_key(prompt.messages) not in ranked]",
+        "]",
+        "tests/stages/test_collect_stage.py",
+    ),
+    mutation(
+        "rounds: the prompts that members agree on are chosen",
+        "stages/collect.py",
+        "found.argsort(descending=True",
+        "found.argsort(descending=False",
+        "tests/stages/test_collect_stage.py",
+    ),
+    mutation(
+        "disagreement: confidence counts",
+        "stages/scoring/information_gain.py",
+        "- _entropy(preferred_MNP).mean(0)",
+        "",
+        "tests/stages/scoring/test_information_gain.py",
+    ),
+    mutation(
+        "whitening keeps the mean",
+        "stages/ppo/advantages.py",
+        "white if shift_mean else white + mean",
+        "white + mean",
+        f"{PPO}/test_advantages.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "score at the first pad",
+        "stages/ppo/advantages.py",
+        "last = (mask_BT * (position + 1)).argmax(dim=1)",
+        "last = mask_BT.sum(1).clamp(max=mask_BT.shape[1] - 1)",
+        f"{PPO}/test_advantages.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "KL sign flipped in the estimator",
+        "stages/ppo/kl.py",
+        "return log_ratio(logp_BT, ref_logp_BT).clamp(",
+        "return log_ratio(ref_logp_BT, logp_BT).clamp(",
+        f"{PPO}/test_kl.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "KL sign flipped in the reward",
+        "stages/ppo/advantages.py",
+        "torch.where(mask_BT, -penalty_BT,",
+        "torch.where(mask_BT, penalty_BT,",
+        f"{PPO}/test_advantages.py",
+        f"{INVARIANTS}/test_update.py",
+        f"{INVARIANTS}/test_behaviour.py",
+    ),
+    mutation(
+        "value clip takes the minimum",
+        "stages/ppo/losses.py",
+        "0.5 * torch.maximum(plain_error, clipped_error)",
+        "0.5 * torch.minimum(plain_error, clipped_error)",
+        f"{PPO}/test_losses.py",
+    ),
+    mutation(
+        "policy clip takes the minimum",
+        "stages/ppo/losses.py",
+        "token_loss = torch.maximum(plain, clipped)",
+        "token_loss = torch.minimum(plain, clipped)",
+        f"{PPO}/test_losses.py",
+    ),
+    mutation(
+        "importance weights without a cap",
+        "stages/ppo/mismatch.py",
+        ".exp().clamp(max=clip_max).detach()",
+        ".exp().detach()",
+        f"{PPO}/test_mismatch.py",
+    ),
+    mutation(
+        "importance weights the wrong way round",
+        "stages/ppo/mismatch.py",
+        "return log_ratio(logp_BT, sampled_logp_BT)",
+        "return log_ratio(sampled_logp_BT, logp_BT)",
+        f"{PPO}/test_mismatch.py",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "importance weights do not enter the loss",
+        "stages/ppo/losses.py",
+        "token_loss = weights_BT * token_loss",
+        "token_loss = 1.0 * token_loss",
+        f"{PPO}/test_losses.py",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "the loss scale stays in the gradients",
+        "stages/training/loss_scale.py",
+        "parameter.grad.div_(self.value)",
+        "parameter.grad.div_(1.0)",
+        "tests/stages/training/test_loss_scale.py",
+    ),
+    mutation(
+        "a step that overflowed is taken",
+        "stages/ppo/trainer.py",
+        "        if not skipped:\n",
+        "        if True:\n",
+        f"{INVARIANTS}/test_sixteen_bits.py",
+    ),
+    mutation(
+        "a full fine-tune samples in another precision than it trains in",
+        "stages/sampling/sampler.py",
+        "with actor.computing():",
+        "with torch.no_grad():",
+        "tests/stages/sampling/test_sampler.py",
+    ),
+    mutation(
+        "the adapter beside a quantised layer gets no gradient of its input",
+        "stages/models/fast/linear.py",
+        "return grad, grad_x, grad_a, grad_b, None\n",
+        "return grad, None, grad_a, grad_b, None\n",
+        f"{MODELS}/fast/test_linear.py",
+    ),
+    mutation(
+        "logits of 16 bits are rounded",
+        "stages/models/fast/wide.py",
+        "    if not plain or dtype == torch.float32:\n",
+        "    if plain or dtype == torch.float32:\n",
+        f"{MODELS}/fast/test_wide.py",
+    ),
+    mutation(
+        "mask leaves the stop token out",
+        "stages/sampling/episodes.py",
+        "(stops.long().cumsum(1) - stops.long()) > 0",
+        "stops.long().cumsum(1) > 0",
+        "tests/stages/sampling/test_episodes.py",
+    ),
+    mutation(
+        "mask goes on to the second stop token",
+        "stages/sampling/episodes.py",
+        "(stops.long().cumsum(1) - stops.long()) > 0",
+        "(stops.long().cumsum(1) - stops.long()) > 1",
+        "tests/stages/sampling/test_episodes.py",
+    ),
+    Mutation(
+        "backward after the switch",
+        (BACKWARD_AFTER_SWITCH,),
+        (f"{INVARIANTS}/test_update.py",),
+    ),
+    Mutation(
+        "backward after the switch, unchecked",
+        (BACKWARD_AFTER_SWITCH, NO_ROUTE_CHECK),
+        (f"{PPO}/test_ppo_stage.py",),
+    ),
+    Mutation("no route check", (NO_ROUTE_CHECK,), (f"{MODELS}/test_bank.py",)),
+    mutation(
+        "roles switched by peft's set_adapter",
+        "stages/models/bank.py",
+        "            layer._active_adapter = [] if adapter is None else [adapter]\n",
+        "            layer.set_adapter([] if adapter is None else [adapter])\n",
+        f"{MODELS}/test_bank.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "temperature not in log-probs",
+        "stages/models/logprobs.py",
+        "if temperature != 1:",
+        "if False:",
+        f"{MODELS}/test_logprobs.py",
+        "tests/stages/sampling/test_episodes.py",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "policy loss divided by the micro-batch's tokens",
+        "stages/ppo/trainer.py",
+        "                    count=count,\n                    cliprange=config.cliprange,",
+        "                    count=float(part.mask_BT.sum()),\n                    cliprange=config.cliprange,",
+        f"{INVARIANTS}/test_parallel.py::test_micro_batches",
+    ),
+    mutation(
+        "gradients not clipped",
+        "stages/ppo/trainer.py",
+        "clip_grad_norm_(parameters, self.config.max_grad_norm)",
+        'clip_grad_norm_(parameters, float("inf"))',
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "whitening by process",
+        "stages/ppo/experience.py",
+        "white = whiten(advantages, mask, reduce=world.sum)",
+        "white = whiten(advantages, mask)",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+    ),
+    mutation(
+        "gradients not summed over processes",
+        "stages/ppo/trainer.py",
+        "        self.world.sum_gradients(parameters)\n",
+        "",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+    ),
+    mutation(
+        "a process without a share of a minibatch stays out",
+        "stages/sampling/episodes.py",
+        "        if not len(rows):\n",
+        "        if False:\n",
+        "tests/stages/sampling/test_episodes.py",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+    ),
+    mutation(
+        "num_mini_batches without effect",
+        "stages/ppo/trainer.py",
+        "in order.split(size):",
+        "in order.split(self.config.batch_size):",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "penalty for a missing stop knows one id only",
+        "stages/ppo/trainer.py",
+        "episodes.ended(self.codec.stop_ids)",
+        "episodes.ended([min(self.codec.stop_ids)])",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "entropy averaged over responses",
+        "stages/ppo/experience.py",
+        'total["entropy"] / total["tokens"]',
+        'total["entropy"] / n',
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "log-probs read one position late",
+        "stages/sampling/episodes.py",
+        "self.starts_B[rows_N] + t_N - 1",
+        "self.starts_B[rows_N] + t_N",
+        "tests/stages/sampling/test_episodes.py",
+    ),
+    mutation(
+        "left padding counts in positions",
+        "stages/models/passes.py",  # rotary positions are relative: a row's offset changes nothing there
+        "self._positions = (self._mask.cumsum(1) - 1)",
+        "self._positions = (torch.ones_like(self._mask).cumsum(1) - 1)",
+        f"{MODELS}/test_acceptance.py",
+    ),
+    mutation(
+        "passes are not tested past windows",
+        "stages/models/acceptance.py",
+        "if far.passes(make):",
+        "if near.passes(make):",
+        f"{MODELS}/test_acceptance.py",
+    ),
+    mutation(
+        "finished rows go on writing",
+        "stages/sampling/sampler.py",
+        "torch.where(unfinished, token, -1)",
+        "token",
+        "tests/stages/sampling/test_sampler.py",
+    ),
+    mutation(
+        "impossible tokens may be drawn",
+        "stages/sampling/sampler.py",
+        "right=True",
+        "right=False",
+        "tests/stages/sampling/test_sampler.py",
+    ),
+    mutation(
+        "advantages see masked values",
+        "stages/ppo/advantages.py",
+        "next_value = torch.where(keep, values_BT[:, t], next_value)",
+        "next_value = values_BT[:, t]",
+        f"{PPO}/test_advantages.py",
+    ),
+    mutation(
+        "vf_coef without effect on a trunk",
+        "stages/ppo/trainer.py",
+        "Loss(config.vf_coef * value.loss, value.sums)",
+        "Loss(value.loss, value.sums)",
+        f"{INVARIANTS}/test_update.py",
+    ),
+    mutation(
+        "optimizer moments dropped on resume",
+        "stages/ppo/trainer.py",
+        'optimizer.load_state_dict(state["optimizers"][role])',
+        "pass",
+        f"{INVARIANTS}/test_resume.py",
+    ),
+    mutation(
+        "value role dropped on save",
+        "stages/ppo/trainer.py",
+        '"roles": {role: self.bank.state_of(role) for role in sorted(self.bank.trainable)}',
+        '"roles": {"policy": self.bank.state_of("policy")}',
+        f"{INVARIANTS}/test_resume.py",
+    ),
+    mutation(
+        "sampling not resumed",
+        "stages/ppo/trainer.py",
+        'self.generator.set_state(state["generator"])',
+        "pass",
+        f"{INVARIANTS}/test_resume.py",
+    ),
+    mutation(
+        "Bradley-Terry weighs by strict pairs",
+        "stages/reward/likelihoods.py",
+        "differences)[better].sum() / (k * (k - 1) / 2)",
+        "differences)[better].sum() / better.sum()",
+        f"{REWARD}/test_likelihoods.py",
+    ),
+    mutation(
+        "margins asked of the worse answer",
+        "stages/reward/likelihoods.py",
+        "differences = differences - margins_KK",
+        "differences = differences + margins_KK",
+        f"{REWARD}/test_likelihoods.py",
+    ),
+    mutation(
+        "a packed completion sees those before it",
+        "stages/reward/packing.py",
+        "causal & ((key == 0) | (key == query))",
+        "causal & (key >= 0)",
+        f"{REWARD}/test_groups.py",
+    ),
+    mutation(
+        "members drawn from one seed",
+        "stages/reward/stage.py",
+        "seed = ctx.seed + number",
+        "seed = ctx.seed",
+        f"{REWARD}/test_ensemble.py",
+    ),
+    mutation(
+        "members on scales of their own",
+        "stages/reward/builders.py",
+        "        ensemble.share_scale_(",
+        "        str(",
+        f"{REWARD}/test_ensemble.py",
+    ),
+    mutation(
+        "pretraining sees held-out prompts",
+        "stages/reward/stage.py",
+        "if group_of(ranking.prompt) not in held_out:",
+        "if True:",
+        f"{REWARD}/test_ensemble.py",
+    ),
+    mutation(
+        "score read at the batch's last position",
+        "stages/models/heads.py",
+        "values_BT[torch.arange(len(lengths_B), device=values_BT.device), lengths_B - 1]",
+        "values_BT[:, -1]",
+        f"{MODELS}/test_heads.py",
+        f"{REWARD}/test_reward_stage.py",
+        "tests/stages/scoring/test_scorer.py",
+    ),
+    mutation(
+        "packed documents see each other",
+        "stages/sft.py",
+        "            packing=config.packing,\n",
+        '            packing=config.packing,\n            packing_strategy="wrapped",\n',
+        "tests/stages/test_sft_stage.py",
+    ),
+    mutation(
+        "loss on prompts too",
+        "stages/sft.py",
+        '"labels": [IGNORED] * len(prompt) + completion',
+        '"labels": prompt + completion',
+        "tests/stages/test_sft_stage.py",
+    ),
+    mutation(
+        "incomplete checkpoints are resumed from",
+        "stages/training/trainer.py",
+        "if not _is_complete(path):",
+        "if False:",
+        "tests/stages/test_sft_stage.py",
+    ),
+    mutation(
+        "rankings: a contrarian counts",
+        "data/annotators/reliability.py",
+        "np.clip(fitted / scale, 0.0, 1.0)",
+        "np.clip(fitted / scale, -1.0, 1.0)",
+        "tests/data/annotators/test_reliability.py",
+    ),
+    mutation(
+        "rankings: weights are not shrunk",
+        "data/annotators/reliability.py",
+        "(pairs[name] * s[name] / mean + PRIOR) / (pairs[name] + PRIOR)",
+        "s[name] / mean",
+        "tests/data/annotators/test_reliability.py",
+    ),
+    mutation(
+        "rankings: the sample keeps parts of prompts",
+        "data/annotators/judgements.py",
+        "if _uniform(key) >= self.share:",
+        "if _uniform(key) >= self.share / 2:",
+        "tests/data/annotators/test_judgements.py",
+    ),
+    mutation(
+        "rankings: tau-a in the place of tau-b",
+        "data/annotators/agreement.py",
+        "/ np.sqrt(strict[first] * strict[second])",
+        "/ order.shape[1]",
+        "tests/data/annotators/test_measures.py",
+    ),
+    mutation(
+        "rankings: alpha pools the raw ranks of rankings of different K",
+        "data/annotators/agreement.py",
+        "z = (overlap.ranks - (k + 1) / 2) / np.sqrt((k * k - 1) / 12)",
+        "z = overlap.ranks - 2.5",
+        "tests/data/annotators/test_agreement.py",
+    ),
+    mutation(
+        "rankings: equal answers are ordered",
+        "data/annotators/judgements.py",
+        "mid_ranks(_equal_texts_tied(ranking))",
+        "mid_ranks(ranking.ranks)",
+        "tests/data/annotators/test_agreement.py",
+    ),
+    mutation(
+        "the ceiling is that of all answers, measured or not",
+        "stages/reward/measure.py",
+        "completions=[ranking.completions[place] for place in places]",
+        "completions=[f'{i} {ranking.completions[p]}' for i, p in enumerate(places)]",
+        f"{REWARD}/test_measure.py",
+    ),
+    mutation(
+        "a bag of words that knows which side wins",
+        "stages/reward/bag_of_words.py",
+        "[better - worse, worse - better]",
+        "[better - worse, better - worse]",
+        f"{REWARD}/test_bag_of_words.py",
+    ),
+    mutation(
+        "a ranking that is too long counts as tied",
+        "stages/reward/left_out.py",
+        "            self.counts[TOO_LONG] += 1",
+        "            self.counts[TIED] += 1",
+        f"{REWARD}/test_left_out.py",
+    ),
+    mutation(
+        "rankings: ties count as wins of the first shown",
+        "data/annotators/measures.py",
+        "sum(one.ranks[first] < rank for rank in others), len(others)",
+        "sum(one.ranks[first] <= rank for rank in one.ranks), len(others)",
+        "tests/data/annotators/test_measures.py",
+    ),
+    mutation(
+        "rankings: a tie is a whole win",
+        "data/annotators/strengths.py",
+        "0.5 if one.ranks[i] == one.ranks[j] else 1.0",
+        "1.0",
+        "tests/data/annotators/test_strengths.py",
+    ),
+    mutation(
+        "rankings: pseudonyms without the key",
+        "data/tables/export.py",
+        "hmac.digest(key, annotator.encode(), 'sha256')",
+        "hmac.digest(b'0', annotator.encode(), 'sha256')",
+        "tests/data/tables/test_export.py",
+    ),
+    mutation(
+        "rankings: groups only of neighbours",
+        "data/tables/spill.py",
+        "found[0] if found else self.groups",
+        "self.groups",
+        "tests/data/tables/test_spill.py",
+    ),
+]
+
+
+def run(folder: Path, tests: tuple[str, ...]) -> tuple[int, list[str], str]:
+    """Exit code, the names of failed tests, and what pytest printed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", *tests]
+    # Bytecode is left out: it is told from its source by size and second, and a mutation may change neither.
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    # Names of test functions, each once, with the number of its cases.
+    named = re.findall(r"^(?:FAILED|ERROR) (?:\S+::(\w+))?", done.stdout, flags=re.MULTILINE)
+    counts = Counter(name or "(collection)" for name in named)
+    failed = [f"{name} ({n})" if n > 1 else name for name, n in counts.items()]
+    return done.returncode, failed, done.stdout + done.stderr
+
+
+def try_out(folder: Path, mutation: Mutation) -> tuple[str, list[str]]:
+    """Applies a mutation, runs its tests, undoes it. Returns a verdict and the tests that failed."""
+    originals: dict[Path, str] = {}
+    for file, old, new in mutation.edits:
+        path = folder / file
+        text = path.read_text(encoding="utf-8")
+        originals.setdefault(path, text)
+        if text.count(old) != 1:
+            verdict = f"its text stands {text.count(old)} times in {file}"
+            break
+        path.write_text(text.replace(old, new), encoding="utf-8")
+    else:
+        code, failed, _ = run(folder, mutation.tests)
+        verdict = "caught" if code == 1 and failed else "SURVIVED" if code == 0 else f"pytest ended with {code}"
+    for path, text in originals.items():
+        path.write_text(text, encoding="utf-8")
+    return verdict, failed if verdict == "caught" else []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="only mutations whose names contain one of these")
+    parser.add_argument("--list", action="store_true", help="name the mutations and stop")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not arguments.words or any(w in m.name for w in arguments.words)]
+    if arguments.list:
+        print("\n".join(m.name for m in chosen))
+        return 0
+    survived = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in COPIED:
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder / part)
+        code, failed, output = run(folder, tuple(dict.fromkeys(t for m in chosen for t in m.tests)))
+        if code:
+            print(output)
+            print(f"the tests fail without any mutation: {', '.join(failed)}")
+            return 1
+        for m in chosen:
+            start = time.monotonic()
+            verdict, failed = try_out(folder, m)
+            survived += verdict != "caught"
+            names = ", ".join(failed[:SHOWN]) + (f" and {len(failed) - SHOWN} more" if failed[SHOWN:] else "")
+            print(f"{m.name:<52} {verdict:<10} {time.monotonic() - start:4.0f} s  {names}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} mutations caught")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

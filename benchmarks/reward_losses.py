@@ -1,0 +1,160 @@
+"""Compares ways to train a reward model: accuracy on held-out prompts and time, over seeds that also draw the
+split.
+
+    python benchmarks/reward_losses.py --recipe recipes/e2e-human.yaml --seeds 5 \
+        --variant "k-way=reward.objective=bradley_terry" --variant "pairs=reward.objective=bradley_terry_pairs"
+
+Stages up to `rank` run once, as `tutelage run rank` would (the SFT model too); then the reward stage runs once a
+variant and seed, in a folder of its own. A variant is a name and `--set` values. The split of the ranking's prompts
+into training and held-out ones is drawn anew for each seed, the same for all variants; the language model must not
+have been trained on those prompts (in `e2e-human` it was trained on others). With `--inside-training` the
+recipe's own held-out prompts are left out altogether, to choose between variants without looking at them.
+
+Each result is appended to `--out` as one line of JSON as soon as it is there, and what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.schema import write_jsonl
+from data.splits import group_of, split_of
+from pipeline.config.load import load_recipe
+from pipeline.engine.runner import Runner
+from pipeline.engine.stage import Artifact, RunContext
+from stages.reward import stage
+
+SHOWN = ("accuracy", "brier", "ece", "ended_preferred", "length_correlation", "above_length")
+T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""Of Student's t with n - 1 degrees of freedom, by n."""
+
+
+class Quiet:
+    """Neither metrics log nor progress display, but the curve is kept."""
+
+    def __init__(self) -> None:
+        self.curve: list[float] = []
+
+    def log(self, step: int, **values: Any) -> None:
+        self.curve += [value for name, value in values.items() if name.endswith("eval_accuracy")]
+
+    def truncate(self, step: int) -> None: ...
+
+    def advance(self, steps: int = 1, **numbers: float) -> None: ...
+
+    @contextlib.contextmanager
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Quiet]:
+        yield self
+
+
+def resplit(
+    inputs: dict[str, Artifact], seed: int, held_out: float, inside: bool, folder: Path
+) -> dict[str, Artifact]:
+    """The rankings and prompts with a split drawn from `seed`."""
+
+    def drawn(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"split": split_of(f"{seed} {group_of(row['prompt'])}", held_out)}
+
+    made = dict(inputs)
+    for name, file in (("rank", "rankings.jsonl"), ("data", "prompts.jsonl")):
+        target = folder / name
+        target.mkdir(parents=True)
+        rows = inputs[name].jsonl(file)
+        write_jsonl(target / file, (drawn(row) for row in rows if row["split"] == "train" or not inside))
+        made[name] = Artifact(name, target, f"{name} split by seed {seed}")
+    agreement = inputs["rank"].path / "agreement.json"
+    (made["rank"].path / "agreement.json").write_text(agreement.read_text(encoding="utf-8"), encoding="utf-8")
+    return made
+
+
+def measure(arguments: argparse.Namespace, sets: list[str], seed: int) -> dict[str, Any]:
+    loaded = load_recipe(arguments.recipe, [*arguments.set, *sets])
+    runner = Runner(loaded, arguments.runs)
+    for name in ("sft", "rank"):
+        runner.run(name)
+    steps = [step for name in ("sft", "rank") for step in runner.planner.plan(name)]
+    inputs = {step.spec.name: step.finished.artifact for step in steps if step.finished}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, quiet = Path(temporary), Quiet()
+        held_out = loaded.recipe.data.eval_fraction
+        inputs = resplit(inputs, seed, held_out, arguments.inside_training, folder)
+        for name in ("state", "out"):
+            (folder / name).mkdir()
+        ctx = RunContext(
+            seed=seed,
+            device=arguments.device,
+            state_dir=folder / "state",
+            recipe_dir=folder,
+            metrics=quiet,
+            progress=quiet.progress,
+            say=lambda line: None,
+        )
+        config = replace(loaded.recipe.reward, eval_points=arguments.eval_points)
+        started, cpu = time.perf_counter(), time.process_time()
+        metrics = stage.run(config, inputs, folder / "out", ctx)
+        spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+    flat = {k.removeprefix("eval_"): v for k, v in metrics.items() if not isinstance(v, dict)}
+    return flat | spent | {"curve": quiet.curve}
+
+
+def interval(values: list[float]) -> str:
+    """Mean and the half width of its 95 % interval over seeds."""
+    mean, n = statistics.mean(values), len(values)
+    if n < 2:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} +-{T_975.get(n, 2.0) * statistics.stdev(values) / math.sqrt(n):.3f}"
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    print(f"{'variant':28s} {'n':>2s} " + " ".join(f"{name:>18s}" for name in (*SHOWN, "cpu_seconds")))
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == name]
+        cells = [interval([float(row[metric]) for row in own]) for metric in SHOWN]
+        cells.append(f"{statistics.mean(row['cpu_seconds'] for row in own):.0f}")
+        print(f"{name:28s} {len(own):2d} " + " ".join(f"{cell:>18s}" for cell in cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/e2e-human.yaml"))
+    parser.add_argument("--set", action="append", default=[], help="over the recipe's values, for all variants")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME=SETS")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--inside-training", action="store_true")
+    parser.add_argument("--eval-points", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("reward_losses.jsonl"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        for variant in arguments.variant:
+            name, _, sets = variant.partition("=")
+            key = {"variant": name, "seed": seed, "inside": arguments.inside_training}
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            row = key | {"sets": sets} | measure(arguments, [sets] if sets else [], seed)
+            rows.append(row)
+            with arguments.out.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(row) + "\n")
+            print(f"{name} seed {seed}: accuracy {row['accuracy']:.4f} in {row['cpu_seconds']:.0f} s", flush=True)
+    report([row for row in rows if row["inside"] == arguments.inside_training])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+import math
+import random
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from data.annotators.agreement import kendall_tau_b
+from data.annotators.judgements import Judgement, sample
+from data.annotators.measures import first_shown, longer, measure, steps
+from data.bootstrap import bootstrap, share
+from data.schema import Ranking
+
+
+def ranking(prompt, annotator, ranks, texts=None, **metadata):
+    texts = texts or [f"answer {chr(97 + i)}" for i in range(len(ranks))]
+    models = metadata.pop("models", None)
+    return Ranking(
+        [{"role": "user", "content": prompt}], texts, list(ranks), annotator, True, models=models, metadata=metadata
+    )
+
+
+def measured(rankings, **more):
+    return measure(sample(rankings), resamples=200, **more)
+
+
+# Kendall's tau-b
+
+
+def tau_by_definition(a, b):
+    concordant = discordant = strict_a = strict_b = 0
+    for i, j in combinations(range(len(a)), 2):
+        product = (a[i] - a[j]) * (b[i] - b[j])
+        concordant += product > 0
+        discordant += product < 0
+        strict_a += a[i] != a[j]
+        strict_b += b[i] != b[j]
+    return (concordant - discordant) / math.sqrt(strict_a * strict_b)
+
+
+def test_tau_b():
+    stats = pytest.importorskip("scipy.stats")
+    rng = random.Random(0)
+    for _ in range(200):
+        k = rng.randint(2, 7)
+        a, b = ([rng.randint(1, 4) for _ in range(k)] for _ in range(2))
+        if len(set(a)) == 1 or len(set(b)) == 1:
+            assert kendall_tau_b(a, b) is None
+            continue
+        assert kendall_tau_b(a, b) == pytest.approx(tau_by_definition(a, b))
+        assert kendall_tau_b(a, b) == pytest.approx(stats.kendalltau(a, b).statistic)
+    assert kendall_tau_b([1, 2, 3], [1, 2, 3]) == 1
+    assert kendall_tau_b([1, 2, 3], [3, 2, 1]) == -1
+
+
+def test_mean_tau_over_pairs_of_annotators():
+    given = {"p": {"a": [1, 2, 3], "b": [1, 3, 2], "c": [1, 1, 1]}, "q": {"a": [1, 2, 2], "c": [2, 1, 3]}}
+    found = measured([ranking(p, name, ranks) for p, by in given.items() for name, ranks in by.items()])
+    taus = [tau_by_definition([1, 2, 3], [1, 3, 2]), tau_by_definition([1, 2, 2], [2, 1, 3])]
+    assert found["tau"]["value"] == pytest.approx(np.mean(taus))
+    assert found["tau"]["pairs"] == 2
+    assert found["by_annotator"]["a"]["tau"]["value"] == pytest.approx(np.mean(taus))
+    assert found["by_annotator"]["b"]["tau"]["value"] == pytest.approx(taus[0])
+
+
+# Shares
+
+
+def test_a_share_counts_by_prompt():
+    counts = [("p", 1, 2), ("p", 1, 2), ("q", 0, 1), ("r", 0, 0)]
+    found = share(counts, resamples=500)
+    assert (found.value, found.pairs) == (pytest.approx(2 / 5), 5)
+    assert (found.low, found.high) == (0.0, 0.5)  # draws: q twice, p and q, p twice (a half)
+    assert share([("p", 0, 0)]).value is None
+
+
+def test_resamples_do_not_depend_on_what_is_held_at_a_time(monkeypatch):
+    hits, totals = list(range(50)), [60.0] * 50
+    whole = bootstrap(hits, totals, resamples=300)
+    monkeypatch.setattr("data.bootstrap.CHUNK", 500)
+    assert bootstrap(hits, totals, resamples=300) == pytest.approx(whole, abs=0.02)
+
+
+# Consistency and biases
+
+
+def test_self_consistency():
+    """Of ann's three pairs one is turned round the second time, bob's are the same, and nobody is not a person."""
+    rankings = [
+        ranking("p", "ann", [1, 2, 3]),
+        ranking("p", "ann", [2, 1, 3], texts=["answer a", "answer b", "answer c"], repeat=True),
+        ranking("p", "bob", [1, 2, 2]),
+        ranking("p", "bob", [1, 2, 3], repeat=True),
+        ranking("p", "unknown", [1, 2, 3]),
+        ranking("p", "unknown", [3, 2, 1]),
+    ]
+    found = measured(rankings)
+    by = found["by_annotator"]
+    assert by["ann"]["self_consistency"]["value"] == pytest.approx(2 / 3)
+    assert (by["bob"]["self_consistency"]["value"], by["bob"]["self_consistency"]["pairs"]) == (1.0, 2)
+    assert by["unknown"]["self_consistency"]["value"] is None
+    assert found["self_consistency"]["value"] == pytest.approx(4 / 5)
+
+
+def test_position_and_length():
+    # In the order of texts: "a" (1 character, shown last), "bbb" (shown first), "cc" (between).
+    one = Judgement.of(ranking("p", "ann", [2, 1, 2], texts=["bbb", "a", "cc"], shown=[0, 2, 1]))
+    assert first_shown(one) == (0, 1)  # bbb loses to a, ties with cc
+    assert longer(one) == (0, 2)  # a beats both; bbb and cc tie
+    assert first_shown(Judgement.of(ranking("p", "ann", [1, 2]))) == (0, 0)
+    assert longer(Judgement.of(ranking("p", "ann", [2, 1, 3], texts=["aa", "bb", "c"]))) == (2, 2)
+
+
+def biased(name, pull, count=400, seed=0):
+    """Rankings by pure noise, plus `pull` for the answer that was shown first."""
+    rng = random.Random(f"{name} {seed}")
+    for i in range(count):
+        shown = rng.sample(range(3), 3)
+        utility = [rng.gauss(0, 1) + (pull if place == 0 else 0) for place in shown]
+        ranks = [sorted(utility, reverse=True).index(value) + 1 for value in utility]
+        yield ranking(f"{name} {i}", name, ranks, shown=shown, seconds=float(i))
+
+
+def test_position_bias_is_found_and_its_absence_too():
+    found = measured([*biased("drawn", 1.0), *biased("fair", 0.0)])
+    drawn, fair = (found["by_annotator"][name]["first_shown"] for name in ("drawn", "fair"))
+    # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2) = 0.7602
+    assert drawn["low"] < 0.7602 < drawn["high"]
+    assert drawn["low"] > 0.5
+    assert fair["low"] < 0.5 < fair["high"]
+    assert found["first_shown"]["pairs"] == drawn["pairs"] + fair["pairs"] == 1600
+
+
+def test_time():
+    found = measured(list(biased("slow", 0.0, count=101)))
+    assert found["seconds"] == {"median": 50.0, "p90": 90.0, "rankings": 101}
+    assert found["by_annotator"]["slow"]["seconds"]["median"] == 50.0
+    assert measured([ranking("p", "ann", [1, 2])])["seconds"] is None
+
+
+def test_agreement_of_an_annotator_with_the_others():
+    given = {"a": [1, 2, 3], "b": [1, 2, 3], "c": [3, 2, 1]}
+    by = measured([ranking("p", name, ranks) for name, ranks in given.items()])["by_annotator"]
+    assert [by[name]["agreement"]["value"] for name in "abc"] == [0.5, 0.5, 0.0]
+    assert [by[name]["agreement"]["pairs"] for name in "abc"] == [6, 6, 6]
+
+
+def test_what_a_sample_measures_is_declared():
+    rankings = [ranking(f"p{i}", name, [1, 2]) for i in range(200) for name in "ab"]
+    found = measure(sample(rankings, most=100), resamples=50)
+    assert found["sample"]["of"] == 400
+    assert found["sample"]["rankings"] == 2 * found["sample"]["prompts"] <= 100
+    assert found["sample"]["share"] < 1
+    assert found["by_annotator"]["a"]["rankings"] == 200
+    assert found["pairwise"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("models", [None, ["m", "n"], ["m", "m"], ["m", ""]])
+def test_the_steps_of_measuring_are_known(models):
+    rankings = [ranking(f"p{i}", name, [1, 2], models=models) for i in range(3) for name in "abc"]
+    made, called = sample(rankings), []
+    measure(made, resamples=10, advance=lambda: called.append(1))
+    assert len(called) == steps(made)

@@ -1,0 +1,25 @@
+"""A table 200 times as large needs no more memory than the sample and the caches that are held in any case."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from repository import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "rankings_memory.py"
+MOST = {"data": 30.0, "rank": 50.0}
+"""MB above what a thousand rankings need."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["wide", "long"])
+def test_peak_memory_does_not_grow_with_the_table(format):
+    command = [sys.executable, str(SCRIPT), "--format", format, "--sizes", "1000", "200000"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peaks = {}
+    for size, stage, megabytes in re.findall(r"([\d,]+) rankings\s+(\w+)\s+([\d.]+) MB", said):
+        peaks[stage, int(size.replace(",", ""))] = float(megabytes)
+    assert len(peaks) == 4, said
+    for stage, most in MOST.items():
+        assert peaks[stage, 200_000] - peaks[stage, 1000] < most, said

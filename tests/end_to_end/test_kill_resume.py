@@ -1,0 +1,39 @@
+"""Killed with SIGKILL at random moments and resumed: the same artifacts, to the bit, as an undisturbed run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kill_resume import kill_and_resume
+from repository import ROOT
+
+TINY = (
+    "base.pretrain.corpus.size=200 base.pretrain.hidden_size=32 base.pretrain.intermediate_size=64 "
+    "base.pretrain.trainer.num_train_epochs=1 base.check_tokens=4 data.demonstrations.size=200 "
+    "collect.num_prompts=12 collect.eval_prompts=6 collect.response_length=24 reward.trainer.num_train_epochs=8 "
+    "reward.gate=null ppo.total_episodes=128 ppo.batch_size=16 "
+    "ppo.response_length=24 ppo.eval_updates=3 ppo.eval_prompts=4 eval.num_prompts=12 eval.response_length=24 "
+    "eval.bootstrap=50 sft.trainer.num_train_epochs=2 ppo.save_updates=1 ppo.score.normalization=running"
+)
+OFTEN = (
+    "base.pretrain.trainer.save_steps=3 sft.trainer.save_steps=2 reward.trainer.save_steps=2 "
+    "base.pretrain.trainer.logging_steps=5 sft.trainer.logging_steps=3 reward.trainer.logging_steps=3"
+)
+"""Checkpoints between the log lines, whose sums must then be in them."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sets", "nproc"),
+    [
+        pytest.param("sft.lora.lora_dropout=0.1 reward.lora.lora_dropout=0.1", 1, id="lora, dropout"),
+        pytest.param("sft.lora=null reward.lora=null", 1, id="full"),
+        pytest.param("sft.packing=true", 2, id="two processes"),
+        pytest.param("sharding=full sft.lora=null reward.lora=null", 2, id="two processes, a part each"),
+    ],
+)
+def test_killed_and_resumed(sets: str, nproc: int, tmp_path: Path) -> None:
+    count, found = kill_and_resume(ROOT / "recipes/quickstart.yaml", [TINY, OFTEN, sets], tmp_path, 4, 1, nproc)
+    assert count >= 2
+    assert not found

@@ -1,0 +1,119 @@
+"""Every command that the README shows: make passes it on, and the command line takes it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import commands, recorded
+from small_run import ROOT, SMALL, runner
+from typer.testing import CliRunner
+
+from ranking import serve
+from ranking.assignment import next_task
+from ranking.campaign import Campaign
+from ranking.store import Answer, Store
+from stages.__main__ import app
+
+COMMANDS = commands(ROOT / "README.md")
+TINY = f"{SMALL} ppo.checkpoint=last dpo.max_length=128"
+"""By a few looks of a small model the best policy may be the one that PPO started from, and nothing to compare."""
+
+SHORTER = (
+    "sft.max_length=128 reward.max_length=128 dpo.max_length=128 ppo.max_prompt_length=96 eval.max_prompt_length=96"
+)
+"""What the default recipe's model can read, in the place of one with a longer context."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    runner(folder, TINY).run()
+    return folder
+
+
+def restaurants(folder: Path) -> list[str]:
+    """Small files in the place of those that recipes/e2e-human.yaml fetches."""
+    demonstrations, rankings = folder / "demonstrations.csv", folder / "rankings.csv"
+    names = [f"Place {number}" for number in range(60)]
+    demonstrations.write_text(
+        "mr,ref\n" + "".join(f'"name[{name}], food[Thai]",{name} serves Thai food.\n' for name in names)
+    )
+    header = ["mr", *(f"{kind}{i}" for kind in ("ref", "quality", "sys") for i in range(1, 6)), "_worker_id"]
+    texts = ["serves Thai food", "serves food", "is a place", "is cheap", "serves Greek food"]
+    rows = [
+        [f'"name[{name}], food[Thai]"', *(f"{name} {text}." for text in texts), *"54321", *"abcde", worker]
+        for name in names[:30]
+        for worker in ("w1", "w2")
+    ]
+    rankings.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n")
+    return [
+        "-s", f"base.pretrain.corpus.path={demonstrations} data.demonstrations.path={demonstrations}",
+        "-s", f"data.rankings.path={rankings} base.pretrain.num_attention_heads=2 ppo.micro_batch_size=null",
+    ]  # fmt: skip
+
+
+def test_the_readme_shows_commands() -> None:
+    assert "make run" in COMMANDS
+    assert "make test" in COMMANDS
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_command(command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command == "make help":
+        shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for stage in ("base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export", "publish"):
+            assert re.search(rf"^\s+{stage}\s", shown, re.MULTILINE), stage
+        return
+    [[program, *arguments]] = recorded(command, tmp_path)
+    if program == "python":
+        assert arguments[:2] == ["-m", "pytest"]
+        return
+    monkeypatch.chdir(ROOT)
+    extra = ["-s", TINY, "--runs", str(runs)]
+    if "show" in arguments:
+        extra = ["-s", TINY]
+    if "e2e-human" in command:
+        extra += restaurants(tmp_path)
+    if "smollm2" in command:
+        extra += [*restaurants(tmp_path), "-s", f"base.model={tiny_model(runs)} base.revision=null", "-s", SHORTER]
+    if "app" in command or "judge" in command:
+        let_people_rank(monkeypatch)
+        extra += ["--port", "0"] if "judge" in command else ["-s", "rank.app.port=0"]
+    result = CliRunner().invoke(app, [*arguments, *extra], input="name[Blue Fox], kind[pub]\n\n")
+    assert result.exit_code == 0, result.output
+    if "judge" in command:
+        assert "2 people compared the answers to 12 held-out prompts blind" in result.output
+
+
+def let_people_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks all there is, in the place of the people who would while the page is served."""
+
+    def rank_all(store: Store, campaign: Campaign, *given: Any) -> None:
+        for name in campaign.annotators:
+            while task := next_task(store, campaign, name):
+                store.submit(task.id, f"{task.id:016}", Answer(ranks=list(range(1, len(task.shown) + 1))))
+
+    monkeypatch.setattr(serve, "_watch", rank_all)
+    monkeypatch.setattr(serve, "LINGER", 0.0)
+
+
+def tiny_model(runs: Path) -> Path:
+    """The default recipe's exported model, in the place of a downloaded one."""
+    return runner(runs, TINY).planner.summary().stages["export"].artifact.path
+
+
+@pytest.mark.parametrize(("target", "words"), [("ppo-2", ["run", "ppo-2"]), ("round", ["round"])])
+def test_rounds_have_targets(target: str, words: list[str], tmp_path: Path) -> None:
+    [[program, *arguments]] = recorded(f'make {target} SET="rounds=2"', tmp_path)
+    assert program == "tutelage"
+    assert arguments[: len(words)] == words
+    assert "rounds=2" in arguments
+
+
+def test_compare_has_a_target(tmp_path: Path) -> None:
+    [[program, *arguments]] = recorded('make compare ARGS="runs/a runs/b"', tmp_path)
+    assert [program, *arguments] == ["tutelage", "compare", "runs/a", "runs/b"]

@@ -1,0 +1,115 @@
+"""Several processes of one run: the first error is the one that is told, and nobody is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from repository import ROOT
+
+from pipeline.engine import launch as launching
+from pipeline.engine.processes import Ranks
+from pipeline.engine.runner import terminate_as_interrupt
+from pipeline.errors import Interrupted, RecipeError, TutelageError
+
+START = f"import os, signal, sys, time; sys.path.insert(0, {str(ROOT)!r}); rank = int(os.environ['RANK'])\n"
+
+
+def launch(code: str, count: int = 2) -> None:
+    launching.launch(count, ["-c", START + code], [sys.executable])
+
+
+def test_all_processes_end_well(tmp_path: Path) -> None:
+    launch(f"open({str(tmp_path)!r} + f'/{{rank}} of ' + os.environ['WORLD_SIZE'], 'w')", count=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0 of 3", "1 of 3", "2 of 3"]
+
+
+def test_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launch(f"open({str(tmp_path / 'threads')!r}, 'w').write(os.environ['OMP_NUM_THREADS'])")
+    assert int((tmp_path / "threads").read_text()) == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+FAILS = """
+from pipeline.errors import DataError
+from pipeline.engine.launch import tell
+if rank == {rank}:
+    tell(DataError("the row is bad", where="file:3", mend="mend it"))
+    sys.exit(3)
+try:
+    time.sleep(30)
+finally:
+    tell(ConnectionError("a peer is gone"))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_error_is_told_with_its_exit_code(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "GRACE", 0.3)
+    with pytest.raises(TutelageError) as caught:
+        launch(FAILS.format(rank=rank))
+    assert str(caught.value) == "the row is bad\n  where: file:3\n  mend:  mend it"
+    assert caught.value.exit_code == 3
+
+
+BUG = """
+from pipeline.engine.launch import tell
+try:
+    1 / 0
+except Exception as error:
+    tell(error)
+    sys.exit(1)
+"""
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(TutelageError, match=r"Traceback[\s\S]*ZeroDivisionError") as caught:
+        launch(BUG)
+    assert caught.value.exit_code == 1
+
+
+KILLED = """
+from pipeline.engine.launch import tell
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(0.05)
+tell(RuntimeError("Connection closed by peer"))
+sys.exit(1)
+"""
+
+
+def test_a_killed_process_is_named_though_its_peer_complains() -> None:
+    with pytest.raises(TutelageError, match="process 1 of 2 was killed by SIGKILL") as caught:
+        launch(KILLED)
+    assert caught.value.exit_code == 137
+
+
+def test_a_polite_kill_ends_all_and_is_an_interruption(tmp_path: Path) -> None:
+    """As Ctrl-C does, which the terminal sends to the launcher alone."""
+    code = f"open({str(tmp_path)!r} + f'/{{rank}}', 'w').write(str(os.getpid()))\ntime.sleep(60)"
+
+    def kill_when_both_run() -> None:
+        while len([path for path in tmp_path.iterdir() if path.read_text()]) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=kill_when_both_run, daemon=True).start()
+    with terminate_as_interrupt(), pytest.raises(Interrupted, match="interrupted") as caught:
+        launch(code)
+    assert caught.value.exit_code == 130
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)
+
+
+def test_what_runs_must_be_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --cpu` starts one process whatever it is told."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert Ranks.join().size == 1
+    with pytest.raises(RecipeError, match="2 processes were asked for and 1 run"):
+        Ranks.join(2)

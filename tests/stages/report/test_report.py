@@ -1,0 +1,404 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_run import (
+    HOSTILE,
+    QUALITY,
+    SAMPLE,
+    FakeRun,
+    agreement,
+    build,
+    evaluation,
+    interval,
+    model,
+    part,
+    unjudged,
+)
+from pipeline_fakes import FakeStages
+
+from pipeline.config.load import LoadedRecipe
+from pipeline.engine import registry
+from pipeline.engine.plan import RunSummary
+from pipeline.engine.runner import Runner
+from stages.report import charts, comparison, findings, human, plots, verdict, wording
+
+
+@pytest.fixture
+def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
+    return FakeRun(stages, runner)
+
+
+def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> None:
+    run = fake()
+    said, page = build(run, tmp_path)
+    assert said.startswith("PPO helped.")
+    for line in said.replace(wording.SPACE, " ").splitlines():
+        assert line.removeprefix("Note: ")[:60] in " ".join(page.text.split())
+    for made in run.stages.values():
+        assert made.manifest.key[:12] in page.text
+    for text in ("missing: food", "invented: kind", "no fault", "491,904 parameters", "small.yaml:7"):
+        assert text in page.text
+    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1 + 2
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["verdict"]["tone"] == "good"
+    assert numbers["evaluation"] == fake.evaluation
+    assert numbers["samples"] == [SAMPLE]
+    assert numbers["reward"]["held_out"] == QUALITY
+    assert [stage["name"] for stage in numbers["stages"]] == [name for name in registry.STAGES if name != "dpo"]
+    assert numbers["stages"][-1]["inputs"].keys() == {"base", "data", "reward", "ppo", "eval"}
+
+
+@pytest.mark.parametrize("until", [None, "data", "rank", "reward", "ppo"])
+def test_an_unfinished_run_is_told_as_far_as_it_goes(
+    fake: FakeRun, load: Callable[..., LoadedRecipe], tmp_path: Path, until: str | None
+) -> None:
+    run = fake(until) if until else RunSummary(load(), tmp_path, {})
+    said, page = build(run, tmp_path)
+    assert said.startswith("Not evaluated yet.")
+    assert "Not finished: " in page.text
+    assert ("Reward model and simulated annotators" in page.text) == (until in ("rank", "reward", "ppo"))
+    assert ("no evidence that answers are better" in said) == (until == "ppo")
+
+
+def test_the_file_loads_nothing_and_runs_nothing(fake: FakeRun, tmp_path: Path) -> None:
+    _, page = build(fake(), tmp_path)
+    assert {"script", "link", "iframe", "img", "object"}.isdisjoint(tag for tag, _ in page.elements)
+    for _, attributes in page.elements:
+        assert "src" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+        assert (attributes.get("href") or "#").startswith("#")
+    assert "@import" not in page.source
+    assert page.source.count("url(") == page.source.count("url(#")
+    assert HOSTILE in page.text, "what a model says is shown as it is"
+
+
+def test_ids_are_unique_and_references_find_them(fake: FakeRun, tmp_path: Path) -> None:
+    _, page = build(fake(), tmp_path)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = {attributes["href"] for tag, attributes in page.elements if tag == "use"}
+    clips = {attributes["clip-path"] for _, attributes in page.elements if "clip-path" in attributes}
+    assert used
+    assert {str(href)[1:] for href in used} | {str(clip)[5:-1] for clip in clips} <= set(ids)
+
+
+def test_the_same_run_gives_the_same_bytes(fake: FakeRun, tmp_path: Path) -> None:
+    run = fake()
+    build(run, tmp_path)
+    files = [tmp_path / "made" / name for name in ("report.html", "report.json")]
+    first = [file.read_bytes() for file in files]
+    build(run, tmp_path)
+    assert [file.read_bytes() for file in files] == first
+
+
+def test_what_is_simulated_is_never_called_human(fake: FakeRun, tmp_path: Path) -> None:
+    said, page = build(fake(), tmp_path)
+    assert "Annotators are simulated" in said
+    assert "1,600 by 4 simulated annotators" in page.text
+    assert "human" not in page.text.lower()
+
+
+def test_people_are_called_people(fake: FakeRun, tmp_path: Path) -> None:
+    fake.ranking["human"] = True
+    said, page = build(fake("rank"), tmp_path)
+    assert "simulated" not in said
+    assert "1,600 rankings by 4 people" in page.text
+
+
+def test_an_ensembles_members_are_named(fake: FakeRun, tmp_path: Path) -> None:
+    fake.quality |= {"member_accuracy": [0.701, 0.689, 0.7], "disagreement": 0.42}
+    _, page = build(fake("reward"), tmp_path)
+    text = page.text.replace(wording.SPACE, " ")
+    assert "Each of 3 members alone" in text
+    assert "70 %, 69 %, 70 %" in text
+
+
+def test_of_many_annotators_the_busiest_are_shown(fake: FakeRun, tmp_path: Path) -> None:
+    _, page = build(fake("reward"), tmp_path)
+    assert "worker 5" in page.text
+    assert "worker 6" not in page.text
+    assert "of 9 annotators" in page.text
+
+
+def test_unknown_agreement_is_said(fake: FakeRun, tmp_path: Path) -> None:
+    fake.quality |= dict.fromkeys(("agreement", "agreement_low", "agreement_high", "predicted_by_others"))
+    _, page = build(fake("reward"), tmp_path)
+    assert "their agreement is not known" in page.text
+    assert "Two annotators agree" not in page.text
+
+
+def test_the_ceiling_is_the_agreement_on_held_out_prompts(fake: FakeRun, tmp_path: Path) -> None:
+    """Not that of all rankings, which is another number."""
+    _, page = build(fake("reward"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "The agreement of two annotators on the same held-out prompts (1,234 pairs) is about the ceiling" in text
+    assert "Two annotators agree 0.73 0.68 to 0.78" in text
+
+
+def test_a_bag_of_words_stands_beside_the_reward_model(fake: FakeRun, tmp_path: Path) -> None:
+    fake.warnings = ["it may be no better than a bag of words"]
+    said, page = build(fake("reward"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "A bag of words 0.70" in text
+    assert "Better than a bag of wordsby 1 % (−1 % to 3 %)" in text
+    assert "Warning: it may be no better than a bag of words." in text
+    assert "Of the reward model of this run: it may be no better than a bag of words." in said
+
+
+def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
+    fake.left_out = {
+        "read_rankings": 1603,
+        "dropped_rankings": 3,
+        "dropped_rankings/longer than max_length": 3,
+        "eval_read_rankings": 200,
+        "eval_dropped_rankings/all answers tied": 7,
+    }
+    _, page = build(fake("reward"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "training rankingsreward stage longer than max_length 3 1,603" in text
+    assert "held-out rankingsreward stage all answers tied 7 200" in text
+
+
+# --- The verdict --------------------------------------------------------------------------------------------
+
+
+def test_good_with_its_price(fake: FakeRun) -> None:
+    reached = verdict.reach(fake.found())
+    text = reached.text.replace(wording.SPACE, " ")
+    assert reached.tone == "good"
+    assert "fell from 13.0 % to 5.9 %, by 55 % (95 % interval 48 to 61 %)" in text
+    assert "beats SFT’s on 71 % of them (66 to 76 %; ties count half)" in text
+    assert "1.86 nats of KL a response" in text
+    for price in ("20.7 tokens (were 21.6)", "28.4 % of word pairs", "0.392 nats (was 0.381)"):
+        assert price in text
+
+
+@pytest.mark.parametrize(
+    ("reduction", "win_rate", "tone", "said"),
+    [
+        ((0.3, 0.1, 0.5), (0.4, 0.35, 0.45), "bad", "PPO did not help"),
+        ((0.3, 0.1, 0.5), (0.5, 0.45, 0.55), "bad", "rose from"),
+        ((-0.05, -0.2, 0.1), (0.5, 0.45, 0.55), "unclear", "−20 to +10 %) holds zero"),
+        ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "chance"),
+        ((-0.3, -0.5, -0.1), (0.5, 0.45, 0.55), "good", "PPO helped."),
+        ((-0.3, -0.5, -0.1), (0.4, 0.35, 0.45), "unclear", "of two minds"),
+    ],
+)
+def test_the_interval_decides(
+    fake: FakeRun, reduction: tuple[float, ...], win_rate: tuple[float, ...], tone: str, said: str
+) -> None:
+    fake.evaluation["reduction"] = interval(*reduction)
+    fake.evaluation["win_rate"] = interval(*win_rate, ties=0.3)
+    reached = verdict.reach(fake.found())
+    assert reached.tone == tone
+    assert said in reached.text.replace(wording.SPACE, " ")
+
+
+def test_without_errors_before_the_win_rate_decides(fake: FakeRun) -> None:
+    fake.evaluation["models"]["sft"] = model(0.0)
+    fake.evaluation["reduction"] = interval(-1.0, -1.0, -1.0)
+    fake.evaluation["win_rate"] = interval(0.3, 0.25, 0.35, ties=0.4)
+    reached = verdict.reach(fake.found())
+    assert reached.tone == "bad"
+    assert "by 100" not in reached.text
+
+
+def test_without_a_judge_nothing_is_claimed(fake: FakeRun, tmp_path: Path) -> None:
+    fake.evaluation = unjudged()
+    said, page = build(fake("eval"), tmp_path)
+    assert said.startswith("Whether PPO helped is not known. No independent judge read the answers.")
+    assert "PPO helped." not in page.text
+    assert "Fact errors" not in page.text
+    assert "no fault" not in page.text
+    assert json.loads((tmp_path / "made" / "report.json").read_text())["verdict"]["tone"] == "unknown"
+
+
+def test_an_unfit_reward_model_is_named(fake: FakeRun, tmp_path: Path) -> None:
+    fake.unfit = ["its accuracy on held-out pairs is 0.510, below 0.55"]
+    said, page = build(fake("reward"), tmp_path)
+    assert "The reward model of this run is unfit for PPO: its accuracy" in said
+    assert "Unfit for PPO: its accuracy" in page.text
+
+
+def test_force_is_named(fake: FakeRun) -> None:
+    fake.unfit = fake.forced_past_gate = ["its scores follow length"]
+    [caveat] = [text for text in verdict.reach(fake.found()).caveats if "unfit" in text]
+    assert "its scores follow length" in caveat
+    assert "--force" in caveat
+
+
+def test_an_unmeasured_reward_model_is_shown_as_such(fake: FakeRun, tmp_path: Path) -> None:
+    fake.quality, fake.unfit = {"pairs": 0}, ["it was measured on no held-out pair at all"]
+    _, page = build(fake("reward"), tmp_path)
+    assert "measured on no held-out pair" in page.text
+
+
+def test_kl_beyond_its_target_and_answers_without_end_are_named(fake: FakeRun) -> None:
+    fake.evaluation["models"]["ppo"] |= {"kl": 7.5, "ended": 0.8}
+    text = verdict.reach(fake.found()).text.replace(wording.SPACE, " ")
+    assert "beyond the recipe’s target of 6 nats" in text
+    assert "Only 80 % of PPO’s answers end" in text
+
+
+@pytest.mark.parametrize(
+    ("rates", "scores", "expected"),
+    [
+        ((0.2, 0.05, 0.25), (1.0, 2.0, 3.0), True),
+        ((0.2, 0.05, 0.07), (1.0, 2.0, 3.0), False),  # within what 64 prompts can tell
+        ((0.2, 0.05, 0.25), (1.0, 2.0, 1.5), False),  # the score fell too: not over-optimised, only worse
+        ((0.2, 0.10, 0.05), (1.0, 2.0, 3.0), False),
+    ],
+)
+def test_overoptimisation_is_a_rise_of_score_and_errors(
+    rates: tuple[float, ...], scores: tuple[float, ...], expected: bool
+) -> None:
+    looks = [
+        {"update": update, "slot_error_rate": rate, "score": score}
+        for update, (rate, score) in enumerate(zip(rates, scores, strict=True))
+    ]
+    found = verdict.overoptimised(looks, prompts=64)
+    assert found == ((looks[1], looks[2]) if expected else None)
+
+
+# --- Parts --------------------------------------------------------------------------------------------------
+
+
+def test_changes_are_judged_by_their_direction() -> None:
+    rows = {row.metric.key: row for row in comparison.rows(evaluation())}
+    assert (rows["slot_error_rate"].tone, rows["slot_error_rate"].change) == ("good", "−7.2 points")
+    assert rows["slot_error_rate"].intervals["sft"].replace(wording.SPACE, " ") == "12.0 to 14.0 %"
+    assert rows["nll"].tone == rows["distinct_2"].tone == "bad"
+    assert rows["score"].tone == rows["length"].tone == rows["missing"].tone == ""
+    assert rows["kl"].change == ""
+    assert comparison.rows(None) == []
+
+
+def test_long_curves_are_thinned_by_means() -> None:
+    points = [(float(x), 2.0 * x) for x in range(1000)]
+    few = plots.thinned(points, 300)
+    assert len(few) == 250
+    assert few[0] == (1.5, 3.0)
+    assert plots.thinned(points[:300], 300) == points[:300]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (wording.number(0.5381), "0.538"),
+        (wording.number(2703.0), "2,703"),
+        (wording.number(0.0), "0"),
+        (wording.fixed(-0.001), "0.00"),
+        (wording.fixed(-1.5, 1, sign=True), "−1.5"),
+        (wording.fixed(0.0, 1, sign=True), "0.0"),
+        (wording.fixed(None), "–"),
+        (wording.listing(["a", "b", "c"]), "a, b and c"),
+        (wording.listing([]), ""),
+    ],
+)
+def test_numbers_read_well(written: str, expected: str) -> None:
+    assert written == expected
+
+
+# --- Rankings -----------------------------------------------------------------------------------------------
+
+
+def test_rankings_are_told_with_annotators_models_and_what_was_left_out(fake: FakeRun, tmp_path: Path) -> None:
+    fake.agreement = agreement()
+    fake.dropped = [{"table": "rankings", "row": row, "reason": "missing rating"} for row in range(3, 43)]
+    _, page = build(fake(), tmp_path)
+    text = " ".join(page.text.split())
+    for said in (
+        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs, those of training and held-out prompts together",
+        "the one shown first 63 % (58 to 68 %)",
+        "Measured on 1,600 of 6,400 rankings: all those of 400 prompts",
+        "42 s median; 9 of 10 below 120 s",
+        "83 % of 60 pairs",
+        "48 more annotators, of 59",
+        "large +0.50 wins 62 %",
+        "missing rating 40 900 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, …",
+    ):
+        assert said in text
+    assert "<script" not in page.source
+    assert text.index(HOSTILE) < text.index("worker 0") < text.index("worker 58")
+    assert "worker 59" not in text
+    head = next(part for part in page.source.split("<thead>") if "Agrees with others" in part).split("</thead>")[0]
+    assert "Agrees with self" not in head  # nobody has it
+    assert "First shown wins" in head
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["rankings"]["all_annotators"] == 71
+    assert numbers["dropped"][0]["count"] == 40
+
+
+def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> None:
+    measures = ("pairwise", "by_others", "tau", "self_consistency", "first_shown", "longer")
+    nothing = {name: part(None) for name in measures}
+    shares = {name: part(None) for name in ("agreement", "tau", "self_consistency", "first_shown", "longer")}
+    fake.agreement = agreement() | nothing
+    fake.agreement |= {"alpha": None, "seconds": None, "models": []}
+    fake.agreement["by_annotator"] = {"unknown": {"rankings": 3, **shares, "seconds": None, "weight": 1.0}}
+    fake.ranking |= {"agreement": None, "predicted_by_others": None, "alpha": None}
+    _, page = build(fake("rank"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "how far they agree is not known" in text
+    assert "nobody ranked anything twice" in text
+    assert "Models behind the answers" not in text
+    assert "Left out" not in text
+
+
+# --- What people say ----------------------------------------------------------------------------------------
+
+
+def people(run: RunSummary, value: float, low: float, high: float, eval_: str | None = None) -> None:
+    """As `tutelage judge` writes it."""
+    fingerprint = run.stages["eval"].manifest.fingerprint
+    found = {
+        "eval": eval_ or fingerprint,
+        "prompts": 100,
+        "judges": 3,
+        "win_rate": interval(value, low, high, ties=0.1),
+        "agreement": interval(0.8, 0.7, 0.9, pairs=60),
+    }
+    human.judged_file(run.folder, fingerprint).write_text(json.dumps(found))
+
+
+def test_people_answer_where_no_judge_can(fake: FakeRun, tmp_path: Path) -> None:
+    fake.evaluation = unjudged()
+    run = fake()
+    people(run, 0.61, 0.53, 0.69)
+    said, page = build(run, tmp_path)
+    assert said.startswith(
+        "PPO helped. 3 people compared the answers to 100 held-out prompts blind: PPO’s beats SFT’s on "
+        "61\N{NO-BREAK SPACE}% of them (95 % interval 53 to 69\N{NO-BREAK SPACE}%; ties count half)."
+    )
+    assert "Two of them agree on 80\N{NO-BREAK SPACE}%" in said
+    assert "People prefer it to SFT" in page.text
+    people(run, 0.4, 0.3, 0.45)
+    assert verdict.reach(findings.collect(run)).tone == "bad"
+    people(run, 0.5, 0.4, 0.6)
+    assert verdict.reach(findings.collect(run)).tone == "unclear"
+
+
+def test_people_and_the_judge_of_facts(fake: FakeRun) -> None:
+    run = fake()
+    people(run, 0.61, 0.53, 0.69)
+    both = verdict.reach(findings.collect(run))
+    assert both.tone == "good"
+    assert "3 people compared" in both.evidence
+    assert "By the independent judge (venues)" in both.evidence
+    people(run, 0.3, 0.2, 0.4)
+    assert verdict.reach(findings.collect(run)).headline == "People and the judge of facts are at odds."
+    people(run, 0.5, 0.4, 0.6)
+    assert verdict.reach(findings.collect(run)).tone == "good"
+
+
+def test_what_people_said_of_other_answers_is_not_shown(fake: FakeRun) -> None:
+    run = fake()
+    people(run, 0.3, 0.2, 0.4, eval_="0" * 64)
+    assert findings.collect(run)["human"] is None
+    people(run, 0.3, 0.2, 0.4)
+    fake.evaluation["prompts"] = 255
+    assert findings.collect(fake(None, "eval.num_prompts=255"))["human"] is None

@@ -1,0 +1,140 @@
+"""What the report says of PPO's guards, and where its numbers come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import FakeRun, build
+from pipeline_fakes import FakeStages
+
+from pipeline.engine.runner import Runner
+from stages.report import guarding, sources, wording
+
+EVENT = {
+    "rule": "length-grows",
+    "update": 4,
+    "last": 9,
+    "updates": 6,
+    "symptom": "responses take 33 tokens, <b>19</b> at first",
+    "cause": "the reward model takes longer for better",
+    "mend": "add rankings",
+}
+STOPPED = EVENT | {"rule": "stopped", "update": 16, "last": 16, "symptom": "stopped: the judge fell from 3 to 2"}
+
+
+class GuardedRun(FakeRun):
+    """As `FakeRun`, of a PPO stage that has guards."""
+
+    events: tuple[dict[str, Any], ...] = (EVENT, STOPPED)
+    metrics: dict[str, Any] = {  # noqa: RUF012
+        "judge": "venues",
+        "handed_on": 8,
+        "stopped_at": 16,
+        "planned_updates": 60,
+    }
+
+    def _ppo(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
+        made = super()._ppo(config, inputs, out, ctx)
+        looks = [look | {"prompts": [], "responses": [], "judge": -0.1} for look in self.evaluation["along"]]
+        (out / "looks.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+        (out / "guards.jsonl").write_text("".join(json.dumps(event) + "\n" for event in self.events))
+        return made | self.metrics
+
+
+@pytest.fixture
+def guarded(stages: FakeStages, runner: Callable[..., Runner]) -> GuardedRun:
+    return GuardedRun(stages, runner)
+
+
+def test_the_report_says_what_was_seen_why_it_stopped_and_what_was_handed_on(
+    guarded: GuardedRun, tmp_path: Path
+) -> None:
+    said, page = build(guarded("eval"), tmp_path)
+    text = " ".join(page.text.split())
+    for event in guarded.events:
+        for name in ("symptom", "cause", "mend"):
+            assert event[name].removeprefix("stopped: ") in text
+    assert "The guard stopped PPO as over-optimised, at update 16 of 60: the judge fell from 3 to 2." in said
+    assert "Handed on was the policy of update 8, not the last one (of update 16)" in said
+    assert "The guards noted 1 symptom during PPO" in said
+    assert page.source.count("handed on") >= 3, "in each chart along PPO"
+    assert "built-in" not in page.source, "a dict has a method that is called update"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"judge": "venues", "handed_on": 16}, "The last policy, of update 16, was handed on: it is the best"),
+        ({"judge": "venues", "handed_on": 0}, "Handed on was the policy that PPO started from, not the last one"),
+        ({"judge": "none", "handed_on": 16}, "No independent judge watched PPO, so the last policy was handed on."),
+    ],
+)
+def test_which_policy_was_handed_on(guarded: GuardedRun, metrics: dict[str, Any], said: str) -> None:
+    guarded.events, guarded.metrics = (), metrics
+    found = guarded.found()["guards"]
+    assert guarding.summary(found).startswith(said)
+    assert bool(guarding.caveats(found)) == (metrics["handed_on"] != 16)
+
+
+def test_a_run_from_before_there_were_guards_says_nothing_of_them(
+    stages: FakeStages, runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    said, page = build(FakeRun(stages, runner)("eval"), tmp_path)
+    assert "Guards" not in page.text
+    assert "handed on" not in said.lower()
+
+
+def test_numbers_have_their_files(guarded: GuardedRun, tmp_path: Path) -> None:
+    run = guarded()
+    _, page = build(run, tmp_path)
+    found = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert set(found["sources"]) >= {"models", "along", "guards", "reward", "curves", "pipeline"}
+    for paths in found["sources"].values():
+        for path in paths:
+            assert (run.folder / path).is_file()
+    assert found["sources"]["models"][0] in page.text
+    assert len(found["charts"]) == page.source.count("<svg")
+    for chart in found["charts"]:
+        files = [part.partition(": ")[0] for part in chart["source"].split("; ")]
+        assert files
+        assert all((run.folder / file).is_file() for file in files), chart["title"]
+    first = run.stages["ppo"].folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in first.read_text().splitlines()]
+    score = next(chart for chart in found["charts"] if chart["title"] == "Reward model’s score")
+    assert score["lines"][0]["points"] == [[row["step"], row["objective/scores"]] for row in rows]
+
+
+def test_every_stage_has_a_table_of_its_metrics(guarded: GuardedRun, tmp_path: Path) -> None:
+    run = guarded()
+    _, page = build(run, tmp_path)
+    for name, made in run.stages.items():
+        assert f"{name}/{made.manifest.key[:12]}/manifest.json" in page.text
+        for metric in made.manifest.metrics:
+            assert metric in page.text or metric == "human", "that is said in words"
+
+
+def test_sources_are_only_what_is_there(guarded: GuardedRun) -> None:
+    run = guarded("reward")
+    assert sources.of(run, "ppo", "metrics.jsonl") == []
+    assert "along" not in sources.read(run)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (None, wording.DASH),
+        (2048, "2,048"),
+        (0.70451, "0.7045"),
+        (3e-7, "3.00e-07"),
+        (0, "0"),
+        ([0.5, 1], "0.5000, 1"),
+        ("venues", "venues"),
+    ],
+)
+def test_what_a_manifest_holds_as_text(value: Any, text: str) -> None:
+    assert wording.noted(value) == text

@@ -1,0 +1,162 @@
+"""The report's part on judges, baselines and the frontier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import HOSTILE, FakeRun, build, interval, model
+from pipeline_fakes import FakeStages
+
+from pipeline.engine.runner import Runner
+from stages.report import baselines, comparison, findings, frontier, verdict
+
+
+def win(judge: str, ours: str, theirs: str, value: float, **more: Any) -> dict[str, Any]:
+    sides = {"judge": judge, "ours": ours, "theirs": theirs}
+    return sides | interval(value, value - 0.04, value + 0.04, ties=0.3, prompts=256, **more)
+
+
+def fit(peak: float | None, high: float | None, *, set_in: bool) -> dict[str, Any]:
+    return {
+        "reason": None,
+        "form": "d (alpha - beta log d)",
+        "alpha": interval(0.7, 0.6, 0.8),
+        "beta": interval(0.5, 0.4, 0.6),
+        "peak_kl": interval(peak, 0.9, high),  # type: ignore[arg-type]
+        "farthest": 4.0,
+        "set_in": set_in,
+        "share": 0.99 if set_in else 0.6,
+        "lost": 0.21,
+        "curve": [[0.0, 0.0], [2.0, 0.8], [4.0, 0.6]],
+    }
+
+
+@pytest.fixture
+def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
+    made = FakeRun(stages, runner)
+    looks = [
+        {"update": u, "kl": interval(kl, kl, kl), "proxy": interval(p, p, p), "gold": interval(g, g, g)}
+        for u, kl, p, g in ((0, 0.0, 0.0, 0.0), (8, 4.0, 1.2, 0.6), (16, 2.0, 0.9, 0.8))
+    ]
+    made.evaluation |= {
+        "judges": [{"name": "venues", "unit": "faults an answer"}],
+        "wins": [
+            win("venues", "ppo", "sft", 0.71),
+            win("venues", "ppo", "best_of_n", 0.45),
+            win("venues", "ppo", "dpo", 0.5),
+            win("venues", "dpo", "sft", 0.6),
+            win(HOSTILE, "ppo", "sft", 0.6, disagreed=0.25, unreadable=3),
+        ],
+        "frontier": {
+            "judge": "venues", "round": 1, "prompts": 64, "looks": looks, "fit": fit(1.8, 2.5, set_in=True),
+        },
+        "best_of_n": {
+            "samples": 16,
+            "n": 16,
+            "reaches": 1.835,
+            "rows": [
+                {"n": n, "kl": kl, "proxy": interval(kl, 0, 2), "gold": interval(kl, 0, 2)}
+                for n, kl in ((1, 0.0), (16, 1.835))
+            ],
+            "fit": {"reason": "1 looks are away from the reference, and the form needs 4"},
+        },
+        "points": {name: {"kl": 1.9, "gold": interval(0.8, 0.7, 0.9)} for name in ("ppo", "dpo")},
+        "extremes": {
+            "judge": "venues",
+            "improved": [{"prompt": "name[A]", "gain": 3.0, "sft": HOSTILE, "ppo": "A is fine."}],
+            "damaged": [],
+            "share_improved": 0.57,
+            "share_damaged": 0.0,
+        },
+    }  # fmt: skip
+    made.evaluation["models"] |= {
+        "dpo": model(0.08, kl=2.5, kl_low=2.2, kl_high=2.8),
+        "best_of_n": model(0.035, kl=1.835, n=16, nll=None),
+    }
+    return made
+
+
+def test_judges_baselines_and_frontier_are_told(fake: FakeRun, tmp_path: Path) -> None:
+    said, page = build(fake(), tmp_path)
+    text = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
+    for part in (
+        "Best of 16 does better than PPO: PPO’s answer beats its on 45 % of prompts (41 to 49 %), at a KL of 1.86 "
+        "nats against at most 1.83.",
+        "Over-optimised. The form of Gao et al. 2022, d (alpha - beta log d) with d = √KL, fitted to 3 looks, "
+        "peaks at 1.80 nats (95 % interval 0.90 to 2.50): beyond it the judge loses 0.21 again.",
+        "With 16 samples it reaches 1.83 nats and no more.",
+        "another verdict in the other order: 25 % of pairs; 3 replies without a verdict",
+        "BaseSFTDPOBest of 16PPOChange from SFT",
+        "≤ 1.83",
+        "2.20 to 2.80",
+        "better than SFT’s on 57 % of the prompts and worse on 0 %",
+        "The 1 most improved",
+        "prefers PPO’s answer to SFT’s on 60 % of 256 held-out prompts (95 % interval 56 to 64 %; ties "
+        "count half).",
+    ):
+        assert part in text, part
+    assert "The 0 most damaged" not in text
+    assert "DPO does better" not in text
+    assert said.startswith("PPO helped. By the independent judge (venues)")
+    assert "<script" not in page.source
+    assert HOSTILE in page.text
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["evaluation"]["frontier"]["fit"]["set_in"] is True
+
+
+def test_the_pictures_of_the_frontier(fake: FakeRun) -> None:
+    both, ways = frontier.charts(fake.found()["evaluation"])
+    assert [(line.kind, len(line.points)) for line in both.lines] == [("train", 3), ("held-out", 3), ("level", 3)]
+    assert [x for x, _ in both.lines[1].points] == [0.0, 2.0, 4.0]  # by KL, not by update
+    assert [line.kind for line in ways.lines] == ["held-out", "other", "point"]
+    assert frontier.charts(None) == []
+    del fake.evaluation["frontier"]
+    assert frontier.charts(fake.evaluation) == []
+    assert frontier.conclude(fake.evaluation) == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"reason": "3 looks only"}, "cannot be fitted: 3 looks only."),
+        (fit(None, None, set_in=False), "has no peak: within this run more KL does no harm."),
+        (fit(9.0, None, set_in=False), "beyond the 4.00 nats of this run."),
+        (fit(1.8, None, set_in=False), "(95 % interval 0.90 to beyond the run), but this run does not tell it"),
+        (fit(1.8, 2.5, set_in=True), "beyond it the judge loses 0.21 again."),
+    ],
+)
+def test_where_it_goes_too_far_is_said_as_far_as_it_is_known(fake: FakeRun, found: Any, said: str) -> None:
+    fake.evaluation["frontier"]["fit"] = found
+    assert said in frontier.conclude(fake.evaluation).replace("\N{NO-BREAK SPACE}", " ")
+    assert bool(frontier.caveats(fake.evaluation)) is bool(found.get("set_in"))
+
+
+def test_judges_that_contradict_each_other_leave_it_open(fake: FakeRun) -> None:
+    found = fake.found()
+    assert verdict.reach(found).tone == "good"
+    found["evaluation"]["wins"][-1] = win("other", "ppo", "sft", 0.3)
+    assert verdict.reach(found).headline == "The judges are at odds."
+
+
+@pytest.mark.parametrize(("value", "tone"), [(0.6, "good"), (0.4, "bad"), (0.5, "unclear")])
+def test_another_judge_answers_where_there_is_no_rubric(fake: FakeRun, value: float, tone: str) -> None:
+    fake.evaluation["judge"] = None
+    del fake.evaluation["reduction"], fake.evaluation["win_rate"]
+    fake.evaluation["wins"] = [win("held-out reward model", "ppo", "sft", value)]
+    reached = verdict.reach(fake.found())
+    assert reached.tone == tone
+    assert reached.evidence.startswith("Held-out reward model prefers PPO’s answer")
+
+
+def test_an_evaluation_without_baselines_has_three_columns(fake: FakeRun) -> None:
+    del fake.evaluation["models"]["dpo"], fake.evaluation["models"]["best_of_n"]
+    fake.evaluation["wins"] = fake.evaluation["wins"][:1]
+    assert list(baselines.names(fake.evaluation)) == ["base", "sft", "ppo"]
+    rows = {row.metric.key: row for row in comparison.rows(fake.evaluation)}
+    assert rows["kl"].cells["ppo"] == "1.86"
+    assert baselines.caveats({"judge": None, "models": {}}) == []
+    assert baselines.contests(findings.collect(fake())["evaluation"])[0].ours == "PPO"

@@ -1,0 +1,41 @@
+"""Fake stages whose files are of the kinds that are published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fake_run import FakeRun
+
+MODEL = "publish.model=me/model"
+
+
+def write_model(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+    (out_dir / "model.safetensors").write_bytes(bytes(range(256)) * 8)
+    (out_dir / "config.json").write_text("{}\n")
+    return {}
+
+
+def write_policy(made: FakeRun) -> Callable[..., dict[str, Any]]:
+    """As the `ppo` stage with LoRA: an adapter, and what is none of the public's business."""
+
+    def run(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        (out_dir / "adapter").mkdir()
+        (out_dir / "adapter/adapter_model.safetensors").write_bytes(b"\0" * 512)
+        (out_dir / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None, "r": 2}))
+        (out_dir / "golden.json").write_text("[]")
+        return made._ppo(config, inputs, out_dir, ctx)
+
+    return run
+
+
+def write_base(made: FakeRun) -> Callable[..., dict[str, Any]]:
+    def run(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        (out_dir / "tokenizer").mkdir()
+        (out_dir / "tokenizer/tokenizer.json").write_text("{}")
+        (out_dir / "tokenizer/chat_template.jinja").write_text("{{ messages }}")
+        return made._base(config, inputs, out_dir, ctx)
+
+    return run

@@ -1,0 +1,101 @@
+"""A small PPO problem; importable, so that other processes can be given it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import tiny
+import torch
+from torch import Tensor
+
+from pipeline.config.ppo import KLConfig, PPOConfig, ScoreConfig
+from stages.models.text import IGNORED, pad
+from stages.ppo.trainer import PPOTrainer
+from stages.sampling.episodes import Episodes
+
+STOPS = frozenset({tiny.EOS, 9, 12, 17, 25, 33, 41})
+CODEC: Any = SimpleNamespace(stop_ids=STOPS, pad_id=tiny.PAD)
+PROMPTS = tiny.rows(11, 1, 7, seed=1)
+
+CONFIG = {
+    "value": "adapter",
+    "total_episodes": 32,
+    "batch_size": 8,
+    "num_ppo_epochs": 2,
+    "num_mini_batches": 2,
+    "response_length": 6,
+    "learning_rate": 3e-3,
+    "adam_epsilon": 1e-3,  # rounding errors of tiny gradients stay tiny
+    "logits_chunk_size": 7,
+    "kl": KLConfig(kind="fixed", init=0.1),
+    "score": ScoreConfig(normalization="none", clip=None),
+}
+EVERYTHING = {
+    "kl": KLConfig(kind="adaptive", init=0.1, target=0.5, horizon=50),
+    "score": ScoreConfig(normalization="running", clip=2.0),
+    "entropy_coef": 0.01,
+    "dual_clip": 2.0,
+    "whiten_rewards": True,
+    "missing_eos_penalty": 0.5,
+    "ptx_coef": 0.2,
+    "gamma": 0.98,
+    "temperature": 0.9,
+}
+"""Every switch that enters the mathematics."""
+
+
+def count_of(token: int) -> Any:
+    """A rigged reward: how often a token stands in a response."""
+
+    def score(episodes: Episodes) -> Tensor:
+        return ((episodes.responses_BT == token) & episodes.mask_BT).sum(1).float().cpu()
+
+    return score
+
+
+def varied(episodes: Episodes) -> Tensor:
+    """A reward of no meaning, different for every response."""
+    weights = torch.sin(episodes.responses_BT.cpu().double() * 12.9898)
+    return (weights * episodes.mask_BT.cpu()).sum(1).float()
+
+
+def demonstrations(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Always the same batch, with labels on the later tokens of rows of unequal length."""
+    rows = tiny.rows(3, 3, 7, seed=8)
+    ids, _ = pad(rows, tiny.PAD, left=False)
+    labels, _ = pad([[IGNORED, IGNORED, *row[2:]] for row in rows], IGNORED, left=False)
+    return ids, labels
+
+
+def make(
+    kind: str = "lora",
+    *,
+    bank: Any = None,
+    bank_seed: int = 2,
+    scorer: Any = varied,
+    seed: int = 0,
+    device: str = "cpu",
+    **values: Any,
+) -> PPOTrainer:
+    config = PPOConfig(**(CONFIG | values))
+    if bank is None:
+        bank = tiny.BANKS[kind](value=config.value, seed=bank_seed)
+    if device != "cpu":  # a sharded bank must not be moved: its parameters would be others
+        bank = bank.to(device)
+    return PPOTrainer(bank, config, CODEC, PROMPTS, scorer, seed=seed, device=device, demonstrations=demonstrations)
+
+
+def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
+    return {
+        f"{role} {name}": tensor
+        for role in sorted(trainer.bank.trainable)
+        for name, tensor in trainer.bank.state_of(role).items()
+    }
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    worst = {name: float((found[name] - expected[name]).abs().max()) for name in expected}
+    name = max(worst, key=worst.__getitem__)
+    assert worst[name] <= tolerance, f"{name} differs by {worst[name]:.2g}, more than {tolerance:.2g}"
