@@ -20,13 +20,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from pipeline.files import readable_seconds
+from pipeline.wording import fixed, percent
 from ranking import assignment, forms
 from ranking.campaign import Campaign
 from ranking.overview import overview
 from ranking.security import MAX_BODY, Guard, Links
 from ranking.store import Conflict, Store, Task
 from ranking.text import visible
-from stages.report.wording import fixed, percent
 
 HERE = Path(__file__).parent
 LONG = 1500

@@ -1,5 +1,5 @@
-"""The list of mutations stays in step with the code: every text that one replaces occurs exactly once, and every test
-that has to notice exists. (`make mutations` runs a sample of them.)"""
+"""The list of mutations stays in step with the code: every text that one replaces occurs exactly once, and every
+test that has to notice exists. (`make mutations` runs a sample of them.)"""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from pipeline.config.rules import is_hub_id
 from pipeline.config.section import content
 from pipeline.engine.plan import RunSummary
 from pipeline.files import readable_seconds
+from pipeline.wording import DASH, percent, span
 from stages.report import comparison, exported, findings, verdict
-from stages.report.wording import DASH, percent, span
 
 HUB = "hub://"
 EXAMPLE = "What makes a good answer?"

@@ -7,9 +7,9 @@ from typing import Any
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.rounds import by_round
 from pipeline.errors import StageError
+from pipeline.wording import fixed, listing, percent, span
 from stages.report.findings import Findings
 from stages.report.verdict import Tone
-from stages.report.wording import fixed, listing, percent, span
 
 RESAMPLES = 2000
 

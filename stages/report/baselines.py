@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.wording import fixed, percent, span
+from pipeline.wording import fixed, percent, span
 
 NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO", "best_of_n": "Best of n", "ppo": "PPO"}
 """Models in the report's order."""

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from pipeline import wording
 from pipeline.engine.plan import RunSummary
 from pipeline.files import jsonable, readable_bytes, readable_seconds, write_atomic
 from stages.report import (
@@ -31,7 +32,6 @@ from stages.report import (
     plots,
     rankings,
     verdict,
-    wording,
 )
 
 HERE = Path(__file__).parent

@@ -9,10 +9,10 @@ from typing import Any
 from pipeline.engine.metrics import read_metrics
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.rounds import by_round
+from pipeline.wording import number as shown
 from stages.report import sources
 from stages.report.findings import Findings
 from stages.report.plots import Bounds, Chart, Kind, Line, Point
-from stages.report.wording import number as shown
 
 TRAINING: list[tuple[str, str, str, dict[str, Kind]]] = [
     ("base", "Loss of the base model", "nats a token", {"loss": "train", "eval_loss": "held-out"}),

@@ -15,10 +15,10 @@ from jinja2 import Template
 
 from pipeline.errors import StageError
 from pipeline.files import jsonable, readable_seconds, write_atomic
+from pipeline.wording import DASH, MINUS, fixed, percent, span
 from stages.report.against import RESAMPLES, paired_change
 from stages.report.comparison import METRICS, Metric
 from stages.report.verdict import Tone
-from stages.report.wording import DASH, MINUS, fixed, percent, span
 
 Report = dict[str, Any]
 

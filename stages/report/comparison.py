@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.wording import fixed, percent, points, span
 from stages.report import baselines
-from stages.report.wording import fixed, percent, points, span
 
 
 @dataclass(frozen=True)

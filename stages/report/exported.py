@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.engine.plan import RunSummary
 from pipeline.files import readable_bytes
-from stages.report.wording import DASH, fixed, number, percent, span
+from pipeline.wording import DASH, fixed, number, percent, span
 
 FILE = "export.json"
 LABELS = {

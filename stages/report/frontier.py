@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.wording import fixed, percent
 from stages.report.plots import Chart, Line, Point
-from stages.report.wording import fixed, percent
 
 UNIT = "standard deviations above SFT’s answers"
 

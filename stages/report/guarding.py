@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.engine.plan import StageRun
-from stages.report.wording import fixed
+from pipeline.wording import fixed
 
 
 def read(ppo: StageRun) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from pipeline.engine.plan import RunSummary
+from pipeline.wording import percent, span
 from ranking.judged import judged_file
-from stages.report.wording import percent, span
 
 
 def read(run: RunSummary) -> dict[str, Any] | None:

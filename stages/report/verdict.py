@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.wording import fixed, listing, number, percent, span
 from stages.report import baselines, frontier, guarding, human
 from stages.report.findings import Findings
-from stages.report.wording import fixed, listing, number, percent, span
 
 Tone = Literal["good", "bad", "unclear", "unknown"]
 

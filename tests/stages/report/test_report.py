@@ -20,11 +20,12 @@ from fake_run import (
 )
 from pipeline_fakes import FakeStages
 
+from pipeline import wording
 from pipeline.config.load import LoadedRecipe
 from pipeline.engine import registry
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.runner import Runner
-from stages.report import charts, comparison, findings, human, plots, verdict, wording
+from stages.report import charts, comparison, findings, human, plots, verdict
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pipeline_fakes import FakeStages, write_all, write_rankings
 
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.runner import Runner
+from pipeline.wording import SPACE
 from stages.report import exported
 from stages.report.build import build_report
-from stages.report.wording import SPACE
 
 POLICY = {
     "score": 2.7,
