@@ -76,7 +76,7 @@ class Ranking:
             raise DataError(
                 f"a ranking needs at least 2 completions and this one has {k}",
                 where=self.where,
-                mend="remove the row, or give it more completions",
+                hint="remove the row, or give it more completions",
             )
         for name in ("ranks", "ratings", "models"):
             values = getattr(self, name)
@@ -84,10 +84,10 @@ class Ranking:
                 raise DataError(
                     f"a ranking of {k} completions has {len(values)} {name}",
                     where=self.where,
-                    mend=f"give one of {name} for each completion",
+                    hint=f"give one of {name} for each completion",
                 )
         if any(rank < 1 for rank in self.ranks):
-            raise DataError("ranks count from 1, the best", where=self.where, mend="renumber the ranks")
+            raise DataError("ranks count from 1, the best", where=self.where, hint="renumber the ranks")
 
     def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) index pairs; ties give none."""

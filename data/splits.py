@@ -47,5 +47,5 @@ def check_split(row: Demonstration | Prompt | Ranking, eval_fraction: float) -> 
         raise DataError(
             f"a prompt is both trained on and held out: {group[:80]!r}",
             where=getattr(row, "where", ""),
-            mend="give all rows of one prompt the same split",
+            hint="give all rows of one prompt the same split",
         )

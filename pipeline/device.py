@@ -28,6 +28,6 @@ def resolve(loaded: LoadedRecipe) -> str:
         raise StageError(
             f"there is no {wanted} device here",
             where=loaded.describe("device"),
-            mend="set device to auto or cpu",
+            hint="set device to auto or cpu",
         )
     return wanted

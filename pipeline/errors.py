@@ -1,7 +1,7 @@
-"""What can go wrong, said so that a person can mend it.
+"""What can go wrong, said so that a person can fix it.
 
-Every error that is a user's to mend is a `TutelageError`: *what* is wrong, *where* (file and line, dotted
-recipe path, or artifact), and *how* to mend it. The command line prints it without a traceback and exits with
+Every error that is a user's to fix is a `TutelageError`: *what* is wrong, *where* (file and line, dotted
+recipe path, or artifact), and *how* to fix it. The command line prints it without a traceback and exits with
 its `exit_code`. Anything else that escapes is a bug and keeps its traceback.
 """
 
@@ -9,26 +9,26 @@ from __future__ import annotations
 
 
 class TutelageError(Exception):
-    """Base of the errors that a user can mend.
+    """Base of the errors that a user can fix.
 
     Args:
         what: one sentence, what is wrong.
         where: file and line, dotted recipe path or artifact folder; empty when `what` says it.
-        mend: one sentence, what to do about it.
+        hint: one sentence, what to do about it.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(what)
-        self.what, self.where, self.mend = what, where, mend
+        self.what, self.where, self.hint = what, where, hint
 
     def __str__(self) -> str:
         lines = [self.what]
         if self.where:
             lines.append(f"  where: {self.where}")
-        if self.mend:
-            lines.append(f"  mend:  {self.mend}")
+        if self.hint:
+            lines.append(f"  hint:  {self.hint}")
         return "\n".join(lines)
 
 

@@ -32,20 +32,20 @@ def read_sources(path: str) -> Iterator[Source]:
             raise DataError(
                 "a row needs a prompt and at least 2 completions",
                 where=row.where,
-                mend="complete or remove the row",
+                hint="complete or remove the row",
             )
         if models is not None and len(models) != len(completions):
             raise DataError(
                 f"{len(completions)} completions have {len(models)} models",
                 where=row.where,
-                mend="give one of models for each completion",
+                hint="give one of models for each completion",
             )
         yield Source(prompt, completions, models)
 
 
 def _list(value: Any, what: str, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise DataError(f"{what} is not a list but {value!r:.60}", where=where, mend='write ["...", "..."]')
+        raise DataError(f"{what} is not a list but {value!r:.60}", where=where, hint='write ["...", "..."]')
     return value
 
 

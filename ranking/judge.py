@@ -81,7 +81,7 @@ def result(compared: Sequence[Source], given: Sequence[Ranking], resamples: int,
         by_prompt.setdefault(_key(ranking.prompt, ranking.completions), []).append(score)
     judged = [_key(source.prompt, source.completions) in by_prompt for source in compared]
     if not any(judged):
-        raise StageError("no comparison was made", mend="run the command again and judge one at least")
+        raise StageError("no comparison was made", hint="run the command again and judge one at least")
     last = max(i for i, yes in enumerate(judged) if yes)
     reached = (
         compared if all(j or s.item is None for j, s in zip(judged, compared, strict=True)) else compared[:last]

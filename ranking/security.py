@@ -58,7 +58,7 @@ class Links:
             self._key = b""
         if len(self._key) < 32:
             raise StageError(
-                "the key of the annotators' links is damaged", where=str(key_file), mend="delete it: links change"
+                "the key of the annotators' links is damaged", where=str(key_file), hint="delete it: links change"
             )
 
     def token(self, role: str, name: str = "") -> str:

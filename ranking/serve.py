@@ -52,7 +52,7 @@ def collect_rankings(
         raise StageError(
             "there is nothing to rank: no prompt has two different answers",
             where=str(database),
-            mend="collect more answers, at a higher temperature",
+            hint="collect more answers, at a higher temperature",
         )
     store = Store(database)
     try:
@@ -117,7 +117,7 @@ def _listening(config: AppConfig) -> Iterator[socket.socket]:
         except OSError as error:
             raise StageError(
                 f"the page cannot be served at {config.host}, port {config.port}: {error.strerror or error}",
-                mend="set another host or port (0: any free one)",
+                hint="set another host or port (0: any free one)",
             ) from error
         yield listener
 

@@ -134,14 +134,14 @@ class Store:
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise StageError(
-                f"the rankings cannot be read: {error}", where=str(path), mend="restore this file from a copy"
+                f"the rankings cannot be read: {error}", where=str(path), hint="restore this file from a copy"
             ) from error
         if version > VERSION:
             self._db.close()
             raise StageError(
                 f"the rankings were kept by a newer version (format {version})",
                 where=str(path),
-                mend="update tutelage",
+                hint="update tutelage",
             )
 
     def close(self) -> None:

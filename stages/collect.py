@@ -43,7 +43,7 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
         raise DataError(
             f"no prompt fits into collect.max_prompt_length = {config.max_prompt_length} tokens",
             where=str(inputs["data"].path),
-            mend="raise collect.max_prompt_length",
+            hint="raise collect.max_prompt_length",
         )
     ranked = _ranked(inputs)
     chooses = bool(ranked) and config.select == "disagreement" and config.num_prompts is not None

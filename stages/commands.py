@@ -192,9 +192,9 @@ def _asked(
         config = TypeAdapter(AppConfig).validate_json(json.dumps(merged))
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"{first['loc'][0]}: {first['msg']}", mend="see the command's --help") from None
+        raise RecipeError(f"{first['loc'][0]}: {first['msg']}", hint="see the command's --help") from None
     for path, problem in app_conflicts(config):
-        raise RecipeError(f"{path.rpartition('.')[2]} {problem}", mend="give --annotators ana,ben (and --overlap)")
+        raise RecipeError(f"{path.rpartition('.')[2]} {problem}", hint="give --annotators ana,ben (and --overlap)")
     return config
 
 

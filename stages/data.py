@@ -177,13 +177,13 @@ def _check_sizes(demonstrations: Counter[str], prompts: Counter[str], held_out: 
         raise DataError(
             f"none of the {demonstrations.total()} demonstrations is left to train on{reasons}",
             where="data.demonstrations",
-            mend="give more of them, with non-empty prompts and completions, or lower data.eval_fraction",
+            hint="give more of them, with non-empty prompts and completions, or lower data.eval_fraction",
         )
     if held_out > 0 and not prompts["eval"]:
         raise DataError(
             f"none of the {prompts.total()} prompts is held out at data.eval_fraction {held_out:g}",
             where="data.eval_fraction",
-            mend="give more prompts, or raise data.eval_fraction",
+            hint="give more prompts, or raise data.eval_fraction",
         )
 
 

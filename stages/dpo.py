@@ -76,7 +76,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         raise DataError(
             f"the training rankings give no strict pair: {left_out.describe('rankings') or 'there are none'}",
             where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else str(inputs["data"].path),
-            mend=left_out.hint(learns=False) or "give rankings with at least one strict preference",
+            hint=left_out.hint(learns=False) or "give rankings with at least one strict preference",
         )
     if left_out.total or left_out.shortened:
         line = left_out.describe("training rankings")

@@ -93,7 +93,7 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[
         raise StageError(
             "nobody ranked anything: all items were skipped",
             where=str(database),
-            mend="list other annotators under rank.app.annotators, or rank what was skipped",
+            hint="list other annotators under rank.app.annotators, or rank what was skipped",
         )
     ranked = {prompt_key(ranking.prompt) for ranking in given}
     return given, Counter(
@@ -109,7 +109,7 @@ def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterat
         raise RecipeError(
             f"of {len(config.annotators)} annotators {config.annotators_per_prompt} are to rank each prompt",
             where=ctx.describe("rank.annotators_per_prompt"),
-            mend="list more under rank.annotators, or lower rank.annotators_per_prompt",
+            hint="list more under rank.annotators, or lower rank.annotators_per_prompt",
         )
     rng = random.Random(f"rank {ctx.seed}")
     annotators = list(config.annotators)

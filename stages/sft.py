@@ -39,7 +39,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         raise DataError(
             f"no demonstration fits into sft.max_length = {config.max_length} tokens",
             where=str(data.path),
-            mend="raise sft.max_length",
+            hint="raise sft.max_length",
         )
     torch.manual_seed(ctx.seed)
     model: Any = load_backbone(base, ctx.device)

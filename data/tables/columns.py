@@ -65,7 +65,7 @@ def each(rows: Iterable[Row], read: Callable[[Row], Iterable[Candidates]]) -> It
         try:
             made = list(read(row))
         except LeftOut as why:
-            made = [nothing(row, why.reason, why.mend)]
+            made = [nothing(row, why.reason, why.hint)]
         yield from made
 
 
@@ -75,7 +75,7 @@ def as_object(value: Any, row: Row) -> Row:
         raise DataError(
             f"a message of the tree is not an object but {value!r:.60}",
             where=row.where,
-            mend='write {"text": ..., "role": ..., "replies": [...]}',
+            hint='write {"text": ..., "role": ..., "replies": [...]}',
         )
     return Row(row.number, value, row.where)
 
@@ -91,7 +91,7 @@ def as_list(row: Row, column: str) -> list[Any]:
         raise DataError(
             f"column {column!r} is not a list but {row[column]!r:.60}",
             where=row.where,
-            mend='write a list, in JSON where a cell holds text: ["...", "..."]; or use the format wide',
+            hint='write a list, in JSON where a cell holds text: ["...", "..."]; or use the format wide',
         )
     return value
 
@@ -132,8 +132,8 @@ class Columns:
         names = NAMES[config.format]
         for name, value in self.given.items():
             if name not in names:
-                mend = f"use {', '.join(names)}" if names else "leave `columns` out: the names are our own"
-                raise self.error(f"the format {config.format} has no {name!r}", mend)
+                hint = f"use {', '.join(names)}" if names else "leave `columns` out: the names are our own"
+                raise self.error(f"the format {config.format} has no {name!r}", hint)
             if isinstance(value, list) and name in DISTINCT and len(set(value)) < len(value):
                 raise self.error(f"{name} names a column twice: {', '.join(value)}", "name each column once")
             several = name in LISTS.get(config.format, ())
@@ -141,8 +141,8 @@ class Columns:
                 form = "a list of column names" if several else "the name of one column"
                 raise self.error(f"{name} is given as {value!r}", f"write {form}")
 
-    def error(self, what: str, mend: str) -> RecipeError:
-        return RecipeError(what, where=self.where, mend=mend)
+    def error(self, what: str, hint: str) -> RecipeError:
+        return RecipeError(what, where=self.where, hint=hint)
 
     def hint(self) -> str:
         """What may help where no ranking is left; empty where nothing special is known."""

@@ -35,7 +35,7 @@ def documents(config: TaskConfig | TableConfig, seed: int, held_out: float) -> I
             raise DataError(
                 "a corpus needs a `text` column, or `prompt` and `completion`",
                 where=f"{row.where}; its columns: {', '.join(row)}",
-                mend="name them in base.pretrain.corpus.columns",
+                hint="name them in base.pretrain.corpus.columns",
             )
 
 
@@ -52,6 +52,6 @@ def _demonstration(row: Row, prompt: str, completion: str, config: TableConfig) 
         raise DataError(
             "a corpus of prompts and completions takes prompts of one turn, and this one is a conversation",
             where=row.where,
-            mend="remove the row, or write the conversation as running text in a `text` column",
+            hint="remove the row, or write the conversation as running text in a `text` column",
         )
     return messages[0]["content"] if messages else "", text

@@ -61,7 +61,7 @@ def read_prompts(
         raise DataError(
             f"no prompt is left: {dropped.reasons()}",
             where=config.path,
-            mend="give prompts that are text, or conversations that end with the user's turn",
+            hint="give prompts that are text, or conversations that end with the user's turn",
         )
     forms.tell(config.path, say)
 
@@ -72,7 +72,7 @@ def _rows(config: TableConfig, dropped: Dropped, say: Callable[[str], None] | No
         raise RecipeError(
             f"a table has no use for a column called {min(unknown)!r}",
             where=f"columns of {config.path}",
-            mend=f"on the left stands our name ({', '.join(COLUMNS)}), on the right the table's",
+            hint=f"on the left stands our name ({', '.join(COLUMNS)}), on the right the table's",
         )
     yield from dropped.counting(read_table(config, say))
 
@@ -116,7 +116,7 @@ def _prompt_and_completion(row: Row, config: TableConfig, forms: Forms) -> tuple
             raise DataError(
                 f"columns {' and '.join(map(repr, answers))} hold different answers",
                 where=row.where,
-                mend="name the right one under `columns`: messages, or prompt and completion",
+                hint="name the right one under `columns`: messages, or prompt and completion",
             )
         return found, texts[0]
     named = prompt if prompt in row or "prompt" in columns else None

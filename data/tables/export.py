@@ -74,7 +74,7 @@ def key_file(path: Path) -> bytes:
     key = path.read_text(encoding="ascii", errors="replace").strip()
     if len(key) < 32:
         raise DataError(
-            "the key of the pseudonyms is too short", where=str(path), mend="remove the file to have a new one made"
+            "the key of the pseudonyms is too short", where=str(path), hint="remove the file to have a new one made"
         )
     return key.encode()
 
@@ -106,7 +106,7 @@ def export_rankings(
     """
     if folder.exists() and not (folder / CARD).is_file() and any(folder.iterdir()):
         raise DataError(
-            f"{folder} is not empty and no earlier export", mend="name another folder, or remove what lies there"
+            f"{folder} is not empty and no earlier export", hint="name another folder, or remove what lies there"
         )
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -117,7 +117,7 @@ def export_rankings(
             raise DataError(
                 f"there are no {only or ''} rankings to export".replace("  ", " "),
                 where=", ".join(map(str, sources)),
-                mend="export without --only, or run the rank stage",
+                hint="export without --only, or run the rank stage",
             )
         sizes = {split: sum(f.stat().st_size for f in (partial / "data").glob(f"{split}-*")) for split in splits}
         terms = {"license": license or "unknown", "license_name": license_name, "license_link": license_link}

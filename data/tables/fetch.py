@@ -38,7 +38,7 @@ def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
     url, fragment = urldefrag(address)
     expected = _expected_hash(url, fragment)
     if expected is None and url.startswith("http://"):
-        raise DataError(f"{url} comes over plain http", mend="use https, or add #sha256=... to check it")
+        raise DataError(f"{url} comes over plain http", hint="use https, or add #sha256=... to check it")
     key = expected or hashlib.sha256(url.encode()).hexdigest()
     path = cache_dir() / key[:16] / (Path(unquote(urlsplit(url).path)).name or "file")
     if path.is_file() and (expected is None or file_sha256(path) == expected):
@@ -52,7 +52,7 @@ def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
             if expected not in (None, found):
                 raise DataError(
                     f"the file at {url} is not the one expected: its SHA-256 is {found}, not {expected}",
-                    mend="if the new file is the one you want, put its SHA-256 into the recipe",
+                    hint="if the new file is the one you want, put its SHA-256 into the recipe",
                 )
             os.replace(partial, path)
         finally:
@@ -62,7 +62,7 @@ def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
             error.close()  # it is the response, too, and holds the connection
         raise DataError(
             f"{url} cannot be fetched: {error}",
-            mend=f"connect to the network once, put the file at {path}, or give the path of a local copy",
+            hint=f"connect to the network once, put the file at {path}, or give the path of a local copy",
         ) from error
     return path
 
@@ -73,7 +73,7 @@ def _expected_hash(url: str, fragment: str) -> str | None:
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if match is None:
         raise DataError(
-            f"#{fragment} after {url} is not a hash", mend="write #sha256= and the 64 hexadecimal digits"
+            f"#{fragment} after {url} is not a hash", hint="write #sha256= and the 64 hexadecimal digits"
         )
     return match[1].lower()
 

@@ -40,7 +40,7 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             raise DataError(
                 f"the row is no ranking: {place}: {problem['msg']}",
                 where=row.where,
-                mend="export the rankings again, or name the table's format and columns",
+                hint="export the rankings again, or name the table's format and columns",
             ) from None
         yield Candidates(ranking.prompt, [], row, ranking.annotator, whole=ranking)
 
@@ -96,7 +96,7 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             try:
                 prompt, [text] = columns.exchange(row, columns.cells(row, [columns.name("completion")]))
             except LeftOut as why:
-                yield nothing(row, why.reason, why.mend)
+                yield nothing(row, why.reason, why.hint)
                 continue
             order, sign, rival = columns.order(row)
             annotator, key = columns.annotator(row), "" if group is None else str(group)
@@ -110,7 +110,7 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             raise DataError(
                 "a ranking needs at least 2 completions and every group of this table has 1",
                 where=where,
-                mend="give rows of one ranking the same prompt and annotator, or name their `group` column",
+                hint="give rows of one ranking the same prompt and annotator, or name their `group` column",
             )
         for group in groups:
             number, where, key, prompt, annotator, order, sign, _ = group[0]
@@ -120,13 +120,13 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                     raise DataError(
                         f"group {key!r} has another prompt or annotator than at {where}",
                         where=other,
-                        mend="give each ranking a group of its own",
+                        hint="give each ranking a group of its own",
                     )
                 if its_order != order:
                     raise DataError(
                         f"the row has {its_order!r} and another of its ranking, at {where}, has {order!r}",
                         where=other,
-                        mend="name the one that orders the completions under `columns`, rating or rank",
+                        hint="name the one that orders the completions under `columns`, rating or rank",
                     )
                 result.answers.append(Answer(*answer))
             yield result
@@ -164,17 +164,17 @@ def _pair_scores(row: Row, columns: Columns) -> tuple[float, float, bool]:
             raise DataError(
                 f"the margin is {margin:g} and the ratings are {ratings[0]:g} and {ratings[1]:g}",
                 where=row.where,
-                mend="correct the row, or rename the column that is wrong",
+                hint="correct the row, or rename the column that is wrong",
             )
         if ratings[0] < ratings[1]:
             raise DataError(
                 f"the chosen answer is rated {ratings[0]:g}, below the rejected one ({ratings[1]:g})",
                 where=row.where,
-                mend="remove the row, or exchange the two columns",
+                hint="remove the row, or exchange the two columns",
             )
         return ratings[0], ratings[1], True
     if margin is not None and margin < 0:
-        raise DataError(f"a margin of {margin:g}", where=row.where, mend="a margin is 0 (a tie) or above, or empty")
+        raise DataError(f"a margin of {margin:g}", where=row.where, hint="a margin is 0 (a tie) or above, or empty")
     return 1.0 if margin is None else margin, 0.0, margin is not None
 
 
@@ -199,7 +199,7 @@ def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
             raise DataError(
                 f"a message has the role {node[columns.name('role')]!r}",
                 where=row.where,
-                mend=f"use one of {', '.join(ROLES)}",
+                hint=f"use one of {', '.join(ROLES)}",
             )
         path = [*before, {"role": role, "content": node.text(columns.name("text"))}]
         replies = [as_object(reply, row) for reply in node.get(columns.name("replies")) or []]
@@ -255,7 +255,7 @@ def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
             raise DataError(
                 f"some completions are objects, and one is {item!r:.60}",
                 where=row.where,
-                mend="write objects with a text and a score, or texts beside a list of scores",
+                hint="write objects with a text and a score, or texts beside a list of scores",
             )
     entries = [None if item is None else as_object(item, row) for item in items]
     order, sign, rival = columns.order(next(entry for entry in entries if entry is not None), "score", "rank")
@@ -286,7 +286,7 @@ def _numbers(row: Row, column: str, count: int) -> list[float | None]:
         raise DataError(
             f"{count} completions have {len(values)} values in column {column!r}",
             where=row.where,
-            mend="give one for each completion",
+            hint="give one for each completion",
         )
     return [as_number(value, f"a value of column {column!r}", row.where) for value in values]
 

@@ -62,7 +62,7 @@ class Labels:
             raise DataError(
                 error.what,
                 where=row.where,
-                mend="write a signed number (below 0: the first is better), A, B or tie; or say in the recipe what "
+                hint="write a signed number (below 0: the first is better), A, B or tie; or say in the recipe what "
                 f"values mean, {EXAMPLE}",
             ) from None
         assert strength is not None
@@ -77,7 +77,7 @@ class Labels:
             raise DataError(
                 f"column {self.column!r} holds {value!r:.60}, which `labels` does not name",
                 where=row.where,
-                mend=f"add it to `labels`, which names {', '.join(self.stated)}; or empty the cell",
+                hint=f"add it to `labels`, which names {', '.join(self.stated)}; or empty the cell",
             )
         return VERDICTS[self.stated[key]]
 
@@ -90,7 +90,7 @@ class Labels:
             f"none of the {self.read} numbers in column {self.column!r} is {side} 0: as signed strengths they "
             f"never prefer the {never} answer",
             where=self.first_where,
-            mend=f"say in the recipe what the values mean, beside `format`: {EXAMPLE}. A list is one value per "
+            hint=f"say in the recipe what the values mean, beside `format`: {EXAMPLE}. A list is one value per "
             "annotator",
         )
 
@@ -152,7 +152,7 @@ def _check_annotators(row: Row, column: str, completion: str) -> None:
             f"column {column!r} holds {len(values)} values, as many as there are pairs of the {k} columns "
             f"{', '.join(alike)}",
             where=row.where,
-            mend="a list here is one value per annotator of the two completions: write one row per pair, or ranks "
+            hint="a list here is one value per annotator of the two completions: write one row per pair, or ranks "
             "or ratings of all completions",
         )
 
@@ -185,7 +185,7 @@ def _scores_of_choice(row: Row, labels: Labels, completions: int) -> list[float 
             raise DataError(
                 f"`labels` says which of 2 completions is better, and there are {completions}",
                 where=row.where,
-                mend="leave `labels` out: `choice` is then the place of the best, counted from 0",
+                hint="leave `labels` out: `choice` is then the place of the best, counted from 0",
             )
         verdict = labels.verdict(value, row)
         return [None, None] if verdict is None else [verdict.first, verdict.second]
@@ -196,8 +196,8 @@ def _scores_of_choice(row: Row, labels: Labels, completions: int) -> list[float 
     try:
         best = as_number(value, f"column {labels.column!r}", row.where)
     except DataError as error:
-        raise DataError(error.what, where=row.where, mend=hint) from None
+        raise DataError(error.what, where=row.where, hint=hint) from None
     if best is not None and best not in range(completions):
         what = f"the choice is {best:g}, and there are {completions} completions"
-        raise DataError(what, where=row.where, mend=hint)
+        raise DataError(what, where=row.where, hint=hint)
     return [None if best is None else float(place == best) for place in range(completions)]

@@ -38,8 +38,8 @@ class LeftOut(DataError):
     """A row that cannot be used although nothing is wrong with its table: readers of tables leave it out and count
     it under `reason`."""
 
-    def __init__(self, what: str, reason: str, *, where: str, mend: str) -> None:
-        super().__init__(what, where=where, mend=mend)
+    def __init__(self, what: str, reason: str, *, where: str, hint: str) -> None:
+        super().__init__(what, where=where, hint=hint)
         self.reason = reason
 
 
@@ -91,7 +91,7 @@ def as_messages(value: Any, what: str, where: str) -> list[Message]:
         raise DataError(
             f"{what} is not text and not a list of messages but {value!r:.60}",
             where=where,
-            mend=f'write text in quotes ("4"), or {MESSAGES}',
+            hint=f'write text in quotes ("4"), or {MESSAGES}',
         )
     messages = [_message(message, what, where) for message in value]
     if len(messages) == 1 and messages[0]["role"] == "user" and is_transcript(messages[0]["content"]):
@@ -107,21 +107,21 @@ def _message(message: Any, what: str, where: str) -> Message:
             f"{what} holds a tool call or a turn of a tool, which prompts here cannot hold",
             "tool calls or turns",
             where=where,
-            mend="remove the row, or write the call and its result into the text of the turns",
+            hint="remove the row, or write the call and its result into the text of the turns",
         )
     if isinstance(message, dict) and any(message.get(key) for key in REASONING_KEYS):
         raise LeftOut(
             f"{what} holds reasoning apart from the content, which would be lost",
             "reasoning apart from the content",
             where=where,
-            mend="remove the row, or write the reasoning into the content",
+            hint="remove the row, or write the reasoning into the content",
         )
     if role not in ROLES or "content" not in message:
         prefix = what if isinstance(message, dict) else f"{what} is not text, and"
         raise DataError(
             f"{prefix} holds {message!r:.60}, which is no message",
             where=where,
-            mend=f'a message is {{"role": ..., "content": ...}} with a role of {", ".join(ROLES)}',
+            hint=f'a message is {{"role": ..., "content": ...}} with a role of {", ".join(ROLES)}',
         )
     return {"role": ROLES[role], "content": _content(message["content"], what, where)}
 
@@ -136,7 +136,7 @@ def _content(value: Any, what: str, where: str) -> str:
                 f"{what} holds a part that is not text: {part!r:.60}",
                 "content that is not text",
                 where=where,
-                mend='remove the row: models here read text only, {"type": "text", "text": "..."}',
+                hint='remove the row: models here read text only, {"type": "text", "text": "..."}',
             )
     return "".join(as_text(part["text"], f"a message of {what}", where) for part in value)
 
@@ -162,7 +162,7 @@ def as_completion(value: Any, what: str, where: str) -> tuple[list[Message], str
             f"{what} ends with the turn of the {messages[-1]['role']}",
             f"the conversation ends with the {messages[-1]['role']}'s turn",
             where=where,
-            mend="an answer ends with the assistant's turn",
+            hint="an answer ends with the assistant's turn",
         )
     return messages[:-1], messages[-1]["content"]
 
@@ -179,7 +179,7 @@ def _finished(messages: list[Message], what: str, where: str) -> list[Message]:
             f"{what} ends with the turn of the {messages[-1]['role']}",
             f"the prompt ends with the {messages[-1]['role']}'s turn",
             where=where,
-            mend="a prompt ends with the user's turn; what follows it belongs to the completion",
+            hint="a prompt ends with the user's turn; what follows it belongs to the completion",
         )
     return messages
 
@@ -221,10 +221,10 @@ def exchange(
         if conversation != conversations[0]:
             words = [name.removeprefix("column ").strip("'") for name in (answers[0][0], name)]
             message = f"{words[0]} and {words[1]} differ before the last answer"
-            mend = "remove the row: a ranking compares answers to the same conversation"
+            hint = "remove the row: a ranking compares answers to the same conversation"
             if is_transcript(value) or is_transcript(answers[0][1]):
-                raise LeftOut(message, message, where=where, mend=mend)
-            raise DataError(message, where=where, mend=mend)
+                raise LeftOut(message, message, where=where, hint=hint)
+            raise DataError(message, where=where, hint=hint)
     finished = _finished(conversations[0] if conversations else context, what or "the prompt", where)
     return finished, [text.strip() if goes_on else text for _, text in read]
 
@@ -245,12 +245,12 @@ def _without_lists(
         raise DataError(
             f"{name or 'the prompt'} holds a list of texts written as text: {cell!r:.60}",
             where=where,
-            mend="set `text_lists: unwrap` beside `path` where such a list is a conversation's turns (rows with "
+            hint="set `text_lists: unwrap` beside `path` where such a list is a conversation's turns (rows with "
             "more than one are left out), or `text_lists: text` where the text is meant as it stands",
         )
     if any(len(texts) > 1 for texts in (asked, *given) if texts is not None):
         raise LeftOut(
-            "the cells hold lists of several turns", "several turns in one list", where=where, mend="remove the row"
+            "the cells hold lists of several turns", "several turns in one list", where=where, hint="remove the row"
         )
 
     def unwrapped(value: Any, texts: list[str] | None) -> Any:
@@ -275,7 +275,7 @@ def _joined(context: list[Message], before: list[Message], where: str, what: str
         f"{what or 'the prompt'} and the conversation before the answer contradict each other: "
         f"{context[-1]['content']!r:.60}, {before[-1]['content']!r:.60}",
         where=where,
-        mend='correct the row; or write `prompt: ""` under `columns` where the conversation is the whole prompt',
+        hint='correct the row; or write `prompt: ""` under `columns` where the conversation is the whole prompt',
     )
 
 

@@ -48,7 +48,7 @@ def read_rankings(
         raise DataError(
             "no ranking is left" + (f": {dropped.reasons()}" if dropped.counts else ""),
             where=config.path,
-            mend=columns.hint() or hint or "a ranking needs a prompt and at least 2 completions, rated or ranked",
+            hint=columns.hint() or hint or "a ranking needs a prompt and at least 2 completions, rated or ranked",
         )
     columns.forms.tell(config.path, say)
     if contradicting and say is not None:
@@ -124,7 +124,7 @@ def _check_rivals(answers: Sequence[Answer], where: str) -> None:
                 f"ratings and ranks contradict each other: ratings {one.score:g} and {other.score:g} have ranks "
                 f"{-one.rival:g} and {-other.rival:g}, where 1 is best",
                 where=where,
-                mend="name the one that orders the completions under `columns`, and leave the other out",
+                hint="name the one that orders the completions under `columns`, and leave the other out",
             )
 
 

@@ -31,14 +31,14 @@ def as_text(value: Any, what: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{what} is not text but {value!r:.60}", where=where, mend="give text there")
+        raise DataError(f"{what} is not text but {value!r:.60}", where=where, hint="give text there")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(
             f"{what} holds half a surrogate pair, which is no character",
             where=where,
-            mend="write the file again from its source, as UTF-8",
+            hint="write the file again from its source, as UTF-8",
         ) from None
     return value
 
@@ -55,7 +55,7 @@ def as_number(value: Any, what: str, where: str) -> float | None:
         raise DataError(
             f"{what} is not a number but {value!r:.60}",
             where=where,
-            mend="write a number, or leave the cell empty to have it left out",
+            hint="write a number, or leave the cell empty to have it left out",
         )
     return number
 
@@ -77,7 +77,7 @@ class Row(dict[str, Any]):
         raise DataError(
             f"there is no column {column!r}" + (f"; the nearest is {near[0]!r}" if near else ""),
             where=self.where,
-            mend=f"name one of these under `columns`: {', '.join(self)}",
+            hint=f"name one of these under `columns`: {', '.join(self)}",
         )
 
     def text(self, column: str) -> str:
@@ -164,7 +164,7 @@ def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], No
         rows = _saved_rows(local, config.split) if is_saved(local) else _file_rows(local)
     first = next(rows, None)
     if first is None:
-        raise DataError("the data set is empty", where=path, mend="give a table with at least one row")
+        raise DataError("the data set is empty", where=path, hint="give a table with at least one row")
     yield from islice(chain([first], rows), config.limit)
 
 
@@ -175,7 +175,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise DataError(
             f"there is no file {path}",
-            mend="correct the path: a relative one starts at the folder where the command was run",
+            hint="correct the path: a relative one starts at the folder where the command was run",
         )
     match kind(path):
         case ".csv" | ".tsv" as suffix:
@@ -190,7 +190,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
         case _:
             raise DataError(
                 f"the format of {path.name} cannot be told from its name",
-                mend=f"name it with one of {', '.join(SUFFIXES)} (text formats also with .gz)",
+                hint=f"name it with one of {', '.join(SUFFIXES)} (text formats also with .gz)",
             )
 
 
@@ -214,12 +214,12 @@ def _folder_rows(path: Path) -> Iterator[Row]:
     if len(kinds) > 1:
         raise DataError(
             f"the folder {path} holds tables of several formats: {', '.join(sorted(map(str, kinds)))}",
-            mend="name one file, or keep one format in the folder",
+            hint="name one file, or keep one format in the folder",
         )
     if not kinds:
         raise DataError(
             f"there is no file with rows in the folder {path}",
-            mend=f"name a table ({', '.join(SUFFIXES)}), a folder of tables of one format, or what "
+            hint=f"name a table ({', '.join(SUFFIXES)}), a folder of tables of one format, or what "
             "`datasets.save_to_disk` wrote",
         )
     tables = (file for file in files if kind(file) in kinds)
@@ -237,7 +237,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"the line is not JSON: {error}", where=where, mend="write one JSON object on each line"
+                f"the line is not JSON: {error}", where=where, hint="write one JSON object on each line"
             ) from None
         yield Row(number, _object(value, where), where)
 
@@ -251,14 +251,14 @@ def _json_rows(path: Path) -> Iterator[Row]:
         raise DataError(
             str(error),
             where=f"{path}:{error.line}",
-            mend="write a list of objects, [{...}, ...]; a file with one object on each line is named .jsonl",
+            hint="write a list of objects, [{...}, ...]; a file with one object on each line is named .jsonl",
         ) from None
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(
-            f"the row is no JSON object but {value!r:.60}", where=where, mend='write {"column": value, ...}'
+            f"the row is no JSON object but {value!r:.60}", where=where, hint='write {"column": value, ...}'
         )
     return value
 
@@ -274,7 +274,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 yield Row(number, cells, f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"the file is not Parquet or is damaged: {error}", where=str(path), mend="write or copy it again"
+            f"the file is not Parquet or is damaged: {error}", where=str(path), hint="write or copy it again"
         ) from error
 
 
@@ -292,7 +292,7 @@ def _saved_rows(path: Path, split: str) -> Iterator[Row]:
         raise DataError(
             f"the folder is not what datasets.save_to_disk writes, or is damaged: {type(error).__name__}: {error}",
             where=str(path),
-            mend="save the data set again, or give its rows as JSONL or Parquet",
+            hint="save the data set again, or give its rows as JSONL or Parquet",
         ) from error
     if not isinstance(saved, Mapping):
         yield from _dataset_rows(saved, str(path))
@@ -302,7 +302,7 @@ def _saved_rows(path: Path, split: str) -> Iterator[Row]:
             raise DataError(
                 f"the saved data set has no split {part!r}",
                 where=str(path),
-                mend=f"set split to {' or '.join(saved)}",
+                hint=f"set split to {' or '.join(saved)}",
             )
         yield from _dataset_rows(saved[part], f"{path}, split {part}")
 
@@ -318,7 +318,7 @@ def _hub_rows(path: str, split: str) -> Iterator[Row]:
     if len(parts) not in (2, 3) or not all(parts) or not revision:
         raise DataError(
             f"{path} does not name a Hub data set at a revision",
-            mend="write hub://owner/name@revision or hub://owner/name/subset@revision",
+            hint="write hub://owner/name@revision or hub://owner/name/subset@revision",
         )
     import datasets
 
@@ -333,5 +333,5 @@ def _hub_rows(path: str, split: str) -> Iterator[Row]:
         raise DataError(
             f"the Hub data set cannot be read: {type(error).__name__}: {error}",
             where=f"{path}, split {split}",
-            mend="check the name, the revision, the split and the network, or give a local file",
+            hint="check the name, the revision, the split and the network, or give a local file",
         ) from error

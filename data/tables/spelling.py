@@ -98,7 +98,7 @@ def spelled_messages(text: str, what: str, where: str) -> Any:
         raise DataError(
             f"{what} looks like messages written as text, and is neither JSON nor Python: {stripped!r:.60}",
             where=where,
-            mend="write the table as JSONL or Parquet, where a cell can be a list, or the cell as JSON",
+            hint="write the table as JSONL or Parquet, where a cell can be a list, or the cell as JSON",
         )
     return None
 

@@ -33,7 +33,7 @@ def _temporary() -> Iterator[sqlite3.Connection]:
     except sqlite3.Error as error:
         raise DataError(
             f"the temporary database cannot be used: {error}",
-            mend="make room where temporary files lie, or name another folder in SQLITE_TMPDIR",
+            hint="make room where temporary files lie, or name another folder in SQLITE_TMPDIR",
         ) from error
     finally:
         connection.close()

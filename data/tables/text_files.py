@@ -36,7 +36,7 @@ def _opened(path: Path, line: Callable[[], int]) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"the file cannot be read: {error}", where=f"{path}:{line()}", mend="write or copy it again"
+            f"the file cannot be read: {error}", where=f"{path}:{line()}", hint="write or copy it again"
         ) from error
 
 
@@ -69,7 +69,7 @@ def _not_text(error: UnicodeDecodeError, path: Path, line: int, encoding: str) -
     return DataError(
         f"byte {error.object[error.start]:#04x} is not {name}",
         where=f"{path}:{line}",
-        mend="save the file with the encoding UTF-8",
+        hint="save the file with the encoding UTF-8",
     )
 
 
@@ -79,7 +79,7 @@ def _checked(text: str, path: Path, line: int) -> str:
         raise DataError(
             "the line holds a NUL byte",
             where=f"{path}:{line}",
-            mend="the file is damaged or not text: write it again, as UTF-8",
+            hint="the file is damaged or not text: write it again, as UTF-8",
         )
     return text
 
@@ -152,7 +152,7 @@ def csv_records(path: Path, separator: str) -> Iterator[tuple[int, dict[str, str
                 raise DataError(
                     f"the row has {len(cells)} fields and the header has {len(header)}, separated by {separator!r}",
                     where=f"{path}:{line}",
-                    mend=f"quote cells that hold {separator!r}, quotes or line breaks; a first line `sep=;` names "
+                    hint=f"quote cells that hold {separator!r}, quotes or line breaks; a first line `sep=;` names "
                     "another separator",
                 )
             yield line, dict(zip(header, cells, strict=True))
@@ -165,9 +165,9 @@ def csv_records(path: Path, separator: str) -> Iterator[tuple[int, dict[str, str
 def _malformed(error: csv.Error, where: str) -> DataError:
     if "field larger than" in str(error):
         what = f"a cell is longer than {LONGEST_CELL:,} characters"
-        return DataError(what, where=where, mend="close the quote that opens it; a row starts on this line")
-    mend = 'close every quote, and double the quotes inside a quoted cell ("")'
-    return DataError(f"the row is malformed: {error}", where=where, mend=mend)
+        return DataError(what, where=where, hint="close the quote that opens it; a row starts on this line")
+    hint = 'close every quote, and double the quotes inside a quoted cell ("")'
+    return DataError(f"the row is malformed: {error}", where=where, hint=hint)
 
 
 def _stated_separator(line: str) -> str | None:
@@ -195,6 +195,6 @@ def _header(cells: list[str], where: str) -> list[str]:
         raise DataError(
             f"the header names a column twice: {', '.join(map(repr, twice))}",
             where=where,
-            mend="give each column a name of its own",
+            hint="give each column a name of its own",
         )
     return cells

@@ -131,7 +131,7 @@ def _places(value: Any, question: str, options: Sequence[str], row: Row) -> dict
         raise DataError(
             f"a response to {question!r} is no list of options but {value!r:.60}",
             where=row.where,
-            mend="name the RankingQuestion under `columns`, question: NAME",
+            hint="name the RankingQuestion under `columns`, question: NAME",
         )
     places = {}
     for place, item in enumerate(value, 1):
@@ -140,7 +140,7 @@ def _places(value: Any, question: str, options: Sequence[str], row: Row) -> dict
             raise DataError(
                 f"a response to {question!r} ranks {name!r}, which is none of {', '.join(options)}",
                 where=row.where,
-                mend="name the question's values under `columns`, options: [...], in the order of completions",
+                hint="name the question's values under `columns`, options: [...], in the order of completions",
             )
         number = as_number(rank, f"a rank of {question!r}", row.where)
         if number is not None:
@@ -209,7 +209,7 @@ def _annotated(
         raise DataError(
             f"the annotation answers {len(found)} controls: {', '.join(found)}",
             where=task.where,
-            mend="name the one that ranks under `columns`, question: NAME",
+            hint="name the one that ranks under `columns`, question: NAME",
         )
     value = next(iter(found.values()))
     prompt, answers = _of_pair(task, value, columns) if kind == "selected" else _of_list(task, value, columns)
@@ -229,7 +229,7 @@ Answers = tuple[list[Message], list[Answer]]
 def _of_pair(task: Row, selected: Any, columns: Columns) -> Answers:
     if selected not in ("left", "right"):
         raise DataError(
-            f"a Pairwise control selected {selected!r:.60}", where=task.where, mend="it can be left or right"
+            f"a Pairwise control selected {selected!r:.60}", where=task.where, hint="it can be left or right"
         )
     prompt, texts = columns.exchange(task, columns.cells(task, columns.names("completions")))
     models = [task.text(column) or None for column in columns.names("models")] or [None, None]
@@ -246,7 +246,7 @@ def _of_list(task: Row, ranker: Any, columns: Columns) -> Answers:
         raise DataError(
             f"a Ranker's value is not {{column: [ids]}} but {ranker!r:.60}",
             where=task.where,
-            mend="export the project as JSON or JSON_MIN",
+            hint="export the project as JSON or JSON_MIN",
         )
     scores: dict[str, float] = {}
     if buckets:
@@ -258,7 +258,7 @@ def _of_list(task: Row, ranker: Any, columns: Columns) -> Answers:
         raise DataError(
             f"the Ranker has {len(ranker)} buckets: {', '.join(ranker)}",
             where=task.where,
-            mend="name them from best to worst under `columns`, buckets: [...]; others are left out",
+            hint="name them from best to worst under `columns`, buckets: [...]; others are left out",
         )
     column = columns.name("completions")
     items = task[column]
@@ -266,7 +266,7 @@ def _of_list(task: Row, ranker: Any, columns: Columns) -> Answers:
         raise DataError(
             f"column {column!r} is not a list of items but {items!r:.60}",
             where=task.where,
-            mend="name the column with the List's items under `columns`, completions: NAME",
+            hint="name the column with the List's items under `columns`, completions: NAME",
         )
     text = columns.name("text") if "text" in columns.given else "body"
     entries = [Row(task.number, _entry(item, task), task.where) for item in items]
@@ -284,6 +284,6 @@ def _entry(value: Any, row: Row) -> dict[str, Any]:
         raise DataError(
             f"the export holds {value!r:.60} where an object belongs",
             where=row.where,
-            mend="export the data set again, and check `format` in the recipe",
+            hint="export the data set again, and check `format` in the recipe",
         )
     return value

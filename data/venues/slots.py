@@ -41,7 +41,7 @@ def parse_mr(text: str) -> MeaningRepresentation:
         if match is None:
             raise DataError(
                 f"not a meaning representation: {text!r} (at character {position + 1})",
-                mend="write it as attribute[value], attribute[value]",
+                hint="write it as attribute[value], attribute[value]",
             )
         slots[match[1].strip()] = match[2].strip()
         position = match.end()
@@ -113,14 +113,14 @@ class SlotLexicon:
             path = Path(name_or_path)
         if not path.exists():
             known = ", ".join(sorted(p.stem for p in LEXICONS.glob("*.yaml")))
-            raise DataError(f"no slot lexicon {name_or_path!r}", mend=f"use a path, or one of: {known}")
+            raise DataError(f"no slot lexicon {name_or_path!r}", hint=f"use a path, or one of: {known}")
         try:
             return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (yaml.YAMLError, re.error, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"not a slot lexicon: {error}",
                 where=str(path),
-                mend="compare it with data/lexicons/venues.yaml",
+                hint="compare it with data/lexicons/venues.yaml",
             ) from error
 
     @classmethod
@@ -144,7 +144,7 @@ class SlotLexicon:
         """Compares `text` with the facts in `mr`. Raises `DataError` for an attribute the lexicon lacks."""
         result = SlotErrors(given=len(mr))
         for unknown in mr.keys() - self.attributes.keys():
-            raise DataError(f"the slot lexicon has no attribute {unknown!r}", mend="add it to the lexicon")
+            raise DataError(f"the slot lexicon has no attribute {unknown!r}", hint="add it to the lexicon")
         places = self.stated(mr, text)
         for name, attribute in self.attributes.items():
             given, stated = mr.get(name), places[name]

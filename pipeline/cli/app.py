@@ -45,7 +45,7 @@ RUNS = Path("runs")
 
 
 class _Commands(TyperGroup):
-    """Prints what a user can mend without a traceback; anything else is a bug and keeps it."""
+    """Prints what a user can fix without a traceback; anything else is a bug and keeps it."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -83,7 +83,7 @@ def check(
     for step in steps:
         if artifacts and step.finished:
             made = step.finished
-            manifest.verify(made.folder, made.manifest, planner.mend(step.spec.name), contents=True)
+            manifest.verify(made.folder, made.manifest, planner.hint(step.spec.name), contents=True)
             echo(f"{step.spec.name}: {len(made.manifest.files)} files are as they were written")
 
 

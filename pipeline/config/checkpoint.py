@@ -35,10 +35,10 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StageError(
-            f"{path.name} cannot be read: {error}", where=str(path), mend="fetch the checkpoint again"
+            f"{path.name} cannot be read: {error}", where=str(path), hint="fetch the checkpoint again"
         ) from error
     if not isinstance(found, dict):
-        raise StageError(f"{path.name} holds no object", where=str(path), mend="fetch the checkpoint again")
+        raise StageError(f"{path.name} holds no object", where=str(path), hint="fetch the checkpoint again")
     return found
 
 
@@ -152,7 +152,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, str, int, int]]:
         raise StageError(
             f"{file.name} is no safetensors file, or a damaged one",
             where=str(file),
-            mend="fetch the checkpoint again",
+            hint="fetch the checkpoint again",
         ) from error
     for name, (kind, start, end) in places.items():
         yield name, kind, 8 + length + start, 8 + length + end

@@ -76,7 +76,7 @@ def parse(text: str, where: Callable[[int], str]) -> Node:
                 raise RecipeError(
                     f"the key {key.value} is given twice",
                     where=f"{made[key.value].where} and {place}",
-                    mend="keep one of the two",
+                    hint="keep one of the two",
                 )
             made[key.value] = convert(value, place)
         return made
@@ -164,7 +164,7 @@ def assignments(sets: Sequence[str]) -> Iterator[Node]:
                 found[-1] = (found[-1][0], f"{found[-1][1]} {word}")
             else:
                 raise RecipeError(
-                    f"cannot read --set {text!r}", mend="write section.name=value, as in ppo.kl.target=8"
+                    f"cannot read --set {text!r}", hint="write section.name=value, as in ppo.kl.target=8"
                 )
     for number, (path, value) in enumerate(found, start=1):
         place = f"--set #{number}"

@@ -79,7 +79,7 @@ def translate(error: Exception, doing: str, folder: Path | None = None) -> Tutel
         return DiskFull(
             f"the disk is full: {doing} could not write its files",
             where=where or _file(error),
-            mend="free space and run the same command again: it goes on where it stopped",
+            hint="free space and run the same command again: it goes on where it stopped",
         )
     if isinstance(error, TutelageError):
         return error
@@ -88,7 +88,7 @@ def translate(error: Exception, doing: str, folder: Path | None = None) -> Tutel
         return None
     what, hint = found
     log = _write_traceback(error, folder)
-    return StageError(what, where=log or _file(error) or where, mend=hint)
+    return StageError(what, where=log or _file(error) or where, hint=hint)
 
 
 def _explain(error: Exception, doing: str) -> tuple[str, str] | None:

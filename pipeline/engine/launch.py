@@ -109,7 +109,7 @@ def _cause(
         if code < 0:
             error = TutelageError(
                 f"process {rank} of {len(processes)} was killed by {signal.Signals(-code).name}",
-                mend="its state is kept: run the same command again to go on"
+                hint="its state is kept: run the same command again to go on"
                 + (" (the system kills when memory runs out)" if -code == signal.SIGKILL else ""),
             )
             error.exit_code = 128 - code
@@ -130,7 +130,7 @@ def _interrupted(records: Sequence[Path]) -> TutelageError:
     said = _read(records[0])
     if said and said["exit_code"] == Interrupted.exit_code:
         return Interrupted(said["message"])
-    return Interrupted("interrupted", mend="its state is kept: run the same command again to go on")
+    return Interrupted("interrupted", hint="its state is kept: run the same command again to go on")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

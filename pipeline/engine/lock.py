@@ -30,7 +30,7 @@ def locked(
                 raise StageError(
                     f"{holder} is at work on {what}",
                     where=str(folder),
-                    mend="wait for it to end, or give --wait",
+                    hint="wait for it to end, or give --wait",
                 ) from None
             say(f"waiting for {holder}, which is at work in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -150,7 +150,7 @@ def write(folder: Path, manifest: Manifest) -> None:
         raise StageError(
             f"cannot write the manifest of {manifest.stage}: {error.strerror}",
             where=str(folder),
-            mend="make room on the disk and run the same command again; earlier stages are untouched",
+            hint="make room on the disk and run the same command again; earlier stages are untouched",
         ) from error
 
 
@@ -165,38 +165,38 @@ def read(folder: Path) -> Manifest | None:
         raise StageError(
             "this manifest is damaged: it does not parse",
             where=str(path),
-            mend="run the stage again with --fresh",
+            hint="run the stage again with --fresh",
         ) from None
 
 
-def verify(folder: Path, manifest: Manifest, mend: str, contents: bool = False) -> None:
+def verify(folder: Path, manifest: Manifest, hint: str, contents: bool = False) -> None:
     """Checks that the artifact is what the manifest vouches for: that every file is there with its size, and
     with `contents` that every byte is the same. Raises `StageError`."""
     for name, record in manifest.files.items():
         path = folder / "out" / name
         if not path.is_file():
             raise StageError(
-                f"the {manifest.stage} artifact is damaged: {name} is gone", where=str(path), mend=mend
+                f"the {manifest.stage} artifact is damaged: {name} is gone", where=str(path), hint=hint
             )
         size = path.stat().st_size
         if size != record.size:
             raise StageError(
                 f"the {manifest.stage} artifact is damaged: {name} has {size} bytes, not {record.size}",
                 where=str(path),
-                mend=mend,
+                hint=hint,
             )
         if contents and file_sha256(path) != record.sha256:
             raise StageError(
                 f"the {manifest.stage} artifact is damaged: the contents of {name} "
                 f"({readable_bytes(size)}) are not what was written",
                 where=str(path),
-                mend=mend,
+                hint=hint,
             )
     if artifact_fingerprint(manifest.files) != manifest.fingerprint:
         raise StageError(
             f"the manifest of {manifest.stage} is damaged: its fingerprint is not that of its files",
             where=str(folder / FILE),
-            mend=mend,
+            hint=hint,
         )
 
 

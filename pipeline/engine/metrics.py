@@ -104,7 +104,7 @@ class Trackio:
 def _missing(package: str) -> StageError:
     return StageError(
         f"report_to names {package}, which is not installed",
-        mend=f'pip install "tutelage[{package}]", or take it out of report_to',
+        hint=f'pip install "tutelage[{package}]", or take it out of report_to',
     )
 
 

@@ -94,7 +94,7 @@ class RunSummary:
             raise StageError(
                 f"{stage} is not finished under these recipe values",
                 where=str(self.folder),
-                mend=f"run `tutelage run {stage} {self.loaded.arguments}`",
+                hint=f"run `tutelage run {stage} {self.loaded.arguments}`",
             )
         return self.stages[stage]
 
@@ -131,13 +131,13 @@ class Planner:
         if until is not None:
             steps = registry.steps(self.recipe)
             if until not in steps and until not in registry.STAGES:
-                raise RecipeError(f"there is no stage called {until}", mend=f"stages are {', '.join(steps)}")
+                raise RecipeError(f"there is no stage called {until}", hint=f"stages are {', '.join(steps)}")
             if until not in steps:
                 decides, when = registry.STAGES[until].exists
                 raise RecipeError(
                     f"this recipe has no {until} stage",
                     where=self.loaded.describe(decides),
-                    mend=f"it exists {when}",
+                    hint=f"it exists {when}",
                 )
         return registry.planned(self.recipe, until)
 
@@ -172,7 +172,7 @@ class Planner:
             return step("run", "--fresh asks for it")
         found = manifest.read(folder)
         if found:
-            manifest.verify(folder, found, self.mend(spec.name))
+            manifest.verify(folder, found, self.hint(spec.name))
             reason = f"up to date (key {key[:KEY_DIGITS]})"
             return step("skip", reason, self._since(found), StageRun(folder, found))
         if interrupted := _interrupted(folder):
@@ -187,7 +187,7 @@ class Planner:
         if problems := [*found, *fit.scorers(self.recipe)]:
             raise self.loaded.refusal(problems)
 
-    def mend(self, stage: str) -> str:
+    def hint(self, stage: str) -> str:
         """The advice for a damaged artifact."""
         return f"make it again: `tutelage run {stage} --fresh {self.loaded.arguments}`"
 
@@ -208,7 +208,7 @@ class Planner:
         date."""
         if pointed := self._pointed():
             for stage, run in pointed.items():
-                manifest.verify(run.folder, run.manifest, self.mend(stage))
+                manifest.verify(run.folder, run.manifest, self.hint(stage))
             return RunSummary(self.loaded, self.folder, pointed)
         finished = {step.spec.name: step.finished for step in self.plan() if step.finished}
         return RunSummary(self.loaded, self.folder, finished)
@@ -260,7 +260,7 @@ class Planner:
                 raise RecipeError(
                     f"{dotted}: there is no file or folder {path}",
                     where=self.loaded.describe(dotted),
-                    mend="paths are relative to the folder where the command runs",
+                    hint="paths are relative to the folder where the command runs",
                 )
             records[dotted] = LocalRecord(path=str(path), fingerprint=self._fingerprints(path))
         return records

@@ -40,7 +40,7 @@ class Ranks:
             raise RecipeError(
                 f"{expected} processes were asked for and {size} run",
                 where="--nproc",
-                mend="leave --nproc out under torchrun, and start it without accelerate launch",
+                hint="leave --nproc out under torchrun, and start it without accelerate launch",
             )
         return _Joined() if size > 1 else Ranks()
 
@@ -84,7 +84,7 @@ class _Joined(Ranks):
             if torch.cuda.device_count() <= self.local_rank:
                 raise StageError(
                     f"process {self.local_rank} of this machine has no card: there are {torch.cuda.device_count()}",
-                    mend="start as many processes as there are cards",
+                    hint="start as many processes as there are cards",
                 )
             torch.cuda.set_device(self.local_rank)
             backend = "cpu:gloo,cuda:nccl"

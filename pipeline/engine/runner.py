@@ -116,7 +116,7 @@ class Runner:
                 raise Interrupted(
                     f"interrupted during {name}",
                     where=str(step.folder),
-                    mend="its state is kept: run the same command again to go on",
+                    hint="its state is kept: run the same command again to go on",
                 ) from None
             except Exception as error:
                 problem = translate(error, name, step.folder)
@@ -227,14 +227,14 @@ class Runner:
                 raise StageError(
                     f"process {self._ranks.rank} does not see the {name} artifact",
                     where=path,
-                    mend="all machines must see the same files under the same path",
+                    hint="all machines must see the same files under the same path",
                 )
             inputs[name] = manifest.artifact(Path(path), made)
         config = spec.config(self._recipe)
         if task["config"] != content(config) or task["seed"] != spec.seed(self._recipe):
             raise StageError(
                 f"process {self._ranks.rank} has read another recipe than process 0",
-                mend="start all of them with the same arguments and files",
+                hint="start all of them with the same arguments and files",
             )
         ctx = RunContext(
             seed=spec.seed(self._recipe),
@@ -265,7 +265,7 @@ class Runner:
             raise RecipeError(
                 "sharding: full is not supported on mps",
                 where=self._loaded.describe("sharding"),
-                mend="set it to none, or choose another device",
+                hint="set it to none, or choose another device",
             )
         return wanted and self._ranks.size > 1
 

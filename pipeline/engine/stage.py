@@ -50,7 +50,7 @@ class Artifact:
             raise StageError(
                 f"the {self.stage} artifact has no {name}",
                 where=str(self.path),
-                mend=f"run `tutelage run {self.stage} --fresh` to make it again",
+                hint=f"run `tutelage run {self.stage} --fresh` to make it again",
             )
         return path
 

@@ -63,15 +63,15 @@ class Forecast:
         steps = propose(self.recipe, self.plan)
         way = "\n".join(f"         {step}" for step in steps)
         if steps and steps[-1].fits:
-            mend = f"set these, in order of what they cost, until it fits:\n{way}"
+            hint = f"set these, in order of what they cost, until it fits:\n{way}"
         elif steps:
-            mend = f"take a smaller model; these help and do not suffice:\n{way}"
+            hint = f"take a smaller model; these help and do not suffice:\n{way}"
         else:
-            mend = "take a smaller model"
+            hint = "take a smaller model"
         raise StageError(
             f"this run cannot fit: {needs}, and {self.plan.limit_from} is {readable_bytes(self.plan.limit)}",
             where=self.loaded.describe("hardware.memory") if self.plan.limit_from == "hardware.memory" else "",
-            mend=f"{mend}\n         or insist with --force; `tutelage plan` shows what takes how much",
+            hint=f"{hint}\n         or insist with --force; `tutelage plan` shows what takes how much",
         )
 
     def record(self, stage: str) -> dict[str, Any]:

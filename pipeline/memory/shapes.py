@@ -131,7 +131,7 @@ def architecture(config: Mapping[str, Any], where: str = "config.json") -> Archi
         raise RecipeError("the memory plan knows no mixtures of experts", where=where)
     needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     if missing := [name for name in needed if not isinstance(values.get(name), int)]:
-        raise RecipeError(f"the memory plan needs {', '.join(missing)}", where=where, mend="give base.architecture")
+        raise RecipeError(f"the memory plan needs {', '.join(missing)}", where=where, hint="give base.architecture")
     kind, hidden = str(values.get("model_type", "llama")), values["hidden_size"]
     heads = values["num_attention_heads"]
     kv_heads = values.get("num_key_value_heads") or heads

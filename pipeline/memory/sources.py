@@ -36,7 +36,7 @@ def _read(path: Path) -> Architecture:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot read the model's shape: {error}", where=str(path), mend=MEND) from None
+        raise RecipeError(f"cannot read the model's shape: {error}", where=str(path), hint=MEND) from None
     return architecture(config, str(path))
 
 
@@ -51,7 +51,7 @@ def _fetch(model: str, revision: str | None) -> Path:
         return Path(hf_hub_download(model, CONFIG, revision=revision, etag_timeout=5))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"cannot fetch {CONFIG} of {model}: {reason}", where="base.model", mend=MEND) from None
+        raise RecipeError(f"cannot fetch {CONFIG} of {model}: {reason}", where="base.model", hint=MEND) from None
 
 
 def _gguf(path: Path) -> Architecture:
@@ -61,7 +61,7 @@ def _gguf(path: Path) -> Architecture:
     try:
         reader = GGUFReader(path)
     except (OSError, ValueError, IndexError) as error:
-        raise RecipeError(f"cannot read the GGUF header: {error}", where=str(path), mend=MEND) from None
+        raise RecipeError(f"cannot read the GGUF header: {error}", where=str(path), hint=MEND) from None
 
     def value(name: str) -> Any:
         field = reader.get_field(name)

@@ -112,7 +112,7 @@ def check_causal(model: Any, ids: list[int]) -> None:
             f"{type(model).__name__} reads the tokens after a position too: it is an encoder, no causal language "
             "model",
             where="base.model",
-            mend="use a decoder-only language model",
+            hint="use a decoder-only language model",
         )
 
 
@@ -133,7 +133,7 @@ def check_usable(model: Any, ids: list[int]) -> Passes:
             f"{type(model).__name__} cannot be used here: its decoder or output layer works in a way of its own "
             f"({reason})",
             where="base.model",
-            mend="use a model of another architecture, such as Llama, Mistral, Qwen or Gemma",
+            hint="use a model of another architecture, such as Llama, Mistral, Qwen or Gemma",
         ) from error
     return actor.passes
 
@@ -170,6 +170,6 @@ def check_quantized(model: Any, quantization: str | dict[str, str]) -> float:
             f"base.quantization would reach {share:.0%} of the weights in this model's blocks; the others "
             f"({', '.join(left[:3])}) are no linear layers and stay as they are",
             where="base.quantization",
-            mend="set base.quantization to none, or use a dense model",
+            hint="set base.quantization to none, or use a dense model",
         )
     return share

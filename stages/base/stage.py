@@ -91,7 +91,7 @@ def _compare(architecture: ArchitectureConfig, config: Any) -> None:
         raise StageError(
             f"base.architecture is not that of the model, which has {other}",
             where="base.architecture",
-            mend="correct it, or leave it out: the model's config.json is then read",
+            hint="correct it, or leave it out: the model's config.json is then read",
         )
 
 
@@ -106,7 +106,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
         raise StageError(
             f"the tokenizer has {len(codec.tokenizer)} entries and the model embeds "
             f"{model.get_input_embeddings().weight.shape[0]}",
-            mend="use the tokenizer that belongs to the model",
+            hint="use the tokenizer that belongs to the model",
         )
     check_finite(model, "base.model")
     ids, prompt_ids = (codec.prompt([{"role": "user", "content": text}]) for text in (TEXT, "Hello"))
@@ -122,7 +122,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
             pad_token_id=codec.pad_id,
         )  # fmt: skip
     if not torch.isfinite(logits).all():
-        raise StageError("the model's logits are not finite", mend="try base.dtype: float32")
+        raise StageError("the model's logits are not finite", hint="try base.dtype: float32")
     quantized: Metrics = {}
     quantization = base.json("base.json")["quantization"]
     if quantization != "none":
@@ -236,7 +236,7 @@ def _new_model(codec: Codec, vocabulary: int, pretrain: PretrainConfig, ctx: Run
     if vocabulary > pretrain.vocab_size:
         raise DataError(
             f"the corpus needs {vocabulary} tokens and base.pretrain.vocab_size is {pretrain.vocab_size}",
-            mend="raise base.pretrain.vocab_size to at least 258",
+            hint="raise base.pretrain.vocab_size to at least 258",
         )
     torch.manual_seed(ctx.seed)
     return LlamaForCausalLM(

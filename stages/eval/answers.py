@@ -203,5 +203,5 @@ def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
         cuts: Any = (ids[i : i + TEXT_WIDTH] for i in range(0, len(ids), TEXT_WIDTH))
         rows += [(row[:1], row[1:]) for row in cuts if len(row) > 1]
     if not rows:
-        raise DataError("there is no text to read", where=source.path, mend="see eval.text.columns")
+        raise DataError("there is no text to read", where=source.path, hint="see eval.text.columns")
     return rows

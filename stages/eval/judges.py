@@ -107,7 +107,7 @@ def _held_out(model: str, inputs: Mapping[str, Artifact], codec: Codec, device: 
         raise StageError(
             "the judge is the very reward model that PPO was trained with",
             where=str(folder),
-            mend="point eval.reward_model at another one, trained on other rankings or with another seed",
+            hint="point eval.reward_model at another one, trained on other rankings or with another seed",
         )
     return response_scorer(artifact, base, codec, device)
 

@@ -67,7 +67,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         raise DataError(
             "there is no held-out prompt to evaluate on",
             where=str(inputs["data"].path),
-            mend="raise data.eval_fraction or eval.max_prompt_length",
+            hint="raise data.eval_fraction or eval.max_prompt_length",
         )
     # 1. One model after the other: a card need not hold them all.
     answers = answer_all(inputs, prompts, codec, config, ctx)

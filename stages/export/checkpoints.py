@@ -103,7 +103,7 @@ def check(model: Any, kind: str) -> None:
         raise StageError(
             "the torchao formats need torchao, which is not installed",
             where="export.formats",
-            mend='install it: pip install "tutelage[torchao]"',
+            hint='install it: pip install "tutelage[torchao]"',
         )
 
 
@@ -116,7 +116,7 @@ def check_rows(model: Any, kind: str) -> None:
                 f"{kind} stores rows in blocks of {BLOCKS[kind]}, and those of {name} have {module.in_features} "
                 "weights",
                 where="export.formats",
-                mend=f"leave {kind} out",
+                hint=f"leave {kind} out",
             )
 
 

@@ -60,7 +60,7 @@ def check(model: Any) -> None:
         unknown = next((name for name in weights if names.get_name(name, (".weight", ".bias")) is None), None)
         problem = f"gguf has no name for {unknown}" if unknown else None
     if problem:
-        raise StageError(problem, where=type(model).__name__, mend="leave the gguf formats out of export.formats")
+        raise StageError(problem, where=type(model).__name__, hint="leave the gguf formats out of export.formats")
 
 
 def write(

@@ -125,7 +125,7 @@ def _check(name: str, config: ExportConfig, done: str, found: Measures, computed
         raise StageError(
             f"the {name} file is not the policy: KL {found['kl_per_token']:.3g} nats per token, and rounding makes "
             f"up to {tolerance:g}",
-            mend="export in float32 (export.dtype), or report this",
+            hint="export in float32 (export.dtype), or report this",
         )
 
 

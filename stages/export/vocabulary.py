@@ -54,7 +54,7 @@ class Vocabulary:
             size: rows of the model's embedding; ids without a token become placeholders, never produced by text.
         """
         if not getattr(tokenizer, "is_fast", False):
-            raise StageError("a slow tokenizer is not written as GGUF", mend=_MEND)
+            raise StageError("a slow tokenizer is not written as GGUF", hint=_MEND)
         parts = json.loads(tokenizer.backend_tokenizer.to_str())
         pre = _pre_tokenizer(parts)
         tokens = [f"[PAD{i}]" for i in range(size)]
@@ -99,9 +99,9 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str:
     kind = parts["model"]["type"]
     if kind != "BPE" or parts["model"].get("byte_fallback"):
         what = "SentencePiece" if parts["model"].get("byte_fallback") else kind
-        raise StageError(f"a {what} tokenizer is not written as GGUF", where="tokenizer.json", mend=_MEND)
+        raise StageError(f"a {what} tokenizer is not written as GGUF", where="tokenizer.json", hint=_MEND)
     if parts["normalizer"] not in (None, {"type": "NFC"}):
-        raise StageError("llama.cpp normalises no text as this tokenizer does", where="tokenizer.json", mend=_MEND)
+        raise StageError("llama.cpp normalises no text as this tokenizer does", where="tokenizer.json", hint=_MEND)
     found = parts["pre_tokenizer"] or {"type": "none"}
     steps = found["pretokenizers"] if found["type"] == "Sequence" else [found]
     match [step["type"] for step in steps]:
@@ -114,5 +114,5 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str:
             if name:
                 return name
     raise StageError(
-        "llama.cpp knows no pre-tokenizer that cuts texts as this one does", where="tokenizer.json", mend=_MEND
+        "llama.cpp knows no pre-tokenizer that cuts texts as this one does", where="tokenizer.json", hint=_MEND
     )

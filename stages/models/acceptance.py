@@ -73,7 +73,7 @@ class Passes:
 OWN = Passes(0, math.inf)
 """The model's own pass, without a test."""
 
-_accepted: dict[tuple[str, str], Passes | StageError] = {}
+_accepted: dict[tuple[str, str], Passes] = {}
 
 
 def accepted_passes(lm: PreTrainedModel, project: Project) -> Passes:
@@ -86,15 +86,9 @@ def accepted_passes(lm: PreTrainedModel, project: Project) -> Passes:
     }
     key = type(lm).__qualname__, json.dumps(values, sort_keys=True, default=str)
     if key not in _accepted:
-        try:
-            with torch.autocast("cpu", enabled=False):
-                _accepted[key] = _test(lm, project)
-        except StageError as error:
-            _accepted[key] = error
-    found = _accepted[key]
-    if isinstance(found, StageError):
-        raise found
-    return found
+        with torch.autocast("cpu", enabled=False):
+            _accepted[key] = _test(lm, project)
+    return _accepted[key]
 
 
 @torch.no_grad()
@@ -132,7 +126,7 @@ def _refused(lm: PreTrainedModel, why: str) -> StageError:
     return StageError(
         f"{type(lm).__name__} cannot be trained here: {why}",
         where="base.model",
-        mend="use a decoder-only language model, such as a Llama, Qwen, Mistral, Gemma or SmolLM",
+        hint="use a decoder-only language model, such as a Llama, Qwen, Mistral, Gemma or SmolLM",
     )
 
 

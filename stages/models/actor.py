@@ -101,7 +101,7 @@ class Actor:
                 f"a row has {length} tokens, and what {type(self.lm).__name__} makes of more than "
                 f"{self._accepted.longest:g} depends on the other rows of its batch",
                 where="base.model",
-                mend="lower the recipe's max_prompt_length, response_length and max_length",
+                hint="lower the recipe's max_prompt_length, response_length and max_length",
             )
         return self._own
 
@@ -168,5 +168,5 @@ def check_projection(actor: Actor, ids_BL: Tensor | None = None) -> None:
             f"{type(actor.lm).__name__} computes its logits in a way that is not supported here: they differ from "
             f"the model's own by {error:.2g} of their spread",
             where="base.model",
-            mend="use a model whose logits are its head applied to its last hidden states",
+            hint="use a model whose logits are its head applied to its last hidden states",
         )

@@ -55,7 +55,7 @@ def adaptable(lora: LoRAConfig) -> Iterator[None]:
         raise StageError(
             f"LoRA cannot be put on this model: {reason}",
             where=f"target_modules: {lora.target_modules}",
-            mend="name linear layers of the model in lora.target_modules",
+            hint="name linear layers of the model in lora.target_modules",
         ) from error
 
 

@@ -122,7 +122,7 @@ class Bank(nn.Module, ABC):
             if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
                 raise StageError(
                     f"the checkpoint of role {role!r} has other parameters than the model",
-                    mend="start the stage afresh, with --fresh",
+                    hint="start the stage afresh, with --fresh",
                 )
             for name, parameter in own.items():
                 parameter.copy_(state[name])

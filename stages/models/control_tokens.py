@@ -70,7 +70,7 @@ class ControlTokens:
             raise StageError(
                 f"the tokenizer cannot write {token!r} as text",
                 where="base.control_tokens",
-                mend="remove it from the data, or set base.control_tokens: tokens",
+                hint="remove it from the data, or set base.control_tokens: tokens",
             )
         return ids
 

@@ -43,7 +43,7 @@ class ScalarHead(nn.Linear):
             head.load_state_dict(state)
         except Exception as error:
             raise StageError(
-                f"the head cannot be loaded: {error}", where=str(path), mend="make it again"
+                f"the head cannot be loaded: {error}", where=str(path), hint="make it again"
             ) from error
         return head
 

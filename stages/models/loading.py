@@ -145,7 +145,7 @@ def check_trainable(source: str | Path, revision: str | None = None, *, causal: 
         raise StageError(
             "the checkpoint cannot be used: it is a file, and a checkpoint is a folder",
             where=str(source),
-            mend="name the folder that it lies in (a .gguf file alone may stand for a model)",
+            hint="name the folder that it lies in (a .gguf file alone may stand for a model)",
         )
     with readable_checkpoint(source):
         adapter = find_adapter_config_file(str(source), revision=revision or "main")
@@ -161,7 +161,7 @@ def check_trainable(source: str | Path, revision: str | None = None, *, causal: 
         )
     if refusal is not None:
         what, hint = refusal
-        raise StageError(f"the checkpoint cannot be used: {what}", where=str(source), mend=hint)
+        raise StageError(f"the checkpoint cannot be used: {what}", where=str(source), hint=hint)
 
 
 def _unknown(config: dict[str, Any]) -> Refusal | None:
@@ -294,7 +294,7 @@ def _unreadable(error: Exception, source: str | Path, what: str) -> StageError:
     elif isinstance(error, TypeError | AttributeError | ZeroDivisionError | KeyError):
         reason = f"{type(error).__name__}: {reason}"
         hint = "a value in its config files is probably wrong: fetch the checkpoint again"
-    return StageError(f"the {what} cannot be loaded: {reason}", where=str(source), mend=hint)
+    return StageError(f"the {what} cannot be loaded: {reason}", where=str(source), hint=hint)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class Shards:
 
     def __init__(self, *modules: nn.Module, device: str) -> None:
         if any("experts" in name for module in modules for name, _ in module.named_modules()):
-            raise StageError("a mixture of experts cannot be sharded", where="sharding", mend="set it to none")
+            raise StageError("a mixture of experts cannot be sharded", where="sharding", hint="set it to none")
         self._mesh = init_device_mesh(device, (dist.get_world_size(),))
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._whole = False

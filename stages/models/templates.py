@@ -46,7 +46,7 @@ class Refused(DataError):
         super().__init__(
             f"the chat template refuses a conversation. Its words: {words}",
             where=where,
-            mend="remove such conversations, set base.fold_turns: true, or choose another template",
+            hint="remove such conversations, set base.fold_turns: true, or choose another template",
         )
         self.words = words
 
@@ -87,13 +87,13 @@ def chat_template(choice: str, tokenizer: Any, where: str = "base.chat_template"
     if not path.is_file():
         known = ", ".join(sorted([*by_name, *(p.stem for p in TEMPLATES.glob("*.jinja"))]))
         raise StageError(
-            f"no chat template {choice!r}", where=where, mend=f"use auto, a .jinja file, or one of: {known}"
+            f"no chat template {choice!r}", where=where, hint=f"use auto, a .jinja file, or one of: {known}"
         )
     try:
         template = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StageError(
-            f"the chat template cannot be read: {error}", where=str(path), mend="save it as UTF-8 text"
+            f"the chat template cannot be read: {error}", where=str(path), hint="save it as UTF-8 text"
         ) from error
     # A tokenizer that starts every text with BOS was pretrained so; the template has to say it, because
     # conversations are encoded without special tokens.
@@ -108,7 +108,7 @@ def default_of(template: str | dict[str, str], where: str = "base.chat_template"
         raise StageError(
             f"the tokenizer has several chat templates and none of them is the default: {', '.join(template)}",
             where=where,
-            mend=f"name one of them, e.g. base.chat_template: {next(iter(template))}",
+            hint=f"name one of them, e.g. base.chat_template: {next(iter(template))}",
         )
     return template[DEFAULT]
 
@@ -169,7 +169,7 @@ class ChatTemplate:
         self, tokenizer: Any, *, date: str = DATE, folds: bool = False, where: str = "base.chat_template"
     ) -> None:
         if not tokenizer.chat_template:
-            raise StageError("the tokenizer has no chat template", where=where, mend="set base.chat_template")
+            raise StageError("the tokenizer has no chat template", where=where, hint="set base.chat_template")
         self.tokenizer, self.folds, self._where = tokenizer, folds, where
         self.source = default_of(tokenizer.chat_template, where)
         self._text = pinned(self.source, date) if CLOCK in self.source else self.source
@@ -179,7 +179,7 @@ class ChatTemplate:
             raise StageError(
                 f"the chat template refuses a question with its answer: {refused.words}",
                 where=where,
-                mend="use a tokenizer whose template takes user and assistant turns, or base.chat_template: chatml",
+                hint="use a tokenizer whose template takes user and assistant turns, or base.chat_template: chatml",
             ) from refused
         self.no_system = self._why_no_system()
         self.talk = self._everything()
@@ -229,7 +229,7 @@ class ChatTemplate:
             raise StageError(
                 f"the chat template has a syntax error{line}: {error.message}",
                 where=self._where,
-                mend="correct the template of the tokenizer, or set base.chat_template to another",
+                hint="correct the template of the tokenizer, or set base.chat_template to another",
             ) from error
         except Exception as error:  # a template refuses in whatever way it likes: TemplateError, TypeError, ...
             raise Refused(str(error) or type(error).__name__, self._where) from error
@@ -257,7 +257,7 @@ def check(template: ChatTemplate) -> list[str]:
         raise StageError(
             "the chat template leaves out the text of a user's turn",
             where="base.chat_template",
-            mend="choose a template that prints every turn, e.g. base.chat_template: chatml",
+            hint="choose a template that prints every turn, e.g. base.chat_template: chatml",
         )
     if whole.startswith(prompt + ANSWER):
         return []
@@ -274,7 +274,7 @@ def check(template: ChatTemplate) -> list[str]:
             f"the chat template ignores add_generation_prompt: a prompt ends without {header!r}, which starts the "
             "assistant's turn",
             where="base.chat_template",
-            mend="copy the template to a .jinja file, end it with {% if add_generation_prompt %}{{ "
+            hint="copy the template to a .jinja file, end it with {% if add_generation_prompt %}{{ "
             f"{header!r} }}}}{{% endif %}} and name the file under base.chat_template",
         )
     return [

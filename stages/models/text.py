@@ -52,7 +52,7 @@ class Codec:
     ) -> None:
         self.template = ChatTemplate(tokenizer, date=date, folds=fold_turns)
         if tokenizer.eos_token_id is None:
-            raise StageError("the tokenizer has no EOS token", mend="use a tokenizer that defines eos_token")
+            raise StageError("the tokenizer has no EOS token", hint="use a tokenizer that defines eos_token")
         self.tokenizer, self.date = tokenizer, date
         self.control = ControlTokens(tokenizer, self.template.talk)
         self.literal = control_tokens == "text"

@@ -62,7 +62,7 @@ def check_loaded(
         raise StageError(
             f"the checkpoint does not fit the model: {_differences(missing, unexpected, mismatched, errors)}",
             where=str(source),
-            mend=_hint(missing, unexpected, mismatched, head),
+            hint=_hint(missing, unexpected, mismatched, head),
         )
 
 
@@ -73,7 +73,7 @@ def check_names(stored: Names, wanted: Names, source: str | Path, what: str) -> 
         raise StageError(
             f"{what} does not fit the model: {_differences(missing, unexpected, {}, [])}",
             where=str(source),
-            mend="it was trained on another model, or its files are damaged: make it again",
+            hint="it was trained on another model, or its files are damaged: make it again",
         )
 
 
@@ -89,7 +89,7 @@ def check_finite(model: Any, source: str | Path, what: str = "the model") -> Non
         raise StageError(
             f"weights of {what} are NaN or infinite ({shown(broken)})",
             where=str(source),
-            mend="it was saved from a run that had diverged, or in 16 bits that could not hold it: use another",
+            hint="it was saved from a run that had diverged, or in 16 bits that could not hold it: use another",
         )
 
 

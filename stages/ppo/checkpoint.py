@@ -22,7 +22,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise StageError(
-            f"the checkpoint cannot be written: {error}", where=str(path), mend="free some space"
+            f"the checkpoint cannot be written: {error}", where=str(path), hint="free some space"
         ) from error
 
 
@@ -34,6 +34,6 @@ def load(path: Path) -> dict[str, Any]:
         raise StageError(
             f"the checkpoint is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
             where=str(path),
-            mend="start the stage afresh, with --fresh",
+            hint="start the stage afresh, with --fresh",
         ) from error
     return state

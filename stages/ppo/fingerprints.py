@@ -68,7 +68,7 @@ def verify(policy: Artifact, bank: Bank, config: PPOConfig, codec: Codec, device
             raise StageError(
                 f"the {role} does not give the log-probs that {policy.stage} stored, nats per token: {deviation}",
                 where=str(policy.path),
-                mend=f"the files or the base changed since: run `tutelage run {policy.stage} --fresh`",
+                hint=f"the files or the base changed since: run `tutelage run {policy.stage} --fresh`",
             )
         worst = max(worst, deviation.largest)
     return worst

@@ -74,7 +74,7 @@ def _member(config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, ban
         raise StageError(
             "ppo.guards.judge is member, and the reward model has one member",
             where=str(config.reward_model or "reward"),
-            mend="train an ensemble (reward.ensemble), or name another judge",
+            hint="train an ensemble (reward.ensemble), or name another judge",
         )
     if members[-1] not in bank.roles:  # a LoRA ensemble beside a policy without LoRA
         alone = reward_model.load_reward(artifact, inputs["base"], device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0
@@ -29,9 +30,10 @@ def k1(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
 
 
 def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
-    """Unbiased, never negative, of lower variance: `ref/p - 1 - log(ref/p)`, clamped to +-10."""
+    """Unbiased, never negative, of lower variance: `ref/p - 1 - log(ref/p)`, at most 10. By `expm1`, since the square
+    of a small difference is lost beside 1."""
     negative = -log_ratio(logp_BT, ref_logp_BT)
-    return (negative.exp() - 1 - negative).clamp(-KL_LIMIT, KL_LIMIT)
+    return (torch.expm1(negative) - negative).clamp(0, KL_LIMIT)
 
 
 class FixedKL:

@@ -95,7 +95,7 @@ def _check_aggregate(config: PPOConfig, members: int) -> None:
         raise StageError(
             f"ppo.reward.aggregate is {config.reward.aggregate}, and the reward model has one member",
             where=str(config.reward_model or "reward"),
-            mend="set ppo.reward.aggregate: mean, or train an ensemble (reward.ensemble)",
+            hint="set ppo.reward.aggregate: mean, or train an ensemble (reward.ensemble)",
         )
 
 

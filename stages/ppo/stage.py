@@ -51,13 +51,13 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         raise DataError(
             f"no training prompt fits into ppo.max_prompt_length = {config.max_prompt_length} tokens",
             where=str(inputs["data"].path),
-            mend="raise ppo.max_prompt_length",
+            hint="raise ppo.max_prompt_length",
         )
     if config.batch_size < World().size:
         raise RecipeError(
             f"ppo.batch_size: {World().size} processes cannot share a batch of {config.batch_size}",
             where=ctx.describe("ppo.batch_size"),
-            mend="start fewer processes, or enlarge the batch",
+            hint="start fewer processes, or enlarge the batch",
         )
     torch.manual_seed(ctx.seed)
     bank, scorer = roles.build(config, inputs, codec, ctx.device, ctx.sharded)
@@ -133,7 +133,7 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
         raise StageError(
             "the reward model is unfit for PPO: " + "; ".join(unfit),
             where=str(artifact.path),
-            mend="give it more or better rankings, or insist with --force (which is recorded)",
+            hint="give it more or better rankings, or insist with --force (which is recorded)",
         )
     return unfit
 
@@ -193,7 +193,7 @@ def _demonstrations(
         raise DataError(
             "ppo.ptx_coef needs demonstrations and none fits into ppo.max_prompt_length + ppo.response_length",
             where=str(data.path),
-            mend="raise them, or set ppo.ptx_coef to 0",
+            hint="raise them, or set ppo.ptx_coef to 0",
         )
     size = config.batch_size // config.num_mini_batches
 

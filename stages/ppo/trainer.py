@@ -393,11 +393,11 @@ class PPOTrainer:
         if not math.isfinite(norm) and not skipped:
             raise StageError(
                 f"the {role} role's gradient is {norm} at update {self.update + 1}",
-                mend="lower ppo.learning_rate, or use base.dtype: float32",
+                hint="lower ppo.learning_rate, or use base.dtype: float32",
             )
         # Of a role's very first step only: later the clip may leave a small minibatch without any gradient.
         if norm == 0 and not self.optimizers[role].state:
-            raise StageError(f"the {role} role gets no gradient", mend="report this with the recipe")
+            raise StageError(f"the {role} role gets no gradient", hint="report this with the recipe")
         if not skipped:
             self.optimizers[role].step()
         self.optimizers[role].zero_grad(set_to_none=True)
@@ -443,7 +443,7 @@ class PPOTrainer:
         if not deviation.is_rounding(self.exact):
             raise StageError(
                 f"policy and reference differ before the first step, in nats per token: {deviation}",
-                mend="the policy must start as the reference's copy; train the SFT model again",
+                hint="the policy must start as the reference's copy; train the SFT model again",
             )
 
     def _check_ratio(self, data: Experience, sums: dict[str, float], count: float, *, first: bool) -> None:
@@ -458,14 +458,14 @@ class PPOTrainer:
             raise StageError(
                 f"the policy's ratio to itself is {ratio:.4f} before its first step of an update, with a KL of "
                 f"{k3:.2g} nats per token",
-                mend="something in the model is random or depends on the batch; report this with the recipe",
+                hint="something in the model is random or depends on the batch; report this with the recipe",
             )
 
     def check_frozen(self) -> None:
         """Raises `StageError` when a frozen role has changed."""
         for role, checksum in self.frozen.items():
             if self.bank.checksum(role) != checksum:
-                raise StageError(f"the frozen role {role!r} has changed during training", mend="report this")
+                raise StageError(f"the frozen role {role!r} has changed during training", hint="report this")
 
     # --- Checkpoints --------------------------------------------------------------------------------------------
 

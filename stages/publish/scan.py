@@ -109,5 +109,5 @@ def refuse(findings: Sequence[Finding], most: int = 10) -> None:
     raise StageError(
         f"{findings[0].where.partition(':')[0].partition(',')[0]} holds {findings[0].what}: nothing was uploaded",
         where=", ".join(places),
-        mend="take it out at its source (recipe, base model, rankings) and make the stage again",
+        hint="take it out at its source (recipe, base model, rankings) and make the stage again",
     )

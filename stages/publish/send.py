@@ -50,7 +50,7 @@ def send(upload: Upload, progress: Opener, say: Callable[[str], None]) -> str:
         if upload.private and not api.repo_info(repository, repo_type=kind).private:
             raise StageError(
                 f"{repository} is public already, and a private upload was asked for",
-                mend="name another repository, make this one private, or give --public",
+                hint="name another repository, make this one private, or give --public",
             )
         stale = [
             name
@@ -101,17 +101,17 @@ def _explained(where: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError:
-        raise StageError("the Hub wants to know who uploads", where=where, mend=login) from None
+        raise StageError("the Hub wants to know who uploads", where=where, hint=login) from None
     except HfHubHTTPError as error:
         refused = error.response is not None and error.response.status_code in (401, 403)
-        raise StageError(f"the Hub refused: {error}", where=where, mend=login if refused else AGAIN) from error
+        raise StageError(f"the Hub refused: {error}", where=where, hint=login if refused else AGAIN) from error
     except ValueError as error:  # metadata that the Hub does not take
-        mend = "correct publish.license, publish.rankings_license or the names in the recipe"
-        raise StageError(f"the Hub refused the card: {error}", where=where, mend=mend) from error
+        hint = "correct publish.license, publish.rankings_license or the names in the recipe"
+        raise StageError(f"the Hub refused the card: {error}", where=where, hint=hint) from error
     except (
         HTTPError,
         OSError,
         RuntimeError,
     ) as error:  # connections, and what hf_xet and the LFS upload make of them
         cause = error.__cause__ or error
-        raise StageError(f"the upload broke off: {error} ({cause})", where=where, mend=AGAIN) from error
+        raise StageError(f"the upload broke off: {error} ({cause})", where=where, hint=AGAIN) from error

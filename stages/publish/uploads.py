@@ -90,7 +90,7 @@ def uploads(run: RunSummary, progress: Opener, private: bool | None = None) -> l
         raise RecipeError(
             "the recipe does not say where to publish",
             where=run.loaded.describe("publish"),
-            mend="set publish.model=owner/name (and publish.rankings=owner/name)",
+            hint="set publish.model=owner/name (and publish.rankings=owner/name)",
         )
     is_private = publish.private if private is None else private
     made = []
@@ -157,7 +157,7 @@ def _check_evidence(run: RunSummary) -> None:
         raise StageError(
             "the exported model is not the one that was evaluated",
             where=str(where),
-            mend=f"run `tutelage run {run.loaded.arguments}`",
+            hint=f"run `tutelage run {run.loaded.arguments}`",
         )
 
 
@@ -171,7 +171,7 @@ def _merged(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list
         raise StageError(
             "the export holds no merged model, and the card's lines would load nothing",
             where=str(export.artifact.path),
-            mend="set publish.adapter=true, or export a merged model",
+            hint="set publish.adapter=true, or export a merged model",
         )
     return files, left_out
 
@@ -183,13 +183,13 @@ def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], lis
         raise RecipeError(
             "an adapter is of use only with a base that others can load, and this recipe's is not on the Hub",
             where=run.loaded.describe("publish.adapter"),
-            mend="publish the merged model (publish.adapter=false), or train on a base from the Hub",
+            hint="publish the merged model (publish.adapter=false), or train on a base from the Hub",
         )
     if "adapter/adapter_config.json" not in policy.manifest.files:
         raise RecipeError(
             "the policy is a whole model and has no adapter",
             where=run.loaded.describe("publish.adapter"),
-            mend="set publish.adapter=false",
+            hint="set publish.adapter=false",
         )
     for made in (policy, run.need("base")):
         _verify(run, made, progress)
@@ -214,9 +214,9 @@ def _listed(paths: Mapping[str, Path], patterns: tuple[str, ...]) -> tuple[dict[
 
 def _verify(run: RunSummary, made: StageRun, progress: Opener) -> None:
     """Reads every byte: what was damaged or changed since the stage was finished is not published."""
-    mend = f"make it again: `tutelage run {made.manifest.stage} --fresh {run.loaded.arguments}`"
+    hint = f"make it again: `tutelage run {made.manifest.stage} --fresh {run.loaded.arguments}`"
     with progress(f"check {made.manifest.stage}"):
-        manifest.verify(made.folder, made.manifest, mend, contents=True)
+        manifest.verify(made.folder, made.manifest, hint, contents=True)
 
 
 def _model_upload(

@@ -28,7 +28,7 @@ def compare(run: RunSummary, other: RunSummary, values: str) -> Findings:
         raise StageError(
             "the two runs were not evaluated on the same prompts",
             where=str(other.need("eval").folder),
-            mend="compare runs with the same values of data, eval and seed",
+            hint="compare runs with the same values of data, eval and seed",
         )
     return {
         "values": values,
@@ -68,7 +68,7 @@ def _judged(run: RunSummary) -> list[dict[str, Any]]:
         raise StageError(
             "a comparison needs a judge, and none read the answers",
             where=str(evaluated.path),
-            mend="set eval.judge and run `tutelage run eval`",
+            hint="set eval.judge and run `tutelage run eval`",
         )
     return list(evaluated.jsonl("judged.jsonl"))
 

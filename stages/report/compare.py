@@ -35,11 +35,11 @@ def read(path: Path) -> Report:
         raise StageError(
             "there is no report of this run",
             where=str(file),
-            mend="give a run's folder or report.json; `tutelage report` writes it",
+            hint="give a run's folder or report.json; `tutelage report` writes it",
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise StageError(
-            f"this is no report: {error}", where=str(file), mend="`tutelage report` writes a new one"
+            f"this is no report: {error}", where=str(file), hint="`tutelage report` writes a new one"
         ) from error
     return found
 

@@ -115,13 +115,13 @@ def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
     if not is_adapter(sft):
-        raise StageError("the SFT model is not an adapter", where=str(sft.path), mend="set reward.lora to null")
+        raise StageError("the SFT model is not an adapter", where=str(sft.path), hint="set reward.lora to null")
     with readable_checkpoint(sft.path, "SFT adapter"):
         weights = load_peft_weights(str(sft.file("adapter")), device=str(lm.device))
     problem = StageError(
         "the reward adapter cannot start as the SFT adapter's copy: their LoRA shapes differ",
         where="reward.lora",
-        mend="give reward.lora the r and target_modules of sft.lora, or set reward.init: base",
+        hint="give reward.lora the r and target_modules of sft.lora, or set reward.init: base",
     )
     if weights.keys() != adapter_weights(lm, name):
         raise problem

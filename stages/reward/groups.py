@@ -144,7 +144,7 @@ def _weight(weights: Mapping[str, float], annotator: str) -> float:
         raise StageError(
             f"the rank stage measured no reliability of annotator {annotator!r}",
             where="reward.annotator_weights",
-            mend="run `tutelage run rank --fresh`, or set reward.annotator_weights: none",
+            hint="run `tutelage run rank --fresh`, or set reward.annotator_weights: none",
         )
     return weights[annotator]
 
@@ -156,7 +156,7 @@ def _scale_weights(groups: Sequence[Group]) -> None:
         raise StageError(
             "no annotator of the training rankings has a weight above 0",
             where="reward.annotator_weights",
-            mend="set reward.annotator_weights: none",
+            hint="set reward.annotator_weights: none",
         )
     for group in groups:
         group.orders = [replace(order, weight=order.weight / mean) for order in group.orders]
@@ -206,7 +206,7 @@ def merits_of(order: Order, kind: str) -> list[float]:
         raise DataError(
             "a training ranking has no ratings",
             where="reward.merits",
-            mend="set reward.merits: ranks, or give a table with ratings (or a `margin`)",
+            hint="set reward.merits: ranks, or give a table with ratings (or a `margin`)",
         )
     return order.ratings
 

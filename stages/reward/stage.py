@@ -144,7 +144,7 @@ def _read(
         raise DataError(
             f"the {what} order nothing: {left_out.describe('rankings') or 'there are none'}",
             where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else where,
-            mend=left_out.hint() or "give rankings with at least one strict preference",
+            hint=left_out.hint() or "give rankings with at least one strict preference",
         )
     if left_out.total or left_out.shortened:
         ctx.say(f"reward: {left_out.describe(what)}. To use them: {left_out.hint(learns=learns)}")
@@ -192,7 +192,7 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
             raise StageError(
                 "the rank stage measured no reliability of annotators",
                 where=str(ranked.path / "agreement.json"),
-                mend=f"run `tutelage run {ranked.stage} --fresh`, or set reward.annotator_weights: none",
+                hint=f"run `tutelage run {ranked.stage} --fresh`, or set reward.annotator_weights: none",
             )
         for annotator, weight in measured.items():
             found[annotator].append(weight)
@@ -219,7 +219,7 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx
         raise DataError(
             "every ranking to train on first is of a held-out prompt",
             where="reward.pretrain_on",
-            mend="give other rankings, or set reward.pretrain_on to null",
+            hint="give other rankings, or set reward.pretrain_on to null",
         )
 
 

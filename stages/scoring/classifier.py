@@ -43,13 +43,13 @@ class TextClassifier(Scorer):
             raise StageError(
                 f"a reward model has one label and this classifier has {model.config.num_labels}",
                 where=where,
-                mend="use a classifier trained with num_labels=1",
+                hint="use a classifier trained with num_labels=1",
             )
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
             raise StageError(
                 "the reward model's pad token is its EOS token: it would read the score at the wrong place",
                 where=where,
-                mend="give its tokenizer and config a pad token of their own",
+                hint="give its tokenizer and config a pad token of their own",
             )
         model.config.pad_token_id = tokenizer.pad_token_id
         tokenizer.truncation_side = "left"  # of a text that is too long, the end is the response
@@ -95,7 +95,7 @@ def new_classifier(config: RewardConfig, device: str) -> TextClassifier:
         raise StageError(
             f"the reward model reads {classifier.longest} tokens and reward.max_length is {config.max_length}",
             where="reward.max_length",
-            mend=f"set reward.max_length to {classifier.longest} or less",
+            hint=f"set reward.max_length to {classifier.longest} or less",
         )
     if config.lora is not None:
         lora = LoraConfig(

@@ -83,7 +83,7 @@ class LLMJudge:
             raise StageError(
                 f"the environment variable {config.api_key_env} is not set",
                 where="eval.llm_judge.api_key_env",
-                mend=f"export {config.api_key_env}=..., or set eval.llm_judge to null",
+                hint=f"export {config.api_key_env}=..., or set eval.llm_judge to null",
             )
         self._known = dict(_remembered(self._file))
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -174,7 +174,7 @@ class LLMJudge:
         return StageError(
             f"the LLM judge does not answer: {reason}",
             where=address,
-            mend="check eval.llm_judge and run again: what it has said so far is kept",
+            hint="check eval.llm_judge and run again: what it has said so far is kept",
         )
 
 

@@ -57,7 +57,7 @@ class Scorer(nn.Module):
         if state_dict.keys() != self.state_dict().keys():
             raise StageError(
                 "the checkpoint of the reward model has other parameters than the model",
-                mend="start the stage afresh, with --fresh",
+                hint="start the stage afresh, with --fresh",
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)._replace(missing_keys=[])
 
@@ -177,7 +177,7 @@ def score_rows(
         raise StageError(
             f"the reward model gives {broken} of {scores.numel()} texts a score that is NaN or infinite",
             where=str(getattr(score, "where", "reward model")),
-            mend="train or choose another reward model; if it computes in float16, hold it in float32 or bfloat16",
+            hint="train or choose another reward model; if it computes in float16, hold it in float32 or bfloat16",
         )
     return scores
 
@@ -217,7 +217,7 @@ def check_base(reward: Artifact, base: Artifact) -> None:
         raise StageError(
             "the reward model was trained on another base model than the policy's",
             where=str(reward.path),
-            mend="train a reward model on this base, or point ppo.reward_model at a sequence classifier",
+            hint="train a reward model on this base, or point ppo.reward_model at a sequence classifier",
         )
 
 
@@ -265,6 +265,6 @@ def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
             raise StageError(
                 f"the reward model does not give the scores it was stored with: {deviation}",
                 where=str(reward.path),
-                mend="the files or the base changed since; train the reward model again",
+                hint="the files or the base changed since; train the reward model again",
             )
     return max(deviation.largest for deviation in members)

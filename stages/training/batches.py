@@ -86,7 +86,7 @@ class GlobalBatchTrainer(ShardedTrainer):
             raise StageError(
                 f"{self.world.size} processes share this stage, and the trainer sees "
                 f"{self.accelerator.num_processes}",
-                mend="report this with the recipe",
+                hint="report this with the recipe",
             )
         # Gradients are summed here, once a step: DDP would average them, and cannot take back a part.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -104,7 +104,7 @@ class GlobalBatchTrainer(ShardedTrainer):
         if strategy not in ("random", "sequential", "group_by_length"):
             raise StageError(
                 f"train_sampling_strategy: {strategy} is not supported",
-                mend="use random, sequential or group_by_length",
+                hint="use random, sequential or group_by_length",
             )
         batches = GlobalBatches(
             len(dataset),
@@ -198,7 +198,7 @@ class GlobalBatchTrainer(ShardedTrainer):
         elif not finite:
             raise StageError(
                 f"the gradient is {float(norm)} at step {self.state.global_step + 1}",
-                mend="lower trainer.learning_rate, or use base.dtype: float32",
+                hint="lower trainer.learning_rate, or use base.dtype: float32",
             )
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -57,7 +57,7 @@ def _refusal(row: dict[str, Any], error: Refused, share: str, data: Artifact, co
     return DataError(
         f"the chat template refuses {share} prompts. Its words: {error.words}",
         where=f"{source}, row {row.get('row', 0)} (data.{table}): {', '.join(m['role'] for m in prompt)}",
-        mend=_way_out(prompt, codec),
+        hint=_way_out(prompt, codec),
     )
 
 

@@ -31,7 +31,7 @@ def adamw(kind: str, parameters: Sequence[nn.Parameter], device: str, **values: 
         raise StageError(
             f"{kind} moves moments between a CUDA device and the system's memory, and the device is {device}",
             where="ppo.optimizer",
-            mend="set ppo.optimizer: adamw_8bit, which does the same arithmetic",
+            hint="set ppo.optimizer: adamw_8bit, which does the same arithmetic",
         )
     made: Any = getattr(optim, "AdamW8bit" if kind == "adamw_8bit" else "PagedAdamW8bit")
     optimizer: torch.optim.Optimizer = made(parameters, **values)

@@ -43,7 +43,7 @@ def training_arguments(kind: type[Arguments], values: dict[str, Any], ctx: RunCo
         raise RecipeError(
             f"{World().size} processes cannot share a batch of {batch}",
             where="per_device_train_batch_size",
-            mend="start fewer processes, or enlarge the batch (and with it the learning rate)",
+            hint="start fewer processes, or enlarge the batch (and with it the learning rate)",
         )
     fixed: dict[str, Any] = {
         "activation_checkpointing": checkpointing,
@@ -69,7 +69,7 @@ def training_arguments(kind: type[Arguments], values: dict[str, Any], ctx: RunCo
         return made
     except (TypeError, ValueError) as error:
         raise StageError(
-            f"the trainer refuses its values: {error}", mend="correct this stage's `trainer:`"
+            f"the trainer refuses its values: {error}", hint="correct this stage's `trainer:`"
         ) from error
 
 
@@ -160,7 +160,7 @@ def train(
         trainer.shards = None
     loss = trainer.state.log_history[-1].get("train_loss", 0.0)
     if not torch.isfinite(torch.tensor(loss)):
-        raise StageError(f"the training loss is {loss}", mend="lower trainer.learning_rate")
+        raise StageError(f"the training loss is {loss}", hint="lower trainer.learning_rate")
     whole = -(-trainer.args.per_device_train_batch_size // trainer.world.size)
     return {"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}
 

@@ -142,7 +142,7 @@ def test_bad_input(
     assert "Traceback" not in result.output
     for word in words:
         assert word in result.stderr, result.stderr
-    assert result.stderr.count("mend:") <= 1
+    assert result.stderr.count("hint:") <= 1
     after = contents(finished)
     assert {path: after.get(path) for path in before} == before, "an earlier artifact was touched"
     assert not set(after) - set(before), "something half-written passes for finished"

@@ -216,7 +216,7 @@ def test_what_is_too_long_is_counted_and_the_key_named(
     write_jsonl(inputs["rank"].path / "rankings.jsonl", [long])
     with pytest.raises(DataError, match=r"1 of 1 rankings left out: longer than dpo.max_length = 60") as raised:
         run(inputs, tmp_path / "none", training_context(state="none state")[0])
-    assert (raised.value.where, raised.value.mend) == ("dpo.max_length", "raise dpo.max_length")
+    assert (raised.value.where, raised.value.hint) == ("dpo.max_length", "raise dpo.max_length")
 
 
 def test_rankings_of_all_rounds_count(inputs: dict[str, Artifact]) -> None:

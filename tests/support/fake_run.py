@@ -10,9 +10,10 @@ from typing import Any
 
 from pipeline_fakes import FakeStages, write_all
 
+from pipeline import wording
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.runner import Runner
-from stages.report import charts, findings, wording
+from stages.report import charts, findings
 from stages.report.build import build_report
 
 HOSTILE = "</p><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>"

@@ -53,7 +53,7 @@ def check(name: str, shape: Sequence[int]) -> None:
             f"{name} stores rows in blocks of {block(name)} weights, and a weight of shape {tuple(shape)} has rows "
             "that are no multiple of it",
             where="base.quantization",
-            mend="use a model whose hidden sizes are multiples of it, or another quantisation",
+            hint="use a model whose hidden sizes are multiples of it, or another quantisation",
         )
 
 

@@ -142,7 +142,7 @@ def mark(model: Any, quantization: Mapping[str, str]) -> None:
         raise StageError(
             f"{type(model).__name__} has no nn.Linear in its blocks: quantisation-aware training knows no other",
             where="base.quantization",
-            mend="use a model of another architecture, or base.quantization: nf4",
+            hint="use a model of another architecture, or base.quantization: nf4",
         )
     for layer in layers.values():
         grids.check(quantization["qat"], layer.weight.shape)

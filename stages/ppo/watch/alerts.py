@@ -1,4 +1,4 @@
-"""A flight recorder for PPO: rules that read each update's metrics and name a symptom, its likely cause and a mend.
+"""A flight recorder for PPO: rules that read each update's metrics and name a symptom, its likely cause and a fix.
 
 Pure functions of the metrics so far (docs/ppo.md, Guards): no torch, no files. A rule speaks once, when it first
 holds; the recorder goes on counting. Thresholds are wide on purpose, since a warning that healthy runs get is not
@@ -17,7 +17,7 @@ from pipeline.config.ppo import PPOConfig
 from stages.ppo.watch.selection import Fall
 
 Event = dict[str, Any]
-"""`rule`, `update` (first), `last`, `updates` (how many), `symptom` (as first seen), `cause`, `mend`."""
+"""`rule`, `update` (first), `last`, `updates` (how many), `symptom` (as first seen), `cause`, `hint`."""
 
 WATCHED = (
     "objective/kl",
@@ -77,7 +77,7 @@ class Rule:
     name: str
     symptom: Symptom
     cause: str
-    mend: str
+    hint: str
 
 
 def _not_finite(history: History, config: PPOConfig) -> str | None:
@@ -307,7 +307,7 @@ FALLS = Rule(
     "over-optimisation: the policy exploits what the reward model gets wrong",
     "raise the KL coefficient (ppo.kl) or train less; train the reward model on more rankings, or an ensemble",
 )
-STOPPED = Rule("stopped", FALLS.symptom, FALLS.cause, FALLS.mend)
+STOPPED = Rule("stopped", FALLS.symptom, FALLS.cause, FALLS.hint)
 """What is seen at looks rather than in metrics."""
 
 
@@ -350,8 +350,8 @@ class Recorder:
             known = next((event for event in self.events if event["rule"] == rule.name), None)
             if known is None:
                 event = {"rule": rule.name, "update": update, "last": update, "updates": 1, "symptom": symptom}
-                self.events.append(event | {"cause": rule.cause, "mend": rule.mend})
-                said.append(f"guard, update {update}: {symptom}. Likely {rule.cause}. To mend it, {rule.mend}.")
+                self.events.append(event | {"cause": rule.cause, "hint": rule.hint})
+                said.append(f"guard, update {update}: {symptom}. Likely {rule.cause}. To fix it, {rule.hint}.")
             else:
                 known["last"] = update
                 known["updates"] += 1

@@ -171,7 +171,7 @@ def test_lists_of_texts_spelled_as_text(tmp_path):
     for row in (KAGGLE, KAGGLE | {"prompt": "Q"}):
         with pytest.raises(DataError, match="list of texts written as text") as caught:
             rankings(tmp_path, [row], "wide", columns=WIDE)
-        assert "text_lists: unwrap" in caught.value.mend
+        assert "text_lists: unwrap" in caught.value.hint
     dropped = Dropped()
     [ranking] = rankings(tmp_path, [KAGGLE, longer], "wide", dropped, columns=WIDE, text_lists="unwrap")
     assert (ranking.prompt, ranking.completions) == ([user("Q")], ["x", "y"])
@@ -226,7 +226,7 @@ def test_rows_with_tool_calls_are_left_out_and_counted(tmp_path, middle):
     assert dropped.rows == {"tool calls or turns": [2]}
     with pytest.raises(DataError, match="1 x tool calls or turns") as caught:
         rankings(tmp_path, [tools])
-    assert "into the text of the turns" in caught.value.mend
+    assert "into the text of the turns" in caught.value.hint
     dropped = Dropped()
     rows = [{"messages": plain["chosen"]}, {"messages": tools["chosen"]}]
     assert len(demonstrations(tmp_path, rows, dropped)) == 1
@@ -279,14 +279,14 @@ def test_an_empty_user_turn_is_an_empty_prompt(tmp_path, prompt):
 def test_roles_that_are_not_known_are_refused(role):
     with pytest.raises(DataError, match="which is no message") as caught:
         as_prompt([{"role": role, "content": "x"}], "p", "t:1")
-    assert "system, user, assistant" in caught.value.mend
+    assert "system, user, assistant" in caught.value.hint
 
 
 @pytest.mark.parametrize("cell", [4, 4.5, True])
 def test_numbers_are_refused_with_a_way_forward(tmp_path, cell):
     with pytest.raises(DataError, match=r"column 'chosen' is not text .* but") as caught:
         rankings(tmp_path, [{"prompt": "Q", "chosen": cell, "rejected": 5}])
-    assert 'in quotes ("4")' in caught.value.mend
+    assert 'in quotes ("4")' in caught.value.hint
 
 
 # the prompt's cell and the conversation before an answer

@@ -109,7 +109,7 @@ def test_rows_of_a_long_table_without_a_group(tmp_path):
     assert dropped.rows == {"empty group": [3, 4, 5, 6]}
     with pytest.raises(DataError, match="4 x empty group") as caught:
         read(tmp_path, rows[2:6], "long", group="g")
-    assert "leave `group` out" in caught.value.mend
+    assert "leave `group` out" in caught.value.hint
 
 
 def node(text, role, *replies, **more):

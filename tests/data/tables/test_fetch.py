@@ -106,7 +106,7 @@ def test_no_network(server):
     server.server_close()
     with pytest.raises(DataError, match="cannot be fetched") as caught:
         fetch(address)
-    assert "t.csv" in caught.value.mend
+    assert "t.csv" in caught.value.hint
 
 
 def test_unwritable_cache(server, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def fails(path, *parts, **options):
         read(path, **options)
     for part in parts:
         assert part in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     return caught.value
 
 

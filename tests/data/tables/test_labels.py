@@ -64,7 +64,7 @@ def test_numbers_of_one_sign_are_refused_with_the_row(tmp_path, values):
     ) as caught:
         read(tmp_path, values)
     assert caught.value.where.endswith("t.jsonl:1")
-    assert "labels: {1: first, 2: second, 0: tie}" in caught.value.mend
+    assert "labels: {1: first, 2: second, 0: tie}" in caught.value.hint
 
 
 @pytest.mark.parametrize("value", [True, "better", "C", "1st"])
@@ -72,7 +72,7 @@ def test_other_values_are_refused_with_the_row(tmp_path, value):
     with pytest.raises(DataError, match="not a number") as caught:
         read(tmp_path, ["A", value])
     assert caught.value.where.endswith("t.jsonl:2")
-    assert "labels:" in caught.value.mend
+    assert "labels:" in caught.value.hint
 
 
 def test_labels_say_what_values_mean(tmp_path):
@@ -100,13 +100,13 @@ def test_a_label_is_no_rating(tmp_path):
 def test_a_choice_that_counts_from_one_is_refused(tmp_path):
     with pytest.raises(DataError, match="the choice is 2, and there are 2 completions") as caught:
         read(tmp_path, [1, 2], format="choice")
-    assert "counted from 0" in caught.value.mend
+    assert "counted from 0" in caught.value.hint
 
 
 def test_a_choice_by_letter_is_refused_with_a_way_forward(tmp_path):
     with pytest.raises(DataError, match="not a number but 'A'") as caught:
         read(tmp_path, ["A"], format="choice")
-    assert "labels: {1: first" in caught.value.mend
+    assert "labels: {1: first" in caught.value.hint
 
 
 def test_a_value_for_each_pair_of_many_answers_is_not_one_per_annotator(tmp_path):
@@ -118,7 +118,7 @@ def test_a_value_for_each_pair_of_many_answers_is_not_one_per_annotator(tmp_path
     path.write_text(json.dumps(row | {"preference": [1, -1, 0, 1, -1, 1]}))
     with pytest.raises(DataError, match="holds 6 values, as many as there are pairs of the 4 columns") as caught:
         list(read_rankings(config, Dropped()))
-    assert "one row per pair" in caught.value.mend
+    assert "one row per pair" in caught.value.hint
     path.write_text(json.dumps(row | {"preference": [-1, 1, 0, 2]}))
     assert [r.annotator for r in read_rankings(config, Dropped())] == [f"unknown-{i}" for i in range(1, 5)]
 

@@ -25,7 +25,7 @@ def fails(path, *parts: str, **options) -> DataError:
         read(path, **options)
     for part in parts:
         assert part in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     return caught.value
 
 
@@ -169,7 +169,7 @@ def test_missing_column_names_the_nearest():
     with pytest.raises(DataError, match="no column 'promt'; the nearest is 'prompt'") as caught:
         row["promt"]
     assert caught.value.where == "t.csv:7"
-    assert "prompt, completion" in caught.value.mend
+    assert "prompt, completion" in caught.value.hint
 
 
 def test_text_cells():

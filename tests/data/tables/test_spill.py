@@ -50,4 +50,4 @@ def test_a_full_disk_is_an_error_that_can_be_mended():
 
     with pytest.raises(DataError, match="temporary database") as caught:
         fill()
-    assert "SQLITE_TMPDIR" in caught.value.mend
+    assert "SQLITE_TMPDIR" in caught.value.hint

@@ -64,7 +64,7 @@ def fails(config, *parts, error=DataError):
     for part in parts:
         assert part in str(caught.value)
     assert caught.value.where
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])

@@ -54,7 +54,7 @@ def test_dpo_is_planned_where_the_recipe_asks_for_it(load: Callable[..., LoadedR
 def test_a_recipe_without_dpo_says_how_to_have_it(runner: Callable[..., Runner]) -> None:
     with pytest.raises(RecipeError, match="has no dpo stage") as error:
         runner().run("dpo")
-    assert "dpo.enabled=true" in error.value.mend
+    assert "dpo.enabled=true" in error.value.hint
 
 
 def test_where_the_key_comes_from_and_how_fast_is_asked_change_no_result(

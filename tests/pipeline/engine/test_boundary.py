@@ -159,7 +159,7 @@ def test_a_librarys_error_is_one_of_ours_and_its_traceback_is_kept(
         runner().run()
     for word in ["sft", *words]:
         assert word in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     assert caught.value.__cause__ is error
     [log] = runner().planner.folder.glob("sft/*/error.txt")
     assert type(error).__name__ in log.read_text()
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_state_and_the_stage_goes_on(runner: MakeRunner, 
     stages.does["sft"] = raises(Exception(SAYINGS[0]))
     with pytest.raises(StageError, match="the disk is full: sft") as caught:
         runner().run()
-    assert "goes on where it stopped" in caught.value.mend
+    assert "goes on where it stopped" in caught.value.hint
     resumed = []
 
     def go_on(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
@@ -216,12 +216,12 @@ def test_a_loop_that_a_failure_leaves_open_is_closed(
 
 
 def test_other_commands_have_no_traceback_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import __main__
+    from pipeline.cli import inspect
 
     def refuse(*_: Any, **__: Any) -> None:
         raise full()
 
-    monkeypatch.setattr(__main__, "load_recipe", refuse)
+    monkeypatch.setattr(inspect, "load_recipe", refuse)
     result = CliRunner().invoke(app, ["show", "-r", str(tmp_path / "x.yaml")])
     assert result.exit_code == 4
     assert "the disk is full: tutelage show" in result.stderr

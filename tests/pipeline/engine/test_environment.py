@@ -19,7 +19,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_libraries_are_set_up_before_torch_loads() -> None:
     program = (
         "import os, sys\n"
-        "from pipeline import __main__\n"
+        "from stages import __main__\n"
         "assert 'torch' not in sys.modules\n"
         "__main__.app = lambda: print(os.environ['PYTORCH_ALLOC_CONF'], os.environ['GOMP_SPINCOUNT'])\n"
         "__main__.main()\n"

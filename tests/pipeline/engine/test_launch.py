@@ -39,7 +39,7 @@ FAILS = """
 from pipeline.errors import DataError
 from pipeline.engine.launch import tell
 if rank == {rank}:
-    tell(DataError("the row is bad", where="file:3", mend="mend it"))
+    tell(DataError("the row is bad", where="file:3", hint="fix it"))
     sys.exit(3)
 try:
     time.sleep(30)
@@ -53,7 +53,7 @@ def test_the_first_error_is_told_with_its_exit_code(rank: int, monkeypatch: pyte
     monkeypatch.setattr(launching, "GRACE", 0.3)
     with pytest.raises(TutelageError) as caught:
         launch(FAILS.format(rank=rank))
-    assert str(caught.value) == "the row is bad\n  where: file:3\n  mend:  mend it"
+    assert str(caught.value) == "the row is bad\n  where: file:3\n  hint:  fix it"
     assert caught.value.exit_code == 3
 
 

@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_verify_accepts_what_is_whole(tmp_path: Path) -> None:
-    manifest.verify(tmp_path, make(tmp_path), "mend", contents=True)
+    manifest.verify(tmp_path, make(tmp_path), "hint", contents=True)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "out/sub/b.bin").unlink()
     with pytest.raises(StageError, match=r"sub/b.bin is gone") as error:
         manifest.verify(tmp_path, made, "make it again")
-    assert error.value.mend == "make it again"
+    assert error.value.hint == "make it again"
 
 
 def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path) -> None:

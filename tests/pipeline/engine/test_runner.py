@@ -230,7 +230,7 @@ def test_a_damaged_artifact_is_named_and_fresh_mends_it(runner: MakeRunner, stag
     file.write_bytes(file.read_bytes()[:10])
     with pytest.raises(StageError, match=f"given.json has 10 bytes, not {size}") as error:
         runner().run()
-    assert "tutelage run sft --fresh --recipe small.yaml" in error.value.mend
+    assert "tutelage run sft --fresh --recipe small.yaml" in error.value.hint
     stages.calls.clear()
     runner(fresh=["sft"]).run("sft")
     assert stages.calls == ["sft"]
@@ -411,7 +411,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_stage_runs(
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(StageError, match="trackio, which is not installed") as error:
         runner("report_to=[trackio]").run("base")
-    assert 'pip install "tutelage[trackio]"' in error.value.mend
+    assert 'pip install "tutelage[trackio]"' in error.value.hint
     assert stages.calls == []
 
 

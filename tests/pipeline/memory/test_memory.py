@@ -214,7 +214,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
         runner("hardware.memory=640MB").run()
     assert not stages.calls
     assert "hardware.memory is 640 MB" in str(refused.value)
-    first = next(line.split("  (")[0].strip() for line in refused.value.mend.splitlines() if "micro_batch" in line)
+    first = next(line.split("  (")[0].strip() for line in refused.value.hint.splitlines() if "micro_batch" in line)
     before, after = (predict(load(*sets, "hardware.memory=640MB").recipe) for sets in ((), (first,)))
     assert sum(peak.total for peak in after.stages.values()) < sum(peak.total for peak in before.stages.values())
 

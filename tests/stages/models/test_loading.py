@@ -103,7 +103,7 @@ def test_no_way_to_spoil_a_checkpoint_ends_in_a_traceback(case, tmp_path):
     with pytest.raises(StageError) as caught:
         load_causal_lm(str(tmp_path), "cpu", dtype="float32")
     assert str(tmp_path) in caught.value.where
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_a_file_is_no_checkpoint(tmp_path):

@@ -171,7 +171,7 @@ def test_a_classifier_without_its_head_is_refused(tmp_path):
         tiny.tokenizer().save_pretrained(tmp_path / name)
         with pytest.raises(StageError, match=head) as caught:
             load_classifier(tmp_path / name, "cpu")
-        assert "no trained scoring head" in caught.value.mend
+        assert "no trained scoring head" in caught.value.hint
 
 
 def test_a_new_head_may_be_missing_but_no_layer_of_the_trunk(tmp_path):

@@ -13,10 +13,11 @@ from fake_run import FakeRun
 from pipeline_fakes import FakeStages
 from typer.testing import CliRunner
 
+from pipeline import wording
 from pipeline.engine.runner import Runner
 from pipeline.errors import StageError
 from stages.__main__ import app
-from stages.report import compare, wording
+from stages.report import compare
 from stages.report.build import build_report
 
 
@@ -123,4 +124,4 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None, said:
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(StageError, match=said) as caught:
         compare.read(tmp_path)
-    assert "tutelage report" in caught.value.mend
+    assert "tutelage report" in caught.value.hint

@@ -11,8 +11,9 @@ import pytest
 from fake_run import FakeRun, build
 from pipeline_fakes import FakeStages
 
+from pipeline import wording
 from pipeline.engine.runner import Runner
-from stages.report import guarding, sources, wording
+from stages.report import guarding, sources
 
 EVENT = {
     "rule": "length-grows",
@@ -21,7 +22,7 @@ EVENT = {
     "updates": 6,
     "symptom": "responses take 33 tokens, <b>19</b> at first",
     "cause": "the reward model takes longer for better",
-    "mend": "add rankings",
+    "hint": "add rankings",
 }
 STOPPED = EVENT | {"rule": "stopped", "update": 16, "last": 16, "symptom": "stopped: the judge fell from 3 to 2"}
 
@@ -56,7 +57,7 @@ def test_the_report_says_what_was_seen_why_it_stopped_and_what_was_handed_on(
     said, page = build(guarded("eval"), tmp_path)
     text = " ".join(page.text.split())
     for event in guarded.events:
-        for name in ("symptom", "cause", "mend"):
+        for name in ("symptom", "cause", "hint"):
             assert event[name].removeprefix("stopped: ") in text
     assert "The guard stopped PPO as over-optimised, at update 16 of 60: the judge fell from 3 to 2." in said
     assert "Handed on was the policy of update 8, not the last one (of update 16)" in said

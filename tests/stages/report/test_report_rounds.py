@@ -11,9 +11,10 @@ import pytest
 from fake_run import FakeRun, build, evaluation, interval, model, unjudged
 from pipeline_fakes import FakeStages
 
+from pipeline import wording
 from pipeline.engine.runner import Runner
 from pipeline.errors import StageError
-from stages.report import against, charts, findings, verdict, wording
+from stages.report import against, charts, findings, verdict
 
 
 def rounds_evaluation() -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_when_everything_is_too_long_the_error_says_so(run):
         "the training rankings order nothing: 4 of 4 rankings left out: longer than reward.max_length = 12 tokens "
         f"(the longest: {longest})"
     )
-    assert (raised.value.where, raised.value.mend) == ("recipe.yaml:7", "raise reward.max_length")
+    assert (raised.value.where, raised.value.hint) == ("recipe.yaml:7", "raise reward.max_length")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_nothing_to_learn_has_its_own_reason(run, values, reason, hint, objectiv
     with pytest.raises(DataError, match="order nothing") as raised:
         run([*several("train", **values), *several("eval")], objective=objective)
     assert raised.value.what.endswith(reason)
-    assert raised.value.mend == hint
+    assert raised.value.hint == hint
 
 
 def test_a_held_out_split_without_a_strict_pair_is_said_before_training(run):

@@ -159,7 +159,7 @@ def test_an_interruption_keeps_what_was_said(
     endpoint.reply = breaks
     with pytest.raises(StageError, match=r"HTTP 401 Unauthorized: no more") as error:
         judge(concurrency=1).compare(PAIRS, bar()[0])
-    assert "what it has said so far is kept" in error.value.mend
+    assert "what it has said so far is kept" in error.value.hint
     kept = tmp_path / VERDICTS
     assert len(kept.read_text().splitlines()) == 3
     with kept.open("a") as out:

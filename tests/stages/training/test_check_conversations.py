@@ -61,7 +61,7 @@ def test_a_refused_conversation_is_named_by_file_and_row(table, tmp_path, contex
         check_conversations(found, Codec(tokenizer), lambda line: None)
     assert f"{tmp_path / table}.jsonl, row {row} (data.{table})" in caught.value.where
     assert ("Roles must alternate" if table != "rankings" else "No system role") in caught.value.what
-    assert hint in caught.value.mend
+    assert hint in caught.value.hint
     assert check_conversations(found, Codec(tokenizer, fold_turns=True), lambda line: None)
 
 
@@ -69,7 +69,7 @@ def test_a_template_without_system_turns_refuses_data_system(tmp_path, context):
     found = artifact(tmp_path, context, system="Be kind.", demonstrations=DEMONSTRATIONS)
     with pytest.raises(DataError, match="refuses 20 of 20 prompts") as caught:
         check_conversations(found, Codec(published.byte_level(ALTERNATING)), lambda line: None)
-    assert "remove data.system" in caught.value.mend
+    assert "remove data.system" in caught.value.hint
 
 
 def test_folding_is_not_advised_where_it_does_not_help(tmp_path, context):
@@ -77,7 +77,7 @@ def test_folding_is_not_advised_where_it_does_not_help(tmp_path, context):
     found = artifact(tmp_path, context, demonstrations=[*DEMONSTRATIONS, talk | {"completion": "c"}])
     with pytest.raises(DataError) as caught:
         check_conversations(found, Codec(published.byte_level(ALTERNATING)), lambda line: None)
-    assert "fold_turns" not in caught.value.mend
+    assert "fold_turns" not in caught.value.hint
 
 
 def test_nothing_is_trained_on_data_that_the_template_refuses(tmp_path, training_context):

@@ -86,7 +86,7 @@ def test_a_rule_finds_what_it_is_about(name):
     assert len(said) == 1, "once"
     event = recorder.events[0]
     rule = next(rule for rule in guards.RULES if rule.name == name)
-    assert line == f"guard, update {update}: {event['symptom']}. Likely {rule.cause}. To mend it, {rule.mend}."
+    assert line == f"guard, update {update}: {event['symptom']}. Likely {rule.cause}. To fix it, {rule.hint}."
     assert event["update"] == update > 1
 
 
