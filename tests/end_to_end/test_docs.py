@@ -59,7 +59,7 @@ def test_command_is_understood(page: Path, command: str, tmp_path: Path, monkeyp
     if program == "make":
         [[program, *arguments]] = recorded(command, tmp_path)
     if program == "torchrun":
-        program, arguments = "tutelage", arguments[arguments.index("pipeline") + 1 :]
+        program, arguments = "tutelage", arguments[arguments.index("stages") + 1 :]
     if program == "python":
         check_python(arguments)
         return
@@ -78,7 +78,7 @@ def check_python(arguments: Sequence[str]) -> None:
     if arguments[0] == "-c":
         compile(arguments[1], "shown", "exec")
     elif arguments[0] == "-m":
-        assert arguments[1] in ("pytest", "pipeline.config.reference", "pipeline", "mutations")
+        assert arguments[1] in ("pytest", "pipeline.config.reference", "stages", "mutations")
     else:
         assert (ROOT / arguments[0]).is_file()
         text = (ROOT / arguments[0]).read_text(encoding="utf-8")
