@@ -30,8 +30,8 @@ def k1(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
 
 
 def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
-    """Unbiased, never negative, of lower variance: `ref/p - 1 - log(ref/p)`, at most 10. `expm1` keeps small differences,
-    whose square is lost beside 1."""
+    """Unbiased, never negative, of lower variance: `ref/p - 1 - log(ref/p)`, at most 10. `expm1` keeps small
+    differences, whose square is lost beside 1."""
     negative = -log_ratio(logp_BT, ref_logp_BT)
     return (torch.expm1(negative) - negative).clamp(0, KL_LIMIT)
 
