@@ -47,8 +47,8 @@ from stages.models.microbatch import MicroBatch
 from stages.models.quantization import grids
 from stages.ppo.losses import policy_loss
 from stages.sampling import episodes as trajectory
+from stages.sampling.decoding import Record, generate
 from stages.sampling.episodes import Episodes
-from stages.sampling.sampler import Record, generate
 from stages.training.optimizers import adamw
 
 Rows = Iterator[tuple[str, str]]

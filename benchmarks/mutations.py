@@ -197,7 +197,7 @@ MUTATIONS = [
     ),
     mutation(
         "a full fine-tune samples in another precision than it trains in",
-        "stages/sampling/sampler.py",
+        "stages/sampling/decoding.py",
         "with actor.computing():",
         "with torch.no_grad():",
         "tests/stages/sampling/test_sampler.py",
@@ -338,14 +338,14 @@ MUTATIONS = [
     ),
     mutation(
         "finished rows go on writing",
-        "stages/sampling/sampler.py",
+        "stages/sampling/decoding.py",
         "torch.where(unfinished, token, -1)",
         "token",
         "tests/stages/sampling/test_sampler.py",
     ),
     mutation(
         "impossible tokens may be drawn",
-        "stages/sampling/sampler.py",
+        "stages/sampling/decoding.py",
         "right=True",
         "right=False",
         "tests/stages/sampling/test_sampler.py",

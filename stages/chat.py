@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from rich.columns import Columns
@@ -11,25 +10,40 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from pipeline.engine.plan import RunSummary
 from stages.models.adapters import load_actor
 from stages.models.text import load_codec
-from stages.sampling.sampler import generate
+from stages.sampling.sampler import SamplingParams, sampler_of
 
 
 def chat(
-    summary: Any, models: Sequence[str], *, device: str, temperature: float = 1.0, max_new_tokens: int = 128
+    summary: RunSummary,
+    models: Sequence[str],
+    *,
+    device: str,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 128,
 ) -> None:
     """Reads lines until end of input, answers with each of `models` (base, sft or ppo).
 
     Each model keeps a conversation of its own. `/clear` forgets it; an empty line or end of input leaves.
 
     Args:
-        summary: the runner's summary of a recipe; raises `StageError` for a stage that is not finished.
-        temperature: 0 takes the most likely token.
-        max_new_tokens: longest answer in tokens.
+        summary: the recipe's finished stages; raises `StageError` for one that is not finished.
+        temperature, top_k, top_p, max_new_tokens: as in `SamplingParams`.
     """
     base = summary.need("base").artifact
     codec = load_codec(base)
+    sampler = sampler_of(codec)
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        stop_ids=codec.stop_ids,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
     speakers = {
         name: load_actor(base, None if name == "base" else summary.need(name).artifact, device) for name in models
     }
@@ -50,16 +64,8 @@ def chat(
         panels = []
         for name, actor in speakers.items():
             histories[name].append({"role": "user", "content": line})
-            ids = codec.prompt(histories[name])
-            [response] = generate(
-                actor,
-                [ids],
-                torch.rand((1, max_new_tokens)),
-                temperature=temperature,
-                stop_ids=codec.stop_ids,
-                pad_id=codec.pad_id,
-            )
-            answer = codec.decode(response)
+            episodes = sampler.sample(actor, [codec.prompt(histories[name])], params, torch.default_generator)
+            answer = codec.decode(episodes.responses[0])
             histories[name].append({"role": "assistant", "content": answer})
             panels.append(Panel(Text(answer), title=name))
         console.print(Columns(panels, equal=True, expand=True))

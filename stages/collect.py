@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data.schema import prompt_key, write_jsonl
@@ -24,7 +23,7 @@ from pipeline.errors import DataError
 from stages.models.adapters import load_actor
 from stages.models.text import Codec, load_codec
 from stages.sampling.prompts import EncodedPrompt, load_prompts, mixed
-from stages.sampling.sampler import generate
+from stages.sampling.sampler import SamplingParams, sampler_of
 from stages.scoring.information_gain import disagreement
 from stages.scoring.reward_model import load_reward, score_rows
 
@@ -115,18 +114,13 @@ def _answer(
 ) -> list[Answered]:
     actor = load_actor(inputs["base"], newest(inputs, "ppo", "sft"), ctx.device)
     k = config.num_completions
-    generator = torch.Generator().manual_seed(ctx.seed)
-    with ctx.progress("collect", total=len(prompts) * k) as bar:
-        responses = generate(
-            actor,
-            [prompt.ids for prompt in prompts for _ in range(k)],
-            torch.rand((len(prompts) * k, config.response_length), generator=generator),
-            temperature=config.temperature,
-            stop_ids=codec.stop_ids,
-            pad_id=codec.pad_id,
-            batch_size=config.batch_size,
-            on_batch=bar.advance,
-        )
+    params = SamplingParams(
+        max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature
+    )
+    asked = [prompt.ids for prompt in prompts for _ in range(k)]
+    with ctx.progress("collect", total=len(asked)) as bar:
+        sampler = sampler_of(codec, config.batch_size)
+        responses = sampler.sample(actor, asked, params, ctx.seed, on_batch=bar.advance).responses
     return [Answered(prompt, responses[i * k : (i + 1) * k]) for i, prompt in enumerate(prompts)]
 
 

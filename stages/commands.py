@@ -105,7 +105,11 @@ def chat(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.7,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many most likely tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=1e-6, max=1.0, help="Draw from the tokens that make up this share.")
+    ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
 ) -> None:
     """Talk to a model of the run, or to two side by side."""
@@ -117,6 +121,8 @@ def chat(
         models or ["ppo"],
         device=resolve(summary.loaded),
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         max_new_tokens=max_new_tokens,
     )
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from data.tables import corpus
@@ -22,7 +21,7 @@ from stages.models.adapters import load_actor
 from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import response_logprobs
 from stages.sampling.prompts import EncodedPrompt
-from stages.sampling.sampler import generate
+from stages.sampling.sampler import SamplingParams, sampler_of
 from stages.scoring.classifier import ResponseScorer
 from stages.sft import encode_demonstrations
 
@@ -93,7 +92,7 @@ def answer_all(
         trained = name not in ("base", "sft")
         steps = len(asked) * (2 if trained else 1) + sum(map(len, read.values()))
         with ctx.progress(f"eval {name}", total=steps) as bar:
-            ids = sample(actor, asked, codec, config, ctx.device, seed=ctx.seed, on_batch=bar.advance)
+            ids = sample(actor, asked, codec, config, ctx.seed, bar.advance)
             kl = np.zeros(len(ids)) if name == "sft" else None
             if trained:
                 ours, theirs = (
@@ -122,7 +121,7 @@ def sample_sft(
     actor = load_actor(inputs["base"], inputs["sft"], ctx.device)
     asked = [prompt.ids for prompt in prompts for _ in range(count)]
     with ctx.progress("eval best of n", total=len(asked)) as bar:
-        rows = sample(actor, asked, codec, config, ctx.device, seed=ctx.seed + 1, on_batch=bar.advance)
+        rows = sample(actor, asked, codec, config, ctx.seed + 1, bar.advance)
     ids = [rows[i : i + count] for i in range(0, len(rows), count)]
     texts = [[codec.decode(row) for row in rows] for rows in ids]
     return Answers(ids, texts, np.full((len(prompts), count), 1 / count))
@@ -133,23 +132,15 @@ def sample(
     prompts: Sequence[list[int]],
     codec: Codec,
     config: EvalConfig,
-    device: str,
-    *,
     seed: int,
     on_batch: Callable[[int], None],
 ) -> list[list[int]]:
-    """A response to each prompt."""
-    uniform = torch.rand((len(prompts), config.response_length), generator=torch.Generator().manual_seed(seed))
-    return generate(
-        actor,
-        prompts,
-        uniform,
-        temperature=config.temperature,
-        stop_ids=codec.stop_ids,
-        pad_id=codec.pad_id,
-        batch_size=config.batch_size,
-        on_batch=on_batch,
+    """One response per prompt."""
+    params = SamplingParams(
+        max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature
     )
+    sampler = sampler_of(codec, config.batch_size)
+    return sampler.sample(actor, prompts, params, seed, on_batch=on_batch).responses
 
 
 def _logprobs(

@@ -26,7 +26,7 @@ from stages.models.microbatch import MicroBatch
 from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import Episodes, response_logprobs
 from stages.sampling.prompts import EncodedPrompt, unseen_prompts
-from stages.sampling.sampler import generate
+from stages.sampling.sampler import SamplingParams, sampler_of
 from stages.scoring.classifier import ResponseScorer, response_scorer
 from stages.sft import encode_demonstrations
 
@@ -43,8 +43,7 @@ class Yardstick:
 
     prompts: Sequence[EncodedPrompt]
     demonstrations: Sequence[Mapping[str, list[int]]]
-    uniform_BT: Tensor
-    temperature: float
+    params: SamplingParams
     bootstrap: int
     judge: SlotLexicon | None
     score: ResponseScorer
@@ -60,12 +59,15 @@ class Yardstick:
         prompts = prompts[: min(config.num_prompts, evaluated["prompts"])]
         limit = settings["max_prompt_length"] + settings["response_length"]
         rows, _ = encode_demonstrations(inputs["data"], codec, "eval", limit)
-        generator = torch.Generator().manual_seed(ctx.seed)
+        params = SamplingParams(
+            max_new_tokens=settings["response_length"],
+            stop_ids=codec.stop_ids,
+            temperature=settings["temperature"],
+        )
         return cls(
             prompts=prompts,
             demonstrations=rows[: len(prompts)],
-            uniform_BT=torch.rand((len(prompts), settings["response_length"]), generator=generator),
-            temperature=settings["temperature"],
+            params=params,
             bootstrap=evaluated["bootstrap"],
             judge=None if evaluated["judge"] is None else SlotLexicon.load(evaluated["judge"]),
             score=response_scorer(newest(inputs, "reward"), inputs["base"], codec, ctx.device),
@@ -75,15 +77,9 @@ class Yardstick:
         )
 
     def answers(self, actor: Actor) -> list[list[int]]:
-        return generate(
-            actor,
-            [prompt.ids for prompt in self.prompts],
-            self.uniform_BT,
-            temperature=self.temperature,
-            stop_ids=self.codec.stop_ids,
-            pad_id=self.codec.pad_id,
-            batch_size=self.batch_size,
-        )
+        """One response per prompt, drawn with the same random numbers from every actor."""
+        asked = [prompt.ids for prompt in self.prompts]
+        return sampler_of(self.codec, self.batch_size).sample(actor, asked, self.params, self.seed).responses
 
     def measure(self, actor: Actor, answers: Sequence[list[int]]) -> Measures:
         """Of a model and its answers: `score` (the reward model's mean), `perplexity` on held-out demonstrations
@@ -119,7 +115,7 @@ class Yardstick:
 
         def compare(rows: Tensor) -> None:
             nonlocal total, agreed, tokens
-            kl_N, same_N = token_divergence(policy, other, episodes.select(rows), self.temperature)
+            kl_N, same_N = token_divergence(policy, other, episodes.select(rows), self.params.temperature)
             total += float(kl_N.cpu().double().sum())
             agreed += int(same_N.sum())
             tokens += len(kl_N)

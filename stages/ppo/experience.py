@@ -16,8 +16,8 @@ from stages.models.microbatch import MicroBatch
 from stages.ppo.advantages import gae, masked_moments, masked_sum, token_rewards, whiten
 from stages.ppo.kl import k1, k3
 from stages.sampling import episodes as trajectory
+from stages.sampling.decoding import Record
 from stages.sampling.episodes import Episodes
-from stages.sampling.sampler import Record
 from stages.training.distributed import World
 
 

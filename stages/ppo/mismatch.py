@@ -20,7 +20,7 @@ from pipeline.config.ppo import PPOConfig
 from stages.ppo.advantages import masked_moments, masked_sum
 from stages.ppo.experience import Experience
 from stages.ppo.kl import k3, log_ratio
-from stages.sampling.sampler import Record
+from stages.sampling.decoding import Record
 from stages.training.distributed import World
 
 

@@ -30,8 +30,8 @@ from stages.ppo.experience import Experience
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
 from stages.sampling import episodes as trajectory
+from stages.sampling.decoding import Record, generate
 from stages.sampling.episodes import Episodes
-from stages.sampling.sampler import Record, generate
 from stages.scoring.scorer import ScoreNormalizer, Scorer, disagreement
 from stages.training.distributed import World
 from stages.training.loss_scale import LossScale, needs_loss_scale

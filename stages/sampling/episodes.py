@@ -15,6 +15,7 @@ from torch import Tensor
 from stages.models.actor import Actor
 from stages.models.microbatch import MicroBatch
 from stages.models.text import pad
+from stages.sampling.decoding import Record
 
 
 def response_mask(ids_BT: Tensor, lengths_B: Tensor, stop_ids: Collection[int]) -> Tensor:
@@ -37,6 +38,7 @@ class Episodes:
         starts_B: `prompt_lengths_B`, on the device.
         prompt_lengths_B, lengths_B: tokens of the prompt; of prompt and response up to the first stop token. On the
             CPU.
+        sampled: what the model gave each token as it was drawn, if the sampler recorded it. Not kept by `select`.
     """
 
     ids_BL: Tensor
@@ -45,6 +47,7 @@ class Episodes:
     starts_B: Tensor
     prompt_lengths_B: Tensor
     lengths_B: Tensor
+    sampled: Record | None = None
 
     @classmethod
     def build(
@@ -54,6 +57,7 @@ class Episodes:
         stop_ids: Collection[int],
         pad_id: int,
         device: torch.device | str = "cpu",
+        sampled: Record | None = None,
     ) -> Episodes:
         """The only place where the response mask is made."""
         response_ids, present = pad(responses, pad_id, left=False)
@@ -69,6 +73,7 @@ class Episodes:
             prompt_lengths.to(device),
             prompt_lengths,
             prompt_lengths + kept,
+            sampled,
         )
 
     def __len__(self) -> int:
@@ -78,6 +83,12 @@ class Episodes:
     def response_lengths_B(self) -> Tensor:
         """Response tokens that count. On the CPU."""
         return self.lengths_B - self.prompt_lengths_B
+
+    @cached_property
+    def responses(self) -> list[list[int]]:
+        """Token ids of each response, up to and including its first stop token. The host waits for the device."""
+        lengths = self.response_lengths_B.tolist()
+        return [row[:length] for row, length in zip(self.responses_BT.tolist(), lengths, strict=True)]
 
     def select(self, rows: Tensor) -> Episodes:
         """Some episodes, trimmed to the longest among them in prompt and response; T stays. `rows`: on the CPU."""

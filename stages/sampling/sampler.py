@@ -1,146 +1,141 @@
-"""Sampling responses: left-padded prompts, a KV cache, inverse-CDF sampling, finished rows dropped on the way."""
+"""Samplers: an actor, prompts, a seed and sampling parameters in, episodes out.
+
+Every stage that needs responses asks a `Sampler`. To add an engine, write another subclass and have `sampler_of`
+choose it; nothing else in the code base generates text.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stages.models.actor import Actor, Steps
+from stages.models.actor import Actor
 from stages.models.microbatch import MicroBatch
-from stages.models.text import pad
+from stages.models.text import Codec
+from stages.sampling.decoding import Record, generate
+from stages.sampling.episodes import Episodes
 
-COMPACT_AT = 0.75
-"""Finished rows are dropped once the unfinished are at most this share of those in the cache: a drop copies it."""
-CHECK_EVERY = 8
-"""Tokens after which a device other than the CPU is asked which rows have finished. The host waits for the answer,
-and until then finished rows are decoded on, for nothing."""
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How responses are drawn. The names are those of transformers' `GenerationConfig`.
+
+    Attributes:
+        max_new_tokens: the longest response, in tokens, its stop token included.
+        stop_ids: tokens that end a response. The first of them is its last token.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: only the k most likely tokens are drawn; 0: all.
+        top_p: only the smallest set of tokens whose probabilities reach this sum is drawn; 1: all.
+
+    Raises `ValueError` for a value out of range.
+    """
+
+    max_new_tokens: int
+    stop_ids: Collection[int]
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling parameters out of range: {self}")
 
 
 @dataclass(frozen=True)
-class Record:
-    """What the policy knew of each token as it was sampled, float32 (B, T).
+class Share:
+    """This process's rows of a batch that several processes sample together.
 
-    Equal to a forward pass over the finished sequences, up to rounding; values are zero without a scalar head.
-    Past a response's end, where the rows of its batch were still at work, it means nothing.
+    Attributes:
+        rows: their numbers in the whole batch. On the CPU.
+        total: sequences in the whole batch.
     """
 
-    logp_BT: Tensor
-    entropy_BT: Tensor
-    values_BT: Tensor
-
-    @classmethod
-    def empty(cls, shape: tuple[int, int], device: torch.device | str) -> Record:
-        return cls(*(torch.zeros(shape, device=device) for _ in range(3)))
-
-    def note(
-        self, rows: Tensor, t: int, logits: Tensor, probs: Tensor, token: Tensor, values: Tensor | None
-    ) -> None:
-        chosen = token[:, None]
-        logp = probs.gather(1, chosen)[:, 0].log()
-        self.logp_BT[rows, t] = logp
-        # H = log Z - E[logit], and log Z follows from the one log-prob that is known.
-        log_z = logits.gather(1, chosen)[:, 0] - logp
-        self.entropy_BT[rows, t] = log_z - torch.linalg.vecdot(probs, logits)
-        if values is not None:
-            self.values_BT[rows, t] = values
+    rows: Tensor
+    total: int
 
 
-@torch.no_grad()
-def generate(
-    actor: Actor,
-    prompts: Sequence[Sequence[int]],
-    uniform_BT: Tensor,
-    *,
-    temperature: float,
-    stop_ids: Collection[int],
-    pad_id: int,
-    batch_size: int | MicroBatch | None = None,
-    on_batch: Callable[[int], None] = lambda done: None,
-    record: Record | None = None,
-) -> list[list[int]]:
-    """A response to each prompt: token ids up to and including the first stop token, at most T.
+class Sampler(ABC):
+    """Draws responses from an actor."""
+
+    @abstractmethod
+    def sample(
+        self,
+        actor: Actor,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        seed: int | torch.Generator,
+        *,
+        share: Share | None = None,
+        record: bool = False,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> Episodes:
+        """One response per prompt; episodes in the prompts' order, on the actor's device.
+
+        Args:
+            prompts: token ids.
+            seed: a seed, or a CPU generator that is advanced.
+            share: of a batch that several processes sample together; None: `prompts` are the whole batch.
+            record: whether the episodes carry what the model gave each token as it was drawn
+                (`Episodes.sampled`). An engine that does not know may leave it out.
+            on_batch: called with the number of prompts of each batch that is done.
+        """
+
+
+class BuiltinSampler(Sampler):
+    """Decoding with the actor's own passes (`stages.sampling.decoding`).
+
+    Two guarantees, which other engines need not give:
+
+    - *A run that is resumed equals one that never stopped, to the bit* (on a CPU). A response depends on its
+      prompt and its own random numbers alone, and all of them are drawn from `seed` before decoding starts.
+    - *Several processes sample what one would.* Numbers are drawn for the whole batch, and each process takes
+      those of its `share`. Nor does the batch size matter, beyond rounding.
 
     Args:
-        actor: the LM to sample from; it is put into evaluation mode.
-        uniform_BT: a number in [0, 1) for each (prompt, position), drawn beforehand: a response then depends
-            neither on what shares its batch nor on how many processes share the work.
-        temperature: divides the logits; 0 takes the most likely token.
-        batch_size: sequences decoded together, fewer where memory runs out; None: all.
-        on_batch: called with the number of prompts in each batch that is done.
-        record: filled in, when given.
+        pad_id: fills prompts on the left; never attended to.
+        batch_size: sequences decoded at once, fewer where memory runs out; None: all.
     """
-    actor.lm.eval()
-    device = actor.device
-    stops = torch.tensor(sorted(stop_ids), device=device)
-    # Prompts of like length share a batch, which saves padding; answers return to their places.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    places, uniform_BT = torch.tensor(order, dtype=torch.long, device=device), uniform_BT.to(device)
-    responses: list[list[int]] = [[] for _ in prompts]
 
-    def work(part: range) -> None:  # positions in `order`
-        rows, here = order[part.start : part.stop], places[part.start : part.stop]
-        ids, mask = pad([prompts[i] for i in rows], pad_id, left=True)
-        with actor.computing():
-            steps = actor.decode(ids.to(device), mask.to(device), uniform_BT.shape[1])
-            found = _decode(actor, steps, uniform_BT[here], temperature, stops, record, here)
-        for i, response in zip(rows, found, strict=True):
-            responses[i] = response
-        on_batch(len(rows))
+    def __init__(self, pad_id: int, batch_size: int | MicroBatch | None = None) -> None:
+        self.pad_id, self.batch_size = pad_id, MicroBatch.of(batch_size)
 
-    MicroBatch.of(batch_size).each(range(len(order)), work)
-    return responses
-
-
-def _decode(
-    actor: Actor,
-    steps: Steps,
-    uniform_BT: Tensor,
-    temperature: float,
-    stops: Tensor,
-    record: Record | None,
-    places: Tensor,
-) -> list[list[int]]:
-    device, length = uniform_BT.device, uniform_BT.shape[1]
-    every = 1 if device.type == "cpu" else CHECK_EVERY
-    live = torch.arange(len(uniform_BT), device=device)  # rows still in the cache -> rows of the batch
-    unfinished = torch.ones_like(live, dtype=torch.bool)  # of the rows still in the cache
-    output = torch.full(uniform_BT.shape, -1, device=device)
-    hidden = steps.start()
-    for t in range(length):
-        logits = actor.project(hidden)
-        token, probs = sample(logits, uniform_BT[live, t], temperature)
-        if record is not None:
-            values = actor.scalar(hidden) if actor.has_head else None
-            record.note(places[live], t, logits.float() / temperature, probs, token, values)
-        output[live, t] = torch.where(unfinished, token, -1)
-        unfinished = unfinished & (token[:, None] != stops).all(1)
-        if t + 1 == length:
-            break
-        if (t + 1) % every == 0:
-            left = int(unfinished.sum())
-            if left == 0:
-                break
-            if left <= COMPACT_AT * len(live):
-                # Their number is known, so that sorting finds them without another wait, as `nonzero` would need.
-                kept = (~unfinished).byte().argsort(stable=True)[:left]
-                steps.keep(kept)
-                live, token, unfinished = live[kept], token[kept], unfinished[kept]
-        hidden = steps.next(token)
-    return [[i for i in row if i >= 0] for row in output.tolist()]
+    def sample(
+        self,
+        actor: Actor,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        seed: int | torch.Generator,
+        *,
+        share: Share | None = None,
+        record: bool = False,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> Episodes:
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+        total = len(prompts) if share is None else share.total
+        uniform_BT = torch.rand((total, params.max_new_tokens), generator=generator)
+        if share is not None:
+            uniform_BT = uniform_BT[share.rows]
+        sampled = Record.empty((len(prompts), params.max_new_tokens), actor.device) if record else None
+        responses = generate(
+            actor,
+            prompts,
+            uniform_BT,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            stop_ids=params.stop_ids,
+            pad_id=self.pad_id,
+            batch_size=self.batch_size,
+            on_batch=on_batch,
+            record=sampled,
+        )
+        return Episodes.build(prompts, responses, params.stop_ids, self.pad_id, actor.device, sampled)
 
 
-def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Token ids (B,) by inverse CDF, the first token whose cumulative probability exceeds the uniform number, and
-    the probabilities (B, V). At temperature 0 the most likely token, and the untempered probabilities.
-
-    `torch.multinomial` draws the same distribution 40 times as slowly on a CPU.
-    """
-    probs = torch.softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
-    if temperature == 0:
-        return logits_BV.argmax(-1), probs
-    cdf = probs.cumsum(-1)
-    target = uniform_B[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=logits_BV.shape[1] - 1), probs
+def sampler_of(codec: Codec, batch_size: int | MicroBatch | None = None) -> Sampler:
+    """The sampler that stages use."""
+    return BuiltinSampler(codec.pad_id, batch_size)

@@ -21,7 +21,7 @@ from stages.ppo.advantages import gae, masked_moments, token_rewards, whiten
 from stages.ppo.trainer import PPOTrainer
 from stages.reward.groups import Order
 from stages.reward.training import objective_of, ranking_loss
-from stages.sampling.sampler import Record, generate
+from stages.sampling.decoding import Record, generate
 from stages.scoring.reward_model import RewardModel, score_rows
 
 PROMPTS = tiny.rows(7, 1, 9, seed=3)

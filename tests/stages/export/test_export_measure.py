@@ -46,7 +46,7 @@ def test_the_yardstick_measures_as_eval_did(tmp_path, training_context, codec: C
     ctx, _ = training_context()
     yardstick = Yardstick.of(ExportConfig(num_prompts=64), made, codec, ctx)
     assert len(yardstick.prompts) == 5, "no more than eval saw, of the six there are"
-    assert yardstick.uniform_BT.shape == (5, 8)
+    assert yardstick.params.max_new_tokens == 8
     lm = small.small_lm(codec.tokenizer)
     actor = Actor(lm)
     answers = yardstick.answers(actor)

@@ -16,7 +16,7 @@ from stages.models.fast.linear import speed_up
 from stages.models.fast.plain import PlainDecoder, PlainSteps
 from stages.models.miniature import NoMiniature, layer_groups, miniature
 from stages.models.text import pad
-from stages.sampling.sampler import Record, generate
+from stages.sampling.decoding import Record, generate
 
 VOCABULARY, STOPS, LENGTH = 64, {60, 61, 62, 63}, 14
 SHAPE = {

@@ -9,7 +9,7 @@ import torch
 from pipeline.config.ppo import PPOConfig
 from stages.ppo.experience import Experience
 from stages.ppo.mismatch import importance_weights, measured
-from stages.sampling.sampler import Record
+from stages.sampling.decoding import Record
 from stages.training.distributed import World
 
 

@@ -7,8 +7,8 @@ from pipeline.config.ppo import PPOConfig
 from stages.models import actor as actors
 from stages.ppo.experience import score_tokens, value_tokens
 from stages.sampling import episodes as trajectory
+from stages.sampling.decoding import Record, generate
 from stages.sampling.episodes import Episodes, response_mask
-from stages.sampling.sampler import Record, generate
 
 STOPS = {tiny.EOS, 9}
 

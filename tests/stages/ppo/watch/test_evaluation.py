@@ -12,9 +12,9 @@ from stages.models.adapters import load_actor
 from stages.ppo import judges, roles, stage
 from stages.ppo.judges import Judge
 from stages.ppo.watch.evaluation import look_prompts
+from stages.sampling.decoding import generate
 from stages.sampling.episodes import Episodes
 from stages.sampling.prompts import load_prompts, unseen_prompts
-from stages.sampling.sampler import generate
 from stages.scoring.reward_model import RewardEnsemble
 from stages.scoring.scorer import token_scorer
 

@@ -11,9 +11,8 @@ from stages.models.fast.linear import speed_up
 from stages.models.fast.plain import PlainSteps
 from stages.models.passes import CachedSteps
 from stages.models.precision import compute_in
-from stages.sampling import sampler as rollout
+from stages.sampling.decoding import Record, generate, sample
 from stages.sampling.episodes import Episodes, logprobs
-from stages.sampling.sampler import Record, generate, sample
 
 STOPS = {tiny.EOS, 9, 17, 33}
 LENGTH = 12
@@ -85,7 +84,7 @@ def test_dropping_finished_rows_changes_nothing(kind, lm, uniform, monkeypatch):
     results = {}
     for share in (0.0, 0.75, 1.0):
         drops.clear()
-        monkeypatch.setattr(rollout, "COMPACT_AT", share)
+        monkeypatch.setattr(decoding, "COMPACT_AT", share)
         results[share] = run(lm, PROMPTS, uniform)
         assert bool(drops) == (share > 0)
     assert results[0.0] == results[0.75] == results[1.0]
