@@ -41,13 +41,13 @@ def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
 
 
 BACKWARD_AFTER_SWITCH = (
-    "stages/ppo/trainer.py",
+    "stages/ppo/update.py",
     """                self.scales["value"](loss.loss).backward()
                 _accumulate(sums, [loss])
             return sums
 
         with self.bank.active("value", train=True) as actor:
-            sums = self._fitting("value", rows, gradients)
+            sums = self._fitting("value", rows, generator, gradients)
 """,
     """                late.append(loss.loss)
                 _accumulate(sums, [loss])
@@ -55,7 +55,7 @@ BACKWARD_AFTER_SWITCH = (
 
         late: list[Tensor] = []
         with self.bank.active("value", train=True) as actor:
-            sums = self._fitting("value", rows, gradients)
+            sums = self._fitting("value", rows, generator, gradients)
         torch.stack(late).sum().backward()
 """,
 )
@@ -190,7 +190,7 @@ MUTATIONS = [
     ),
     mutation(
         "a step that overflowed is taken",
-        "stages/ppo/trainer.py",
+        "stages/ppo/update.py",
         "        if not skipped:\n",
         "        if True:\n",
         f"{INVARIANTS}/test_sixteen_bits.py",
@@ -200,7 +200,7 @@ MUTATIONS = [
         "stages/sampling/decoding.py",
         "with actor.computing():",
         "with torch.no_grad():",
-        "tests/stages/sampling/test_sampler.py",
+        "tests/stages/sampling/test_decoding.py",
     ),
     mutation(
         "the adapter beside a quantised layer gets no gradient of its input",
@@ -260,14 +260,14 @@ MUTATIONS = [
     ),
     mutation(
         "policy loss divided by the micro-batch's tokens",
-        "stages/ppo/trainer.py",
+        "stages/ppo/update.py",
         "                    count=count,\n                    cliprange=config.cliprange,",
         "                    count=float(part.mask_BT.sum()),\n                    cliprange=config.cliprange,",
         f"{INVARIANTS}/test_parallel.py::test_micro_batches",
     ),
     mutation(
         "gradients not clipped",
-        "stages/ppo/trainer.py",
+        "stages/ppo/update.py",
         "clip_grad_norm_(parameters, self.config.max_grad_norm)",
         'clip_grad_norm_(parameters, float("inf"))',
         f"{INVARIANTS}/test_update.py",
@@ -281,7 +281,7 @@ MUTATIONS = [
     ),
     mutation(
         "gradients not summed over processes",
-        "stages/ppo/trainer.py",
+        "stages/ppo/update.py",
         "        self.world.sum_gradients(parameters)\n",
         "",
         f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
@@ -296,9 +296,9 @@ MUTATIONS = [
     ),
     mutation(
         "num_mini_batches without effect",
-        "stages/ppo/trainer.py",
-        "in order.split(size):",
-        "in order.split(self.config.batch_size):",
+        "stages/ppo/prompts.py",
+        "in order.split(self.batch_size // count):",
+        "in order.split(self.batch_size):",
         f"{INVARIANTS}/test_update.py",
     ),
     mutation(
@@ -311,8 +311,8 @@ MUTATIONS = [
     mutation(
         "entropy averaged over responses",
         "stages/ppo/experience.py",
-        'total["entropy"] / total["tokens"]',
-        'total["entropy"] / n',
+        'total["entropy"] / tokens',
+        'total["entropy"] / episodes',
         f"{INVARIANTS}/test_update.py",
     ),
     mutation(
@@ -341,14 +341,14 @@ MUTATIONS = [
         "stages/sampling/decoding.py",
         "torch.where(unfinished, token, -1)",
         "token",
-        "tests/stages/sampling/test_sampler.py",
+        "tests/stages/sampling/test_decoding.py",
     ),
     mutation(
         "impossible tokens may be drawn",
         "stages/sampling/decoding.py",
         "right=True",
         "right=False",
-        "tests/stages/sampling/test_sampler.py",
+        "tests/stages/sampling/test_decoding.py",
     ),
     mutation(
         "advantages see masked values",
@@ -359,14 +359,14 @@ MUTATIONS = [
     ),
     mutation(
         "vf_coef without effect on a trunk",
-        "stages/ppo/trainer.py",
+        "stages/ppo/update.py",
         "Loss(config.vf_coef * value.loss, value.sums)",
         "Loss(value.loss, value.sums)",
         f"{INVARIANTS}/test_update.py",
     ),
     mutation(
         "optimizer moments dropped on resume",
-        "stages/ppo/trainer.py",
+        "stages/ppo/update.py",
         'optimizer.load_state_dict(state["optimizers"][role])',
         "pass",
         f"{INVARIANTS}/test_resume.py",

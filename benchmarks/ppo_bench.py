@@ -36,6 +36,20 @@ PEER_IMPORTS = (
 )
 
 
+def resident_bytes(bank: Any) -> dict[str, int]:
+    """Bytes that no order of the work can do without: weights, and of what learns gradients and Adam's moments."""
+    weights = {p.data_ptr(): p.nbytes for p in bank.parameters()}
+    learns = {p.data_ptr(): p.nbytes for p in bank.parameters() if p.requires_grad}
+    adapters = sum(p.nbytes for n, p in bank.named_parameters() if "lora_" in n)
+    backbone = sum(weights.values()) - adapters
+    return {
+        "backbones" if hasattr(bank, "models") else "backbone": backbone,
+        "adapters": adapters,
+        "gradients": sum(learns.values()),
+        "optimizer": 2 * sum(learns.values()),
+    }
+
+
 def peak_mb() -> float:
     """Of this program. What getrusage says starts at the peak of the process that started it."""
     status = Path("/proc/self/status")
@@ -93,7 +107,7 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
     from pipeline.config.ppo import PPOConfig, ScoreConfig
     from stages.models.bank import ActorBank, FullBank, disable_dropout
     from stages.models.heads import ScalarHead
-    from stages.ppo.cost import attainable, resident_bytes, shape_of, update_flops
+    from stages.ppo.cost import attainable, shape_of, update_flops
     from stages.ppo.trainer import PPOTrainer
     from stages.scoring.reward_model import RewardEnsemble
     from stages.scoring.scorer import token_scorer

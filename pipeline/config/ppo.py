@@ -33,6 +33,11 @@ class KLConfig:
     horizon: Count = 10_000
     """Episodes over which the controller acts (adaptive)."""
 
+    @property
+    def goal(self) -> float | None:
+        """The KL that is steered towards, nats per response; None with a fixed coefficient."""
+        return self.target if self.kind == "adaptive" else None
+
 
 @section
 class ScoreConfig:
@@ -81,6 +86,12 @@ class PPOConfig:
     """Responses sampled over the whole stage, in each round."""
     batch_size: Count = 128
     """Episodes an update (one rollout)."""
+    num_generations: Count = 1
+    """Responses sampled per prompt in a batch; must divide `batch_size`."""
+    advantage_estimator: Literal["gae", "reinforce"] = "gae"
+    """gae: generalised advantage estimation with a critic. reinforce: the return less its mean over the prompt's
+    responses (with `num_generations: 1`, over the batch), without a critic: `lam`, `vf_coef` and `cliprange_value`
+    are not used."""
     num_ppo_epochs: Count = 4
     """Passes over each rollout."""
     num_mini_batches: Count = 4
@@ -159,3 +170,8 @@ class PPOConfig:
     """Which policy is handed on: the one at the look that the judge rates highest, or the last; without a judge,
     the last."""
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+
+    @property
+    def critic(self) -> Literal["adapter", "trunk"] | None:
+        """Where the value head is; None where the advantage estimator needs no critic."""
+        return self.value if self.advantage_estimator == "gae" else None

@@ -336,7 +336,11 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
             "ppo.micro_batch_size",
             f"{ppo.micro_batch_size} must divide the minibatch ({ppo.batch_size // ppo.num_mini_batches})",
         )
-    if ppo.value == "trunk":
+    if ppo.batch_size % ppo.num_generations:
+        yield "ppo.num_generations", f"{ppo.num_generations} must divide batch_size ({ppo.batch_size})"
+    if ppo.critic is None and ppo.value != "trunk":
+        yield "ppo.value", f"advantage_estimator: {ppo.advantage_estimator} has no critic: leave it out"
+    elif ppo.critic != "adapter":
         for name in ("value_learning_rate", "critic_warmup_updates"):
             if getattr(ppo, name):
                 yield f"ppo.{name}", "is for a value role of its own: set ppo.value: adapter, or leave it out"

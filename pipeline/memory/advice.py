@@ -174,7 +174,7 @@ def _saved(recipe: Recipe, plan: MemoryPlan) -> Values:
 
 
 def _trunk(recipe: Recipe, plan: MemoryPlan) -> Values:
-    return {"ppo.value": "trunk"} if recipe.ppo.value == "adapter" and "ppo" in plan.too_large() else {}
+    return {"ppo.value": "trunk"} if recipe.ppo.critic == "adapter" and "ppo" in plan.too_large() else {}
 
 
 def _adapters(recipe: Recipe, plan: MemoryPlan) -> Values:

@@ -124,7 +124,7 @@ def stage_flops(recipe: Recipe, made: Architecture, counts: Mapping[str, Any]) -
         shape,
         [(ppo.max_prompt_length, ppo.response_length)],
         epochs=ppo.num_ppo_epochs,
-        adapter_value=ppo.value == "adapter",
+        adapter_value=ppo.critic == "adapter",
         full=recipe.sft.lora is None,
         rewards=recipe.reward.ensemble,
     )

@@ -168,7 +168,7 @@ def _ppo(recipe: Recipe, model: Model, micro: int) -> Phases:
     prompt, response = config.max_prompt_length, config.response_length
     own_reward = config.reward_model is None and recipe.reward.model is None
     rewards = (recipe.reward.ensemble if model.lora else 1) if own_reward else 0
-    learners = 2 if config.value == "adapter" else 1
+    learners = 2 if config.critic == "adapter" else 1
     roles = 2 + rewards + (learners - 1)
     if model.lora:
         held = {"weights": learner.weights, "adapters": roles * model.adapter}

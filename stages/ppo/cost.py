@@ -1,4 +1,4 @@
-"""What an update costs on the model at hand: its shape, bytes that must be resident, and what this machine reaches.
+"""What an update costs on the model at hand: its shape, its operations, and what this machine reaches.
 
 The arithmetic of operations is in pipeline/memory/flops.py, which the plan before a run shares.
 """
@@ -11,12 +11,17 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
 
+from pipeline.config.ppo import PPOConfig
 from pipeline.memory.flops import PHASES, Shape, update_flops
 from stages.models.bank import Bank, FullBank
 from stages.models.fast.linear import matmul
+from stages.models.precision import COMPUTE
+from stages.sampling.episodes import Episodes
+from stages.training.distributed import World
 
-__all__ = ["PHASES", "Shape", "attainable", "resident_bytes", "shape_of", "update_flops"]
+__all__ = ["PHASES", "Clock", "Meter", "Shape", "attainable", "shape_of", "update_flops"]
 
 
 def shape_of(lm: Any) -> Shape:
@@ -46,20 +51,6 @@ def _weights(module: Any) -> int:
     return module.weight.numel() if hasattr(module, "nf") and isinstance(module.weight, torch.Tensor) else 0
 
 
-def resident_bytes(bank: Bank) -> dict[str, int]:
-    """Bytes that no order of the work can do without: weights, and of what learns gradients and Adam's moments."""
-    weights = {p.data_ptr(): p.nbytes for p in bank.parameters()}
-    learns = {p.data_ptr(): p.nbytes for p in bank.parameters() if p.requires_grad}
-    adapters = sum(p.nbytes for n, p in bank.named_parameters() if "lora_" in n)
-    backbone = sum(weights.values()) - adapters
-    return {
-        "backbones" if isinstance(bank, FullBank) else "backbone": backbone,
-        "adapters": adapters,
-        "gradients": sum(learns.values()),
-        "optimizer": 2 * sum(learns.values()),
-    }
-
-
 @cache
 def attainable(device: str, dtype: torch.dtype) -> float:
     """Operations a second that this machine reaches in one large matrix product: what utilisation is measured
@@ -74,3 +65,73 @@ def attainable(device: str, dtype: torch.dtype) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
+
+
+class Meter:
+    """Throughput, operations and utilisation of the updates, and how many responses ended by a stop token."""
+
+    def __init__(self, bank: Bank, config: PPOConfig, device: str, world: World) -> None:
+        self._bank, self._config, self._world = bank, config, world
+        with bank.active("policy") as actor:
+            self._shape = shape_of(actor.lm)
+        weight = next(p for p in bank.parameters() if p.is_floating_point())
+        self._attainable = attainable(device, getattr(actor.lm, COMPUTE, weight.dtype))
+        self._operations = self._seconds = 0.0
+
+    def measure(self, episodes: Episodes, ended_B: Tensor, seconds: float) -> dict[str, float]:
+        """Metrics of one update (docs/ppo.md), over all processes.
+
+        Args:
+            episodes: this process's.
+            ended_B: bool, on the CPU.
+            seconds: that the update took.
+        """
+        counts = [
+            float(ended_B.sum()),
+            float(len(ended_B)),
+            float(episodes.response_lengths_B.sum()),
+            self._flops(episodes),
+        ]
+        ended, count, tokens, flops = self._world.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+        self._operations += flops / self._world.size
+        self._seconds += seconds
+        return {
+            "response/ended": ended / count,
+            "tokens_per_second": tokens / seconds,
+            "flops": flops,
+            "mfu": flops / self._world.size / seconds / self._attainable,
+        }
+
+    @property
+    def mfu(self) -> float:
+        """Model-FLOPs utilisation of this process's updates so far: the operations per second that the mathematics
+        asks for, over what one large matrix product reaches."""
+        return self._operations / self._seconds / self._attainable if self._seconds else 0.0
+
+    def _flops(self, episodes: Episodes) -> float:
+        lengths = torch.stack([episodes.prompt_lengths_B, episodes.response_lengths_B], dim=1)
+        by_phase = update_flops(
+            self._shape,
+            [(prompt, response) for prompt, response in lengths.tolist()],
+            epochs=self._config.num_ppo_epochs,
+            adapter_value=self._config.critic == "adapter",
+            full=isinstance(self._bank, FullBank),
+            rewards=sum(role.startswith("reward") for role in self._bank.roles),
+        )
+        return sum(by_phase.values())
+
+
+class Clock:
+    """Seconds of an update's phases."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    @property
+    def total(self) -> float:
+        return self.last - self.start

@@ -32,13 +32,11 @@ ROLES = ("policy", "reference")
 def write(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int, out_dir: Path) -> None:
     """Writes, from rank 0, the policy's responses to `prompts`, and each role's log-prob of each of their tokens,
     in nats. The processes of a sharded bank all take part."""
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand((len(prompts), trainer.config.response_length), generator=generator)
-    episodes = trainer.respond(prompts, uniform)
+    episodes = trainer.respond(prompts, seed)
     lengths = episodes.response_lengths_B.tolist()
     found = {
         "prompts": [list(prompt) for prompt in prompts],
-        "responses": [row[:n] for row, n in zip(episodes.responses_BT.tolist(), lengths, strict=True)],
+        "responses": episodes.responses,
         **{
             role: [row[:n] for row, n in zip(logp_BT.tolist(), lengths, strict=True)]
             for role, logp_BT in ((role, _logprobs(trainer.bank, role, episodes, trainer.config)) for role in ROLES)
@@ -76,5 +74,4 @@ def verify(policy: Artifact, bank: Bank, config: PPOConfig, codec: Codec, device
 
 def _logprobs(bank: Bank, role: str, episodes: Episodes, config: PPOConfig) -> Tensor:
     """(B, T) on the CPU."""
-    logp, _, _ = score_tokens(bank, role, episodes, config)
-    return logp.cpu()
+    return score_tokens(bank, role, episodes, config).logp_BT.cpu()

@@ -1,4 +1,4 @@
-"""KL divergence from the reference policy: its estimators, and the controllers of its price.
+"""KL divergence from the reference policy: its estimators, and the controllers of the KL coefficient.
 
 Shapes: B responses, T response tokens.
 Estimators: J. Schulman, "Approximating KL Divergence" (2020). Controller: Ziegler et al. 2019
@@ -7,7 +7,7 @@ Estimators: J. Schulman, "Approximating KL Divergence" (2020). Controller: Ziegl
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,14 +36,35 @@ def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
     return (torch.expm1(negative) - negative).clamp(0, KL_LIMIT)
 
 
+class KLController(Protocol):
+    """Sets the KL coefficient, beta.
+
+    Attributes:
+        value: beta now.
+        target: the KL that it steers towards, nats per response; None: beta is fixed.
+    """
+
+    value: float
+    target: float | None
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Called after each update with the batch's KL, nats per response, and its number of episodes."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class FixedKL:
-    """A coefficient that stays."""
+    """A constant coefficient."""
+
+    target: float | None = None
 
     def __init__(self, init: float) -> None:
         self.value = init
 
     def update(self, kl: float, episodes: int) -> None:
-        """Takes no notice."""
+        """No-op."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}
@@ -57,15 +78,21 @@ class AdaptiveKL(FixedKL):
 
     Args:
         init: beta at the start.
-        target: wanted KL, nats a response.
-        horizon: episodes over which a constant error of 1 (the clip is 0.2) would double beta or so.
+        target: wanted KL, nats per response.
+        horizon: episodes over which a constant error of 1 (errors are clipped at 0.2) would about double beta.
     """
 
     def __init__(self, init: float, target: float, horizon: int) -> None:
         super().__init__(init)
-        self.target, self.horizon = target, horizon
+        self.target = self._target = target
+        self.horizon = horizon
 
     def update(self, kl: float, episodes: int) -> None:
-        """`beta *= 1 + clip(kl/target - 1, +-0.2) * episodes/horizon`; `kl` in nats a response."""
-        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        """`beta *= 1 + clip(kl/target - 1, +-0.2) * episodes/horizon`; `kl` in nats per response."""
+        error = min(max(kl / self._target - 1, -0.2), 0.2)
         self.value *= 1 + error * episodes / self.horizon
+
+
+def controller(kind: str, init: float, target: float, horizon: int) -> KLController:
+    """By `ppo.kl.kind`."""
+    return AdaptiveKL(init, target, horizon) if kind == "adaptive" else FixedKL(init)

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
 from stages.ppo.advantages import masked_moments, masked_sum
-from stages.ppo.experience import Experience
+from stages.ppo.experience import Experience, TokenScores
 from stages.ppo.kl import k3, log_ratio
-from stages.sampling.decoding import Record
 from stages.training.distributed import World
 
 
@@ -32,11 +31,15 @@ def importance_weights(logp_BT: Tensor, sampled_logp_BT: Tensor, clip_max: float
     return log_ratio(logp_BT, sampled_logp_BT).exp().clamp(max=clip_max).detach()
 
 
-def measured(data: Experience, record: Record, config: PPOConfig, world: World) -> Experience:
+def measured(data: Experience, config: PPOConfig, world: World) -> Experience:
     """Experience whose log-probs were recomputed, with the difference to those noted while sampling in its metrics
-    (docs/ppo.md) and, with `ppo.importance_sampling_clip_max`, the weights of its tokens."""
-    sampled = record.logp_BT[:, : data.logp_BT.shape[1]]
-    logp, noted, mask = data.logp_BT.cpu(), sampled.cpu(), data.episodes.mask_BT.cpu()
+    (docs/ppo.md) and, with `ppo.importance_sampling_clip_max`, the weights of its tokens. Unchanged where the
+    sampler noted none."""
+    sampled = TokenScores.sampled(data.episodes)
+    if sampled is None:
+        return data
+    sampled_BT = sampled.logp_BT
+    logp, noted, mask = data.logp_BT.cpu(), sampled_BT.cpu(), data.episodes.mask_BT.cpu()
     _, variance = masked_moments(log_ratio(logp, noted), mask, world.sum)
     sums = torch.stack([mask.sum(), masked_sum(k3(noted, logp), mask)])
     count, divergence = world.sum(sums.double()).tolist()
@@ -45,5 +48,5 @@ def measured(data: Experience, record: Record, config: PPOConfig, world: World) 
         "sampling/logp_difference_std": float(variance) ** 0.5,
     }
     clip_max = config.importance_sampling_clip_max
-    weights = None if clip_max is None else importance_weights(data.logp_BT, sampled, clip_max)
+    weights = None if clip_max is None else importance_weights(data.logp_BT, sampled_BT, clip_max)
     return replace(data, weights_BT=weights, metrics=data.metrics | metrics)

@@ -101,7 +101,7 @@ def _check_aggregate(config: PPOConfig, members: int) -> None:
 
 def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> None:
     """A value head that starts as the reward model's predicts raw scores: makes it predict normalised ones."""
-    if config.value == "adapter" and "reward" in bank.heads:
+    if config.critic == "adapter" and "reward" in bank.heads:
         with bank.whole("value", changes=True):
             bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
 
@@ -125,11 +125,12 @@ def _lora_bank(
     model = attach_adapter(backbone, sft.file(ADAPTER), "reference")
     attach_adapter(model, start.file(ADAPTER), "policy")
     heads = reward_model.load_members(shared, model, device) if shared else {}
-    if config.value == "adapter":
+    if config.critic == "adapter":
         attach_adapter(model, (shared or sft).file(ADAPTER), "value")
-    trainable = ["policy", "value"] if config.value == "adapter" else ["policy"]
+    trainable = ["policy", "value"] if config.critic == "adapter" else ["policy"]
     hidden = backbone.config.get_text_config().hidden_size
-    heads |= _value_head(shared, hidden, trainable[-1], device)
+    if config.critic is not None:
+        heads |= _value_head(shared, hidden, trainable[-1], device)
     return ActorBank(model.to(device), heads, trainable)
 
 
@@ -146,11 +147,12 @@ def _full_bank(
         models[ROLE] = load_full(base, shared.file(MODEL), device)
         heads[ROLE] = ScalarHead.load(shared.file(reward_model.HEAD)).to(device)
     trainable = ["policy"]
-    if config.value == "adapter":
+    if config.critic == "adapter":
         models["value"] = load_full(base, (shared or sft).file(MODEL), device)
         trainable.append("value")
     for role in trainable:
         models[role].float()
     hidden = models["policy"].config.get_text_config().hidden_size
-    heads |= _value_head(shared, hidden, trainable[-1], device)
+    if config.critic is not None:
+        heads |= _value_head(shared, hidden, trainable[-1], device)
     return FullBank(models, heads, trainable)

@@ -7,7 +7,7 @@ It makes the policy (`adapter/` or `model/`), `value.safetensors`, `golden.json`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.text import IGNORED, Codec, load_codec, pad
 from stages.ppo import checkpoint, judges, roles
 from stages.ppo import fingerprints as golden
-from stages.ppo.trainer import LanguageModelBatch, PPOTrainer
+from stages.ppo.ptx import Demonstrations
+from stages.ppo.trainer import PPOTrainer
 from stages.ppo.watch.alerts import Recorder
 from stages.ppo.watch.evaluation import Looks, look_prompts
 from stages.sampling.prompts import load_prompts
@@ -81,12 +82,12 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     if judge is None and config.checkpoint == "best" and config.eval_updates:
         ctx.say("no independent judge looks at this run (ppo.guards.judge): the last policy will be handed on")
     _train(trainer, looks, recorder, ctx)
-    trainer.check_frozen()
+    trainer.frozen.check()
 
     handed_on = looks.hand_on()
     if trainer.world.rank == 0 or bank.sharded:
         golden.write(trainer, [prompt.ids for prompt in prompts[:GOLDEN]], ctx.seed, out_dir)
-        _write(out_dir, bank, "value" if config.value == "adapter" else "policy")
+        _write(out_dir, bank, config)
     if trainer.world.rank == 0:
         write_jsonl(out_dir / "looks.jsonl", looks.taken)
         write_jsonl(out_dir / "guards.jsonl", recorder.events)
@@ -102,7 +103,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         "guards": len(recorder.events),
         "trainable_parameters": sum(p.numel() for p in bank.parameters() if p.requires_grad),
         "kl_coef": handed_on["kl_coef"] if handed_on else trainer.kl.value,
-        "mfu": trainer.mfu,
+        "mfu": trainer.meter.mfu,
         **({"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}),
         **{f"final_{name}": handed_on[name] for name in LOOKED if handed_on and name in handed_on},
         **({"held_out_members": config.reward.held_out} if config.reward.held_out else {}),
@@ -110,16 +111,16 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     }
 
 
-def _write(out_dir: Path, bank: Bank, value_role: str) -> None:
-    """From rank 0; of a sharded bank every process takes part."""
-    writes, value = World().rank == 0, bank.state_of(value_role)
+def _write(out_dir: Path, bank: Bank, config: PPOConfig) -> None:
+    """From rank 0; of a sharded bank every process takes part. Without a critic there is no value head to write."""
+    writes, value = World().rank == 0, bank.state_of("value" if config.critic == "adapter" else "policy")
     with bank.whole("policy"):
         if writes and isinstance(bank, ActorBank):
             save_adapter(bank.model, "policy", out_dir)
         elif writes and isinstance(bank, FullBank):
             policy: Any = bank.models["policy"]
             policy.save_pretrained(out_dir / MODEL)
-    if writes:
+    if writes and config.critic is not None:
         save_file(value, out_dir / "value.safetensors")
 
 
@@ -141,7 +142,7 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
 def _go_on(trainer: PPOTrainer, before: Artifact) -> None:
     """A later round goes on from the policy of the one before, at the price of KL that was right for it."""
     golden.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.exact)
-    if trainer.config.kl.kind == "adaptive":
+    if trainer.kl.target is not None:
         trainer.kl.value = before.metrics["kl_coef"]
 
 
@@ -183,9 +184,7 @@ def _train(trainer: PPOTrainer, looks: Looks, recorder: Recorder, ctx: RunContex
                 del state  # a copy of all that learns, which training has no room for
 
 
-def _demonstrations(
-    data: Artifact, codec: Codec, config: PPOConfig
-) -> Callable[[torch.Generator], LanguageModelBatch]:
+def _demonstrations(data: Artifact, codec: Codec, config: PPOConfig) -> Demonstrations:
     """Draws minibatches of demonstrations for PPO-ptx."""
     limit = config.max_prompt_length + config.response_length
     rows, _ = encode_demonstrations(data, codec, "train", limit)

@@ -159,7 +159,7 @@ def _truncated(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     these. The most likely token always stays."""
     if not top_k and top_p == 1:
         return probs_BV
-    sorted_BV, order_BV = probs_BV.sort(-1, descending=True, stable=True)
+    sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
     if top_k:
         sorted_BV[:, top_k:] = 0
     if top_p < 1:

@@ -80,6 +80,10 @@ class Episodes:
         return len(self.ids_BL)
 
     @property
+    def device(self) -> torch.device:
+        return self.ids_BL.device
+
+    @property
     def response_lengths_B(self) -> Tensor:
         """Response tokens that count. On the CPU."""
         return self.lengths_B - self.prompt_lengths_B
@@ -92,7 +96,7 @@ class Episodes:
 
     def select(self, rows: Tensor) -> Episodes:
         """Some episodes, trimmed to the longest among them in prompt and response; T stays. `rows`: on the CPU."""
-        return self._select(rows, rows.to(self.ids_BL.device))
+        return self._select(rows, rows.to(self.device))
 
     def _select(self, rows: Tensor, device_rows: Tensor) -> Episodes:
         lengths = self.lengths_B[rows]
@@ -153,7 +157,7 @@ class Episodes:
             yield torch.zeros_like(part.starts_B), replace(part, mask_BT=mask, lengths_B=part.prompt_lengths_B)
             return
         rows = self.by_length(rows)
-        device_rows, size = rows.to(self.ids_BL.device), size or len(rows)
+        device_rows, size = rows.to(self.device), size or len(rows)
         for some, device_some in zip(rows.split(size), device_rows.split(size), strict=True):
             yield device_some, self._select(some, device_some)
 

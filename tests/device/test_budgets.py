@@ -81,15 +81,15 @@ def optimised(**values: Any) -> tuple[PPOTrainer, Counter[tuple[str, str]], dict
     """One update's optimisation on the device."""
     kept: dict[str, Any] = {}
     trainer = ppo_case.make(device=NAME, **values)
-    optimise = trainer._optimise
+    optimise = trainer.optimisation.run
 
-    def counted(data: Any) -> dict[str, float]:
+    def counted(*arguments: Any) -> dict[str, float]:
         with counting() as syncs:
-            metrics = optimise(data)
+            metrics = optimise(*arguments)
         kept["syncs"] = syncs
         return metrics
 
-    trainer._optimise = counted  # type: ignore[method-assign]
+    trainer.optimisation.run = counted  # type: ignore[method-assign]
     metrics = trainer.step()
     return trainer, kept["syncs"], metrics
 

@@ -98,20 +98,19 @@ def test_what_is_noted_while_sampling_is_what_a_pass_says(kind, value):
     """For inputs on a grid it is not, to the last step of the grid, and so it is not used."""
     trainer = case(kind, value=value)
     assert trainer.exact == (kind in EXACT)
-    record = trainer._record()
     with torch.no_grad():
         for parameter in trainer.bank.parameters_of("policy"):
             parameter.add_(0.05 * torch.randn(parameter.shape))
-    episodes = trainer.sample(trainer.next_prompts(), record)
-    logp, _, values = experience.score_tokens(
-        trainer.bank, "policy", episodes, trainer.config, with_values=value == "trunk"
-    )
-    mask = episodes.mask_BT
+    episodes = trainer.sample(trainer.next_prompts(), record=True)
+    scored = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config, with_values=value == "trunk")
+    mask, record = episodes.mask_BT, episodes.sampled
     noted = torch.where(mask, record.logp_BT[:, : mask.shape[1]], 0.0)
-    off = float((noted - logp).abs().max())
+    off = float((noted - scored.logp_BT).abs().max())
     assert off < (1e-4 if kind in EXACT else 0.5)
     if value == "trunk" and kind in EXACT:
-        torch.testing.assert_close(record.values_BT[:, : mask.shape[1]][mask], values[mask], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            record.values_BT[:, : mask.shape[1]][mask], scored.values_BT[mask], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
@@ -120,7 +119,7 @@ def test_ppo_starts_at_its_reference_and_moves_the_learning_roles_only(kind):
     before = {role: trainer.bank.checksum(role) for role in trainer.bank.roles}
     metrics = trainer.step()
     assert abs(metrics["objective/kl"]) < (1e-3 if kind in EXACT else 0.5)
-    trainer.check_frozen()
+    trainer.frozen.check()
     after = {role: trainer.bank.checksum(role) for role in trainer.bank.roles}
     assert {role for role in before if before[role] != after[role]} == {"policy", "value"}
     assert all(p.dtype == torch.float32 for p in trainer.bank.parameters() if p.requires_grad)

@@ -51,7 +51,11 @@ def resident(trainer):
     """Bytes that this process holds of parameters and moments, and whether each is a part."""
     kept, divided = 0, True
     moments = [
-        v for o in trainer.optimizers.values() for s in o.state.values() for k, v in s.items() if k != "step"
+        v
+        for o in trainer.optimisation.optimizers.values()
+        for s in o.state.values()
+        for k, v in s.items()
+        if k != "step"
     ]
     for tensor in [*trainer.bank.parameters(), *moments]:
         divided &= isinstance(tensor, DTensor)

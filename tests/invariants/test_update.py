@@ -26,7 +26,7 @@ def norm(trainer, role):
 def watch(trainer, role, look):
     """Calls `look()` before each optimizer step of a role; returns what it gave."""
     seen = []
-    trainer.optimizers[role].register_step_pre_hook(lambda *_: seen.append(look()))
+    trainer.optimisation.optimizers[role].register_step_pre_hook(lambda *_: seen.append(look()))
     return seen
 
 
@@ -78,9 +78,9 @@ def test_metrics_by_their_definitions(data):
     mask = made.episodes.mask_BT.numpy()
     ratio = (made.logp_BT - made.ref_logp_BT).numpy().astype(float)[mask]
     returns, values = (x[made.episodes.mask_BT].numpy().astype(float) for x in (made.returns_BT, made.values_BT))
-    _, entropy, _ = experience.score_tokens(trainer.bank, "policy", made.episodes, trainer.config, entropy=True)
+    scored = experience.score_tokens(trainer.bank, "policy", made.episodes, trainer.config, entropy=True)
     expected = {
-        "objective/entropy": float(entropy.sum()) / mask.sum(),
+        "objective/entropy": float(scored.entropy_BT.sum()) / mask.sum(),
         "objective/kl": np.clip(ratio, -10, 10).sum() / 8,
         "objective/kl_k3": np.clip(np.exp(-ratio) - 1 + ratio, -10, 10).sum() / 8,
         "objective/kl_coef": 0.3,
@@ -113,7 +113,7 @@ def test_the_first_gradient_is_that_of_reinforce():
     made = []
     build = experience.build
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experience, "build", lambda *args: made.append(build(*args)) or made[-1])
+        patch.setattr(experience, "build", lambda *args, **values: made.append(build(*args, **values)) or made[-1])
         found = watch(trainer, "policy", lambda: gradients(trainer))
         start = trainer.bank.state_of("policy")
         trainer.step()
@@ -150,7 +150,7 @@ def test_every_minibatch_is_one_optimizer_step(epochs, parts):
 
 def test_minibatches_of_an_epoch_cover_the_batch_once():
     trainer = ppo_case.make(num_mini_batches=4)
-    epochs = [torch.cat(list(trainer._mini_batches())).tolist() for _ in range(3)]
+    epochs = [torch.cat(list(trainer.shares.mini_batches(4, trainer.generator))).tolist() for _ in range(3)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert epochs[0] != epochs[1] or epochs[1] != epochs[2], "in another order each time"
 
@@ -213,7 +213,7 @@ def test_a_target_kl_that_is_not_reached_ends_nothing():
 )
 def test_learning_rates(values, factors):
     trainer = ppo_case.make(num_ppo_epochs=1, num_mini_batches=1, value_learning_rate=1e-2, **values)
-    used = watch(trainer, "value", lambda: trainer.optimizers["value"].param_groups[0]["lr"])
+    used = watch(trainer, "value", lambda: trainer.optimisation.optimizers["value"].param_groups[0]["lr"])
     rates = [trainer.step()["lr"] for _ in range(4)]
     assert rates == pytest.approx([3e-3 * f for f in factors])
     assert used == pytest.approx([1e-2 * f for f in factors])
@@ -302,8 +302,8 @@ def test_ptx_goes_through_micro_batches(size, monkeypatch):
             patch.setattr(Actor, "hidden", watched)
             del sizes[:]
             with trainer.bank.active("policy", train=True) as actor:
-                loss = trainer._ptx(actor, micro)
-        found[micro] = (loss, [p.grad.clone() for p in trainer._learning["policy"]], list(sizes))
+                loss = trainer.optimisation._ptx(actor, micro, trainer.generator)
+        found[micro] = (loss, [p.grad.clone() for p in trainer.optimisation.parameters["policy"]], list(sizes))
     assert found[None][2] == [3]
     assert found[size][2] == ([1, 1, 1] if size == 1 else [2, 1])
     torch.testing.assert_close(found[size][0], found[None][0])
@@ -327,11 +327,11 @@ def test_frozen_roles_stay_and_tampering_is_found(kind):
     trainer = ppo_case.make(kind)
     trainer.step()
     trainer.step()
-    trainer.check_frozen()
+    trainer.frozen.check()
     with torch.no_grad():
         trainer.bank.parameters_of("reference")[0].view(-1)[0] += 1e-3
     with pytest.raises(StageError, match="frozen role 'reference' has changed"):
-        trainer.check_frozen()
+        trainer.frozen.check()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -418,7 +418,7 @@ def test_a_minibatch_out_of_memory_is_taken_again(kind, monkeypatch):
 
     said = []
     trainer = ppo_case.make(kind, micro_batch_size="auto", **values)
-    trainer.demonstrations, trainer.micro._say = demonstrations, said.append
+    trainer.optimisation.demonstrations, trainer.micro._say = demonstrations, said.append
     sizes = with_scarce_memory(monkeypatch, trainer, 1, 3)
     assert sizes[:3] == [4, 2, 2]
     assert trainer.micro.size == 1
@@ -428,15 +428,15 @@ def test_a_minibatch_out_of_memory_is_taken_again(kind, monkeypatch):
     ]
 
     plenty = ppo_case.make(kind, micro_batch_size="auto", **values)
-    plenty.demonstrations = demonstrations
-    fit, gradients_of = plenty._fitting, plenty.micro
+    plenty.optimisation.demonstrations = demonstrations
+    fit, gradients_of = plenty.optimisation._fitting, plenty.micro
     del drawn[:]
 
     def smaller(*args):
         gradients_of.size = 1
         return fit(*args)
 
-    plenty._fitting = smaller
+    plenty.optimisation._fitting = smaller
     plenty.step()
     assert len(drawn) == 2, "one draw for each minibatch"
     ppo_case.assert_close(ppo_case.weights(trainer), ppo_case.weights(plenty), tolerance=0)
@@ -492,7 +492,7 @@ def test_trunk_trains_head_and_policy_in_one_step(kind):
     taken = steps(trainer, "policy")
     metrics = trainer.step()
     after = trainer.bank.state_of("policy")
-    assert list(trainer.optimizers) == ["policy"]
+    assert list(trainer.optimisation.optimizers) == ["policy"]
     assert len(taken) == metrics["optimizer_steps"] == 1
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert {"head.weight", "head.bias"} < changed
@@ -519,7 +519,8 @@ def test_episodes_are_sampled_at_the_temperature_of_their_log_probs():
     )
     episodes = trainer.sample([ppo_case.PROMPTS[i % 11] for i in range(512)])
     assert isinstance(episodes, Episodes)
-    logp, entropy, _ = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config, entropy=True)
+    scored = experience.score_tokens(trainer.bank, "policy", episodes, trainer.config, entropy=True)
+    logp, entropy = scored.logp_BT, scored.entropy_BT
     n = int(episodes.mask_BT.sum())
     spread = float(logp[episodes.mask_BT].std()) / n**0.5
     assert -logp.sum().item() / n == pytest.approx(entropy.sum().item() / n, abs=4 * spread)

@@ -102,9 +102,9 @@ def _kl_spikes(history: History, config: PPOConfig) -> str | None:
 
 def _kl_beyond_target(history: History, config: PPOConfig) -> str | None:
     values = history.last("objective/kl", MANY)
-    if config.kl.kind != "adaptive" or not values or min(values) <= 2 * config.kl.target:
+    if config.kl.goal is None or not values or min(values) <= 2 * config.kl.goal:
         return None
-    return f"KL has been beyond twice its target of {config.kl.target:g} nats for {MANY} updates ({values[-1]:.2f})"
+    return f"KL has been beyond twice its target of {config.kl.goal:g} nats for {MANY} updates ({values[-1]:.2f})"
 
 
 def _kl_negative(history: History, config: PPOConfig) -> str | None:
@@ -114,7 +114,7 @@ def _kl_negative(history: History, config: PPOConfig) -> str | None:
 
 def _kl_coef_runs_away(history: History, config: PPOConfig) -> str | None:
     values = history.of("objective/kl_coef")
-    if config.kl.kind != "adaptive" or not values or not values[0]:
+    if config.kl.goal is None or not values or not values[0]:
         return None
     ratio = values[-1] / values[0]
     return None if 1 / 20 < ratio < 20 else f"the KL coefficient is {values[-1]:.2g}, {values[0]:.2g} at first"

@@ -56,21 +56,16 @@ class Looks:
     def take(self) -> dict[str, float]:
         """Looks at the policy as it is, from the same random numbers each time. Returns the look's metrics."""
         trainer = self.trainer
-        generator = torch.Generator().manual_seed(self.seed)
-        uniform = torch.rand((len(self.prompts), self.config.response_length), generator=generator)
-        episodes = trainer.respond([prompt.ids for prompt in self.prompts], uniform)
+        episodes = trainer.respond([prompt.ids for prompt in self.prompts], self.seed)
         scores = trainer.scorer(episodes)
         logp, ref_logp = (
-            score_tokens(trainer.bank, role, episodes, self.config, micro=trainer.micro)[0].cpu()
+            score_tokens(trainer.bank, role, episodes, self.config, micro=trainer.micro).logp_BT.cpu()
             for role in ("policy", "reference")
         )
         kl = torch.where(episodes.mask_BT.cpu(), k1(logp, ref_logp), 0.0).sum(1)
         lengths = episodes.response_lengths_B
         prompts = [prompt.messages for prompt in self.prompts]
-        responses = [
-            trainer.codec.decode(row[:n])
-            for row, n in zip(episodes.responses_BT.tolist(), lengths.tolist(), strict=True)
-        ]
+        responses = [trainer.codec.decode(row) for row in episodes.responses]
         look: dict[str, Any] = {
             "update": trainer.update,
             "kl": float(kl.mean()),

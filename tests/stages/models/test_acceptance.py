@@ -329,10 +329,8 @@ def test_each_config_is_tested_once(monkeypatch):
     monkeypatch.setattr(acceptance, "_test", lambda *given: calls.append(1) or test(*given))
     for _ in range(2):
         assert Actor(make("llama", SHAPE)).passes == Passes(math.inf, math.inf)
-        with pytest.raises(StageError):
-            Actor(encoder())
     Actor(make("llama", {**SHAPE, "attention_bias": True}))
-    assert len(calls) == 3
+    assert len(calls) == 2
 
 
 def test_accepting_a_model_draws_no_random_numbers():

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, RwkvConfig
 
-from stages.ppo.cost import Shape, attainable, resident_bytes, shape_of, update_flops
+from stages.ppo.cost import Shape, attainable, shape_of, update_flops
 
 LENGTHS = [(4, 3), (9, 6), (1, 2)]
 
@@ -69,15 +69,6 @@ def test_an_update_phase_by_phase():
     }
     full = update_flops(shape, lengths, epochs=3, adapter_value=False, full=True)
     assert full == {"rollout": policy, "score": bare, "passes": policy, "train": 3 * 3 * policy}
-
-
-@pytest.mark.parametrize("kind", tiny.BANKS)
-def test_resident_bytes_are_those_of_the_tensors(kind):
-    bank = tiny.BANKS[kind]()
-    found = resident_bytes(bank)
-    weights = sum(p.nbytes for p in {id(p): p for p in bank.parameters()}.values())
-    learns = sum(p.nbytes for p in bank.parameters() if p.requires_grad)
-    assert sum(found.values()) == weights + 3 * learns
 
 
 def test_a_large_product_says_what_is_attainable():

@@ -33,10 +33,10 @@ def test_truncated_weights_make_the_estimate_nearly_that_of_the_trained_policy()
     np.testing.assert_allclose(capped, [1.0, 0.3 / 0.35, 0.2 / 0.25], rtol=1e-5)
 
 
-def experience_of(logp, mask):
+def experience_of(logp, mask, record):
     zero = torch.zeros_like(logp)
-    episodes = SimpleNamespace(mask_BT=mask)
-    return Experience(episodes, logp, zero, zero, zero, zero, zero[:, 0], zero[:, 0], {"objective/kl": 1.0})
+    episodes = SimpleNamespace(mask_BT=mask, sampled=record)
+    return Experience(episodes, logp, zero, zero, zero, zero, {"objective/kl": 1.0})
 
 
 @pytest.mark.parametrize("clip_max", [None, 1.5])
@@ -47,8 +47,8 @@ def test_metrics_by_their_definitions(clip_max):
     sampled = np.full((6, 10), 1e9)
     sampled[:, :8] = np.where(mask, trained + rng.normal(0.01, 0.1, size=(6, 8)), 1e9)
     record = Record(torch.tensor(sampled, dtype=torch.float32), torch.zeros(6, 10), torch.zeros(6, 10))
-    data = experience_of(torch.tensor(np.where(mask, trained, 0), dtype=torch.float32), torch.tensor(mask))
-    found = measured(data, record, PPOConfig(importance_sampling_clip_max=clip_max), World())
+    data = experience_of(torch.tensor(np.where(mask, trained, 0), dtype=torch.float32), torch.tensor(mask), record)
+    found = measured(data, PPOConfig(importance_sampling_clip_max=clip_max), World())
     d = (trained - sampled[:, :8])[mask]
     assert found.metrics["sampling/kl_k3"] == pytest.approx((np.exp(d) - 1 - d).mean(), rel=1e-3)
     assert found.metrics["sampling/logp_difference_std"] == pytest.approx(d.std(), rel=1e-4)

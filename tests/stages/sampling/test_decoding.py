@@ -11,6 +11,7 @@ from stages.models.fast.linear import speed_up
 from stages.models.fast.plain import PlainSteps
 from stages.models.passes import CachedSteps
 from stages.models.precision import compute_in
+from stages.sampling import decoding
 from stages.sampling.decoding import Record, generate, sample
 from stages.sampling.episodes import Episodes, logprobs
 

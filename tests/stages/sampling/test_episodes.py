@@ -129,9 +129,9 @@ CONFIG = PPOConfig(temperature=0.7, logits_chunk_size=4)
 def test_log_probs_and_values_one_token_at_a_time(episodes, micro_batch_size):
     bank = tiny.lora_bank(distinct=True)
     config = PPOConfig(temperature=0.7, logits_chunk_size=4, micro_batch_size=micro_batch_size)
-    logp, entropy, none = score_tokens(bank, "policy", episodes, config, entropy=True)
+    scored = score_tokens(bank, "policy", episodes, config, entropy=True)
     values = value_tokens(bank, "value", episodes, config)
-    assert not none.any()
+    assert not scored.values_BT.any()
     expected = [torch.zeros(6, 6) for _ in range(3)]
     for row in range(6):
         for t in range(KEPT[row]):
@@ -144,14 +144,14 @@ def test_log_probs_and_values_one_token_at_a_time(episodes, micro_batch_size):
             with bank.active("value") as actor:
                 expected[2][row, t] = actor.scalar(actor.hidden(before))[0, -1]
     for name, found, wanted in zip(
-        ("log-probs", "entropies", "values"), (logp, entropy, values), expected, strict=True
+        ("log-probs", "entropies", "values"), (scored.logp_BT, scored.entropy_BT, values), expected, strict=True
     ):
         np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
 
 
 def test_values_on_the_policys_trunk(episodes):
     bank = tiny.lora_bank(value="trunk")
-    _, _, values = score_tokens(bank, "policy", episodes, CONFIG, with_values=True)
+    values = score_tokens(bank, "policy", episodes, CONFIG, with_values=True).values_BT
     for row in range(6):
         with bank.active("policy") as actor:
             alone = actor.scalar(actor.hidden(torch.tensor([PROMPTS[row] + RESPONSES[row][: KEPT[row]]])))[0]
@@ -178,7 +178,8 @@ def test_the_rollouts_record_is_what_a_pass_over_the_sequences_says(kind, batch_
         responses = generate(actor, PROMPTS, uniform, record=record, **values)
     episodes = Episodes.build(PROMPTS, responses, stops, tiny.PAD)
     assert len({len(r) for r in responses}) > 2, "the case must hold responses that stop"
-    found = score_tokens(bank, "policy", episodes, CONFIG, entropy=True, with_values=True)
+    scored = score_tokens(bank, "policy", episodes, CONFIG, entropy=True, with_values=True)
+    found = scored.logp_BT, scored.entropy_BT, scored.values_BT
     mask = episodes.mask_BT
     for ours, noted in zip(found, (record.logp_BT, record.entropy_BT, record.values_BT), strict=True):
         assert ours[mask].abs().min() > 0

@@ -1,0 +1,317 @@
+"""Step 6 of an update: optimisation of the policy and the critic on a batch of experience.
+
+Micro-batches change memory, not mathematics: losses are sums divided by counts of the whole minibatch over all
+processes. Every minibatch is one optimizer step per role. Shapes: B responses, L positions, T response tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.ppo import PPOConfig
+from pipeline.errors import StageError
+from stages.models.actor import Actor
+from stages.models.bank import Bank
+from stages.models.microbatch import MicroBatch
+from stages.models.sharding import gathered, whole_states
+from stages.ppo import checks
+from stages.ppo.experience import Experience
+from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
+from stages.ppo.prompts import Shares
+from stages.ppo.ptx import Demonstrations, PtxBatch
+from stages.sampling import episodes as sequences
+from stages.sampling.episodes import Episodes
+from stages.training.distributed import World
+from stages.training.loss_scale import LossScale, needs_loss_scale
+from stages.training.optimizers import adamw
+
+METRICS = {
+    "policy_loss": "loss/policy_avg",
+    "value_loss": "loss/value_avg",
+    "ptx_loss": "loss/ptx_avg",
+    "approxkl": "policy/approxkl_avg",
+    "clipfrac": "policy/clipfrac_avg",
+    "ratio": "val/ratio",
+    "vf_clipfrac": "val/clipfrac_avg",
+    "value": "val/value_avg",
+    "policy_norm": "policy/grad_norm",
+    "value_norm": "val/grad_norm",
+}
+"""Sums over tokens -> names of their means (docs/ppo.md)."""
+
+
+class Optimisation:
+    """Holds the optimizers of the roles that learn, and takes their steps.
+
+    Args:
+        exact: whether the bank computes in float32, so that the first ratio must be 1 exactly.
+        updates: of the whole run, for the learning-rate schedule.
+        micro: the micro-batch size, remembered from update to update.
+        demonstrations: draws batches for PPO-ptx; needed when `config.ptx_coef` > 0.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        config: PPOConfig,
+        *,
+        exact: bool,
+        updates: int,
+        device: str,
+        micro: MicroBatch,
+        world: World,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.bank, self.config, self.exact, self.updates = bank, config, exact, updates
+        self.device, self.micro, self.world, self.demonstrations = device, micro, world, demonstrations
+        self.shares = Shares(config.batch_size, config.num_generations, world)
+        self.parameters = {
+            role: [p for p in bank.parameters_of(role) if p.requires_grad] for role in sorted(bank.trainable)
+        }
+        self.optimizers = {role: self._optimizer(role) for role in self.parameters}
+        self.scales = {role: LossScale(needs_loss_scale(bank)) for role in self.parameters}
+
+    def run(self, data: Experience, update: int, generator: torch.Generator) -> dict[str, float]:
+        """All epochs over one batch. Returns metrics."""
+        config, totals = self.config, Totals()
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(config, update, self.updates)
+        trains_policy = config.critic != "adapter" or update >= config.critic_warmup_updates
+        stop = False
+        for epoch in range(config.num_ppo_epochs):
+            for number, rows in enumerate(self.shares.mini_batches(config.num_mini_batches, generator)):
+                tokens = data.episodes.response_lengths_B[rows].sum()
+                count = float(self.world.sum(tokens[None].double())[0])
+                if trains_policy:
+                    sums = self.train_policy(data, rows, count, generator, update)
+                    if epoch == 0 and number == 0:
+                        checks.first_ratio(data, sums, count, self.exact)
+                    totals.add(sums, count)
+                    stop = config.target_kl is not None and sums["approxkl"] / count > config.target_kl
+                if config.critic == "adapter":
+                    totals.add(self.train_value(data, rows, count, generator, update), count)
+                if stop:
+                    break
+            if stop:
+                break
+        return (
+            {METRICS[name]: mean for name, mean in totals.means().items() if name in METRICS}
+            | {
+                "lr": self.optimizers["policy"].param_groups[0]["lr"],
+                "optimizer_steps": float(totals.steps),
+            }
+            | {f"loss_scale/{role}": scale.value for role, scale in self.scales.items() if scale.active}
+        )
+
+    def train_policy(
+        self, data: Experience, rows: Tensor, count: float, generator: torch.Generator, update: int
+    ) -> dict[str, float]:
+        """One optimizer step of the policy (and, on a shared trunk, of the value head)."""
+        with self.bank.active("policy", train=True) as actor:
+            sums = self._fitting(
+                "policy",
+                rows,
+                generator,
+                lambda size: self.policy_gradients(actor, data, rows, count, size, generator),
+            )
+        return self._step("policy", sums, update)
+
+    def policy_gradients(
+        self,
+        actor: Actor,
+        data: Experience,
+        rows: Tensor,
+        count: float,
+        size: int | None,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Backward of a minibatch's losses in micro-batches of `size`. Returns sums over its tokens."""
+        config = self.config
+        sums: dict[str, Tensor] = {}
+        for part_rows, part in self._parts(data, rows, size):
+            hidden = actor.hidden(part.ids_BL)
+            logp, entropy = sequences.logprobs(
+                actor,
+                part,
+                hidden,
+                temperature=config.temperature,
+                chunk_size=config.logits_chunk_size,
+                entropy=config.entropy_coef > 0,
+            )
+            losses = [
+                policy_loss(
+                    logp,
+                    data.logp_BT[part_rows],
+                    data.advantages_BT[part_rows],
+                    part.mask_BT,
+                    count=count,
+                    cliprange=config.cliprange,
+                    dual_clip=config.dual_clip,
+                    weights_BT=None if data.weights_BT is None else data.weights_BT[part_rows],
+                )
+            ]
+            if config.entropy_coef:
+                losses.append(entropy_bonus(entropy, part.mask_BT, count=count, coef=config.entropy_coef))
+            if config.critic == "trunk":
+                value = self._value_loss(data, part_rows, part, sequences.values(actor, part, hidden), count)
+                losses.append(Loss(config.vf_coef * value.loss, value.sums))
+            self.scales["policy"](torch.stack([loss.loss for loss in losses]).sum()).backward()
+            _accumulate(sums, losses)
+        if config.ptx_coef:
+            sums["ptx_loss"] = self._ptx(actor, size, generator) * count / self.world.size
+        return sums
+
+    def train_value(
+        self, data: Experience, rows: Tensor, count: float, generator: torch.Generator, update: int
+    ) -> dict[str, float]:
+        """One optimizer step of a value role of its own."""
+
+        def gradients(size: int | None) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            for part_rows, part in self._parts(data, rows, size):
+                values = sequences.values(actor, part, actor.hidden(part.ids_BL))
+                loss = self._value_loss(data, part_rows, part, values, count)
+                self.scales["value"](loss.loss).backward()
+                _accumulate(sums, [loss])
+            return sums
+
+        with self.bank.active("value", train=True) as actor:
+            sums = self._fitting("value", rows, generator, gradients)
+        return self._step("value", sums, update)
+
+    def _value_loss(self, data: Experience, rows: Tensor, part: Episodes, values_BT: Tensor, count: float) -> Loss:
+        return value_loss(
+            values_BT,
+            data.values_BT[rows],
+            data.returns_BT[rows],
+            part.mask_BT,
+            count=count,
+            cliprange_value=self.config.cliprange_value,
+        )
+
+    def _ptx(self, actor: Actor, size: int | None, generator: torch.Generator) -> Tensor:
+        assert self.demonstrations is not None
+        batch = PtxBatch.of(self.demonstrations(generator), size, self.device)
+        passes = self.world.most(len(batch)) if self.bank.sharded else len(batch)
+        weight = self.config.ptx_coef / self.world.size
+        chunk_size = self.config.logits_chunk_size
+        return batch.backward(actor, lambda loss: self.scales["policy"](weight * loss), passes, chunk_size)
+
+    def _parts(self, data: Experience, rows: Tensor, size: int | None) -> Iterator[tuple[Tensor, Episodes]]:
+        """Micro-batches. Sharded roles need the same number of passes on every process: those with fewer
+        micro-batches make passes of weight zero."""
+        parts = list(data.episodes.micro_batches(rows, size))
+        most = self.world.most(len(parts)) if self.bank.sharded else len(parts)
+        yield from parts
+        for _ in range(len(parts), most):
+            yield from data.episodes.micro_batches(rows[:0], size)
+
+    def _fitting(
+        self,
+        role: str,
+        rows: Tensor,
+        generator: torch.Generator,
+        work: Callable[[int | None], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """A minibatch's gradients, at the micro-batch size that fits: a failed attempt leaves nothing behind."""
+        state = generator.get_state()
+
+        def undo() -> None:
+            self.optimizers[role].zero_grad(set_to_none=True)
+            generator.set_state(state)
+
+        return self.micro.run(work, max(1, len(rows)), undo)
+
+    def _step(self, role: str, sums: dict[str, Tensor], update: int) -> dict[str, float]:
+        """Clips and applies the gradients. Returns the sums over all processes and the gradient's norm."""
+        parameters = self.parameters[role]
+        self.world.sum_gradients(parameters)
+        self.scales[role].unscale_(parameters)
+        before_clipping = gathered(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        # The only time in a step that the host waits for the device.
+        norm, *values = torch.stack([before_clipping, *sums.values()]).tolist()
+        skipped = self.scales[role].skips(math.isfinite(norm))
+        if not math.isfinite(norm) and not skipped:
+            raise StageError(
+                f"the {role} role's gradient is {norm} at update {update + 1}",
+                hint="lower ppo.learning_rate, or use base.dtype: float32",
+            )
+        # Only in a role's very first step: later the clip may leave a small minibatch without any gradient.
+        if norm == 0 and not self.optimizers[role].state:
+            raise StageError(f"the {role} role gets no gradient", hint="report this with the recipe")
+        if not skipped:
+            self.optimizers[role].step()
+        self.optimizers[role].zero_grad(set_to_none=True)
+        totals = self.world.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+        by_name = dict(zip(sums, totals, strict=True))
+        return by_name if skipped else by_name | {f"{role}_norm": norm}
+
+    def _optimizer(self, role: str) -> torch.optim.Optimizer:
+        config = self.config
+        rate = config.value_learning_rate if role == "value" else None
+        optimizer = adamw(
+            config.optimizer,
+            self.parameters[role],
+            self.device,
+            lr=config.learning_rate if rate is None else rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+        whole_states(optimizer)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizers": {role: optimizer.state_dict() for role, optimizer in self.optimizers.items()},
+            "loss_scales": {role: scale.state_dict() for role, scale in self.scales.items()},
+            "micro_batch": self.micro.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for role, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][role])
+            self.scales[role].load_state_dict(state["loss_scales"][role])
+        self.micro.load_state_dict(state["micro_batch"])
+
+
+def schedule(config: PPOConfig, update: int, updates: int) -> float:
+    """The factor of the learning rates at an update, counted from 0, of `updates`."""
+    if update < config.warmup_updates:
+        return (update + 1) / (config.warmup_updates + 1)
+    done = (update - config.warmup_updates) / max(1, updates - config.warmup_updates)
+    if config.lr_scheduler_type == "linear":
+        return 1 - done
+    return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
+
+
+def _accumulate(sums: dict[str, Tensor], losses: Sequence[Loss]) -> None:
+    for name, value in (item for loss in losses for item in loss.sums.items()):
+        sums[name] = sums[name] + value if name in sums else value
+
+
+class Totals:
+    """Sums over an update's steps, to be divided by the tokens they were taken over."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+        self.steps = 0
+
+    def add(self, sums: dict[str, float], count: float) -> None:
+        self.steps += 1
+        for name, value in sums.items():
+            weight = 1.0 if name.endswith("_norm") else count
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0.0) + weight
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
