@@ -34,6 +34,22 @@ def test_a_rigged_reward_rises(kind, value):
     assert metrics[-1]["objective/kl"] > 3.0, "which is not to be had for nothing"
 
 
+@pytest.mark.parametrize("num_generations", [1, 4])
+def test_a_rigged_reward_rises_without_a_critic(num_generations):
+    trainer, metrics = learn(
+        value="trunk",
+        value_learning_rate=None,
+        advantage_estimator="reinforce",
+        num_generations=num_generations,
+        kl=KLConfig(kind="fixed", init=0.02),
+    )
+    scores = [m["objective/scores"] for m in metrics]
+    assert scores[-1] > scores[0] + 1.5, scores
+    assert list(trainer.optimisation.optimizers) == ["policy"]
+    assert not any(name.startswith("val/") and name != "val/ratio" for name in metrics[-1])
+    assert "loss/value_avg" not in metrics[-1]
+
+
 def test_a_huge_price_of_kl_keeps_the_policy_where_it_is():
     gentle = {"learning_rate": 3e-3, "lr_scheduler_type": "linear"}
     _, free = learn(kl=KLConfig(kind="fixed", init=0.0), **gentle)

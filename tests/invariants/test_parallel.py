@@ -45,11 +45,17 @@ def test_rollout_batches(rollout_batch_size):
 
 # Minibatches of two among two processes: now and then one of them has no share.
 SHARED = ppo_case.EVERYTHING | {"num_mini_batches": 4, "target_kl": 0.5}
+CASES = {
+    "adapter": {"value": "adapter"},
+    "trunk": {"value": "trunk"},
+    "no-critic": {"value": "trunk", "advantage_estimator": "reinforce", "num_generations": 2},
+    "no-critic-alone": {"value": "trunk", "advantage_estimator": "reinforce"},
+}
 STEPS = 2
 
 
-def run_steps(value):
-    trainer = ppo_case.make(value=value, **SHARED)
+def run_steps(case):
+    trainer = ppo_case.make(**SHARED | CASES[case])
     metrics = [trainer.step() for _ in range(STEPS)]
     return {
         "weights": ppo_case.weights(trainer),
@@ -59,22 +65,22 @@ def run_steps(value):
     }
 
 
-def worker(rank, port, value, folder):
+def worker(rank, port, case, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save(run_steps(value), folder / f"{rank}.pt")
+    torch.save(run_steps(case), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value", ["adapter", "trunk"])
-def test_two_processes_are_one(tmp_path, value):
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(tmp_path, case):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, value, tmp_path), nprocs=2)
+    mp.spawn(worker, args=(port, case, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    alone = run_steps(value)
+    alone = run_steps(case)
     for name, tensor in first["weights"].items():
         assert torch.equal(tensor, second["weights"][name]), f"the processes differ in {name}"
     ppo_case.assert_close(first["weights"], alone["weights"], tolerance=2e-5)

@@ -80,7 +80,7 @@ def make(
 ) -> PPOTrainer:
     config = PPOConfig(**(CONFIG | values))
     if bank is None:
-        bank = tiny.BANKS[kind](value=config.value, seed=bank_seed)
+        bank = tiny.BANKS[kind](value=config.critic, seed=bank_seed)
     if device != "cpu":  # a sharded bank must not be moved: its parameters would be others
         bank = bank.to(device)
     return PPOTrainer(bank, config, CODEC, PROMPTS, scorer, seed=seed, device=device, demonstrations=demonstrations)

@@ -128,7 +128,7 @@ def quantised_lm(quantization: str | dict[str, str], seed: int = 0, device: str 
 
 def lora_bank(
     *,
-    value: str = "adapter",
+    value: str | None = "adapter",
     seed: int = 0,
     distinct: bool = False,
     quantization: str | dict[str, str] | None = None,
@@ -137,7 +137,7 @@ def lora_bank(
     **values: Any,
 ) -> ActorBank:
     """Four roles on one backbone. As PPO starts them: policy is the reference's copy, value the reward's;
-    with `distinct` each has weights of its own. With value="trunk" the value head is the policy's. With
+    with `distinct` each has weights of its own. With value="trunk" the value head is the policy's, with None there is none. With
     `quantization` the backbone is a `quantised_lm`. `dtype` is the backbone's."""
     roles = ROLES if value == "adapter" else ("reference", "policy", "reward")
     config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -152,7 +152,9 @@ def lora_bank(
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     learner = "value" if value == "adapter" else "policy"
     width = HIDDEN if quantization is None else QUANTISED_HIDDEN
-    heads = {learner: head(seed + 2, width), "reward": head(seed + 3, width)}
+    heads = {"reward": head(seed + 3, width)}
+    if value is not None:
+        heads[learner] = head(seed + 2, width)
     bank = ActorBank(model, heads, sorted({"policy", learner})).to(device)
     if not distinct:
         bank.copy_role("reference", "policy")
@@ -161,14 +163,16 @@ def lora_bank(
     return bank
 
 
-def full_bank(*, value: str = "adapter", seed: int = 0, compute: torch.dtype | None = None) -> FullBank:
+def full_bank(*, value: str | None = "adapter", seed: int = 0, compute: torch.dtype | None = None) -> FullBank:
     """As `lora_bank`, a whole model a role, float32; with `compute` under autocast."""
     models_by_role = {"reference": lm(seed), "policy": lm(seed), "reward": lm(seed + 1)}
     learner = "policy"
     if value == "adapter":
         models_by_role["value"] = lm(seed + 1)
         learner = "value"
-    heads = {learner: head(seed + 2), "reward": head(seed + 2)}
+    heads = {"reward": head(seed + 2)}
+    if value is not None:
+        heads[learner] = head(seed + 2)
     for model in models_by_role.values():
         if compute is not None:
             compute_in(model, compute)

@@ -67,6 +67,19 @@ def golden_scores(artifact):
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_without_a_critic_no_value_head_is_made_or_written(tmp_path, base, lora, training_context):
+    inputs = make_inputs(tmp_path, base, sft_lora=lora, reward_lora=lora)
+    values = {"value": "trunk", "advantage_estimator": "reinforce", "num_generations": 2}
+    bank, _ = roles.build(PPOConfig(**SMALL | values), inputs, tiny.codec(), "cpu")
+    assert set(bank.heads) == {"reward"}
+    ctx, _ = training_context()
+    policy, metrics = run(inputs, tmp_path / "out", ctx, **values)
+    assert metrics["updates"] == 4
+    assert not (policy.path / "value.safetensors").exists()
+    assert load_policy(base, policy, "cpu") is not None
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_policy_starts_as_the_reference_and_value_as_the_reward_model(tmp_path, base, lora):
     made = make_inputs(tmp_path, base, sft_lora=lora, reward_lora=lora)
     bank, scorer = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
