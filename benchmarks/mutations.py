@@ -42,7 +42,7 @@ def mutation(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
 
 BACKWARD_AFTER_SWITCH = (
     "stages/ppo/update.py",
-    """                self.scales["value"](loss.loss).backward()
+    """                self.optimizers["value"].backward(loss.loss)
                 _accumulate(sums, [loss])
             return sums
 
@@ -190,7 +190,7 @@ MUTATIONS = [
     ),
     mutation(
         "a step that overflowed is taken",
-        "stages/ppo/update.py",
+        "stages/ppo/role_optimizer.py",
         "        if not skipped:\n",
         "        if True:\n",
         f"{INVARIANTS}/test_sixteen_bits.py",
@@ -267,9 +267,9 @@ MUTATIONS = [
     ),
     mutation(
         "gradients not clipped",
-        "stages/ppo/update.py",
-        "clip_grad_norm_(parameters, self.config.max_grad_norm)",
-        'clip_grad_norm_(parameters, float("inf"))',
+        "stages/ppo/role_optimizer.py",
+        "clip_grad_norm_(self.parameters, self.config.max_grad_norm)",
+        'clip_grad_norm_(self.parameters, float("inf"))',
         f"{INVARIANTS}/test_update.py",
     ),
     mutation(
@@ -281,8 +281,8 @@ MUTATIONS = [
     ),
     mutation(
         "gradients not summed over processes",
-        "stages/ppo/update.py",
-        "        self.world.sum_gradients(parameters)\n",
+        "stages/ppo/role_optimizer.py",
+        "        self.world.sum_gradients(self.parameters)\n",
         "",
         f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
     ),
@@ -445,7 +445,7 @@ MUTATIONS = [
     ),
     mutation(
         "loss on prompts too",
-        "stages/sft.py",
+        "stages/training/demonstrations.py",
         '"labels": [IGNORED] * len(prompt) + completion',
         '"labels": prompt + completion',
         "tests/stages/test_sft_stage.py",

@@ -47,7 +47,7 @@ from stages.models.adapters import causal_lm, load_actor
 from stages.models.text import load_codec
 from stages.sampling.prompts import load_prompts
 from stages.scoring.classifier import response_scorer
-from stages.sft import encode_demonstrations
+from stages.training.demonstrations import encode_demonstrations
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,9 +20,10 @@ from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter, trained_in_full
 from stages.models.loading import load_backbone
-from stages.models.text import IGNORED, Codec, load_codec
+from stages.models.text import load_codec
 from stages.training.batches import TrlTrainer
 from stages.training.conversations import check_conversations
+from stages.training.demonstrations import encode_demonstrations
 from stages.training.trainer import StageCallback, training_arguments
 from stages.training.trainer import train as train_to_end
 
@@ -87,22 +88,3 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 
 class DemonstrationTrainer(TrlTrainer, SFTTrainer):
     """trl's SFTTrainer, whose steps do not depend on how the work is divided."""
-
-
-def encode_demonstrations(
-    data: Artifact, codec: Codec, split: str, max_length: int
-) -> tuple[list[dict[str, list[int]]], int]:
-    """Rows of ids and labels for the demonstrations of a split, and how many were longer than `max_length`."""
-    rows, too_long = [], 0
-    for demonstration in data.jsonl("demonstrations.jsonl"):
-        if demonstration["split"] != split:
-            continue
-        prompt, completion = (
-            codec.prompt(demonstration["prompt"]),
-            codec.completion(demonstration["completion"]),
-        )
-        if len(prompt) + len(completion) > max_length:
-            too_long += 1
-            continue
-        rows.append({"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion})
-    return rows, too_long

@@ -23,7 +23,7 @@ from stages.sampling.episodes import response_logprobs
 from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import SamplingParams, sampler_of
 from stages.scoring.classifier import ResponseScorer
-from stages.sft import encode_demonstrations
+from stages.training.demonstrations import encode_demonstrations
 
 TEXT_WIDTH = 512
 """Tokens of held-out text that are read at once, if the model can."""

@@ -28,7 +28,7 @@ from stages.sampling.episodes import Episodes, response_logprobs
 from stages.sampling.prompts import EncodedPrompt, unseen_prompts
 from stages.sampling.sampler import SamplingParams, sampler_of
 from stages.scoring.classifier import ResponseScorer, response_scorer
-from stages.sft import encode_demonstrations
+from stages.training.demonstrations import encode_demonstrations
 
 Measures = dict[str, Any]
 

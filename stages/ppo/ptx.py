@@ -49,12 +49,12 @@ class PtxBatch:
         return len(self.parts)
 
     def backward(
-        self, actor: Actor, scaled: Callable[[Tensor], Tensor], passes: int, chunk_size: int | None
+        self, actor: Actor, backward: Callable[[Tensor], None], passes: int, chunk_size: int | None
     ) -> Tensor:
         """Backward of the mean negative log-likelihood per token; returns it, detached.
 
         Args:
-            scaled: what `backward` is called on, from a micro-batch's share of the loss.
+            backward: called with each micro-batch's share of the loss.
             passes: at least the number of micro-batches; more repeat the last one with weight zero.
         """
         total = torch.zeros((), device=self.device)
@@ -68,6 +68,6 @@ class PtxBatch:
                 entropy=False,
             )
             loss = -logps.sum() * (weight / self.count)
-            scaled(loss).backward()
+            backward(loss)
             total += loss.detach()
         return total

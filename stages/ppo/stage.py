@@ -30,7 +30,7 @@ from stages.ppo.trainer import PPOTrainer
 from stages.ppo.watch.alerts import Recorder
 from stages.ppo.watch.evaluation import Looks, look_prompts
 from stages.sampling.prompts import load_prompts
-from stages.sft import encode_demonstrations
+from stages.training.demonstrations import encode_demonstrations
 from stages.training.distributed import World
 
 SHOWN = ("objective/scores", "objective/kl", "response/length", "objective/entropy")

@@ -6,29 +6,25 @@ processes. Every minibatch is one optimizer step per role. Shapes: B responses, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
-from pipeline.errors import StageError
 from stages.models.actor import Actor
 from stages.models.bank import Bank
 from stages.models.microbatch import MicroBatch
-from stages.models.sharding import gathered, whole_states
 from stages.ppo import checks
 from stages.ppo.experience import Experience
 from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
 from stages.ppo.prompts import Shares
 from stages.ppo.ptx import Demonstrations, PtxBatch
+from stages.ppo.role_optimizer import RoleOptimizer, schedule
 from stages.sampling import episodes as sequences
 from stages.sampling.episodes import Episodes
 from stages.training.distributed import World
-from stages.training.loss_scale import LossScale, needs_loss_scale
-from stages.training.optimizers import adamw
 
 METRICS = {
     "policy_loss": "loss/policy_avg",
@@ -70,18 +66,15 @@ class Optimisation:
         self.bank, self.config, self.exact, self.updates = bank, config, exact, updates
         self.device, self.micro, self.world, self.demonstrations = device, micro, world, demonstrations
         self.shares = Shares(config.batch_size, config.num_generations, world)
-        self.parameters = {
-            role: [p for p in bank.parameters_of(role) if p.requires_grad] for role in sorted(bank.trainable)
+        self.optimizers = {
+            role: RoleOptimizer(bank, role, config, device, world) for role in sorted(bank.trainable)
         }
-        self.optimizers = {role: self._optimizer(role) for role in self.parameters}
-        self.scales = {role: LossScale(needs_loss_scale(bank)) for role in self.parameters}
 
     def run(self, data: Experience, update: int, generator: torch.Generator) -> dict[str, float]:
         """All epochs over one batch. Returns metrics."""
         config, totals = self.config, Totals()
         for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(config, update, self.updates)
+            optimizer.set_schedule(schedule(config, update, self.updates))
         trains_policy = config.critic != "adapter" or update >= config.critic_warmup_updates
         stop = False
         for epoch in range(config.num_ppo_epochs):
@@ -103,10 +96,10 @@ class Optimisation:
         return (
             {METRICS[name]: mean for name, mean in totals.means().items() if name in METRICS}
             | {
-                "lr": self.optimizers["policy"].param_groups[0]["lr"],
+                "lr": self.optimizers["policy"].lr,
                 "optimizer_steps": float(totals.steps),
             }
-            | {f"loss_scale/{role}": scale.value for role, scale in self.scales.items() if scale.active}
+            | {f"loss_scale/{role}": o.scale.value for role, o in self.optimizers.items() if o.scale.active}
         )
 
     def train_policy(
@@ -120,7 +113,7 @@ class Optimisation:
                 generator,
                 lambda size: self.policy_gradients(actor, data, rows, count, size, generator),
             )
-        return self._step("policy", sums, update)
+        return self.optimizers["policy"].step(sums, update)
 
     def policy_gradients(
         self,
@@ -161,7 +154,7 @@ class Optimisation:
             if config.critic == "trunk":
                 value = self._value_loss(data, part_rows, part, sequences.values(actor, part, hidden), count)
                 losses.append(Loss(config.vf_coef * value.loss, value.sums))
-            self.scales["policy"](torch.stack([loss.loss for loss in losses]).sum()).backward()
+            self.optimizers["policy"].backward(torch.stack([loss.loss for loss in losses]).sum())
             _accumulate(sums, losses)
         if config.ptx_coef:
             sums["ptx_loss"] = self._ptx(actor, size, generator) * count / self.world.size
@@ -177,13 +170,13 @@ class Optimisation:
             for part_rows, part in self._parts(data, rows, size):
                 values = sequences.values(actor, part, actor.hidden(part.ids_BL))
                 loss = self._value_loss(data, part_rows, part, values, count)
-                self.scales["value"](loss.loss).backward()
+                self.optimizers["value"].backward(loss.loss)
                 _accumulate(sums, [loss])
             return sums
 
         with self.bank.active("value", train=True) as actor:
             sums = self._fitting("value", rows, generator, gradients)
-        return self._step("value", sums, update)
+        return self.optimizers["value"].step(sums, update)
 
     def _value_loss(self, data: Experience, rows: Tensor, part: Episodes, values_BT: Tensor, count: float) -> Loss:
         return value_loss(
@@ -199,9 +192,9 @@ class Optimisation:
         assert self.demonstrations is not None
         batch = PtxBatch.of(self.demonstrations(generator), size, self.device)
         passes = self.world.most(len(batch)) if self.bank.sharded else len(batch)
-        weight = self.config.ptx_coef / self.world.size
+        weight, optimizer = self.config.ptx_coef / self.world.size, self.optimizers["policy"]
         chunk_size = self.config.logits_chunk_size
-        return batch.backward(actor, lambda loss: self.scales["policy"](weight * loss), passes, chunk_size)
+        return batch.backward(actor, lambda loss: optimizer.backward(weight * loss), passes, chunk_size)
 
     def _parts(self, data: Experience, rows: Tensor, size: int | None) -> Iterator[tuple[Tensor, Episodes]]:
         """Micro-batches. Sharded roles need the same number of passes on every process: those with fewer
@@ -223,74 +216,21 @@ class Optimisation:
         state = generator.get_state()
 
         def undo() -> None:
-            self.optimizers[role].zero_grad(set_to_none=True)
+            self.optimizers[role].zero_grad()
             generator.set_state(state)
 
         return self.micro.run(work, max(1, len(rows)), undo)
 
-    def _step(self, role: str, sums: dict[str, Tensor], update: int) -> dict[str, float]:
-        """Clips and applies the gradients. Returns the sums over all processes and the gradient's norm."""
-        parameters = self.parameters[role]
-        self.world.sum_gradients(parameters)
-        self.scales[role].unscale_(parameters)
-        before_clipping = gathered(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        # The only time in a step that the host waits for the device.
-        norm, *values = torch.stack([before_clipping, *sums.values()]).tolist()
-        skipped = self.scales[role].skips(math.isfinite(norm))
-        if not math.isfinite(norm) and not skipped:
-            raise StageError(
-                f"the {role} role's gradient is {norm} at update {update + 1}",
-                hint="lower ppo.learning_rate, or use base.dtype: float32",
-            )
-        # Only in a role's very first step: later the clip may leave a small minibatch without any gradient.
-        if norm == 0 and not self.optimizers[role].state:
-            raise StageError(f"the {role} role gets no gradient", hint="report this with the recipe")
-        if not skipped:
-            self.optimizers[role].step()
-        self.optimizers[role].zero_grad(set_to_none=True)
-        totals = self.world.sum(torch.tensor(values, dtype=torch.float64)).tolist()
-        by_name = dict(zip(sums, totals, strict=True))
-        return by_name if skipped else by_name | {f"{role}_norm": norm}
-
-    def _optimizer(self, role: str) -> torch.optim.Optimizer:
-        config = self.config
-        rate = config.value_learning_rate if role == "value" else None
-        optimizer = adamw(
-            config.optimizer,
-            self.parameters[role],
-            self.device,
-            lr=config.learning_rate if rate is None else rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        )
-        whole_states(optimizer)
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-        return optimizer
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "optimizers": {role: optimizer.state_dict() for role, optimizer in self.optimizers.items()},
-            "loss_scales": {role: scale.state_dict() for role, scale in self.scales.items()},
             "micro_batch": self.micro.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for role, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][role])
-            self.scales[role].load_state_dict(state["loss_scales"][role])
         self.micro.load_state_dict(state["micro_batch"])
-
-
-def schedule(config: PPOConfig, update: int, updates: int) -> float:
-    """The factor of the learning rates at an update, counted from 0, of `updates`."""
-    if update < config.warmup_updates:
-        return (update + 1) / (config.warmup_updates + 1)
-    done = (update - config.warmup_updates) / max(1, updates - config.warmup_updates)
-    if config.lr_scheduler_type == "linear":
-        return 1 - done
-    return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
 
 
 def _accumulate(sums: dict[str, Tensor], losses: Sequence[Loss]) -> None:

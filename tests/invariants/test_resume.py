@@ -51,14 +51,14 @@ def test_resume_with_moments_in_8_bits(tmp_path):
 
     def make(seed=0):
         trainer = ppo_case.make(seed=seed, **values)
-        trainer.optimisation.optimizers["policy"].args.min_8bit_size = 16  # the adapters here are tiny
+        trainer.optimisation.optimizers["policy"].optimizer.args.min_8bit_size = 16  # the adapters here are tiny
         return trainer
 
     whole, first = make(), make()
     for trainer, steps in ((whole, 3), (first, 2)):
         for _ in range(steps):
             trainer.step()
-    moments = [state["state1"].dtype for state in first.optimisation.optimizers["policy"].state.values()]
+    moments = [state["state1"].dtype for state in first.optimisation.optimizers["policy"].optimizer.state.values()]
     assert torch.uint8 in moments
     torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
     second = make(seed=99)

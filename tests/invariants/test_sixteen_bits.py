@@ -47,8 +47,8 @@ def gradients(trainer, data, *, count=100.0, size=None):
     rows = torch.arange(len(data.episodes))
     with trainer.bank.active("policy", train=True) as actor:
         trainer.optimisation.policy_gradients(actor, data, rows, count, size, trainer.generator)
-    learns = trainer.optimisation.parameters["policy"]
-    trainer.optimisation.scales["policy"].unscale_(learns)
+    learns = trainer.optimisation.optimizers["policy"].parameters
+    trainer.optimisation.optimizers["policy"].scale.unscale_(learns)
     found = [p.grad.clone() for p in learns]
     for parameter in learns:
         parameter.grad = None
@@ -68,7 +68,7 @@ def test_the_gradient_is_that_of_float32_whatever_the_number_of_tokens(kind):
 def test_without_a_loss_scale_float16_loses_the_gradient_of_many_tokens():
     data = rollout("fp16")
     unscaled = make("fp16")
-    unscaled.optimisation.scales = {"policy": LossScale(False)}
+    unscaled.optimisation.optimizers["policy"].scale = LossScale(False)
     assert cosine(gradients(unscaled, data, count=1e7), gradients(make("fp16", EXACT), data, count=1e7)) < 0.9
 
 
@@ -111,7 +111,7 @@ def test_resume_equals_no_interruption(kind, tmp_path):
     whole = make(kind, **values)
     whole.start()
     if kind == "fp16":
-        whole.optimisation.scales["policy"].value = 2.0**30  # overflows at first: the scale is at work
+        whole.optimisation.optimizers["policy"].scale.value = 2.0**30  # overflows at first: the scale is at work
     whole.step()
     torch.save(whole.state_dict(), tmp_path / "checkpoint.pt")
     expected = whole.step()
@@ -119,8 +119,8 @@ def test_resume_equals_no_interruption(kind, tmp_path):
     second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     found = second.step()
     ppo_case.assert_close(ppo_case.weights(second), ppo_case.weights(whole), tolerance=0)
-    assert {role: s.state_dict() for role, s in second.optimisation.scales.items()} == {
-        role: s.state_dict() for role, s in whole.optimisation.scales.items()
+    assert {role: o.scale.state_dict() for role, o in second.optimisation.optimizers.items()} == {
+        role: o.scale.state_dict() for role, o in whole.optimisation.optimizers.items()
     }
     for name, number in expected.items():
         if "second" not in name and name != "mfu" and not name.startswith("time/"):
@@ -147,13 +147,13 @@ def test_what_learns_in_full_is_float32_and_keeps_steps_that_bfloat16_would_lose
 
 def test_a_step_that_overflows_is_left_out_and_the_next_ones_are_not():
     trainer = make("fp16", num_ppo_epochs=1, num_mini_batches=2)
-    trainer.optimisation.scales["policy"].value = 2.0**60
+    trainer.optimisation.optimizers["policy"].scale.value = 2.0**60
     before = ppo_case.weights(trainer)
     metrics = trainer.step()
     ppo_case.assert_close(ppo_case.weights(trainer), before, tolerance=0)
     assert metrics["loss_scale/policy"] == 2.0**58
     assert "policy/grad_norm" not in metrics, "infinite is not a norm"
-    trainer.optimisation.scales["policy"].value = 2.0**16
+    trainer.optimisation.optimizers["policy"].scale.value = 2.0**16
     trainer.step()
     assert any(not torch.equal(new, before[name]) for name, new in ppo_case.weights(trainer).items())
 
@@ -163,7 +163,7 @@ def test_what_no_scale_explains_ends_the_stage():
         return torch.full((len(episodes),), torch.nan)
 
     trainer = make("fp16", scorer=broken)
-    trainer.optimisation.scales["policy"].value = 1.0
+    trainer.optimisation.optimizers["policy"].scale.value = 1.0
     with pytest.raises(StageError, match="gradient is nan"):
         trainer.step()
 

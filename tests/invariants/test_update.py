@@ -26,7 +26,7 @@ def norm(trainer, role):
 def watch(trainer, role, look):
     """Calls `look()` before each optimizer step of a role; returns what it gave."""
     seen = []
-    trainer.optimisation.optimizers[role].register_step_pre_hook(lambda *_: seen.append(look()))
+    trainer.optimisation.optimizers[role].optimizer.register_step_pre_hook(lambda *_: seen.append(look()))
     return seen
 
 
@@ -213,7 +213,7 @@ def test_a_target_kl_that_is_not_reached_ends_nothing():
 )
 def test_learning_rates(values, factors):
     trainer = ppo_case.make(num_ppo_epochs=1, num_mini_batches=1, value_learning_rate=1e-2, **values)
-    used = watch(trainer, "value", lambda: trainer.optimisation.optimizers["value"].param_groups[0]["lr"])
+    used = watch(trainer, "value", lambda: trainer.optimisation.optimizers["value"].lr)
     rates = [trainer.step()["lr"] for _ in range(4)]
     assert rates == pytest.approx([3e-3 * f for f in factors])
     assert used == pytest.approx([1e-2 * f for f in factors])
@@ -303,7 +303,11 @@ def test_ptx_goes_through_micro_batches(size, monkeypatch):
             del sizes[:]
             with trainer.bank.active("policy", train=True) as actor:
                 loss = trainer.optimisation._ptx(actor, micro, trainer.generator)
-        found[micro] = (loss, [p.grad.clone() for p in trainer.optimisation.parameters["policy"]], list(sizes))
+        found[micro] = (
+            loss,
+            [p.grad.clone() for p in trainer.optimisation.optimizers["policy"].parameters],
+            list(sizes),
+        )
     assert found[None][2] == [3]
     assert found[size][2] == ([1, 1, 1] if size == 1 else [2, 1])
     torch.testing.assert_close(found[size][0], found[None][0])

@@ -137,8 +137,8 @@ def lora_bank(
     **values: Any,
 ) -> ActorBank:
     """Four roles on one backbone. As PPO starts them: policy is the reference's copy, value the reward's;
-    with `distinct` each has weights of its own. With value="trunk" the value head is the policy's, with None there is none. With
-    `quantization` the backbone is a `quantised_lm`. `dtype` is the backbone's."""
+    with `distinct` each has weights of its own. With value="trunk" the value head is the policy's,
+    with None there is none. With `quantization` the backbone is a `quantised_lm`. `dtype` is the backbone's."""
     roles = ROLES if value == "adapter" else ("reference", "policy", "reward")
     config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
     backbone = lm(seed, **values).to(dtype) if quantization is None else quantised_lm(quantization, seed, device)

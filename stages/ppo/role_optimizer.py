@@ -1,0 +1,109 @@
+"""The optimizer of one role: loss scale, sums over processes, clipping, the step, the schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.ppo import PPOConfig
+from pipeline.errors import StageError
+from stages.models.bank import Bank
+from stages.models.sharding import gathered, whole_states
+from stages.training.distributed import World
+from stages.training.loss_scale import LossScale, needs_loss_scale
+from stages.training.optimizers import adamw
+
+
+class RoleOptimizer:
+    """Steps the parameters of one role.
+
+    Attributes:
+        parameters: those that learn.
+        scale: of the loss, in float16.
+    """
+
+    def __init__(self, bank: Bank, role: str, config: PPOConfig, device: str, world: World) -> None:
+        self.role, self.config, self.world = role, config, world
+        self.parameters: Sequence[nn.Parameter] = [p for p in bank.parameters_of(role) if p.requires_grad]
+        self.scale = LossScale(needs_loss_scale(bank))
+        rate = config.value_learning_rate if role == "value" else None
+        self.optimizer = adamw(
+            config.optimizer,
+            self.parameters,
+            device,
+            lr=config.learning_rate if rate is None else rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+        whole_states(self.optimizer)
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+
+    @property
+    def lr(self) -> float:
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def set_schedule(self, factor: float) -> None:
+        """Sets the learning rate to a factor of the initial one."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def backward(self, loss: Tensor) -> None:
+        self.scale(loss).backward()
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, sums: dict[str, Tensor], update: int) -> dict[str, float]:
+        """Clips and applies the gradients. Returns the sums over all processes and the gradient's norm, and no
+        norm where the step was left out because a float16 gradient overflowed.
+
+        Args:
+            sums: this process's, over the minibatch's tokens.
+            update: for messages, counted from 0.
+
+        Raises `StageError` for a gradient that is not finite, or zero in the role's very first step.
+        """
+        self.world.sum_gradients(self.parameters)
+        self.scale.unscale_(self.parameters)
+        before_clipping = gathered(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        # The only time in a step that the host waits for the device.
+        norm, *values = torch.stack([before_clipping, *sums.values()]).tolist()
+        skipped = self.scale.skips(math.isfinite(norm))
+        if not math.isfinite(norm) and not skipped:
+            raise StageError(
+                f"the {self.role} role's gradient is {norm} at update {update + 1}",
+                hint="lower ppo.learning_rate, or use base.dtype: float32",
+            )
+        # Only in a role's very first step: later the clip may leave a small minibatch without any gradient.
+        if norm == 0 and not self.optimizer.state:
+            raise StageError(f"the {self.role} role gets no gradient", hint="report this with the recipe")
+        if not skipped:
+            self.optimizer.step()
+        self.zero_grad()
+        totals = self.world.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+        by_name = dict(zip(sums, totals, strict=True))
+        return by_name if skipped else by_name | {f"{self.role}_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "loss_scale": self.scale.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scale.load_state_dict(state["loss_scale"])
+
+
+def schedule(config: PPOConfig, update: int, updates: int) -> float:
+    """The factor of the learning rates at an update, counted from 0, of `updates`."""
+    if update < config.warmup_updates:
+        return (update + 1) / (config.warmup_updates + 1)
+    done = (update - config.warmup_updates) / max(1, updates - config.warmup_updates)
+    if config.lr_scheduler_type == "linear":
+        return 1 - done
+    return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
