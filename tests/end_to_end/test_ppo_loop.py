@@ -1,0 +1,81 @@
+"""The PPO loop in one file (examples/ppo_loop.py) learns, and takes the trainer's steps."""
+
+from __future__ import annotations
+
+import copy
+
+import ppo_case
+import ppo_loop
+import pytest
+import tiny
+import torch
+
+from pipeline.config.ppo import KLConfig
+from stages.ppo import experience
+from stages.ppo.kl import FixedKL
+from stages.ppo.trainer import PPOTrainer
+
+PROMPTS = tiny.rows(8, 4, 4, seed=1)
+
+
+def test_one_update_moves_the_weights_as_the_trainers_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the trainer's episodes. All in one minibatch, whose order then does not matter."""
+    bank = tiny.full_bank(value="trunk")
+    policy = ppo_loop.Policy(copy.deepcopy(bank.models["policy"]), copy.deepcopy(bank.heads["policy"]))
+    reference = copy.deepcopy(bank.models["reference"])
+    config = {
+        "value": "trunk",
+        "num_mini_batches": 1,
+        "num_ppo_epochs": 3,
+        "lr_scheduler_type": "constant",
+        "lam": 0.9,
+        "kl": KLConfig(kind="fixed", init=0.2),
+    }
+    trainer = ppo_case.make("full", bank=bank, **config)
+    trainer = PPOTrainer(bank, trainer.config, ppo_case.CODEC, PROMPTS, ppo_case.varied, seed=0)
+    batches = []
+    build = experience.build
+
+    def kept(bank, episodes, scores, *arguments, **values):
+        batches.append((episodes, scores))
+        return build(bank, episodes, scores, *arguments, **values)
+
+    monkeypatch.setattr(experience, "build", kept)
+    expected = trainer.step()
+    [(episodes, scores)] = batches
+    assert len(set(episodes.response_lengths_B.tolist())) > 1
+    length = 4 + episodes.mask_BT.shape[1]
+    ids = torch.full((8, length), tiny.PAD)
+    ids[:, : episodes.ids_BL.shape[1]] = episodes.ids_BL
+    settings = ppo_loop.Settings(
+        num_mini_batches=1,
+        num_ppo_epochs=3,
+        lam=0.9,
+        vf_coef=trainer.config.vf_coef,
+        max_grad_norm=trainer.config.max_grad_norm,
+    )
+    optimizer = torch.optim.AdamW(
+        policy.parameters(),
+        lr=trainer.config.learning_rate,
+        eps=trainer.config.adam_epsilon,
+        weight_decay=0.0,
+    )
+    before = copy.deepcopy(policy.lm.state_dict())
+    metrics = ppo_loop.update(
+        policy, reference, optimizer, ids, episodes.mask_BT, scores, FixedKL(0.2), settings, torch.Generator()
+    )
+    assert metrics["score"] == pytest.approx(expected["objective/scores"])
+    assert metrics["kl"] == pytest.approx(expected["objective/kl"], abs=1e-5)
+    theirs = {**bank.models["policy"].state_dict()}
+    moved = max(float((theirs[name] - before[name]).abs().max()) for name in theirs)
+    assert moved > 1e-3
+    for name, weight in policy.lm.state_dict().items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-3 * moved, msg=name)
+    torch.testing.assert_close(policy.head.weight, bank.heads["policy"].weight, rtol=0, atol=1e-3 * moved)
+
+
+def test_it_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    history = ppo_loop.main(updates=8)
+    assert history[-1]["score"] > history[0]["score"] + 3
+    assert history[-1]["kl"] > 1
+    assert "update   0" in capsys.readouterr().out
