@@ -86,15 +86,60 @@ def check_python(arguments: Sequence[str]) -> None:
             assert f'"{option}"' in text, option
 
 
-def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def anchors(page: Path) -> set[str]:
+    """What `#...` of a link can name: GitHub's slugs of the page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), f"{target}#{anchor}"
+
+
+SOURCES = sorted(
+    file
+    for folder in ("pipeline", "data", "ranking", "stages", "benchmarks", "tests", "recipes", "docs")
+    for file in (ROOT / folder).rglob("*")
+    if file.suffix in (".py", ".yaml", ".md", ".html")
+)
+FOLDERS = "pipeline|data|ranking|stages|benchmarks|tests|recipes|docs"
+"""Where a path in backticks is one of the project's."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_the_docs_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w/.-]+\.(?:py|md|yaml|css|html)|[\w.-]+(?:/[\w.-]+)+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_code_names_pages_that_exist() -> None:
+    named = {
+        (path, str(file.relative_to(ROOT)))
+        for file in [*SOURCES, *ROOT.glob("*.md"), ROOT / "Makefile"]
+        for path in re.findall(r"\bdocs/(?!hub/)[\w/-]+\.md\b", file.read_text(encoding="utf-8"))  # not the Hub's
+    }
+    assert len(named) > 30
+    assert not [(path, file) for path, file in sorted(named) if not (ROOT / path).is_file()]
+
+
+def test_the_index_lists_every_page_once() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    pages = [str(page.relative_to(ROOT / "docs")) for page in sorted((ROOT / "docs").rglob("*.md"))]
+    for page in pages:
+        assert index.count(f"]({page})") == (page != "README.md"), page
 
 
 def test_metrics_in_the_faq_are_defined() -> None:
-    defined = (ROOT / "docs/ppo.md").read_text(encoding="utf-8") + (ROOT / "docs/rankings.md").read_text("utf-8")
+    pages = [ROOT / "docs/ppo.md", *(ROOT / "docs/rankings").glob("*.md")]
+    defined = "".join(page.read_text(encoding="utf-8") for page in pages)
     page = (ROOT / "docs/faq.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:objective|policy|val|response|loss|eval|time)/\w+|eval_\w+)`", page))
     assert len(named) > 10
