@@ -8,14 +8,17 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 from commands import PAGES, ROOT, commands, recorded
 
+from pipeline.config.data import RankingTableConfig
 from pipeline.config.load import load_recipe
+from pipeline.config.reward import RewardConfig
 from stages.__main__ import app
+from stages.ppo.watch.alerts import ALIKE, FALLS, RULES, STOPPED
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page)]
 FOREIGN = {
@@ -158,3 +161,33 @@ def test_values_in_the_faq_exist() -> None:
             continue
         block = reference.partition(f"## `{section}`\n")[2].partition("\n## ")[0]
         assert f"| `{name}` |" in block, path
+
+
+def named_in_tables(page: str) -> set[str]:
+    """What stands in backticks in the first column of a page's tables."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_alert_is_described() -> None:
+    alerts = {rule.name for rule in (*RULES, ALIKE, FALLS, STOPPED)}
+    rules = (
+        (ROOT / "docs/ppo.md")
+        .read_text(encoding="utf-8")
+        .partition("| rule | holds when |")[2]
+        .partition("\n\n")[0]
+    )
+    described = {name for row in rules.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
+    assert described == alerts
+
+
+def test_every_format_and_objective_is_described() -> None:
+    formats, objectives = (
+        set(get_args(get_type_hints(section)[name]))
+        for section, name in ((RankingTableConfig, "format"), (RewardConfig, "objective"))
+    )
+    page = ROOT / "docs/rankings/formats.md"
+    assert formats <= anchors(page)
+    assert formats == set(re.findall(r"^\| \[`(\w+)`\]", page.read_text("utf-8"), re.MULTILINE))
+    assert objectives <= named_in_tables("docs/rankings/reward_model.md")
