@@ -1,6 +1,8 @@
-"""Every command in README, docs/ and recipes/: of the project's own, make passes it on, the command line takes its
-arguments, and the recipe that it names loads. What runs besides is in test_readme.py and test_tutorial.py; others
-need hours, a network or other machines, and are checked no further than this."""
+"""README, docs/ and recipes/: commands, links, paths and names that they give.
+
+Every command is one that make passes on and the command line accepts, and the recipe it names loads. test_readme.py
+and test_tutorial.py run commands; others need hours, a network or other machines, and are checked no further.
+"""
 
 from __future__ import annotations
 
