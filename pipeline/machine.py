@@ -108,7 +108,8 @@ def return_memory() -> bool:
     """Has the C library give large blocks back to the system once they are free; whether it can.
 
     glibc raises its limit for this with every block that is freed, up to 32 MB, and keeps smaller ones for later: a
-    quarter of a training's peak was such room (docs/memory.md). A block then costs its page faults again each time.
+    quarter of a training's peak was such room (docs/log/memory.md). A block then costs its page faults again each
+    time.
     """
     libc = _glibc()
     return libc is not None and bool(libc.mallopt(-3, RETURNED))  # M_MMAP_THRESHOLD

@@ -1,4 +1,6 @@
-"""Everything that is measured of a set of rankings, as `agreement.json` holds it. docs/rankings.md defines each."""
+"""Everything that is measured of a set of rankings, as `agreement.json` holds it.
+
+docs/rankings/agreement.md defines each measure."""
 
 from __future__ import annotations
 

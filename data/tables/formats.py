@@ -1,4 +1,4 @@
-"""One adapter for each shape of table in which rankings come. docs/rankings.md shows each."""
+"""One adapter for each shape of table in which rankings come. docs/rankings/formats.md shows each."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 wide: K completion and K rating columns a row, or two and a signed preference; long: a row a completion; pairs:
 chosen and rejected; tree: nested replies with ranks (OASST); scored: a list of scored completions a row; choice:
 a list and the best one's place; native: our own schema; argilla and label_studio: what these tools export.
-docs/rankings.md shows each.
+docs/rankings/formats.md shows each.
 
 An empty cell leaves a completion out, and a ranking of which fewer than two are left; both are counted. What
 is malformed (a rating that is no number, a column that is not there) is an error with file and line.

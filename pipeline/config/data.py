@@ -57,7 +57,7 @@ TextSource = Annotated[
 
 @section
 class RankingTableConfig:
-    """Rankings as they come. See docs/rankings.md for each format's columns."""
+    """Rankings as they come. See docs/rankings/formats.md for each format's columns."""
 
     path: LocalPath
     """As `TableConfig.path`."""

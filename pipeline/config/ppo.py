@@ -66,7 +66,7 @@ class AggregateConfig:
 
 @section
 class GuardsConfig:
-    """Who watches PPO besides its own reward, and when that stops it (docs/ppo.md, Guards)."""
+    """Who watches PPO besides its own reward, and when that stops it (docs/ppo.md)."""
 
     judge: LocalPath = "eval"
     """Who scores the looks: `eval`, as `eval.judge`; another slot lexicon or the path of one; `member`, an

@@ -34,7 +34,7 @@ class AnnotatorConfig:
 
 @section
 class AppConfig:
-    """The page on which people rank (docs/rankings.md)."""
+    """The page on which people rank (docs/rankings/collecting.md)."""
 
     annotators: list[Annotated[str, Field(pattern=r"^\w[\w.-]{0,39}$")]] = field(default_factory=list)
     """Who ranks, by pseudonym; each gets a link. Rankings of others that the database holds do not count."""

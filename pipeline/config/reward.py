@@ -36,7 +36,8 @@ class GateConfig:
 
 @section
 class PretrainOnConfig(RankingTableConfig):
-    """Rankings of a weaker or larger kind to learn from first; see docs/rankings.md for each format's columns."""
+    """Rankings of a weaker or larger kind to learn from first; docs/rankings/formats.md has the columns of each
+    format."""
 
     trainer: dict[str, Any] = field(default_factory=dict)
     """As `reward.trainer`, for this phase alone."""
@@ -60,7 +61,7 @@ class RewardConfig:
     )
     """Bradley-Terry over all pairs of a ranking, each weighted 1/C(K,2), from K forward passes; over every strict
     pair by itself, from two passes each (a batch is then counted in pairs); Davidson, which learns from ties too;
-    Plackett-Luce with ties; or squared error to scores derived from `merits`. docs/rankings.md has each."""
+    Plackett-Luce with ties; or squared error to scores derived from `merits`. See docs/rankings/reward_model.md."""
     margin: NonNegative = 0.0
     """Bradley-Terry only: by how much the better of two answers should lead, in log-odds, for the mean
     difference of `merits` in a strict pair; in proportion for others (Llama 2's margin loss). 0: no margin."""

@@ -25,7 +25,7 @@ ROUGH = 0.09
 """Root mean square of differences between equal computations in 16 bits, as a share of the spread of what is
 compared. The largest difference of many numbers grows with their count and says little; this does not.
 
-Measured with SmolLM2-135M in bfloat16 (docs/ppo.md): 0.02 for log-probs of tokens, 0.04 for scores of a reward
+Measured with SmolLM2-135M in bfloat16 (docs/log/ppo.md): 0.02 for log-probs of tokens, 0.04 for scores of a reward
 model. A scalar head that is off by a tenth makes 0.1 or more. What is off by less than rounding is not noticed."""
 FLOOR = 0.1
 """The spread is taken to be at least this share of the numbers' own size: rounding is a share of that, also where

@@ -1,6 +1,8 @@
-"""Every command in README, docs/ and recipes/: of the project's own, make passes it on, the command line takes its
-arguments, and the recipe that it names loads. What runs besides is in test_readme.py and test_tutorial.py; others
-need hours, a network or other machines, and are checked no further than this."""
+"""README, docs/ and recipes/: commands, links, paths and names that they give.
+
+Every command is one that make passes on and the command line accepts, and the recipe it names loads. test_readme.py
+and test_tutorial.py run commands; others need hours, a network or other machines, and are checked no further.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,17 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 from commands import PAGES, ROOT, commands, recorded
 
+from pipeline.config.data import RankingTableConfig
 from pipeline.config.load import load_recipe
+from pipeline.config.reward import RewardConfig
 from stages.__main__ import app
+from stages.ppo.watch.alerts import ALIKE, FALLS, RULES, STOPPED
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page)]
 FOREIGN = {
@@ -86,15 +91,60 @@ def check_python(arguments: Sequence[str]) -> None:
             assert f'"{option}"' in text, option
 
 
-def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def anchors(page: Path) -> set[str]:
+    """What `#...` of a link can name: GitHub's slugs of the page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), f"{target}#{anchor}"
+
+
+SOURCES = sorted(
+    file
+    for folder in ("pipeline", "data", "ranking", "stages", "benchmarks", "tests", "recipes", "docs")
+    for file in (ROOT / folder).rglob("*")
+    if file.suffix in (".py", ".yaml", ".md", ".html")
+)
+FOLDERS = "pipeline|data|ranking|stages|benchmarks|tests|recipes|docs"
+"""Where a path in backticks is one of the project's."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_the_docs_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w/.-]+\.(?:py|md|yaml|css|html)|[\w.-]+(?:/[\w.-]+)+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_code_names_pages_that_exist() -> None:
+    named = {
+        (path, str(file.relative_to(ROOT)))
+        for file in [*SOURCES, *ROOT.glob("*.md"), ROOT / "Makefile"]
+        for path in re.findall(r"\bdocs/(?!hub/)[\w/-]+\.md\b", file.read_text(encoding="utf-8"))  # not the Hub's
+    }
+    assert len(named) > 30
+    assert not [(path, file) for path, file in sorted(named) if not (ROOT / path).is_file()]
+
+
+def test_the_index_lists_every_page_once() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    pages = [str(page.relative_to(ROOT / "docs")) for page in sorted((ROOT / "docs").rglob("*.md"))]
+    for page in pages:
+        assert index.count(f"]({page})") == (page != "README.md"), page
 
 
 def test_metrics_in_the_faq_are_defined() -> None:
-    defined = (ROOT / "docs/ppo.md").read_text(encoding="utf-8") + (ROOT / "docs/rankings.md").read_text("utf-8")
+    pages = [ROOT / "docs/ppo.md", *(ROOT / "docs/rankings").glob("*.md")]
+    defined = "".join(page.read_text(encoding="utf-8") for page in pages)
     page = (ROOT / "docs/faq.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:objective|policy|val|response|loss|eval|time)/\w+|eval_\w+)`", page))
     assert len(named) > 10
@@ -113,3 +163,33 @@ def test_values_in_the_faq_exist() -> None:
             continue
         block = reference.partition(f"## `{section}`\n")[2].partition("\n## ")[0]
         assert f"| `{name}` |" in block, path
+
+
+def named_in_tables(page: str) -> set[str]:
+    """What stands in backticks in the first column of a page's tables."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_alert_is_described() -> None:
+    alerts = {rule.name for rule in (*RULES, ALIKE, FALLS, STOPPED)}
+    rules = (
+        (ROOT / "docs/ppo.md")
+        .read_text(encoding="utf-8")
+        .partition("| rule | holds when |")[2]
+        .partition("\n\n")[0]
+    )
+    described = {name for row in rules.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
+    assert described == alerts
+
+
+def test_every_format_and_objective_is_described() -> None:
+    formats, objectives = (
+        set(get_args(get_type_hints(section)[name]))
+        for section, name in ((RankingTableConfig, "format"), (RewardConfig, "objective"))
+    )
+    page = ROOT / "docs/rankings/formats.md"
+    assert formats <= anchors(page)
+    assert formats == set(re.findall(r"^\| \[`(\w+)`\]", page.read_text("utf-8"), re.MULTILINE))
+    assert objectives <= named_in_tables("docs/rankings/reward_model.md")

@@ -144,7 +144,7 @@ def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows) - {"step", "time"}
     page = (ROOT / "docs/ppo.md").read_text(encoding="utf-8").partition("## Metrics")[2]
-    page = page.partition("## Guards")[0]
+    page = page.partition("\n## ")[0]
     defined = {
         name for line in page.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
     }

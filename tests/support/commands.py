@@ -12,7 +12,7 @@ from pathlib import Path
 
 from repository import ROOT
 
-FOLDERS = ("*.md", "docs/*.md", "recipes/**/*.md")
+FOLDERS = ("*.md", "docs/**/*.md", "recipes/**/*.md")
 PAGES = sorted(page for pattern in FOLDERS for page in ROOT.glob(pattern))
 RECORDER = f"""#!{sys.executable}
 import json, os, sys

@@ -2,8 +2,8 @@
 
 A head's own forward rounds each logit to 8 (bfloat16) or 11 bits. Sampling and training round different hidden
 states, so the same token gets log-probs that differ by the rounding of a logit as well: about half of the
-difference between them (docs/ppo.md). Operands stay in 16 bits here: their products are exact in float32, and so
-are the sums but for float32's own rounding.
+difference between them (docs/log/ppo.md). Operands stay in 16 bits here: their products are exact in float32, and
+so are the sums but for float32's own rounding.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A flight recorder for PPO: rules that read each update's metrics and name a symptom, its likely cause and a fix.
 
-Pure functions of the metrics so far (docs/ppo.md, Guards): no torch, no files. A rule speaks once, when it first
+Pure functions of the metrics so far (docs/ppo.md): no torch, no files. A rule speaks once, when it first
 holds; the recorder goes on counting. Thresholds are wide on purpose, since a warning that healthy runs get is not
 read when it matters.
 """

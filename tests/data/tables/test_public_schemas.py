@@ -1,4 +1,4 @@
-"""Rows in the schemas of public data sets, through the formats that docs/rankings.md names for them."""
+"""Rows in the schemas of public data sets, through the formats that docs/rankings/formats.md names for them."""
 
 import json
 
