@@ -19,7 +19,7 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := base data sft collect rank reward ppo dpo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run round test slow gpu lint types check plan show status report compare chat clean judge publish \
+.PHONY: help venv run round test slow mutations gpu lint types check plan show status report compare chat clean judge publish \
 	export-rankings docs $(STAGES)
 
 help: ## list the targets
@@ -86,6 +86,9 @@ test: venv ## run the fast tests
 
 slow: venv ## run the slow tests
 	@$(VENV)/bin/python -m pytest -n 2 -m slow
+
+mutations: venv ## break the maths in a few places, other ones each day, and show which tests notice
+	@$(VENV)/bin/python benchmarks/mutations.py $(or $(ARGS),--sample 3)
 
 gpu: venv ## run the tests of a CUDA device, and the table of docs/gpu.md
 	@$(VENV)/bin/python -m pytest tests/gpu

@@ -1,6 +1,8 @@
 """Breaks a copy of the code in one place at a time and shows which tests notice: `python benchmarks/mutations.py`.
 
-    python benchmarks/mutations.py [--list] [WORD ...]     only the mutations whose names contain one of the words
+    python benchmarks/mutations.py [--list] [--sample N] [WORD ...]
+
+WORD: only the mutations whose names contain one of the words. --sample: only N of them, others each day.
 
 Ends with 1 if a mutation survives its tests, if its text is not found, or if the tests fail without any.
 """
@@ -17,10 +19,11 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("pipeline", "ranking", "data", "stages", "tests", "pyproject.toml")
+COPIED = ("pipeline", "ranking", "data", "stages", "tests", "benchmarks", "examples", "recipes", "pyproject.toml")
 SHOWN = 2
 
 PPO, MODELS, REWARD = "tests/stages/ppo", "tests/stages/models", "tests/stages/reward"
@@ -587,8 +590,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="only mutations whose names contain one of these")
     parser.add_argument("--list", action="store_true", help="name the mutations and stop")
+    parser.add_argument("--sample", type=int, help="only so many of them, other ones each day")
     arguments = parser.parse_args()
     chosen = [m for m in MUTATIONS if not arguments.words or any(w in m.name for w in arguments.words)]
+    if arguments.sample:
+        start = date.today().toordinal() * arguments.sample
+        chosen = [chosen[(start + i) % len(chosen)] for i in range(min(arguments.sample, len(chosen)))]
     if arguments.list:
         print("\n".join(m.name for m in chosen))
         return 0

@@ -127,15 +127,6 @@ class Bank(nn.Module, ABC):
             for name, parameter in own.items():
                 parameter.copy_(state[name])
 
-    def copy_role(self, source: str, target: str) -> None:
-        """Sets `target`'s parameters to `source`'s, where names agree."""
-        with torch.no_grad():
-            origin = self._named_parameters(source)
-            for name, parameter in self._named_parameters(target).items():
-                parameter.copy_(origin[name])
-            if source in self.heads and target in self.heads:
-                self.heads[target].load_state_dict(self.heads[source].state_dict())
-
     def checksum(self, role: str) -> str:
         """SHA-256 of a role's own parameters: equal sums mean equal weights."""
         digest = hashlib.sha256()

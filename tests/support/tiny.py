@@ -126,6 +126,16 @@ def quantised_lm(quantization: str | dict[str, str], seed: int = 0, device: str 
         return load_causal_lm(folder, device, dtype="float32", quantization=quantization)
 
 
+def copy_role(bank: ActorBank, source: str, target: str) -> None:
+    """Sets `target`'s parameters to `source`'s, where names agree."""
+    with torch.no_grad():
+        origin = bank._named_parameters(source)
+        for name, parameter in bank._named_parameters(target).items():
+            parameter.copy_(origin[name])
+    if source in bank.heads and target in bank.heads:
+        bank.heads[target].load_state_dict(bank.heads[source].state_dict())
+
+
 def lora_bank(
     *,
     value: str | None = "adapter",
@@ -157,9 +167,9 @@ def lora_bank(
         heads[learner] = head(seed + 2, width)
     bank = ActorBank(model, heads, sorted({"policy", learner})).to(device)
     if not distinct:
-        bank.copy_role("reference", "policy")
+        copy_role(bank, "reference", "policy")
         if value == "adapter":
-            bank.copy_role("reward", "value")
+            copy_role(bank, "reward", "value")
     return bank
 
 

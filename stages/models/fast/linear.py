@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,11 +32,14 @@ MERGE_UP_TO = 2**29
 """Bytes that merged copies may take. They are gone when training, which needs more, begins."""
 
 
-def _onednn_works() -> bool:
-    """Whether this PyTorch has the operator, and it says what `F.linear` says, on a strided weight too."""
+@cache
+def onednn_works() -> bool:
+    """Whether this PyTorch has the operator and it gives what `F.linear` gives, on a strided weight too."""
     if not torch.backends.mkldnn.is_available():
         return False
-    x, weight, bias = torch.randn(ROWS, 6), torch.randn(6, 5).t(), torch.randn(5)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((ROWS, 6), (6, 5), (5,)))
+    weight = weight.t()
     try:
         ours = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     except (AttributeError, RuntimeError):
@@ -43,14 +47,10 @@ def _onednn_works() -> bool:
     return torch.allclose(ours, F.linear(x, weight, bias), atol=1e-5)
 
 
-with torch.random.fork_rng(devices=[]):
-    ONEDNN = _onednn_works()
-
-
 def matmul(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`F.linear` without a gradient, (N, O)."""
     large = len(x_NI) >= ROWS and x_NI.shape[1] > 0
-    if ONEDNN and large and x_NI.dtype == torch.float32 and x_NI.device.type == "cpu":
+    if large and x_NI.dtype == torch.float32 and x_NI.device.type == "cpu" and onednn_works():
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return F.linear(x_NI, weight_OI, bias_O)
 

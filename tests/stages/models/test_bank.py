@@ -206,15 +206,6 @@ def test_checksums_are_equal_for_equal_weights():
     assert bank.checksum("policy") != bank.checksum("reward")
 
 
-def test_copy_role_copies_adapter_and_head(lora):
-    lora.copy_role("reward", "value")
-    assert torch.equal(outputs(lora, "value"), outputs(lora, "reward"))
-    assert lora.heads["value"] is not lora.heads["reward"]
-    with torch.no_grad():
-        lora.heads["value"].bias.add_(1)
-    assert not torch.equal(outputs(lora, "value"), outputs(lora, "reward"))
-
-
 @pytest.mark.parametrize("role", ["policy", "value"])
 @pytest.mark.parametrize("kind", tiny.BANKS)
 def test_state_round_trip(kind, role, tmp_path):
