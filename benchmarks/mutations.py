@@ -100,8 +100,8 @@ MUTATIONS = [
     mutation(
         "rounds: the prompts that members agree on are chosen",
         "stages/collect.py",
-        "found.argsort(descending=True",
-        "found.argsort(descending=False",
+        "gain_N.argsort(descending=True",
+        "gain_N.argsort(descending=False",
         "tests/stages/test_collect_stage.py",
     ),
     mutation(
@@ -401,7 +401,7 @@ MUTATIONS = [
     ),
     mutation(
         "a packed completion sees those before it",
-        "stages/reward/packing.py",
+        "stages/scoring/reward_model.py",
         "causal & ((key == 0) | (key == query))",
         "causal & (key >= 0)",
         f"{REWARD}/test_groups.py",

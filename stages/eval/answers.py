@@ -23,11 +23,14 @@ from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import response_logprobs
 from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import generate
-from stages.scoring.classifier import ResponseScorer
 from stages.sft import encode_demonstrations
 
 TEXT_WIDTH = 512
 """Tokens of held-out text that are read at once, if the model can."""
+
+
+Score = Callable[[Sequence[EncodedPrompt], Sequence[Sequence[int]]], Tensor | Sequence[float]]
+"""`score(prompts, responses)` -> one number per response: a `Scorer`, or the `scores` of a judge."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Answers:
 
     Attributes:
         ids, texts: by prompt, then by answer.
-        weights_PS: the chance of each answer; rows sum to 1.
+        weights_PS: the probability of each answer; rows sum to 1.
         kl_P: log-ratio of a prompt's answer to the SFT model, nats; None where it was not measured.
-        losses: nats a token, by what was read: `nll` (held-out demonstrations), `text_nll` (held-out text).
+        losses: nats per token, of `nll` (held-out demonstrations) and `text_nll` (held-out text).
     """
 
     ids: list[list[list[int]]]
@@ -49,20 +52,20 @@ class Answers:
 
     @property
     def shown(self) -> list[str]:
-        """One answer to each prompt: the likeliest, of equals the first."""
+        """One answer to each prompt: the most probable one, the first of equals."""
         picked = self.weights_PS.argmax(1).tolist()
         return [texts[i] for texts, i in zip(self.texts, picked, strict=True)]
 
     def expected(self, values_PS: Array) -> Array:
-        """(P,): the mean of something about answers, by their chances."""
+        """(P,): the expectation of values of the answers."""
         mean: Array = (self.weights_PS * values_PS).sum(1)
         return mean
 
-    def score(self, scorer: ResponseScorer, prompts: Sequence[EncodedPrompt]) -> Array:
-        """(P, S) scores of the answers."""
-        asked = [prompt for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
-        scores = scorer(asked, [row for rows in self.ids for row in rows])
-        return np.asarray(scores.double().reshape(len(prompts), -1))
+    def score(self, score: Score, prompts: Sequence[EncodedPrompt]) -> Array:
+        """(P, S): what a scorer, or a judge's `scores`, says of each answer."""
+        repeated = [prompt for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
+        scores = score(repeated, [row for rows in self.ids for row in rows])
+        return np.asarray(scores, dtype=float).reshape(len(prompts), -1)
 
 
 def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:

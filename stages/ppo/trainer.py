@@ -29,10 +29,11 @@ from stages.ppo.cost import attainable, shape_of, update_flops
 from stages.ppo.experience import Experience
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
+from stages.ppo.rewards import RewardSignal, ScoreNormalizer
 from stages.sampling import episodes as trajectory
 from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import Record, generate
-from stages.scoring.scorer import ScoreNormalizer, Scorer, disagreement
 from stages.training.distributed import World
 from stages.training.loss_scale import LossScale, needs_loss_scale
 from stages.training.optimizers import adamw
@@ -46,8 +47,8 @@ class PPOTrainer:
 
     Args:
         bank: roles policy, reference and, unless `config.value` is trunk, value.
-        prompts: ids of the training prompts.
-        scorer: the reward model.
+        prompts: the training prompts.
+        reward: scores responses.
         demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
         is_copy: whether the policy starts as the reference's copy, which the first batch must then show.
         say: told when a micro-batch did not fit into memory.
@@ -58,8 +59,8 @@ class PPOTrainer:
         bank: Bank,
         config: PPOConfig,
         codec: Codec,
-        prompts: Sequence[Sequence[int]],
-        scorer: Scorer,
+        prompts: Sequence[EncodedPrompt],
+        reward: RewardSignal,
         *,
         seed: int,
         device: str = "cpu",
@@ -67,7 +68,7 @@ class PPOTrainer:
         is_copy: bool = True,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.bank, self.config, self.codec, self.scorer = bank, config, codec, scorer
+        self.bank, self.config, self.codec, self.reward = bank, config, codec, reward
         self.prompts, self.seed, self.device = prompts, seed, device
         self.demonstrations, self.is_copy = demonstrations, is_copy
         self.world = World()
@@ -97,18 +98,24 @@ class PPOTrainer:
 
     def start(self) -> None:
         """Before the first update: the moments that scores are normalised by, from the reference's own answers."""
-        self.normalizer.prepare(lambda: self.scorer(self.sample(self.next_prompts(), role="reference")))
+
+        def scores() -> Tensor:
+            prompts = self.next_prompts()
+            return self.reward(prompts, responses_of(self.sample(prompts, role="reference")))
+
+        self.normalizer.prepare(scores)
 
     def step(self) -> dict[str, float]:
         """One update: sample a batch of episodes, learn from it. Returns its metrics (docs/ppo.md)."""
         clock = _Clock()
         # 1. Sample responses.
         record = self._record()
-        episodes = self.sample(self.next_prompts(), record)
+        prompts = self.next_prompts()
+        episodes = self.sample(prompts, record)
         clock.lap("rollout")
         # 2. Score them.
-        scores = self.scorer(episodes)
-        differed = disagreement(self.scorer, self.world)
+        scores = self.reward(prompts, responses_of(episodes))
+        disagreement = self.reward.disagreement(self.world)
         rewards = self.normalizer(scores)
         ended = episodes.ended(self.codec.stop_ids).cpu()
         if self.config.missing_eos_penalty is not None:
@@ -139,7 +146,7 @@ class PPOTrainer:
         self._work[1] += clock.total
         return (
             data.metrics
-            | differed
+            | disagreement
             | {"response/ended": float(count[0] / count[1])}
             | learnt
             | {f"time/{name}": seconds for name, seconds in clock.laps.items()}
@@ -170,7 +177,7 @@ class PPOTrainer:
         second, over what one large matrix product reaches."""
         return self._work[0] / self._work[1] / self.attainable if self._work[1] else 0.0
 
-    def next_prompts(self) -> list[Sequence[int]]:
+    def next_prompts(self) -> list[EncodedPrompt]:
         """The next batch of prompts, this process's share. They come in a random order, and in a new one each time
         all were used."""
         chosen: list[int] = []
@@ -183,7 +190,7 @@ class PPOTrainer:
         return [self.prompts[chosen[i]] for i in self.world.mine(self.config.batch_size).tolist()]
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], record: Record | None = None, role: str = "policy"
+        self, prompts: Sequence[EncodedPrompt], record: Record | None = None, role: str = "policy"
     ) -> Episodes:
         """Episodes of this process's prompts under a role."""
         uniform = torch.rand((self.config.batch_size, self.config.response_length), generator=self.generator)
@@ -191,16 +198,17 @@ class PPOTrainer:
 
     def respond(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[EncodedPrompt],
         uniform_BT: Tensor,
         record: Record | None = None,
         role: str = "policy",
     ) -> Episodes:
         """Episodes from given random numbers."""
+        ids = [prompt.ids for prompt in prompts]
         with self.bank.active(role, decode=True) as actor:
             responses = generate(
                 actor,
-                prompts,
+                ids,
                 uniform_BT,
                 temperature=self.config.temperature,
                 stop_ids=self.codec.stop_ids,
@@ -208,7 +216,7 @@ class PPOTrainer:
                 batch_size=self.decoding,
                 record=record,
             )
-        return Episodes.build(prompts, responses, self.codec.stop_ids, self.codec.pad_id, self.device)
+        return Episodes.build(ids, responses, self.codec.stop_ids, self.codec.pad_id, self.device)
 
     # --- 6. Optimisation ----------------------------------------------------------------------------------------
 
@@ -503,6 +511,12 @@ class PPOTrainer:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def responses_of(episodes: Episodes) -> list[list[int]]:
+    """The ids of each response, up to and including its first stop token."""
+    lengths = episodes.response_lengths_B.tolist()
+    return [row[:n] for row, n in zip(episodes.responses_BT.tolist(), lengths, strict=True)]
 
 
 def _accumulate(sums: dict[str, Tensor], losses: Sequence[Loss]) -> None:

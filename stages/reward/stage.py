@@ -7,7 +7,7 @@
 3. Put the members on a common scale.
 4. Measure it on held-out rankings, beside a bag of words that learnt from the same pairs and the annotators
    themselves; judge whether PPO may trust it (the gate).
-5. Write the model with golden scores, and `quality.json`.
+5. Write the model with its fingerprints, and `quality.json`.
 """
 
 from __future__ import annotations

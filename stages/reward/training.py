@@ -1,5 +1,5 @@
-"""Trains a reward model on groups of rankings: the losses of a batch, a Trainer for them, looks at held-out
-rankings."""
+"""Trains a reward model on groups of rankings: the losses of a batch, a Trainer for them, the accuracy on held-out
+rankings along the way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stages.models.precision import Deviation, exact
 from stages.reward import likelihoods
 from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
 from stages.reward.packing import pack
-from stages.scoring.reward_model import RewardModel, Scorer, score_rows
+from stages.scoring.reward_model import RewardModel, ScoringModule, score_rows
 from stages.training.batches import GlobalBatchTrainer
 from stages.training.distributed import World
 from stages.training.trainer import StageCallback, training_arguments
@@ -82,7 +82,7 @@ def ranking_loss(scores: Tensor, orders: Sequence[Order], objective: Objective) 
 
 
 def train(
-    model: Scorer,
+    model: ScoringModule,
     config: RewardConfig,
     trainer_values: Mapping[str, Any],
     groups: list[Group],
@@ -121,7 +121,7 @@ def train(
 
 
 @torch.no_grad()
-def can_pack(model: Scorer, groups: Sequence[Group], pad_id: int, ctx: RunContext) -> bool:
+def can_pack(model: ScoringModule, groups: Sequence[Group], pad_id: int, ctx: RunContext) -> bool:
     """Whether packed rows give the scores of plain ones, but for rounding (`stages.models.precision`): not with
     encoders, nor with attention that takes no mask of ours or looks at other things than positions and masks."""
     if not isinstance(model, RewardModel):
@@ -220,7 +220,7 @@ def accuracy_on(model: Any, groups: Sequence[Group], batch_size: int, device: st
 
 
 def run_phase(
-    model: Scorer,
+    model: ScoringModule,
     fit: Callable[[RunContext], tuple[int, Metrics]],
     ctx: RunContext,
     name: str,

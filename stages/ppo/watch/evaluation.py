@@ -15,12 +15,12 @@ import torch
 from pipeline.engine.stage import RunContext
 from stages.ppo.checkpoint import load, save
 from stages.ppo.experience import score_tokens
-from stages.ppo.judges import Judge
 from stages.ppo.kl import k1
-from stages.ppo.trainer import PPOTrainer
+from stages.ppo.trainer import PPOTrainer, responses_of
 from stages.ppo.watch import selection as choice
 from stages.ppo.watch.selection import Fall
 from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.judge import ScoringJudge
 
 
 def look_prompts(held_out: Sequence[EncodedPrompt], count: int) -> list[EncodedPrompt]:
@@ -38,7 +38,7 @@ class Looks:
     """
 
     def __init__(
-        self, trainer: PPOTrainer, prompts: Sequence[EncodedPrompt], judge: Judge | None, ctx: RunContext
+        self, trainer: PPOTrainer, prompts: Sequence[EncodedPrompt], judge: ScoringJudge | None, ctx: RunContext
     ) -> None:
         self.trainer, self.config, self.prompts, self.judge = trainer, trainer.config, prompts, judge
         self.folder, self.seed = ctx.state_dir, ctx.seed
@@ -58,19 +58,15 @@ class Looks:
         trainer = self.trainer
         generator = torch.Generator().manual_seed(self.seed)
         uniform = torch.rand((len(self.prompts), self.config.response_length), generator=generator)
-        episodes = trainer.respond([prompt.ids for prompt in self.prompts], uniform)
-        scores = trainer.scorer(episodes)
+        episodes = trainer.respond(self.prompts, uniform)
+        responses = responses_of(episodes)
+        scores = trainer.reward(self.prompts, responses)
         logp, ref_logp = (
             score_tokens(trainer.bank, role, episodes, self.config, micro=trainer.micro)[0].cpu()
             for role in ("policy", "reference")
         )
         kl = torch.where(episodes.mask_BT.cpu(), k1(logp, ref_logp), 0.0).sum(1)
         lengths = episodes.response_lengths_B
-        prompts = [prompt.messages for prompt in self.prompts]
-        responses = [
-            trainer.codec.decode(row[:n])
-            for row, n in zip(episodes.responses_BT.tolist(), lengths.tolist(), strict=True)
-        ]
         look: dict[str, Any] = {
             "update": trainer.update,
             "kl": float(kl.mean()),
@@ -79,11 +75,11 @@ class Looks:
             "length": float(lengths.float().mean()),
             "kls": kl.tolist(),
             "scores": scores.tolist(),
-            "prompts": prompts,
-            "responses": responses,
+            "prompts": [prompt.messages for prompt in self.prompts],
+            "responses": [trainer.codec.decode(response) for response in responses],
         }
         if self.judge is not None:
-            judged = self.judge.score(prompts, responses, episodes)
+            judged = self.judge.scores(self.prompts, responses)
             look |= {"judge": sum(judged) / len(judged), "judged": judged}
         self.taken.append(look)
         self._conclude()
