@@ -1,4 +1,4 @@
-"""What the models answer to held-out prompts, and how likely what they read is to them."""
+"""The models' answers to held-out prompts, and their losses on held-out demonstrations and text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stages.sampling.sampler import generate
 from stages.sft import encode_demonstrations
 
 TEXT_WIDTH = 512
-"""Tokens of held-out text that are read at once, if the model can."""
+"""Tokens of held-out text in one row."""
 
 
 Score = Callable[[Sequence[EncodedPrompt], Sequence[Sequence[int]]], Tensor | Sequence[float]]
@@ -69,7 +69,7 @@ class Answers:
 
 
 def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:
-    """What is compared, by name, in order; None is the bare base model."""
+    """The models to compare, by name, in order; None is the bare base model."""
     *earlier, last = by_round(inputs, "ppo").items()
     policies = {f"ppo-{number}": policy for number, policy in earlier} | {"ppo": last[1]}
     others = {"dpo": inputs["dpo"]} if "dpo" in inputs else {}
@@ -176,16 +176,16 @@ def _logprobs(
 
 
 Rows = list[tuple[list[int], list[int]]]
-"""What is given, and what is read after it, as ids."""
+"""Pairs of a context and the continuation whose loss is measured, as ids."""
 
 
 def _loss(actor: Actor, rows: Rows, codec: Codec, config: EvalConfig) -> float | None:
-    """Nats a token that is read; None when there is nothing to read."""
+    """Nats per token of the continuations; None without rows."""
     if not rows:
         return None
-    given, read = [row[0] for row in rows], [row[1] for row in rows]
-    logps = _logprobs(actor, given, read, codec, config, 1.0)
-    return -float(logps.double().sum()) / sum(map(len, read))
+    contexts, continuations = [row[0] for row in rows], [row[1] for row in rows]
+    logps = _logprobs(actor, contexts, continuations, codec, config, 1.0)
+    return -float(logps.double().sum()) / sum(map(len, continuations))
 
 
 def _demonstrations(data: Artifact, codec: Codec, config: EvalConfig) -> Rows:
@@ -195,8 +195,8 @@ def _demonstrations(data: Artifact, codec: Codec, config: EvalConfig) -> Rows:
 
 
 def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
-    """Held-out text in rows of `TEXT_WIDTH` tokens, of which the first is given; completions after their prompts,
-    whole."""
+    """Held-out text in rows of `TEXT_WIDTH` tokens, the first of which is the context; completions are not cut,
+    with their prompts as the context."""
     rows: Rows = []
     for *prompt, text in corpus.documents(source, ctx.seed, 0.0):
         ids = codec.encode(text)

@@ -21,7 +21,7 @@ class Judge(ABC):
     """
     Attributes:
         name: as reports call it.
-        unit: of what it says; the higher the better.
+        unit: of its scores; the higher the better.
     """
 
     name: str

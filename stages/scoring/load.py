@@ -1,4 +1,4 @@
-"""From "artifact, folder, Hub id or function" to a `Scorer`: the only way."""
+"""The one way from an artifact, a folder, a Hub id or a function to a `Scorer`."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def load_scorer(
         say: called with a message when the batch is halved.
         on_batch: called with the number of rows of each batch.
 
-    Raises `StageError` when the reward model was trained on another base, is damaged, has a weight that is not
-    finite or does not reproduce its fingerprints, when no member is left, and when a classifier has not exactly one
-    label.
+    Raises `StageError` when the reward model was trained on another base, is damaged, has weights that are not
+    finite or does not reproduce its fingerprints; when all members are held out; and when a classifier does not
+    have exactly one label.
     """
     if callable(source):
         return FunctionScorer(source, codec)
@@ -91,7 +91,7 @@ def as_artifact(source: Artifact | str | Path) -> Artifact | None:
 
 
 def token_artifact(source: Artifact | str | Path) -> Artifact | None:
-    """As `as_artifact`, and None for a classifier's too: what is left reads the policy's ids."""
+    """The reward artifact of a model on the policy's tokenizer; None for classifiers."""
     artifact = as_artifact(source)
     return None if artifact is None or is_classifier(artifact) else artifact
 

@@ -1,6 +1,6 @@
-"""Scorers: what gives a number to each response to a prompt, higher is better.
+"""Scorers give a number to each response to a prompt; higher is better.
 
-Everything that scores is used through `Scorer`: PPO's reward, the proxy and the judges of `eval`, the measurements
+Every model that scores is used through `Scorer`: PPO's reward, the proxy and the judges of `eval`, the measurements
 of `export`, the choice of prompts in `collect`. `stages.scoring.load.load_scorer` makes one from an artifact, a
 folder, a Hub id or a function. Shapes: N responses, M members of an ensemble.
 """

@@ -57,8 +57,8 @@ class SlotErrorJudge(ScoringJudge):
 
     def scores(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> list[float]:
         errors = self.scorer.errors(prompts, responses)
-        facts = max(1, sum(one.given for one in errors)) / len(errors)
-        return [-one.errors / facts for one in errors]
+        facts = max(1, sum(of_text.given for of_text in errors)) / len(errors)
+        return [-of_text.errors / facts for of_text in errors]
 
 
 def faults(errors: SlotErrors) -> int:
