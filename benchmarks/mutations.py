@@ -437,6 +437,28 @@ MUTATIONS = [
         "tests/stages/scoring/test_scorer.py",
     ),
     mutation(
+        "scoring: held-out members take part in the reward",
+        "stages/scoring/load.py",
+        "roles = model.roles[members]",
+        "roles = model.roles",
+        "tests/stages/scoring/test_load.py",
+        f"{PPO}/watch/test_evaluation.py",
+    ),
+    mutation(
+        "scoring: fingerprints are not verified on a shared bank",
+        "stages/scoring/load.py",
+        "    reward_model.verify(artifact, model, device)\n",
+        "",
+        "tests/stages/scoring/test_load.py",
+    ),
+    mutation(
+        "scoring: the stop token is read as it was sampled",
+        "stages/scoring/scorer.py",
+        "p.ids + self.codec.ended_as_trained(r)",
+        "p.ids + list(r)",
+        "tests/stages/scoring/test_scorer.py",
+    ),
+    mutation(
         "packed documents see each other",
         "stages/sft.py",
         "            packing=config.packing,\n",
