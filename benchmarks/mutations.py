@@ -103,8 +103,8 @@ MUTATIONS = [
     mutation(
         "rounds: the prompts that members agree on are chosen",
         "stages/collect.py",
-        "found.argsort(descending=True",
-        "found.argsort(descending=False",
+        "gain_N.argsort(descending=True",
+        "gain_N.argsort(descending=False",
         "tests/stages/test_collect_stage.py",
     ),
     mutation(
@@ -404,7 +404,7 @@ MUTATIONS = [
     ),
     mutation(
         "a packed completion sees those before it",
-        "stages/reward/packing.py",
+        "stages/scoring/reward_model.py",
         "causal & ((key == 0) | (key == query))",
         "causal & (key >= 0)",
         f"{REWARD}/test_groups.py",
@@ -437,6 +437,28 @@ MUTATIONS = [
         "values_BT[:, -1]",
         f"{MODELS}/test_heads.py",
         f"{REWARD}/test_reward_stage.py",
+        "tests/stages/scoring/test_scorer.py",
+    ),
+    mutation(
+        "scoring: held-out members take part in the reward",
+        "stages/scoring/load.py",
+        "roles = model.roles[members]",
+        "roles = model.roles",
+        "tests/stages/scoring/test_load.py",
+        f"{PPO}/watch/test_evaluation.py",
+    ),
+    mutation(
+        "scoring: fingerprints are not verified on a shared bank",
+        "stages/scoring/load.py",
+        "    reward_model.verify(artifact, model, device)\n",
+        "",
+        "tests/stages/scoring/test_load.py",
+    ),
+    mutation(
+        "scoring: the stop token is read as it was sampled",
+        "stages/scoring/scorer.py",
+        "p.ids + self.codec.ended_as_trained(r)",
+        "p.ids + list(r)",
         "tests/stages/scoring/test_scorer.py",
     ),
     mutation(

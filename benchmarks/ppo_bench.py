@@ -108,9 +108,11 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
     from stages.models.bank import ActorBank, FullBank, disable_dropout
     from stages.models.heads import ScalarHead
     from stages.ppo.cost import attainable, shape_of, update_flops
+    from stages.ppo.rewards import RewardSignal
     from stages.ppo.trainer import PPOTrainer
+    from stages.sampling.prompts import EncodedPrompt
     from stages.scoring.reward_model import RewardEnsemble
-    from stages.scoring.scorer import token_scorer
+    from stages.scoring.scorer import TokenScorer
 
     bare = peak_mb()
     torch.manual_seed(0)
@@ -134,7 +136,8 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
     disable_dropout(bank)
     generator = torch.Generator().manual_seed(0)
     vocabulary = first.config.vocab_size
-    prompts = torch.randint(3, vocabulary, (4 * a.episodes, PROMPT), generator=generator).tolist()
+    rows = torch.randint(3, vocabulary, (4 * a.episodes, PROMPT), generator=generator).tolist()
+    prompts = [EncodedPrompt([], ids, "train") for ids in rows]
     ppo = PPOConfig(
         total_episodes=a.episodes * a.steps,
         batch_size=a.episodes,
@@ -145,9 +148,10 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
         value=a.value,
         score=ScoreConfig(normalization="none"),
     )
-    codec: Any = SimpleNamespace(stop_ids={-1}, pad_id=0)
-    scorer = token_scorer(RewardEnsemble(bank, ["reward"]), a.micro_batch or a.episodes // a.mini_batches, "cpu")
-    trainer = PPOTrainer(bank, ppo, codec, prompts, scorer, seed=0)
+    codec: Any = SimpleNamespace(stop_ids={-1}, pad_id=0, ended_as_trained=list)
+    batch = a.micro_batch or a.episodes // a.mini_batches
+    scorer = TokenScorer(RewardEnsemble(bank, ["reward"]), codec, "cpu", batch_size=batch)
+    trainer = PPOTrainer(bank, ppo, codec, prompts, RewardSignal(scorer, ppo.reward), seed=0)
     laps = []
     for _ in range(a.steps):
         began = time.perf_counter()

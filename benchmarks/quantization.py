@@ -12,8 +12,8 @@ measured:
 - a grid: trained for it (`base.quantization: {qat: ...}`; `qat-nf4` for NF4's), that grid's format.
 
 Fact errors by the recipe's judge, perplexity of held-out demonstrations, KL from the policy that was trained, and
-the reward model of the same seed's fp32 run, the same yardstick for all; bytes of the weights on disk; seconds and
-peak memory of the stages trained. Each measurement is appended to `--out` as a line of JSON and not made again.
+the reward model of the same seed's fp32 run, the same for all; bytes of the weights on disk; seconds and peak
+memory of the stages trained. Each measurement is appended to `--out` as a line of JSON and not made again.
 Prints means with 95 % intervals over seeds, and how much of what rounding loses QAT loses.
 """
 
@@ -35,18 +35,19 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from data.venues.slots import SlotLexicon
 from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine.plan import Planner, StageRun
 from pipeline.engine.progress import Display
 from pipeline.engine.stage import Artifact
 from stages.export import formats
-from stages.export.measure import Yardstick
+from stages.export.measure import ReferenceMetrics
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
 from stages.models.text import load_codec
 from stages.sampling.prompts import load_prompts
-from stages.scoring.classifier import response_scorer
+from stages.sampling.sampler import SamplingParams
+from stages.scoring.load import load_scorer
+from stages.scoring.slots import SlotScorer
 from stages.training.demonstrations import encode_demonstrations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,24 +87,28 @@ def shared_base(base: Artifact, folder: Path) -> Path:
     return folder
 
 
-def yardstick(
+def unscored(prompts: Any, answers: Any) -> torch.Tensor:
+    """In the place of a reward model: the scores are left out of the table."""
+    return torch.full((1,), math.nan)
+
+
+def reference_metrics(
     loaded: LoadedRecipe, data: Artifact, reward: tuple[Artifact, Artifact] | None, base: Artifact
-) -> Yardstick:
+) -> ReferenceMetrics:
     """As the export stage's, of eval's prompts. `reward`: a reward model and the base it belongs to."""
     config, codec = loaded.recipe.eval, load_codec(base)
     prompts = load_prompts(data, codec, "eval", config.max_prompt_length)[0][: config.num_prompts]
     rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
-    shape = (len(prompts), config.response_length)
-    return Yardstick(
+    scorer: Any = load_scorer(reward[0], {"base": reward[1]}, codec, "cpu") if reward else unscored
+    return ReferenceMetrics(
         prompts=prompts,
         demonstrations=rows,
-        uniform_BT=torch.rand(shape, generator=torch.Generator().manual_seed(loaded.recipe.seed)),
-        temperature=config.temperature,
+        params=SamplingParams(
+            max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature
+        ),
         bootstrap=2,
-        judge=None if config.judge == "none" else SlotLexicon.load(config.judge),
-        score=response_scorer(*reward, codec, "cpu")
-        if reward
-        else lambda asked, answers: torch.full((1,), math.nan),
+        judge=None if config.judge == "none" else SlotScorer(config.judge, codec),
+        scorer=scorer,
         codec=codec,
         seed=loaded.recipe.seed,
         batch_size=config.batch_size,
@@ -112,7 +117,7 @@ def yardstick(
 
 @torch.no_grad()
 def measure(
-    name: str, grid: str | None, base: Artifact, policy: Artifact, loaded: LoadedRecipe, by: Yardstick
+    name: str, grid: str | None, base: Artifact, policy: Artifact, loaded: LoadedRecipe, by: ReferenceMetrics
 ) -> dict[str, float]:
     """The policy's file in a format, written and read back."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -123,7 +128,7 @@ def measure(
             by.codec,
             loaded.recipe.export.dtype,
             "cpu",
-            by.temperature,
+            by.params.temperature,
             "bench",
             Display(Console()).open,
         )
@@ -157,7 +162,7 @@ class Bench:
         plain = finished(full, self.runs, self.until)
         base = plain["base"].artifact
         reward = (plain["reward"].artifact, base) if "reward" in plain else None
-        by = yardstick(full, plain["data"].artifact, reward, base)
+        by = reference_metrics(full, plain["data"].artifact, reward, base)
         if full.recipe.base.pretrain is not None:
             folder = shared_base(base, self.runs / f"base-{plain['base'].manifest.key[:12]}")
             sets.append(f"base.model={folder}")
@@ -182,7 +187,7 @@ class Bench:
         grid: str | None,
         stages: dict[str, StageRun],
         loaded: LoadedRecipe,
-        by: Yardstick,
+        by: ReferenceMetrics,
     ) -> None:
         """The policies of one run, each in the formats of `names`."""
         for stage in ("sft", "ppo"):

@@ -1,8 +1,8 @@
 """The `collect` stage: K answers of the newest policy to each prompt, for annotators to rank.
 
-The first round asks the SFT model the first prompts in the order of a hash; a later one the PPO model of the round
-before, prompts that were not ranked yet: at random, or those on whose answers the newest reward ensemble disagrees
-most.
+The first round samples from the SFT model, for the first prompts in the order of a hash. A later round samples from
+the PPO policy of the round before, for prompts that were not ranked yet: random ones, or those on whose answers the
+newest reward ensemble disagrees most.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -24,8 +23,8 @@ from stages.models.adapters import load_actor
 from stages.models.text import Codec, load_codec
 from stages.sampling.prompts import EncodedPrompt, load_prompts, mixed
 from stages.sampling.sampler import SamplingParams, sampler_of
-from stages.scoring.information_gain import disagreement
-from stages.scoring.reward_model import load_reward, score_rows
+from stages.scoring.information_gain import expected_information_gain
+from stages.scoring.load import load_scorer
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,20 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
     ranked = _ranked(inputs)
     chooses = bool(ranked) and config.select == "disagreement" and config.num_prompts is not None
     candidates = _next(train, config.num_prompts, ranked, ctx.seed, times=config.pool if chooses else 1)
-    # Held-out prompts are never chosen by disagreement: what measures must not be biased.
+    # Held-out prompts are never selected by disagreement: measurements on them must not be biased.
     measured = _next(held_out, config.eval_prompts, ranked, ctx.seed)
     answered = _answer(candidates + measured, config, inputs, codec, ctx)
     metrics: Metrics = {}
     if chooses:
         assert config.num_prompts is not None
-        found = _disagreement(answered[: len(candidates)], config, inputs, codec, ctx)
-        kept = found.argsort(descending=True, stable=True)[: config.num_prompts].sort().values.tolist()
+        gain_N = _information_gain(answered[: len(candidates)], config, inputs, codec, ctx)
+        selected = gain_N.argsort(descending=True, stable=True)[: config.num_prompts].sort().values.tolist()
         metrics = {
             "candidates": len(candidates),
-            "disagreement": float(found[kept].mean()),
-            "disagreement_candidates": float(found.mean()),
+            "disagreement": float(gain_N[selected].mean()),
+            "disagreement_candidates": float(gain_N.mean()),
         }
-        answered = [answered[i] for i in kept] + answered[len(candidates) :]
+        answered = [answered[i] for i in selected] + answered[len(candidates) :]
     write_jsonl(
         out_dir / "answers.jsonl",
         (
@@ -94,8 +93,8 @@ def _ranked(inputs: Mapping[str, Artifact]) -> set[str]:
 def _next(
     prompts: Sequence[EncodedPrompt], count: int | None, ranked: set[str], seed: int, times: int = 1
 ) -> list[EncodedPrompt]:
-    """`count` prompts (None: all): in the first round those that a hash puts first; later, at random, up to `times`
-    as many that were not ranked yet and, where these do not do, others again."""
+    """`count` prompts (None: all). In the first round, the first in the order of a hash; later, up to `times` as
+    many random ones that were not ranked yet and, if there are fewer than `count` of these, others again."""
     count = len(prompts) if count is None else count
     if not ranked:
         return mixed(prompts)[:count]
@@ -124,21 +123,25 @@ def _answer(
     return [Answered(prompt, responses[i * k : (i + 1) * k]) for i, prompt in enumerate(prompts)]
 
 
-def _disagreement(
+def _information_gain(
     answered: Sequence[Answered],
     config: CollectConfig,
     inputs: Mapping[str, Artifact],
     codec: Codec,
     ctx: RunContext,
 ) -> Tensor:
-    """Of the newest reward model's members about each prompt's answers (N,)."""
-    model: Any = load_reward(newest(inputs, "reward"), inputs["base"], ctx.device)
-    rows = [row.prompt.ids + codec.ended_as_trained(ids) for row in answered for ids in row.responses]
-    with ctx.progress("collect: disagreement", total=len(rows)) as bar:
-
-        def members(ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-            bar.advance(len(ids_BL))
-            return model.members(ids_BL, lengths_B)
-
-        scores_MN = score_rows(members, rows, config.batch_size, ctx.device)
-    return disagreement(scores_MN.unflatten(1, (len(answered), config.num_completions)))
+    """(N,): by which each prompt's answers would tell the newest reward model's members apart, nats."""
+    prompts = [row.prompt for row in answered for _ in row.responses]
+    responses = [ids for row in answered for ids in row.responses]
+    with ctx.progress("collect: disagreement", total=len(responses)) as bar:
+        scorer = load_scorer(
+            newest(inputs, "reward"),
+            inputs,
+            codec,
+            ctx.device,
+            batch_size=config.batch_size,
+            say=ctx.say,
+            on_batch=bar.advance,
+        )
+        scores_MN = scorer.members(prompts, responses)
+    return expected_information_gain(scores_MN.unflatten(1, (len(answered), config.num_completions)))

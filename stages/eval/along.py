@@ -1,7 +1,7 @@
-"""Judge and proxy along PPO, at each look's KL from the SFT model; the same of best-of-n, to compare with.
+"""The gains by the judge (`gold`) and by the proxy along PPO, against the KL from the SFT model; the same for
+best-of-n.
 
-Both are gains over the SFT model's answers, in standard deviations over these, so that the two can be read from one
-axis.
+Both are gains over the SFT model's answers, in standard deviations over those answers, so that they share an axis.
 """
 
 from __future__ import annotations
@@ -15,48 +15,47 @@ import numpy as np
 from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.stage import Artifact, RunContext
 from stages.eval import best_of_n, wins
-from stages.eval.answers import Answers
 from stages.eval.frontier import overoptimisation
-from stages.eval.judges import Judge
 from stages.eval.wins import Array
 from stages.models.text import Codec
 from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.judge import ScoringJudge
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Standard deviations of merits and of the proxy's scores over the SFT model's answers."""
+    """Standard deviations of the judge's and of the proxy's scores over the SFT model's answers."""
 
     gold: float
     proxy: float
 
 
 def spread(values: Array) -> float:
-    """The standard deviation; 1 where all are equal."""
+    """The standard deviation; 1 when all values are equal."""
     return float(values.std()) or 1.0
 
 
 def frontier(
-    judge: Judge,
+    judge: ScoringJudge,
     policies: Mapping[int, Artifact],
     codec: Codec,
     scales: Scales,
     config: EvalConfig,
     ctx: RunContext,
 ) -> dict[str, Any] | None:
-    """`looks` of the last round, each with `update`, `kl`, `proxy` and `gold` (values and intervals over the looks'
-    prompts), and the `fit` of the gold gain. None where PPO looked at nothing.
+    """`looks` (evaluation steps) of the last round, each with `update`, `kl`, `proxy` and `gold` (values and
+    intervals over the prompts), and the `fit` of the gold gain. None when PPO made fewer than two evaluation steps.
 
-    Gains are over the first round's first look, which is the SFT model's; the proxy's, over the round's own first
-    one, since another round's reward model has another scale.
+    The judge's gains are over the first step of the first round, which evaluates the SFT model; the proxy's are
+    over the first step of the same round, since another round's reward model has another scale.
     """
     number, policy = max(policies.items())
     rows = list(policy.jsonl("looks.jsonl"))
     if len(rows) < 2:
         return None
     start = next(iter(policies[min(policies)].jsonl("looks.jsonl"))) if number > 1 else rows[0]
-    merits_LP = np.stack([_merits(judge, row, codec) for row in rows])
-    gold_LP = (merits_LP - _merits(judge, start, codec)) / scales.gold
+    judged_LP = np.stack([_judged(judge, row, codec) for row in rows])
+    gold_LP = (judged_LP - _judged(judge, start, codec)) / scales.gold
     scores_LP = np.array([row["scores"] for row in rows])
     proxy_LP = (scores_LP - scores_LP[0]) / scales.proxy
     kl_LP = np.array([row["kls"] for row in rows])
@@ -67,7 +66,7 @@ def frontier(
     return {
         "judge": judge.name,
         "round": number,
-        "prompts": merits_LP.shape[1],
+        "prompts": judged_LP.shape[1],
         "looks": [
             {"update": row["update"], "kl": kl, "proxy": proxy, "gold": gold}
             for row, kl, proxy, gold in zip(
@@ -78,23 +77,27 @@ def frontier(
     }
 
 
-def _merits(judge: Judge, look: Mapping[str, Any], codec: Codec) -> Array:
-    prompts = [EncodedPrompt(messages, codec.prompt(messages), "eval") for messages in look["prompts"]]
-    ids = [[codec.completion(text)] for text in look["responses"]]
-    texts = [[text] for text in look["responses"]]
-    return judge.merits(prompts, Answers(ids, texts, np.ones((len(texts), 1))))[:, 0]
+def _judged(judge: ScoringJudge, step: Mapping[str, Any], codec: Codec) -> Array:
+    """(P,): the judge's scores of an evaluation step's answers, of which the text was kept."""
+    prompts = [EncodedPrompt(messages, codec.prompt(messages), "eval") for messages in step["prompts"]]
+    return np.array(judge.scores(prompts, [codec.completion(text) for text in step["responses"]]))
 
 
 def best_of_n_ladder(
-    scores_PN: Array, merits_PN: Array, scales: Scales, config: EvalConfig, seed: int
+    scores_PN: Array, judged_PN: Array, scales: Scales, config: EvalConfig, seed: int
 ) -> dict[str, Any]:
     """Best-of-n's gains for n = 1, 2, 4, ..., each unbiased over all subsets of the N samples: `rows` of `n`, `kl`
-    (the bound), `proxy` and `gold`; and the `fit` of the gold gain."""
+    (the bound), `proxy` and `gold`; and the `fit` of the gold gain.
+
+    Args:
+        scores_PN: the proxy's, by which the best is selected.
+        judged_PN: the judge's.
+    """
     count = scores_PN.shape[1]
     rows, golds = [], []
     for n in best_of_n.ladder(count):
         weights = best_of_n.weights(scores_PN, n)
-        gold = ((weights - 1 / count) * merits_PN).sum(1) / scales.gold
+        gold = ((weights - 1 / count) * judged_PN).sum(1) / scales.gold
         proxy = ((weights - 1 / count) * scores_PN).sum(1) / scales.proxy
         golds.append(gold)
         rows.append(

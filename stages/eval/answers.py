@@ -1,4 +1,4 @@
-"""What the models answer to held-out prompts, and how likely what they read is to them."""
+"""The models' answers to held-out prompts, and their losses on held-out demonstrations and text."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import response_logprobs
 from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import SamplingParams, sampler_of
-from stages.scoring.classifier import ResponseScorer
 from stages.training.demonstrations import encode_demonstrations
 
 TEXT_WIDTH = 512
-"""Tokens of held-out text that are read at once, if the model can."""
+"""Tokens of held-out text in one row."""
+
+
+Score = Callable[[Sequence[EncodedPrompt], Sequence[Sequence[int]]], Tensor | Sequence[float]]
+"""`score(prompts, responses)` -> one number per response: a `Scorer`, or the `scores` of a judge."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Answers:
 
     Attributes:
         ids, texts: by prompt, then by answer.
-        weights_PS: the chance of each answer; rows sum to 1.
+        weights_PS: the probability of each answer; rows sum to 1.
         kl_P: log-ratio of a prompt's answer to the SFT model, nats; None where it was not measured.
-        losses: nats a token, by what was read: `nll` (held-out demonstrations), `text_nll` (held-out text).
+        losses: nats per token, of `nll` (held-out demonstrations) and `text_nll` (held-out text).
     """
 
     ids: list[list[list[int]]]
@@ -48,24 +51,24 @@ class Answers:
 
     @property
     def shown(self) -> list[str]:
-        """One answer to each prompt: the likeliest, of equals the first."""
+        """One answer to each prompt: the most probable one, the first of equals."""
         picked = self.weights_PS.argmax(1).tolist()
         return [texts[i] for texts, i in zip(self.texts, picked, strict=True)]
 
     def expected(self, values_PS: Array) -> Array:
-        """(P,): the mean of something about answers, by their chances."""
+        """(P,): the expectation of values of the answers."""
         mean: Array = (self.weights_PS * values_PS).sum(1)
         return mean
 
-    def score(self, scorer: ResponseScorer, prompts: Sequence[EncodedPrompt]) -> Array:
-        """(P, S) scores of the answers."""
-        asked = [prompt for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
-        scores = scorer(asked, [row for rows in self.ids for row in rows])
-        return np.asarray(scores.double().reshape(len(prompts), -1))
+    def score(self, score: Score, prompts: Sequence[EncodedPrompt]) -> Array:
+        """(P, S): what a scorer, or a judge's `scores`, says of each answer."""
+        repeated = [prompt for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
+        scores = score(repeated, [row for rows in self.ids for row in rows])
+        return np.asarray(scores, dtype=float).reshape(len(prompts), -1)
 
 
 def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:
-    """What is compared, by name, in order; None is the bare base model."""
+    """The models to compare, by name, in order; None is the bare base model."""
     *earlier, last = by_round(inputs, "ppo").items()
     policies = {f"ppo-{number}": policy for number, policy in earlier} | {"ppo": last[1]}
     others = {"dpo": inputs["dpo"]} if "dpo" in inputs else {}
@@ -164,16 +167,16 @@ def _logprobs(
 
 
 Rows = list[tuple[list[int], list[int]]]
-"""What is given, and what is read after it, as ids."""
+"""Pairs of a context and the continuation whose loss is measured, as ids."""
 
 
 def _loss(actor: Actor, rows: Rows, codec: Codec, config: EvalConfig) -> float | None:
-    """Nats a token that is read; None when there is nothing to read."""
+    """Nats per token of the continuations; None without rows."""
     if not rows:
         return None
-    given, read = [row[0] for row in rows], [row[1] for row in rows]
-    logps = _logprobs(actor, given, read, codec, config, 1.0)
-    return -float(logps.double().sum()) / sum(map(len, read))
+    contexts, continuations = [row[0] for row in rows], [row[1] for row in rows]
+    logps = _logprobs(actor, contexts, continuations, codec, config, 1.0)
+    return -float(logps.double().sum()) / sum(map(len, continuations))
 
 
 def _demonstrations(data: Artifact, codec: Codec, config: EvalConfig) -> Rows:
@@ -183,8 +186,8 @@ def _demonstrations(data: Artifact, codec: Codec, config: EvalConfig) -> Rows:
 
 
 def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
-    """Held-out text in rows of `TEXT_WIDTH` tokens, of which the first is given; completions after their prompts,
-    whole."""
+    """Held-out text in rows of `TEXT_WIDTH` tokens, the first of which is the context; completions are not cut,
+    with their prompts as the context."""
     rows: Rows = []
     for *prompt, text in corpus.documents(source, ctx.seed, 0.0):
         ids = codec.encode(text)

@@ -13,7 +13,7 @@ from stages.eval.wins import Array
 
 
 def kl_bound(n: int) -> float:
-    """log n - (n-1)/n, nats a response: the KL of best-of-n from the model sampled from.
+    """log n - (n-1)/n, nats per response: the KL of best-of-n from the model sampled from.
 
     Equal to it for a continuous score without ties (Stiennon et al. 2020, appendix G.3), an upper bound in general
     (Beirami et al. 2024, arXiv:2401.01879, theorem 1).
@@ -35,9 +35,9 @@ def weights(scores_PN: Array, n: int) -> Array:
     """
     count = scores_PN.shape[1]
     by_rank = np.array([comb(i, n - 1) for i in range(count)], dtype=float) / comb(count, n)
-    made = np.zeros_like(scores_PN, dtype=float)
-    np.put_along_axis(made, scores_PN.argsort(axis=1, kind="stable"), by_rank[None, :], axis=1)
-    return made
+    weights_PN = np.zeros_like(scores_PN, dtype=float)
+    np.put_along_axis(weights_PN, scores_PN.argsort(axis=1, kind="stable"), by_rank[None, :], axis=1)
+    return weights_PN
 
 
 def ladder(most: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Who beats whom, by which judge, and on which prompts most."""
+"""Win rates between models, by each judge, and the prompts with the largest gains and losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.eval import wins
 from stages.eval.answers import Answers
 from stages.eval.wins import Array
 from stages.sampling.prompts import EncodedPrompt
-from stages.scoring.llm_judge import LLMJudge, Pair, Verdicts
+from stages.scoring.judge import Pair, PairJudge, Verdicts
 
 CONTESTS = (
     ("ppo", "sft"),
@@ -23,56 +23,58 @@ CONTESTS = (
     ("dpo", "sft"),
     ("best_of_n", "sft"),
 )
-"""Whose wins are counted, and against whom, as far as both are there."""
+"""Pairs of models whose win rate is measured, where both were evaluated."""
 
 
 def contests(
     prompts: Sequence[EncodedPrompt],
     answers: Mapping[str, Answers],
-    merits: Mapping[str, Mapping[str, Array]],
-    llm: LLMJudge | None,
+    scores: Mapping[str, Mapping[str, Array]],
+    pair_judge: PairJudge | None,
     config: EvalConfig,
     ctx: RunContext,
 ) -> tuple[list[dict[str, Any]], Verdicts | None]:
-    """A row a judge and contest: `judge`, `ours`, `theirs`, the win rate's `value`, `low` and `high`, the share of
-    `ties`, and how many `prompts`. An LLM judge's have `disagreed` (share of pairs that it judged otherwise in the
-    other order) and `unreadable` (replies) besides. And what the LLM judge says of PPO against SFT.
+    """One row per judge and contest: `judge`, `ours`, `theirs`, the win rate's `value`, `low` and `high`, the share
+    of `ties`, and the number of `prompts`. Rows of the pair judge also have `disagreed` (the share of pairs that it
+    judged differently in the other order) and `unreadable` (replies). Also returns the pair judge's verdicts on PPO
+    against SFT.
 
     Args:
-        merits: (P, S) by judge, then by model.
+        scores: (P, S) by scoring judge, then by model.
+        pair_judge: compares what `config.llm_judge` names.
     """
-    met = [(ours, theirs) for ours, theirs in CONTESTS if ours in answers and theirs in answers]
+    present = [(ours, theirs) for ours, theirs in CONTESTS if ours in answers and theirs in answers]
     rows = []
-    for judge, by_model in merits.items():
-        for ours, theirs in met:
+    for judge, by_model in scores.items():
+        for ours, theirs in present:
             sides = (
                 by_model[ours], answers[ours].weights_PS, by_model[theirs], answers[theirs].weights_PS,
             )  # fmt: skip
             rate = wins.mean(wins.wins(*sides), config.bootstrap, ctx.seed)
             row = {"judge": judge, "ours": ours, "theirs": theirs}
             rows.append(row | rate | {"ties": wins.ties(*sides), "prompts": len(prompts)})
-    if llm is None:
+    if pair_judge is None or config.llm_judge is None:
         return rows, None
     against_sft = None
-    asked = [("ppo", theirs) for theirs in llm.config.against if theirs in answers]
-    asked += [("dpo", "sft")] * ("dpo" in answers)
-    for ours, theirs in asked:
-        pairs = _pairs(prompts[: llm.config.num_prompts], answers[ours], answers[theirs])
-        name = f"{llm.name}: {ours} against {theirs}"
-        found = llm.compare(pairs, ctx.progress(name, total=2 * len(pairs)))
+    compared = [("ppo", theirs) for theirs in config.llm_judge.against if theirs in answers]
+    compared += [("dpo", "sft")] * ("dpo" in answers)
+    for ours, theirs in compared:
+        pairs = _pairs(prompts[: config.llm_judge.num_prompts], answers[ours], answers[theirs])
+        name = f"{pair_judge.name}: {ours} against {theirs}"
+        verdicts = pair_judge.compare(pairs, ctx.progress(name, total=2 * len(pairs)))
         if (ours, theirs) == ("ppo", "sft"):
-            against_sft = found
-        won = np.array(found.wins)
+            against_sft = verdicts
+        won = np.array(verdicts.wins)
         rows.append(
             {
-                "judge": llm.name,
+                "judge": pair_judge.name,
                 "ours": ours,
                 "theirs": theirs,
                 **wins.mean(won, config.bootstrap, ctx.seed),
                 "ties": float((won == 0.5).mean()),
                 "prompts": len(won),
-                "disagreed": found.disagreed / len(won),
-                "unreadable": found.unreadable,
+                "disagreed": verdicts.disagreed / len(won),
+                "unreadable": verdicts.unreadable,
             }
         )
     return rows, against_sft
@@ -85,14 +87,14 @@ def _pairs(prompts: Sequence[EncodedPrompt], ours: Answers, theirs: Answers) -> 
 def extremes(
     prompts: Sequence[EncodedPrompt],
     answers: Mapping[str, Answers],
-    merits: Mapping[str, Mapping[str, Array]],
+    scores: Mapping[str, Mapping[str, Array]],
     verdicts: Verdicts | None,
     count: int,
 ) -> dict[str, Any] | None:
-    """The prompts whose answer gained and lost most from SFT to PPO, by the first judge that gives merits, else by
-    the LLM judge; None without any. Of equals the first."""
-    if merits:
-        judge, by_model = next(iter(merits.items()))
+    """The prompts whose answer gained and lost most from SFT to PPO, by the first scoring judge, else by the pair
+    judge; None without either. Of equal gains the first prompts."""
+    if scores:
+        judge, by_model = next(iter(scores.items()))
         gains = by_model["ppo"][:, 0] - by_model["sft"][:, 0]
     elif verdicts is not None:
         judge, gains = "LLM judge", 2 * np.array(verdicts.wins) - 1

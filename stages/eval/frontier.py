@@ -1,13 +1,13 @@
 """The frontier of reward and KL along a run, and where over-optimisation sets in.
 
-Gao et al. 2022 ("Scaling Laws for Reward Model Overoptimization", arXiv:2210.10760, section 3) find that what a
-gold judge gains over the initial policy follows, with d = sqrt(KL),
+Gao et al. 2022 ("Scaling Laws for Reward Model Overoptimization", arXiv:2210.10760, section 3) find that a gold
+judge's gain over the initial policy follows, with d = sqrt(KL),
 
     R(d) = d (alpha - beta log d)    for reinforcement learning,
     R(d) = d (alpha - beta d)        for best-of-n.
 
 Both are linear in alpha and beta, so that least squares have a closed form, and both have one peak where beta > 0:
-behind it the proxy still rises and the gold judge falls. Shapes: L looks along the run, P prompts, R resamples.
+beyond it the proxy still rises and the gold judge falls. Shapes: L evaluation steps, P prompts, R resamples.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from stages.eval.wins import Array
 
 Form = Literal["rl", "best_of_n"]
 NEAREST = 0.01
-"""Nats; looks nearer to the reference say nothing about the form, which goes through the origin."""
+"""Nats; steps nearer to the reference carry no information about the form, which goes through the origin."""
 FEWEST = 4
 SPREAD = 2.0
-"""The farthest look's KL over the nearest one's, at least: two coefficients need points at different distances."""
+"""The least ratio of the farthest step's KL to the nearest one's: two coefficients need points at different
+distances."""
 SURE = 0.975
 FAR = 5.0
-"""log d of a peak that is as good as none: 22,000 nats."""
+"""log d beyond which a peak counts as none: 22,000 nats."""
 CURVE = 33
 
 
@@ -52,14 +53,14 @@ class Fit:
 
 
 def features(d: Array, form: Form) -> tuple[Array, Array]:
-    """What alpha and beta are multiplied with."""
+    """The factors of alpha and beta."""
     if form == "best_of_n":
         return d, -(d**2)
     return d, -d * np.log(np.where(d > 0, d, 1.0))  # its limit at 0 is 0
 
 
 def fit(kl_RL: Array, gain_RL: Array, form: Form) -> Fit:
-    """Least squares of each row, through the normal equations. Looks nearer than `NEAREST` do not count."""
+    """Least squares of each row, through the normal equations. Steps nearer than `NEAREST` are ignored."""
     used = kl_RL > NEAREST
     x, y = (np.where(used, column, 0.0) for column in features(np.sqrt(np.maximum(kl_RL, 0.0)), form))
     target = np.where(used, gain_RL, 0.0)
@@ -71,7 +72,7 @@ def fit(kl_RL: Array, gain_RL: Array, form: Form) -> Fit:
 
 
 def too_few(kl_L: Array) -> str | None:
-    """Why the form cannot be fitted to looks at these KLs; None when it can."""
+    """Why the form cannot be fitted to steps at these KLs; None when it can."""
     far = kl_L[kl_L > NEAREST]
     if len(far) < FEWEST:
         return f"{len(far)} looks are away from the reference, and the form needs {FEWEST}"
@@ -81,16 +82,16 @@ def too_few(kl_L: Array) -> str | None:
 
 
 def overoptimisation(kl_LP: Array, gain_LP: Array, *, form: Form, resamples: int, seed: int) -> dict[str, Any]:
-    """The fitted form, and from which KL on more optimisation does harm.
+    """The fitted form, and the KL beyond which more optimisation does harm.
 
     Args:
-        kl_LP: log-ratio of each look's answer to each prompt, or where that is not known its mean, repeated.
-        gain_LP: what the judge sees in it above the reference's answer.
+        kl_LP: log-ratio of each step's answer to each prompt, or its mean, repeated, where that is not known.
+        gain_LP: the judge's score of it minus that of the reference's answer.
 
-    Returns `reason` alone where the form cannot be fitted. Otherwise `alpha`, `beta` and `peak_kl` with intervals
-    from resampled prompts (a peak's interval may be infinite: None), `set_in` (whether the peak lies before the
-    farthest look, in all but 2.5 % of resamples), `share` (of resamples in which it does), `lost` (what the fit
-    loses from its peak to the farthest look; 0 without a peak) and the `curve`, pairs of KL and gain.
+    Returns only `reason` if the form cannot be fitted. Otherwise `alpha`, `beta` and `peak_kl` with intervals from
+    resampled prompts (the bounds of a peak may be infinite: None), `set_in` (whether the peak lies before the
+    farthest step, in all but 2.5 % of resamples), `share` (of resamples in which it does), `lost` (the fitted loss
+    from the peak to the farthest step; 0 without a peak) and the `curve`, pairs of KL and gain.
     """
     kl_L, gain_L = kl_LP.mean(1), gain_LP.mean(1)
     if reason := too_few(kl_L):
@@ -98,25 +99,25 @@ def overoptimisation(kl_LP: Array, gain_LP: Array, *, form: Form, resamples: int
     pick = np.random.default_rng(seed).integers(kl_LP.shape[1], size=(resamples, kl_LP.shape[1]))
     kl_RL = kl_LP[:, pick].mean(2).T
     drawn = fit(kl_RL, gain_LP[:, pick].mean(2).T, form)
-    found = fit(kl_L[None], gain_L[None], form)
+    fitted = fit(kl_L[None], gain_L[None], form)
     farthest = float(kl_L.max())
-    peaks, peak = drawn.peak(), float(found.peak()[0])
+    peaks, peak = drawn.peak(), float(fitted.peak()[0])
     ends = np.sort(peaks)
     low, high = (float(ends[int(q * (len(ends) - 1))]) for q in (0.025, 0.975))
     share = float((peaks < kl_RL.max(1)).mean())
-    lost = found.gain(np.array([min(peak, farthest)])) - found.gain(np.array([farthest]))
+    lost = fitted.gain(np.array([min(peak, farthest)])) - fitted.gain(np.array([farthest]))
     kls = np.linspace(0, farthest, CURVE)
     return {
         "reason": None,
         "form": "d (alpha - beta log d)" if form == "rl" else "d (alpha - beta d)",
-        "alpha": _interval(found.alpha[0], drawn.alpha),
-        "beta": _interval(found.beta[0], drawn.beta),
+        "alpha": _interval(fitted.alpha[0], drawn.alpha),
+        "beta": _interval(fitted.beta[0], drawn.beta),
         "peak_kl": {"value": _finite(peak), "low": _finite(low), "high": _finite(high)},
         "farthest": farthest,
         "set_in": peak < farthest and share >= SURE,
         "share": share,
         "lost": float(lost[0]),
-        "curve": [[float(kl), float(gain)] for kl, gain in zip(kls, found.gain(kls), strict=True)],
+        "curve": [[float(kl), float(gain)] for kl, gain in zip(kls, fitted.gain(kls), strict=True)],
     }
 
 

@@ -1,5 +1,5 @@
-"""Who wins, how often, and how sure that is. Shapes: P prompts, S answers to each; everything is in expectation
-over a prompt's answers and resampled over prompts, since what is seen of one prompt is not independent."""
+"""Win rates and their intervals. Shapes: P prompts, S answers to each. Everything is an expectation over a prompt's
+answers, and is resampled over prompts, since the answers to one prompt are not independent."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from data.bootstrap import bootstrap
 
 Array = NDArray[np.float64]
 Interval = dict[str, Any]
-"""`value`, and the 95 % interval's `low` and `high`; None where there is nothing to measure."""
+"""`value`, and the 95 % interval's `low` and `high`; None when there is nothing to measure."""
 
 
 def wins(ours_PS: Array, our_weights_PS: Array, theirs_PS: Array, their_weights_PS: Array) -> Array:
-    """(P,): the chance that an answer of ours has more merit than one of theirs, a tie counting half.
+    """(P,): the probability that an answer of ours has a higher score than one of theirs; a tie counts half.
 
     Args:
-        ours_PS, theirs_PS: merits; the two may have different S.
-        our_weights_PS, their_weights_PS: the chance of each answer; rows sum to 1.
+        ours_PS, theirs_PS: a judge's scores; the two may have different S.
+        our_weights_PS, their_weights_PS: the probability of each answer; rows sum to 1.
     """
     outcome_PST = 0.5 * (1 + np.sign(ours_PS[:, :, None] - theirs_PS[:, None, :]))
     return np.einsum("ps,pst,pt->p", our_weights_PS, outcome_PST, their_weights_PS)
 
 
 def ties(ours_PS: Array, our_weights_PS: Array, theirs_PS: Array, their_weights_PS: Array) -> float:
-    """The chance of a tie, over all prompts. Arguments as of `wins`."""
+    """The probability of a tie, over all prompts. Arguments as of `wins`."""
     same_PST = (ours_PS[:, :, None] == theirs_PS[:, None, :]).astype(float)
     return float(np.einsum("ps,pst,pt->p", our_weights_PS, same_PST, their_weights_PS).mean())
 

@@ -1,8 +1,8 @@
-"""What a written file says, beside what the trained policy says: the same measures for both, on held-out prompts.
+"""Measures an exported file beside the trained policy: the same metrics for both, on held-out prompts.
 
-The divergence is KL(policy || file), exact over the next token at each position of answers that the policy itself
-sampled: an expectation over prefixes by sampling, over tokens by summation. It is never negative, and much less
-noisy than an estimate from log-probs of the sampled tokens alone.
+The divergence is KL(policy || file), exact over the next token at each position of answers that the policy sampled:
+an expectation over prefixes by sampling, over tokens by summation. It is never negative, and has much less variance
+than an estimate from log-probs of the sampled tokens alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.bootstrap import bootstrap
-from data.venues.slots import SlotLexicon, parse_mr, slot_error_rate
+from data.venues.slots import slot_error_rate
 from pipeline.config.export import ExportConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, RunContext
@@ -27,32 +27,40 @@ from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import Episodes, response_logprobs
 from stages.sampling.prompts import EncodedPrompt, unseen_prompts
 from stages.sampling.sampler import SamplingParams, sampler_of
-from stages.scoring.classifier import ResponseScorer, response_scorer
+from stages.scoring.load import load_scorer
+from stages.scoring.scorer import Scorer
+from stages.scoring.slots import SlotScorer
 from stages.training.demonstrations import encode_demonstrations
 
 Measures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """The held-out prompts and demonstrations, the reward model and the judge that all files are measured by.
+class ReferenceMetrics:
+    """What every file is measured with: held-out prompts and demonstrations, the reward model and the judge.
 
-    They are eval's: its first prompts, its lengths, its temperature, its judge. The same random numbers draw
-    every model's answers.
+    They are those of `eval`: its first prompts, lengths, temperature and judge. Every model samples its answers
+    from the same random numbers.
+
+    Attributes:
+        scorer: the newest reward model.
+        judge: the slot lexicon of `eval`, if it had one.
     """
 
     prompts: Sequence[EncodedPrompt]
     demonstrations: Sequence[Mapping[str, list[int]]]
     params: SamplingParams
     bootstrap: int
-    judge: SlotLexicon | None
-    score: ResponseScorer
+    judge: SlotScorer | None
+    scorer: Scorer
     codec: Codec
     seed: int
     batch_size: int
 
     @classmethod
-    def of(cls, config: ExportConfig, inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Yardstick:
+    def of(
+        cls, config: ExportConfig, inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext
+    ) -> ReferenceMetrics:
         evaluated = inputs["eval"].json("eval.json")
         settings = evaluated["settings"]
         prompts = unseen_prompts(inputs, codec, settings["max_prompt_length"])
@@ -69,8 +77,8 @@ class Yardstick:
             demonstrations=rows[: len(prompts)],
             params=params,
             bootstrap=evaluated["bootstrap"],
-            judge=None if evaluated["judge"] is None else SlotLexicon.load(evaluated["judge"]),
-            score=response_scorer(newest(inputs, "reward"), inputs["base"], codec, ctx.device),
+            judge=None if evaluated["judge"] is None else SlotScorer(evaluated["judge"], codec),
+            scorer=load_scorer(newest(inputs, "reward"), inputs, codec, ctx.device, say=ctx.say),
             codec=codec,
             seed=ctx.seed,
             batch_size=config.batch_size,
@@ -82,33 +90,30 @@ class Yardstick:
         return sampler_of(self.codec, self.batch_size).sample(actor, asked, self.params, self.seed).responses
 
     def measure(self, actor: Actor, answers: Sequence[list[int]]) -> Measures:
-        """Of a model and its answers: `score` (the reward model's mean), `perplexity` on held-out demonstrations
-        (None without), and with a judge `slot_error_rate` with its 95 % interval."""
-        found: Measures = {
-            "score": float(self.score(self.prompts, list(answers)).mean()),
+        """Metrics of a model and its answers: `score` (the reward model's mean), `perplexity` on held-out
+        demonstrations (None if there are none) and, with a judge, `slot_error_rate` with its 95 % interval."""
+        metrics: Measures = {
+            "score": float(self.scorer(self.prompts, answers).mean()),
             "perplexity": self._perplexity(actor),
         }
         if self.judge is not None:
-            checks = [
-                self.judge.check(parse_mr(prompt.messages[-1]["content"]), self.codec.decode(answer))
-                for prompt, answer in zip(self.prompts, answers, strict=True)
-            ]
+            errors = self.judge.errors(self.prompts, answers)
             low, high = bootstrap(
-                [c.errors for c in checks],
-                [c.given for c in checks],
+                [e.errors for e in errors],
+                [e.given for e in errors],
                 resamples=self.bootstrap,
                 seed=self.seed,
             )
-            found |= {
-                "slot_error_rate": slot_error_rate(checks),
+            metrics |= {
+                "slot_error_rate": slot_error_rate(errors),
                 "slot_error_low": low,
                 "slot_error_high": high,
             }
-        return found
+        return metrics
 
     def divergence(self, policy: Actor, other: Actor, answers: Sequence[list[int]]) -> Measures:
-        """`kl`, KL(policy || other) in nats a response, `kl_per_token`, and `top_1`, the share of positions where
-        both find the same token most likely. `answers` are the policy's."""
+        """`kl`, KL(policy || other) in nats per response, `kl_per_token`, and `top_1`, the share of positions where
+        both have the same most likely token. `answers` are the policy's."""
         asked = [prompt.ids for prompt in self.prompts]
         episodes = Episodes.build(asked, answers, self.codec.stop_ids, self.codec.pad_id, policy.device)
         total, agreed, tokens = 0.0, 0, 0
@@ -142,8 +147,8 @@ class Yardstick:
 
 @torch.no_grad()
 def token_divergence(policy: Actor, other: Actor, episodes: Episodes, temperature: float) -> tuple[Tensor, Tensor]:
-    """KL(policy || other) over the next token, nats (N,), and whether both find the same one likeliest, (N,) bool,
-    at each valid response token of the episodes, in order. Logits exist in chunks."""
+    """KL(policy || other) over the next token, nats (N,), and whether both have the same most likely token, (N,)
+    bool, at each valid response token of the episodes, in order. Logits are computed in chunks."""
     ours, theirs = (episodes.predicting_hidden(actor.hidden(episodes.ids_BL)) for actor in (policy, other))
     vocabulary = policy.lm.get_output_embeddings().weight.shape[0]
     size = positions_at_once(vocabulary, ours.device)
@@ -153,6 +158,6 @@ def token_divergence(policy: Actor, other: Actor, episodes: Episodes, temperatur
             torch.log_softmax(actor.project(hidden).float() / temperature, -1)
             for actor, hidden in ((policy, a), (other, b))
         )
-        kls.append((p.exp() * (p - q)).sum(-1).clamp(min=0))  # rounding may leave it just below
+        kls.append((p.exp() * (p - q)).sum(-1).clamp(min=0))  # rounding may leave it slightly negative
         same.append(p.argmax(-1) == q.argmax(-1))
     return torch.cat(kls), torch.cat(same)

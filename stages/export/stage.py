@@ -18,7 +18,7 @@ from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import StageError
 from stages.export.formats import GRIDS, QUANTISED, Files
-from stages.export.measure import Measures, Yardstick
+from stages.export.measure import Measures, ReferenceMetrics
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
 from stages.models.loading import dtype_of
@@ -52,17 +52,17 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         )
         for _ in files.write(formats, base, policy, trained_on["qat"]):
             bar.advance()
-        yardstick = Yardstick.of(config, inputs, codec, ctx)
+        reference = ReferenceMetrics.of(config, inputs, codec, ctx)
         actor = load_actor(base, policy, ctx.device)
         computed = precision_of(actor.lm)
-        answers = yardstick.answers(actor)
-        trained = yardstick.measure(actor, answers)
+        answers = reference.answers(actor)
+        trained = reference.measure(actor, answers)
         bar.advance()
         rows = []
         for name in formats:
             model = files.reload(name, base)
             other = Actor(causal_lm(model))
-            found = yardstick.divergence(actor, other, answers) | yardstick.measure(other, yardstick.answers(other))
+            found = reference.divergence(actor, other, answers) | reference.measure(other, reference.answers(other))
             done = change(name, config, held, trained_on["qat"])
             if trained_on["activations"] == "none":
                 _check(name, config, done, found, computed)
@@ -74,7 +74,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             del model, other
     judge = inputs["eval"].json("eval.json")["judge"]
     result = {
-        "prompts": len(yardstick.prompts),
+        "prompts": len(reference.prompts),
         "judge": None if judge is None else Path(judge).name,
         "kl": "KL(policy || file), exact over the next token along the policy's sampled answers",
         "base_quantization": quantization,

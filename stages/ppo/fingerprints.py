@@ -24,18 +24,19 @@ from stages.models.text import Codec
 from stages.ppo.experience import score_tokens
 from stages.ppo.trainer import PPOTrainer
 from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import EncodedPrompt
 
 FILE = "golden.json"
 ROLES = ("policy", "reference")
 
 
-def write(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int, out_dir: Path) -> None:
+def write(trainer: PPOTrainer, prompts: Sequence[EncodedPrompt], seed: int, out_dir: Path) -> None:
     """Writes, from rank 0, the policy's responses to `prompts`, and each role's log-prob of each of their tokens,
     in nats. The processes of a sharded bank all take part."""
     episodes = trainer.respond(prompts, seed)
     lengths = episodes.response_lengths_B.tolist()
     found = {
-        "prompts": [list(prompt) for prompt in prompts],
+        "prompts": [list(prompt.ids) for prompt in prompts],
         "responses": episodes.responses,
         **{
             role: [row[:n] for row, n in zip(logp_BT.tolist(), lengths, strict=True)]

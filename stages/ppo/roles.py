@@ -1,10 +1,8 @@
-"""Builds the bank of roles, and the scorer, that a PPO run needs from its input artifacts."""
+"""Builds the bank of roles and the reward that a PPO run needs from its input artifacts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -18,43 +16,47 @@ from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
 from stages.models.text import Codec
-from stages.sampling.prompts import conversations
+from stages.ppo.rewards import RewardSignal, ScoreNormalizer
 from stages.scoring import reward_model
-from stages.scoring.classifier import is_classifier, load_classifier, load_reward_classifier
-from stages.scoring.reward_model import ROLE, RewardEnsemble
-from stages.scoring.scorer import EnsembleScorer, HeldScorer, ScoreNormalizer, Scorer, TextScorer, token_scorer
+from stages.scoring.load import Source, as_artifact, load_scorer, optimised_members, token_artifact
+from stages.scoring.reward_model import ROLE
 
 
 def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:
     """The reward artifact to score with; None when `ppo.reward_model` names a sequence classifier."""
     if config.reward_model is None:
         return newest(inputs, "reward")
-    folder = Path(config.reward_model)
-    if not (folder / reward_model.SPEC).exists():
-        return None
-    artifact = Artifact("reward", folder, "")
-    if not is_classifier(artifact):
+    artifact = as_artifact(config.reward_model)
+    if artifact is not None and token_artifact(artifact):
         reward_model.check_base(artifact, inputs["base"])
     return artifact
 
 
 def build(
-    config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str, sharded: bool = False
-) -> tuple[Bank, Scorer]:
-    """The bank and the scorer. The reference is the SFT model, the policy starts as its copy or, in a later round,
-    as the round before left it, the value role as the reward model's copy. `sharded`: every role is divided among
-    the processes.
+    config: PPOConfig,
+    inputs: Mapping[str, Artifact],
+    codec: Codec,
+    device: str,
+    sharded: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Bank, RewardSignal]:
+    """The bank and the reward. The reference is the SFT model; the policy starts as its copy or, in a later round,
+    as the policy of the round before; the value role starts as the reward model's copy.
+
+    Args:
+        sharded: every role is divided among the processes.
+        say: called with a message when a batch to score did not fit into memory.
 
     Raises `StageError` when the reward model belongs to another base, is damaged or gives other scores.
     """
     base, sft, artifact = inputs["base"], inputs["sft"], reward_artifact(config, inputs)
     start = newest(inputs, "ppo", "sft")
-    # What reads text shares nothing with the policy.
-    reward = None if artifact is None or is_classifier(artifact) else artifact
+    # A classifier that reads text shares nothing with the policy.
+    reward = None if artifact is None else token_artifact(artifact)
     if reward is not None:
         reward_model.check_base(reward, base)
     make = _lora_bank if is_adapter(sft) else _full_bank
-    # What is to be divided is whole on the CPU only.
+    # Roles that will be divided are whole on the CPU only.
     bank = make(config, base, sft, start, reward, "cpu" if sharded else device)
     if isinstance(bank, FullBank) and sharded:
         bank.shard(device)
@@ -65,29 +67,20 @@ def build(
         check_projection(actor)
     minibatch = config.batch_size // config.num_mini_batches
     batch = config.micro_batch_size if isinstance(config.micro_batch_size, int) else minibatch
-    if reward is None:
-        classifier = (
-            load_reward_classifier(artifact, device)
-            if artifact is not None
-            else load_classifier(str(config.reward_model), device)
-        )
-        _check_aggregate(config, 1)
-        return bank, TextScorer(classifier, codec, batch, conversations(inputs["data"], codec))
-    if ROLE in bank.roles:
-        ensemble = RewardEnsemble(bank, reward_model.roles(reward))
-        reward_model.verify(reward, ensemble, device)
-        model: Any = ensemble
-    else:
-        # A whole reward model beside a LoRA policy, or the reverse, stands on its own.
-        model = reward_model.load_reward(reward, base, device)
-    members = len(reward_model.roles(reward)) - config.reward.held_out
-    if config.reward.held_out:
-        model = RewardEnsemble(model.bank, model.roles[:members])
-    _check_aggregate(config, members)
-    if members == 1:
-        scorer = token_scorer(model, batch, device, codec)
-        return bank, HeldScorer(scorer, bank, ROLE) if ROLE in bank.roles else scorer
-    return bank, EnsembleScorer(model, config.reward, batch, device, codec)
+    source: Source = str(config.reward_model) if artifact is None else artifact
+    scorer = load_scorer(
+        source,
+        inputs,
+        codec,
+        device,
+        batch_size=batch,
+        members=optimised_members(config.reward.held_out),
+        bank=bank,
+        say=say,
+    )
+    scorer.check(row["prompt"] for row in inputs["data"].jsonl("prompts.jsonl"))
+    _check_aggregate(config, scorer.size)
+    return bank, RewardSignal(scorer, config.reward)
 
 
 def _check_aggregate(config: PPOConfig, members: int) -> None:
@@ -100,7 +93,7 @@ def _check_aggregate(config: PPOConfig, members: int) -> None:
 
 
 def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> None:
-    """A value head that starts as the reward model's predicts raw scores: makes it predict normalised ones."""
+    """A value head that starts as the reward model's copy predicts raw scores: makes it predict normalised ones."""
     if config.critic == "adapter" and "reward" in bank.heads:
         with bank.whole("value", changes=True):
             bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
@@ -108,7 +101,7 @@ def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> N
 
 def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:
     if reward is None or value_role == "policy":
-        # It knows nothing yet: a random head's values would be noise of std 0.9 in the first advantages.
+        # The values of a random head would be noise of std 0.9 in the first advantages.
         value = ScalarHead(hidden)
         torch.nn.init.zeros_(value.weight)
     else:
@@ -119,7 +112,7 @@ def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: s
 def _lora_bank(
     config: PPOConfig, base: Artifact, sft: Artifact, start: Artifact, reward: Artifact | None, device: str
 ) -> ActorBank:
-    # A reward model that is no adapter is scored on its own, and lends its head to nobody.
+    # A reward model that is not an adapter has a bank of its own, and its head is not used for values.
     shared = reward if reward is not None and is_adapter(reward) else None
     backbone = load_backbone(base, device)
     model = attach_adapter(backbone, sft.file(ADAPTER), "reference")

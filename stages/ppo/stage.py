@@ -61,14 +61,14 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             hint="start fewer processes, or enlarge the batch",
         )
     torch.manual_seed(ctx.seed)
-    bank, scorer = roles.build(config, inputs, codec, ctx.device, ctx.sharded)
+    bank, reward = roles.build(config, inputs, codec, ctx.device, ctx.sharded, ctx.say)
     before = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,
         config,
         codec,
-        [prompt.ids for prompt in prompts],
-        scorer,
+        prompts,
+        reward,
         seed=ctx.seed,
         device=ctx.device,
         demonstrations=_demonstrations(inputs["data"], codec, config) if config.ptx_coef else None,
@@ -86,7 +86,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 
     handed_on = looks.hand_on()
     if trainer.world.rank == 0 or bank.sharded:
-        golden.write(trainer, [prompt.ids for prompt in prompts[:GOLDEN]], ctx.seed, out_dir)
+        golden.write(trainer, prompts[:GOLDEN], ctx.seed, out_dir)
         _write(out_dir, bank, config)
     if trainer.world.rank == 0:
         write_jsonl(out_dir / "looks.jsonl", looks.taken)

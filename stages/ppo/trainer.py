@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
 from pipeline.machine import trim_memory
@@ -24,10 +25,11 @@ from stages.ppo.cost import Clock, Meter
 from stages.ppo.kl import controller
 from stages.ppo.prompts import PromptQueue, Shares
 from stages.ppo.ptx import Demonstrations
+from stages.ppo.rewards import RewardSignal, ScoreNormalizer
 from stages.ppo.update import Optimisation
 from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import SamplingParams, sampler_of
-from stages.scoring.scorer import ScoreNormalizer, Scorer, disagreement
 from stages.training.distributed import World
 
 
@@ -36,8 +38,8 @@ class PPOTrainer:
 
     Args:
         bank: roles policy, reference and, where the critic has a role of its own, value.
-        prompts: ids of the training prompts.
-        scorer: the reward model.
+        prompts: the training prompts.
+        reward: scores responses.
         demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
         is_copy: whether the policy starts as the reference's copy, which the first batch must then show.
         say: called with a line when a micro-batch did not fit into memory.
@@ -48,8 +50,8 @@ class PPOTrainer:
         bank: Bank,
         config: PPOConfig,
         codec: Codec,
-        prompts: Sequence[Sequence[int]],
-        scorer: Scorer,
+        prompts: Sequence[EncodedPrompt],
+        reward: RewardSignal,
         *,
         seed: int,
         device: str = "cpu",
@@ -57,7 +59,7 @@ class PPOTrainer:
         is_copy: bool = True,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.bank, self.config, self.codec, self.scorer = bank, config, codec, scorer
+        self.bank, self.config, self.codec, self.reward = bank, config, codec, reward
         self.device, self.is_copy, self.exact = device, is_copy, exact(bank)
         self.world = World()
         self.update, self.updates = 0, config.total_episodes // config.batch_size
@@ -88,17 +90,23 @@ class PPOTrainer:
     def start(self) -> None:
         """Before the first update: the mean and std that scores are normalised by, from the reference's own
         responses."""
-        self.normalizer.prepare(lambda: self.scorer(self.sample(self.next_prompts(), role="reference")))
+
+        def scores() -> Tensor:
+            prompts = self.next_prompts()
+            return self.reward(prompts, self.sample(prompts, role="reference").responses)
+
+        self.normalizer.prepare(scores)
 
     def step(self) -> dict[str, float]:
         """One update: sample a batch of episodes, learn from it. Returns its metrics (docs/ppo.md)."""
         config, clock = self.config, Clock()
         # 1. Sample responses.
-        episodes = self.sample(self.next_prompts(), record=True)
+        prompts = self.next_prompts()
+        episodes = self.sample(prompts, record=True)
         clock.lap("rollout")
         # 2. Score them.
-        scores = self.scorer(episodes)
-        differed = disagreement(self.scorer, self.world)
+        scores = self.reward(prompts, episodes.responses)
+        disagreement = self.reward.disagreement(self.world)
         rewards = self.normalizer(scores)
         ended = episodes.ended(self.codec.stop_ids).cpu()
         if config.missing_eos_penalty is not None:
@@ -123,28 +131,33 @@ class PPOTrainer:
         self.update += 1
         return (
             data.metrics
-            | differed
+            | disagreement
             | learnt
             | {f"time/{name}": seconds for name, seconds in clock.laps.items()}
             | {"episode": self.update * config.batch_size}
             | self.meter.measure(episodes, ended, clock.total)
         )
 
-    def next_prompts(self) -> list[Sequence[int]]:
+    def next_prompts(self) -> list[EncodedPrompt]:
         """The prompt of each of this process's rows of the next batch."""
         return self.shares.of(self.prompts.take(self.config.batch_size // self.config.num_generations))
 
-    def sample(self, prompts: Sequence[Sequence[int]], *, role: str = "policy", record: bool = False) -> Episodes:
+    def sample(self, prompts: Sequence[EncodedPrompt], *, role: str = "policy", record: bool = False) -> Episodes:
         """Episodes of this process's prompts of a batch."""
         with self.bank.active(role, decode=True) as actor:
             return self.sampler.sample(
-                actor, prompts, self.sampling, self.generator, share=self.shares.share, record=record
+                actor,
+                [prompt.ids for prompt in prompts],
+                self.sampling,
+                self.generator,
+                share=self.shares.share,
+                record=record,
             )
 
-    def respond(self, prompts: Sequence[Sequence[int]], seed: int) -> Episodes:
+    def respond(self, prompts: Sequence[EncodedPrompt], seed: int) -> Episodes:
         """The policy's episodes of any prompts, outside of training: the same on every process."""
         with self.bank.active("policy", decode=True) as actor:
-            return self.sampler.sample(actor, prompts, self.sampling, seed)
+            return self.sampler.sample(actor, [prompt.ids for prompt in prompts], self.sampling, seed)
 
     # --- Checkpoints --------------------------------------------------------------------------------------------
 

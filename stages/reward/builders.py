@@ -1,5 +1,5 @@
-"""Makes what the `reward` stage trains: adapters and heads on the policy's backbone, a whole model, or an
-encoder."""
+"""Builds the model that the `reward` stage trains: adapters and heads on the policy's backbone, a whole model, or
+an encoder."""
 
 from __future__ import annotations
 
@@ -30,25 +30,27 @@ from stages.scoring.reward_model import (
     ROLE,
     RewardEnsemble,
     RewardModel,
-    Scorer,
-    golden_scores,
+    ScoringModule,
+    fingerprints_of,
     numbered,
     score_rows,
 )
+from stages.scoring.text_encoder import TextEncoder
 
 
 class Builder(Protocol):
-    """Makes members one after another, and the artifact from all of them."""
+    """Builds members one after another, and the artifact from all of them."""
 
     encoder: Encoder
 
-    def member(self, number: int, seed: int) -> Scorer:
-        """A member to train, drawn from `seed`; the one before is finished."""
+    def member(self, number: int, seed: int) -> ScoringModule:
+        """A member to train, initialised from `seed`, after the one before has been trained."""
 
     def finish(self, rows: Sequence[list[int]]) -> Any:
         """The frozen reward model, its members on a common scale over `rows`."""
 
-    def save(self, model: Any, out_dir: Path, golden: Sequence[list[int]]) -> None: ...
+    def save(self, model: Any, out_dir: Path, rows: Sequence[list[int]]) -> None:
+        """Writes the artifact, with fingerprints of `rows`."""
 
 
 def builder_for(config: RewardConfig, inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Builder:
@@ -86,28 +88,28 @@ class BackboneBuilder:
                 self.lm = new_adapter(backbone, lora, name)
             else:
                 self.lm.add_adapter(name, self.lm.peft_config[ROLE])
-                self.lm.set_adapter(name)  # the only one that learns from now on
+                self.lm.set_adapter(name)  # now the only one that is trained
             if self.config.init == "sft":
                 _copy_adapter(self.sft, self.lm, name)
         float32_trainables(self.lm)
-        head = reward_model.ScalarHead(self.lm.config.get_text_config().hidden_size).to(self.device)
+        head = ScalarHead(self.lm.config.get_text_config().hidden_size).to(self.device)
         self.heads.append(head)
         return RewardModel(self.lm, head)
 
     def finish(self, rows: Sequence[list[int]]) -> RewardEnsemble:
         names = [numbered(ROLE, number) for number in range(len(self.heads))]
         heads = dict(zip(names, self.heads, strict=True))
-        # A bank, as PPO has one: in 16 bits its pass differs from training's by a large share of the spread that a
-        # little trained model's scores have.
+        # A bank, as in PPO: in 16 bits its forward pass differs from that of training, by a large part of the
+        # spread of the scores if the model was trained for a few steps only.
         bank = FullBank({ROLE: self.lm}, heads, ()) if self.config.lora is None else ActorBank(self.lm, heads, ())
         ensemble = RewardEnsemble(bank, names)
         if len(names) > 1:
             ensemble.share_scale_(score_rows(ensemble.members, rows, self.config.eval_batch_size, self.device))
         return ensemble
 
-    def save(self, model: RewardEnsemble, out_dir: Path, golden: Sequence[list[int]]) -> None:
-        stored = golden_scores(model, golden, self.device)
-        reward_model.save(model, out_dir, self.base, self.codec, stored)
+    def save(self, model: RewardEnsemble, out_dir: Path, rows: Sequence[list[int]]) -> None:
+        fingerprints = fingerprints_of(model, rows, self.device)
+        reward_model.save(model, out_dir, self.base, self.codec, fingerprints)
 
 
 def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:
@@ -136,7 +138,7 @@ class ClassifierBuilder:
 
     def __init__(self, config: RewardConfig, codec: Codec, device: str) -> None:
         self.classifier = classifier.new_classifier(config, device)
-        self.encoder: Encoder = classifier.TextEncoder(self.classifier, codec)
+        self.encoder: Encoder = TextEncoder(self.classifier, codec)
 
     def member(self, number: int, seed: int) -> classifier.TextClassifier:
         assert number == 0
@@ -147,5 +149,5 @@ class ClassifierBuilder:
         classifier.finish(self.classifier)
         return self.classifier
 
-    def save(self, model: classifier.TextClassifier, out_dir: Path, golden: Sequence[list[int]]) -> None:
-        classifier.save_classifier(model, out_dir, golden_scores(model, golden, model.model.device))
+    def save(self, model: classifier.TextClassifier, out_dir: Path, rows: Sequence[list[int]]) -> None:
+        classifier.save_classifier(model, out_dir, fingerprints_of(model, rows, model.model.device))

@@ -1,4 +1,4 @@
-"""Rankings as a reward model learns from them: by prompt, each distinct answer once, as token ids."""
+"""Rankings as training examples of a reward model: by prompt, each distinct answer once, as token ids."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Order:
     """One ranking of a group's completions.
 
     Attributes:
-        rows: which of the group's (or batch's) completions were ranked.
-        ranks: one each, 1 = best; equal ranks are ties.
-        ratings: what the ranks derive from, if there was anything.
+        rows: indices of the ranked completions in the group (or batch).
+        ranks: one per completion, 1 = best; equal ranks are ties.
+        ratings: one per completion, from which the ranks were derived, if there were any.
         weight: of this ranking in the loss; the mean over all rankings is 1.
     """
 
@@ -40,36 +40,36 @@ class Group:
     orders: list[Order] = field(default_factory=list)
 
     def places(self, ranking: Ranking) -> dict[int, int]:
-        """Row -> place of the completion in a ranking of this prompt, of those that have a row.
+        """Row -> place of the completion in a ranking of this prompt, for completions that have a row.
 
-        Of equal completions the first counts: two systems may have said the same, and it cannot be better than
+        The first of equal completions counts: two systems may give the same answer, which cannot be better than
         itself.
         """
-        found: dict[int, int] = {}
+        places: dict[int, int] = {}
         for place, text in enumerate(ranking.completions):
             if text in self.completions:
-                found.setdefault(self.completions[text], place)
-        return found
+                places.setdefault(self.completions[text], place)
+        return places
 
 
 class Encoder(Protocol):
-    """How a reward model reads text; what pads its rows."""
+    """Encodes prompts and completions for a reward model, whose rows are padded with `pad_id`."""
 
     pad_id: int
 
     def prompt(self, messages: Sequence[Message]) -> Any: ...
 
     def row(self, prompt: Any, completion: str) -> list[int]:
-        """Ids of a prompt, as `prompt` gave it, and an ended completion."""
+        """Ids of a prompt, as returned by `prompt`, and of an ended completion."""
 
     def prompt_length(self, prompt: Any) -> int: ...
 
     def cut(self, row: list[int], prompt_length: int) -> list[int]:
-        """The row with the first half of its completion only, and without what ended it."""
+        """The row with the first half of its completion only, which is not ended."""
 
 
 class TokenEncoder:
-    """The policy's own tokens."""
+    """Encodes with the policy's tokenizer."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec, self.pad_id = codec, codec.pad_id
@@ -95,12 +95,17 @@ def group_rankings(
     *,
     ties_teach: bool = False,
 ) -> tuple[dict[str, Group], LeftOut]:
-    """Groups by prompt key, from rankings that are read once and not kept.
+    """Groups by prompt key, from rankings that are read once and not kept, and what is left out of them.
 
-    A completion too long for the model leaves its rankings. Also returns what is left out; `ties_teach` says that
-    the objective learns from rankings that tie all their answers. These stay in their groups in any case. `weights`
-    are by annotator; they are scaled to a mean of 1 over the rankings. Raises `StageError` when an annotator has
-    none, and `templates.Refused` when a chat template does not take a prompt.
+    A completion that is too long for the model is removed from its rankings.
+
+    Args:
+        weights: by annotator; they are scaled to a mean of 1 over the rankings.
+        ties_teach: whether the objective learns from rankings in which all answers are tied; otherwise these count
+            as left out. They stay in their groups in any case.
+
+    Raises `StageError` when an annotator has no weight, and `templates.Refused` when a chat template does not
+    accept a prompt.
     """
     groups: dict[str, Group] = {}
     prompts: dict[str, Any] = {}
@@ -122,14 +127,14 @@ def group_rankings(
                 continue
             group.completions[text] = len(group.rows)
             group.rows.append(row)
-        kept = group.places(ranking)
-        left_out.count(ranking, kept.values())
-        if len(kept) > 1:
+        places = group.places(ranking)
+        left_out.count(ranking, places.values())
+        if len(places) > 1:
             group.orders.append(
                 Order(
-                    list(kept),
-                    [ranking.ranks[place] for place in kept.values()],
-                    None if ranking.ratings is None else [ranking.ratings[place] for place in kept.values()],
+                    list(places),
+                    [ranking.ranks[place] for place in places.values()],
+                    None if ranking.ratings is None else [ranking.ratings[place] for place in places.values()],
                     1.0 if weights is None else _weight(weights, ranking.annotator),
                 )
             )
@@ -163,7 +168,7 @@ def _scale_weights(groups: Sequence[Group]) -> None:
 
 
 def as_pairs(groups: Iterable[Group]) -> Iterator[Group]:
-    """Each strict pair of each ranking as a group of its own, whose two completions are scored for it alone."""
+    """Each strict pair of each ranking as a separate group, whose two completions are scored for that pair only."""
     for group in groups:
         for order in group.orders:
             for i, better in enumerate(order.rows):
@@ -178,7 +183,7 @@ def as_pairs(groups: Iterable[Group]) -> Iterator[Group]:
 
 
 def tie_share(groups: Iterable[Group]) -> float:
-    """Of all pairs of completions that were ranked together, the share that was tied."""
+    """The share of ties among all pairs of completions that were ranked together."""
     ties = pairs = 0
     for order in (order for group in groups for order in group.orders):
         k = len(order.ranks)
@@ -199,7 +204,7 @@ def mean_gap(groups: Iterable[Group], merits: str) -> float:
 
 
 def merits_of(order: Order, kind: str) -> list[float]:
-    """What each answer of a ranking is worth to its annotator, by `kind`: their ratings, or minus the ranks."""
+    """The annotator's value of each answer of a ranking, by `kind`: the ratings, or minus the ranks."""
     if kind == "ranks":
         return [-float(rank) for rank in order.ranks]
     if order.ratings is None:
@@ -212,7 +217,7 @@ def merits_of(order: Order, kind: str) -> list[float]:
 
 
 def collate(groups: Sequence[Group], pad_id: int) -> dict[str, Any]:
-    """Groups -> padded rows of all their completions, and rankings with indices into those rows."""
+    """Groups -> padded rows of all their completions, and rankings with indices into these rows."""
     ids, mask = pad([row for group in groups for row in group.rows], pad_id, left=False)
     return {"rows": {"ids_BL": ids, "lengths_B": mask.sum(1)}, **orders_of(groups)}
 

@@ -1,7 +1,7 @@
 """Several completions of a prompt in one row, so that the prompt is computed once, with the same gradients.
 
-A packed row is prompt, completion 1, completion 2, ...; each completion sees the prompt and itself, and its
-positions go on from the prompt's end, as if it stood there alone.
+A packed row is prompt, completion 1, completion 2, ...; each completion attends to the prompt and itself, and its
+positions continue from the prompt's end, as if it were the only one (`RewardModel` makes the mask).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from stages.reward.groups import Group
 
 
 def pack(groups: Sequence[Group], pad_id: int, budget: int) -> dict[str, Tensor]:
-    """Packed rows of about `budget` tokens, right-padded: ids_BL; positions_BL; segments_BL (0 the prompt, then the
-    completion's number, -1 padding); ends_N, the place of each completion's last token in the flattened rows,
+    """Packed rows of about `budget` tokens, right-padded: ids_BL; positions_BL; segments_BL (0 for the prompt, the
+    completion's number, -1 for padding); ends_N, the index of each completion's last token in the flattened rows,
     in the order of the groups' rows."""
     ids: list[list[int]] = []
     positions: list[list[int]] = []
@@ -43,14 +43,3 @@ def pack(groups: Sequence[Group], pad_id: int, budget: int) -> dict[str, Tensor]
         "segments_BL": pad(segments, -1, left=False)[0],
         "ends_N": torch.tensor([row * width + end for row, end in ends]),
     }
-
-
-def attention_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
-    """What each position may attend to, additive (B, 1, L, L): nothing to its right, the prompt, its own
-    segment."""
-    query, key = segments_BL[:, :, None], segments_BL[:, None, :]
-    length = segments_BL.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
-    allowed = causal & ((key == 0) | (key == query))
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments_BL.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]

@@ -1,13 +1,13 @@
 """The `reward` stage: trains a scalar reward model on rankings of K answers, and measures it.
 
-1. Read the training rankings by prompt; a training example is a prompt: its distinct completions, each scored
-   once, and all rankings they stand in. Count what is left out, and refuse when nothing is left.
-2. For each member of the ensemble (one, unless the recipe asks for more): make it, train it on the rankings of
+1. Read the training rankings by prompt. A training example is a prompt: its distinct completions, each scored once,
+   and all rankings of them. Count what is left out, and refuse when nothing is left.
+2. For each member of the ensemble (one, unless the recipe asks for more): build it, train it on the rankings of
    `reward.pretrain_on` if there are any, then on the recipe's own.
 3. Put the members on a common scale.
-4. Measure it on held-out rankings, beside a bag of words that learnt from the same pairs and the annotators
-   themselves; judge whether PPO may trust it (the gate).
-5. Write the model with golden scores, and `quality.json`.
+4. Measure it on held-out rankings, beside a bag of words that was trained on the same pairs and the annotators
+   themselves; decide whether PPO may trust it (the gate).
+5. Write the model with its fingerprints, and `quality.json`.
 """
 
 from __future__ import annotations
@@ -40,18 +40,17 @@ from stages.scoring.reward_model import numbered
 from stages.training.distributed import World
 
 COMMON = 1024
-"""Training completions on which members are put on a common scale."""
+"""Training completions that put the members on a common scale."""
 TEACHES_TIES = ("davidson", "regression")
-"""Objectives that learn from a ranking that ties all its answers."""
+"""Objectives that learn from a ranking in which all answers are tied."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """What is learnt from: training groups, those of `pretrain_on`, and what the curve of held-out accuracy
-    needs."""
+class TrainingData:
+    """The groups of the training rankings, of `pretrain_on`, and of the held-out rankings."""
 
-    own: list[Group]
-    before: list[Group]
+    training: list[Group]
+    pretraining: list[Group]
     held_out: list[Group]
 
 
@@ -61,45 +60,45 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     builder = builder_for(config, inputs, codec, ctx)
     # 1.
     read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
-    own, left_out = read(
+    groups, left_out = read(
         "training rankings",
         _ranked(rounds, "train"),
         where=", ".join(str(ranked.path) for ranked in rounds),
         weights=_weights(config, rounds),
     )
     held_out, unmeasured = read("held-out rankings", _ranked(rounds, "eval"))
-    before: dict[str, Group] = {}
+    pretraining: dict[str, Group] = {}
     metrics: Metrics = {}
     if config.pretrain_on is not None:
-        before, metrics = _read_pretraining(config.pretrain_on, inputs["data"], read, ctx)
-    material = Material(list(own.values()), list(before.values()), list(held_out.values()))
+        pretraining, metrics = _read_pretraining(config.pretrain_on, inputs["data"], read, ctx)
+    training_data = TrainingData(list(groups.values()), list(pretraining.values()), list(held_out.values()))
     # 2. and 3.
-    model, trained = _train_members(builder, config, material, ctx)
+    model, trained = _train_members(builder, config, training_data, ctx)
     # 4.
     metrics |= {
         "rankings": left_out.used,
-        "prompts": len(own),
-        "completions": sum(len(g.rows) for g in own.values()),
+        "prompts": len(groups),
+        "completions": sum(len(g.rows) for g in groups.values()),
         **left_out.metrics(),
         **trained,
     }
-    pairs = list(bag_of_words.strict_pairs(own))
+    pairs = list(bag_of_words.strict_pairs(groups))
     with ctx.progress("reward: bag of words", total=len(bag_of_words.distinct(pairs))) as bar:
         words = bag_of_words.fit(pairs, bar.advance)
-    found, tables = measure(model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx)
-    found |= unmeasured.metrics()
-    metrics |= {f"eval_{name}": value for name, value in found.items()}
+    quality, tables = measure(model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx)
+    quality |= unmeasured.metrics()
+    metrics |= {f"eval_{name}": value for name, value in quality.items()}
     if World().rank:
         return metrics
     # 5.
-    builder.save(model, out_dir, [row for group in own.values() for row in group.rows][: config.golden])
-    reasons = [] if config.gate is None else gate(config.gate, found)
-    notes = warnings(config.gate, found)
+    builder.save(model, out_dir, [row for group in groups.values() for row in group.rows][: config.golden])
+    reasons = [] if config.gate is None else gate(config.gate, quality)
+    notes = warnings(config.gate, quality)
     (out_dir / "quality.json").write_text(
         json.dumps({"metrics": metrics, **tables, "unfit": reasons, "warnings": notes}, indent=1) + "\n",
         encoding="utf-8",
     )
-    if line := summary(found):
+    if line := summary(quality):
         ctx.say(line)
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
@@ -109,7 +108,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
 
 
 def _read(
-    what: str,
+    name: str,
     rankings: Iterable[Ranking],
     *,
     encoder: Encoder,
@@ -118,13 +117,13 @@ def _read(
     where: str | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Group], LeftOut]:
-    """The groups of some rankings and what is left out of them, which one printed line says.
+    """The groups of some rankings, and what is left out of them, which is printed in one line.
 
     Args:
-        where: they come from, where they are to learn from: `DataError` is raised when they order nothing.
+        where: the source of training rankings; `DataError` is raised when they order nothing. None: for evaluation.
     """
     learns = where is not None
-    with ctx.progress(f"reward: {what}") as bar:
+    with ctx.progress(f"reward: {name}") as bar:
 
         def passing() -> Iterator[Ranking]:
             for ranking in rankings:
@@ -142,12 +141,12 @@ def _read(
     if where is not None and not ordered:
         left_out.ties_count()
         raise DataError(
-            f"the {what} order nothing: {left_out.describe('rankings') or 'there are none'}",
+            f"the {name} order nothing: {left_out.describe('rankings') or 'there are none'}",
             where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else where,
             hint=left_out.hint() or "give rankings with at least one strict preference",
         )
     if left_out.total or left_out.shortened:
-        ctx.say(f"reward: {left_out.describe(what)}. To use them: {left_out.hint(learns=learns)}")
+        ctx.say(f"reward: {left_out.describe(name)}. To use them: {left_out.hint(learns=learns)}")
     if not ordered:
         refused = ", and PPO will refuse it" if config.gate else ""
         ctx.say(f"no held-out ranking has a strict pair: the reward model cannot be measured{refused}")
@@ -170,13 +169,13 @@ def _read_pretraining(
         **{f"pretraining_dropped_rows/{reason}": count for reason, count in sorted(dropped.rows_out.items())},
     }
     if not config.human:
-        metrics["human"] = False  # what learnt from simulated rankings is not called human
+        metrics["human"] = False  # a model trained on simulated rankings is not called human
     return groups, metrics
 
 
 def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
-    """Of all rounds. Read anew each time: as Python objects all rankings would take many times the room of the
-    file."""
+    """The rankings of all rounds. They are read from the file each time: as Python objects they would take many
+    times its size."""
     rows = (row for ranked in rounds for row in read_rankings_file(ranked.file("rankings.jsonl")))
     return (row for row in rows if row.split == split)
 
@@ -185,7 +184,7 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
     """By annotator, the mean over the rounds in which they ranked."""
     if config.annotator_weights == "none":
         return None
-    found: dict[str, list[float]] = defaultdict(list)
+    by_annotator: dict[str, list[float]] = defaultdict(list)
     for ranked in rounds:
         measured: dict[str, float] | None = ranked.json("agreement.json").get("weights")
         if measured is None:
@@ -195,13 +194,13 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
                 hint=f"run `tutelage run {ranked.stage} --fresh`, or set reward.annotator_weights: none",
             )
         for annotator, weight in measured.items():
-            found[annotator].append(weight)
-    return {annotator: sum(weights) / len(weights) for annotator, weights in found.items()}
+            by_annotator[annotator].append(weight)
+    return {annotator: sum(weights) / len(weights) for annotator, weights in by_annotator.items()}
 
 
 def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx: RunContext) -> Iterator[Ranking]:
-    """The rankings of `reward.pretrain_on`, under the recipe's system message, less those of held-out prompts.
-    These are counted in `dropped`, beside what reading the table leaves out."""
+    """The rankings of `reward.pretrain_on`, under the recipe's system message, without those of held-out prompts,
+    which are counted in `dropped` beside the rows that reading the table leaves out."""
     held_out, system = set(), None
     for row in data.jsonl("prompts.jsonl"):
         if row["prompt"][0]["role"] == "system":
@@ -224,18 +223,19 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx
 
 
 def _train_members(
-    builder: Builder, config: RewardConfig, material: Material, ctx: RunContext
+    builder: Builder, config: RewardConfig, data: TrainingData, ctx: RunContext
 ) -> tuple[Any, Metrics]:
-    """The finished reward model, how many parameters learnt, and the micro-batch if it was to be found."""
+    """The finished reward model, and metrics: the number of trainable parameters, and the micro-batch if it was
+    `auto`."""
     offset = parameters = 0
-    found: Metrics = {}
+    metrics: Metrics = {}
     for number in range(config.ensemble):
         seed = ctx.seed + number
         member = builder.member(number, seed)
         parameters += sum(p.numel() for p in member.parameters() if p.requires_grad)
-        phases = [("" if number == 0 else f"member-{number}", config.trainer, material.own)]
+        phases = [("" if number == 0 else f"member-{number}", config.trainer, data.training)]
         if config.pretrain_on is not None:
-            phases.insert(0, (numbered("pretrain", number), config.pretrain_on.trainer, material.before))
+            phases.insert(0, (numbered("pretrain", number), config.pretrain_on.trainer, data.pretraining))
         for name, values, groups in phases:
             fit = partial(
                 training.train,
@@ -243,11 +243,11 @@ def _train_members(
                 config,
                 values,
                 groups,
-                material.held_out,
+                data.held_out,
                 builder.encoder.pad_id,
                 name=f"reward {name}".strip(),
             )
-            steps, found = training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
+            steps, metrics = training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
             offset += steps
-    rows = [row for group in material.own for row in group.rows][:COMMON]
-    return builder.finish(rows), {"trainable_parameters": parameters, **found}
+    rows = [row for group in data.training for row in group.rows][:COMMON]
+    return builder.finish(rows), {"trainable_parameters": parameters, **metrics}

@@ -1,5 +1,5 @@
-"""Trains a reward model on groups of rankings: the losses of a batch, a Trainer for them, looks at held-out
-rankings."""
+"""Trains a reward model on groups of rankings: the losses of a batch, a Trainer for them, the accuracy on held-out
+rankings along the way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stages.models.precision import Deviation, exact
 from stages.reward import likelihoods
 from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
 from stages.reward.packing import pack
-from stages.scoring.reward_model import RewardModel, Scorer, score_rows
+from stages.scoring.reward_model import RewardModel, ScoringModule, score_rows
 from stages.training.batches import GlobalBatchTrainer
 from stages.training.distributed import World
 from stages.training.trainer import StageCallback, training_arguments
@@ -32,12 +32,12 @@ Objective = Callable[[Tensor, Order], Tensor]
 DEFAULTS = {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16}
 COMPARED = 8
 """Prompts whose scores are compared before rows are packed."""
-LOOKED_AT = 128
-"""Held-out prompts in a look during training."""
+CURVE_PROMPTS = 128
+"""Held-out prompts whose accuracy is logged during training."""
 
 
 def objective_of(config: RewardConfig, groups: Sequence[Group]) -> Objective:
-    """The loss of one ranking, with what it takes from the training rankings as a whole: the share of ties
+    """The loss of one ranking, with the statistics that it needs of all training rankings: the share of ties
     (Davidson), the mean difference of merit (margins)."""
     if config.objective == "plackett_luce":
         return lambda scores, order: likelihoods.plackett_luce(scores, _ranks(scores, order))
@@ -71,18 +71,18 @@ def _regression(scores: Tensor, order: Order, *, merits: str) -> Tensor:
 
 
 def ranking_loss(scores: Tensor, orders: Sequence[Order], objective: Objective) -> tuple[Tensor, Tensor]:
-    """Mean weighted loss over rankings, and the share of strict pairs that the scores order rightly. Both on the
-    CPU: a ranking has a few scores, and on a device each ranking would make the host wait."""
-    scores, losses, right = scores.cpu(), [], []
+    """Mean weighted loss over rankings, and the share of strict pairs that the scores order correctly. Both on the
+    CPU: a ranking has few scores, and on a device the host would wait for each."""
+    scores, losses, correct = scores.cpu(), [], []
     for order in orders:
         chosen, ranks = scores[order.rows], _ranks(scores, order)
         losses.append(order.weight * objective(chosen, order))
-        right.append((chosen[:, None] > chosen[None, :])[ranks[:, None] < ranks[None, :]])
-    return torch.stack(losses).mean(), torch.cat(right).float().mean()
+        correct.append((chosen[:, None] > chosen[None, :])[ranks[:, None] < ranks[None, :]])
+    return torch.stack(losses).mean(), torch.cat(correct).float().mean()
 
 
 def train(
-    model: Scorer,
+    model: ScoringModule,
     config: RewardConfig,
     trainer_values: Mapping[str, Any],
     groups: list[Group],
@@ -92,8 +92,8 @@ def train(
     *,
     name: str,
 ) -> tuple[int, Metrics]:
-    """Trains in place, from the newest checkpoint if there is one; returns the steps made, and what was found on
-    the way: the micro-batch, if it was to be."""
+    """Trains in place, from the newest checkpoint if there is one. Returns the number of steps, and metrics: the
+    micro-batch, if it was `auto`."""
     objective = objective_of(config, groups)
     if config.bootstrap:
         generator = torch.Generator().manual_seed(ctx.seed)
@@ -112,18 +112,18 @@ def train(
             if packs
             else collate(batch, pad_id)
         ),
-        callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, list(held_out)[:LOOKED_AT])],
+        callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, list(held_out)[:CURVE_PROMPTS])],
     )
     trainer.objective, trainer.center = objective, config.center_rewards_coefficient
     sharded = ctx.sharded and isinstance(model, RewardModel) and config.lora is None
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
-    return int(trainer.state.global_step), found
+    metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
+    return int(trainer.state.global_step), metrics
 
 
 @torch.no_grad()
-def can_pack(model: Scorer, groups: Sequence[Group], pad_id: int, ctx: RunContext) -> bool:
-    """Whether packed rows give the scores of plain ones, but for rounding (`stages.models.precision`): not with
-    encoders, nor with attention that takes no mask of ours or looks at other things than positions and masks."""
+def can_pack(model: ScoringModule, groups: Sequence[Group], pad_id: int, ctx: RunContext) -> bool:
+    """Whether packed rows give the same scores as plain ones, up to rounding (`stages.models.precision`). False for
+    encoders, and for attention that ignores our mask or depends on more than positions and masks."""
     if not isinstance(model, RewardModel):
         return False
     was_training = model.training
@@ -134,9 +134,9 @@ def can_pack(model: Scorer, groups: Sequence[Group], pad_id: int, ctx: RunContex
 
     try:
         expected = torch.cat([scores(collate([group], pad_id)["rows"]) for group in groups])
-        found = torch.cat([scores(pack([group], pad_id, 10**9)) for group in groups])
+        packed = torch.cat([scores(pack([group], pad_id, 10**9)) for group in groups])
         strict = ctx.device == "cpu" and exact(model)
-        same = Deviation.between(found, expected).is_rounding(strict, max(1.0, float(expected.abs().max())))
+        same = Deviation.between(packed, expected).is_rounding(strict, max(1.0, float(expected.abs().max())))
     except (RuntimeError, TypeError, ValueError):
         same = False
     model.train(was_training)
@@ -146,7 +146,7 @@ def can_pack(model: Scorer, groups: Sequence[Group], pad_id: int, ctx: RunContex
 
 
 class RankingTrainer(GlobalBatchTrainer):
-    """A Trainer whose loss is one of rankings; logs training accuracy besides."""
+    """A Trainer with a loss of rankings, which also logs training accuracy."""
 
     objective: Objective
     center: float
@@ -161,7 +161,7 @@ class RankingTrainer(GlobalBatchTrainer):
         return sum(map(len, example.rows))
 
     def count(self, examples: list[Group]) -> Tensor:
-        """Rankings and prompts of the examples: what the two terms of the loss are means over."""
+        """The numbers of rankings and of prompts, which the two terms of the loss are means over."""
         return torch.tensor([sum(len(group.orders) for group in examples), len(examples)])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
@@ -173,7 +173,7 @@ class RankingTrainer(GlobalBatchTrainer):
         if self.center:
             means = [likelihoods.centering(scores[start:end]) for start, end in inputs["spans"]]
             loss = loss + self.center * torch.stack(means).sum() / prompts
-        if not accuracy.isnan():  # as it is where all are ties
+        if not accuracy.isnan():  # it is NaN where all are ties
             self._accuracies = [*getattr(self, "_accuracies", []), float(accuracy)]
         return (loss, scores) if return_outputs else loss
 
@@ -213,14 +213,14 @@ class HeldOutCurve(TrainerCallback):
 
 
 def accuracy_on(model: Any, groups: Sequence[Group], batch_size: int, device: str) -> float | None:
-    """Share of strict pairs ordered rightly; None when there is no strict pair."""
+    """The share of strict pairs that are ordered correctly; None when there is no strict pair."""
     scores = score_rows(model, [row for group in groups for row in group.rows], batch_size, device)
     _, accuracy = ranking_loss(scores, orders_of(groups)["orders"], lambda s, _: s.sum())
     return None if accuracy.isnan() else float(accuracy)
 
 
 def run_phase(
-    model: Scorer,
+    model: ScoringModule,
     fit: Callable[[RunContext], tuple[int, Metrics]],
     ctx: RunContext,
     name: str,
@@ -228,29 +228,29 @@ def run_phase(
     seed: int,
     offset: int,
 ) -> tuple[int, Metrics]:
-    """One of several trainings of the stage in a row, with a seed, a state folder and names of metrics of its own.
+    """One of several successive trainings of the stage, with its own seed, state folder and metric names.
 
-    Its steps follow on the `offset` of those before. Once it is done its result is kept in the state: a stage
-    that was interrupted later loads that instead of training again. Returns what `fit` did.
+    Its steps are logged after the `offset` steps of the phases before. Its result is kept in the state: a stage
+    that is interrupted later loads it instead of training again. Returns the result of `fit`.
     """
     folder = ctx.state_dir / name
     folder.mkdir(parents=True, exist_ok=True)
-    own = replace(ctx, seed=seed, state_dir=folder, metrics=ShiftedMetrics(ctx.metrics, name, offset))
+    phase = replace(ctx, seed=seed, state_dir=folder, metrics=ShiftedMetrics(ctx.metrics, name, offset))
     finished = folder / "finished.pt"
     if finished.exists():
-        kept = torch.load(finished, map_location=ctx.device, weights_only=True)
-        model.load_state_dict(kept["model"])
-        return int(kept["steps"]), kept["found"]
-    steps, found = fit(own)
+        result = torch.load(finished, map_location=ctx.device, weights_only=True)
+        model.load_state_dict(result["model"])
+        return int(result["steps"]), result["found"]
+    steps, metrics = fit(phase)
     if World().rank == 0:
         temporary = finished.with_suffix(".tmp")
-        torch.save({"model": model.state_dict(), "steps": steps, "found": found}, temporary)
+        torch.save({"model": model.state_dict(), "steps": steps, "found": metrics}, temporary)
         os.replace(temporary, finished)
-    return steps, found
+    return steps, metrics
 
 
 class ShiftedMetrics(MetricsLog):
-    """A phase's metrics, as `phase/loss` at steps that go on where the phase before ended."""
+    """A phase's metrics, logged as `phase/loss` at steps that continue those of the phase before."""
 
     def __init__(self, log: MetricsLog, name: str, offset: int) -> None:
         self._log, self._prefix, self._offset = log, f"{name}/" if name else "", offset
@@ -259,5 +259,5 @@ class ShiftedMetrics(MetricsLog):
         self._log.log(step + self._offset, **{f"{self._prefix}{name}": value for name, value in values.items()})
 
     def truncate(self, step: int) -> None:
-        # The phase before ended at this one's step 0: nothing of it is forgotten.
+        # Step 0 of this phase is the last step of the one before, which is kept.
         self._log.truncate(max(step, 0) + self._offset if self._offset else step)

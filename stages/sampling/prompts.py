@@ -36,15 +36,6 @@ def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) ->
     return mixed(prompts) if split == "eval" else prompts, too_long
 
 
-def conversations(data: Artifact, codec: Codec) -> dict[tuple[int, ...], list[Message]]:
-    """The conversation that each prompt's ids are of: where text is needed, and ids are at hand. Of two that the
-    chat template renders the same, the first."""
-    found: dict[tuple[int, ...], list[Message]] = {}
-    for row in data.jsonl("prompts.jsonl"):
-        found.setdefault(tuple(codec.prompt(row["prompt"])), row["prompt"])
-    return found
-
-
 def mixed(prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
     """In the order of a hash."""
     return sorted(prompts, key=lambda prompt: prompt_key(prompt.messages))

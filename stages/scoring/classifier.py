@@ -1,13 +1,13 @@
 """A reward model that reads text: a sequence classifier with one label and a tokenizer of its own, such as an
 encoder.
 
-Its artifact: `reward.json` (golden scores) and `classifier/`, which `AutoModelForSequenceClassification` loads.
+Its artifact: `reward.json` (fingerprints, as of stages/scoring/reward_model.py) and `classifier/`, which
+`AutoModelForSequenceClassification` loads.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,19 @@ from pipeline.errors import StageError
 from stages.models import weights
 from stages.models.adapters import adaptable
 from stages.models.loading import check_trainable, load_pretrained, read_tokenizer
-from stages.models.text import Codec
-from stages.sampling.prompts import EncodedPrompt
-from stages.scoring.reward_model import SPEC, Scorer, load_reward, score_rows, verify
-from stages.scoring.text_encoder import TextEncoder
+from stages.scoring.reward_model import FINGERPRINTS, SPEC, ScoringModule, verify
 
 CLASSIFIER = "classifier"
 
-ResponseScorer = Callable[[Sequence[EncodedPrompt], Sequence[list[int]]], Tensor]
-"""`score(prompts, responses) -> (N,)`; responses are ids of the policy's tokenizer."""
 
+class TextClassifier(ScoringModule):
+    """A sequence classifier that scores rows of its own tokenizer's ids; `TextEncoder` makes the rows.
 
-class TextClassifier(Scorer):
-    """A sequence classifier that scores rows of its own tokenizer's ids; `TextEncoder` makes the rows. Raises
-    `StageError` when it has not one label, or no pad token."""
+    Args:
+        where: the recipe's key that names it, for errors.
+
+    Raises `StageError` when it has not exactly one label, or no pad token of its own.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, where: str = "ppo.reward_model") -> None:
         super().__init__()
@@ -52,7 +51,7 @@ class TextClassifier(Scorer):
                 hint="give its tokenizer and config a pad token of their own",
             )
         model.config.pad_token_id = tokenizer.pad_token_id
-        tokenizer.truncation_side = "left"  # of a text that is too long, the end is the response
+        tokenizer.truncation_side = "left"  # the response is at the end of the text
         self.model, self.tokenizer, self.where = model, tokenizer, where
 
     @property
@@ -61,24 +60,23 @@ class TextClassifier(Scorer):
 
     @property
     def longest(self) -> int:
-        """Tokens that it can read."""
+        """The most tokens that it can read."""
         positions = getattr(self.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         return int(min(positions, self.tokenizer.model_max_length))
 
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """Right-padded rows and their real lengths -> scores (B,)."""
         mask = torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B[:, None]
-        # Decoders among the classifiers look for the last token that is not the pad token.
+        # Decoder classifiers read the score at the last token that is not the pad token.
         ids = ids_BL.masked_fill(~mask, self.tokenizer.pad_token_id)
         return self.model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float()
 
 
-# --- Making, saving and loading ---
+# --- Creating, saving and loading ---
 
 
 def new_classifier(config: RewardConfig, device: str) -> TextClassifier:
-    """The pretrained encoder with a fresh head, and LoRA adapters beside it unless every weight is to be
-    trained."""
+    """The pretrained encoder with a new head, and with LoRA adapters unless every weight is trained."""
     assert config.model is not None
     check_trainable(config.model, config.revision, causal=False)
     tokenizer = read_tokenizer(config.model, config.revision)
@@ -103,7 +101,7 @@ def new_classifier(config: RewardConfig, device: str) -> TextClassifier:
             lora_alpha=config.lora.lora_alpha,
             lora_dropout=config.lora.lora_dropout,
             target_modules=config.lora.target_modules,
-            task_type="SEQ_CLS",  # trains and keeps the head besides
+            task_type="SEQ_CLS",  # trains and saves the head, too
         )
         with adaptable(config.lora):
             classifier.model = get_peft_model(model, lora)
@@ -117,55 +115,31 @@ def finish(classifier: TextClassifier) -> None:
     classifier.requires_grad_(False).eval()
 
 
-def save_classifier(classifier: TextClassifier, out_dir: Path, golden: list[dict[str, Any]]) -> None:
-    """Writes the artifact. `golden` is as in `stages.scoring.reward_model.save`."""
+def save_classifier(classifier: TextClassifier, out_dir: Path, fingerprints: list[dict[str, Any]]) -> None:
+    """Writes the artifact. Fingerprints are as in `stages.scoring.reward_model.save`."""
     classifier.model.save_pretrained(out_dir / CLASSIFIER)
     classifier.tokenizer.save_pretrained(out_dir / CLASSIFIER)
-    (out_dir / SPEC).write_text(json.dumps({"golden": golden}) + "\n", encoding="utf-8")
+    (out_dir / SPEC).write_text(json.dumps({FINGERPRINTS: fingerprints}) + "\n", encoding="utf-8")
 
 
 def is_classifier(reward: Artifact) -> bool:
     return (reward.path / CLASSIFIER).is_dir()
 
 
-def load_classifier(folder: str | Path, device: str) -> TextClassifier:
-    """Any sequence classifier with one label, frozen."""
+def load_classifier(folder: str | Path, device: str, where: str = "ppo.reward_model") -> TextClassifier:
+    """Any sequence classifier with one label, frozen, from a folder or the Hub. Raises `StageError` when it cannot
+    be loaded, or has weights that are not finite."""
     check_trainable(folder, causal=False)
     tokenizer = read_tokenizer(folder)
     model: Any = load_pretrained(AutoModelForSequenceClassification, folder, dtype="auto").to(device)
     weights.check_finite(model, folder, "the reward model")
-    classifier = TextClassifier(model.eval(), tokenizer)
+    classifier = TextClassifier(model.eval(), tokenizer, where)
     classifier.requires_grad_(False)
     return classifier.eval()
 
 
-def load_reward_classifier(reward: Artifact, device: str) -> TextClassifier:
-    """The classifier of a reward artifact, checked against its golden scores."""
-    classifier = load_classifier(reward.file(CLASSIFIER), device)
+def load_reward_classifier(reward: Artifact, device: str, where: str = "ppo.reward_model") -> TextClassifier:
+    """The classifier of a reward artifact, checked against its fingerprints."""
+    classifier = load_classifier(reward.file(CLASSIFIER), device, where)
     verify(reward, classifier, device)
     return classifier
-
-
-def response_scorer(
-    reward: Artifact, base: Artifact, codec: Codec, device: str, batch_size: int = 256
-) -> ResponseScorer:
-    """Any reward artifact as a scorer of responses."""
-    if is_classifier(reward):
-        return text_scorer(load_reward_classifier(reward, device), codec, batch_size)
-    return model_scorer(load_reward(reward, base, device), codec, device, batch_size)
-
-
-def model_scorer(model: Any, codec: Codec, device: str, batch_size: int = 256) -> ResponseScorer:
-    """A reward model in the policy's tokens; `model(ids_BL, lengths_B)` gives (B,)."""
-    return lambda prompts, responses: score_rows(
-        model,
-        [p.ids + codec.ended_as_trained(r) for p, r in zip(prompts, responses, strict=True)],
-        batch_size,
-        device,
-    )
-
-
-def text_scorer(classifier: TextClassifier, codec: Codec, batch_size: int = 256) -> ResponseScorer:
-    """A classifier, which reads the prompts' messages and the responses as text."""
-    encoder = TextEncoder(classifier, codec)
-    return lambda prompts, responses: encoder.score([p.messages for p in prompts], responses, batch_size)

@@ -1,8 +1,8 @@
-"""A language model as the judge of pairs, behind any endpoint that speaks OpenAI's chat completions.
+"""A language model as the judge of pairs, behind any endpoint that implements OpenAI's chat completions.
 
 Each pair is shown in both orders, since such judges favour a position (Zheng et al. 2023, arXiv:2306.05685, section
-3.3): a verdict counts only where both orders agree on it, anything else is a tie. Verdicts are appended to a file
-that outlives the run, and a request that it knows is never sent again.
+3.3): a verdict counts only where both orders agree, anything else is a tie. Replies are appended to a file that is
+kept between runs, and a request that is in the file is never sent again.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from data.schema import Message
 from pipeline.config.evaluate import LLMJudgeConfig
 from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
 from pipeline.files import canonical
+from stages.scoring.judge import Pair, PairJudge, Verdicts
 
 VERDICTS = "llm-verdicts.jsonl"
 """In a recipe's folder."""
@@ -37,40 +36,16 @@ The order of the answers says nothing. Reason in a few sentences, then end with 
 [[A]] (the first answer is better), [[B]] (the second is better) or [[C]] (neither is better)."""
 
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-"""HTTP states that may be others a moment later."""
+"""HTTP status codes of errors that may pass."""
 LONGEST_PAUSE = 60.0
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two answers to a prompt."""
-
-    prompt: Sequence[Message]
-    ours: str
-    theirs: str
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What the judge says of pairs.
-
-    Attributes:
-        wins: 1 where both orders prefer ours, 0 where both prefer theirs, else 0.5.
-        disagreed: how many pairs got another verdict when the order was swapped.
-        unreadable: how many replies held no verdict; they count as ties.
-    """
-
-    wins: list[float]
-    disagreed: int
-    unreadable: int
-
-
-class LLMJudge:
-    """Asks, remembers, and tries again.
+class LLMJudge(PairJudge):
+    """Asks the endpoint, keeps its replies, and retries.
 
     Args:
-        folder: where verdicts are kept.
-        pause: seconds before the first repetition of a request; each further one waits twice as long.
+        folder: where replies are kept.
+        pause: seconds before the first retry of a request; each further one waits twice as long.
 
     Raises `StageError` when the key's environment variable is not set.
     """
@@ -85,19 +60,19 @@ class LLMJudge:
                 where="eval.llm_judge.api_key_env",
                 hint=f"export {config.api_key_env}=..., or set eval.llm_judge to null",
             )
-        self._known = dict(_remembered(self._file))
+        self._replies = dict(_read_replies(self._file))
         self._lock, self._stop = threading.Lock(), threading.Event()
 
     def compare(self, pairs: Sequence[Pair], progress: AbstractContextManager[Progress]) -> Verdicts:
-        """Asks about every pair in both orders. Raises `StageError` when the endpoint refuses; what it said before
-        is kept."""
+        """Asks about every pair in both orders. Raises `StageError` when the endpoint refuses; earlier replies are
+        kept."""
         bodies = [self._body(pair, swapped) for pair in pairs for swapped in (False, True)]
-        open_ = list({_digest(self.config, body): body for body in bodies}.items())
-        open_ = [(key, body) for key, body in open_ if key not in self._known]
+        requests = {_digest(self.config, body): body for body in bodies}
+        unanswered = [(key, body) for key, body in requests.items() if key not in self._replies]
         self._stop.clear()
         with progress as bar, ThreadPoolExecutor(self.config.concurrency) as pool:
-            bar.advance(len(bodies) - len(open_))
-            futures = [pool.submit(self._ask, key, body) for key, body in open_]
+            bar.advance(len(bodies) - len(unanswered))
+            futures = [pool.submit(self._ask, key, body) for key, body in unanswered]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -106,15 +81,15 @@ class LLMJudge:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        said = [verdict(self._known[_digest(self.config, body)]) for body in bodies]
+        letters = [verdict(self._replies[_digest(self.config, body)]) for body in bodies]
         outcomes = [
             (_won(first, ours="A"), _won(second, ours="B"))
-            for first, second in zip(said[::2], said[1::2], strict=True)
+            for first, second in zip(letters[::2], letters[1::2], strict=True)
         ]
         return Verdicts(
             wins=[first if first == second else 0.5 for first, second in outcomes],
             disagreed=sum(first != second for first, second in outcomes),
-            unreadable=sum(one is None for one in said),
+            unreadable=sum(letter is None for letter in letters),
         )
 
     def _body(self, pair: Pair, swapped: bool) -> dict[str, Any]:
@@ -136,16 +111,16 @@ class LLMJudge:
         try:
             reply = self._post(body)
         except StageError:
-            self._stop.set()  # here, or the next in the queue would still be sent
+            self._stop.set()  # before the exception arrives: the next in the queue would still be sent
             raise
         line = json.dumps({"key": key, "model": self.config.model, "reply": reply}, ensure_ascii=False) + "\n"
         with self._lock:
-            self._known[key] = reply
+            self._replies[key] = reply
             with self._file.open("a", encoding="utf-8") as out:
                 out.write(line)
 
     def _post(self, body: dict[str, Any]) -> str:
-        """The reply's text. Repeats what may succeed later."""
+        """The reply's text. Retries after errors that may pass."""
         address = f"{self.config.base_url.rstrip('/')}/chat/completions"
         headers = {"Content-Type": "application/json", "User-Agent": "tutelage"}
         if self._key:
@@ -174,27 +149,26 @@ class LLMJudge:
         return StageError(
             f"the LLM judge does not answer: {reason}",
             where=address,
-            hint="check eval.llm_judge and run again: what it has said so far is kept",
+            hint="check eval.llm_judge and run again: its replies so far are kept",
         )
 
 
 def verdict(reply: str) -> str | None:
-    """A, B or C: the last that the reply names in double brackets; None when it names none."""
-    found = re.findall(r"\[\[\s*([ABC])\s*\]\]", reply)
-    return found[-1] if found else None
+    """A, B or C: the last one in double brackets; None when there is none."""
+    letters = re.findall(r"\[\[\s*([ABC])\s*\]\]", reply)
+    return letters[-1] if letters else None
 
 
-def _won(said: str | None, ours: str) -> float:
-    return 0.5 if said not in ("A", "B") else float(said == ours)
+def _won(letter: str | None, ours: str) -> float:
+    return 0.5 if letter not in ("A", "B") else float(letter == ours)
 
 
 def _digest(config: LLMJudgeConfig, body: dict[str, Any]) -> str:
     return hashlib.sha256(canonical([config.base_url.rstrip("/"), body]).encode()).hexdigest()
 
 
-def _remembered(file: Path) -> Iterator[tuple[str, str]]:
-    """Request -> reply. A last line that a kill cut off is cut off for good, so that what follows stays
-    readable."""
+def _read_replies(file: Path) -> Iterator[tuple[str, str]]:
+    """Pairs of a request's digest and its reply. Removes an incomplete last line, which a killed run may leave."""
     if not file.exists():
         return
     content = file.read_bytes()

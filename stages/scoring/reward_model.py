@@ -1,14 +1,16 @@
 """The reward model on disk and in memory: a role on the policy's backbone, or a whole model, with a scalar head.
 
-Its artifact: `reward.json` (base, golden scores), `head.safetensors`, and `adapter/` or `model/`. The further
+Its artifact: `reward.json` (base, fingerprints), `head.safetensors`, and `adapter/` or `model/`. The further
 members of an ensemble are `head-1.safetensors` and `adapter-1/`, and so on. (An encoder's artifact:
-stages/scoring/classifier.py.)
+stages/scoring/classifier.py.) Fingerprints are reference scores that are stored with a model: texts, and the score
+that it gave each.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,15 @@ from stages.models.loading import load_backbone
 from stages.models.microbatch import MicroBatch
 from stages.models.precision import Deviation, computing, exact, working_dtype
 from stages.models.text import Codec, pad
-from stages.reward.packing import attention_mask
 
 HEAD, SPEC = "head.safetensors", "reward.json"
 ROLE = "reward"
 """Name of the adapter; further members' are `reward-1`, ..."""
+FINGERPRINTS = "golden"
+"""Their key in `reward.json`."""
 
 
-class Scorer(nn.Module):
+class ScoringModule(nn.Module):
     """A module that scores right-padded rows and can be trained on rankings. Subclasses define `forward`."""
 
     def members(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
@@ -48,12 +51,12 @@ class Scorer(nn.Module):
         return self(ids_BL, lengths_B)[None]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What learns: a checkpoint needs no copy of a frozen backbone, nor tied weights twice."""
+        """Trainable parameters only: a checkpoint needs no copy of a frozen backbone, nor tied weights twice."""
         state = super().state_dict(*args, **kwargs)
         return {name: state[name] for name, p in self.named_parameters() if p.requires_grad}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """The inverse of `state_dict`: the frozen backbone is not missed, whatever else is an error."""
+        """The inverse of `state_dict`: the frozen backbone may be absent, any other difference is an error."""
         if state_dict.keys() != self.state_dict().keys():
             raise StageError(
                 "the checkpoint of the reward model has other parameters than the model",
@@ -62,7 +65,7 @@ class Scorer(nn.Module):
         return super().load_state_dict(state_dict, strict=False, assign=assign)._replace(missing_keys=[])
 
 
-class RewardModel(Scorer):
+class RewardModel(ScoringModule):
     """A causal LM's trunk and a head that reads the last token, trainable as one module."""
 
     def __init__(self, lm: Any, head: ScalarHead) -> None:
@@ -74,7 +77,7 @@ class RewardModel(Scorer):
         return self.lm.config
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As a Trainer asks for it."""
+        """Called by a Trainer."""
         self.lm.activation_checkpointing_enable(*args, **kwargs)
 
     def forward(self, ids_BL: Tensor, lengths_B: Tensor | None = None, **packed: Tensor) -> Tensor:
@@ -95,10 +98,21 @@ class RewardModel(Scorer):
             hidden = lm.get_decoder()(
                 input_ids=ids_BL,
                 position_ids=positions_BL,
-                attention_mask=attention_mask(segments_BL, working_dtype(lm.get_input_embeddings().weight)),
+                attention_mask=packed_attention_mask(segments_BL, working_dtype(lm.get_input_embeddings().weight)),
                 use_cache=False,
             ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[ends_N])
+
+
+def packed_attention_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """The additive mask (B, 1, L, L) of packed rows: a position attends to the prompt and to its own completion,
+    and to nothing on its right."""
+    query, key = segments_BL[:, :, None], segments_BL[:, None, :]
+    length = segments_BL.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
+    allowed = causal & ((key == 0) | (key == query))
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments_BL.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 class RewardEnsemble:
@@ -119,14 +133,22 @@ class RewardEnsemble:
                 scores.append(actor.scalar(at_last_token(actor.hidden(ids_BL), lengths_B)))
         return torch.stack(scores)
 
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside it, roles that are sharded have all of their weights on every process (`Bank.whole`)."""
+        with contextlib.ExitStack() as stack:
+            for role in self.roles:
+                stack.enter_context(self.bank.whole(role))
+            yield
+
     def __call__(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """The members' mean (B,)."""
         return self.members(ids_BL, lengths_B).mean(0)
 
     @torch.no_grad()
     def share_scale_(self, scores_MN: Tensor) -> None:
-        """Gives all members the same mean and standard deviation on the completions that they scored so: the
-        means of theirs. In place, in the heads."""
+        """Gives all members the same mean and standard deviation on the completions that they gave `scores_MN`: the
+        averages of their own. In place, in the heads."""
         means, stds = scores_MN.mean(1), scores_MN.std(1, unbiased=False).clamp(min=1e-6)
         for role, mean, std in zip(self.roles, means.tolist(), stds.tolist(), strict=True):
             head: Any = self.bank.heads[role]
@@ -135,7 +157,7 @@ class RewardEnsemble:
 
 
 def numbered(name: str, member: int) -> str:
-    """The name of a member's role, file or folder: the first one's is the plain name."""
+    """The name of a member's role, file or folder; the first member has the plain name."""
     if member == 0:
         return name
     stem, dot, suffix = name.partition(".")
@@ -148,43 +170,47 @@ def score_rows(
     rows: Sequence[Sequence[int]],
     batch_size: int | MicroBatch,
     device: str | torch.device,
-    scored: Callable[[int], None] = lambda rows: None,
+    on_batch: Callable[[int], None] = lambda rows: None,
+    where: str = "reward model",
 ) -> Tensor:
     """Scores (N,) on the CPU, float32. `score(ids_BL, lengths_B)` is any reward model; its `members` gives (M, N).
     The host waits for the device once, at the end. Raises `StageError` when a score is not finite: everything
     learnt from it would be NaN.
 
     Args:
-        batch_size: rows scored at once, fewer where memory runs out.
-        scored: called with the number of rows of each batch.
+        batch_size: rows scored at once, fewer once memory has run out.
+        on_batch: called with the number of rows of each batch.
+        where: what the error names.
     """
     if not rows:
         return torch.zeros(0)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # those of like length need little padding
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of similar length need little padding
     lengths_N = torch.tensor([len(rows[i]) for i in order], device=device)
-    found: list[Tensor] = []
+    batches: list[Tensor] = []
 
     def work(part: range) -> None:
         ids, _ = pad([rows[order[k]] for k in part], 0, left=False)
-        found.append(score(ids.to(device), lengths_N[part.start : part.stop]).float())
-        scored(len(part))
+        batches.append(score(ids.to(device), lengths_N[part.start : part.stop]).float())
+        on_batch(len(part))
 
     MicroBatch.of(batch_size).each(range(len(order)), work)
-    sorted_N = torch.cat(found, -1).cpu()
+    sorted_N = torch.cat(batches, -1).cpu()
     scores = torch.empty_like(sorted_N)
     scores[..., order] = sorted_N
     if broken := int((~scores.isfinite()).sum()):
         raise StageError(
             f"the reward model gives {broken} of {scores.numel()} texts a score that is NaN or infinite",
-            where=str(getattr(score, "where", "reward model")),
+            where=where,
             hint="train or choose another reward model; if it computes in float16, hold it in float32 or bfloat16",
         )
     return scores
 
 
-def save(model: RewardEnsemble, out_dir: Path, base: Artifact, codec: Codec, golden: list[dict[str, Any]]) -> None:
-    """Writes the artifact. `golden` rows hold `ids` and `score` (an ensemble's: a list), to be reproduced by
-    `verify`."""
+def save(
+    model: RewardEnsemble, out_dir: Path, base: Artifact, codec: Codec, fingerprints: list[dict[str, Any]]
+) -> None:
+    """Writes the artifact. Fingerprints hold `ids` and `score` (an ensemble's: a list), which `verify`
+    reproduces."""
     bank: Any = model.bank
     for member, role in enumerate(model.roles):
         if isinstance(bank, ActorBank):
@@ -192,7 +218,7 @@ def save(model: RewardEnsemble, out_dir: Path, base: Artifact, codec: Codec, gol
         else:
             bank.models[role].save_pretrained(out_dir / MODEL)
         bank.heads[role].save(out_dir / numbered(HEAD, member))
-    spec = {"base": base.fingerprint, "vocabulary": len(codec.tokenizer), "golden": golden}
+    spec = {"base": base.fingerprint, "vocabulary": len(codec.tokenizer), FINGERPRINTS: fingerprints}
     (out_dir / SPEC).write_text(json.dumps(spec) + "\n", encoding="utf-8")
 
 
@@ -222,7 +248,7 @@ def check_base(reward: Artifact, base: Artifact) -> None:
 
 
 def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardEnsemble:
-    """The reward model of an artifact on its own, checked against its base and its golden scores."""
+    """The reward model of an artifact on a bank of its own, checked against its base and its fingerprints."""
     check_base(reward, base)
     bank: Bank
     if is_adapter(reward):
@@ -237,25 +263,26 @@ def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardEnsemble
     return model
 
 
-def golden_scores(model: Any, rows: Sequence[list[int]], device: str | torch.device) -> list[dict[str, Any]]:
-    """Rows with the score that the model gives each, or each member of an ensemble: what `verify` reproduces."""
+def fingerprints_of(model: Any, rows: Sequence[list[int]], device: str | torch.device) -> list[dict[str, Any]]:
+    """Rows with the score that the model gives each, or with the scores of an ensemble's members: what `verify`
+    reproduces."""
     if not rows:
         return []
     scores = score_rows(model.members, rows, len(rows), device).T.tolist()
     return [
-        {"ids": row, "score": found if len(found) > 1 else found[0]}
-        for row, found in zip(rows, scores, strict=True)
+        {"ids": row, "score": members if len(members) > 1 else members[0]}
+        for row, members in zip(rows, scores, strict=True)
     ]
 
 
 def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
-    """Scores the fingerprint's texts again, by every member; returns the largest deviation, in units of the score.
-    Raises `StageError` when rounding does not explain it (`stages.models.precision`)."""
-    golden = reward.json(SPEC)["golden"]
-    if not golden:
+    """Scores the stored texts again, by every member; returns the largest deviation, in units of the score. Raises
+    `StageError` when rounding does not explain it (`stages.models.precision`)."""
+    stored = reward.json(SPEC)[FINGERPRINTS]
+    if not stored:
         return 0.0
-    scores = score_rows(model.members, [row["ids"] for row in golden], len(golden), device).T
-    expected = torch.tensor([row["score"] for row in golden]).reshape(scores.shape)
+    scores = score_rows(model.members, [row["ids"] for row in stored], len(stored), device).T
+    expected = torch.tensor([row["score"] for row in stored]).reshape(scores.shape)
     # A GPU may compute float32 products in TF32.
     strict = str(device) == "cpu" and exact(getattr(model, "bank", model))
     unit = max(1.0, float(expected.abs().max()))

@@ -1,172 +1,172 @@
-"""What the reward model says about responses, and what is done to it before it becomes a reward."""
+"""Scorers give a number to each response to a prompt; higher is better.
+
+Every model that scores is used through `Scorer`: PPO's reward, the proxy and the judges of `eval`, the measurements
+of `export`, the choice of prompts in `collect`. `stages.scoring.load.load_scorer` makes one from an artifact, a
+folder, a Hub id or a function. Shapes: N responses, M members of an ensemble.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.schema import Message
-from pipeline.config.ppo import AggregateConfig, ScoreConfig
-from stages.models.bank import Bank
+from pipeline.errors import StageError
 from stages.models.microbatch import MicroBatch
 from stages.models.text import Codec
-from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.classifier import TextClassifier
-from stages.scoring.reward_model import score_rows
+from stages.scoring.reward_model import RewardEnsemble, ScoringModule, score_rows
 from stages.scoring.text_encoder import TextEncoder
-from stages.training.distributed import World
+
+BATCH = 256
+"""Rows scored at once, unless the caller says otherwise."""
+
+TextFunction = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float]]
+"""`function(conversations, responses)` -> one number per response."""
 
 
-class Scorer(Protocol):
-    """Scores (B,) of episodes on the CPU, float32; higher is better."""
-
-    def __call__(self, episodes: Episodes) -> Tensor: ...
+def _ignore(_: object) -> None:
+    pass
 
 
-def token_scorer(score: Any, batch_size: int, device: str | torch.device, codec: Codec | None = None) -> Scorer:
-    """A reward model with the policy's tokenizer: ids go in as they were sampled, except that with `codec` the stop
-    token is always the one that the reward model was trained on. The `members` of an ensemble give (M, B)."""
-    batch = MicroBatch.of(batch_size)  # what turns out to fit is kept for the next update
+class Scorer(ABC):
+    """Gives scores to responses.
 
-    def scores(episodes: Episodes) -> Tensor:
-        rows = [row[:n] for row, n in zip(episodes.ids_BL.tolist(), episodes.lengths_B.tolist(), strict=True)]
-        if codec is not None:
-            rows = [codec.ended_as_trained(row) for row in rows]
-        return score_rows(score, rows, batch, device)
+    Attributes:
+        name: for people: in reports, progress and errors.
+        size: M, the number of members; 1 for a single model.
+    """
 
-    return scores
+    name: str
+    size: int = 1
+
+    @abstractmethod
+    def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+        """Each member's scores (M, N), float32, on the CPU. Raises `StageError` when one is not finite.
+
+        Args:
+            responses: one per prompt, as sampled: ids of the policy's tokenizer, the stop token included.
+        """
+
+    def __call__(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+        """The mean over members (N,)."""
+        return self.members(prompts, responses).mean(0)
+
+    def scoring(self) -> contextlib.AbstractContextManager[None]:
+        """What must be held while several batches are scored: processes have unequal numbers of them, and a sharded
+        role must not be gathered per batch. `members` holds it too; nesting is allowed."""
+        return contextlib.nullcontext()
+
+    def check(self, conversations: Iterable[Sequence[Message]]) -> None:  # noqa: B027 (optional)
+        """Raises `templates.Refused` for a conversation that the scorer cannot read, so that it is named before
+        anything is sampled. A scorer that reads the policy's ids reads them all."""
 
 
-class HeldScorer:
-    """Scores with a role of a bank, gathered once for all batches: processes have unequal numbers of them."""
+class TokenScorer(Scorer):
+    """A reward model on the policy's tokenizer. Ids go in as sampled, except that the stop token is always the one
+    that ended the completions of the rankings.
 
-    def __init__(self, scorer: Scorer, bank: Bank, role: str) -> None:
-        self._scorer, self._bank, self._role = scorer, bank, role
-
-    def __call__(self, episodes: Episodes) -> Tensor:
-        with self._bank.whole(self._role):
-            return self._scorer(episodes)
-
-
-class EnsembleScorer:
-    """The members' scores as one, by `ppo.reward`; remembers how far they disagreed on the episodes scored last."""
+    Args:
+        batch_size: rows scored at once, fewer once memory has run out.
+        say: called with a message when the batch is halved.
+        on_batch: called with the number of rows of each batch.
+    """
 
     def __init__(
         self,
-        model: Any,
-        config: AggregateConfig,
-        batch_size: int,
+        model: RewardEnsemble | ScoringModule,
+        codec: Codec,
         device: str | torch.device,
-        codec: Codec | None = None,
+        *,
+        batch_size: int = BATCH,
+        name: str = "reward model",
+        say: Callable[[str], None] = _ignore,
+        on_batch: Callable[[int], None] = _ignore,
     ) -> None:
-        self._members = token_scorer(model.members, batch_size, device, codec)
-        self._config = config
-        self.disagreement_B = torch.zeros(0)
+        self.model, self.codec, self.device, self.name = model, codec, device, name
+        self.size = len(model.roles) if isinstance(model, RewardEnsemble) else 1
+        self._batch, self._on_batch = MicroBatch(batch_size, "scoring", say), on_batch
 
-    def __call__(self, episodes: Episodes) -> Tensor:
-        scores_MB = self._members(episodes)
-        self.disagreement_B = scores_MB.std(0, unbiased=False)
-        return aggregate(scores_MB, self._config)
+    def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+        rows = [p.ids + self.codec.ended_as_trained(r) for p, r in zip(prompts, responses, strict=True)]
+        with self.scoring():
+            return score_rows(
+                self.model.members, rows, self._batch, self.device, on_batch=self._on_batch, where=self.name
+            )
 
-
-def aggregate(scores_MB: Tensor, config: AggregateConfig) -> Tensor:
-    """Scores of M members -> one score each (B,): their mean, their lowest, or their mean less
-    `uncertainty_coef` standard deviations over members.
-
-    Coste et al. 2023 (arXiv:2310.02743), section 3.3: worst-case and uncertainty-weighted optimisation. They
-    take off the variance; the standard deviation has the scores' own unit, so that the coefficient means the
-    same on any scale.
-    """
-    if config.aggregate == "min":
-        return scores_MB.min(0).values
-    mean = scores_MB.mean(0)
-    if config.aggregate == "uncertainty":
-        return mean - config.uncertainty_coef * scores_MB.std(0, unbiased=False)
-    return mean
+    def scoring(self) -> contextlib.AbstractContextManager[None]:
+        return self.model.whole() if isinstance(self.model, RewardEnsemble) else contextlib.nullcontext()
 
 
-def disagreement(scorer: Scorer, world: World) -> dict[str, float]:
-    """`objective/scores_disagreement` of the episodes scored last, over all processes; nothing for a single
-    model."""
-    if not isinstance(scorer, EnsembleScorer):
-        return {}
-    spread = scorer.disagreement_B.double()
-    total, count = world.sum(torch.stack([spread.sum(), torch.tensor(float(len(spread))).double()])).tolist()
-    return {"objective/scores_disagreement": total / count}
-
-
-class TextScorer:
-    """A sequence classifier (one label) with a tokenizer of its own, which reads conversations as text.
-
-    Args:
-        prompts: the conversation of each prompt's ids. The chat template of the classifier must take all of them,
-            or `templates.Refused` is raised here, before any episode is sampled.
-    """
+class TextScorer(Scorer):
+    """A sequence classifier with a tokenizer of its own, which reads the prompt's messages and the response as
+    text. Arguments as of `TokenScorer`."""
 
     def __init__(
         self,
         classifier: TextClassifier,
         codec: Codec,
-        batch_size: int,
-        prompts: Mapping[tuple[int, ...], list[Message]],
+        *,
+        batch_size: int = BATCH,
+        name: str = "reward model",
+        say: Callable[[str], None] = _ignore,
+        on_batch: Callable[[int], None] = _ignore,
     ) -> None:
-        self.encoder, self.batch_size, self.prompts = TextEncoder(classifier, codec), batch_size, prompts
-        for messages in prompts.values():
+        self.classifier, self.codec, self.name = classifier, codec, name
+        self.encoder = TextEncoder(classifier, codec)
+        self._batch, self._on_batch = MicroBatch(batch_size, "scoring", say), on_batch
+
+    def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+        rows = [
+            self.encoder.row(prompt.messages, self.codec.decode(response), self.classifier.longest)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        classifier = self.classifier
+        return score_rows(
+            classifier.members,
+            rows,
+            self._batch,
+            classifier.model.device,
+            on_batch=self._on_batch,
+            where=classifier.where,
+        )
+
+    def check(self, conversations: Iterable[Sequence[Message]]) -> None:
+        for messages in conversations:
             self.encoder.check(messages)
 
-    def __call__(self, episodes: Episodes) -> Tensor:
-        prompts, responses = [], []
-        for ids, start, end in zip(
-            episodes.ids_BL.tolist(),
-            episodes.prompt_lengths_B.tolist(),
-            episodes.lengths_B.tolist(),
-            strict=True,
-        ):
-            prompts.append(self.prompts[tuple(ids[:start])])
-            responses.append(ids[start:end])
-        return self.encoder.score(prompts, responses, self.batch_size)
 
+class FunctionScorer(Scorer):
+    """Any Python function of texts, such as a rule or a call to a service.
 
-class ScoreNormalizer:
-    """Subtracts a mean, divides by a standard deviation, clips; the moments are part of the checkpoint."""
+    Args:
+        function: called once per batch of prompts with their conversations and the decoded responses.
+    """
 
-    def __init__(self, config: ScoreConfig, world: World) -> None:
-        self.config, self.world = config, world
-        self.count, self.mean, self.square = 0.0, 0.0, 0.0
+    def __init__(self, function: TextFunction, codec: Codec, name: str | None = None) -> None:
+        self.function, self.codec = function, codec
+        self.name = name or str(getattr(function, "__name__", "function"))
 
-    @property
-    def std(self) -> float:
-        return max((self.square / self.count) ** 0.5 if self.count else 1.0, 1e-6)
-
-    def observe(self, scores_B: Tensor) -> None:
-        """Takes scores into the moments, over all processes (Chan et al. 1979, parallel variance)."""
-        wide = scores_B.double()
-        count, total = self.world.sum(torch.stack([torch.tensor(float(len(wide))).double(), wide.sum()])).tolist()
-        mean = total / count
-        square = float(self.world.sum(((wide - mean) ** 2).sum()[None])[0])
-        both = self.count + count
-        self.square += square + (mean - self.mean) ** 2 * self.count * count / both
-        self.mean += (mean - self.mean) * count / both
-        self.count = both
-
-    def prepare(self, sample: Callable[[], Tensor]) -> None:
-        """Before training: the moments of the reference's answers, when the recipe wants them."""
-        if self.config.normalization == "reference" and not self.count:
-            self.observe(sample())
-
-    def __call__(self, scores_B: Tensor) -> Tensor:
-        if self.config.normalization == "running":
-            self.observe(scores_B)
-        if self.config.normalization != "none":
-            scores_B = (scores_B - self.mean) / self.std
-        clip = self.config.clip
-        return scores_B if clip is None else scores_B.clamp(-clip, clip)
-
-    def state_dict(self) -> dict[str, float]:
-        return {"count": self.count, "mean": self.mean, "square": self.square}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.count, self.mean, self.square = state["count"], state["mean"], state["square"]
+    def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+        texts = [self.codec.decode(response) for response in responses]
+        values: Any = self.function([prompt.messages for prompt in prompts], texts)
+        scores = torch.as_tensor(values, dtype=torch.float32, device="cpu")
+        if scores.shape != (len(texts),):
+            raise StageError(
+                f"the function returned scores of shape {tuple(scores.shape)} for {len(texts)} responses",
+                where=self.name,
+                hint="return one number per response",
+            )
+        if broken := int((~scores.isfinite()).sum()):
+            raise StageError(
+                f"the function gave {broken} of {len(texts)} responses a score that is NaN or infinite",
+                where=self.name,
+                hint="return finite numbers",
+            )
+        return scores[None]

@@ -1,8 +1,8 @@
 """How a reward model with a tokenizer of its own reads a conversation: as text, in its own tokens.
 
 Its own chat template renders the conversation with the response as the last turn. Without a template, the texts of
-the turns are joined, each ended by a newline, then the response and the EOS token. The policy's template and stop
-tokens have no part in it.
+the turns are joined, each followed by a newline, then the response and the EOS token. The policy's template and
+stop tokens are not used.
 """
 
 from __future__ import annotations
@@ -10,19 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from data.schema import Message
 from stages.models.control_tokens import ControlTokens
 from stages.models.templates import ChatTemplate, named
 from stages.models.text import Codec
-from stages.scoring.reward_model import score_rows
 
 
 class Classifier(Protocol):
-    """What is needed of a `stages.scoring.classifier.TextClassifier`."""
+    """The part of a `stages.scoring.classifier.TextClassifier` that is needed here."""
 
-    model: Any
     tokenizer: Any
     where: str
 
@@ -34,8 +30,8 @@ class TextEncoder:
     """Conversations and answers as rows of a text classifier's ids.
 
     Args:
-        codec: the policy's. It decodes responses; the classifier's template prints its date and folds turns as it
-            does, and control tokens spelled in messages are treated as it treats them.
+        codec: the policy's. The classifier's template prints the codec's date and folds turns as the codec does;
+            control tokens spelled in messages are treated as the codec treats them.
 
     Raises `StageError` when the classifier's chat template has no default or a syntax error.
     """
@@ -55,8 +51,8 @@ class TextEncoder:
         return list(messages)
 
     def row(self, prompt: Sequence[Message], completion: str, longest: int | None = None) -> list[int]:
-        """Ids of a conversation and its answer, special tokens included once. Of more than `longest` tokens the
-        first are left out: the end is the response. Raises `templates.Refused`."""
+        """Ids of a conversation and its answer, special tokens included once. Texts of more than `longest` tokens
+        lose their beginning: the response is at the end. Raises `templates.Refused`."""
         ids = self.control.encode(self._text(prompt, completion))
         # A template may write the BOS or EOS that the tokenizer also adds.
         start = len(self._before) if self._before and ids[: len(self._before)] == self._before else 0
@@ -65,14 +61,6 @@ class TextEncoder:
         if longest is not None:
             ids = ids[max(0, len(ids) + len(self._before) + len(self._after) - longest) :]
         return [*self._before, *ids, *self._after]
-
-    def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[Sequence[int]], batch: int) -> Tensor:
-        """Scores (N,) of responses, given as ids of the policy, on the CPU, float32."""
-        rows = [
-            self.row(prompt, self.codec.decode(response), self.classifier.longest)
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        return score_rows(self.classifier, rows, batch, self.classifier.model.device)
 
     def _text(self, prompt: Sequence[Message], completion: str) -> str:
         answer = {"role": "assistant", "content": completion}

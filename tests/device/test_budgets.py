@@ -13,7 +13,7 @@ import torch
 from simulated_device import NAME, counting
 
 from pipeline.config.reward import RewardConfig
-from stages.export.measure import Yardstick
+from stages.export.measure import ReferenceMetrics
 from stages.models.actor import Actor
 from stages.models.quantization import grids
 from stages.ppo import checkpoint
@@ -170,12 +170,12 @@ def test_the_divergence_of_an_exported_file_is_that_of_the_cpu():
     found = {}
     answers = tiny.rows(len(PROMPTS), 1, 6, seed=6)
     codec = SimpleNamespace(stop_ids={tiny.EOS}, pad_id=tiny.PAD)
-    yardstick: Any = SimpleNamespace(
+    reference: Any = SimpleNamespace(
         prompts=[SimpleNamespace(ids=ids) for ids in PROMPTS], codec=codec, batch_size=3, temperature=0.8
     )
     for device in ("cpu", NAME):
         policy, other = (Actor(tiny.lm(seed).to(device)) for seed in (1, 2))
-        found[device] = Yardstick.divergence(yardstick, policy, other, answers)
+        found[device] = ReferenceMetrics.divergence(reference, policy, other, answers)
     assert found[NAME] == pytest.approx(found["cpu"], rel=1e-4)
 
 

@@ -14,8 +14,9 @@ from pipeline.config.ppo import KLConfig
 from stages.ppo import experience
 from stages.ppo.kl import FixedKL
 from stages.ppo.trainer import PPOTrainer
+from stages.sampling.prompts import EncodedPrompt
 
-PROMPTS = tiny.rows(8, 4, 4, seed=1)
+PROMPTS = [EncodedPrompt([], ids, "train") for ids in tiny.rows(8, 4, 4, seed=1)]
 
 
 def test_one_update_moves_the_weights_as_the_trainers_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +33,7 @@ def test_one_update_moves_the_weights_as_the_trainers_does(monkeypatch: pytest.M
         "kl": KLConfig(kind="fixed", init=0.2),
     }
     trainer = ppo_case.make("full", bank=bank, **config)
-    trainer = PPOTrainer(bank, trainer.config, ppo_case.CODEC, PROMPTS, ppo_case.varied, seed=0)
+    trainer = PPOTrainer(bank, trainer.config, ppo_case.CODEC, PROMPTS, trainer.reward, seed=0)
     batches = []
     build = experience.build
 

@@ -71,7 +71,7 @@ def test_the_adaptive_controller_steers_towards_its_target():
 
 def test_the_value_role_learns_to_predict_returns():
     _, metrics = learn(
-        scorer=lambda episodes: torch.where(episodes.prompt_lengths_B > 4, 3.0, -3.0),
+        scorer=lambda prompts, _: torch.tensor([3.0 if len(prompt.ids) > 4 else -3.0 for prompt in prompts]),
         value_learning_rate=2e-2,
         learning_rate=1e-6,
         cliprange_value=10.0,

@@ -15,9 +15,9 @@ KINDS = [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")]
 def test_micro_batches(kind, value):
     lengths = []
 
-    def scorer(episodes):
-        lengths.extend(episodes.mask_BT.sum(1).tolist())
-        return ppo_case.varied(episodes)
+    def scorer(prompts, responses):
+        lengths.extend(map(len, responses))
+        return ppo_case.varied(prompts, responses)
 
     results = {}
     for size in (None, 1, 2, 4):

@@ -1,6 +1,7 @@
 """PPO whose roles are divided among processes makes the model that one makes, and each holds a part of it."""
 
 import socket
+from types import SimpleNamespace
 
 import ppo_case
 import pytest
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from stages.models.bank import checkpoint_activations
 from stages.scoring.reward_model import RewardEnsemble
-from stages.scoring.scorer import HeldScorer, token_scorer
+from stages.scoring.scorer import TokenScorer
 
 # Nine episodes in minibatches of three, row by row, among two processes: shares and numbers of passes are unequal.
 VALUES = ppo_case.EVERYTHING | {
@@ -25,6 +26,7 @@ VALUES = ppo_case.EVERYTHING | {
     "target_kl": 0.5,
 }
 STEPS = 3
+CODEC = SimpleNamespace(ended_as_trained=list)
 
 
 def make(value, *, sharded, checkpointing=False):
@@ -33,7 +35,7 @@ def make(value, *, sharded, checkpointing=False):
         bank.shard("cpu")
     if checkpointing:
         checkpoint_activations(bank)
-    scorer = HeldScorer(token_scorer(RewardEnsemble(bank, ["reward"]), 2, "cpu"), bank, "reward")
+    scorer = TokenScorer(RewardEnsemble(bank, ["reward"]), CODEC, "cpu", batch_size=2)
     return ppo_case.make("full", bank=bank, scorer=scorer, value=value, **VALUES)
 
 

@@ -37,8 +37,9 @@ def cosine(found, expected):
 def rollout(kind):
     """Experience of one batch in float32, which every precision then learns from."""
     exact = make(kind, EXACT)
-    episodes = exact.sample(exact.next_prompts())
-    scores = ppo_case.varied(episodes)
+    prompts = exact.next_prompts()
+    episodes = exact.sample(prompts)
+    scores = ppo_case.varied(prompts, episodes.responses)
     return experience.build(exact.bank, episodes, scores, scores, exact.config, 0.1, exact.world)
 
 
@@ -159,8 +160,8 @@ def test_a_step_that_overflows_is_left_out_and_the_next_ones_are_not():
 
 
 def test_what_no_scale_explains_ends_the_stage():
-    def broken(episodes):
-        return torch.full((len(episodes),), torch.nan)
+    def broken(prompts, responses):
+        return torch.full((len(responses),), torch.nan)
 
     trainer = make("fp16", scorer=broken)
     trainer.optimisation.optimizers["policy"].scale.value = 1.0

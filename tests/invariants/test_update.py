@@ -224,9 +224,9 @@ def test_learning_rates(values, factors):
 
 def test_every_prompt_is_used_before_any_is_used_again():
     trainer = ppo_case.make()
-    drawn = [tuple(prompt) for _ in range(11) for prompt in trainer.next_prompts()]
+    drawn = [tuple(prompt.ids) for _ in range(11) for prompt in trainer.next_prompts()]
     for start in range(0, 88, 11):
-        assert sorted(drawn[start : start + 11]) == sorted(map(tuple, ppo_case.PROMPTS))
+        assert sorted(drawn[start : start + 11]) == sorted(tuple(prompt.ids) for prompt in ppo_case.PROMPTS)
     assert drawn[:11] != drawn[11:22]
 
 
@@ -234,13 +234,13 @@ def test_every_prompt_is_used_before_any_is_used_again():
 def test_missing_eos_penalty_knows_every_stop_id(penalty):
     kept = []
 
-    def scorer(episodes):
-        kept.append(episodes)
-        return torch.zeros(len(episodes))
+    def scorer(prompts, responses):
+        kept.extend(responses)
+        return torch.zeros(len(responses))
 
     trainer = ppo_case.make(scorer=scorer, missing_eos_penalty=penalty, batch_size=32, num_mini_batches=1)
     metrics = trainer.step()
-    ends = [row[: int(m.sum())][-1] for row, m in zip(kept[0].responses_BT.tolist(), kept[0].mask_BT, strict=True)]
+    ends = [response[-1] for response in kept]
     assert len(set(ends) & ppo_case.STOPS) > 1, "responses must end with several of the stop ids"
     unended = sum(end not in ppo_case.STOPS for end in ends) / 32
     assert 0 < unended < 1
@@ -251,8 +251,8 @@ def test_missing_eos_penalty_knows_every_stop_id(penalty):
 def test_scores_are_normalised_by_the_references_answers():
     seen = []
 
-    def scorer(episodes):
-        seen.append(ppo_case.varied(episodes))
+    def scorer(prompts, responses):
+        seen.append(ppo_case.varied(prompts, responses))
         return seen[-1]
 
     trainer = ppo_case.make(scorer=scorer, score=ScoreConfig(normalization="reference", clip=None))
@@ -318,7 +318,7 @@ def test_ptx_goes_through_micro_batches(size, monkeypatch):
 def test_entropy_bonus_pulls_entropy_up():
     entropies = {}
     for coef in (0.0, 1.0):
-        trainer = ppo_case.make(entropy_coef=coef, learning_rate=1e-2, scorer=lambda e: torch.zeros(len(e)))
+        trainer = ppo_case.make(entropy_coef=coef, learning_rate=1e-2, scorer=lambda _, r: torch.zeros(len(r)))
         entropies[coef] = [trainer.step()["objective/entropy"] for _ in range(4)][-1]
     assert entropies[1.0] > entropies[0.0] + 0.1
 

@@ -103,19 +103,16 @@ def test_disagreement_chooses_the_prompts_whose_answers_the_members_score_differ
     first, run, tmp_path, monkeypatch
 ):
     """Two members, who score alike but for prompts that end in an odd digit, where they are opposed."""
-    codec = tiny.codec()
-    texts = {tuple(codec.prompt(tiny.user(p))): p for p in all_prompts(first)}
 
-    def members(ids, lengths):
+    def members(prompts, responses):
         scores = []
-        for row, n in zip(ids.tolist(), lengths.tolist(), strict=True):
-            prompt = next(p for p in texts if tuple(row[: len(p)]) == p)
-            differs = texts[prompt][-1] in "13579"
-            fingerprint = float(sum(row[len(prompt) : n]) % 97)
-            scores.append([fingerprint, -fingerprint if differs else fingerprint])
+        for prompt, response in zip(prompts, responses, strict=True):
+            differs = prompt.messages[-1]["content"][-1] in "13579"
+            number = float(sum(response) % 97)
+            scores.append([number, -number if differs else number])
         return torch.tensor(scores).T
 
-    monkeypatch.setattr(collect, "load_reward", lambda *given: SimpleNamespace(members=members))
+    monkeypatch.setattr(collect, "load_scorer", lambda *_, **values: SimpleNamespace(members=members))
     one, _ = run(first, "one", num_prompts=2)
     inputs = later(first, tmp_path, [one])
     inputs["reward"] = Artifact("reward", tmp_path, "reward")

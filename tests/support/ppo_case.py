@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +13,14 @@ from torch import Tensor
 
 from pipeline.config.ppo import KLConfig, PPOConfig, ScoreConfig
 from stages.models.text import IGNORED, pad
+from stages.ppo.rewards import RewardSignal
 from stages.ppo.trainer import PPOTrainer
-from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.scorer import Scorer
 
 STOPS = frozenset({tiny.EOS, 9, 12, 17, 25, 33, 41})
 CODEC: Any = SimpleNamespace(stop_ids=STOPS, pad_id=tiny.PAD)
-PROMPTS = tiny.rows(11, 1, 7, seed=1)
+PROMPTS = [EncodedPrompt([], ids, "train") for ids in tiny.rows(11, 1, 7, seed=1)]
 
 CONFIG = {
     "value": "adapter",
@@ -45,19 +49,29 @@ EVERYTHING = {
 """Every switch that enters the mathematics."""
 
 
-def count_of(token: int) -> Any:
-    """A rigged reward: how often a token stands in a response."""
-
-    def score(episodes: Episodes) -> Tensor:
-        return ((episodes.responses_BT == token) & episodes.mask_BT).sum(1).float().cpu()
-
-    return score
+Score = Callable[[Sequence[EncodedPrompt], Sequence[Sequence[int]]], Tensor]
 
 
-def varied(episodes: Episodes) -> Tensor:
+class Rigged(Scorer):
+    """A reward that is computed from the ids."""
+
+    name = "rigged"
+
+    def __init__(self, score: Score) -> None:
+        self.score = score
+
+    def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+        return self.score(prompts, responses)[None]
+
+
+def count_of(token: int) -> Score:
+    """A rigged reward: how often a token occurs in a response."""
+    return lambda prompts, responses: torch.tensor([float(list(r).count(token)) for r in responses])
+
+
+def varied(prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
     """A reward of no meaning, different for every response."""
-    weights = torch.sin(episodes.responses_BT.cpu().double() * 12.9898)
-    return (weights * episodes.mask_BT.cpu()).sum(1).float()
+    return torch.tensor([math.fsum(math.sin(i * 12.9898) for i in response) for response in responses])
 
 
 def demonstrations(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -73,7 +87,7 @@ def make(
     *,
     bank: Any = None,
     bank_seed: int = 2,
-    scorer: Any = varied,
+    scorer: Scorer | Score = varied,
     seed: int = 0,
     device: str = "cpu",
     **values: Any,
@@ -83,7 +97,8 @@ def make(
         bank = tiny.BANKS[kind](value=config.critic, seed=bank_seed)
     if device != "cpu":  # a sharded bank must not be moved: its parameters would be others
         bank = bank.to(device)
-    return PPOTrainer(bank, config, CODEC, PROMPTS, scorer, seed=seed, device=device, demonstrations=demonstrations)
+    reward = RewardSignal(scorer if isinstance(scorer, Scorer) else Rigged(scorer), config.reward)
+    return PPOTrainer(bank, config, CODEC, PROMPTS, reward, seed=seed, device=device, demonstrations=demonstrations)
 
 
 def weights(trainer: PPOTrainer) -> dict[str, Tensor]:

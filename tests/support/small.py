@@ -77,6 +77,6 @@ def _reward(folder: Path, base: Artifact, codec: Codec) -> Artifact:
     lm = new_adapter(backbone, tiny.LORA, reward_model.ROLE)
     bank = ActorBank(lm, {reward_model.ROLE: ScalarHead(64)}, ())
     model = reward_model.RewardEnsemble(bank, [reward_model.ROLE])
-    golden = reward_model.golden_scores(model, tiny.rows(4, 3, 9), "cpu")
-    reward_model.save(model, folder, base, codec, golden)
+    fingerprints = reward_model.fingerprints_of(model, tiny.rows(4, 3, 9), "cpu")
+    reward_model.save(model, folder, base, codec, fingerprints)
     return Artifact("reward", folder, "reward")

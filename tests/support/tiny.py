@@ -303,7 +303,7 @@ def reward_artifact(
     heads = {role: head(seed + member) for member, role in enumerate(roles)}
     bank = ActorBank(lm, heads, ()) if lora else FullBank({roles[0]: lm}, heads, ())
     model = reward_model.RewardEnsemble(bank, roles)
-    golden = reward_model.golden_scores(model, rows(4, 3, 9, seed=seed), "cpu")
-    reward_model.save(model, folder, base, codec(), golden)
+    fingerprints = reward_model.fingerprints_of(model, rows(4, 3, 9, seed=seed), "cpu")
+    reward_model.save(model, folder, base, codec(), fingerprints)
     (folder / "quality.json").write_text(json.dumps({"unfit": []}))
     return Artifact("reward", folder, "reward")

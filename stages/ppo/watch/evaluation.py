@@ -15,12 +15,12 @@ import torch
 from pipeline.engine.stage import RunContext
 from stages.ppo.checkpoint import load, save
 from stages.ppo.experience import score_tokens
-from stages.ppo.judges import Judge
 from stages.ppo.kl import k1
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.watch import selection as choice
 from stages.ppo.watch.selection import Fall
 from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.judge import ScoringJudge
 
 
 def look_prompts(held_out: Sequence[EncodedPrompt], count: int) -> list[EncodedPrompt]:
@@ -38,7 +38,7 @@ class Looks:
     """
 
     def __init__(
-        self, trainer: PPOTrainer, prompts: Sequence[EncodedPrompt], judge: Judge | None, ctx: RunContext
+        self, trainer: PPOTrainer, prompts: Sequence[EncodedPrompt], judge: ScoringJudge | None, ctx: RunContext
     ) -> None:
         self.trainer, self.config, self.prompts, self.judge = trainer, trainer.config, prompts, judge
         self.folder, self.seed = ctx.state_dir, ctx.seed
@@ -56,16 +56,15 @@ class Looks:
     def take(self) -> dict[str, float]:
         """Looks at the policy as it is, from the same random numbers each time. Returns the look's metrics."""
         trainer = self.trainer
-        episodes = trainer.respond([prompt.ids for prompt in self.prompts], self.seed)
-        scores = trainer.scorer(episodes)
+        episodes = trainer.respond(self.prompts, self.seed)
+        responses = episodes.responses
+        scores = trainer.reward(self.prompts, responses)
         logp, ref_logp = (
             score_tokens(trainer.bank, role, episodes, self.config, micro=trainer.micro).logp_BT.cpu()
             for role in ("policy", "reference")
         )
         kl = torch.where(episodes.mask_BT.cpu(), k1(logp, ref_logp), 0.0).sum(1)
         lengths = episodes.response_lengths_B
-        prompts = [prompt.messages for prompt in self.prompts]
-        responses = [trainer.codec.decode(row) for row in episodes.responses]
         look: dict[str, Any] = {
             "update": trainer.update,
             "kl": float(kl.mean()),
@@ -74,11 +73,11 @@ class Looks:
             "length": float(lengths.float().mean()),
             "kls": kl.tolist(),
             "scores": scores.tolist(),
-            "prompts": prompts,
-            "responses": responses,
+            "prompts": [prompt.messages for prompt in self.prompts],
+            "responses": [trainer.codec.decode(response) for response in responses],
         }
         if self.judge is not None:
-            judged = self.judge.score(prompts, responses, episodes)
+            judged = self.judge.scores(self.prompts, responses)
             look |= {"judge": sum(judged) / len(judged), "judged": judged}
         self.taken.append(look)
         self._conclude()

@@ -182,7 +182,7 @@ def test_chat_hands_over_the_run(recipe_file: Path, stages: FakeStages, monkeypa
     [(names, models, options)] = calls
     assert names == ["base", "data", "sft"]
     assert models == ["base", "sft"]
-    assert options == {"device": "cpu", "temperature": 0.0, "max_new_tokens": 128}
+    assert options == {"device": "cpu", "temperature": 0.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 128}
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ from stages.models.acceptance import OWN
 from stages.models.loading import load_causal_lm
 from stages.models.quantization import qat
 from stages.models.text import Codec
+from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.classifier import TextClassifier, load_classifier
-from stages.scoring.text_encoder import TextEncoder
+from stages.scoring.scorer import TextScorer
 
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -149,8 +150,8 @@ def test_weights_that_are_nan_are_named(tmp_path, context):
 
 def scores(classifier: TextClassifier, *texts: str) -> torch.Tensor:
     """Of empty responses to each text."""
-    encoder = TextEncoder(classifier, tiny.codec())
-    return encoder.score([tiny.user(text) for text in texts], [[tiny.EOS]] * len(texts), 2)
+    prompts = [EncodedPrompt(tiny.user(text), [], "train") for text in texts]
+    return TextScorer(classifier, tiny.codec())(prompts, [[tiny.EOS]] * len(texts))
 
 
 def test_a_reward_model_of_nan_is_named_as_such(tmp_path):

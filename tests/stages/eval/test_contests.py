@@ -12,7 +12,7 @@ from pipeline.engine.stage import RunContext
 from stages.eval.answers import Answers
 from stages.eval.contests import contests, extremes
 from stages.sampling.prompts import EncodedPrompt
-from stages.scoring.llm_judge import Pair, Verdicts
+from stages.scoring.judge import Pair, PairJudge, Verdicts
 
 PROMPTS = [EncodedPrompt(tiny.user(text), [1], "eval") for text in "abcd"]
 
@@ -22,13 +22,12 @@ def answers(*texts: str, weights: Sequence[float] = (1.0,)) -> Answers:
     return Answers([[[1]] * len(row) for row in rows], rows, np.tile(np.array(weights), (len(rows), 1)))
 
 
-class Longer:
-    """In the place of an LLM judge: of two answers the longer wins."""
+class Longer(PairJudge):
+    """In the place of an LLM judge: the longer of two answers wins."""
 
     name = "longer"
 
-    def __init__(self, **values: Any) -> None:
-        self.config = LLMJudgeConfig(base_url="http://x", model="longer", **values)
+    def __init__(self) -> None:
         self.pairs: list[list[Pair]] = []
 
     def compare(self, pairs: Sequence[Pair], progress: Any) -> Verdicts:
@@ -51,8 +50,10 @@ def given() -> dict[str, Answers]:
 def test_the_llm_judge_is_asked_about_what_the_recipe_names(
     given: dict[str, Answers], context: Callable[..., RunContext]
 ) -> None:
-    judge: Any = Longer(against=["sft", "best_of_n"], num_prompts=3)
-    rows, verdicts = contests(PROMPTS, given, {}, judge, EvalConfig(bootstrap=50), context())
+    judge = Longer()
+    asked = LLMJudgeConfig(base_url="http://x", model="longer", against=["sft", "best_of_n"], num_prompts=3)
+    config = EvalConfig(bootstrap=50, llm_judge=asked)
+    rows, verdicts = contests(PROMPTS, given, {}, judge, config, context())
     assert [(row["ours"], row["theirs"], row["value"]) for row in rows] == [
         ("ppo", "sft", pytest.approx(2.5 / 3)),
         ("ppo", "best_of_n", pytest.approx(1.5 / 3)),
@@ -68,18 +69,18 @@ def test_the_llm_judge_is_asked_about_what_the_recipe_names(
     assert found["damaged"] == []
 
 
-def test_judges_with_merits_meet_every_baseline_that_is_there(
+def test_scoring_judges_compare_every_baseline_that_was_evaluated(
     given: dict[str, Answers], context: Callable[..., RunContext]
 ) -> None:
-    merits = {"j": {name: np.array([[float(len(t)) for t in r] for r in a.texts]) for name, a in given.items()}}
-    rows, _ = contests(PROMPTS, given, merits, None, EvalConfig(bootstrap=50), context())
+    scores = {"j": {name: np.array([[float(len(t)) for t in r] for r in a.texts]) for name, a in given.items()}}
+    rows, _ = contests(PROMPTS, given, scores, None, EvalConfig(bootstrap=50), context())
     rates = {(row["ours"], row["theirs"]): row["value"] for row in rows}
     assert rates["ppo", "sft"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     # ppo's 3, 3, 3 and 1 against the 1|3, 1|4, 1|2 and 1|2 that best-of-n gives by 1 to 3.
     expected = (0.25 + 0.75 / 2) + 0.25 + 1 + 0.25 / 2
     assert rates["ppo", "best_of_n"] == pytest.approx(expected / 4)
     assert len(rates) == 6
-    found = extremes(PROMPTS, given, merits, None, 1)
+    found = extremes(PROMPTS, given, scores, None, 1)
     assert found is not None
     assert [(row["prompt"], row["gain"], row["ppo"]) for row in found["improved"]] == [("a", 2.0, "111")]
     assert [(row["prompt"], row["gain"]) for row in found["damaged"]] == [("d", -3.0)]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published
 import pytest
 import tiny
 import torch
@@ -12,7 +13,8 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
 from stages.eval.answers import Answers
-from stages.eval.judges import Rubric, proxy_scorer, scoring_judges
+from stages.eval.judges import load_proxy, scoring_judges
+from stages.models.text import Codec
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.reward_model import load_reward, score_rows
 
@@ -44,11 +46,11 @@ def test_the_proxy_and_the_held_out_member_share_an_ensemble(inputs: dict[str, A
     model: Any = load_reward(inputs["reward"], inputs["base"], "cpu")
     members = np.asarray(score_rows(model.members, rows, 4, "cpu")).reshape(3, 2, 2)
     [judge] = scoring_judges(EvalConfig(reward_model="ensemble"), inputs, tiny.codec(), "cpu")
-    np.testing.assert_allclose(judge.merits(prompts, answers), members[2], rtol=1e-5)
-    proxy = answers.score(proxy_scorer(inputs, tiny.codec(), "cpu"), prompts)
+    np.testing.assert_allclose(answers.score(judge.scores, prompts), members[2], rtol=1e-5)
+    proxy = answers.score(load_proxy(inputs, tiny.codec(), "cpu"), prompts)
     np.testing.assert_allclose(proxy, members[:2].mean(0), rtol=1e-5)
     all_of_them = inputs | {"ppo": Artifact("ppo", inputs["ppo"].path, "ppo")}
-    proxy = answers.score(proxy_scorer(all_of_them, tiny.codec(), "cpu"), prompts)
+    proxy = answers.score(load_proxy(all_of_them, tiny.codec(), "cpu"), prompts)
     np.testing.assert_allclose(proxy, members.mean(0), rtol=1e-5)
 
 
@@ -62,7 +64,7 @@ def test_another_reward_model_judges_and_the_same_one_is_refused(
     ids = torch.tensor([prompts[1].ids + answers.ids[1][0]])
     with torch.no_grad():
         expected = float(model(ids, torch.tensor([ids.shape[1]])))
-    assert judge.merits(prompts, answers)[1, 0] == pytest.approx(expected, rel=1e-4)
+    assert answers.score(judge.scores, prompts)[1, 0] == pytest.approx(expected, rel=1e-4)
     with pytest.raises(StageError, match="the very reward model"):
         scoring_judges(EvalConfig(reward_model=str(inputs["reward"].path)), inputs, tiny.codec(), "cpu")
 
@@ -77,21 +79,23 @@ def test_a_classifier_that_is_no_artifact_reads_text(inputs: dict[str, Artifact]
     tiny.tokenizer(None).save_pretrained(tmp_path / "bert")
     prompts, answers = asked()
     [judge] = scoring_judges(EvalConfig(reward_model=str(tmp_path / "bert")), inputs, tiny.codec(), "cpu")
-    found = judge.merits(prompts, answers)
+    found = answers.score(judge.scores, prompts)
     assert found.shape == (2, 2)
     assert len(set(found.ravel().tolist())) == 4
 
 
-def test_the_rubric_counts_faults() -> None:
-    codec = tiny.codec()
+def test_the_lexicon_counts_faults() -> None:
+    codec = Codec(published.byte_level())
     prompt = EncodedPrompt(tiny.user(MR), codec.prompt(tiny.user(MR)), "eval")
     texts = [["Blue Mill serves Thai food.", "Blue Mill is a pub.", "Blue Mill serves Thai food, Thai food."]]
     answers = Answers([[codec.completion(text) for text in texts[0]]], texts, np.full((1, 3), 1 / 3))
+    [judge] = scoring_judges(EvalConfig(judge="venues"), {}, codec, "cpu")
     # Nothing wrong; food missing and a kind invented; food said twice.
-    assert Rubric("venues").merits([prompt], answers).tolist() == [[0.0, -2.0, -1.0]]
+    assert answers.score(judge.scores, [prompt]).tolist() == [[0.0, -2.0, -1.0]]
 
 
-def test_a_rubric_of_meaning_representations_says_so_of_other_prompts() -> None:
+def test_a_lexicon_refuses_prompts_that_are_no_meaning_representations() -> None:
     prompts, answers = asked()
+    [judge] = scoring_judges(EvalConfig(judge="venues"), {}, tiny.codec(), "cpu")
     with pytest.raises(DataError, match="not a meaning representation"):
-        Rubric("venues").merits(prompts, answers)
+        answers.score(judge.scores, prompts)

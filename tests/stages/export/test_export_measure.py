@@ -8,7 +8,7 @@ import small
 import torch
 
 from pipeline.config.export import ExportConfig
-from stages.export.measure import Yardstick, token_divergence
+from stages.export.measure import ReferenceMetrics, token_divergence
 from stages.models.actor import Actor
 from stages.models.text import Codec
 from stages.sampling.episodes import Episodes
@@ -41,25 +41,25 @@ def test_a_model_does_not_diverge_from_itself(codec: Codec) -> None:
     assert same_N.all()
 
 
-def test_the_yardstick_measures_as_eval_did(tmp_path, training_context, codec: Codec) -> None:
+def test_files_are_measured_as_eval_measured(tmp_path, training_context, codec: Codec) -> None:
     made = small.artifacts(tmp_path / "inputs")
     ctx, _ = training_context()
-    yardstick = Yardstick.of(ExportConfig(num_prompts=64), made, codec, ctx)
-    assert len(yardstick.prompts) == 5, "no more than eval saw, of the six there are"
-    assert yardstick.params.max_new_tokens == 8
+    reference = ReferenceMetrics.of(ExportConfig(num_prompts=64), made, codec, ctx)
+    assert len(reference.prompts) == 5, "no more than eval saw, of the six there are"
+    assert reference.params.max_new_tokens == 8
     lm = small.small_lm(codec.tokenizer)
     actor = Actor(lm)
-    answers = yardstick.answers(actor)
+    answers = reference.answers(actor)
     assert all(len(answer) <= 8 for answer in answers)
-    found = yardstick.measure(actor, answers)
+    found = reference.measure(actor, answers)
     assert set(found) == {"score", "perplexity"}, "without a judge there are no facts"
     nats = tokens = 0.0
-    for row in yardstick.demonstrations:
+    for row in reference.demonstrations:
         with torch.no_grad():
             loss = lm(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
         count = sum(label >= 0 for label in row["labels"])
         nats, tokens = nats + float(loss) * count, tokens + count
     assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
-    whole = yardstick.divergence(actor, Actor(small.small_lm(codec.tokenizer, 1)), answers)
+    whole = reference.divergence(actor, Actor(small.small_lm(codec.tokenizer, 1)), answers)
     assert whole["kl"] * 5 == pytest.approx(whole["kl_per_token"] * sum(map(len, answers)))
     assert whole["kl"] > 0.01

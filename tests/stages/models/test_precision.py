@@ -100,7 +100,7 @@ def reward_of(dtype, seed=0):
 
 def stored(lm, head, folder):
     """As the reward stage leaves it: scores by the library's own forward, all texts at once."""
-    rows = reward_model.golden_scores(RewardModel(lm, head).eval(), TEXTS, "cpu")
+    rows = reward_model.fingerprints_of(RewardModel(lm, head).eval(), TEXTS, "cpu")
     (folder / "reward.json").write_text(json.dumps({"golden": rows}))
     return Artifact("reward", folder, "")
 
@@ -137,7 +137,7 @@ def test_one_member_of_an_ensemble_cannot_hide_behind_the_others(tmp_path):
     bank = tiny.lora_bank(distinct=True, dtype=torch.bfloat16)
     bank.heads["reference"] = tiny.head(9)
     ensemble = RewardEnsemble(bank, ["reward", "reference"])
-    rows = reward_model.golden_scores(ensemble, TEXTS, "cpu")
+    rows = reward_model.fingerprints_of(ensemble, TEXTS, "cpu")
     (tmp_path / "reward.json").write_text(json.dumps({"golden": rows}))
     artifact = Artifact("reward", tmp_path, "")
     reward_model.verify(artifact, ensemble, "cpu")

@@ -11,9 +11,9 @@ from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
 from stages.models.adapters import load_policy
 from stages.ppo import checkpoint, roles, stage
-from stages.sampling.episodes import Episodes
+from stages.ppo.rewards import ScoreNormalizer
+from stages.sampling.prompts import EncodedPrompt
 from stages.scoring import reward_model
-from stages.scoring.scorer import ScoreNormalizer
 from stages.training.distributed import World
 
 SMALL = {
@@ -56,11 +56,11 @@ def run(inputs, out, ctx, **values):
     return Artifact("ppo", out, "ppo"), stage.run(PPOConfig(**(SMALL | values)), inputs, out, ctx)
 
 
-def golden_scores(artifact):
-    golden = artifact.json("reward.json")["golden"]
-    texts = [row["ids"] for row in golden]
-    episodes = Episodes.build([t[:1] for t in texts], [t[1:] for t in texts], {tiny.EOS}, tiny.PAD)
-    return episodes, pytest.approx([row["score"] for row in golden], abs=1e-4)
+def fingerprints(artifact):
+    """The texts that are stored with a reward model, as prompts and responses, and their scores: (N,) or (N, M)."""
+    rows = artifact.json("reward.json")["golden"]
+    prompts = [EncodedPrompt([], row["ids"][:1], "train") for row in rows]
+    return (prompts, [row["ids"][1:] for row in rows]), torch.tensor([row["score"] for row in rows])
 
 
 # --- Roles ---
@@ -82,14 +82,14 @@ def test_without_a_critic_no_value_head_is_made_or_written(tmp_path, base, lora,
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_policy_starts_as_the_reference_and_value_as_the_reward_model(tmp_path, base, lora):
     made = make_inputs(tmp_path, base, sft_lora=lora, reward_lora=lora)
-    bank, scorer = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
+    bank, reward = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
     assert set(bank.roles) == set(tiny.ROLES)
     assert bank.trainable == {"policy", "value"}
     assert bank.checksum("policy") == bank.checksum("reference")
     assert bank.checksum("value") == bank.checksum("reward")
     assert bank.checksum("policy") != bank.checksum("value")
-    episodes, expected = golden_scores(made["reward"])
-    assert scorer(episodes).tolist() == expected
+    texts, expected = fingerprints(made["reward"])
+    assert reward(*texts).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
     prompt = torch.tensor(tiny.rows(1, 6, 6))
     policy = load_policy(base, made["sft"], "cpu")
@@ -100,11 +100,11 @@ def test_policy_starts_as_the_reference_and_value_as_the_reward_model(tmp_path, 
 @pytest.mark.parametrize(("sft_lora", "reward_lora"), [(True, False), (False, True)])
 def test_a_reward_model_of_the_other_kind_is_scored_on_its_own(tmp_path, base, sft_lora, reward_lora):
     made = make_inputs(tmp_path, base, sft_lora=sft_lora, reward_lora=reward_lora)
-    bank, scorer = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
+    bank, reward = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
     assert "reward" not in bank.roles
     assert bank.trainable == {"policy", "value"}
-    episodes, expected = golden_scores(made["reward"])
-    assert scorer(episodes).tolist() == expected
+    texts, expected = fingerprints(made["reward"])
+    assert reward(*texts).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_a_value_head_on_the_trunk_brings_no_value_role(inputs):
@@ -147,29 +147,24 @@ def test_a_reward_model_that_changed_is_refused(inputs):
 def test_an_ensembles_members_are_roles_of_the_bank(tmp_path, inputs, base, kind):
     inputs["reward"] = tiny.reward_artifact(tmp_path / "three", base, members=3)
     config = PPOConfig(**SMALL, reward=AggregateConfig(aggregate=kind))
-    bank, scorer = roles.build(config, inputs, tiny.codec(), "cpu")
+    bank, reward = roles.build(config, inputs, tiny.codec(), "cpu")
     assert set(bank.roles) == {*tiny.ROLES, "reward-1", "reward-2"}
     assert bank.trainable == {"policy", "value"}
     assert bank.checksum("value") == bank.checksum("reward")
-    golden = inputs["reward"].json("reward.json")["golden"]
-    members = torch.tensor([row["score"] for row in golden]).T
-    texts = [row["ids"] for row in golden]
-    episodes = Episodes.build([t[:1] for t in texts], [t[1:] for t in texts], {tiny.EOS}, tiny.PAD)
+    texts, scores = fingerprints(inputs["reward"])
+    members = scores.T
     spread = members.std(0, unbiased=False)
     expected = {"mean": members.mean(0), "min": members.amin(0), "uncertainty": members.mean(0) - spread}[kind]
-    torch.testing.assert_close(scorer(episodes), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reward(*texts), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_ensemble_beside_a_fully_trained_policy_stands_on_its_own(tmp_path, base):
     made = make_inputs(tmp_path, base, sft_lora=False)
     made["reward"] = tiny.reward_artifact(tmp_path / "two", base, members=2)
-    bank, scorer = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
+    bank, reward = roles.build(PPOConfig(**SMALL), made, tiny.codec(), "cpu")
     assert set(bank.roles) == {"reference", "policy", "value"}
-    golden = made["reward"].json("reward.json")["golden"]
-    texts = [row["ids"] for row in golden]
-    episodes = Episodes.build([t[:1] for t in texts], [t[1:] for t in texts], {tiny.EOS}, tiny.PAD)
-    expected = torch.tensor([row["score"] for row in golden]).mean(1)
-    torch.testing.assert_close(scorer(episodes), expected, atol=1e-4, rtol=1e-4)
+    texts, scores = fingerprints(made["reward"])
+    torch.testing.assert_close(reward(*texts), scores.mean(1), atol=1e-4, rtol=1e-4)
 
 
 def test_one_member_has_no_minimum(inputs):

@@ -77,7 +77,7 @@ def test_members_have_a_common_scale(inputs, tmp_path, training_context):
     np.testing.assert_allclose(mean, scores.mean(0), atol=1e-5)
 
 
-def test_every_members_golden_scores_are_verified(inputs, tmp_path, training_context):
+def test_every_members_fingerprints_are_verified(inputs, tmp_path, training_context):
     artifact, _ = run(inputs, tmp_path / "out", training_context()[0], ensemble=2)
     assert all(len(row["score"]) == 2 for row in artifact.json("reward.json")["golden"])
     head = reward_model.ScalarHead.load(artifact.file("head-1.safetensors"))

@@ -178,7 +178,7 @@ def test_a_changed_head_is_noticed(inputs, tmp_path, training_context):
         reward_model.verify(artifact, model, "cpu")
 
 
-def test_no_golden_texts(inputs, tmp_path, training_context):
+def test_no_fingerprints(inputs, tmp_path, training_context):
     artifact, _ = run(inputs, tmp_path / "out", training_context()[0], golden=0, trainer={"max_steps": 1})
     assert artifact.json("reward.json")["golden"] == []
     assert reward_model.verify(artifact, scorer(artifact, inputs["base"]), "cpu") == 0.0

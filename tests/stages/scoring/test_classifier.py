@@ -14,9 +14,9 @@ from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.ppo import roles
 from stages.reward import stage
-from stages.sampling.episodes import Episodes
 from stages.sampling.prompts import load_prompts
-from stages.scoring.classifier import load_reward_classifier, new_classifier, response_scorer
+from stages.scoring.classifier import load_reward_classifier, new_classifier
+from stages.scoring.load import load_scorer
 from stages.scoring.text_encoder import TextEncoder
 
 FAST = {"per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2, "num_train_epochs": 12}
@@ -72,12 +72,12 @@ def test_from_rankings_to_ppos_scores(inputs, tmp_path, training_context, encode
     losses = [values["loss"] for _, values in notes.logged if "loss" in values]
     assert losses[-1] < 0.7 * losses[0]
     inputs["reward"] = artifact
-    bank, scorer = roles.build(PPOConfig(value="adapter"), inputs, tiny.codec(), "cpu")
+    bank, reward = roles.build(PPOConfig(value="adapter"), inputs, tiny.codec(), "cpu")
     assert set(bank.roles) == {"reference", "policy", "value"}, "what reads text shares nothing with the policy"
     codec = tiny.codec()
     prompts, _ = load_prompts(inputs["data"], codec, "train", 40)
     prompts = prompts[: len(RESPONSES)]
-    found = scorer(Episodes.build([p.ids for p in prompts], RESPONSES, {tiny.EOS}, tiny.PAD))
+    found = reward(prompts, RESPONSES)
 
     # By hand: the classifier's own tokenizer reads the turns' text and the decoded response.
     model = AutoModelForSequenceClassification.from_pretrained(artifact.file("classifier")).eval()
@@ -89,11 +89,11 @@ def test_from_rankings_to_ppos_scores(inputs, tmp_path, training_context, encode
         with torch.no_grad():
             assert score == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
 
-    score = response_scorer(artifact, inputs["base"], codec, "cpu", batch_size=2)
+    score = load_scorer(artifact, inputs, codec, "cpu", batch_size=2)
     np.testing.assert_allclose(score(prompts, RESPONSES), found, atol=1e-5)
 
 
-def test_its_golden_scores_are_verified(inputs, tmp_path, training_context, encoder):
+def test_its_fingerprints_are_verified(inputs, tmp_path, training_context, encoder):
     artifact, _ = run(
         inputs, tmp_path / "out", training_context()[0], encoder, trainer=FAST | {"num_train_epochs": 1}
     )

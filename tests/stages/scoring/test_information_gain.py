@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.scoring.information_gain import disagreement
+from stages.scoring.information_gain import expected_information_gain
 
 
 def entropy(p):
@@ -22,24 +22,28 @@ def test_it_is_the_mutual_information_of_outcome_and_member_averaged_over_pairs(
                 independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
                 gains.append((joint * np.log(joint / independent)).sum())
         expected.append(np.mean(gains))
-    assert disagreement(torch.tensor(scores)).tolist() == pytest.approx(expected, rel=1e-9)
+    assert expected_information_gain(torch.tensor(scores)).tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_two_members_sure_of_opposite_orders_disagree_by_one_bit():
     scores = torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]])
-    assert disagreement(scores).item() == pytest.approx(np.log(2))
+    assert expected_information_gain(scores).item() == pytest.approx(np.log(2))
 
 
-def test_what_no_ranking_can_tell_is_no_disagreement():
+def test_what_no_ranking_can_tell_has_no_gain():
     """Members' offsets, equal answers, and how sure those are who agree."""
     scores = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     offsets = 9 * torch.randn(3, 5, 1, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(disagreement(scores + offsets), disagreement(scores), rtol=1e-4, atol=1e-6)
-    assert disagreement(offsets.expand(3, 5, 4)).abs().max() < 1e-12
-    assert disagreement(scores[:1].expand(3, 5, 4)).abs().max() < 1e-12
+    torch.testing.assert_close(
+        expected_information_gain(scores + offsets), expected_information_gain(scores), rtol=1e-4, atol=1e-6
+    )
+    assert expected_information_gain(offsets.expand(3, 5, 4)).abs().max() < 1e-12
+    assert expected_information_gain(scores[:1].expand(3, 5, 4)).abs().max() < 1e-12
     sure = torch.tensor([[[30.0, 0.0]], [[60.0, 0.0]]])
-    assert disagreement(sure).item() < 1e-9
+    assert expected_information_gain(sure).item() < 1e-9
 
 
 def test_extremes_stay_finite():
-    assert disagreement(torch.tensor([[[1e4, -1e4]], [[-1e4, 1e4]]])).item() == pytest.approx(np.log(2))
+    assert expected_information_gain(torch.tensor([[[1e4, -1e4]], [[-1e4, 1e4]]])).item() == pytest.approx(
+        np.log(2)
+    )

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.config.evaluate import LLMJudgeConfig
 from pipeline.errors import StageError
-from stages.scoring.llm_judge import VERDICTS, LLMJudge, Pair, verdict
+from stages.scoring.judge import Pair
+from stages.scoring.llm_judge import VERDICTS, LLMJudge, verdict
 
 USER = [{"role": "user", "content": "Describe it."}]
 Reply = Callable[[dict[str, Any]], "tuple[int, Any]"]
@@ -159,7 +160,7 @@ def test_an_interruption_keeps_what_was_said(
     endpoint.reply = breaks
     with pytest.raises(StageError, match=r"HTTP 401 Unauthorized: no more") as error:
         judge(concurrency=1).compare(PAIRS, bar()[0])
-    assert "what it has said so far is kept" in error.value.hint
+    assert "its replies so far are kept" in error.value.hint
     kept = tmp_path / VERDICTS
     assert len(kept.read_text().splitlines()) == 3
     with kept.open("a") as out:

@@ -4,91 +4,92 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from pipeline.config.ppo import AggregateConfig, ScoreConfig
 from pipeline.errors import DataError, StageError
-from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.classifier import load_classifier
 from stages.scoring.reward_model import RewardEnsemble
-from stages.scoring.scorer import EnsembleScorer, ScoreNormalizer, TextScorer, aggregate, disagreement, token_scorer
-from stages.scoring.text_encoder import TextEncoder
-from stages.training.distributed import World
+from stages.scoring.scorer import FunctionScorer, TextScorer, TokenScorer
 
-BATCHES = [np.random.default_rng(i).normal(3 * i - 4, 1 + i, size=5 + i).astype("float32") for i in range(4)]
-
-
-def normalizer(**values):
-    return ScoreNormalizer(ScoreConfig(**({"clip": None} | values)), World())
+PROMPTS = [EncodedPrompt([], ids, "train") for ids in tiny.rows(5, 2, 6, seed=1)]
+RESPONSES = [[20, 1], [21, 22, 23, 1], [24], [25, 26, 27, 28, 29], [1]]
 
 
-def test_running_moments_against_numpy():
-    running = normalizer(normalization="running")
-    for i, batch in enumerate(BATCHES):
-        found = running(torch.from_numpy(batch))
-        seen = np.concatenate(BATCHES[: i + 1]).astype(float)
-        assert running.mean == pytest.approx(seen.mean(), rel=1e-6)
-        assert running.std == pytest.approx(seen.std(), rel=1e-6)
-        np.testing.assert_allclose(found, (batch - seen.mean()) / seen.std(), atol=1e-4)
+# --- A reward model on the policy's tokenizer ---
 
 
-def test_state_goes_on_where_it_stood():
-    whole = normalizer(normalization="running")
-    for batch in BATCHES:
-        expected = whole(torch.from_numpy(batch))
-    first, second = normalizer(normalization="running"), normalizer(normalization="running")
-    for batch in BATCHES[:2]:
-        first(torch.from_numpy(batch))
-    second.load_state_dict(first.state_dict())
-    for batch in BATCHES[2:]:
-        found = second(torch.from_numpy(batch))
-    assert torch.equal(found, expected)
-    assert second.state_dict() == whole.state_dict()
-
-
-def test_reference_moments_are_taken_once():
-    fixed = normalizer(normalization="reference")
-    fixed.prepare(lambda: torch.from_numpy(BATCHES[0]))
-    fixed.prepare(lambda: pytest.fail("already prepared"))
-    for batch in BATCHES:
-        expected = (batch - BATCHES[0].mean()) / BATCHES[0].std()
-        np.testing.assert_allclose(fixed(torch.from_numpy(batch)), expected, atol=1e-4)
-    assert fixed.mean == pytest.approx(BATCHES[0].astype(float).mean(), rel=1e-6)
-
-
-def test_without_normalization_nothing_is_sampled_or_changed():
-    none = normalizer(normalization="none")
-    none.prepare(lambda: pytest.fail("not wanted"))
-    assert torch.equal(none(torch.from_numpy(BATCHES[2])), torch.from_numpy(BATCHES[2]))
-
-
-def test_clip_is_of_the_normalised_score():
-    clipped = normalizer(normalization="reference", clip=1.5)
-    clipped.prepare(lambda: torch.tensor([8.0, 12.0]))  # mean 10, standard deviation 2
-    assert clipped(torch.tensor([0.0, 9.0, 12.9, 14.0])).tolist() == pytest.approx([-1.5, -0.5, 1.45, 1.5])
-    assert normalizer(normalization="none", clip=1.0)(torch.tensor([-7.0])).item() == -1.0
-
-
-def test_equal_scores_are_finite():
-    running = normalizer(normalization="running")
-    assert torch.equal(running(torch.full((4,), 3.0)), torch.zeros(4))
-
-
-PROMPTS, RESPONSES = tiny.rows(5, 2, 6, seed=1), [[20, 1], [21, 22, 23, 1], [24], [25, 26, 27, 28, 29], [1]]
-
-
-@pytest.fixture
-def episodes():
-    return Episodes.build(PROMPTS, RESPONSES, {tiny.EOS}, tiny.PAD)
+def by_hand(bank, role, responses):
+    """Each sequence alone: the head at its last token."""
+    scores = []
+    for prompt, response in zip(PROMPTS, responses, strict=True):
+        with bank.active(role) as actor:
+            scores.append(actor.scalar(actor.hidden(torch.tensor([prompt.ids + response])))[0, -1].item())
+    return scores
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_the_banks_reward_role_reads_the_last_token(episodes, batch_size):
+def test_the_banks_reward_role_reads_the_last_token(batch_size):
     bank = tiny.lora_bank(distinct=True)
-    found = token_scorer(RewardEnsemble(bank, ["reward"]), batch_size, "cpu")(episodes)
-    expected = []
-    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
-        with bank.active("reward") as actor:
-            expected.append(actor.scalar(actor.hidden(torch.tensor([prompt + response])))[0, -1].item())
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    scorer = TokenScorer(RewardEnsemble(bank, ["reward"]), tiny.codec(), "cpu", batch_size=batch_size)
+    np.testing.assert_allclose(scorer(PROMPTS, RESPONSES), by_hand(bank, "reward", RESPONSES), atol=1e-5)
+
+
+def test_members_come_one_by_one_and_their_mean_is_the_score():
+    bank = tiny.lora_bank(distinct=True)
+    scorer = TokenScorer(RewardEnsemble(bank, ["reward", "value"]), tiny.codec(), "cpu", batch_size=2)
+    expected = [by_hand(bank, role, RESPONSES) for role in ("reward", "value")]
+    assert scorer.size == 2
+    np.testing.assert_allclose(scorer.members(PROMPTS, RESPONSES), expected, atol=1e-5)
+    np.testing.assert_allclose(scorer(PROMPTS, RESPONSES), np.mean(expected, 0), atol=1e-5)
+
+
+def test_a_response_that_ended_by_another_stop_token_is_scored_as_those_of_the_rankings():
+    """<eos> ends a response under ChatML too, and rankings end with <|im_end|>."""
+    bank = tiny.lora_bank(distinct=True)
+    scorer = TokenScorer(RewardEnsemble(bank, ["reward"]), tiny.codec("chatml"), "cpu", batch_size=2)
+    trained = [[*response[:-1], tiny.IM_END] if response[-1] == tiny.EOS else response for response in RESPONSES]
+    np.testing.assert_allclose(scorer(PROMPTS, RESPONSES), by_hand(bank, "reward", trained), atol=1e-5)
+    assert not np.allclose(scorer(PROMPTS, RESPONSES), by_hand(bank, "reward", RESPONSES), atol=1e-3)
+
+
+def test_a_batch_that_does_not_fit_is_halved_once_and_said_once(monkeypatch):
+    """The next call starts with the size that fits."""
+    model, lines, done = RewardEnsemble(tiny.lora_bank(distinct=True), ["reward"]), [], []
+    scorer = TokenScorer(model, tiny.codec(), "cpu", batch_size=4, say=lines.append, on_batch=done.append)
+    expected = scorer(PROMPTS, RESPONSES)
+    members, sizes = model.members, []
+
+    def scarce(ids_BL, lengths_B):
+        sizes.append(len(ids_BL))
+        if len(ids_BL) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return members(ids_BL, lengths_B)
+
+    monkeypatch.setattr(model, "members", scarce)
+    done.clear()
+    for _ in range(2):
+        torch.testing.assert_close(scorer(PROMPTS, RESPONSES), expected)
+    assert sizes == [4, 2, 2, 1, 2, 2, 1]
+    assert sum(done) == 2 * len(RESPONSES)
+    assert lines == ["out of memory: scoring goes on with 2 sequences at once instead of 4"]
+
+
+def test_what_is_whole_while_a_role_scores_is_whole_for_all_batches(monkeypatch):
+    """Processes have unequal numbers of batches, so that none may wait for another between them."""
+    bank, events = tiny.full_bank(), []
+    whole = bank.whole
+
+    def noted(role, **values):
+        events.append(role)
+        return whole(role, **values)
+
+    monkeypatch.setattr(bank, "whole", noted)
+    scorer = TokenScorer(RewardEnsemble(bank, ["reward"]), tiny.codec(), "cpu", batch_size=2)
+    with scorer.scoring():
+        assert events == ["reward"]
+    events.clear()
+    scorer(PROMPTS, RESPONSES)
+    assert events[0] == "reward"
+    assert len(events) == 1 + 3, "once for all, and in each of the three batches, where it is a no-op"
 
 
 # --- A sequence classifier with a tokenizer of its own ---
@@ -117,7 +118,7 @@ def classifier(folder, *, template=None, labels=1, **special):
     return tokenizer
 
 
-TALKS = [
+CONVERSATIONS = [
     tiny.user("what?"),
     [{"role": "system", "content": "be brief"}, *tiny.user("a b")],
     [*tiny.user("q"), {"role": "assistant", "content": "no."}, *tiny.user("why")],
@@ -126,11 +127,8 @@ TALKS = [
 ]
 
 
-def text_episodes(codec):
-    """Episodes of `TALKS`, and the conversation of each prompt's ids."""
-    prompts = [codec.prompt(talk) for talk in TALKS]
-    episodes = Episodes.build(prompts, RESPONSES, codec.stop_ids, codec.pad_id)
-    return episodes, {tuple(prompt): talk for prompt, talk in zip(prompts, TALKS, strict=True)}
+def encoded(codec):
+    return [EncodedPrompt(messages, codec.prompt(messages), "train") for messages in CONVERSATIONS]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -140,44 +138,33 @@ def test_text_is_the_boundary(tmp_path, policys, template, batch_size):
     """The classifier reads the real turns, under its own template, whatever the policy's is."""
     codec = tiny.codec(policys)
     tokenizer = classifier(tmp_path, template=template)
-    episodes, prompts = text_episodes(codec)
-    found = TextScorer(load_classifier(str(tmp_path), "cpu"), codec, batch_size, prompts)(episodes)
+    scorer = TextScorer(load_classifier(str(tmp_path), "cpu"), codec, batch_size=batch_size)
+    scores = scorer(encoded(codec), RESPONSES)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     alphabet = {i: c for c, i in codec.tokenizer.get_vocab().items()}
-    for row, (talk, response) in enumerate(zip(TALKS, RESPONSES, strict=True)):
-        said = "".join(alphabet[i] for i in response if i != tiny.EOS)
-        text = "".join(f"{turn['content']}\n" for turn in talk) + f"{said}<eos>"
+    for row, (messages, response) in enumerate(zip(CONVERSATIONS, RESPONSES, strict=True)):
+        answer = "".join(alphabet[i] for i in response if i != tiny.EOS)
+        text = "".join(f"{turn['content']}\n" for turn in messages) + f"{answer}<eos>"
         if template:
-            turns = [(turn["role"], turn["content"]) for turn in talk] + [("assistant", said)]
+            turns = [(turn["role"], turn["content"]) for turn in messages] + [("assistant", answer)]
             text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         with torch.no_grad():
             expected = model.score(model.model(ids).last_hidden_state)[0, -1, 0].item()
-        assert found[row].item() == pytest.approx(expected, abs=1e-5), text
+        assert scores[row].item() == pytest.approx(expected, abs=1e-5), text
 
 
 def test_a_conversation_that_the_classifiers_template_refuses_is_named_before_sampling(tmp_path):
-    codec = tiny.codec()
     tokenizer = classifier(tmp_path)
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system!') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
     tokenizer.save_pretrained(tmp_path)
+    scorer = TextScorer(load_classifier(str(tmp_path), "cpu", "eval.reward_model"), tiny.codec())
     with pytest.raises(DataError, match="No system!") as caught:
-        TextScorer(load_classifier(str(tmp_path), "cpu"), codec, 2, text_episodes(codec)[1])
-    assert caught.value.where == "ppo.reward_model: 'a b'"
-
-
-def test_a_response_that_ended_by_another_stop_token_is_scored_as_those_of_the_rankings(episodes):
-    """<eos> ends a response under ChatML too, and rankings end with <|im_end|>."""
-    codec = tiny.codec("chatml")
-    bank = tiny.lora_bank(distinct=True)
-    model = RewardEnsemble(bank, ["reward"])
-    trained = [[*response[:-1], tiny.IM_END] if response[-1] == tiny.EOS else response for response in RESPONSES]
-    expected = token_scorer(model, 2, "cpu")(Episodes.build(PROMPTS, trained, codec.stop_ids, tiny.PAD))
-    np.testing.assert_array_equal(token_scorer(model, 2, "cpu", codec)(episodes), expected)
-    assert not np.allclose(token_scorer(model, 2, "cpu")(episodes), expected)
+        scorer.check(CONVERSATIONS)
+    assert caught.value.where == "eval.reward_model: 'a b'"
 
 
 @pytest.mark.parametrize("special", [{"pad_token": "<eos>"}, {"pad_token": None}], ids=["pad is eos", "no pad"])
@@ -201,42 +188,41 @@ def test_a_folder_without_a_classifier_is_refused(tmp_path):
 
 def test_an_empty_response_is_scored(tmp_path):
     classifier(tmp_path)
-    encoder = TextEncoder(load_classifier(str(tmp_path), "cpu"), tiny.codec())
-    assert torch.isfinite(encoder.score([tiny.user(""), tiny.user("a")], [[tiny.EOS], [tiny.EOS]], 2)).all()
+    scorer = TextScorer(load_classifier(str(tmp_path), "cpu"), tiny.codec())
+    prompts = [EncodedPrompt(tiny.user(text), [], "train") for text in ("", "a")]
+    assert scorer(prompts, [[tiny.EOS], [tiny.EOS]]).isfinite().all()
 
 
-# --- Ensembles ---
+# --- A function ---
 
-MEMBERS = np.random.default_rng(3).normal(size=(4, 6)).astype("float32")
+
+def test_a_function_reads_conversations_and_texts():
+    codec = tiny.codec()
+    read = []
+
+    def vowels(conversations, responses):
+        read.append((conversations, responses))
+        return [sum(letter in "aeiou" for letter in response) for response in responses]
+
+    scorer = FunctionScorer(vowels, codec)
+    prompts = encoded(codec)[:2]
+    scores = scorer(prompts, [codec.completion("a pub"), codec.completion("xyz")])
+    assert scorer.name == "vowels"
+    assert scores.tolist() == [2.0, 0.0]
+    assert scores.dtype == torch.float32
+    assert read == [(CONVERSATIONS[:2], ["a pub", "xyz"])]
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("values", "message"),
     [
-        ({}, MEMBERS.mean(0)),
-        ({"aggregate": "min"}, MEMBERS.min(0)),
-        ({"aggregate": "uncertainty", "uncertainty_coef": 0.5}, MEMBERS.mean(0) - 0.5 * MEMBERS.std(0)),
-        ({"aggregate": "uncertainty", "uncertainty_coef": 0.0}, MEMBERS.mean(0)),
+        ([1.0], r"shape \(1,\) for 2 responses"),
+        ([[1.0], [2.0]], r"shape \(2, 1\) for 2"),
+        ([1.0, float("nan")], "gave 1 of 2 responses a score that is NaN or infinite"),
     ],
 )
-def test_aggregates(values, expected):
-    np.testing.assert_allclose(aggregate(torch.from_numpy(MEMBERS), AggregateConfig(**values)), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["mean", "min", "uncertainty"])
-def test_members_of_one_mind_change_nothing(kind):
-    same = torch.from_numpy(MEMBERS[:1]).expand(3, -1)
-    found = aggregate(same, AggregateConfig(aggregate=kind, uncertainty_coef=7.0))
-    np.testing.assert_allclose(found, MEMBERS[0], atol=1e-6)
-
-
-def test_the_ensembles_disagreement_is_that_of_the_last_episodes(episodes):
-    class Members:
-        def members(self, ids_BL, lengths_B):
-            return torch.stack([lengths_B, 3 * lengths_B]).float()
-
-    scorer = EnsembleScorer(Members(), AggregateConfig(aggregate="min"), 2, "cpu")
-    lengths = episodes.lengths_B.float()
-    np.testing.assert_allclose(scorer(episodes), lengths)
-    assert disagreement(scorer, World()) == {"objective/scores_disagreement": pytest.approx(lengths.mean().item())}
-    assert disagreement(lambda _: lengths, World()) == {}, "one model disagrees with nobody"
+def test_a_function_that_does_not_return_one_finite_number_per_response_is_refused(values, message):
+    scorer = FunctionScorer(lambda conversations, responses: values, tiny.codec(), name="rule")
+    with pytest.raises(StageError, match=message) as caught:
+        scorer(PROMPTS[:2], RESPONSES[:2])
+    assert caught.value.where == "rule"

@@ -22,7 +22,7 @@ ANSWERED = [*TALK, {"role": "assistant", "content": "Two!"}]
 
 def encoder(tokenizer, codec=None, longest=1000):
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or "<|im_end|>"
-    classifier = SimpleNamespace(tokenizer=tokenizer, where="ppo.reward_model", longest=longest, model=None)
+    classifier = SimpleNamespace(tokenizer=tokenizer, where="ppo.reward_model", longest=longest)
     return TextEncoder(classifier, codec or tiny.codec())
 
 
@@ -71,19 +71,15 @@ def test_of_a_long_text_the_end_is_kept(longest):
     assert short == (whole if longest > len(whole) else [whole[0], *whole[len(whole) - longest + 1 :]])
 
 
-def test_a_response_is_ended_by_its_own_token_whatever_stop_token_ended_it(monkeypatch):
+def test_a_response_is_ended_by_its_own_token_whatever_stop_token_ended_it():
     codec = tiny.codec("chatml")
     tokenizer = published.sentencepiece(published.LLAMA)
-    made = encoder(tokenizer, codec)
-    rows = []
-    monkeypatch.setattr("stages.scoring.text_encoder.score_rows", lambda model, given, *_: rows.append(given))
-    made.classifier.model = SimpleNamespace(device="cpu")
-    said = codec.encode("a pub")
-    for end in ([tiny.IM_END], [tiny.EOS], []):
-        made.score([tiny.user("fox")], [[*said, *end]], 2)
+    text = codec.encode("a pub")
+    ends = ([tiny.IM_END], [tiny.EOS], [])
+    rows = [encoder(tokenizer, codec).row(tiny.user("fox"), codec.decode([*text, *end])) for end in ends]
     assert rows[0] == rows[1] == rows[2]
-    assert rows[0][0][-1] == tokenizer.eos_token_id
-    assert rows[0][0].count(tokenizer.eos_token_id) == 1
+    assert rows[0][-1] == tokenizer.eos_token_id
+    assert rows[0].count(tokenizer.eos_token_id) == 1
 
 
 def test_control_tokens_that_are_spelled_are_text_to_it_too():

@@ -1,22 +1,25 @@
 """Looks: their judge, their prompts, the policy that is handed on, the stop; and all of it after a kill."""
 
+import published
 import pytest
 import tiny
 import torch
+from ppo_case import Rigged, count_of
 
 from data.schema import prompt_key, write_jsonl
 from pipeline.config.ppo import AggregateConfig, GuardsConfig, KLConfig, PPOConfig, ScoreConfig
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models.adapters import load_actor
+from stages.models.text import Codec
 from stages.ppo import judges, roles, stage
-from stages.ppo.judges import Judge
+from stages.ppo.rewards import RewardSignal
 from stages.ppo.watch.evaluation import look_prompts
 from stages.sampling.decoding import generate
-from stages.sampling.episodes import Episodes
-from stages.sampling.prompts import load_prompts, unseen_prompts
+from stages.sampling.prompts import EncodedPrompt, load_prompts, unseen_prompts
+from stages.scoring.judge import ScoringJudge
 from stages.scoring.reward_model import RewardEnsemble
-from stages.scoring.scorer import token_scorer
+from stages.scoring.scorer import TokenScorer
 
 LENGTH = 5
 SMALL = {
@@ -60,14 +63,18 @@ def run(inputs, out, ctx, **values):
     return Artifact("ppo", out, "ppo", metrics)
 
 
+def judge_by(score):
+    return ScoringJudge("a test’s", "score", Rigged(score))
+
+
 @pytest.fixture
 def judged(monkeypatch):
     """The reward model itself judges, times a sign: its mean score goes up and down along these short runs."""
 
     def use(sign=1.0):
         def build(config, inputs, codec, bank, device):
-            scorer = token_scorer(RewardEnsemble(bank, ["reward"]), 64, device)
-            return Judge("a test’s", lambda prompts, responses, episodes: (sign * scorer(episodes)).tolist())
+            scorer = TokenScorer(RewardEnsemble(bank, ["reward"]), codec, device, batch_size=64)
+            return judge_by(lambda prompts, responses: sign * scorer(prompts, responses))
 
         monkeypatch.setattr(judges, "build", build)
 
@@ -81,20 +88,20 @@ def overoptimised(monkeypatch):
     build_roles = roles.build
 
     def rigged(*arguments):
-        bank, scorer = build_roles(*arguments)
+        bank, reward = build_roles(*arguments)
 
-        def score(episodes):
+        def score(prompts, responses):
             calls["score"] += 1
-            return scorer(episodes) + calls["score"]
+            return reward(prompts, responses) + calls["score"]
 
-        return bank, score
+        return bank, RewardSignal(Rigged(score), AggregateConfig())
 
-    def judge(prompts, responses, episodes):
+    def judge(prompts, responses):
         calls["judge"] += 1
-        return [-calls["judge"] + 0.01 * i for i in range(len(prompts))]
+        return torch.tensor([-calls["judge"] + 0.01 * i for i in range(len(prompts))])
 
     monkeypatch.setattr(roles, "build", rigged)
-    monkeypatch.setattr(judges, "build", lambda *arguments: Judge("a test’s", judge))
+    monkeypatch.setattr(judges, "build", lambda *arguments: judge_by(judge))
 
 
 def answers(inputs, artifact, seed=0, length=LENGTH, of=slice(16, 32)):
@@ -194,17 +201,15 @@ def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
     """The reward counts a letter; the judge wants it once. So the policy gets better and then worse, and what is
     handed on is better than the last policy on prompts that no look used."""
     letter = tiny.codec().tokenizer.convert_tokens_to_ids("a")
-    build = roles.build
-    monkeypatch.setattr(roles, "build", lambda *given: (build(*given)[0], count))
-
-    def count(episodes):
-        return ((episodes.responses_BT == letter) & episodes.mask_BT).sum(1).float().cpu()
+    build, count = roles.build, count_of(letter)
+    reward = RewardSignal(Rigged(count), AggregateConfig())
+    monkeypatch.setattr(roles, "build", lambda *arguments: (build(*arguments)[0], reward))
 
     def mark(counts):
         return [1.0 - abs(n - 1) for n in counts]
 
-    judge = Judge("a test’s", lambda prompts, responses, episodes: mark(count(episodes).tolist()))
-    monkeypatch.setattr(judges, "build", lambda *given: judge)
+    judge = judge_by(lambda prompts, responses: torch.tensor(mark(count(prompts, responses).tolist())))
+    monkeypatch.setattr(judges, "build", lambda *arguments: judge)
     values = {
         "total_episodes": 64 * 40,
         "batch_size": 64,
@@ -282,11 +287,11 @@ def test_only_the_best_looks_weights_stay_on_disk(inputs, tmp_path, training_con
 # --- Who judges ---
 
 
-def golden_episodes(artifact):
-    golden = artifact.json("reward.json")["golden"]
-    texts = [row["ids"] for row in golden]
-    episodes = Episodes.build([t[:1] for t in texts], [t[1:] for t in texts], {tiny.EOS}, tiny.PAD)
-    return episodes, torch.tensor([row["score"] for row in golden])
+def fingerprints(artifact):
+    """The texts that are stored with a reward model, as prompts and responses, and their scores."""
+    rows = artifact.json("reward.json")["golden"]
+    prompts = [EncodedPrompt([], row["ids"][:1], "train") for row in rows]
+    return (prompts, [row["ids"][1:] for row in rows]), torch.tensor([row["score"] for row in rows])
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
@@ -296,12 +301,12 @@ def test_a_member_that_judges_takes_no_part_in_the_reward(tmp_path, base, lora):
     config = PPOConfig(
         **SMALL, guards=GuardsConfig(judge="member"), reward=AggregateConfig(aggregate="min", held_out=1)
     )  # the lowest of two
-    bank, scorer = roles.build(config, made, tiny.codec(), "cpu")
+    bank, reward = roles.build(config, made, tiny.codec(), "cpu")
     judge = judges.build(config, made, tiny.codec(), bank, "cpu")
-    episodes, scores = golden_episodes(made["reward"])
+    texts, scores = fingerprints(made["reward"])
     close = {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(scorer(episodes), scores[:, :2].min(1).values, **close)
-    torch.testing.assert_close(torch.tensor(judge.score([], [], episodes)), scores[:, 2], **close)
+    torch.testing.assert_close(reward(*texts), scores[:, :2].min(1).values, **close)
+    torch.testing.assert_close(torch.tensor(judge.scores(*texts)), scores[:, 2], **close)
 
 
 def test_one_member_cannot_do_both(inputs):
@@ -315,14 +320,17 @@ def test_a_folder_is_a_reward_model(tmp_path, inputs, base):
     other = tiny.reward_artifact(tmp_path / "other", base, seed=11)
     config = PPOConfig(**SMALL, guards=GuardsConfig(judge=str(other.path)))
     judge = judges.build(config, inputs, tiny.codec(), None, "cpu")
-    episodes, scores = golden_episodes(other)
-    torch.testing.assert_close(torch.tensor(judge.score([], [], episodes)), scores, atol=1e-4, rtol=1e-4)
+    texts, scores = fingerprints(other)
+    torch.testing.assert_close(torch.tensor(judge.scores(*texts)), scores, atol=1e-4, rtol=1e-4)
 
 
-def test_a_lexicons_mean_mark_is_the_negative_slot_error_rate():
-    judge = judges.build(PPOConfig(guards=GuardsConfig(judge="venues")), {}, None, None, "cpu")
-    prompts = [tiny.user("name[Blue Fox], kind[pub]"), tiny.user("name[Silver Mill], kind[pub], area[harbour]")]
-    marks = judge.score(prompts, ["Blue Fox is a pub.", "Silver Mill is a pub."], None)
+def test_the_mean_score_of_a_lexicon_is_the_negative_slot_error_rate():
+    codec = Codec(published.byte_level())
+    judge = judges.build(PPOConfig(guards=GuardsConfig(judge="venues")), {}, codec, None, "cpu")
+    facts = ["name[Blue Fox], kind[pub]", "name[Silver Mill], kind[pub], area[harbour]"]
+    prompts = [EncodedPrompt(tiny.user(text), [], "eval") for text in facts]
+    texts = ["Blue Fox is a pub.", "Silver Mill is a pub."]
+    marks = judge.scores(prompts, [codec.completion(text) for text in texts])
     assert marks[0] == 0
     assert sum(marks) / 2 == pytest.approx(-1 / 5), "one missing of five given facts"
 

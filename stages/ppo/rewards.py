@@ -1,0 +1,98 @@
+"""From a scorer's numbers to PPO's reward: aggregates an ensemble's members, then normalises and clips.
+
+Shapes: N responses of this process, M members of an ensemble.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config.ppo import AggregateConfig, ScoreConfig
+from stages.sampling.prompts import EncodedPrompt
+from stages.scoring.scorer import Scorer
+from stages.training.distributed import World
+
+
+class RewardSignal:
+    """What PPO optimises: a scorer's members as one score, by `ppo.reward`."""
+
+    def __init__(self, scorer: Scorer, config: AggregateConfig) -> None:
+        self.scorer, self.config = scorer, config
+        self._spread_N = torch.zeros(0)
+
+    def __call__(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+        """Scores (N,), float32, on the CPU."""
+        scores_MN = self.scorer.members(prompts, responses)
+        self._spread_N = scores_MN.std(0, unbiased=False)
+        return aggregate(scores_MN, self.config)
+
+    def disagreement(self, world: World) -> dict[str, float]:
+        """`objective/scores_disagreement`: the members' standard deviation, mean over the responses scored last, of
+        all processes. Nothing for a single model."""
+        if self.scorer.size == 1:
+            return {}
+        spread = self._spread_N.double()
+        sums = torch.stack([spread.sum(), torch.tensor(float(len(spread))).double()])
+        total, count = world.sum(sums).tolist()
+        return {"objective/scores_disagreement": total / count}
+
+
+def aggregate(scores_MN: Tensor, config: AggregateConfig) -> Tensor:
+    """Scores of M members -> one score each (N,): their mean, their lowest, or their mean minus
+    `uncertainty_coef` standard deviations over members.
+
+    Coste et al. 2023 (arXiv:2310.02743), section 3.3: worst-case and uncertainty-weighted optimisation. They
+    subtract the variance; the standard deviation has the unit of the scores, so that the coefficient means the same
+    on any scale.
+    """
+    if config.aggregate == "min":
+        return scores_MN.min(0).values
+    mean = scores_MN.mean(0)
+    if config.aggregate == "uncertainty":
+        return mean - config.uncertainty_coef * scores_MN.std(0, unbiased=False)
+    return mean
+
+
+class ScoreNormalizer:
+    """Subtracts a mean, divides by a standard deviation, clips. The checkpoint holds the running mean and std."""
+
+    def __init__(self, config: ScoreConfig, world: World) -> None:
+        self.config, self.world = config, world
+        self.count, self.mean, self.square = 0.0, 0.0, 0.0
+
+    @property
+    def std(self) -> float:
+        return max((self.square / self.count) ** 0.5 if self.count else 1.0, 1e-6)
+
+    def observe(self, scores_B: Tensor) -> None:
+        """Updates the running mean and std with scores of all processes (Chan et al. 1979, parallel variance)."""
+        wide = scores_B.double()
+        count, total = self.world.sum(torch.stack([torch.tensor(float(len(wide))).double(), wide.sum()])).tolist()
+        mean = total / count
+        square = float(self.world.sum(((wide - mean) ** 2).sum()[None])[0])
+        both = self.count + count
+        self.square += square + (mean - self.mean) ** 2 * self.count * count / both
+        self.mean += (mean - self.mean) * count / both
+        self.count = both
+
+    def prepare(self, sample: Callable[[], Tensor]) -> None:
+        """Before training: takes the mean and std of the reference's scores, if the recipe asks for it."""
+        if self.config.normalization == "reference" and not self.count:
+            self.observe(sample())
+
+    def __call__(self, scores_B: Tensor) -> Tensor:
+        if self.config.normalization == "running":
+            self.observe(scores_B)
+        if self.config.normalization != "none":
+            scores_B = (scores_B - self.mean) / self.std
+        clip = self.config.clip
+        return scores_B if clip is None else scores_B.clamp(-clip, clip)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"count": self.count, "mean": self.mean, "square": self.square}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.count, self.mean, self.square = state["count"], state["mean"], state["square"]
