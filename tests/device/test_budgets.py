@@ -171,7 +171,10 @@ def test_the_divergence_of_an_exported_file_is_that_of_the_cpu():
     answers = tiny.rows(len(PROMPTS), 1, 6, seed=6)
     codec = SimpleNamespace(stop_ids={tiny.EOS}, pad_id=tiny.PAD)
     reference: Any = SimpleNamespace(
-        prompts=[SimpleNamespace(ids=ids) for ids in PROMPTS], codec=codec, batch_size=3, temperature=0.8
+        prompts=[SimpleNamespace(ids=ids) for ids in PROMPTS],
+        codec=codec,
+        batch_size=3,
+        params=SimpleNamespace(temperature=0.8),
     )
     for device in ("cpu", NAME):
         policy, other = (Actor(tiny.lm(seed).to(device)) for seed in (1, 2))
