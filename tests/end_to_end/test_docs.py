@@ -75,6 +75,7 @@ def test_command_is_understood(page: Path, command: str, tmp_path: Path, monkeyp
 
 
 def check_python(arguments: Sequence[str]) -> None:
+    arguments = [word for word in arguments if word != "-P"]
     if arguments[0] == "-c":
         compile(arguments[1], "shown", "exec")
     elif arguments[0] == "-m":
