@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from repository import ROOT
 
 from pipeline.engine import launch as launching
@@ -119,3 +121,19 @@ def test_processes_of_a_run_do_not_import_the_users_modules(
     launching.launch(2, ["plan", "quickstart"])
     assert capfd.readouterr().out.count("memory on") == 2
     assert imported(users_modules) == []
+
+
+@pytest.mark.parametrize("file", [".github/workflows/ci.yml", "Dockerfile"])
+def test_continuous_integration_and_container_install_the_tested_torch(file: str) -> None:
+    [pinned] = re.findall(r"^(torch==\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"torch==[\w.]+", (ROOT / file).read_text(encoding="utf-8"))) == {pinned}
+
+
+def test_github_files_are_valid_yaml() -> None:
+    files = sorted((ROOT / ".github").rglob("*.yml"))
+    loaded = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    assert {"ci.yml", "bug.yml", "feature.yml"} <= set(loaded)
+    steps = loaded["ci.yml"]["jobs"]["check"]["steps"]
+    assert [step["run"] for step in steps if step.get("run") == ".ci/run"] == [".ci/run"]
+    for name in ("bug.yml", "feature.yml"):
+        assert {"name", "description", "body"} <= set(loaded[name])

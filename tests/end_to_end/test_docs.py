@@ -14,6 +14,7 @@ import pytest
 import typer
 from commands import PAGES, ROOT, commands, recorded
 
+from pipeline.cli.app import target
 from pipeline.config.load import load_recipe
 from stages.__main__ import app
 
@@ -24,6 +25,7 @@ FOREIGN = {
     "git": "needs the origin",
     "hf": "needs the Hub",
     "ollama": "a program of its own",
+    "docker": "needs its daemon",
     "cd": "goes with ollama",
     "llama-cli": "a program of its own",
 }
@@ -69,6 +71,8 @@ def test_command_is_understood(page: Path, command: str, tmp_path: Path, monkeyp
         recipe = values["recipe"]
         if str(recipe) == "R":
             return
+        if "stage" in values:
+            _, recipe = target(values["stage"], recipe)
         path = tutorial_recipe(tmp_path) if str(recipe) == "my/recipe.yaml" else recipe
         sets = [text.replace("base.model=models/", "base.model=./models/") for text in values["sets"] or []]
         assert load_recipe(path, sets)  # what is not there is taken for a Hub id, unless it looks like a path
@@ -90,8 +94,8 @@ def check_python(arguments: Sequence[str]) -> None:
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for link in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_metrics_in_the_faq_are_defined() -> None:
