@@ -19,8 +19,8 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := base data sft collect rank reward ppo dpo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run round test slow gpu lint types check plan show status report compare chat clean judge publish \
-	export-rankings docs $(STAGES)
+.PHONY: help venv run round test slow gpu mutations lint types check plan show status report compare chat clean judge \
+	publish export-rankings docs $(STAGES)
 
 help: ## list the targets
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-16s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ slow: venv ## run the slow tests
 gpu: venv ## run the tests of a CUDA device, and the table of docs/gpu.md
 	@$(VENV)/bin/python -m pytest tests/gpu
 	@$(VENV)/bin/python benchmarks/gpu.py --out $(or $(OUT),.)
+
+mutations: venv ## break the maths in one place at a time and show which tests notice (ARGS="kl gae")
+	@$(VENV)/bin/python benchmarks/mutations.py $(ARGS)
 
 lint: venv ## ruff
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
