@@ -42,6 +42,9 @@ def locate(path: Path, folder: Path = Path()) -> Path:
 
 
 def suggestion(path: Path) -> str:
-    """A hint for a file that is not there; empty when no shipped name is near."""
-    near = difflib.get_close_matches(path.with_suffix("").name, recipes(), n=1, cutoff=0.8)
-    return f"the shipped recipe is called {near[0]}: --recipe {near[0]}" if near else ""
+    """A hint for a file that is not there; empty when no shipped name is near the end of its path."""
+    parts = path.as_posix().removesuffix(".yaml").split("/")
+    for start in range(len(parts)):
+        if near := difflib.get_close_matches("/".join(parts[start:]), files(), n=1, cutoff=0.8):
+            return f"did you mean the shipped recipe {near[0]}?"
+    return ""
