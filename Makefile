@@ -19,8 +19,8 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := base data sft collect rank reward ppo dpo eval export
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run round test slow mutations gpu lint types check plan show status report compare chat clean judge publish \
-	export-rankings docs $(STAGES)
+.PHONY: help venv run round test slow gpu mutations lint types check plan show status report compare chat clean judge \
+	publish export-rankings docs $(STAGES)
 
 help: ## list the targets
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-16s %s\n", $$1, $$2}'
@@ -101,4 +101,4 @@ types: venv ## mypy
 	@$(VENV)/bin/mypy
 
 docs: venv ## write docs/recipes.md, the reference of every recipe value
-	@$(VENV)/bin/python -m pipeline.config.reference > docs/recipes.md
+	@$(VENV)/bin/python -P -m pipeline.config.reference > docs/recipes.md

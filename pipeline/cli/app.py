@@ -10,19 +10,25 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from pipeline.config import shipped
 from pipeline.config.load import load_recipe
 from pipeline.engine import launch as launching
+from pipeline.engine import registry
 from pipeline.engine.boundary import translate
 from pipeline.engine.plan import Planner
-from pipeline.errors import Interrupted, TutelageError
+from pipeline.errors import Interrupted, RecipeError, TutelageError
 
 
-def home(path: Path) -> Path:
+def home(path: Path | None) -> Path | None:
     """The path with `~` at its start as the home folder: shells leave it in `--runs=~/x` and in variables."""
-    return path.expanduser()
+    return path and path.expanduser()
 
 
-RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", callback=home, help="The recipe's YAML file.")]
+_RECIPE = "The recipe's YAML file, or the name of a shipped recipe."
+RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", callback=home, help=_RECIPE)]
+OptionalRecipe = Annotated[
+    Path | None, typer.Option("--recipe", "-r", callback=home, help=_RECIPE, show_default="quickstart")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help='A value over the recipe\'s: "ppo.kl.target=8 seed=1". Repeatable.'),
@@ -31,16 +37,20 @@ RunsOption = Annotated[
     Path,
     typer.Option("--runs", envvar="TUTELAGE_RUNS", callback=home, help="The folder where runs are kept."),
 ]
-StageArgument = Annotated[
+TargetArgument = Annotated[
     str | None,
-    typer.Argument(help="A stage, as `tutelage plan` names them; ppo-2 in the second round. All when left out."),
+    typer.Argument(
+        metavar="STAGE|RECIPE",
+        help="A stage, as `tutelage plan` names them (ppo-2 in the second round), or a shipped recipe. "
+        "All stages when left out.",
+    ),
 ]
 
 ProcessesOption = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Processes that share sft, reward and ppo, one a card.")
 ]
 
-QUICKSTART = Path("recipes/quickstart.yaml")
+QUICKSTART = Path("quickstart")
 RUNS = Path("runs")
 
 
@@ -81,6 +91,27 @@ def after_run(function: AfterRun) -> AfterRun:
     `changed` is whether anything ran or another run was chosen."""
     AFTER_RUN.append(function)
     return function
+
+
+def target(name: str | None, recipe: Path | None) -> tuple[str | None, Path]:
+    """The stage and the recipe that the argument of `run` and `plan` selects.
+
+    Args:
+        name: a stage of `recipe`; or, where `recipe` is None, a shipped recipe or a YAML file. A stage wins.
+    """
+    if name is None or registry.is_step(name):
+        return name, recipe or QUICKSTART
+    if name not in shipped.recipes() and Path(name).suffix not in (".yaml", ".yml"):
+        raise RecipeError(
+            f"there is no stage or shipped recipe called {name}",
+            hint=f"stages are {', '.join(registry.STAGES)}; recipes are {', '.join(shipped.recipes())}",
+        )
+    if recipe is not None:
+        raise RecipeError(
+            f"{name} and --recipe {recipe} both name a recipe",
+            hint=f"drop one of the two; for one stage, write its name in the place of {name}",
+        )
+    return None, Path(name).expanduser()
 
 
 def planner_of(recipe: Path, sets: list[str] | None, runs: Path) -> Planner:

@@ -11,14 +11,16 @@ import typer
 from pipeline.cli.app import (
     QUICKSTART,
     RUNS,
+    OptionalRecipe,
     RecipeOption,
     RunsOption,
     SetOption,
-    StageArgument,
+    TargetArgument,
     app,
     console,
     echo,
     planner_of,
+    target,
 )
 from pipeline.cli.tables import memory_table, plan_table, proposals, status_table
 from pipeline.config.load import load_recipe
@@ -31,13 +33,14 @@ from pipeline.memory.forecast import Forecast
 
 @app.command()
 def plan(
-    stage: StageArgument = None,
-    recipe: RecipeOption = QUICKSTART,
+    stage: TargetArgument = None,
+    recipe: OptionalRecipe = None,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
 ) -> None:
     """Say which stages would run, and why; what memory and time each takes, and what would make it fit."""
-    planner = planner_of(recipe, sets, runs)
+    stage, path = target(stage, recipe)
+    planner = planner_of(path, sets, runs)
     steps = planner.plan(stage)
     planner.check_model(_base(steps))
     console().print(plan_table(steps))

@@ -12,15 +12,17 @@ from pipeline.cli.app import (
     AFTER_RUN,
     QUICKSTART,
     RUNS,
+    OptionalRecipe,
     ProcessesOption,
     RecipeOption,
     RunsOption,
     SetOption,
-    StageArgument,
+    TargetArgument,
     app,
     console,
     echo,
     planner_of,
+    target,
 )
 from pipeline.cli.tables import plan_table
 from pipeline.config.load import load_recipe
@@ -35,8 +37,8 @@ from pipeline.engine.runner import Runner, terminate_as_interrupt
 
 @app.command()
 def run(
-    stage: StageArgument = None,
-    recipe: RecipeOption = QUICKSTART,
+    stage: TargetArgument = None,
+    recipe: OptionalRecipe = None,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
     fresh: Annotated[
@@ -47,13 +49,14 @@ def run(
     nproc: ProcessesOption = None,
 ) -> None:
     """Run a stage and what it needs, or all of them and the report. What is up to date is skipped."""
-    loaded = load_recipe(recipe, sets or [])
+    stage, path = target(stage, recipe)
+    loaded = load_recipe(path, sets or [])
     again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
     if (nproc or 1) > 1 and "WORLD_SIZE" not in os.environ:
         steps = Planner(loaded, runs, again).plan(stage)
         if any(step.spec.parallel and step.finished is None for step in steps):
             with terminate_as_interrupt():
-                launching.launch(nproc or 1, _arguments(stage, recipe, sets, runs, fresh, force, wait, nproc))
+                launching.launch(nproc or 1, _arguments(stage, path, sets, runs, fresh, force, wait, nproc))
             return
         nproc = 1  # nothing to share
     launching.end_with_launcher()

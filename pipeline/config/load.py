@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import merge, rules, trainer
+from pipeline.config import merge, rules, shipped, trainer
 from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.config.recipe import Recipe
 from pipeline.errors import RecipeError
@@ -57,8 +57,8 @@ class LoadedRecipe:
 
 
 def load_recipe(path: Path | str, sets: Sequence[str] = ()) -> LoadedRecipe:
-    """Reads, merges and checks a recipe. Raises `RecipeError`."""
-    path = Path(path).expanduser()
+    """Reads, merges and checks a recipe, a file or the name of a shipped one. Raises `RecipeError`."""
+    path = shipped.locate(Path(path).expanduser())
     root = merge.read(path, _RIVALS)
     for layer in merge.assignments(sets):
         root = merge.overlay(root, layer, _RIVALS)

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.config import shipped
 from pipeline.errors import RecipeError
 
 Rivals = Mapping[str, frozenset[str]]
@@ -93,9 +94,10 @@ def parse(text: str, where: Callable[[int], str]) -> Node:
 
 
 def shown(path: Path) -> str:
-    """A path as people want to read it: relative where it lies below the working directory."""
+    """A path as people want to read it: relative where it lies below the working directory, by its name where it is
+    a recipe installed with the program."""
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    return relative if not relative.startswith("..") else shipped.name_of(path) or str(path)
 
 
 def read(path: Path, rivals: Rivals, chain: tuple[Path, ...] = ()) -> Node:
@@ -109,7 +111,8 @@ def read(path: Path, rivals: Rivals, chain: tuple[Path, ...] = ()) -> Node:
     except (OSError, UnicodeDecodeError) as error:
         by = f"named in extends of {shown(chain[-1])}" if chain else ""
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"cannot read the recipe {shown(path)}: {reason}", where=by) from None
+        hint = shipped.suggestion(path) if isinstance(error, FileNotFoundError) else ""
+        raise RecipeError(f"cannot read the recipe {shown(path)}: {reason}", where=by, hint=hint) from None
 
     own = parse(text, lambda line: f"{shown(path)}:{line}")
     if not isinstance(own.value, dict):
@@ -117,7 +120,8 @@ def read(path: Path, rivals: Rivals, chain: tuple[Path, ...] = ()) -> Node:
     parents = own.value.pop("extends", None)
     merged = Node({}, own.where)
     for parent in _names(parents):
-        merged = overlay(merged, read(path.parent / Path(parent).expanduser(), rivals, (*chain, resolved)), rivals)
+        file = shipped.locate(Path(parent).expanduser(), path.parent)
+        merged = overlay(merged, read(file, rivals, (*chain, resolved)), rivals)
     return overlay(merged, own, rivals)
 
 

@@ -10,6 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from pipeline.config import shipped
 from pipeline.config.load import load_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.files import readable_bytes
@@ -35,9 +36,9 @@ eval: {max_prompt_length: 256, response_length: 128}
 def table() -> str:
     """Markdown: a row a model, a column a card."""
     cards = sorted(
-        (ROOT / "recipes/hardware").glob("gpu-*.yaml"), key=lambda file: int(re.sub(r"\D", "", file.stem))
+        (shipped.FOLDER / "hardware").glob("gpu-*.yaml"), key=lambda file: int(re.sub(r"\D", "", file.stem))
     )
-    models = sorted((ROOT / "recipes/models").glob("*.yaml"), key=_size)
+    models = sorted((shipped.FOLDER / "models").glob("*.yaml"), key=_size)
     lines = [
         "| | " + " | ".join(card.stem for card in cards) + " |",
         "| --- |" + " --- |" * len(cards),

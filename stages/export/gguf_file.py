@@ -35,7 +35,7 @@ TYPES = {
 """Type of a file's matrices, by its name in `export.formats`."""
 
 GROUP = 32
-"""Weights of a row that share a scale in Q8_0 and Q4_0."""
+"""Weights of a row that share a scale in the quantised types."""
 
 
 def check(model: Any) -> None:
@@ -92,7 +92,7 @@ def write(
     writer.add_file_type(file_type)
     _hyperparameters(writer, model.config)
     vocabulary.write(writer, codec.tokenizer, codec.end_id)
-    if stored in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0):
+    if stored not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
         writer.add_quantization_version(2)
     names = get_tensor_name_map(architecture, model.config.num_hidden_layers)
     counts: dict[str, int] = {}

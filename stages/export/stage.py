@@ -117,7 +117,7 @@ def _check(name: str, config: ExportConfig, done: str, found: Measures, computed
     """
     if done not in ("none", ROUNDED, ON_GRID):
         return
-    stored = "float16" if name in ("gguf_f16", "gguf_q8_0", "gguf_q4_0") else config.dtype
+    stored = "float16" if name.startswith("gguf") else config.dtype
     if name in ("adapter", "gguf_f32"):
         stored = "float32"
     tolerance = max(TOLERANCE[computed], TOLERANCE[dtype_of(stored, "cpu")])

@@ -36,7 +36,7 @@ def recorded(command: str, folder: Path) -> list[list[str]]:
     """What make would execute: program and arguments, from stand-ins that only take note."""
     programs = folder / "venv/bin"
     programs.mkdir(parents=True, exist_ok=True)
-    for name in ("tutelage", "python"):
+    for name in ("tutelage", "python", "ruff", "mypy"):
         (programs / name).write_text(RECORDER)
         (programs / name).chmod(0o755)
     (folder / "venv/.installed").touch()

@@ -191,7 +191,9 @@ def test_chat_hands_over_the_run(recipe_file: Path, stages: FakeStages, monkeypa
         ("plan -s ppo.kl.tagret=8", 2, "ppo.kl.tagret: unknown key; did you mean target?"),
         ("plan -s seed=x", 2, "seed: must be a valid integer"),
         ("plan -s eval.judge=gone.yaml", 2, "there is no file or folder gone.yaml"),
-        ("plan pppo", 2, "there is no stage called pppo"),
+        ("plan pppo", 2, "there is no stage or shipped recipe called pppo"),
+        ("plan ppo-2", 2, "there is no stage called ppo-2"),
+        ("plan quickstart", 2, "quickstart and --recipe small.yaml both name a recipe"),
         ("show -r gone.yaml", 2, "cannot read the recipe gone.yaml"),
         ("publish", 2, "does not say where to publish"),
     ],
@@ -203,6 +205,33 @@ def test_mistakes_are_one_message_and_an_exit_code(
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output + result.stderr
+
+
+def test_an_unknown_name_lists_stages_and_recipes(recipe_file: Path) -> None:
+    result = CliRunner().invoke(app, ["run", "quickstrat"])
+    assert result.exit_code == 2
+    assert "stages are base, data, sft, collect" in result.stderr
+    assert "recipes are e2e-human, hh-rlhf/llama-3.1-8b" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "finished", "name"),
+    [
+        ("run quickstart", 9, "quickstart"),
+        ("run --recipe quickstart", 9, "quickstart"),
+        ("run small.yaml", 9, "small"),
+        ("run sft --recipe quickstart", 3, "quickstart"),
+        ("run sft", 3, "quickstart"),
+        ("run", 9, "quickstart"),
+    ],
+)
+def test_the_argument_of_run_is_a_stage_or_a_recipe(
+    arguments: str, finished: int, name: str, recipe_file: Path, stages: FakeStages, reports: list[list[str]]
+) -> None:
+    result = CliRunner().invoke(app, shlex.split(arguments))
+    assert result.exit_code == 0, result.output
+    assert len(stages.calls) == finished
+    assert len(list(Path("runs", name).glob("*/*/manifest.json"))) == finished
 
 
 def test_a_message_is_not_taken_for_markup(recipe_file: Path, stages: FakeStages) -> None:

@@ -49,7 +49,9 @@ def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> N
     assert numbers["evaluation"] == fake.evaluation
     assert numbers["samples"] == [SAMPLE]
     assert numbers["reward"]["held_out"] == QUALITY
-    assert [stage["name"] for stage in numbers["stages"]] == [name for name in registry.STAGES if name != "dpo"]
+    assert [stage["name"] for stage in numbers["stages"]] == [
+        spec.name for spec, _ in registry.planned(run.loaded.recipe)
+    ]
     assert numbers["stages"][-1]["inputs"].keys() == {"base", "data", "reward", "ppo", "eval"}
 
 

@@ -1,0 +1,67 @@
+"""Takes the README's screenshots from a finished run, with Playwright and Chromium:
+
+python docs/images/shoot.py runs/quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+HERE = Path(__file__).resolve().parent
+GUIDELINES = "Prefer the answer that names every fact of the request and invents none."
+
+
+def shoot_report(browser: Browser, run: Path) -> None:
+    """The report's title and verdict."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((run / "report.html").resolve().as_uri())
+    box = page.locator("section.verdict").bounding_box()
+    assert box is not None
+    clip = {"x": 80, "y": 0, "width": 1120, "height": box["y"] + box["height"] + 32}
+    page.screenshot(path=HERE / "report.png", clip=clip)
+
+
+def shoot_ranking(browser: Browser, run: Path) -> None:
+    """The ranking page with the first prompt of the run and its four answers."""
+    collected = json.loads((run / "current.json").read_text("utf-8"))["stages"]["collect"]
+    items = (run / "collect" / collected / "out/answers.jsonl").read_text("utf-8").splitlines()[:6]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "items.jsonl"
+        file.write_text("\n".join(items) + "\n", encoding="utf-8")
+        command = [sys.executable, "-P", "-u", "-m", "stages", "annotate", str(file), "--port", "0"]
+        command += ["--out", f"{folder}/out.jsonl", "--annotators", "ana", "--guidelines", GUIDELINES]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            links = (re.search(r"http://\S+/r/\S+", line) for line in server.stdout)
+            link = next(match.group() for match in links if match)
+            page = browser.new_page(viewport={"width": 960, "height": 900})
+            page.goto(link)
+            page.screenshot(path=HERE / "ranking.png")
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    run = parser.parse_args().run
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        shoot_report(browser, run)
+        shoot_ranking(browser, run)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
