@@ -36,8 +36,9 @@ def command(recipe: Path, sets: Sequence[str], runs: Path, nproc: int) -> list[s
     share = ["--nproc", str(nproc)] if nproc > 1 else []
     return [
         sys.executable,
+        "-P",
         "-m",
-        "pipeline",
+        "stages",
         "run",
         "-r",
         str(recipe),
