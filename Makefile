@@ -98,4 +98,4 @@ types: venv ## mypy
 	@$(VENV)/bin/mypy
 
 docs: venv ## write docs/recipes.md, the reference of every recipe value
-	@$(VENV)/bin/python -m pipeline.config.reference > docs/recipes.md
+	@$(VENV)/bin/python -m stages.reference > docs/recipes.md

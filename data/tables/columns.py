@@ -11,6 +11,7 @@ from data.tables.messages import Forms, LeftOut, as_completion, exchange
 from data.tables.sources import Row, as_text, is_empty
 from data.tables.spelling import spelled
 from pipeline.config.data import RankingTableConfig
+from pipeline.config.formats import TableFormat
 from pipeline.errors import DataError, RecipeError
 
 ANONYMOUS = "unknown"
@@ -96,50 +97,17 @@ def as_list(row: Row, column: str) -> list[Any]:
     return value
 
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "native": (),
-    "wide": ("prompt", "completions", "ratings", "ranks", "preference", "models", "annotator"),
-    "long": ("prompt", "completion", "rating", "rank", "model", "annotator", "group"),
-    "pairs": ("prompt", "chosen", "rejected", "margin", "chosen_rating", "rejected_rating", "annotator"),
-    "tree": ("prompt", "text", "role", "replies", "rank", "model"),
-    "choice": ("prompt", "completions", "text", "choice", "model", "annotator"),
-    "scored": ("prompt", "completions", "text", "score", "rank", "ratings", "ranks", "model", "annotator"),
-    "argilla": ("prompt", "completions", "question", "options", "models"),
-    "label_studio": ("prompt", "completions", "text", "question", "buckets", "model", "models"),
-}
-"""Our column names by format."""
-LISTS = {
-    "wide": ("completions", "ratings", "ranks", "models"),
-    "argilla": ("completions", "options", "models"),
-    "label_studio": ("buckets", "models"),
-}
-"""Names that stand for a list, by format."""
-DISTINCT = ("completions", "ratings", "ranks")
-"""Lists that may not name a column twice."""
-EITHER = {"label_studio": ("completions",)}
-"""Names that stand for one column or a list of them."""
-
-
 class Columns:
     """Our column names -> the table's. A name that the recipe does not give stands for itself."""
 
-    def __init__(self, config: RankingTableConfig) -> None:
+    def __init__(self, config: RankingTableConfig, format: TableFormat) -> None:
         self.given, self.where = config.columns, f"data.rankings.columns ({config.path})"
         self.labels, self.text_lists = config.labels, config.text_lists
         self.forms = Forms()
         self.questions: set[str] = set()
         """Questions of a labelling tool that have answers and are not the one that is read."""
-        names = NAMES[config.format]
-        for name, value in self.given.items():
-            if name not in names:
-                hint = f"use {', '.join(names)}" if names else "leave `columns` out: the names are our own"
-                raise self.error(f"the format {config.format} has no {name!r}", hint)
-            if isinstance(value, list) and name in DISTINCT and len(set(value)) < len(value):
-                raise self.error(f"{name} names a column twice: {', '.join(value)}", "name each column once")
-            several = name in LISTS.get(config.format, ())
-            if isinstance(value, str) == several and name not in EITHER.get(config.format, ()):
-                form = "a list of column names" if several else "the name of one column"
-                raise self.error(f"{name} is given as {value!r}", f"write {form}")
+        for _, what, hint in format.problems(config.columns):
+            raise self.error(what, hint)
 
     def error(self, what: str, hint: str) -> RecipeError:
         return RecipeError(what, where=self.where, hint=hint)
@@ -160,8 +128,6 @@ class Columns:
     def order(self, row: Row, rating: str = "rating", rank: str = "rank") -> tuple[str, int, str | None]:
         """The column that orders completions, the sign that makes higher better, and the ranks' column where the
         table has ratings and ranks and the recipe names neither."""
-        if rating in self.given and rank in self.given:
-            raise self.error(f"both {rating} and {rank} are given", "give the one that orders them")
         if rating not in self.given and rank not in self.given and rating in row and rank in row:
             return rating, 1, rank
         by_rank = rank in self.given or (rating not in self.given and rating not in row and rank in row)

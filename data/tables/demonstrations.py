@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from data.schema import Demonstration, Message, Prompt
 from data.splits import split_of_prompt
-from data.tables import formats
 from data.tables.columns import Columns
+from data.tables.formats import FORMATS
 from data.tables.messages import Forms, LeftOut, exchange
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import RankingTableConfig, TableConfig
@@ -94,8 +94,9 @@ def _prompts_and_completions(
     if not isinstance(row.get("prompt"), dict):
         yield _prompt_and_completion(row, config, forms)
         return
-    tree = RankingTableConfig(path=row.where, format="tree")
-    for candidates in formats.tree(iter([row]), Columns(tree)):
+    tree = FORMATS["tree"]
+    table = RankingTableConfig(path=row.where, format=tree.name)
+    for candidates in tree.read(iter([row]), Columns(table, tree)):
         ranked = [answer for answer in candidates.answers if answer.score is not None]
         if ranked:
             yield candidates.prompt, max(ranked, key=lambda answer: answer.score or 0.0).text

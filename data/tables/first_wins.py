@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data.schema import Ranking
+from data.tables.formats import FORMATS
 from pipeline.config.data import RankingTableConfig
 
-ORDERED = ("pairs", "tree", "long")
-"""Formats in which the order of answers is the ranking's own, or that of unrelated rows."""
 SUSPICIOUS = 0.95
 ENOUGH = 20
 """Strict pairs from which a share above `SUSPICIOUS`, or below one minus it, is a warning."""
@@ -19,7 +18,7 @@ class FirstWins:
 
     def __init__(self, config: RankingTableConfig | None) -> None:
         self.config = config
-        self.counted = config is not None and config.format not in ORDERED
+        self.counted = config is not None and not FORMATS[config.format].ordered
         self.first = self.strict = 0
 
     def add(self, ranking: Ranking) -> None:

@@ -115,10 +115,10 @@ def preferences(
 
     A list of them, or of objects with a `score`, is a ranking each; who gave them is told by place only.
     """
-    if len(completions) != 2 or columns.names("ratings") or columns.names("ranks"):
+    if len(completions) != 2:
         raise columns.error(
             f"a preference orders 2 completions and `completions` names {len(completions)}",
-            "write completions: [first, second] and preference: column, and no ratings or ranks",
+            "write completions: [first, second] and preference: column",
         )
     column = columns.name("preference")
     labels = Labels(columns, column, completions)

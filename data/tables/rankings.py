@@ -16,13 +16,11 @@ from dataclasses import replace
 from itertools import combinations
 
 from data.schema import Ranking, ranks_from_scores
-from data.tables import formats, labels, tools
-from data.tables.columns import ANONYMOUS, Answer, Candidates, Columns
-from data.tables.sources import Dropped, Row, read_table
+from data.tables.columns import Answer, Candidates, Columns
+from data.tables.formats import FORMATS
+from data.tables.sources import Dropped, read_table
 from pipeline.config.data import RankingTableConfig
-from pipeline.errors import DataError
-
-__all__ = ["ADAPTERS", "ANONYMOUS", "read_rankings"]
+from pipeline.errors import DataError, RecipeError
 
 
 def read_rankings(
@@ -31,13 +29,20 @@ def read_rankings(
     """The rankings of a table, in its order. What is left out is noted in `dropped`.
 
     Raises:
-        RecipeError: `config.columns` does not fit the format.
+        RecipeError: the format is unknown, or `config.columns` does not fit it.
         DataError: a row is malformed, or no ranking is left.
     """
-    columns = Columns(config)
+    format = FORMATS.get(config.format)
+    if format is None:
+        raise RecipeError(
+            f"{config.format!r} is no format of rankings",
+            where=f"data.rankings.format ({config.path})",
+            hint=f"use one of {', '.join(FORMATS)}",
+        )
+    columns = Columns(config, format)
     rows = dropped.counting(read_table(config, say))
     any_ranking, hint, contradicting = False, "", 0
-    for candidates in ADAPTERS[config.format](rows, columns):
+    for candidates in format.read(rows, columns):
         ranking = _ranking(candidates, config.human, dropped)
         hint = hint or candidates.hint
         if ranking is not None:
@@ -126,17 +131,3 @@ def _check_rivals(answers: Sequence[Answer], where: str) -> None:
                 where=where,
                 hint="name the one that orders the completions under `columns`, and leave the other out",
             )
-
-
-ADAPTERS: dict[str, Callable[[Iterator[Row], Columns], Iterator[Candidates]]] = {
-    "native": formats.native,
-    "wide": formats.wide,
-    "long": formats.long,
-    "pairs": formats.pairs,
-    "tree": formats.tree,
-    "scored": formats.scored,
-    "choice": labels.choice,
-    "argilla": tools.argilla,
-    "label_studio": tools.label_studio,
-}
-"""`format` of a recipe's ranking table -> what reads it."""

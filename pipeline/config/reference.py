@@ -1,6 +1,6 @@
 """docs/recipes.md: every value of a recipe, from the dataclasses and the docstrings of their fields.
 
-`make docs` writes it: python -m pipeline.config.reference > docs/recipes.md
+`make docs` writes it: python -m stages.reference > docs/recipes.md
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
+from pipeline.config.formats import known_formats
 from pipeline.config.recipe import Recipe
 from pipeline.config.trainer import SECTIONS
 
@@ -104,6 +105,9 @@ def _values(section: type[Any]) -> Iterator[Value]:
             marks = "**r**" if known[name].metadata.get("runtime") else "**l**"
         else:
             marks = ""
+        if isinstance(annotation, ast.Name) and annotation.id == "FormatName":
+            summaries = (f"{format.name}: {format.summary}" for format in known_formats().values())
+            text = f"{text} {'; '.join(summaries)}."
         yield Value(name, _kind(annotation), _default(default), marks, _flat(text))
 
 
@@ -162,6 +166,8 @@ def _kind(annotation: ast.expr) -> str:
             return "null"
         case ast.Name(id=name) if name.endswith("Config"):
             return "a section, below"
+        case ast.Name(id="FormatName"):
+            return ", ".join(f"`{name}`" for name in known_formats())
         case ast.Name(id=name):
             return NAMES.get(name, name)
     return ast.unparse(annotation)
@@ -189,7 +195,3 @@ def _default(value: ast.expr | None) -> str:
 
 def _flat(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference())

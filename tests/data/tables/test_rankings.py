@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from data.schema import Ranking
-from data.tables.rankings import ANONYMOUS, read_rankings
+from data.tables.columns import ANONYMOUS
+from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError, RecipeError
@@ -125,9 +126,9 @@ def test_wide_with_one_completion_column(tmp_path):
         (WIDE | {"ratings": ["ra", "rb"]}, "3 completion columns have 2 ratings"),
         (WIDE | {"models": ["ra", "rb"]}, "3 completion columns have 2 models"),
         (WIDE | {"ranks": ["ra", "rb", "rc"]}, "both ratings and ranks"),
-        (WIDE | {"chosen": "a"}, "has no 'chosen'"),
+        (WIDE | {"chosen": "a"}, "has no column 'chosen'"),
         (WIDE | {"completions": ["a", "a", "b"]}, "names a column twice"),
-        ({"prompt": "q"}, "names 0 columns"),
+        ({"prompt": "q"}, "the format wide needs completions"),
     ],
 )
 def test_columns_that_do_not_fit_the_format(tmp_path, columns, message):

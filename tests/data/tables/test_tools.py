@@ -6,7 +6,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data.tables.rankings import ANONYMOUS, read_rankings
+from data.tables.columns import ANONYMOUS
+from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError, RecipeError
