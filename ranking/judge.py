@@ -88,7 +88,7 @@ def result(compared: Sequence[Source], given: Sequence[Ranking], resamples: int,
     )
     identical = sum(source.item is None for source in reached)
     wins = [mean(scores) for scores in by_prompt.values()] + [0.5] * identical
-    low, high = bootstrap(wins, [1.0] * len(wins), resamples=resamples, seed=seed)
+    low, high = bootstrap(wins, resamples=resamples, seed=seed)
     agreed = agreement(first, resamples=resamples, seed=seed).pairwise
     return {
         "models": list(MODELS),

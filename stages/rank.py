@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 
-from data.annotators.judgements import Sample
-from data.annotators.measures import measure, steps
+from data.annotators.measures import measure_annotators, steps
+from data.annotators.sample import RankingSample
 from data.schema import Ranking, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
 from data.venues import task as venues
 from pipeline.config.rank import RankConfig
@@ -37,14 +37,14 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         write_jsonl(path, given)
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
-    sample = Sample()
+    sample = RankingSample()
     with ctx.progress("rank: reading") as bar:
         for ranking in read_rankings_file(path):
             sample.add(ranking)
             bar.advance()
     ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
     with ctx.progress("rank: measures", total=steps(sample)) as bar:
-        measured = measure(sample, seed=ctx.seed, advance=bar.advance)
+        measured = measure_annotators(sample, seed=ctx.seed, advance=bar.advance)
     text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
     (out_dir / "agreement.json").write_text(text, encoding="utf-8")
     agreed = measured["pairwise"]

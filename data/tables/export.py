@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import yaml
 
-from data.annotators.judgements import Sample
-from data.annotators.measures import measure
+from data.annotators.measures import measure_annotators
+from data.annotators.sample import RankingSample
 from data.schema import Ranking, read_rankings_file
 from data.tables.columns import ANONYMOUS
 from pipeline.errors import DataError
@@ -111,7 +111,7 @@ def export_rankings(
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        sample = Sample()
+        sample = RankingSample()
         splits = _write(_chosen(sources, only, key, sample), partial / "data")
         if not splits:
             raise DataError(
@@ -121,7 +121,7 @@ def export_rankings(
             )
         sizes = {split: sum(f.stat().st_size for f in (partial / "data").glob(f"{split}-*")) for split in splits}
         terms = {"license": license or "unknown", "license_name": license_name, "license_link": license_link}
-        text = card(name, splits, sizes, sample, measure(sample, seed=seed), terms)
+        text = card(name, splits, sizes, sample, measure_annotators(sample, seed=seed), terms)
         (partial / CARD).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -132,7 +132,7 @@ def export_rankings(
 
 
 def _chosen(
-    sources: Iterable[Path], only: Literal["human", "simulated"] | None, key: bytes, sample: Sample
+    sources: Iterable[Path], only: Literal["human", "simulated"] | None, key: bytes, sample: RankingSample
 ) -> Iterator[Ranking]:
     for source in sources:
         for ranking in read_rankings_file(source):
@@ -192,7 +192,7 @@ def card(
     name: str,
     splits: dict[str, int],
     sizes: dict[str, int],
-    sample: Sample,
+    sample: RankingSample,
     measured: dict[str, Any],
     terms: Mapping[str, str | None],
 ) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.bootstrap import interval, resample
 from stages.eval.wins import Array
 
 Form = Literal["rl", "best_of_n"]
@@ -95,28 +96,32 @@ def overoptimisation(kl_LP: Array, gain_LP: Array, *, form: Form, resamples: int
     kl_L, gain_L = kl_LP.mean(1), gain_LP.mean(1)
     if reason := too_few(kl_L):
         return {"reason": reason}
-    pick = np.random.default_rng(seed).integers(kl_LP.shape[1], size=(resamples, kl_LP.shape[1]))
-    kl_RL = kl_LP[:, pick].mean(2).T
-    drawn = fit(kl_RL, gain_LP[:, pick].mean(2).T, form)
-    found = fit(kl_L[None], gain_L[None], form)
+
+    def means(drawn_RP: Array) -> Array:
+        return np.stack([kl_LP[:, drawn_RP].mean(2).T, gain_LP[:, drawn_RP].mean(2).T], axis=1)
+
+    draws_R2L = resample(means, kl_LP.shape[1], resamples=resamples, seed=seed)
+    kl_RL = draws_R2L[:, 0]
+    drawn = fit(kl_RL, draws_R2L[:, 1], form)
+    fitted = fit(kl_L[None], gain_L[None], form)
     farthest = float(kl_L.max())
-    peaks, peak = drawn.peak(), float(found.peak()[0])
+    peaks, peak = drawn.peak(), float(fitted.peak()[0])
     ends = np.sort(peaks)
     low, high = (float(ends[int(q * (len(ends) - 1))]) for q in (0.025, 0.975))
     share = float((peaks < kl_RL.max(1)).mean())
-    lost = found.gain(np.array([min(peak, farthest)])) - found.gain(np.array([farthest]))
+    lost = fitted.gain(np.array([min(peak, farthest)])) - fitted.gain(np.array([farthest]))
     kls = np.linspace(0, farthest, CURVE)
     return {
         "reason": None,
         "form": "d (alpha - beta log d)" if form == "rl" else "d (alpha - beta d)",
-        "alpha": _interval(found.alpha[0], drawn.alpha),
-        "beta": _interval(found.beta[0], drawn.beta),
+        "alpha": _interval(fitted.alpha[0], drawn.alpha),
+        "beta": _interval(fitted.beta[0], drawn.beta),
         "peak_kl": {"value": _finite(peak), "low": _finite(low), "high": _finite(high)},
         "farthest": farthest,
         "set_in": peak < farthest and share >= SURE,
         "share": share,
         "lost": float(lost[0]),
-        "curve": [[float(kl), float(gain)] for kl, gain in zip(kls, found.gain(kls), strict=True)],
+        "curve": [[float(kl), float(gain)] for kl, gain in zip(kls, fitted.gain(kls), strict=True)],
     }
 
 
@@ -125,5 +130,5 @@ def _finite(value: float) -> float | None:
 
 
 def _interval(value: float, draws: Array) -> dict[str, float]:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
+    low, high = interval(draws)
     return {"value": float(value), "low": float(low), "high": float(high)}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from data.annotators.agreement import agreement
-from data.annotators.judgements import sample
+from data.annotators.sample import sample_rankings
 from data.schema import Ranking, prompt_key
 from pipeline.config.reward import RewardConfig
 from pipeline.engine.stage import Metrics, RunContext
@@ -17,7 +17,7 @@ from stages.reward.quality import quality
 from stages.scoring.reward_model import score_rows
 
 
-def measure(
+def measure_reward_model(
     model: Any,
     groups: Mapping[str, Group],
     rankings: Callable[[], Iterable[Ranking]],
@@ -86,7 +86,7 @@ def _ceiling(rankings: Iterable[Ranking], seed: int) -> Metrics:
     prompts;
     predicted_by_others, _pairs: `by_others`.
     """
-    found = agreement(sample(rankings), seed=seed)
+    found = agreement(sample_rankings(rankings), seed=seed)
     return {
         "agreement": found.pairwise.value,
         "agreement_low": found.pairwise.low,
