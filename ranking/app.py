@@ -24,7 +24,7 @@ from pipeline.wording import fixed, percent
 from ranking import assignment, forms
 from ranking.campaign import Campaign
 from ranking.overview import overview
-from ranking.security import MAX_BODY, Guard, Links
+from ranking.security import MAX_BODY, Guard, Hosts, Links
 from ranking.store import Conflict, Store, Task
 from ranking.text import visible
 
@@ -75,7 +75,7 @@ class Pages:
                 Route("/admin/{token}/finish", self.confirm, methods=["GET"]),
                 Route("/admin/{token}/finish", self.end, methods=["POST"]),
             ],
-            middleware=[Middleware(Guard, hosts=hosts)],
+            middleware=[Middleware(Guard), Middleware(Hosts, names=hosts)],
             exception_handlers={HTTPException: self.refuse},
             max_body_size=MAX_BODY,
         )
