@@ -544,7 +544,7 @@ MUTATIONS = [
     mutation(
         "rankings: groups only of neighbours",
         "data/tables/spill.py",
-        "found[0] if found else self.groups",
+        "group[0] if group else self.groups",
         "self.groups",
         "tests/data/tables/test_spill.py",
     ),

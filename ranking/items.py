@@ -45,7 +45,7 @@ def read_sources(path: str) -> Iterator[Source]:
 
 def _list(value: Any, what: str, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise DataError(f"{what} is not a list but {value!r:.60}", where=where, hint='write ["...", "..."]')
+        raise DataError(f"{what} must be a list, got {value!r:.60}", where=where, hint='write ["...", "..."]')
     return value
 
 

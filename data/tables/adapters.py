@@ -1,4 +1,4 @@
-"""One adapter for each shape of table in which rankings come. docs/rankings.md shows each."""
+"""Readers of the general formats of rankings. docs/rankings.md shows an example of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.schema import Message, Ranking, prompt_key
-from data.tables.columns import Answer, Candidates, Columns, as_list, as_object, each, nothing
+from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each, nothing
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
 from data.tables.sources import Row, as_number, as_text, is_empty
@@ -38,7 +38,7 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             place = ".".join(map(str, problem["loc"]))
             raise DataError(
-                f"the row is no ranking: {place}: {problem['msg']}",
+                f"the row is not a ranking: {place}: {problem['msg']}",
                 where=row.where,
                 hint="export the rankings again, or name the table's format and columns",
             ) from None
@@ -50,10 +50,10 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
 def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`completions: [a, b, ...]` with `ratings: [...]` (higher is better) or `ranks: [...]` (lower is)."""
     completions, models = columns.names("completions"), columns.names("models")
-    if "preference" in columns.given:
+    if "preference" in columns.named:
         yield from preferences(rows, columns, completions, models)
         return
-    kind = "ranks" if "ranks" in columns.given else "ratings"
+    kind = "ranks" if "ranks" in columns.named else "ratings"
     orders = columns.names(kind)
     if len(completions) < 2:
         raise columns.error(
@@ -71,7 +71,7 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     def read(row: Row) -> Iterator[Candidates]:
         scores = [_signed(row.value(order), sign) for order in orders]
         prompt, texts = columns.exchange(row, columns.cells(row, completions))
-        answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
+        answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
         for answer, model in zip(answers, models, strict=False):
             answer.model = row.text(model)
         yield Candidates(prompt, answers, row, columns.annotator(row), rated=kind == "ratings")
@@ -80,15 +80,15 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
 
 
 def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """A row a completion. One `prompt` and `annotator`, or one value of `group`, make a ranking.
+    """One row per completion. Rows with equal `prompt` and `annotator`, or equal `group`, are a ranking.
 
     The rows of a ranking need not be neighbours, so they wait in a temporary database.
     """
     with grouping() as groups:
         where = ""
         for row in rows:
-            group = row[columns.name("group")] if "group" in columns.given else None
-            if "group" in columns.given and is_empty(group):
+            group = row[columns.name("group")] if "group" in columns.named else None
+            if "group" in columns.named and is_empty(group):
                 yield nothing(row, "empty group", "fill the group's column, or leave `group` out")
                 continue
             try:
@@ -116,24 +116,24 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             for _, other, _, its_prompt, its_annotator, its_order, _, answer in group:
                 if (its_prompt, its_annotator) != (prompt, annotator):
                     raise DataError(
-                        f"group {key!r} has another prompt or annotator than at {where}",
+                        f"group {key!r} has a different prompt or annotator at {where}",
                         where=other,
                         hint="give each ranking a group of its own",
                     )
                 if its_order != order:
                     raise DataError(
-                        f"the row has {its_order!r} and another of its ranking, at {where}, has {order!r}",
+                        f"the row is ordered by {its_order!r}, and its ranking, at {where}, by {order!r}",
                         where=other,
                         hint="name the one that orders the completions under `columns`, rating or rank",
                     )
-                result.answers.append(Answer(*answer))
+                result.answers.append(Completion(*answer))
             yield result
 
 
 def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`chosen` and `rejected`: answers, or conversations that differ in the last message only.
 
-    Transcripts (HH-RLHF) that differ before it are left out: published ones do, and no reader can correct them.
+    Transcripts that differ earlier are left out: HH-RLHF holds some, and they cannot be corrected here.
     """
 
     def read(row: Row) -> Iterator[Candidates]:
@@ -143,15 +143,15 @@ def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         if texts[0] == texts[1] and texts[0].strip():
             yield nothing(row, "chosen and rejected are the same")
             return
-        answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
+        answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
         yield Candidates(prompt, answers, row, columns.annotator(row), rated=rated)
 
     yield from each(rows, read)
 
 
 def _pair_scores(row: Row, columns: Columns) -> tuple[float, float, bool]:
-    """Scores of the chosen and the rejected answer, and whether the table gives them. Raises `DataError` for ones
-    that contradict the names of the columns, or each other."""
+    """Scores of the chosen and the rejected answer, and whether the table gives them. Raises `DataError` where they
+    contradict the names of the columns, or each other."""
     ratings = [
         as_number(columns.optional(row, name), f"column {columns.name(name)!r}", row.where)
         for name in ("chosen_rating", "rejected_rating")
@@ -172,14 +172,18 @@ def _pair_scores(row: Row, columns: Columns) -> tuple[float, float, bool]:
             )
         return ratings[0], ratings[1], True
     if margin is not None and margin < 0:
-        raise DataError(f"a margin of {margin:g}", where=row.where, hint="a margin is 0 (a tie) or above, or empty")
+        raise DataError(
+            f"the margin must be at least 0, got {margin:g}",
+            where=row.where,
+            hint="write 0 for a tie, or leave the cell empty",
+        )
     return 1.0 if margin is None else margin, 0.0, margin is not None
 
 
 def tree(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """Conversation trees. The answers to one message, with ranks (lowest is best), make a ranking.
+    """Conversation trees. The ranked replies to one message are a ranking; the lowest rank is best.
 
-    Deleted messages are left out with all that follows them.
+    Deleted messages are left out, with everything below them.
     """
     yield from each(rows, partial(_rankings_of_tree, columns=columns))
 
@@ -221,7 +225,7 @@ def _siblings(
     for reply in replies:
         score = as_number(reply.get(rank), f"{rank!r} of a reply", row.where)
         name = as_text(reply.get(model), f"{model!r} of a reply", row.where)
-        result.answers.append(Answer(reply.text(text), _signed(score, -1), name))
+        result.answers.append(Completion(reply.text(text), _signed(score, -1), name))
     return result
 
 
@@ -236,7 +240,7 @@ def scored(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             sign, cells, rest = _scored_texts(items, row, columns)
         named = [(f"completion {place} of the row", cell) for place, cell in enumerate(cells, 1)]
         prompt, texts = columns.exchange(row, named)
-        answers = [Answer(text, *scores) for text, scores in zip(texts, rest, strict=True)]
+        answers = [Completion(text, *scores) for text, scores in zip(texts, rest, strict=True)]
         yield Candidates(prompt, answers, row, columns.annotator(row), rated=sign == 1)
 
     yield from each(rows, read)
@@ -251,7 +255,7 @@ def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
     for item in items:
         if item is not None and not isinstance(item, dict):
             raise DataError(
-                f"some completions are objects, and one is {item!r:.60}",
+                f"completions must all be objects or all be texts, got objects and {item!r:.60}",
                 where=row.where,
                 hint="write objects with a text and a score, or texts beside a list of scores",
             )
@@ -282,9 +286,9 @@ def _numbers(row: Row, column: str, count: int) -> list[float | None]:
     values = (as_list(row, column) or [None] * count) if count else []
     if len(values) != count:
         raise DataError(
-            f"{count} completions have {len(values)} values in column {column!r}",
+            f"column {column!r} must hold {count} values, one per completion, got {len(values)}",
             where=row.where,
-            hint="give one for each completion",
+            hint="write one value per completion, or leave the cell empty",
         )
     return [as_number(value, f"a value of column {column!r}", row.where) for value in values]
 

@@ -1,4 +1,4 @@
-"""What the adapters of ranking tables share: our column names, and a ranking before cells are left out."""
+"""What the readers of all formats share: column names, and a ranking before empty cells are left out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ANONYMOUS = "unknown"
 
 
 @dataclass
-class Answer:
-    """A completion with what a table says of it.
+class Completion:
+    """A completion with the table's score of it.
 
     Attributes:
         score: higher is better; None if the cell is empty.
@@ -38,21 +38,21 @@ class Candidates:
     """A ranking before empty cells are left out."""
 
     prompt: list[Message]
-    answers: list[Answer]
+    answers: list[Completion]
     row: Row
     annotator: str = ANONYMOUS
     rated: bool = True
-    """Whether scores are the table's ratings, to be kept, or only an order."""
+    """Whether scores are the table's ratings, which the ranking keeps, or only an order."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """As `Ranking.metadata`."""
     whole: Ranking | None = None
     """The ranking itself, where the table holds our own schema."""
     left_out: str = ""
-    """Why the adapter left the whole ranking out; empty when it did not."""
+    """Why the whole ranking is left out; empty when it is not."""
     hint: str = ""
-    """What can be done about that."""
+    """How to fix that."""
     without: list[str] = field(default_factory=list)
-    """Why the adapter left out answers of it, one reason per answer."""
+    """Why completions of it are left out, one reason per completion."""
 
 
 def nothing(row: Row, reason: str, hint: str = "") -> Candidates:
@@ -61,20 +61,20 @@ def nothing(row: Row, reason: str, hint: str = "") -> Candidates:
 
 
 def each(rows: Iterable[Row], read: Callable[[Row], Iterable[Candidates]]) -> Iterator[Candidates]:
-    """What `read` makes of each row; a row that it cannot use is left out."""
+    """The rankings that `read` finds in each row; a row that it cannot use is left out."""
     for row in rows:
         try:
-            made = list(read(row))
+            rankings = list(read(row))
         except LeftOut as why:
-            made = [nothing(row, why.reason, why.hint)]
-        yield from made
+            rankings = [nothing(row, why.reason, why.hint)]
+        yield from rankings
 
 
 def as_object(value: Any, row: Row) -> Row:
     """An entry of a list or tree in the row, as a row of its own. Raises `DataError`."""
     if not isinstance(value, dict):
         raise DataError(
-            f"a message of the tree is not an object but {value!r:.60}",
+            f"an entry of the row must be an object, got {value!r:.60}",
             where=row.where,
             hint='write {"text": ..., "role": ..., "replies": [...]}',
         )
@@ -90,7 +90,7 @@ def as_list(row: Row, column: str) -> list[Any]:
         return []
     if not isinstance(value, list):
         raise DataError(
-            f"column {column!r} is not a list but {row[column]!r:.60}",
+            f"column {column!r} must be a list, got {row[column]!r:.60}",
             where=row.where,
             hint='write a list, in JSON where a cell holds text: ["...", "..."]; or use the format wide',
         )
@@ -98,14 +98,14 @@ def as_list(row: Row, column: str) -> list[Any]:
 
 
 class Columns:
-    """Our column names -> the table's. A name that the recipe does not give stands for itself."""
+    """Our column names -> the table's. A name that the recipe does not give is the table's own name."""
 
     def __init__(self, config: RankingTableConfig, format: TableFormat) -> None:
-        self.given, self.where = config.columns, f"data.rankings.columns ({config.path})"
+        self.named, self.where = config.columns, f"data.rankings.columns ({config.path})"
         self.labels, self.text_lists = config.labels, config.text_lists
         self.forms = Forms()
         self.questions: set[str] = set()
-        """Questions of a labelling tool that have answers and are not the one that is read."""
+        """Other questions of a labelling tool that the records answer."""
         for _, what, hint in format.problems(config.columns):
             raise self.error(what, hint)
 
@@ -113,32 +113,32 @@ class Columns:
         return RecipeError(what, where=self.where, hint=hint)
 
     def hint(self) -> str:
-        """What may help where no ranking is left; empty where nothing special is known."""
+        """A hint for when no ranking is left; empty where none is known."""
         if not self.questions:
             return ""
         names = ", ".join(sorted(self.questions))
         return f"the records answer other questions: name one under `columns`, question: NAME, of {names}"
 
     def name(self, ours: str) -> str:
-        return str(self.given.get(ours, ours))
+        return str(self.named.get(ours, ours))
 
     def names(self, ours: str) -> list[str]:
-        return list(self.given.get(ours, ()))
+        return list(self.named.get(ours, ()))
 
     def order(self, row: Row, rating: str = "rating", rank: str = "rank") -> tuple[str, int, str | None]:
         """The column that orders completions, the sign that makes higher better, and the ranks' column where the
         table has ratings and ranks and the recipe names neither."""
-        if rating not in self.given and rank not in self.given and rating in row and rank in row:
+        if rating not in self.named and rank not in self.named and rating in row and rank in row:
             return rating, 1, rank
-        by_rank = rank in self.given or (rating not in self.given and rating not in row and rank in row)
+        by_rank = rank in self.named or (rating not in self.named and rating not in row and rank in row)
         return (self.name(rank), -1, None) if by_rank else (self.name(rating), 1, None)
 
     def optional(self, row: Row, ours: str) -> Any:
-        """A cell of a column that the recipe need not give; None when it does not and the table has none."""
-        return row[self.name(ours)] if ours in self.given or ours in row else None
+        """A cell of an optional column; None where neither the recipe names it nor the table has it."""
+        return row[self.name(ours)] if ours in self.named or ours in row else None
 
     def cells(self, row: Row, names: Iterable[str]) -> list[tuple[str, Any]]:
-        """Cells of the table's columns `names`, with their descriptions."""
+        """Cells of the table's columns `names`, each with a description for messages."""
         return [(f"column {name!r}", row[name]) for name in names]
 
     def annotator(self, row: Row) -> str:
@@ -149,23 +149,25 @@ class Columns:
         return as_text(self.optional(row, "model"), f"column {self.name('model')!r}", row.where) or None
 
     def exchange(self, row: Row, answers: Sequence[tuple[str, Any]]) -> tuple[list[Message], list[str]]:
-        """The prompt, and the texts of the answers, of which each cell comes with a description. Raises as
+        """The prompt, and the texts of the completions, from cells with their descriptions. Raises as
         `messages.exchange`."""
         column = self.name("prompt")
         is_there, cell = True, None
         if "{" in column:
             column, cell = "the prompt", self._filled(column, row)
-        elif column and ("prompt" in self.given or column in row):
+        elif column and ("prompt" in self.named or column in row):
             column, cell = f"column {column!r}", row[column]
         else:
             is_there = False
         prompt, texts = exchange(cell, answers, row.where, text_lists=self.text_lists, what=column or "the prompt")
         self.forms.add((cell, *(value for _, value in answers)))
-        if not prompt and not is_there and any(texts):
-            alone = all(not as_completion(value, name, row.where)[0] for name, value in answers)
-            if alone:
-                row[self.name("prompt") or "prompt"]  # raises: no cell holds a prompt
+        if not prompt and not is_there and any(texts) and not self._any_context(answers, row):
+            row[self.name("prompt") or "prompt"]  # raises: no cell holds a prompt
         return prompt, texts
+
+    def _any_context(self, answers: Sequence[tuple[str, Any]], row: Row) -> bool:
+        """Whether the cell of an answer holds a conversation before it."""
+        return any(as_completion(value, name, row.where)[0] for name, value in answers)
 
     def _filled(self, template: str, row: Row) -> str:
         try:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from data.schema import Ranking, ranks_from_scores
-from data.tables.columns import Answer, Candidates, Columns
+from data.tables.columns import Candidates, Columns, Completion
 from data.tables.formats import FORMATS
 from data.tables.sources import Dropped, read_table
 from pipeline.config.data import RankingTableConfig
@@ -26,7 +26,7 @@ from pipeline.errors import DataError, RecipeError
 def read_rankings(
     config: RankingTableConfig, dropped: Dropped, say: Callable[[str], None] | None = None
 ) -> Iterator[Ranking]:
-    """The rankings of a table, in its order. What is left out is noted in `dropped`.
+    """The rankings of a table, in its order. What is left out is counted in `dropped`.
 
     Raises:
         RecipeError: the format is unknown, or `config.columns` does not fit it.
@@ -57,10 +57,7 @@ def read_rankings(
         )
     columns.forms.tell(config.path, say)
     if contradicting and say is not None:
-        say(
-            f"{config.path}: rankings whose ratings order answers in another way than their ranks, which count: "
-            f"{contradicting:,}"
-        )
+        say(f"{config.path}: ratings contradict the ranks in {contradicting:,} rankings; the ranks count")
 
 
 def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking | None:
@@ -119,15 +116,15 @@ def _contradicts(ranking: Ranking) -> bool:
     return any((ratings[i] - ratings[j]) * (ranks[i] - ranks[j]) > 0 for i, j in combinations(range(len(ranks)), 2))
 
 
-def _check_rivals(answers: Sequence[Answer], where: str) -> None:
+def _check_rivals(answers: Sequence[Completion], where: str) -> None:
     """Raises `DataError` where ratings and ranks order two answers in opposite ways."""
-    for one, other in combinations(answers, 2):
-        if one.score is None or other.score is None or one.rival is None or other.rival is None:
+    for a, b in combinations(answers, 2):
+        if a.score is None or b.score is None or a.rival is None or b.rival is None:
             continue
-        if ranks_from_scores([one.score, other.score]) != ranks_from_scores([one.rival, other.rival]):
+        if ranks_from_scores([a.score, b.score]) != ranks_from_scores([a.rival, b.rival]):
             raise DataError(
-                f"ratings and ranks contradict each other: ratings {one.score:g} and {other.score:g} have ranks "
-                f"{-one.rival:g} and {-other.rival:g}, where 1 is best",
+                f"ratings and ranks contradict each other: ratings {a.score:g} and {b.score:g} have ranks "
+                f"{-a.rival:g} and {-b.rival:g}, where 1 is best",
                 where=where,
                 hint="name the one that orders the completions under `columns`, and leave the other out",
             )

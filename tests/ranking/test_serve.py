@@ -221,7 +221,7 @@ def test_a_file_is_ranked(tmp_path: Path) -> None:
     for broken, said in (
         ({"prompt": "q", "completions": ["x"]}, "at least 2"),
         ({"prompt": "", "completions": ["x", "y"]}, "needs a prompt"),
-        ({"prompt": "q", "completions": "xy"}, "not a list"),
+        ({"prompt": "q", "completions": "xy"}, "must be a list"),
         ({"prompt": "q", "completions": ["x", "y"], "models": ["m"]}, "1 models"),
     ):
         file.write_text(json.dumps(broken) + "\n")

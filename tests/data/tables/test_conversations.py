@@ -277,14 +277,14 @@ def test_an_empty_user_turn_is_an_empty_prompt(tmp_path, prompt):
 
 @pytest.mark.parametrize("role", [None, 3, ["user"], "developer"])
 def test_roles_that_are_not_known_are_refused(role):
-    with pytest.raises(DataError, match="which is no message") as caught:
+    with pytest.raises(DataError, match="which is not a message") as caught:
         as_prompt([{"role": role, "content": "x"}], "p", "t:1")
     assert "system, user, assistant" in caught.value.hint
 
 
 @pytest.mark.parametrize("cell", [4, 4.5, True])
 def test_numbers_are_refused_with_a_way_forward(tmp_path, cell):
-    with pytest.raises(DataError, match=r"column 'chosen' is not text .* but") as caught:
+    with pytest.raises(DataError, match=r"column 'chosen' must be text .*, got") as caught:
         rankings(tmp_path, [{"prompt": "Q", "chosen": cell, "rejected": 5}])
     assert 'in quotes ("4")' in caught.value.hint
 
@@ -387,5 +387,5 @@ def test_a_corpus_splits_transcripts_as_every_other_table_does(tmp_path):
     assert read[0] == read[1]
     assert 0 < len(read[0]) < 40
     write_jsonl(tmp_path / "c.jsonl", [{"prompt": [Q, A, R], "completion": "x"}])
-    with pytest.raises(DataError, match="prompts of one turn"):
+    with pytest.raises(DataError, match="must be a single user turn"):
         list(corpus.documents(TableConfig(path=str(tmp_path / "c.jsonl")), 0, 0.0))

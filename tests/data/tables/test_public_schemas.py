@@ -158,7 +158,7 @@ def test_a_preference_orders_two(tmp_path):
     columns = {"completions": ["response_1", "response_2"], "preference": "preference_strength"}
     with pytest.raises(RecipeError, match="orders 2 completions"):
         read(table(tmp_path, "wide", [preference(1)], **(columns | {"completions": ["response_1"]})))
-    with pytest.raises(DataError, match="not a number"):
+    with pytest.raises(DataError, match="must be a number"):
         read(table(tmp_path, "wide", [preference("better")], **columns))
 
 
@@ -184,7 +184,7 @@ def test_native_is_lossless(tmp_path):
         ({"ranks": ["1", "2"]}, "ranks.0"),
         ({"ranks": [1]}, "2 completions has 1 ranks"),
         ({"completions": "xy"}, "completions"),
-        ({"metadata": "{"}, "no ranking"),
+        ({"metadata": "{"}, "not a ranking"),
     ],
 )
 def test_malformed_native_rows(tmp_path, change, message):

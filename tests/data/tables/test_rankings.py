@@ -236,7 +236,7 @@ def test_pairs_with_margins(tmp_path):
     rows = [{"prompt": "p", "chosen": "x", "rejected": "y", "margin": m} for m in (2.5, None)]
     first, second = read(table(tmp_path, "pairs", rows))
     assert (first.ratings, second.ratings) == ([2.5, 0.0], None)
-    fails(table(tmp_path, "pairs", [rows[0] | {"margin": -1}]), "a margin of -1")
+    fails(table(tmp_path, "pairs", [rows[0] | {"margin": -1}]), "the margin must be at least 0, got -1")
 
 
 def test_pairs_that_differ_earlier(tmp_path):
@@ -298,11 +298,11 @@ def test_deep_tree(tmp_path):
     ("tree", "message"),
     [
         (node("hi", "robot"), "the role 'robot'"),
-        ("hi", "not an object"),
-        (node("hi", "prompter", "x", "y"), "not an object"),
+        ("hi", "must be an object"),
+        (node("hi", "prompter", "x", "y"), "must be an object"),
         (
             node("hi", "prompter", node("x", "assistant", rank="best"), node("y", "assistant", rank=1)),
-            "not a number",
+            "must be a number",
         ),
         ({"role": "prompter"}, "no column 'text'"),
     ],
@@ -332,7 +332,7 @@ def test_scored_parallel_lists(tmp_path):
     [ranking] = read(table(tmp_path, "scored", rows), dropped)
     assert (ranking.completions, ranking.ranks) == (["x", "y"], [1, 1])
     assert dropped.rows == {"missing rating": [1]}
-    fails(table(tmp_path, "scored", [rows[0] | {"ratings": [1, 2]}]), "3 completions have 2 values")
+    fails(table(tmp_path, "scored", [rows[0] | {"ratings": [1, 2]}]), "column 'ratings' must hold 3 values")
 
 
 def test_scored_rows_that_are_too_short_are_dropped(tmp_path):
@@ -348,11 +348,11 @@ def test_scored_rows_that_are_too_short_are_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("completions", "message"),
     [
-        ("x", "not a list"),
-        ([{"text": "x", "score": "high"}, {"text": "y", "score": 1}], "not a number"),
+        ("x", "must be a list"),
+        ([{"text": "x", "score": "high"}, {"text": "y", "score": 1}], "must be a number"),
         ([{"text": "x", "points": 1}, {"text": "y", "points": 1}], "no column 'score'"),
-        ([{"text": ["x"], "score": 1}, {"text": "y", "score": 1}], "not text"),
-        (["x", {"text": "y", "score": 1}], "some completions are objects"),
+        ([{"text": ["x"], "score": 1}, {"text": "y", "score": 1}], "is not text"),
+        (["x", {"text": "y", "score": 1}], "must all be objects or all be texts"),
     ],
 )
 def test_malformed_scored_rows(tmp_path, completions, message):

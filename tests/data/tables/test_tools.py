@@ -176,14 +176,14 @@ def test_a_question_that_is_not_there_is_named(tmp_path, record):
 
 
 def test_argilla_that_does_not_fit(tmp_path):
-    fails(export(tmp_path, "argilla", [FLAT], ARGILLA | {"options": list("ABC")}), "none of A, B, C")
+    fails(export(tmp_path, "argilla", [FLAT], ARGILLA | {"options": list("ABC")}), "not one of A, B, C")
     fails(
         export(tmp_path, "argilla", [FLAT], ARGILLA | {"completions": ["response1"]}), "1 fields", error=RecipeError
     )
     other = {"prompt": "instruction", "completions": ["response1", "nope"], "options": ["response1", "response2"]}
     fails(export(tmp_path, "argilla", [FLAT], other), "response3")
     text = FLAT | {"ranking.responses": ["response1"], "ranking.responses.status": ["submitted"]}
-    fails(export(tmp_path, "argilla", [text], ARGILLA), "no list of options")
+    fails(export(tmp_path, "argilla", [text], ARGILLA), "must be a list of options")
     fails(export(tmp_path, "argilla", [NESTED | {"responses": "x"}], ARGILLA), "where an object belongs")
     wrong = ARGILLA | {"question": "other"}
     fails(export(tmp_path, "argilla", [FLAT], wrong), "no ranking is left", "1 x no response")
@@ -295,12 +295,12 @@ def test_label_studio_with_several_controls(tmp_path):
 
 def test_label_studio_that_does_not_fit(tmp_path):
     tasks = [task(annotation({"selected": "up"}, "pairwise"), **PAIR)]
-    fails(export(tmp_path, "label_studio", tasks, PAIRWISE), "selected 'up'")
+    fails(export(tmp_path, "label_studio", tasks, PAIRWISE), "must select left or right, got 'up'")
     fails(
         export(tmp_path, "label_studio", tasks, {"completions": ["a", "b", "c"]}), "compares 2", error=RecipeError
     )
     tasks = [task(annotation({"ranker": ["llm_1"]}, "ranker", name="rank"), **ITEMS)]
     fails(export(tmp_path, "label_studio", tasks, RANKER), "not {column: [ids]}")
     tasks = [task(annotation({"ranker": {"rank": ["llm_1"]}}, "ranker", name="rank"), prompt="p", items="llm_1")]
-    fails(export(tmp_path, "label_studio", tasks, RANKER), "not a list of items")
+    fails(export(tmp_path, "label_studio", tasks, RANKER), "must be a list of items")
     fails(export(tmp_path, "label_studio", [task("x", **PAIR)], PAIRWISE), "where an object belongs")
