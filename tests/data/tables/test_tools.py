@@ -184,7 +184,7 @@ def test_argilla_that_does_not_fit(tmp_path):
     fails(export(tmp_path, "argilla", [FLAT], other), "response3")
     text = FLAT | {"ranking.responses": ["response1"], "ranking.responses.status": ["submitted"]}
     fails(export(tmp_path, "argilla", [text], ARGILLA), "must be a list of options")
-    fails(export(tmp_path, "argilla", [NESTED | {"responses": "x"}], ARGILLA), "where an object belongs")
+    fails(export(tmp_path, "argilla", [NESTED | {"responses": "x"}], ARGILLA), "must hold an object here")
     wrong = ARGILLA | {"question": "other"}
     fails(export(tmp_path, "argilla", [FLAT], wrong), "no ranking is left", "1 x no response")
 
@@ -300,7 +300,7 @@ def test_label_studio_that_does_not_fit(tmp_path):
         export(tmp_path, "label_studio", tasks, {"completions": ["a", "b", "c"]}), "compares 2", error=RecipeError
     )
     tasks = [task(annotation({"ranker": ["llm_1"]}, "ranker", name="rank"), **ITEMS)]
-    fails(export(tmp_path, "label_studio", tasks, RANKER), "not {column: [ids]}")
+    fails(export(tmp_path, "label_studio", tasks, RANKER), "must be {column: [ids]}")
     tasks = [task(annotation({"ranker": {"rank": ["llm_1"]}}, "ranker", name="rank"), prompt="p", items="llm_1")]
     fails(export(tmp_path, "label_studio", tasks, RANKER), "must be a list of items")
-    fails(export(tmp_path, "label_studio", [task("x", **PAIR)], PAIRWISE), "where an object belongs")
+    fails(export(tmp_path, "label_studio", [task("x", **PAIR)], PAIRWISE), "must hold an object here")
