@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -140,14 +140,6 @@ class Dropped:
             if self.read % 1000 == 0:
                 self.on_read(self.read)
             yield row
-
-    @property
-    def rows(self) -> dict[str, list[int]]:
-        """Row numbers by reason, of the places that are kept."""
-        numbers: dict[str, list[int]] = defaultdict(list)
-        for row, reason in self.places:
-            numbers[reason].append(row)
-        return dict(numbers)
 
 
 def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], None] | None = None) -> Iterator[Row]:

@@ -63,11 +63,6 @@ def sample_mr(rng: random.Random) -> MeaningRepresentation:
     return {name: rng.choice(values) for name, values in _values().items() if name in chosen}
 
 
-def describe(mr: MeaningRepresentation, rng: random.Random) -> str:
-    """A faithful description of `mr` in one or two sentences."""
-    return _render(list(mr.items()), rng)
-
-
 def demonstrations(config: TaskConfig, seed: int, eval_fraction: float) -> list[Demonstration]:
     """`config.size` descriptions of random venues, with errors at the rates of `config`."""
     return list(_demonstrations(config, random.Random(f"demonstrations {seed}"), eval_fraction))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from dropped import rows_by_reason
 
 from data.schema import write_jsonl
 from data.tables import corpus
@@ -175,7 +176,7 @@ def test_lists_of_texts_spelled_as_text(tmp_path):
     dropped = Dropped()
     [ranking] = rankings(tmp_path, [KAGGLE, longer], "wide", dropped, columns=WIDE, text_lists="unwrap")
     assert (ranking.prompt, ranking.completions) == ([user("Q")], ["x", "y"])
-    assert dropped.rows == {"several turns in one list": [2]}
+    assert rows_by_reason(dropped) == {"several turns in one list": [2]}
     [ranking] = rankings(tmp_path, [KAGGLE], "wide", columns=WIDE, text_lists="text")
     assert ranking.prompt == [user('["Q"]')]
     with pytest.raises(DataError, match="list of texts"):
@@ -223,7 +224,7 @@ def test_rows_with_tool_calls_are_left_out_and_counted(tmp_path, middle):
     tools = {name: [user("Q"), *middle, assistant(name)] for name in ("chosen", "rejected")}
     dropped = Dropped()
     assert len(rankings(tmp_path, [plain, tools], dropped=dropped)) == 1
-    assert dropped.rows == {"tool calls or turns": [2]}
+    assert rows_by_reason(dropped) == {"tool calls or turns": [2]}
     with pytest.raises(DataError, match="1 x tool calls or turns") as caught:
         rankings(tmp_path, [tools])
     assert "into the text of the turns" in caught.value.hint
@@ -272,7 +273,7 @@ def test_an_empty_user_turn_is_an_empty_prompt(tmp_path, prompt):
     dropped = Dropped()
     rows = [{"prompt": p, "chosen": "x", "rejected": "y"} for p in ("Q", prompt)]
     assert len(rankings(tmp_path, rows, dropped=dropped)) == 1
-    assert dropped.rows == {"empty prompt": [2]}
+    assert rows_by_reason(dropped) == {"empty prompt": [2]}
 
 
 @pytest.mark.parametrize("role", [None, 3, ["user"], "developer"])
@@ -372,7 +373,7 @@ def test_native_prompts_are_checked_as_others_are(tmp_path):
     rows = [good, row | {"prompt": []}, row | {"prompt": [Q, A]}, row | {"prompt": [user("")]}]
     dropped = Dropped()
     assert len(rankings(tmp_path, rows, "native", dropped)) == 1
-    assert dropped.rows == {"empty prompt": [2, 4], "the prompt ends with the assistant's turn": [3]}
+    assert rows_by_reason(dropped) == {"empty prompt": [2, 4], "the prompt ends with the assistant's turn": [3]}
 
 
 def test_a_corpus_splits_transcripts_as_every_other_table_does(tmp_path):

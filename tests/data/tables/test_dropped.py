@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from dropped import rows_by_reason
 
 from data.schema import write_jsonl
 from data.tables.demonstrations import read_demonstrations
@@ -106,7 +107,7 @@ def test_rows_of_a_long_table_without_a_group(tmp_path):
     ]
     rankings, dropped = read(tmp_path, rows, "long", group="g")
     assert len(rankings) == 2
-    assert dropped.rows == {"empty group": [3, 4, 5, 6]}
+    assert rows_by_reason(dropped) == {"empty group": [3, 4, 5, 6]}
     with pytest.raises(DataError, match="4 x empty group") as caught:
         read(tmp_path, rows[2:6], "long", group="g")
     assert "leave `group` out" in caught.value.hint
@@ -131,7 +132,7 @@ def test_deleted_messages_take_what_follows_them_along(tmp_path):
     rankings, dropped = read(tmp_path, [{"prompt": tree} for tree in trees], "tree")
     assert [[m["content"] for m in r.prompt] for r in rankings] == [["Q"], ["Q", "y", "kept"]]
     assert [r.completions for r in rankings] == [["x", "y"], ["r1", "r2"]]
-    assert dropped.rows == {"deleted message": [1, 1, 2]}
+    assert rows_by_reason(dropped) == {"deleted message": [1, 1, 2]}
     write_jsonl(tmp_path / "d.jsonl", [{"prompt": tree} for tree in trees])
     dropped = Dropped()
     made = list(read_demonstrations(TableConfig(path=str(tmp_path / "d.jsonl")), 0.1, dropped))

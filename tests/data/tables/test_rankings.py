@@ -3,6 +3,7 @@ import json
 from collections import Counter
 
 import pytest
+from dropped import rows_by_reason
 
 from data.schema import Ranking
 from data.tables.columns import ANONYMOUS
@@ -99,7 +100,7 @@ def test_empty_cells_leave_out_the_completion_and_then_the_ranking(tmp_path):
     rankings = read(table(tmp_path, "wide", rows, **WIDE), dropped)
     assert [r.completions for r in rankings] == [["x", "y", "z"], ["x", "z"], ["x", "y"]]
     assert [r.ranks for r in rankings] == [[3, 2, 1], [2, 1], [2, 1]]
-    assert dropped.rows == {
+    assert rows_by_reason(dropped) == {
         "missing rating": [3, 5],
         "empty completion": [4, 5],
         "fewer than 2 completions left": [5],
@@ -207,7 +208,7 @@ def test_long_single_among_others_is_dropped(tmp_path):
     dropped = Dropped()
     rows = long_rows(("p", "ann", "x", 1), ("p", "ann", "y", 2), ("q", "ann", "y", 2))
     assert len(read(table(tmp_path, "long", rows), dropped)) == 1
-    assert dropped.rows == {"fewer than 2 completions left": [4]}
+    assert rows_by_reason(dropped) == {"fewer than 2 completions left": [4]}
 
 
 # pairs
@@ -248,7 +249,7 @@ def test_equal_pairs_are_dropped(tmp_path):
     rows = [{"prompt": "p", "chosen": "x", "rejected": r} for r in ("y", "x")]
     dropped = Dropped()
     assert len(read(table(tmp_path, "pairs", rows), dropped)) == 1
-    assert dropped.rows["chosen and rejected are the same"] == [2]
+    assert rows_by_reason(dropped)["chosen and rejected are the same"] == [2]
 
 
 # tree
@@ -283,7 +284,7 @@ def test_tree(tmp_path):
     assert (first.prompt, first.completions, first.ranks) == ([user("hi")], ["worse", "best"], [2, 1])
     assert second.prompt == [user("hi"), assistant("best"), user("and?")]
     assert (second.completions, second.ranks) == (["b", "a"], [2, 1])
-    assert dropped.rows == {"missing rating": [1], "deleted message": [1]}
+    assert rows_by_reason(dropped) == {"missing rating": [1], "deleted message": [1]}
 
 
 def test_deep_tree(tmp_path):
@@ -331,7 +332,7 @@ def test_scored_parallel_lists(tmp_path):
     dropped = Dropped()
     [ranking] = read(table(tmp_path, "scored", rows), dropped)
     assert (ranking.completions, ranking.ranks) == (["x", "y"], [1, 1])
-    assert dropped.rows == {"missing rating": [1]}
+    assert rows_by_reason(dropped) == {"missing rating": [1]}
     fails(table(tmp_path, "scored", [rows[0] | {"ratings": [1, 2]}]), "column 'ratings' must hold 3 values")
 
 
@@ -341,7 +342,7 @@ def test_scored_rows_that_are_too_short_are_dropped(tmp_path):
     rows = [{"prompt": "p", "completions": completions} for completions in (good, [], good[:1])]
     dropped = Dropped()
     assert len(read(table(tmp_path, "scored", rows), dropped)) == 1
-    assert dropped.rows == {"fewer than 2 completions left": [2, 3]}
+    assert rows_by_reason(dropped) == {"fewer than 2 completions left": [2, 3]}
     fails(table(tmp_path, "scored", rows[1:]), "no ranking is left", "2 x fewer than 2 completions")
 
 
@@ -399,7 +400,7 @@ def test_e2e_quality(shared):
     assert len(rankings) == 2979
     assert len({r.annotator for r in rankings}) == 112
     assert len({r.prompt[0]["content"] for r in rankings}) == 630
-    assert dropped.rows == {}
+    assert rows_by_reason(dropped) == {}
 
 
 def test_oasst_trees(shared):

@@ -5,6 +5,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from dropped import rows_by_reason
 
 from data.tables.columns import ANONYMOUS
 from data.tables.rankings import read_rankings
@@ -157,7 +158,7 @@ def test_argilla_1(tmp_path, record):
     unranked = {**FIELDS, "ranking": None}
     rankings, dropped = read(export(tmp_path, "argilla", [record, unranked], ARGILLA))
     assert [(r.annotator, r.ranks) for r in rankings] == [("u1", [2, 1, 3]), (ANONYMOUS, [1, 2, 1])]
-    assert dropped.rows == {"discarded response": [1], "no response": [2]}
+    assert rows_by_reason(dropped) == {"discarded response": [1], "no response": [2]}
 
 
 def test_argilla_1_with_gaps(tmp_path):
@@ -251,7 +252,11 @@ def test_label_studio_pairwise_json(tmp_path):
     assert (first.completions, first.ranks, first.annotator) == (["jumps.", "sleeps."], [2, 1], "1")
     assert first.metadata == {"shown": [0, 1], "seconds": 12.5}
     assert (second.ranks, second.annotator) == ([1, 2], "ann@example.org")
-    assert dropped.rows == {"cancelled annotation": [2], "no annotation": [3], "no ranking in the annotation": [4]}
+    assert rows_by_reason(dropped) == {
+        "cancelled annotation": [2],
+        "no annotation": [3],
+        "no ranking in the annotation": [4],
+    }
 
 
 def test_label_studio_ranker_json(tmp_path):
