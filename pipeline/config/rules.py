@@ -132,7 +132,7 @@ def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
     if format is None:  # nobody registered formats
         return
     for column, what, hint in format.problems(table.columns):
-        yield f"{path}.columns" + (f".{column}" if column else ""), f"{what}: {hint}"
+        yield f"{path}.columns" + (f".{column}" if column else ""), f"{what}; {hint}"
     if table.labels and not format.takes_labels(table.columns):
         yield (
             f"{path}.labels",
