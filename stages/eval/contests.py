@@ -1,4 +1,4 @@
-"""Who beats whom, by which judge, and on which prompts most."""
+"""Win rates by judge, and the prompts that gained and lost most."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTESTS = (
     ("dpo", "sft"),
     ("best_of_n", "sft"),
 )
-"""Whose wins are counted, and against whom, as far as both are there."""
+"""(ours, theirs): whose wins are counted against whom, where both exist."""
 
 
 def contests(
@@ -34,9 +34,9 @@ def contests(
     config: EvalConfig,
     ctx: RunContext,
 ) -> tuple[list[dict[str, Any]], Verdicts | None]:
-    """A row a judge and contest: `judge`, `ours`, `theirs`, the win rate's `value`, `low` and `high`, the share of
+    """A row per judge and contest: `judge`, `ours`, `theirs`, the win rate's `value`, `low` and `high`, the share of
     `ties`, and how many `prompts`. An LLM judge's have `disagreed` (share of pairs that it judged otherwise in the
-    other order) and `unreadable` (replies) besides. And what the LLM judge says of PPO against SFT.
+    other order) and `unreadable` (replies), too. Also returns the LLM judge's verdicts on PPO against SFT.
 
     Args:
         merits: (P, S) by judge, then by model.
@@ -59,10 +59,10 @@ def contests(
     for ours, theirs in asked:
         pairs = _pairs(prompts[: llm.config.num_prompts], answers[ours], answers[theirs])
         name = f"{llm.name}: {ours} against {theirs}"
-        found = llm.compare(pairs, ctx.progress(name, total=2 * len(pairs)))
+        verdicts = llm.compare(pairs, ctx.progress(name, total=2 * len(pairs)))
         if (ours, theirs) == ("ppo", "sft"):
-            against_sft = found
-        won = np.array(found.wins)
+            against_sft = verdicts
+        won = np.array(verdicts.wins)
         rows.append(
             {
                 "judge": llm.name,
@@ -71,8 +71,8 @@ def contests(
                 **wins.mean(won, config.bootstrap, ctx.seed),
                 "ties": float((won == 0.5).mean()),
                 "prompts": len(won),
-                "disagreed": found.disagreed / len(won),
-                "unreadable": found.unreadable,
+                "disagreed": verdicts.disagreed / len(won),
+                "unreadable": verdicts.unreadable,
             }
         )
     return rows, against_sft
