@@ -37,7 +37,7 @@ FORMATS: dict[str, Format] = {
         Format(name="native", summary="as `tutelage export-rankings` writes", read=adapters.native),
         Format(
             name="wide",
-            summary="K completion and K rating columns a row",
+            summary="K completion and K rating columns per row",
             columns=(
                 PROMPT,
                 Column("completions", "list", required=True, distinct=True),
@@ -52,7 +52,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             name="long",
-            summary="a row a completion",
+            summary="one row per completion",
             columns=(
                 PROMPT,
                 Column("completion", required=True),
@@ -97,7 +97,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             name="scored",
-            summary="a list of scored completions a row",
+            summary="one list of scored completions per row",
             columns=(
                 PROMPT,
                 Column("completions", required=True),
@@ -114,7 +114,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             name="choice",
-            summary="a list of completions and the place of the best",
+            summary="one list of completions per row, and the place of the best",
             columns=(
                 PROMPT,
                 Column("completions", required=True),

@@ -1,12 +1,7 @@
-"""Rankings as they come in tables, read by column names that the recipe gives.
+"""Rankings from tables of any format (`data.tables.formats`).
 
-wide: K completion and K rating columns a row, or two and a signed preference; long: a row a completion; pairs:
-chosen and rejected; tree: nested replies with ranks (OASST); scored: a list of scored completions a row; choice:
-a list and the best one's place; native: our own schema; argilla and label_studio: what these tools export.
-docs/rankings.md shows each.
-
-An empty cell leaves a completion out, and a ranking of which fewer than two are left; both are counted. What
-is malformed (a rating that is no number, a column that is not there) is an error with file and line.
+An empty cell leaves its completion out, and with fewer than two completions the ranking; both are counted. Anything
+malformed (a rating that is not a number, a missing column) is an error with file and line.
 """
 
 from __future__ import annotations
