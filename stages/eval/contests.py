@@ -34,9 +34,11 @@ def contests(
     config: EvalConfig,
     ctx: RunContext,
 ) -> tuple[list[dict[str, Any]], Verdicts | None]:
-    """A row per judge and contest: `judge`, `ours`, `theirs`, the win rate's `value`, `low` and `high`, the share
-    of `ties`, and how many `prompts`. An LLM judge's have `disagreed` (share of pairs that it judged otherwise in the
-    other order) and `unreadable` (replies), too. Also returns the LLM judge's verdicts on PPO against SFT.
+    """A row per judge and contest, and the LLM judge's verdicts on PPO against SFT.
+
+    A row has `judge`, `ours`, `theirs`, the win rate's `value`, `low` and `high`, the share of `ties`, and how many
+    `prompts`. An LLM judge's rows also have `disagreed` (share of pairs that it judged otherwise in the other
+    order) and `unreadable` (replies).
 
     Args:
         merits: (P, S) by judge, then by model.
