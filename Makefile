@@ -101,4 +101,4 @@ types: venv ## mypy
 	@$(VENV)/bin/mypy
 
 docs: venv ## write docs/recipes.md, the reference of every recipe value
-	@$(VENV)/bin/python -P -m pipeline.config.reference > docs/recipes.md
+	@$(VENV)/bin/python -P -m stages.reference > docs/recipes.md

@@ -498,15 +498,15 @@ MUTATIONS = [
     ),
     mutation(
         "rankings: the sample keeps parts of prompts",
-        "data/annotators/judgements.py",
+        "data/annotators/sample.py",
         "if _uniform(key) >= self.share:",
         "if _uniform(key) >= self.share / 2:",
-        "tests/data/annotators/test_judgements.py",
+        "tests/data/annotators/test_sample.py",
     ),
     mutation(
         "rankings: tau-a in the place of tau-b",
         "data/annotators/agreement.py",
-        "/ np.sqrt(strict[first] * strict[second])",
+        "/ np.sqrt(np.where(both > 0, both, np.nan))",
         "/ order.shape[1]",
         "tests/data/annotators/test_measures.py",
     ),
@@ -519,9 +519,9 @@ MUTATIONS = [
     ),
     mutation(
         "rankings: equal answers are ordered",
-        "data/annotators/judgements.py",
-        "mid_ranks(_equal_texts_tied(ranking))",
-        "mid_ranks(ranking.ranks)",
+        "data/annotators/sample.py",
+        "rankdata(_equal_texts_tied(ranking))",
+        "rankdata(ranking.ranks)",
         "tests/data/annotators/test_agreement.py",
     ),
     mutation(
@@ -548,14 +548,14 @@ MUTATIONS = [
     mutation(
         "rankings: ties count as wins of the first shown",
         "data/annotators/measures.py",
-        "sum(one.ranks[first] < rank for rank in others), len(others)",
-        "sum(one.ranks[first] <= rank for rank in one.ranks), len(others)",
+        "sum(ranks[first] < rank for rank in others), len(others)",
+        "sum(ranks[first] <= rank for rank in ranks), len(others)",
         "tests/data/annotators/test_measures.py",
     ),
     mutation(
         "rankings: a tie is a whole win",
         "data/annotators/strengths.py",
-        "0.5 if one.ranks[i] == one.ranks[j] else 1.0",
+        "0.5 if ranks[i] == ranks[j] else 1.0",
         "1.0",
         "tests/data/annotators/test_strengths.py",
     ),
@@ -569,7 +569,7 @@ MUTATIONS = [
     mutation(
         "rankings: groups only of neighbours",
         "data/tables/spill.py",
-        "found[0] if found else self.groups",
+        "group[0] if group else self.groups",
         "self.groups",
         "tests/data/tables/test_spill.py",
     ),

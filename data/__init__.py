@@ -1,1 +1,1 @@
-"""Demonstrations, prompts and rankings: where they come from, what shape they have, how they are judged."""
+"""Demonstrations, prompts and rankings: their types, how tables of them are read, and measures of rankings."""

@@ -26,7 +26,7 @@ def prompt_key(prompt: Sequence[Message]) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`where`: the file and row it came from, for messages; as that of `Demonstration` and `Ranking`."""
+    """A prompt without a completion. `where`, here and below: the file and row that it came from, for messages."""
 
     prompt: list[Message]
     split: Split = "train"
@@ -48,13 +48,13 @@ class Ranking:
     Attributes:
         prompt: the conversation that was answered.
         completions: the K >= 2 answers, as shown.
-        ranks: one an answer, 1 = best; equal ranks are ties.
+        ranks: one per completion, 1 is best; equal ranks are ties.
         annotator: who ranked, a pseudonym.
         human: whether the annotator is a person. Simulated rankings are never called human.
         ratings: the scores that the ranks derive from, if there were any.
         models: which system wrote each answer, if known.
         split: set by prompt group.
-        metadata: what else was noted while ranking, JSON values by name: `seconds` it took, `shown` (the displayed
+        metadata: other facts about the ranking, JSON values by name: `seconds` it took, `shown` (the displayed
             position of each completion, from 0), `repeat` (whether the annotator had ranked this before).
         where: the file and row it came from, for messages.
     """
@@ -74,7 +74,7 @@ class Ranking:
         k = len(self.completions)
         if k < 2:
             raise DataError(
-                f"a ranking needs at least 2 completions and this one has {k}",
+                f"a ranking needs at least 2 completions, got {k}",
                 where=self.where,
                 hint="remove the row, or give it more completions",
             )
@@ -84,19 +84,23 @@ class Ranking:
                 raise DataError(
                     f"a ranking of {k} completions has {len(values)} {name}",
                     where=self.where,
-                    hint=f"give one of {name} for each completion",
+                    hint=f"write one of {name} per completion",
                 )
         if any(rank < 1 for rank in self.ranks):
-            raise DataError("ranks count from 1, the best", where=self.where, hint="renumber the ranks")
+            raise DataError(
+                f"ranks must be at least 1, got {min(self.ranks)}",
+                where=self.where,
+                hint="number the ranks from 1, the best",
+            )
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(better, worse) index pairs; ties give none."""
+        """(better, worse) index pairs, without ties."""
         n = range(len(self.ranks))
         return [(i, j) for i in n for j in n if self.ranks[i] < self.ranks[j]]
 
 
 def ranks_from_scores(scores: Sequence[float], tie: float = 0.0) -> list[int]:
-    """Ranks (1 = best, dense) of scores, higher better; neighbours in order at most `tie` apart are equal."""
+    """Dense ranks (1 is best) of scores (higher is better). Neighbours at most `tie` apart are equal."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     ranks = [0] * len(scores)
     rank = 1
@@ -120,7 +124,7 @@ def read_rankings_file(path: Path) -> Iterator[Ranking]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
-    """Writes dataclasses or dicts, one a line; returns how many."""
+    """Writes dataclasses or dicts, one per line; returns how many."""
     count = 0
     with path.open("w", encoding="utf-8") as out:
         for row in rows:

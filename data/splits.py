@@ -1,7 +1,7 @@
 """Train and held-out prompts: decided by a hash of the prompt group, never by a random generator.
 
-A prompt's split depends on its text and the fraction only: not on the order of rows, on other rows or on the
-table it stands in. Demonstrations, rankings and extra prompts agree on it without knowing of each other.
+A prompt's split depends on its text and the fraction only, not on the table, its other rows or their order. So
+demonstrations, rankings and extra prompts agree on it independently.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ def split_of(key: str, eval_fraction: float) -> Split:
 
 
 def group_of(prompt: Sequence[Message]) -> str:
-    """The group a prompt is split by: its first user turn, whatever its case, white space and Unicode form (an
-    accent may be part of a letter or follow it).
+    """The group a prompt is split by: its first user turn, ignoring case, white space and Unicode form.
 
-    A later turn of a conversation contains the earlier ones, so a whole conversation tree stays on one side.
+    All turns of a conversation tree share the first one, so the whole tree stays on one side.
     """
     first = next((m for m in prompt if m["role"] == "user"), prompt[0])
-    # NFC on both sides: folding a case may take a letter apart, and joined letters may fold to others.
+    # NFC before and after: folding can decompose a letter, and composed letters can fold differently.
     folded = unicodedata.normalize("NFC", first["content"]).casefold()
     return " ".join(unicodedata.normalize("NFC", folded).split())
 
@@ -40,7 +39,7 @@ def split_of_prompt(prompt: Sequence[Message], eval_fraction: float) -> Split:
 def check_split(row: Demonstration | Prompt | Ranking, eval_fraction: float) -> None:
     """Raises `DataError` when a row is not on the side of its prompt group.
 
-    Where all rows of all tables are, no group is in both splits, and nothing needs to be remembered to know it.
+    Checking every row is enough to keep groups out of both splits; no state is needed.
     """
     group = group_of(row.prompt)
     if row.split != split_of(group, eval_fraction):

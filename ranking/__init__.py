@@ -1,1 +1,1 @@
-"""People rank answers: the page they do it on, what is handed out to whom, and where their work is kept."""
+"""The ranking page: what people see, who ranks what, and the database of their rankings."""

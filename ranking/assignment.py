@@ -1,9 +1,9 @@
-"""Who gets what next.
+"""Assigns items to annotators.
 
-- An item goes to `overlap` different annotators, to nobody twice; what is under way for another counts for `lease`
-  seconds. Items that someone has ranked come first, so that a campaign stopped early still has overlaps.
-- Of their own items, annotators get a share of `repeats` once more, after others have come between.
-- An item that an annotator skipped goes to someone else, while there is one.
+- Each item goes to `overlap` different annotators. An item that another annotator has open counts as taken for
+  `lease` seconds. Items with a ranking come first, so that a campaign that ends early has overlaps.
+- Annotators get a share `repeats` of their own items a second time, with other items in between.
+- A skipped item goes to another annotator, as long as there is one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ranking.campaign import Campaign
 from ranking.store import Store, Task
 
 GAP = 8
-"""Items of their own that lie between an item and its repetition, at least."""
+"""The least number of items between an item and its repetition."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Rankings that count, of those wanted: `overlap` an item, less those that everyone left has skipped."""
+    """Rankings that count, of those wanted: `overlap` per item, or fewer where too many annotators skipped it."""
 
     done: int
     wanted: int
@@ -42,15 +42,15 @@ def progress(store: Store, campaign: Campaign) -> Progress:
         campaign.name,
     )
     done = wanted = 0
-    for ranked, gone in rows:
-        possible = min(campaign.overlap, len(campaign.annotators) - gone)
+    for ranked, skipped in rows:
+        possible = min(campaign.overlap, len(campaign.annotators) - skipped)
         wanted += possible
         done += min(ranked, possible)
     return Progress(done, wanted)
 
 
 def next_task(store: Store, campaign: Campaign, annotator: str) -> Task | None:
-    """The annotator's open item, or else a new one; None when there is nothing for them (now)."""
+    """The annotator's open item, or else a repetition or a new one; None when there is nothing for them now."""
     now = store.now()
     with store.transaction() as db:
         number = (
@@ -67,7 +67,7 @@ def next_task(store: Store, campaign: Campaign, annotator: str) -> Task | None:
 
 
 def show_again(store: Store, task: Task) -> None:
-    """Notes that an earlier item is looked at again, from when its time counts."""
+    """Restarts the clock of an earlier item that is opened again."""
     with store.transaction() as db:
         db.execute("UPDATE tasks SET shown_at = ? WHERE id = ?", (store.now(), task.id))
 
@@ -75,7 +75,7 @@ def show_again(store: Store, task: Task) -> None:
 _TAKEN = """(SELECT COUNT(*) FROM tasks o WHERE o.campaign = a.campaign AND o.item = a.item AND NOT o.repeat
   AND o.annotator != :me AND o.annotator IN (SELECT value FROM json_each(:all))
   AND (o.state = 'ranked' OR o.state = 'open' AND o.leased_until > :now))"""
-"""How many other annotators have an active item or are at it."""
+"""SQL: how many other annotators have ranked an active item, or have it open."""
 
 
 def _values(campaign: Campaign, annotator: str, now: float) -> dict[str, object]:
@@ -98,39 +98,39 @@ def _open(db: sqlite3.Connection, campaign: Campaign, annotator: str, now: float
             AND t.leased_until < :now AND {_TAKEN} >= :overlap)""",
         values,
     )
-    found = db.execute(
+    row = db.execute(
         """SELECT t.id FROM tasks t JOIN active a USING (campaign, item)
         WHERE t.campaign = :campaign AND t.annotator = :me AND t.state = 'open' ORDER BY t.id LIMIT 1""",
         values,
     ).fetchone()
-    return found[0] if found else None
+    return row[0] if row else None
 
 
 def _repetition(db: sqlite3.Connection, campaign: Campaign, annotator: str, now: float) -> int | None:
-    mine = db.execute(
+    ranked = db.execute(
         """SELECT t.item, t.repeat, t.shown FROM tasks t JOIN active a USING (campaign, item)
         WHERE t.campaign = ? AND t.annotator = ? AND t.state = 'ranked' ORDER BY t.id""",
         (campaign.name, annotator),
     ).fetchall()
-    first = [(item, shown) for item, repeat, shown in mine if not repeat]
-    given = {
+    first = [(item, shown) for item, repeat, shown in ranked if not repeat]
+    repeated = {
         item
         for (item,) in db.execute(
             "SELECT item FROM tasks WHERE campaign = ? AND annotator = ? AND repeat", (campaign.name, annotator)
         )
     }
-    if len(given) >= int(campaign.repeats * len(first)):
+    if len(repeated) >= int(campaign.repeats * len(first)):
         return None
-    candidates = [(item, shown) for item, shown in first[:-GAP] if item not in given]
+    candidates = [(item, shown) for item, shown in first[:-GAP] if item not in repeated]
     if not candidates:
         return None
-    rng = random.Random(f"repeat {campaign.name} {annotator} {len(given)}")
+    rng = random.Random(f"repeat {campaign.name} {annotator} {len(repeated)}")
     item, before = rng.choice(candidates)
-    return _give(db, campaign, item, annotator, now, before=json.loads(before))
+    return _assign(db, campaign, item, annotator, now, before=json.loads(before))
 
 
 def _new(db: sqlite3.Connection, campaign: Campaign, annotator: str, now: float) -> int | None:
-    found = db.execute(
+    row = db.execute(
         f"""SELECT item FROM (
           SELECT a.item, a.place, {_TAKEN} AS taken FROM active a
           WHERE a.campaign = :campaign AND NOT EXISTS (
@@ -139,10 +139,10 @@ def _new(db: sqlite3.Connection, campaign: Campaign, annotator: str, now: float)
         WHERE taken < :overlap ORDER BY taken DESC, place LIMIT 1""",
         _values(campaign, annotator, now),
     ).fetchone()
-    return _give(db, campaign, found[0], annotator, now) if found else None
+    return _assign(db, campaign, row[0], annotator, now) if row else None
 
 
-def _give(
+def _assign(
     db: sqlite3.Connection,
     campaign: Campaign,
     item: str,
@@ -150,8 +150,8 @@ def _give(
     now: float,
     before: list[int] | None = None,
 ) -> int:
-    """A new task, in an order of its own on the screen: for a repetition another one than `before`. A lapsed one is
-    opened again."""
+    """Creates a task, or opens a lapsed one, and returns its id. Its order on the screen is random, and other than
+    `before` for a repetition."""
     rng = random.Random(f"order {campaign.name} {item} {annotator} {before}")
     shown = list(range(len(campaign.items[item].completions)))
     rng.shuffle(shown)

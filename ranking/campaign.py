@@ -1,4 +1,4 @@
-"""What is to be ranked, by whom, and how it is asked."""
+"""Campaigns: the items to rank, the annotators and the settings of the page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.config.rank import AppConfig
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and its distinct answers in a fixed order: what a person is shown, whatever made it.
+    """A prompt and its distinct answers in a fixed order, whatever models wrote them.
 
-    Identified by its content alone, so that a ranking counts wherever the same answers to the same prompt come up.
+    It is identified by its content, so that a ranking counts wherever the same answers to the same prompt come up.
     """
 
     prompt: list[Message]
@@ -30,7 +30,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """Answers as a model gave them: in its order, some perhaps the same text twice."""
+    """A prompt and sampled answers, in the order of sampling, perhaps with duplicates."""
 
     prompt: list[Message]
     completions: list[str]
@@ -39,7 +39,7 @@ class Source:
 
     @cached_property
     def item(self) -> Item | None:
-        """What there is to rank; None when all answers are one text."""
+        """The item to rank; None when all answers are equal."""
         distinct = sorted(set(self.completions))
         return Item(self.prompt, distinct) if len(distinct) > 1 else None
 
@@ -49,12 +49,12 @@ class Campaign:
     """A set of items and how they are ranked.
 
     Attributes:
-        name: under which its rankings are kept; another name is another question.
-        sources: in the order in which they are handed out. Of equal items the first counts.
-        annotators: who ranks. Rankings of others under this name do not count.
+        name: its rankings are stored under this name; another name asks another question.
+        sources: in the order of assignment. Of equal items the first counts.
+        annotators: the people who rank. Rankings by others under this name do not count.
         overlap: how many of them rank each item.
-        repeats: share of an annotator's items that they get once more.
-        lease: seconds for which an item given out is kept from others.
+        repeats: share of an annotator's items that they rank twice.
+        lease: seconds for which an assigned item is reserved.
     """
 
     name: str
@@ -70,8 +70,8 @@ class Campaign:
     """By key, in order."""
 
     def __post_init__(self) -> None:
-        found = (source.item for source in self.sources)
-        object.__setattr__(self, "items", {item.key: item for item in found if item is not None})
+        items = (source.item for source in self.sources)
+        object.__setattr__(self, "items", {item.key: item for item in items if item is not None})
 
     @classmethod
     def of(cls, name: str, sources: Iterable[Source], config: AppConfig) -> Campaign:

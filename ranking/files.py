@@ -1,4 +1,4 @@
-"""People rank the answers in a file, without a recipe."""
+"""`tutelage annotate`: people rank the answers in a file, without a recipe."""
 
 from __future__ import annotations
 
@@ -28,17 +28,21 @@ def rank_file(
 ) -> int:
     """Serves the answers of `file`, writes the rankings to `out` and returns how many there are.
 
-    The database lies beside `out`, with `.sqlite` after its name.
+    The database is stored beside `out`, under its name with `.sqlite`. Raises `StageError` without any ranking.
     """
     campaign = Campaign.of("rank", read_sources(str(file)), config)
     out.parent.mkdir(parents=True, exist_ok=True)
     database = out.with_name(f"{out.name}.sqlite")
     store = collect_rankings(database, campaign, config, say=say, progress=progress)
     try:
-        given = [json.dumps(asdict(ranking), ensure_ascii=False) + "\n" for ranking in rankings(store, campaign)]
+        lines = [json.dumps(asdict(ranking), ensure_ascii=False) + "\n" for ranking in rankings(store, campaign)]
     finally:
         store.close()
-    if not given:
-        raise StageError("nobody ranked anything: all items were skipped", where=str(database))
-    write_atomic(out, "".join(given))
-    return len(given)
+    if not lines:
+        raise StageError(
+            "nobody ranked anything: all items were skipped",
+            where=str(database),
+            hint="run the command again and rank at least one item",
+        )
+    write_atomic(out, "".join(lines))
+    return len(lines)

@@ -1,4 +1,4 @@
-"""What a submitted form says, checked: its fields go by position on the screen, an `Answer` by completion."""
+"""Reads and checks a submitted form. Its fields go by position on the screen, an `Assessment` by completion."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import re
 from urllib.parse import parse_qs
 
 from ranking.campaign import Campaign
-from ranking.store import Answer, Task
+from ranking.store import Assessment, Task
 
 LONGEST_TEXT = 2000
 """Characters of a note or a reason."""
 
 CHOICES = {"first": (1, 2), "tie": (1, 1), "second": (2, 1)}
-"""Of two answers: which is better."""
+"""Of two answers: the ranks for each choice."""
 
 
 class BadForm(Exception):
-    """Says to the annotator what is missing."""
+    """The form is wrong. The message is for the annotator."""
 
 
 class Form:
-    """The fields of a urlencoded body. Raises `BadForm` when it is none."""
+    """The fields of a urlencoded body. Raises `BadForm` for any other body."""
 
     def __init__(self, body: bytes) -> None:
         try:
             fields = parse_qs(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=2000)
         except ValueError:
-            raise BadForm("What was sent is not a form.") from None
+            raise BadForm("This is not a form of this page. Open the item again and send it once more.") from None
         self._fields = fields
 
     def text(self, name: str) -> str:
@@ -37,23 +37,23 @@ class Form:
         return self._fields.get(name, [])
 
     def whole(self, name: str, low: int, high: int) -> int | None:
-        """A whole number from low to high, None where the field is empty."""
+        """A whole number from low to high; None where the field is empty."""
         text = self.text(name)
         if not text:
             return None
         if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or not low <= int(text) <= high:
-            raise BadForm(f"“{text[:20]}” is not a whole number from {low} to {high}.")
+            raise BadForm(f"“{text[:20]}” must be a whole number from {low} to {high}.")
         return int(text)
 
     def submission(self) -> str:
-        """The id under which this is sent, and sent again."""
-        found = self.text("submission")
-        if not re.fullmatch(r"[\w-]{16,64}", found, re.ASCII):
-            raise BadForm("The form has no valid submission id: open the item again.")
-        return found
+        """The id of the submission: sending it again stores nothing new."""
+        name = self.text("submission")
+        if not re.fullmatch(r"[\w-]{16,64}", name, re.ASCII):
+            raise BadForm("The form has no valid submission id. Open the item again.")
+        return name
 
 
-def answer(form: Form, task: Task, campaign: Campaign) -> Answer:
+def read_assessment(form: Form, task: Task, campaign: Campaign) -> Assessment:
     """Raises `BadForm`."""
     k = len(task.shown)
     place = {completion: position for position, completion in enumerate(task.shown)}
@@ -68,7 +68,7 @@ def answer(form: Form, task: Task, campaign: Campaign) -> Answer:
         ranks = [1] * k
     elif not skipped:
         ranks = _ranks(form, positions)
-    return Answer(
+    return Assessment(
         ranks=ranks,
         all_bad=all_bad and not skipped,
         ratings=ratings if any(r is not None for r in ratings) else None,
@@ -81,21 +81,21 @@ def answer(form: Form, task: Task, campaign: Campaign) -> Answer:
 
 
 def _ranks(form: Form, positions: list[int]) -> list[int]:
-    """Dense, whatever numbers were given."""
+    """Dense ranks from any numbers."""
     k = len(positions)
     if k == 2 and (choice := form.text("choice")):
         if choice not in CHOICES:
-            raise BadForm("Say which answer is better, or that they are about equal.")
+            raise BadForm("Choose which answer is better, or that they are about equal.")
         return [CHOICES[choice][p] for p in positions]
-    given = [form.whole(f"rank-{p}", 1, k) for p in positions]
-    if None in given:
+    numbers = [form.whole(f"rank-{p}", 1, k) for p in positions]
+    if None in numbers:
         raise BadForm(
-            "Say which answer is better, or that they are about equal."
+            "Choose which answer is better, or that they are about equal."
             if k == 2
             else f"Give each answer a rank from 1, the best, to {k}. Equal numbers are ties."
         )
-    levels = sorted({rank for rank in given if rank is not None})
-    return [levels.index(rank) + 1 for rank in given if rank is not None]
+    levels = sorted({rank for rank in numbers if rank is not None})
+    return [levels.index(rank) + 1 for rank in numbers if rank is not None]
 
 
 def _seconds(text: str) -> float | None:

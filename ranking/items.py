@@ -1,4 +1,4 @@
-"""What is there to rank: rows of a table of answers."""
+"""The answers to rank, from the `collect` stage or from a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ranking.campaign import Source
 
 
 def collected(rows: Iterable[dict[str, Any]]) -> list[Source]:
-    """Those of the `collect` stage."""
+    """The rows of the `collect` stage."""
     return [Source(row["prompt"], row["completions"], row.get("models"), row["split"]) for row in rows]
 
 
@@ -38,14 +38,14 @@ def read_sources(path: str) -> Iterator[Source]:
             raise DataError(
                 f"{len(completions)} completions have {len(models)} models",
                 where=row.where,
-                hint="give one of models for each completion",
+                hint="write one of models per completion",
             )
         yield Source(prompt, completions, models)
 
 
 def _list(value: Any, what: str, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise DataError(f"{what} is not a list but {value!r:.60}", where=where, hint='write ["...", "..."]')
+        raise DataError(f"{what} must be a list, got {value!r:.60}", where=where, hint='write ["...", "..."]')
     return value
 
 

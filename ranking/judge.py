@@ -1,4 +1,4 @@
-"""People compare two models' answers to held-out prompts, blind: the win rate that no judge model can give."""
+"""`tutelage judge`: people compare two models' answers to held-out prompts, blind, for a human win rate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ranking.serve import collect_rankings
 
 CAMPAIGN = "judge"
 MODELS = ("ppo", "sft")
-"""Whose wins are counted, and against whom."""
+"""The model whose wins are counted, and its opponent."""
 
 
 def judge(
@@ -38,10 +38,10 @@ def judge(
     progress: Callable[..., AbstractContextManager[Progress]],
     database: str,
 ) -> dict[str, Any]:
-    """Serves the comparison until it is complete and writes what came of it where the report finds it.
+    """Serves the comparison until it is complete, and writes the result where the report finds it.
 
     Args:
-        prompts: how many of the evaluated prompts; None: all.
+        prompts: how many of the evaluated prompts to use; None: all.
         database: the file name in the recipe's folder.
     """
     evaluation = run.need("eval")
@@ -49,46 +49,45 @@ def judge(
     campaign = Campaign.of(CAMPAIGN, sources(rows), config)
     store = collect_rankings(run.folder / database, campaign, config, say=say, progress=progress)
     try:
-        given = list(rankings(store, campaign))
+        comparisons = list(rankings(store, campaign))
     finally:
         store.close()
-    found = result(campaign.sources, given, run.loaded.recipe.eval.bootstrap, run.loaded.recipe.seed)
-    found["eval"] = evaluation.manifest.fingerprint
-    found["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    outcome = result(campaign.sources, comparisons, run.loaded.recipe.eval.bootstrap, run.loaded.recipe.seed)
+    outcome["eval"] = evaluation.manifest.fingerprint
+    outcome["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     path: Path = judged_file(run.folder, evaluation.manifest.fingerprint)
-    write_atomic(path, json.dumps(found, indent=1) + "\n")
-    say(f"{summary(found)}\nwritten to {path}")
-    return found
+    write_atomic(path, json.dumps(outcome, indent=1) + "\n")
+    say(f"{summary(outcome)}\nwritten to {path}")
+    return outcome
 
 
 def sources(rows: Iterable[dict[str, Any]]) -> list[Source]:
-    """Of the `eval` stage's answers.jsonl."""
+    """The two answers to each prompt, from rows of the `eval` stage's answers.jsonl."""
     return [Source(row["prompt"], [row["answers"][name] for name in MODELS], list(MODELS), "eval") for row in rows]
 
 
-def result(compared: Sequence[Source], given: Sequence[Ranking], resamples: int, seed: int) -> dict[str, Any]:
+def result(compared: Sequence[Source], comparisons: Sequence[Ranking], resamples: int, seed: int) -> dict[str, Any]:
     """Win rate of the first model, each prompt with the mean of its judges (ties count half), and a 95 % bootstrap
     interval over prompts.
 
-    Prompts that both models answer with the same text are ties that nobody is asked about. When judging ended early
-    only those count that come before the last judged prompt. Repetitions are left out. Raises `StageError` when
-    nobody judged anything.
+    Prompts with two equal answers are ties, and nobody is asked about them. When judging ended early, only those
+    before the last judged prompt count. Repetitions are left out. Raises `StageError` when nobody judged anything.
     """
-    first = [ranking for ranking in given if not ranking.metadata["repeat"]]
+    first = [ranking for ranking in comparisons if not ranking.metadata["repeat"]]
     by_prompt: dict[str, list[float]] = {}
     for ranking in first:
         score = 0.5 if ranking.ranks[0] == ranking.ranks[1] else float(ranking.ranks[0] < ranking.ranks[1])
         by_prompt.setdefault(_key(ranking.prompt, ranking.completions), []).append(score)
     judged = [_key(source.prompt, source.completions) in by_prompt for source in compared]
     if not any(judged):
-        raise StageError("no comparison was made", hint="run the command again and judge one at least")
-    last = max(i for i, yes in enumerate(judged) if yes)
+        raise StageError("nobody compared anything", hint="run the command again and judge at least one pair")
+    last = max(i for i, is_judged in enumerate(judged) if is_judged)
     reached = (
         compared if all(j or s.item is None for j, s in zip(judged, compared, strict=True)) else compared[:last]
     )
     identical = sum(source.item is None for source in reached)
     wins = [mean(scores) for scores in by_prompt.values()] + [0.5] * identical
-    low, high = bootstrap(wins, [1.0] * len(wins), resamples=resamples, seed=seed)
+    low, high = bootstrap(wins, resamples=resamples, seed=seed)
     agreed = agreement(first, resamples=resamples, seed=seed).pairwise
     return {
         "models": list(MODELS),
@@ -107,10 +106,10 @@ def result(compared: Sequence[Source], given: Sequence[Ranking], resamples: int,
     }
 
 
-def summary(found: dict[str, Any]) -> str:
-    win = found["win_rate"]
+def summary(outcome: dict[str, Any]) -> str:
+    win = outcome["win_rate"]
     return (
-        f"{found['judges']} judges, {found['judgements']} comparisons on {found['prompts']} prompts: "
+        f"{outcome['judges']} judges, {outcome['judgements']} comparisons on {outcome['prompts']} prompts: "
         f"{MODELS[0]} wins {100 * win['value']:.1f} % against {MODELS[1]} "
         f"(95 % interval {100 * win['low']:.1f} to {100 * win['high']:.1f}; ties count half)"
     )

@@ -1,4 +1,4 @@
-"""Where the judgement of a blind comparison (`tutelage judge`) is kept."""
+"""The file with the result of a blind comparison (`tutelage judge`)."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from pipeline.engine.plan import KEY_DIGITS
 
 
 def judged_file(folder: Path, fingerprint: str) -> Path:
-    """The file of the judgement of an eval artifact's answers, in the recipe's folder."""
+    """The result for the answers of an eval artifact, in the recipe's folder."""
     return folder / f"judged-{fingerprint[:KEY_DIGITS]}.json"

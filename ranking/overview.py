@@ -1,4 +1,4 @@
-"""What the admin page shows: how far everyone is, how fast, and how alike they rank."""
+"""The numbers of the admin page: everyone's progress, pace and agreement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ranking.store import Store, Stored
 
 @dataclass
 class Alike:
-    """Of the pairs of answers that both of two rankings order strictly, those ordered alike."""
+    """Pairs of answers that two rankings both order strictly, and how many of them are ordered alike."""
 
     alike: int = 0
     pairs: int = 0
@@ -34,7 +34,7 @@ class Alike:
 
 @dataclass
 class Annotator:
-    """`with_others` and `with_self` are over overlaps and over repeats."""
+    """An annotator's counts. `with_others` is agreement on overlaps, `with_self` on repetitions."""
 
     name: str
     ranked: int = 0
@@ -52,7 +52,7 @@ class Annotator:
 
     @property
     def per_hour(self) -> float | None:
-        """Items an hour of work on the page."""
+        """Items per hour of activity on the page."""
         spent = sum(self.seconds)
         return 3600 * len(self.seconds) / spent if spent else None
 
@@ -70,7 +70,7 @@ class Overview:
 
 
 def overview(store: Store, campaign: Campaign, most: int = 10) -> Overview:
-    """`most`: how many of the most disputed items, and of the newest flags and notes."""
+    """The overview, with up to `most` disputed items and up to `most` flags and notes."""
     people = {name: Annotator(name) for name in campaign.annotators}
     everything = store.submitted(campaign.name)
     for stored in everything:
@@ -80,12 +80,12 @@ def overview(store: Store, campaign: Campaign, most: int = 10) -> Overview:
     by_item: dict[str, list[Stored]] = defaultdict(list)
     for stored in counted:
         by_item[stored.task.item.key].append(stored)
-    compared = [(found[0].task.item, _compare(found, people)) for found in by_item.values()]
+    compared = [(group[0].task.item, _compare(group, people)) for group in by_item.values()]
     agreement = Alike(sum(b.alike for _, b in compared), sum(b.pairs for _, b in compared))
     disputes = [(item, between) for item, between in compared if between.pairs]
     disputes.sort(key=lambda dispute: (dispute[1].share or 0.0, -dispute[1].pairs))
-    ranked = sum(stored.answer.ranks is not None for stored in everything)
-    remarks = [s for s in everything if s.answer.flag is not None or s.answer.note]
+    ranked = sum(stored.assessment.ranks is not None for stored in everything)
+    remarks = [s for s in everything if s.assessment.flag is not None or s.assessment.note]
     return Overview(
         progress(store, campaign),
         list(people.values()),
@@ -97,22 +97,22 @@ def overview(store: Store, campaign: Campaign, most: int = 10) -> Overview:
 
 
 def _count(person: Annotator, stored: Stored) -> None:
-    answer = stored.answer
-    person.flagged += answer.flag is not None
-    if answer.ranks is None:
+    assessment = stored.assessment
+    person.flagged += assessment.flag is not None
+    if assessment.ranks is None:
         person.skipped += 1
         return
     person.repeats += stored.task.repeat
     person.ranked += not stored.task.repeat
-    person.all_bad += answer.all_bad
+    person.all_bad += assessment.all_bad
     person.seconds.append(stored.seconds)
 
 
-def _compare(found: Iterable[Stored], people: dict[str, Annotator]) -> Alike:
-    """Of one item: adds to the people what they share, and returns what the first rankings of all share."""
-    first = {s.task.annotator: s.answer.ranks or [] for s in found if not s.task.repeat}
-    for stored in found:
-        name, ranks = stored.task.annotator, stored.answer.ranks or []
+def _compare(submissions: Iterable[Stored], people: dict[str, Annotator]) -> Alike:
+    """Agreement on one item: added to each annotator, and returned for the first rankings of all."""
+    first = {s.task.annotator: s.assessment.ranks or [] for s in submissions if not s.task.repeat}
+    for stored in submissions:
+        name, ranks = stored.task.annotator, stored.assessment.ranks or []
         if stored.task.repeat and name in first:
             people[name].with_self.add(first[name], ranks)
     between = Alike()

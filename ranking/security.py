@@ -1,9 +1,9 @@
-"""Who may do what: links with a token, the hosts that the page answers to, and what every response forbids.
+"""Access control: links with a token, the hosts that the page answers to, and the security headers of responses.
 
-The token stays in the link's path and no cookie is set. So nothing but the link itself gives access: another site
-cannot make a browser send it along (no cross-site request forgery), two annotators can share a browser, and a link
-opened from a mail works, where a `SameSite=Strict` cookie set by a redirect would not be sent. What could leak a
-path is closed: no referrer is sent, pages link nowhere, nothing is logged, nothing is cached.
+The token stays in the link's path and no cookie is set, so only the link itself gives access. Another site cannot
+make a browser send it (no cross-site request forgery), two annotators can share a browser, and links opened from a
+mail work, where a `SameSite=Strict` cookie set by a redirect would not be sent. Nothing leaks the path: no referrer
+is sent, pages link nowhere, requests are not logged, and responses are not cached.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,9 +40,9 @@ HEADERS = {
 
 
 class Links:
-    """The tokens of a database: 256 bits each, derived from a key that lies beside it, readable by its owner only.
+    """The tokens of a database: 256 bits each, derived from a key file beside it that only its owner can read.
 
-    They are the same at every start. Deleting the key file makes all links void and the next start gives new ones.
+    They are the same at every start. Deleting the key file invalidates all links; the next start makes new ones.
     """
 
     def __init__(self, key_file: Path) -> None:
@@ -58,7 +59,9 @@ class Links:
             self._key = b""
         if len(self._key) < 32:
             raise StageError(
-                "the key of the annotators' links is damaged", where=str(key_file), hint="delete it: links change"
+                "the key of the annotators' links is damaged",
+                where=str(key_file),
+                hint="delete the file: the next start makes a new key, and new links",
             )
 
     def token(self, role: str, name: str = "") -> str:
@@ -67,24 +70,45 @@ class Links:
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
     def holder(self, token: str, role: str, names: Iterable[str]) -> str | None:
-        """Whose token it is. Takes the same time whatever part of it is right."""
-        found = None
+        """The name that the token belongs to, compared in constant time; None where it is nobody's."""
+        holder = None
         for name in names:
             if hmac.compare_digest(self.token(role, name).encode(), token.encode(errors="replace")):
-                found = name
-        return found
+                holder = name
+        return holder
+
+
+class Hosts(TrustedHostMiddleware):
+    """Answers requests for numeric addresses, localhost and the given names only.
+
+    With DNS rebinding, an attacker makes a name of theirs point here, and requests from their page ask for that
+    name. Numeric addresses are therefore safe.
+    """
+
+    def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
+        super().__init__(app, ["localhost", *names], www_redirect=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_numeric(Headers(scope=scope).get("host", "")):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def _is_numeric(host: str) -> bool:
+    """Whether a Host header is an IP address, with or without a port."""
+    try:
+        ipaddress.ip_address(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+    return True
 
 
 class Guard:
-    """Refuses requests for other hosts and from other sites, and adds `HEADERS` to every response.
+    """Refuses forms from other sites, and adds `HEADERS` to every response, refusals too."""
 
-    A page of an attacker whose name is made to point here (DNS rebinding) asks for the attacker's name. Numeric
-    addresses are therefore safe, and of names only localhost and those given are answered.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.hosts = {"localhost", *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,23 +122,8 @@ class Guard:
                     headers[name] = value
             await send(message)
 
-        headers = Headers(scope=scope)
-        if not self.answers_to(headers.get("host", "")):
-            refusal = PlainTextResponse("This server does not answer to that host name.\n", 421)
-        elif scope["method"] == "POST" and headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            refusal = PlainTextResponse("Refused: the form is not from this page.\n", 403)
-        else:
-            await self.app(scope, receive, guarded)
-            return
-        await refusal(scope, receive, guarded)
-
-    def answers_to(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return name in self.hosts
-        return True
+        origin = Headers(scope=scope).get("sec-fetch-site", "same-origin")
+        app = self.app
+        if scope["method"] == "POST" and origin != "same-origin":
+            app = PlainTextResponse("Refused: the form is not from this page.\n", 403)
+        await app(scope, receive, guarded)

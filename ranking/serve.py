@@ -27,7 +27,7 @@ from ranking.security import Links
 from ranking.store import Store
 
 LINGER = 4.0
-"""Seconds that the page stays once all is done, so that the last annotator reads so."""
+"""Seconds that the page stays up at the end, so that the last annotator sees that all is done."""
 POLL = 0.5
 
 
@@ -41,8 +41,7 @@ def collect_rankings(
 ) -> Store:
     """Serves the page until the campaign is complete or the admin ends it; returns the store, open.
 
-    What is stored is safe at any moment: stopping this, politely or not, loses nothing, and calling it again goes
-    on with the same links.
+    Stopping or killing the process loses no ranking, and calling this again continues with the same links.
 
     Raises:
         StageError: there is nothing to rank, the port is taken, or another process serves this database.
@@ -52,7 +51,7 @@ def collect_rankings(
         raise StageError(
             "there is nothing to rank: no prompt has two different answers",
             where=str(database),
-            hint="collect more answers, at a higher temperature",
+            hint="collect more answers per prompt, or raise the temperature",
         )
     store = Store(database)
     try:
@@ -80,14 +79,11 @@ def _serve(
         hosts = [name for name in (urlsplit(address).hostname, config.host) if name]
         pages = Pages(store, campaign, links, ended.set, address)
         with _running(pages.app(hosts), listener):
-            say(
-                f"{len(campaign.items)} items, {campaign.overlap} rankings each. "
-                "A link for each annotator, not to be shared:"
-            )
+            say(f"{len(campaign.items)} items, {campaign.overlap} rankings each. One private link per annotator:")
             for name in campaign.annotators:
                 say(f"  {name}: {address}/r/{links.token('annotator', name)}/")
             say(f"  admin (progress, agreement, finish): {address}/admin/{links.token('admin')}/")
-            say(f"Ctrl-C stops; the same command goes on. Rankings are kept in {store.path}")
+            say(f"Ctrl-C stops; the same command continues. Rankings are stored in {store.path}")
             _watch(store, campaign, ended, progress)
             time.sleep(LINGER)
 
@@ -117,24 +113,24 @@ def _listening(config: AppConfig) -> Iterator[socket.socket]:
         except OSError as error:
             raise StageError(
                 f"the page cannot be served at {config.host}, port {config.port}: {error.strerror or error}",
-                hint="set another host or port (0: any free one)",
+                hint="set another host or port (0 takes any free port)",
             ) from error
         yield listener
 
 
 def _address(host: str, port: int) -> str:
-    """Where a browser on this machine finds it."""
+    """The URL for a browser on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}"
 
 
 @contextlib.contextmanager
 def _running(app: Starlette, listener: socket.socket) -> Iterator[None]:
-    """The server in a thread of its own: signals stay with the caller's."""
+    """Runs the server in another thread, so that signals reach the caller's."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = uvicorn.Server(
         uvicorn.Config(
-            cast(Any, app),  # the two spell ASGI's types differently
+            cast(Any, app),  # starlette and uvicorn type ASGI differently
             log_config=None,
             access_log=False,  # paths hold tokens
             server_header=False,
@@ -151,7 +147,7 @@ def _running(app: Starlette, listener: socket.socket) -> Iterator[None]:
     try:
         while not server.started:
             if not thread.is_alive():
-                raise StageError("the page could not be served")
+                raise StageError("the server of the page did not start", hint="set another host or port")
             time.sleep(0.01)
         yield
     finally:

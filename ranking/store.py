@@ -1,7 +1,7 @@
-"""Where people's rankings are kept: one SQLite file, written through to the disk before anyone is told so.
+"""The database of people's rankings: one SQLite file, synced to the disk before a submission is confirmed.
 
-`submissions` is append-only (triggers hold that): a changed mind is a new row, and the newest of a task counts.
-`tasks` says who was given what, in which order on the screen.
+`submissions` is append-only, enforced by triggers: a correction is a new row, and the newest row of a task counts.
+`tasks` holds which item each annotator was shown, and in which order.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ Kind = Literal["ranked", "skipped"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an annotator said of an item. Lists go by the item's completions, not by the order on the screen.
+class Assessment:
+    """An annotator's ranking of an item. Lists go by the item's completions, not by the order on the screen.
 
     Attributes:
-        ranks: 1 = best, dense, equal ones are ties; None for a skip.
+        ranks: dense, 1 is best, equal ranks are ties; None for a skipped item.
         all_bad: whether no answer is acceptable; the ranks are then all equal.
-        ratings: 1 to 7 an answer, None where not given.
+        ratings: 1 to 7 per answer, None where there is none.
         labels: those ticked for each answer.
-        flag: a problem with the item itself: its reason ("" when none was given), or None.
-        seconds: of activity on the page, as the page counted it.
-        moves: how often something was moved before it was sent.
+        flag: the reason for flagging the item ("" without one); None for an item that is not flagged.
+        seconds: of activity, as counted by the page.
+        moves: how many changes of the order were made on the page.
     """
 
     ranks: list[int] | None
@@ -76,7 +76,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Task:
-    """An item as one annotator was given it; `shown[p]` is the completion at position p of the screen."""
+    """An item assigned to an annotator; `shown[p]` is the completion at position p of the screen."""
 
     id: int
     campaign: str
@@ -93,25 +93,25 @@ class Stored:
     """A task's newest submission; `seconds` are of all of its revisions together."""
 
     task: Task
-    answer: Answer
+    assessment: Assessment
     revisions: int
     seconds: float
     received_at: float
 
 
-_DEFAULTS = vars(Answer(ranks=None))
-"""What need not be written down."""
+_DEFAULTS = vars(Assessment(ranks=None))
+"""Values that are not stored."""
 
 
 class Conflict(Exception):
-    """A submission id that was used for something else."""
+    """A submission id that was used for another submission."""
 
 
 class Store:
     """The database. One object serves all threads of a process; several processes may use one file.
 
     Args:
-        path: made when it is not there, for the user's eyes only.
+        path: of the file, created for this user alone where it does not exist.
         now: the clock, in seconds.
     """
 
@@ -134,12 +134,12 @@ class Store:
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise StageError(
-                f"the rankings cannot be read: {error}", where=str(path), hint="restore this file from a copy"
+                f"the rankings cannot be read: {error}", where=str(path), hint="restore the file from a copy"
             ) from error
         if version > VERSION:
             self._db.close()
             raise StageError(
-                f"the rankings were kept by a newer version (format {version})",
+                f"the database was written by a newer version of tutelage (format {version})",
                 where=str(path),
                 hint="update tutelage",
             )
@@ -150,7 +150,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and on the disk when it returns."""
+        """A transaction, synced to the disk when it ends."""
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -165,7 +165,7 @@ class Store:
             return self._db.execute(query, values).fetchall()
 
     def open(self, campaign: Campaign) -> None:
-        """Makes the campaign's items the ones that are handed out under its name."""
+        """Makes the campaign's items the active ones under its name."""
         with self.transaction() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO items VALUES (?, ?, ?)",
@@ -181,30 +181,30 @@ class Store:
             )
 
     def task(self, number: int) -> Task | None:
-        found = self.read(f"SELECT {_COLUMNS} FROM tasks t JOIN items i ON i.key = t.item WHERE t.id = ?", number)
-        return _task(found[0]) if found else None
+        rows = self.read(f"SELECT {_COLUMNS} FROM tasks t JOIN items i ON i.key = t.item WHERE t.id = ?", number)
+        return _task(rows[0]) if rows else None
 
-    def submit(self, task: int, submission: str, answer: Answer) -> bool:
-        """Keeps an answer; returns False when this very submission had been kept before.
+    def submit(self, task: int, submission: str, assessment: Assessment) -> bool:
+        """Stores an assessment; returns False when this submission was stored before.
 
-        Raises `Conflict` when its id was used for another task or another answer.
+        Raises `Conflict` when its id was used for another task or with another assessment.
         """
-        content = json.dumps({name: value for name, value in vars(answer).items() if value != _DEFAULTS[name]})
+        content = json.dumps({name: value for name, value in vars(assessment).items() if value != _DEFAULTS[name]})
         with self.transaction() as db:
             known = db.execute(
                 "SELECT task, kind, content FROM submissions WHERE submission = ?", (submission,)
             ).fetchone()
             if known:
-                if known != (task, answer.kind, content):
+                if known != (task, assessment.kind, content):
                     raise Conflict(submission)
                 return False
             now = self.now()
             db.execute(
                 "INSERT INTO submissions (submission, task, kind, content, shown_at, received_at) "
                 "SELECT ?, id, ?, ?, shown_at, ? FROM tasks WHERE id = ?",
-                (submission, answer.kind, content, now, task),
+                (submission, assessment.kind, content, now, task),
             )
-            db.execute("UPDATE tasks SET state = ? WHERE id = ?", (answer.kind, task))
+            db.execute("UPDATE tasks SET state = ? WHERE id = ?", (assessment.kind, task))
         return True
 
     def submitted(self, campaign: str, annotator: str | None = None) -> list[Stored]:
@@ -212,7 +212,7 @@ class Store:
         where = "WHERE t.campaign = ? AND (? IS NULL OR t.annotator = ?)"
         return self._newest(where, campaign, annotator, annotator)
 
-    def answered(self, campaign: str, annotator: str) -> list[int]:
+    def finished(self, campaign: str, annotator: str) -> list[int]:
         """The annotator's tasks that they ranked or skipped, oldest first."""
         rows = self.read(
             "SELECT id FROM tasks WHERE campaign = ? AND annotator = ? AND state IN ('ranked', 'skipped') "
@@ -238,14 +238,14 @@ class Store:
         )
         newest: dict[int, Stored] = {}
         for *columns, content, shown_at, received_at in rows:
-            answer = Answer(**{"ranks": None, **json.loads(content)})
+            assessment = Assessment(**{"ranks": None, **json.loads(content)})
             number = columns[0]
             before = newest.get(number)
             newest[number] = Stored(
                 before.task if before else _task(columns),
-                answer,
+                assessment,
                 (before.revisions if before else 0) + 1,
-                (before.seconds if before else 0.0) + _seconds(answer, received_at - shown_at),
+                (before.seconds if before else 0.0) + _seconds(assessment, received_at - shown_at),
                 received_at,
             )
         return list(newest.values())
@@ -254,12 +254,12 @@ class Store:
 _COLUMNS = "t.id, t.campaign, i.prompt, i.completions, t.annotator, t.repeat, t.shown, t.given_at, t.state"
 
 LONGEST = 600.0
-"""Seconds that an item is taken to have held its annotator at most, where the page did not count."""
+"""The most seconds that count for an item where the page did not count them."""
 
 
-def _seconds(answer: Answer, elapsed: float) -> float:
-    """What the page counted, if it is possible; without a count the time since the item was last shown."""
-    return min(LONGEST, elapsed) if answer.seconds is None else min(answer.seconds, elapsed + 5)
+def _seconds(assessment: Assessment, elapsed: float) -> float:
+    """The page's count, capped by the time since the item was last shown; that time where there is no count."""
+    return min(LONGEST, elapsed) if assessment.seconds is None else min(assessment.seconds, elapsed + 5)
 
 
 def _task(row: Sequence[Any]) -> Task:
@@ -269,7 +269,7 @@ def _task(row: Sequence[Any]) -> Task:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """`executescript` would commit on its own."""
+    """The script's statements; `executescript` would commit between them."""
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"

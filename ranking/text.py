@@ -1,4 +1,4 @@
-"""Answers and prompts as text on a page: never markup, and nothing in them that cannot be seen."""
+"""Answers and prompts as text on a page: without markup, and with invisible characters made visible."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from markupsafe import Markup, escape
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufff9-\ufffb\ud800-\udfff\ufeff]"
 )
-"""Controls (tab and newline excepted), what turns the direction of text around, and halves of surrogate pairs."""
+"""Control characters except tab and newline, direction overrides, and halves of surrogate pairs."""
 
 _SHORT = {**{code: chr(0x2400 + code) for code in range(0x20)}, 0x7F: "\u2421"}
 
 
 def visible(text: str) -> Markup:
-    """`text`, escaped; characters that would hide or turn others are shown by name or number."""
+    """`text`, escaped; characters that hide or reorder others are shown by name or number."""
     parts, end = [], 0
     text = text.replace("\r\n", "\n")
-    for found in _HIDDEN.finditer(text):
-        character = found.group()
+    for match in _HIDDEN.finditer(text):
+        character = match.group()
         code = ord(character)
         name = unicodedata.name(character, "control" if code < 0xA0 else "lone surrogate").lower()
         parts += [
-            escape(text[end : found.start()]),
+            escape(text[end : match.start()]),
             Markup('<span class="mark" title="{}">{}</span>').format(name, _SHORT.get(code, f"U+{code:04X}")),
         ]
-        end = found.end()
+        end = match.end()
     return Markup("").join([*parts, escape(text[end:])])

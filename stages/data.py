@@ -47,7 +47,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     sizes: Counter[int] = Counter()
     annotators: set[str] = set()
     human = True
-    own_system = 0
+    own_system = 0  # rows with a system message of their own
     pairs = FirstWins(config.rankings)
     with ExitStack() as opened:
         known = opened.enter_context(seen())
@@ -58,9 +58,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             """The rows as they are written; each new prompt goes to prompts.jsonl."""
             nonlocal own_system
             with ctx.progress(f"data: {table}") as bar:
-                dropped[table].on_read = lambda read: bar.advance(0, read=read)
-                for given in rows:
-                    row = replace(given, prompt=with_system(given.prompt, config.system))
+                dropped[table].on_read = lambda number: bar.advance(0, read=number)
+                for read in rows:
+                    row = replace(read, prompt=with_system(read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
                     if known.first(prompt_key(row.prompt)):
@@ -89,11 +89,11 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     pairs.add(row)
                     yield replace(row, split=split_of_prompt(row.prompt, held_out))
 
-            given = read_rankings(config.rankings, dropped["rankings"], ctx.say)
-            rankings = _write(out_dir / "rankings.jsonl", passing(counted(given), "rankings"))
+            table = read_rankings(config.rankings, dropped["rankings"], ctx.say)
+            rankings = _write(out_dir / "rankings.jsonl", passing(counted(table), "rankings"))
     _check_sizes(demonstrations, prompts, held_out, dropped["demonstrations"])
     if own_system:
-        ctx.say(f"rows with a system message of their own, which stays instead of data.system: {own_system:,}")
+        ctx.say(f"{own_system:,} rows keep their own system message instead of data.system")
     for line in pairs.lines():
         ctx.say(line)
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
@@ -177,13 +177,13 @@ def _check_sizes(demonstrations: Counter[str], prompts: Counter[str], held_out: 
         raise DataError(
             f"none of the {demonstrations.total()} demonstrations is left to train on{reasons}",
             where="data.demonstrations",
-            hint="give more of them, with non-empty prompts and completions, or lower data.eval_fraction",
+            hint="add demonstrations with non-empty prompts and completions, or lower data.eval_fraction",
         )
     if held_out > 0 and not prompts["eval"]:
         raise DataError(
             f"none of the {prompts.total()} prompts is held out at data.eval_fraction {held_out:g}",
             where="data.eval_fraction",
-            hint="give more prompts, or raise data.eval_fraction",
+            hint="add prompts, or raise data.eval_fraction",
         )
 
 

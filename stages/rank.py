@@ -1,8 +1,8 @@
-"""The `rank` stage: given rankings are passed on; collected answers are ranked by people or simulated annotators.
+"""The `rank` stage: passes existing rankings on, or has people or simulated annotators rank the collected answers.
 
-Whoever it was, their agreement is measured, since it bounds what a reward model can be expected to learn, and with
-it each annotator's consistency, biases and weight, and the strength of each model behind the answers
-(data/annotators/measures.py): on all rankings, or on those of a sample of the prompts where there are very many.
+It measures the agreement of the annotators, which bounds the accuracy of a reward model, each annotator's
+consistency, biases and weight, and the strength of each model that wrote answers (data/annotators/measures.py): on
+all rankings, or on those of a sample of the prompts where there are very many.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 
-from data.annotators.judgements import Sample
-from data.annotators.measures import measure, steps
+from data.annotators.measures import measure_annotators, steps
+from data.annotators.sample import RankingSample
 from data.schema import Ranking, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
 from data.venues import task as venues
 from pipeline.config.rank import RankConfig
@@ -33,18 +33,18 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
     elif config.source == "app":
-        given, unranked = ask(config, newest(inputs, "collect"), ctx)
-        write_jsonl(path, given)
+        ranked, unranked = ask(config, newest(inputs, "collect"), ctx)
+        write_jsonl(path, ranked)
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
-    sample = Sample()
+    sample = RankingSample()
     with ctx.progress("rank: reading") as bar:
         for ranking in read_rankings_file(path):
             sample.add(ranking)
             bar.advance()
     ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
     with ctx.progress("rank: measures", total=steps(sample)) as bar:
-        measured = measure(sample, seed=ctx.seed, advance=bar.advance)
+        measured = measure_annotators(sample, seed=ctx.seed, advance=bar.advance)
     text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
     (out_dir / "agreement.json").write_text(text, encoding="utf-8")
     agreed = measured["pairwise"]
@@ -71,10 +71,10 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
 
 def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], Counter[str]]:
-    """Has people rank the answers on a web page; returns when they are through, or the admin says so.
+    """Has people rank the answers on a web page, until they are done or the admin ends it.
 
-    What they gave before to the same answers counts. Returns the rankings, and collected prompts that have none, by
-    reason. Raises `StageError` when no ranking is there.
+    Their earlier rankings of the same answers count. Returns the rankings, and the number of prompts without any,
+    by reason. Raises `StageError` when there is no ranking.
     """
     from ranking.campaign import Campaign
     from ranking.export import rankings
@@ -86,20 +86,20 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[
     database = ctx.recipe_dir / RANKINGS_DATABASE
     store = collect_rankings(database, campaign, config.app, say=ctx.say, progress=ctx.progress)
     try:
-        given = list(rankings(store, campaign))
+        ranked = list(rankings(store, campaign))
     finally:
         store.close()
-    if not given:
+    if not ranked:
         raise StageError(
             "nobody ranked anything: all items were skipped",
             where=str(database),
             hint="list other annotators under rank.app.annotators, or rank what was skipped",
         )
-    ranked = {prompt_key(ranking.prompt) for ranking in given}
-    return given, Counter(
+    prompts = {prompt_key(ranking.prompt) for ranking in ranked}
+    return ranked, Counter(
         "all answers are the same" if source.item is None else "not ranked"
         for source in campaign.sources
-        if source.item is None or prompt_key(source.prompt) not in ranked
+        if source.item is None or prompt_key(source.prompt) not in prompts
     )
 
 
@@ -107,7 +107,8 @@ def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterat
     """Has every prompt's answers ranked by `annotators_per_prompt` of the annotators, who take turns."""
     if not 1 <= config.annotators_per_prompt <= len(config.annotators):
         raise RecipeError(
-            f"of {len(config.annotators)} annotators {config.annotators_per_prompt} are to rank each prompt",
+            f"rank.annotators_per_prompt must be from 1 to {len(config.annotators)}, the number of annotators, "
+            f"got {config.annotators_per_prompt}",
             where=ctx.describe("rank.annotators_per_prompt"),
             hint="list more under rank.annotators, or lower rank.annotators_per_prompt",
         )

@@ -1,16 +1,22 @@
 """The stages, in order: what each is called, what it needs, and where its code is.
 
-Importing this module registers them with the engine. It imports none of them, and no torch.
+Importing this module registers them with the engine, and the formats of rankings with the recipes. It imports none
+of them, and no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from pipeline.config import formats
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, look_judge
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
+
+if TYPE_CHECKING:
+    from data.tables.formats import Format
 
 
 def _ranks_itself(recipe: Recipe) -> bool:
@@ -55,6 +61,13 @@ def _export_later(recipe: Recipe, number: int) -> tuple[str, ...]:
     return ("base", "data", step_name("reward", number), step_name("ppo", number), "eval")
 
 
+def _formats() -> dict[str, Format]:
+    from data.tables.formats import FORMATS
+
+    return FORMATS
+
+
+formats.register(_formats)
 register(
     [
         StageSpec(

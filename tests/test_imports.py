@@ -13,7 +13,7 @@ from repository import ROOT
 
 LAYERS = ("pipeline", "data", "ranking", "stages")
 ALLOWED = {package: set(LAYERS[: place + 1]) for place, package in enumerate(LAYERS)}
-LIGHT = {"pydantic", "pydantic_core", "yaml", "typer", "typing_extensions", "rich", "pipeline"}
+LIGHT = {"pydantic", "pydantic_core", "yaml", "typer", "typing_extensions", "rich", "filelock", "pipeline"}
 MATHS = (
     "stages/ppo/advantages.py",
     "stages/ppo/kl.py",

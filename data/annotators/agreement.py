@@ -1,15 +1,15 @@
-"""How far annotators agree: what can be expected of a reward model that learns from them.
+"""Agreement between annotators, which bounds the accuracy of a reward model that learns from them.
 
-Annotators are compared where they ranked the same completions of the same prompt, in whatever order these
-were shown. A *pair* is two of those completions; an annotator's pair is *strict* when it is not a tie.
+Annotators are compared where they ranked the same completions of the same prompt, in any order of display. A *pair*
+is two of those completions; an annotator's pair is *strict* when it is not a tie.
 
 - pairwise agreement (as in Stiennon et al. 2020, "Learning to summarize from human feedback"): of the pairs
   that two annotators both order strictly, the share that they order alike;
 - prediction by the others: of an annotator's strict pairs, the share that the mean of the other annotators'
   ranks orders alike; it is the accuracy of a reward model that knows those ranks and nothing else;
 - Krippendorff's alpha (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability") on ranks that are centred
-  and scaled by K, so that rankings of different K can be pooled: 1 is perfect agreement, 0 is chance. It counts
-  ties, which the shares leave out;
+  and scaled by K, so that rankings of different K can be pooled: 1 is perfect agreement, 0 is chance. Unlike the
+  shares, it counts ties;
 - Kendall's tau-b (Kendall 1945, "The treatment of ties in ranking problems") of two annotators' rankings, the mean
   over all pairs of annotators: 1 is the same order, -1 the reverse, 0 is chance; ties lower what can be reached.
 """
@@ -24,16 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from data.annotators.judgements import Judgement, mid_ranks
-from data.bootstrap import Share, bootstrap, share
+from data.annotators.sample import CompactRanking
+from data.bootstrap import Share, share
 from data.schema import Ranking
-
-__all__ = ["Agreement", "Overlap", "Share", "agreement", "bootstrap", "mid_ranks", "overlaps"]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The measures above, with what they rest on.
+    """The measures above, and the data they are computed from.
 
     Attributes:
         pairwise: of the pairs that two annotators both order strictly.
@@ -41,7 +39,7 @@ class Agreement:
         alpha: Krippendorff's; None when it is undefined (no overlap, or everything tied).
         tau: Kendall's, over pairs of annotators of whom neither ties everything.
         overlaps: sets of completions that at least two annotators ranked.
-        annotators: how many took part in those.
+        annotators: how many ranked one of those.
     """
 
     pairwise: Share
@@ -64,29 +62,29 @@ class Overlap:
     ranks: np.ndarray
 
 
-def agreement(rankings: Iterable[Ranking | Judgement], *, resamples: int = 2000, seed: int = 0) -> Agreement:
-    """All measures over `rankings`. Of an annotator's rankings of the same completions the first counts."""
+def agreement(rankings: Iterable[Ranking | CompactRanking], *, resamples: int = 2000, seed: int = 0) -> Agreement:
+    """All measures over `rankings`. Where an annotator ranked the same completions twice, the first time counts."""
     shared = list(overlaps(rankings))
 
-    def measure(count: Callable[[np.ndarray], tuple[float, float]]) -> Share:
+    def over_prompts(count: Callable[[np.ndarray], tuple[float, float]]) -> Share:
         return share(((o.prompt, *count(o.ranks)) for o in shared), resamples=resamples, seed=seed)
 
     return Agreement(
-        pairwise=measure(_alike),
-        by_others=measure(_alike_to_others),
+        pairwise=over_prompts(_alike),
+        by_others=over_prompts(_alike_to_others),
         alpha=krippendorff_alpha(shared),
-        tau=measure(_tau),
+        tau=over_prompts(_tau),
         overlaps=len(shared),
         annotators=len({name for overlap in shared for name in overlap.annotators}),
     )
 
 
-def overlaps(rankings: Iterable[Ranking | Judgement]) -> Iterator[Overlap]:
+def overlaps(rankings: Iterable[Ranking | CompactRanking]) -> Iterator[Overlap]:
     """The sets of completions that at least two annotators ranked."""
     sets: dict[tuple[str, bytes], dict[str, tuple[float, ...]]] = defaultdict(dict)
     for ranking in rankings:
-        one = Judgement.of(ranking) if isinstance(ranking, Ranking) else ranking
-        sets[one.prompt, one.item].setdefault(one.annotator, one.ranks)
+        compact = CompactRanking.of(ranking) if isinstance(ranking, Ranking) else ranking
+        sets[compact.prompt, compact.item].setdefault(compact.annotator, compact.ranks)
     for (prompt, _), by_annotator in sets.items():
         if len(by_annotator) > 1:
             yield Overlap(prompt, list(by_annotator), np.asarray(list(by_annotator.values())))
@@ -119,29 +117,27 @@ def krippendorff_alpha(shared: Sequence[Overlap]) -> float | None:
     return 1 - (observed / n) / (2 * squares / (n - 1)) if squares else None
 
 
-def kendall_tau_b(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Kendall's tau-b of two rankings of the same K completions; None where one of them ties everything.
-
-    (concordant - discordant) / sqrt(strict pairs of a * strict pairs of b), Kendall 1945.
-    """
-    total, defined = _tau(np.asarray([a, b]))
-    return total if defined else None
-
-
 def signs(ranks: np.ndarray) -> np.ndarray:
     """Annotators x pairs: the sign of the first completion's rank less the second's."""
     first, second = np.triu_indices(ranks.shape[1], k=1)
     return np.asarray(np.sign(ranks[:, first] - ranks[:, second]))
 
 
+def tau_b(order: np.ndarray) -> np.ndarray:
+    """Annotators x annotators: Kendall's tau-b, from the signs of their pairs. NaN where one ties everything.
+
+    (concordant - discordant) / sqrt(strict pairs of one * strict pairs of the other), Kendall 1945. All annotators
+    at once: scipy.stats.kendalltau compares two per call, and each call takes 0.1 ms.
+    """
+    strict = np.abs(order).sum(axis=1)
+    both = np.outer(strict, strict)
+    return np.asarray(order @ order.T / np.sqrt(np.where(both > 0, both, np.nan)))
+
+
 def _tau(ranks: np.ndarray) -> tuple[float, float]:
     """(sum of tau-b, how many) over all pairs of annotators of whom neither ties everything."""
-    order = signs(ranks)
-    order = order[np.any(order != 0, axis=1)]
-    strict = np.abs(order).sum(axis=1)
-    first, second = np.triu_indices(len(order), k=1)
-    taus = (order[first] * order[second]).sum(axis=1) / np.sqrt(strict[first] * strict[second])
-    return float(taus.sum()), float(len(taus))
+    taus = tau_b(signs(ranks))[np.triu_indices(len(ranks), k=1)]
+    return float(np.nansum(taus)), float(np.isfinite(taus).sum())
 
 
 def _alike(ranks: np.ndarray) -> tuple[float, float]:

@@ -1,15 +1,15 @@
-"""How far each annotator is to be trusted, from agreement alone.
+"""The reliability of each annotator, from agreement alone.
 
 The model is the symmetric one of Dawid and Skene (1979), "Maximum likelihood estimation of observer error-rates
-using the EM algorithm": an annotator orders a pair rightly with probability p_k, whatever the pair, and errs
-independently of the others. With s_k = 2 p_k - 1 (1 never errs, 0 flips a coin), two annotators agree on a strict
-pair with a chance-corrected frequency of
+using the EM algorithm": an annotator orders any pair correctly with probability p_k, independently of the others.
+With s_k = 2 p_k - 1 (1 never errs, 0 flips a coin), two annotators agree on a strict pair with a chance-corrected
+frequency of
 
     c_kl = 2 P(agree) - 1 = s_k s_l,
 
-so the matrix of agreements has rank one off its diagonal, and s is what fits it best (Dalvi et al. 2013,
-"Aggregating crowdsourced binary ratings"; Ghosh, Kale and McAfee 2011). No answer key is needed, and two annotators
-an item suffice, as long as annotators meet more than one other.
+so the matrix of agreements has rank one off its diagonal, and s is its best fit (Dalvi et al. 2013, "Aggregating
+crowdsourced binary ratings"; Ghosh, Kale and McAfee 2011). No answer key is needed, and two annotators per item are
+enough, as long as each annotator overlaps with more than one other.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import numpy as np
 from data.annotators.agreement import Overlap, signs
 
 PRIOR = 30.0
-"""Pairs' worth of belief that an annotator is like the others."""
+"""Strength of the prior that an annotator is like the others, in pairs."""
 LEAST = 0.05
-"""Mean reliability below which annotators are taken to agree by chance only."""
+"""Mean reliability below which all agreement is taken for chance."""
 SWEEPS = 500
 
 
 def reliability(shared: Iterable[Overlap]) -> tuple[dict[str, float], dict[str, float]]:
-    """s_k by annotator, and the strict pairs that it rests on, each annotator's with every other.
+    """s_k by annotator, and the number of strict pairs with the other annotators that it is estimated from.
 
     Least squares over pairs of annotators, weighted by the strict pairs n_kl that both ordered:
-    sum n_kl (c_kl - s_k s_l)^2 + PRIOR s^2 sum (s_k - s)^2, with s the mean; solved for all at once, again and
-    again, half a step each time. s_k is held in [0, 1]: who disagrees more than chance says nothing, too.
+    sum n_kl (c_kl - s_k s_l)^2 + PRIOR s^2 sum (s_k - s)^2, with s the mean, by damped fixed-point iteration.
+    s_k is clipped to [0, 1]: an annotator who disagrees more than chance carries no information either.
     """
     agreed: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for overlap in shared:
@@ -44,17 +44,17 @@ def reliability(shared: Iterable[Overlap]) -> tuple[dict[str, float], dict[str, 
             counts = agreed[(a, b) if a < b else (b, a)]
             counts[0] += float(product.sum())
             counts[1] += float(np.abs(product).sum())
-    met: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
+    overlapping: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
     for (a, b), (excess, strict) in agreed.items():
         if strict:
-            met[a].append((b, excess, strict))
-            met[b].append((a, excess, strict))
-    pairs = {name: sum(n for _, _, n in others) for name, others in met.items()}
-    s = dict.fromkeys(met, 0.5)
+            overlapping[a].append((b, excess, strict))
+            overlapping[b].append((a, excess, strict))
+    pairs = {name: sum(n for _, _, n in others) for name, others in overlapping.items()}
+    s = dict.fromkeys(overlapping, 0.5)
     for _ in range(SWEEPS):
         mean = typical(s, pairs)
         new = {}
-        for name, others in met.items():
+        for name, others in overlapping.items():
             fitted = sum(excess * s[other] for other, excess, _ in others) + PRIOR * mean**3
             scale = sum(n * s[other] ** 2 for other, _, n in others) + PRIOR * mean**2
             new[name] = (s[name] + float(np.clip(fitted / scale, 0.0, 1.0) if scale else 0.0)) / 2
@@ -72,10 +72,10 @@ def typical(s: Mapping[str, float], pairs: Mapping[str, float]) -> float:
 
 
 def weights(shared: Iterable[Overlap], annotators: Iterable[str]) -> dict[str, float]:
-    """How much each annotator's rankings should count: about 1 for one like the others, 0 for a coin.
+    """The weight of each annotator's rankings: about 1 for a typical annotator, 0 for a coin flip.
 
-    s_k over the mean of s (weighted by pairs), shrunk towards 1 by `PRIOR` pairs; 1 for who overlaps with nobody,
-    and for all where nobody agrees beyond chance, since then nothing tells them apart.
+    s_k over the mean of s (weighted by pairs), shrunk towards 1 by `PRIOR` pairs. It is 1 for annotators without
+    overlaps, and for all where nobody agrees beyond chance, since the data cannot tell them apart then.
     """
     s, pairs = reliability(shared)
     mean = typical(s, pairs)

@@ -1,4 +1,4 @@
-"""How strong each model behind the answers is, by the annotators' orders alone."""
+"""The strength of each model that wrote completions, from the annotators' rankings alone."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from data.annotators.judgements import Judgement
+from data.annotators.sample import CompactRanking
+from data.bootstrap import interval, resample
 
 ALPHA = 0.01
 """Regularisation of choix: keeps the strength of a model that never lost finite."""
-
-
 RESAMPLES = 200
 
 
 def strengths(
-    judgements: Iterable[Judgement],
+    rankings: Iterable[CompactRanking],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -26,30 +25,33 @@ def strengths(
 ) -> list[dict[str, Any]]:
     """Bradley-Terry strengths (Bradley and Terry 1952) of the models, strongest first; empty for fewer than two.
 
-    P(a beats b) = 1 / (1 + exp(strength_b - strength_a)); a tie is half a win for each, two answers of one model
-    are no comparison, and the mean strength is 0. Fitted by I-LSR (Maystre and Grossglauser 2015), with 95 %
+    P(a beats b) = 1 / (1 + exp(strength_b - strength_a)). A tie is half a win for each, two completions of the same
+    model are not compared, and the mean strength is 0. Fitted by I-LSR (Maystre and Grossglauser 2015), with 95 %
     percentile intervals from a bootstrap over prompts.
 
-    `advance` is called after each resample.
+    Args:
+        advance: called after each resample.
 
-    Each is {"model", "strength", "low", "high", "win_rate", "pairs"}.
+    Returns:
+        {"model", "strength", "low", "high", "win_rate", "pairs"} per model.
     """
     names: dict[str, int] = {}
-    found: dict[str, dict[tuple[int, int], float]] = defaultdict(lambda: defaultdict(float))
-    for one in judgements:
-        if one.models is None:
+    wins_by_prompt: dict[str, dict[tuple[int, int], float]] = defaultdict(lambda: defaultdict(float))
+    for ranking in rankings:
+        if ranking.models is None:
             continue
-        ids = [names.setdefault(model, len(names)) if model else -1 for model in one.models]
+        ids = [names.setdefault(model, len(names)) if model else -1 for model in ranking.models]
+        ranks = ranking.ranks
         for i, a in enumerate(ids):
             for j, b in enumerate(ids):
-                if a >= 0 and b >= 0 and a != b and one.ranks[i] <= one.ranks[j]:
-                    found[one.prompt][a, b] += 0.5 if one.ranks[i] == one.ranks[j] else 1.0
-    if len(names) < 2 or not any(found.values()):
+                if a >= 0 and b >= 0 and a != b and ranks[i] <= ranks[j]:
+                    wins_by_prompt[ranking.prompt][a, b] += 0.5 if ranks[i] == ranks[j] else 1.0
+    if len(names) < 2 or not any(wins_by_prompt.values()):
         return []
-    # One line a win: prompt, winner, loser, weight. A resample weighs lines by how often their prompt was drawn.
-    lines = [(p, a, b, w) for p, wins in enumerate(found.values()) for (a, b), w in wins.items()]
+    # One line per win: prompt, winner, loser, weight. A resample weighs lines by how often their prompt was drawn.
+    lines = [(p, a, b, w) for p, wins in enumerate(wins_by_prompt.values()) for (a, b), w in wins.items()]
     prompt, winner, loser, weight = (np.asarray(column) for column in zip(*lines, strict=True))
-    k = len(names)
+    k, prompts = len(names), len(wins_by_prompt)
 
     def fit(drawn: np.ndarray) -> np.ndarray:
         import choix
@@ -61,13 +63,15 @@ def strengths(
         except RuntimeError:  # it did not converge
             return np.full(k, np.nan)
 
-    best = fit(np.ones(len(found)))
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples):
-        draws.append(fit(np.bincount(rng.integers(len(found), size=len(found)), minlength=len(found))))
-        advance()
-    low, high = np.nanquantile(np.stack(draws), [0.025, 0.975], axis=0)
+    def fit_each(drawn_RP: np.ndarray) -> list[np.ndarray]:
+        fits = []
+        for drawn in drawn_RP:
+            fits.append(fit(np.bincount(drawn, minlength=prompts)))
+            advance()
+        return fits
+
+    best = fit(np.ones(prompts))
+    low, high = interval(resample(fit_each, prompts, resamples=resamples, seed=seed))
     won, lost = (np.bincount(side, weights=weight, minlength=k) for side in (winner, loser))
     rows = [
         {

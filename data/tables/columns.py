@@ -1,4 +1,4 @@
-"""What the adapters of ranking tables share: our column names, and a ranking before cells are left out."""
+"""What the readers of all formats share: column names, and a ranking before empty cells are left out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from data.tables.messages import Forms, LeftOut, as_completion, exchange
 from data.tables.sources import Row, as_text, is_empty
 from data.tables.spelling import spelled
 from pipeline.config.data import RankingTableConfig
+from pipeline.config.formats import TableFormat
 from pipeline.errors import DataError, RecipeError
 
 ANONYMOUS = "unknown"
@@ -18,8 +19,8 @@ ANONYMOUS = "unknown"
 
 
 @dataclass
-class Answer:
-    """A completion with what a table says of it.
+class Completion:
+    """A completion with the table's score of it.
 
     Attributes:
         score: higher is better; None if the cell is empty.
@@ -37,21 +38,21 @@ class Candidates:
     """A ranking before empty cells are left out."""
 
     prompt: list[Message]
-    answers: list[Answer]
+    answers: list[Completion]
     row: Row
     annotator: str = ANONYMOUS
     rated: bool = True
-    """Whether scores are the table's ratings, to be kept, or only an order."""
+    """Whether scores are the table's ratings, which the ranking keeps, or only an order."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """As `Ranking.metadata`."""
     whole: Ranking | None = None
     """The ranking itself, where the table holds our own schema."""
     left_out: str = ""
-    """Why the adapter left the whole ranking out; empty when it did not."""
+    """Why the whole ranking is left out; empty when it is not."""
     hint: str = ""
-    """What can be done about that."""
+    """How to fix that."""
     without: list[str] = field(default_factory=list)
-    """Why the adapter left out answers of it, one reason per answer."""
+    """Why completions of it are left out, one reason per completion."""
 
 
 def nothing(row: Row, reason: str, hint: str = "") -> Candidates:
@@ -60,20 +61,20 @@ def nothing(row: Row, reason: str, hint: str = "") -> Candidates:
 
 
 def each(rows: Iterable[Row], read: Callable[[Row], Iterable[Candidates]]) -> Iterator[Candidates]:
-    """What `read` makes of each row; a row that it cannot use is left out."""
+    """The rankings that `read` finds in each row; a row that it cannot use is left out."""
     for row in rows:
         try:
-            made = list(read(row))
+            rankings = list(read(row))
         except LeftOut as why:
-            made = [nothing(row, why.reason, why.hint)]
-        yield from made
+            rankings = [nothing(row, why.reason, why.hint)]
+        yield from rankings
 
 
 def as_object(value: Any, row: Row) -> Row:
     """An entry of a list or tree in the row, as a row of its own. Raises `DataError`."""
     if not isinstance(value, dict):
         raise DataError(
-            f"a message of the tree is not an object but {value!r:.60}",
+            f"an entry of the row must be an object, got {value!r:.60}",
             where=row.where,
             hint='write {"text": ..., "role": ..., "replies": [...]}',
         )
@@ -89,90 +90,55 @@ def as_list(row: Row, column: str) -> list[Any]:
         return []
     if not isinstance(value, list):
         raise DataError(
-            f"column {column!r} is not a list but {row[column]!r:.60}",
+            f"column {column!r} must be a list, got {row[column]!r:.60}",
             where=row.where,
             hint='write a list, in JSON where a cell holds text: ["...", "..."]; or use the format wide',
         )
     return value
 
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "native": (),
-    "wide": ("prompt", "completions", "ratings", "ranks", "preference", "models", "annotator"),
-    "long": ("prompt", "completion", "rating", "rank", "model", "annotator", "group"),
-    "pairs": ("prompt", "chosen", "rejected", "margin", "chosen_rating", "rejected_rating", "annotator"),
-    "tree": ("prompt", "text", "role", "replies", "rank", "model"),
-    "choice": ("prompt", "completions", "text", "choice", "model", "annotator"),
-    "scored": ("prompt", "completions", "text", "score", "rank", "ratings", "ranks", "model", "annotator"),
-    "argilla": ("prompt", "completions", "question", "options", "models"),
-    "label_studio": ("prompt", "completions", "text", "question", "buckets", "model", "models"),
-}
-"""Our column names by format."""
-LISTS = {
-    "wide": ("completions", "ratings", "ranks", "models"),
-    "argilla": ("completions", "options", "models"),
-    "label_studio": ("buckets", "models"),
-}
-"""Names that stand for a list, by format."""
-DISTINCT = ("completions", "ratings", "ranks")
-"""Lists that may not name a column twice."""
-EITHER = {"label_studio": ("completions",)}
-"""Names that stand for one column or a list of them."""
-
-
 class Columns:
-    """Our column names -> the table's. A name that the recipe does not give stands for itself."""
+    """Our column names -> the table's. A name that the recipe does not give is the table's own name."""
 
-    def __init__(self, config: RankingTableConfig) -> None:
-        self.given, self.where = config.columns, f"data.rankings.columns ({config.path})"
+    def __init__(self, config: RankingTableConfig, format: TableFormat) -> None:
+        self.named, self.where = config.columns, f"data.rankings.columns ({config.path})"
         self.labels, self.text_lists = config.labels, config.text_lists
         self.forms = Forms()
         self.questions: set[str] = set()
-        """Questions of a labelling tool that have answers and are not the one that is read."""
-        names = NAMES[config.format]
-        for name, value in self.given.items():
-            if name not in names:
-                hint = f"use {', '.join(names)}" if names else "leave `columns` out: the names are our own"
-                raise self.error(f"the format {config.format} has no {name!r}", hint)
-            if isinstance(value, list) and name in DISTINCT and len(set(value)) < len(value):
-                raise self.error(f"{name} names a column twice: {', '.join(value)}", "name each column once")
-            several = name in LISTS.get(config.format, ())
-            if isinstance(value, str) == several and name not in EITHER.get(config.format, ()):
-                form = "a list of column names" if several else "the name of one column"
-                raise self.error(f"{name} is given as {value!r}", f"write {form}")
+        """Other questions of a labelling tool that the records answer."""
+        for _, what, hint in format.problems(config.columns):
+            raise self.error(what, hint)
 
     def error(self, what: str, hint: str) -> RecipeError:
         return RecipeError(what, where=self.where, hint=hint)
 
     def hint(self) -> str:
-        """What may help where no ranking is left; empty where nothing special is known."""
+        """A hint for when no ranking is left; empty where none is known."""
         if not self.questions:
             return ""
         names = ", ".join(sorted(self.questions))
         return f"the records answer other questions: name one under `columns`, question: NAME, of {names}"
 
     def name(self, ours: str) -> str:
-        return str(self.given.get(ours, ours))
+        return str(self.named.get(ours, ours))
 
     def names(self, ours: str) -> list[str]:
-        return list(self.given.get(ours, ()))
+        return list(self.named.get(ours, ()))
 
     def order(self, row: Row, rating: str = "rating", rank: str = "rank") -> tuple[str, int, str | None]:
         """The column that orders completions, the sign that makes higher better, and the ranks' column where the
         table has ratings and ranks and the recipe names neither."""
-        if rating in self.given and rank in self.given:
-            raise self.error(f"both {rating} and {rank} are given", "give the one that orders them")
-        if rating not in self.given and rank not in self.given and rating in row and rank in row:
+        if rating not in self.named and rank not in self.named and rating in row and rank in row:
             return rating, 1, rank
-        by_rank = rank in self.given or (rating not in self.given and rating not in row and rank in row)
+        by_rank = rank in self.named or (rating not in self.named and rating not in row and rank in row)
         return (self.name(rank), -1, None) if by_rank else (self.name(rating), 1, None)
 
     def optional(self, row: Row, ours: str) -> Any:
-        """A cell of a column that the recipe need not give; None when it does not and the table has none."""
-        return row[self.name(ours)] if ours in self.given or ours in row else None
+        """A cell of an optional column; None where neither the recipe names it nor the table has it."""
+        return row[self.name(ours)] if ours in self.named or ours in row else None
 
     def cells(self, row: Row, names: Iterable[str]) -> list[tuple[str, Any]]:
-        """Cells of the table's columns `names`, with their descriptions."""
+        """Cells of the table's columns `names`, each with a description for messages."""
         return [(f"column {name!r}", row[name]) for name in names]
 
     def annotator(self, row: Row) -> str:
@@ -183,23 +149,25 @@ class Columns:
         return as_text(self.optional(row, "model"), f"column {self.name('model')!r}", row.where) or None
 
     def exchange(self, row: Row, answers: Sequence[tuple[str, Any]]) -> tuple[list[Message], list[str]]:
-        """The prompt, and the texts of the answers, of which each cell comes with a description. Raises as
+        """The prompt, and the texts of the completions, from cells with their descriptions. Raises as
         `messages.exchange`."""
         column = self.name("prompt")
         is_there, cell = True, None
         if "{" in column:
             column, cell = "the prompt", self._filled(column, row)
-        elif column and ("prompt" in self.given or column in row):
+        elif column and ("prompt" in self.named or column in row):
             column, cell = f"column {column!r}", row[column]
         else:
             is_there = False
         prompt, texts = exchange(cell, answers, row.where, text_lists=self.text_lists, what=column or "the prompt")
         self.forms.add((cell, *(value for _, value in answers)))
-        if not prompt and not is_there and any(texts):
-            alone = all(not as_completion(value, name, row.where)[0] for name, value in answers)
-            if alone:
-                row[self.name("prompt") or "prompt"]  # raises: no cell holds a prompt
+        if not prompt and not is_there and any(texts) and not self._any_context(answers, row):
+            row[self.name("prompt") or "prompt"]  # raises: no cell holds a prompt
         return prompt, texts
+
+    def _any_context(self, answers: Sequence[tuple[str, Any]], row: Row) -> bool:
+        """Whether the cell of an answer holds a conversation before it."""
+        return any(as_completion(value, name, row.where)[0] for name, value in answers)
 
     def _filled(self, template: str, row: Row) -> str:
         try:

@@ -13,9 +13,8 @@ from pipeline.errors import DataError
 
 
 def documents(config: TaskConfig | TableConfig, seed: int, held_out: float) -> Iterator[tuple[str, ...]]:
-    """Yields `(text,)` for running text and `(prompt, completion)` for a demonstration. Raises `DataError`.
-
-    Prompts of the share `held_out` that `data.splits` holds out are left out.
+    """Yields `(text,)` for running text and `(prompt, completion)` for a demonstration, without the prompts that
+    `data.splits` holds out at the share `held_out`. Raises `DataError`.
     """
     if isinstance(config, TaskConfig):
         for d in venues.corpus(config, seed, held_out):
@@ -50,7 +49,7 @@ def _demonstration(row: Row, prompt: str, completion: str, config: TableConfig) 
     )
     if len(messages) > 1 or (messages and messages[0]["role"] != "user"):
         raise DataError(
-            "a corpus of prompts and completions takes prompts of one turn, and this one is a conversation",
+            "a prompt of a corpus must be a single user turn, and this one is a conversation",
             where=row.where,
             hint="remove the row, or write the conversation as running text in a `text` column",
         )

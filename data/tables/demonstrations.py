@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from data.schema import Demonstration, Message, Prompt
 from data.splits import split_of_prompt
-from data.tables import formats
 from data.tables.columns import Columns
+from data.tables.formats import FORMATS
 from data.tables.messages import Forms, LeftOut, exchange
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import RankingTableConfig, TableConfig
@@ -20,18 +20,18 @@ def read_demonstrations(
     config: TableConfig, eval_fraction: float, dropped: Dropped, say: Callable[[str], None] | None = None
 ) -> Iterator[Demonstration]:
     """Prompts with their completions: columns `prompt` and `completion`, or `messages` with both; or trees of
-    ranked replies (OASST), of which the best reply to each message is taken.
+    ranked replies (OASST), with the best reply to each message.
 
-    Rows with an empty prompt or completion, or whose conversation cannot be used, are noted in `dropped`.
+    Rows with an empty prompt or completion, or whose conversation cannot be used, are counted in `dropped`.
     """
     forms = Forms()
     for row in _rows(config, dropped, say):
         try:
-            made = list(_prompts_and_completions(row, config, forms, dropped))
+            pairs = list(_prompts_and_completions(row, config, forms, dropped))
         except LeftOut as why:
             dropped.add(why.reason, row.number)
             continue
-        for prompt, completion in made:
+        for prompt, completion in pairs:
             if not prompt:
                 dropped.add("empty prompt", row.number)
             elif not completion.strip():
@@ -44,7 +44,7 @@ def read_demonstrations(
 def read_prompts(
     config: TableConfig, eval_fraction: float, dropped: Dropped, say: Callable[[str], None] | None = None
 ) -> Iterator[Prompt]:
-    """Prompts alone: column `prompt`, text or messages."""
+    """Prompts without completions: column `prompt`, text or messages."""
     forms, column, any_prompt = Forms(), config.columns.get("prompt", "prompt"), False
     for row in _rows(config, dropped, say):
         try:
@@ -61,7 +61,7 @@ def read_prompts(
         raise DataError(
             f"no prompt is left: {dropped.reasons()}",
             where=config.path,
-            hint="give prompts that are text, or conversations that end with the user's turn",
+            hint="write prompts as text, or as conversations that end with the user's turn",
         )
     forms.tell(config.path, say)
 
@@ -70,9 +70,9 @@ def _rows(config: TableConfig, dropped: Dropped, say: Callable[[str], None] | No
     unknown = config.columns.keys() - set(COLUMNS)
     if unknown:
         raise RecipeError(
-            f"a table has no use for a column called {min(unknown)!r}",
+            f"there is no column {min(unknown)!r} to name",
             where=f"columns of {config.path}",
-            hint=f"on the left stands our name ({', '.join(COLUMNS)}), on the right the table's",
+            hint=f"write our name ({', '.join(COLUMNS)}) on the left, and the table's on the right",
         )
     yield from dropped.counting(read_table(config, say))
 
@@ -82,20 +82,21 @@ def _exchange(
 ) -> tuple[list[Message], list[str]]:
     cell = None if prompt is None else row[prompt]
     answers = [(f"column {name!r}", row[name]) for name in completions]
-    made = exchange(cell, answers, row.where, text_lists=config.text_lists, what=f"column {prompt!r}")
+    prompt_and_texts = exchange(cell, answers, row.where, text_lists=config.text_lists, what=f"column {prompt!r}")
     forms.add((cell, *(value for _, value in answers)))
-    return made
+    return prompt_and_texts
 
 
 def _prompts_and_completions(
     row: Row, config: TableConfig, forms: Forms, dropped: Dropped
 ) -> Iterator[tuple[list[Message], str]]:
-    """One pair per row; as many as a tree has messages with ranked replies."""
+    """One pair per row; of a tree, one per message with ranked replies."""
     if not isinstance(row.get("prompt"), dict):
         yield _prompt_and_completion(row, config, forms)
         return
-    tree = RankingTableConfig(path=row.where, format="tree")
-    for candidates in formats.tree(iter([row]), Columns(tree)):
+    tree = FORMATS["tree"]
+    table = RankingTableConfig(path=row.where, format=tree.name)
+    for candidates in tree.read(iter([row]), Columns(table, tree)):
         ranked = [answer for answer in candidates.answers if answer.score is not None]
         if ranked:
             yield candidates.prompt, max(ranked, key=lambda answer: answer.score or 0.0).text
@@ -104,21 +105,21 @@ def _prompts_and_completions(
 
 
 def _prompt_and_completion(row: Row, config: TableConfig, forms: Forms) -> tuple[list[Message], str]:
-    """Of a row with `messages` and, by our own names, also a prompt or a completion, they must agree."""
+    """Where a row has `messages` and also a `prompt` or `completion`, they must agree."""
     columns = config.columns
     prompt, completion = columns.get("prompt", "prompt"), columns.get("completion", "completion")
     if "messages" in columns or ("messages" in row and not (columns.get("prompt") or columns.get("completion"))):
         stated = "messages" in columns
         beside = prompt if not stated and prompt in row else None
         answers = [columns.get("messages", "messages"), *([] if stated or completion not in row else [completion])]
-        found, texts = _exchange(row, config, beside, answers, forms)
+        conversation, texts = _exchange(row, config, beside, answers, forms)
         if len({text.strip() for text in texts}) > 1:
             raise DataError(
                 f"columns {' and '.join(map(repr, answers))} hold different answers",
                 where=row.where,
                 hint="name the right one under `columns`: messages, or prompt and completion",
             )
-        return found, texts[0]
+        return conversation, texts[0]
     named = prompt if prompt in row or "prompt" in columns else None
     before, [text] = _exchange(row, config, named, [completion], forms)
     if not before and prompt not in row:

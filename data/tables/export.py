@@ -1,7 +1,7 @@
-"""Rankings as a data set for the Hub: Parquet shards in our own schema, and a card that says what they are.
+"""Rankings as a data set for the Hub: Parquet shards in the native schema, and a card.
 
-What `datasets.load_dataset` reads, and `format: native` of a recipe, is what went in: prompts, completions, ranks
-with ties, ratings, models, splits and metadata. Only people's names are not: they leave as pseudonyms.
+`datasets.load_dataset`, and a recipe with `format: native`, read the same rankings back: prompts, completions,
+ranks with ties, ratings, models, splits and metadata. Only people's names are replaced, by pseudonyms.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 import yaml
 
-from data.annotators.judgements import Sample
-from data.annotators.measures import measure
+from data.annotators.measures import measure_annotators
+from data.annotators.sample import RankingSample
 from data.schema import Ranking, read_rankings_file
 from data.tables.columns import ANONYMOUS
 from pipeline.errors import DataError
 
-SHARD = 100_000  # rankings a file
-BATCH = 1000  # rankings held at a time
+SHARD = 100_000  # rankings per file
+BATCH = 1000  # rankings in memory at a time
 CARD = "README.md"
 FEATURES: list[dict[str, Any]] = [
     {
@@ -44,12 +44,12 @@ FEATURES: list[dict[str, Any]] = [
     {"name": "split", "dtype": "string"},
     {"name": "metadata", "dtype": "string"},
 ]
-"""The schema, as cards write it. `metadata` is JSON, since what it holds differs between annotation tools."""
+"""The schema in the notation of cards. `metadata` is JSON, since its keys depend on the annotation tool."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, its files below it in order, and rankings by split."""
+    """A finished export: the folder, its files in order (relative to it), and the number of rankings by split."""
 
     folder: Path
     files: list[str]
@@ -57,15 +57,15 @@ class Exported:
 
 
 def pseudonym(annotator: str, key: bytes) -> str:
-    """A name that is the same for the same annotator and key, and says nothing of the annotator without the key."""
+    """A keyed hash of the name: the same for the same annotator and key, and meaningless without the key."""
     if annotator == ANONYMOUS:
         return annotator
     return f"annotator-{hmac.digest(key, annotator.encode(), 'sha256').hex()[:12]}"
 
 
 def key_file(path: Path) -> bytes:
-    """The secret of the pseudonyms, 32 random bytes, made when the file is not there. It is never exported: with
-    it, and with a list of names, people can be told again."""
+    """The secret of the pseudonyms, 32 random bytes, created where the file does not exist. It is never exported:
+    with it and a list of names, people can be identified."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -74,7 +74,9 @@ def key_file(path: Path) -> bytes:
     key = path.read_text(encoding="ascii", errors="replace").strip()
     if len(key) < 32:
         raise DataError(
-            "the key of the pseudonyms is too short", where=str(path), hint="remove the file to have a new one made"
+            "the key of the pseudonyms is too short",
+            where=str(path),
+            hint="remove the file: the next export makes a key",
         )
     return key.encode()
 
@@ -91,28 +93,30 @@ def export_rankings(
     only: Literal["human", "simulated"] | None = None,
     seed: int = 0,
 ) -> Exported:
-    """Writes the union of `sources` (`rankings.jsonl` of artifacts) to `folder`, which is replaced when it is an
-    earlier export, and not before the new one is whole.
+    """Writes the union of `sources` (`rankings.jsonl` of artifacts) to `folder`.
+
+    An earlier export in the folder is replaced once the new one is complete.
 
     Args:
         name: of the data set, for the card.
         key: of the pseudonyms, see `key_file`. Simulated annotators keep their names.
-        license: the Hub's identifier; None: the card says that none is given.
-        license_name, license_link: of a licence that the Hub's list does not have, whose identifier is `other`.
-        only: whose rankings; None: all.
+        license: the Hub's identifier; None: the card says that there is none.
+        license_name, license_link: of a licence that is not in the Hub's list, with the identifier `other`.
+        only: rankings by people, or simulated ones; None: all.
 
     Raises:
         DataError: there is nothing to export, or the folder holds something else.
     """
     if folder.exists() and not (folder / CARD).is_file() and any(folder.iterdir()):
         raise DataError(
-            f"{folder} is not empty and no earlier export", hint="name another folder, or remove what lies there"
+            f"{folder} is not empty and does not hold an earlier export",
+            hint="name another folder, or empty this one",
         )
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        sample = Sample()
-        splits = _write(_chosen(sources, only, key, sample), partial / "data")
+        sample = RankingSample()
+        splits = _write(_selected(sources, only, key, sample), partial / "data")
         if not splits:
             raise DataError(
                 f"there are no {only or ''} rankings to export".replace("  ", " "),
@@ -121,7 +125,7 @@ def export_rankings(
             )
         sizes = {split: sum(f.stat().st_size for f in (partial / "data").glob(f"{split}-*")) for split in splits}
         terms = {"license": license or "unknown", "license_name": license_name, "license_link": license_link}
-        text = card(name, splits, sizes, sample, measure(sample, seed=seed), terms)
+        text = card(name, splits, sizes, sample, measure_annotators(sample, seed=seed), terms)
         (partial / CARD).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -131,8 +135,8 @@ def export_rankings(
     return Exported(folder, files, splits)
 
 
-def _chosen(
-    sources: Iterable[Path], only: Literal["human", "simulated"] | None, key: bytes, sample: Sample
+def _selected(
+    sources: Iterable[Path], only: Literal["human", "simulated"] | None, key: bytes, sample: RankingSample
 ) -> Iterator[Ranking]:
     for source in sources:
         for ranking in read_rankings_file(source):
@@ -192,12 +196,12 @@ def card(
     name: str,
     splits: dict[str, int],
     sizes: dict[str, int],
-    sample: Sample,
+    sample: RankingSample,
     measured: dict[str, Any],
     terms: Mapping[str, str | None],
 ) -> str:
-    """The data set's README.md: what the Hub reads between the dashes, then what people read. `terms` are the
-    header's keys of the licence, those that are None left out."""
+    """The data set's README.md: the Hub's header in YAML, then the text. `terms` are the header's keys of the
+    licence; those that are None are left out."""
     total = sum(splits.values())
     steps = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
     header = {
@@ -223,13 +227,13 @@ def card(
             ],
         },
     }
-    whose = {
+    provenance = {
         True: "People made the rankings. Their names are pseudonyms: keyed hashes, whose key is not published.",
-        False: "**All or some of the rankings were made by simulated annotators, not by people** (`human` tells).",
+        False: "**Some or all of the rankings were made by simulated annotators, not by people** (`human`).",
     }[sample.human]
     rows = "\n".join(_figures(measured))
     on = measured["sample"]
-    basis = "all rankings" if on["share"] == 1 else f"{on['rankings']:,} of them, those of a sample of the prompts"
+    basis = "all rankings" if on["share"] == 1 else f"{on['rankings']:,} of them, from a sample of the prompts"
     models = "\n".join(
         f"| {row['model']} | {row['strength']:+.2f} | {row['low']:+.2f} to {row['high']:+.2f} | {row['pairs']:,} |"
         for row in measured["models"]
@@ -237,12 +241,12 @@ def card(
     sections = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
         f"# {name}",
-        f"{total:,} rankings of K answers to a prompt by {len(sample.annotators):,} annotators. {whose}",
+        f"{total:,} rankings of K answers to a prompt by {len(sample.annotators):,} annotators. {provenance}",
         f"License: {_license(terms)}.",
         "## Columns\n\n`prompt`: messages that end with the user's turn. `completions`: the K answers. "
-        "`ranks`: one an answer, 1 is best, equal ranks are ties. `annotator`, `human`. `ratings`: what the ranks "
-        "derive from, if anything. `models`: which system wrote each answer, if known. `split`. `metadata`: JSON, "
-        "what was noted while ranking.",
+        "`ranks`: one per answer, 1 is best, equal ranks are ties. `annotator`, `human`. `ratings`: the scores "
+        "behind the ranks, if any. `models`: which system wrote each answer, if known. `split`. `metadata`: "
+        "JSON, other facts about the ranking.",
         f"## Agreement\n\nMeasured on {basis}; intervals are 95 % bootstrap over prompts.\n\n"
         f"| measure | value | interval | pairs |\n|---|---|---|---|\n{rows}",
         *(
@@ -262,7 +266,7 @@ def card(
 
 def _license(terms: Mapping[str, str | None]) -> str:
     if terms["license"] == "unknown":
-        return "none is given; ask who published this before using it"
+        return "none; ask the publisher before you use this data set"
     title = terms["license_name"] or terms["license"]
     return f"[{title}]({terms['license_link']})" if terms["license_link"] else str(title)
 

@@ -1,4 +1,4 @@
-"""Files by URL: fetched once, checked by hash, kept in a cache folder."""
+"""Files by URL: downloaded once, checked by hash, kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ def cache_dir() -> Path:
 def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
     """The local copy of `https://...[#sha256=HEX]`, fetched if it is not in the cache.
 
-    A file appears in the cache whole or not at all. With a hash, the copy is checked on every use; without
-    one, what was fetched first is used for ever. Plain `http://` is taken only with a hash.
+    A file appears in the cache whole or not at all. With a hash, the copy is checked on every use; without one,
+    the first download is used forever. Plain `http://` needs a hash.
     """
     url, fragment = urldefrag(address)
     expected = _expected_hash(url, fragment)
     if expected is None and url.startswith("http://"):
-        raise DataError(f"{url} comes over plain http", hint="use https, or add #sha256=... to check it")
+        raise DataError(
+            f"{url} is fetched over plain http, where anybody can change it",
+            hint="use https, or add #sha256=... to check it",
+        )
     key = expected or hashlib.sha256(url.encode()).hexdigest()
     path = cache_dir() / key[:16] / (Path(unquote(urlsplit(url).path)).name or "file")
     if path.is_file() and (expected is None or file_sha256(path) == expected):
@@ -48,10 +51,10 @@ def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             partial = Path(file.name)
         try:
-            found = _download(url, partial, say)
-            if expected not in (None, found):
+            sha256 = _download(url, partial, say)
+            if expected not in (None, sha256):
                 raise DataError(
-                    f"the file at {url} is not the one expected: its SHA-256 is {found}, not {expected}",
+                    f"the file at {url} is not the one expected: its SHA-256 is {sha256}, not {expected}",
                     hint="if the new file is the one you want, put its SHA-256 into the recipe",
                 )
             os.replace(partial, path)
@@ -59,7 +62,7 @@ def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
             partial.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, HTTPError):
-            error.close()  # it is the response, too, and holds the connection
+            error.close()  # the error is also the response, and holds the connection
         raise DataError(
             f"{url} cannot be fetched: {error}",
             hint=f"connect to the network once, put the file at {path}, or give the path of a local copy",
@@ -79,7 +82,7 @@ def _expected_hash(url: str, fragment: str) -> str | None:
 
 
 def _download(url: str, path: Path, say: Callable[[str], None] | None) -> str:
-    """Writes what `url` gives to `path`; its SHA-256."""
+    """Downloads `url` to `path`; returns its SHA-256."""
     digest, size = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": "tutelage"})
     with urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:

@@ -1,14 +1,13 @@
-"""How often the first of two answers is the better one: near always means a label that was read the wrong way."""
+"""The share of rankings whose first answer is better. Nearly all of them means labels read the wrong way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from data.schema import Ranking
+from data.tables.formats import FORMATS
 from pipeline.config.data import RankingTableConfig
 
-ORDERED = ("pairs", "tree", "long")
-"""Formats in which the order of answers is the ranking's own, or that of unrelated rows."""
 SUSPICIOUS = 0.95
 ENOUGH = 20
 """Strict pairs from which a share above `SUSPICIOUS`, or below one minus it, is a warning."""
@@ -19,7 +18,7 @@ class FirstWins:
 
     def __init__(self, config: RankingTableConfig | None) -> None:
         self.config = config
-        self.counted = config is not None and config.format not in ORDERED
+        self.counted = config is not None and not FORMATS[config.format].ordered
         self.first = self.strict = 0
 
     def add(self, ranking: Ranking) -> None:
@@ -29,20 +28,20 @@ class FirstWins:
 
     @property
     def share(self) -> float | None:
-        """Of strict pairs; None where there are none."""
+        """Of strict pairs, those whose first answer is better; None without any."""
         return self.first / self.strict if self.strict else None
 
     def metrics(self) -> dict[str, float]:
         return {} if self.share is None else {"first_wins": self.share}
 
     def lines(self) -> Iterator[str]:
-        """One line that says it, with a warning where it is near always or near never."""
+        """A line for the log, with a warning where the share is near 1 or near 0."""
         if self.share is None or self.config is None:
             return
         line = f"data.rankings: the first of two answers is better in {100 * self.share:.1f} % of {self.strict:,}"
         if self.strict >= ENOUGH and not 1 - SUSPICIOUS < self.share < SUSPICIOUS:
             line += (
-                ". WARNING: this is what a label looks like that is read the wrong way. Check a few rows of "
-                f"{self.config.path}; it is right only where the table lists the better answer first (or last)"
+                ". WARNING: the labels may be read the wrong way. Check a few rows of "
+                f"{self.config.path}; this is right only if the table lists the better answer first (or last)"
             )
         yield line

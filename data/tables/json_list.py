@@ -12,7 +12,7 @@ DELIMITER = re.compile(r"[\s,\]}]")
 
 
 class NotAList(ValueError):
-    """The text is no JSON list. `line` is where that shows, from 1."""
+    """The text is not a JSON list. `line`: the line of the error, from 1."""
 
     def __init__(self, what: str, line: int) -> None:
         super().__init__(what)
@@ -28,7 +28,7 @@ class ListReader:
 
     def __iter__(self) -> Iterator[Any]:
         if self._next() != "[":
-            raise NotAList("the file is no list of objects", self._line)
+            raise NotAList("the file is not a list of objects", self._line)
         self._skip(1)
         if self._next() == "]":
             self._skip(1)
@@ -46,14 +46,14 @@ class ListReader:
     def _value(self) -> Any:
         first = self._next()
         while first not in ("{", "[", '"') and not DELIMITER.search(self._text) and self._more():
-            pass  # the end of a number or a word is known by what follows it
+            pass  # a number or a word ends where something else begins
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text)
             except RecursionError as error:
                 raise NotAList(f"the file is not JSON: {error}", self._line) from None
             except json.JSONDecodeError as error:
-                if not self._more():  # else it may only be cut off
+                if not self._more():  # otherwise the text may just be incomplete
                     line = self._line + error.lineno - 1
                     raise NotAList(f"the file is not JSON: {error.msg}", line) from None
                 continue
@@ -61,7 +61,7 @@ class ListReader:
             return value
 
     def _more(self) -> bool:
-        """Reads on, each time at least as much as is waiting, so that a long value is not parsed often."""
+        """Reads at least as much again as is waiting, so that a long value is parsed a few times only."""
         parts, size = [self._text], len(self._text)
         while size >= 0 and (piece := next(self._pieces, None)) is not None:
             parts.append(piece)
@@ -70,7 +70,7 @@ class ListReader:
         return len(parts) > 1
 
     def _next(self) -> str:
-        """The next character that is no white space; "" at the end."""
+        """The next character that is not white space; "" at the end."""
         while True:
             self._skip(len(self._text) - len(self._text.lstrip(WHITE)))
             if self._text or not self._more():

@@ -1,8 +1,8 @@
-"""What a label says of two answers: which is better, or that they tie.
+"""Labels that say which of two answers is better, or that they tie.
 
-Words are documented below. Numbers are signed strengths, below 0 where the first is better. A column of them with
-one sign only is refused: 0/1 and 1/2 mean the first and the second in some tables, and the reverse in others. Other
-values are read by the recipe's `labels`.
+Words are listed below. Numbers are signed strengths, below 0 where the first is better. A column of numbers with
+one sign only is refused: 0/1 and 1/2 mean the first and the second in some tables, and the reverse in others. The
+recipe's `labels` explain all other values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from data.tables.columns import Answer, Candidates, Columns, as_list, as_object, each
+from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each
 from data.tables.sources import Row, as_number, is_empty
 from pipeline.errors import DataError
 
@@ -30,9 +30,9 @@ WORDS = {
     "second": ("second", "b", "model_b", "response_b", "answer_b", "right"),
     "tie": ("tie", "both", "neither", "equal", "same", "tie (bothbad)", "both_bad", "bothbad"),
 }
-"""Words that need no `labels`, whatever their case, beside the names of the two columns."""
+"""Words that need no `labels`, in any case, besides the names of the two columns."""
 FEW = 5
-"""Values from which a column of strengths must have both signs."""
+"""A column with this many strengths or more must have both signs."""
 EXAMPLE = "labels: {1: first, 2: second, 0: tie}"
 
 
@@ -49,7 +49,7 @@ class Labels:
         self.first_where = ""
 
     def verdict(self, value: Any, row: Row) -> Verdict | None:
-        """What the value says; None for an empty cell. Raises `DataError` for a value that is not documented."""
+        """The verdict that a value stands for; None for an empty cell. Raises `DataError` for an unknown value."""
         if is_empty(value):
             return None
         if self.stated:
@@ -113,12 +113,12 @@ def preferences(
     """Two completions, and which is better: a word, a value that `labels` names, or a signed strength as in
     HelpSteer, below 0 where the first is.
 
-    A list of them, or of objects with a `score`, is a ranking each; who gave them is told by place only.
+    A list of such values, or of objects with a `score`, is one ranking per entry; annotators are numbered by place.
     """
-    if len(completions) != 2 or columns.names("ratings") or columns.names("ranks"):
+    if len(completions) != 2:
         raise columns.error(
             f"a preference orders 2 completions and `completions` names {len(completions)}",
-            "write completions: [first, second] and preference: column, and no ratings or ranks",
+            "write completions: [first, second] and preference: column",
         )
     column = columns.name("preference")
     labels = Labels(columns, column, completions)
@@ -132,7 +132,7 @@ def preferences(
         for place, item in enumerate(row[column] if several else [row[column]], 1):
             verdict = labels.verdict(item.get("score") if isinstance(item, dict) else item, row)
             scores = (None, None) if verdict is None else (verdict.first, verdict.second)
-            answers = [Answer(text, score) for text, score in zip(texts, scores, strict=True)]
+            answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
             for answer, model in zip(answers, models, strict=False):
                 answer.model = row.text(model)
             rated = verdict is not None and verdict.rated
@@ -149,8 +149,7 @@ def _check_annotators(row: Row, column: str, completion: str) -> None:
     values, k = row[column], len(alike)
     if k > 2 and len(values) == k * (k - 1) // 2 and not any(isinstance(value, dict) for value in values):
         raise DataError(
-            f"column {column!r} holds {len(values)} values, as many as there are pairs of the {k} columns "
-            f"{', '.join(alike)}",
+            f"column {column!r} holds {len(values)} values, one per pair of the {k} columns {', '.join(alike)}",
             where=row.where,
             hint="a list here is one value per annotator of the two completions: write one row per pair, or ranks "
             "or ratings of all completions",
@@ -170,7 +169,8 @@ def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         prompt, texts = columns.exchange(row, named)
         scores = _scores_of_choice(row, labels, len(items))
         answers = [
-            Answer(text, score, columns.model(node)) for text, score, node in zip(texts, scores, nodes, strict=True)
+            Completion(text, score, columns.model(node))
+            for text, score, node in zip(texts, scores, nodes, strict=True)
         ]
         yield Candidates(prompt, answers, row, columns.annotator(row), rated=False)
 

@@ -1,8 +1,8 @@
-"""Conversations as they stand in the cells of tables.
+"""Conversations in the cells of tables.
 
 A cell holds a conversation as a list of `{"role", "content"}` messages; as such a list spelled in JSON or Python;
-or as a transcript (`Human: ...`, `Assistant: ...`, as in HH-RLHF). Other text is one turn. `turns` reads them all,
-and `exchange` is the one place that makes a prompt and its answers from a row's cells.
+or as a transcript (`Human: ...`, `Assistant: ...`, as in HH-RLHF). Other text is one turn. `turns` reads each of
+these, and `exchange` turns the cells of a row into a prompt and its answers.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ TextLists = Literal["refuse", "unwrap", "text"]
 
 
 class LeftOut(DataError):
-    """A row that cannot be used although nothing is wrong with its table: readers of tables leave it out and count
-    it under `reason`."""
+    """A row that cannot be used although its table is well formed. Readers of tables leave it out and count it
+    under `reason`."""
 
     def __init__(self, what: str, reason: str, *, where: str, hint: str) -> None:
         super().__init__(what, where=where, hint=hint)
@@ -44,13 +44,13 @@ class LeftOut(DataError):
 
 
 class Forms:
-    """How many text cells of a table held a conversation, and in which form: reading them as one is said."""
+    """Counts the text cells of a table that hold a conversation, by form, to report how they were read."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     def add(self, values: Iterable[Any]) -> None:
-        """Counts the cells of a row that was read."""
+        """Counts the cells of a row."""
         for value in values:
             if is_transcript(value):
                 self.counts["a transcript (Human:, Assistant:)"] += 1
@@ -58,7 +58,7 @@ class Forms:
                 self.counts["messages spelled as text"] += 1
 
     def tell(self, path: str, say: Callable[[str], None] | None) -> None:
-        """Says what was counted."""
+        """Reports the counts."""
         for name, count in sorted(self.counts.items()):
             if say is not None:
                 say(f"{path}: {count:,} cells hold {name}; each is read as a conversation")
@@ -68,8 +68,12 @@ class Forms:
 
 
 def turns(value: Any, what: str, where: str, role: Literal["user", "assistant"]) -> list[Message]:
-    """The conversation in a cell; text that is none is one turn of `role`. Raises `DataError`, of which `LeftOut`
-    concerns the row alone."""
+    """The conversation in a cell; other text is one turn of `role`.
+
+    Raises:
+        LeftOut: the row cannot be used.
+        DataError: the cell is malformed.
+    """
     if value is None:
         return []
     if not isinstance(value, str):
@@ -83,13 +87,13 @@ def turns(value: Any, what: str, where: str, role: Literal["user", "assistant"])
 
 
 def as_messages(value: Any, what: str, where: str) -> list[Message]:
-    """A list of messages, checked: `{"role", "content"}`, the content text or a list of text parts. `datasets` may
-    give lists of roles and contents instead."""
+    """A checked list of messages, `{"role", "content"}`, with content as text or as a list of text parts. A dict of
+    lists of roles and contents, as `datasets` may return, is read as well."""
     if isinstance(value, Mapping) and all(isinstance(value.get(key), list) for key in ("role", "content")):
         value = [dict(zip(value, cells, strict=False)) for cells in zip(*value.values(), strict=False)]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise DataError(
-            f"{what} is not text and not a list of messages but {value!r:.60}",
+            f"{what} must be text or a list of messages, got {value!r:.60}",
             where=where,
             hint=f'write text in quotes ("4"), or {MESSAGES}',
         )
@@ -100,11 +104,11 @@ def as_messages(value: Any, what: str, where: str) -> list[Message]:
 
 
 def _message(message: Any, what: str, where: str) -> Message:
-    given = message.get("role") if isinstance(message, dict) else None
-    role = given if isinstance(given, str) else ""
+    stated = message.get("role") if isinstance(message, dict) else None
+    role = stated if isinstance(stated, str) else ""
     if isinstance(message, dict) and (role in TOOL_ROLES or any(message.get(key) for key in TOOL_KEYS)):
         raise LeftOut(
-            f"{what} holds a tool call or a turn of a tool, which prompts here cannot hold",
+            f"{what} holds a tool call or a turn of a tool, which prompts cannot hold",
             "tool calls or turns",
             where=where,
             hint="remove the row, or write the call and its result into the text of the turns",
@@ -119,7 +123,7 @@ def _message(message: Any, what: str, where: str) -> Message:
     if role not in ROLES or "content" not in message:
         prefix = what if isinstance(message, dict) else f"{what} is not text, and"
         raise DataError(
-            f"{prefix} holds {message!r:.60}, which is no message",
+            f"{prefix} holds {message!r:.60}, which is not a message",
             where=where,
             hint=f'a message is {{"role": ..., "content": ...}} with a role of {", ".join(ROLES)}',
         )
@@ -127,7 +131,7 @@ def _message(message: Any, what: str, where: str) -> Message:
 
 
 def _content(value: Any, what: str, where: str) -> str:
-    """The text of a message; of a list of parts, all of their texts."""
+    """The text of a message, or the joined texts of its parts."""
     if not isinstance(value, list):
         return as_text(value, f"a message of {what}", where)
     for part in value:
@@ -136,22 +140,22 @@ def _content(value: Any, what: str, where: str) -> str:
                 f"{what} holds a part that is not text: {part!r:.60}",
                 "content that is not text",
                 where=where,
-                hint='remove the row: models here read text only, {"type": "text", "text": "..."}',
+                hint='remove the row: only text can be read, {"type": "text", "text": "..."}',
             )
     return "".join(as_text(part["text"], f"a message of {what}", where) for part in value)
 
 
 def as_prompt(value: Any, what: str, where: str) -> list[Message]:
-    """A prompt: text is one user turn, a conversation must end with the user's. Empty when a user's turn is.
+    """A prompt: text is one user turn; a conversation must end with the user's. Empty when a user's turn is empty.
 
-    Raises `DataError`, of which `LeftOut` concerns the row alone.
+    Raises as `turns`, and `LeftOut` for a prompt that ends with another's turn.
     """
     return _finished(turns(value, what, where, "user"), what, where)
 
 
 def as_completion(value: Any, what: str, where: str) -> tuple[list[Message], str]:
-    """An answer, and the messages that stand before it when the cell holds a whole conversation; "" where a
-    transcript ends with the user. Raises `DataError`, of which `LeftOut` concerns the row alone."""
+    """The messages before an answer, where the cell holds a whole conversation, and the answer; "" where a
+    transcript ends with the user. Raises as `turns`, and `LeftOut` for an answer that ends with another's turn."""
     messages = turns(value, what, where, "assistant")
     if not messages:
         return [], ""
@@ -168,7 +172,7 @@ def as_completion(value: Any, what: str, where: str) -> tuple[list[Message], str
 
 
 def _finished(messages: list[Message], what: str, where: str) -> list[Message]:
-    """`messages` as a prompt, which ends with the user: without an empty last turn of the assistant."""
+    """`messages` as a prompt, which ends with the user, without an empty last turn of the assistant."""
     messages = _without_cue(messages)
     if any(m["role"] == "user" and not m["content"].strip() for m in messages):
         return []
@@ -197,14 +201,14 @@ def exchange(
 ) -> tuple[list[Message], list[str]]:
     """A row's prompt, and its answers as texts.
 
-    The prompt's cell and the messages that stand before the answers may both hold the conversation: one may go on
-    where the other ends, or hold it too.
+    The prompt's cell and the messages before the answers may both hold the conversation: one may continue the
+    other, or contain it.
 
     Args:
         prompt: the prompt's cell; None where the table has none.
-        answers: a description, for messages, and the cell of each answer.
-        text_lists: what is done with cells that spell lists of texts.
-        what: describes the prompt's cell.
+        answers: a description, for error messages, and the cell of each answer.
+        text_lists: how to read cells that spell lists of texts.
+        what: a description of the prompt's cell.
 
     Raises:
         LeftOut: the row cannot be used.
@@ -232,23 +236,23 @@ def exchange(
 def _without_lists(
     prompt: Any, answers: Sequence[tuple[str, Any]], where: str, text_lists: TextLists, what: str
 ) -> tuple[Any, Sequence[tuple[str, Any]]]:
-    """Cells that spell lists of texts, unwrapped or refused. A prompt that does shows the kind of table, and so do
-    answers that are all lists of one text; another answer may well be such a list."""
+    """Cells that spell lists of texts, unwrapped or refused. It takes a prompt, or all answers with lists of one
+    text, to show that the table is of this kind: a single answer may well be such a list."""
     if text_lists == "text":
         return prompt, answers
-    asked, given = spelled_texts(prompt), [spelled_texts(value) for _, value in answers]
-    wrapped = [texts for texts in given if texts is not None and len(texts) == 1]
-    if asked is None and not (given and len(wrapped) == len(given)):
+    prompt_texts, answer_texts = spelled_texts(prompt), [spelled_texts(value) for _, value in answers]
+    wrapped = [texts for texts in answer_texts if texts is not None and len(texts) == 1]
+    if prompt_texts is None and not (answer_texts and len(wrapped) == len(answer_texts)):
         return prompt, answers
     if text_lists == "refuse":
-        name, cell = (what, prompt) if asked is not None else answers[0]
+        name, cell = (what, prompt) if prompt_texts is not None else answers[0]
         raise DataError(
             f"{name or 'the prompt'} holds a list of texts written as text: {cell!r:.60}",
             where=where,
-            hint="set `text_lists: unwrap` beside `path` where such a list is a conversation's turns (rows with "
-            "more than one are left out), or `text_lists: text` where the text is meant as it stands",
+            hint="set `text_lists: unwrap` beside `path` where such a list holds the turns of a conversation (rows "
+            "with more than one are left out), or `text_lists: text` to take the text as it is",
         )
-    if any(len(texts) > 1 for texts in (asked, *given) if texts is not None):
+    if any(len(texts) > 1 for texts in (prompt_texts, *answer_texts) if texts is not None):
         raise LeftOut(
             "the cells hold lists of several turns", "several turns in one list", where=where, hint="remove the row"
         )
@@ -257,12 +261,12 @@ def _without_lists(
         return value if texts is None else "".join(texts)
 
     names = [name for name, _ in answers]
-    cells = [unwrapped(value, texts) for (_, value), texts in zip(answers, given, strict=True)]
-    return unwrapped(prompt, asked), list(zip(names, cells, strict=True))
+    cells = [unwrapped(value, texts) for (_, value), texts in zip(answers, answer_texts, strict=True)]
+    return unwrapped(prompt, prompt_texts), list(zip(names, cells, strict=True))
 
 
 def _joined(context: list[Message], before: list[Message], where: str, what: str) -> list[Message]:
-    """The conversation of which the prompt's cell holds `context` and an answer's cell `before`."""
+    """The conversation from the prompt's cell (`context`) and the messages `before` the answer in its own cell."""
     if not before or not any(m["content"].strip() for m in context):
         return before or context
     if _holds(before, context):
@@ -280,7 +284,7 @@ def _joined(context: list[Message], before: list[Message], where: str, what: str
 
 
 def _holds(conversation: list[Message], part: list[Message]) -> bool:
-    """Whether `part` stands in `conversation`, system messages aside where only one of the two has any."""
+    """Whether `conversation` contains `part`. System messages are ignored where only one of the two has any."""
     systems, (whole, some) = zip(*(_by_role(messages) for messages in (conversation, part)), strict=True)
     if all(systems) and systems[0] != systems[1]:
         return False
@@ -288,7 +292,8 @@ def _holds(conversation: list[Message], part: list[Message]) -> bool:
 
 
 def _by_role(messages: list[Message]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Contents of system messages, and roles and contents of others, white space and Unicode forms aside."""
+    """Contents of the system messages, and roles and contents of the others, with white space and Unicode forms
+    normalised."""
 
     def plain(text: str) -> str:
         return unicodedata.normalize("NFC", " ".join(text.split()))
@@ -298,7 +303,7 @@ def _by_role(messages: list[Message]) -> tuple[list[str], list[tuple[str, str]]]
 
 
 def with_system(prompt: list[Message], system: str | None) -> list[Message]:
-    """`prompt` with a system message in front, unless it has one of its own."""
+    """`prompt` with a system message in front, unless it has one already."""
     if system is None or prompt[0]["role"] == "system":
         return prompt
     return [{"role": "system", "content": system}, *prompt]

@@ -1,12 +1,7 @@
-"""Rankings as they come in tables, read by column names that the recipe gives.
+"""Rankings from tables of any format (`data.tables.formats`).
 
-wide: K completion and K rating columns a row, or two and a signed preference; long: a row a completion; pairs:
-chosen and rejected; tree: nested replies with ranks (OASST); scored: a list of scored completions a row; choice:
-a list and the best one's place; native: our own schema; argilla and label_studio: what these tools export.
-docs/rankings/formats.md shows each.
-
-An empty cell leaves a completion out, and a ranking of which fewer than two are left; both are counted. What
-is malformed (a rating that is no number, a column that is not there) is an error with file and line.
+An empty cell leaves its completion out, and with fewer than two completions the ranking; both are counted. Anything
+malformed (a rating that is not a number, a missing column) is an error with file and line.
 """
 
 from __future__ import annotations
@@ -16,28 +11,33 @@ from dataclasses import replace
 from itertools import combinations
 
 from data.schema import Ranking, ranks_from_scores
-from data.tables import formats, labels, tools
-from data.tables.columns import ANONYMOUS, Answer, Candidates, Columns
-from data.tables.sources import Dropped, Row, read_table
+from data.tables.columns import Candidates, Columns, Completion
+from data.tables.formats import FORMATS
+from data.tables.sources import Dropped, read_table
 from pipeline.config.data import RankingTableConfig
-from pipeline.errors import DataError
-
-__all__ = ["ADAPTERS", "ANONYMOUS", "read_rankings"]
+from pipeline.errors import DataError, RecipeError
 
 
 def read_rankings(
     config: RankingTableConfig, dropped: Dropped, say: Callable[[str], None] | None = None
 ) -> Iterator[Ranking]:
-    """The rankings of a table, in its order. What is left out is noted in `dropped`.
+    """The rankings of a table, in its order. What is left out is counted in `dropped`.
 
     Raises:
-        RecipeError: `config.columns` does not fit the format.
+        RecipeError: the format is unknown, or `config.columns` does not fit it.
         DataError: a row is malformed, or no ranking is left.
     """
-    columns = Columns(config)
+    format = FORMATS.get(config.format)
+    if format is None:
+        raise RecipeError(
+            f"{config.format!r} is no format of rankings",
+            where=f"data.rankings.format ({config.path})",
+            hint=f"use one of {', '.join(FORMATS)}",
+        )
+    columns = Columns(config, format)
     rows = dropped.counting(read_table(config, say))
     any_ranking, hint, contradicting = False, "", 0
-    for candidates in ADAPTERS[config.format](rows, columns):
+    for candidates in format.read(rows, columns):
         ranking = _ranking(candidates, config.human, dropped)
         hint = hint or candidates.hint
         if ranking is not None:
@@ -52,10 +52,7 @@ def read_rankings(
         )
     columns.forms.tell(config.path, say)
     if contradicting and say is not None:
-        say(
-            f"{config.path}: rankings whose ratings order answers in another way than their ranks, which count: "
-            f"{contradicting:,}"
-        )
+        say(f"{config.path}: ratings contradict the ranks in {contradicting:,} rankings; the ranks count")
 
 
 def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking | None:
@@ -114,29 +111,15 @@ def _contradicts(ranking: Ranking) -> bool:
     return any((ratings[i] - ratings[j]) * (ranks[i] - ranks[j]) > 0 for i, j in combinations(range(len(ranks)), 2))
 
 
-def _check_rivals(answers: Sequence[Answer], where: str) -> None:
+def _check_rivals(answers: Sequence[Completion], where: str) -> None:
     """Raises `DataError` where ratings and ranks order two answers in opposite ways."""
-    for one, other in combinations(answers, 2):
-        if one.score is None or other.score is None or one.rival is None or other.rival is None:
+    for a, b in combinations(answers, 2):
+        if a.score is None or b.score is None or a.rival is None or b.rival is None:
             continue
-        if ranks_from_scores([one.score, other.score]) != ranks_from_scores([one.rival, other.rival]):
+        if ranks_from_scores([a.score, b.score]) != ranks_from_scores([a.rival, b.rival]):
             raise DataError(
-                f"ratings and ranks contradict each other: ratings {one.score:g} and {other.score:g} have ranks "
-                f"{-one.rival:g} and {-other.rival:g}, where 1 is best",
+                f"ratings and ranks contradict each other: ratings {a.score:g} and {b.score:g} have ranks "
+                f"{-a.rival:g} and {-b.rival:g}, where 1 is best",
                 where=where,
                 hint="name the one that orders the completions under `columns`, and leave the other out",
             )
-
-
-ADAPTERS: dict[str, Callable[[Iterator[Row], Columns], Iterator[Candidates]]] = {
-    "native": formats.native,
-    "wide": formats.wide,
-    "long": formats.long,
-    "pairs": formats.pairs,
-    "tree": formats.tree,
-    "scored": formats.scored,
-    "choice": labels.choice,
-    "argilla": tools.argilla,
-    "label_studio": tools.label_studio,
-}
-"""`format` of a recipe's ranking table -> what reads it."""

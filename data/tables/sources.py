@@ -1,8 +1,8 @@
-"""Rows of a table, wherever it lies: a local file or folder, an `https://` URL, or a data set on the Hub.
+"""Rows of a table: of a local file or folder, an `https://` URL, or a data set on the Hub.
 
-Rows come one at a time, each with its place, so that a file larger than memory can be read and every error about a
-row names it. CSV, TSV, JSONL, JSON and Parquet are told apart by suffix; the text formats may be gzipped. A folder
-holds tables of one format, or what `datasets.save_to_disk` wrote.
+Rows come one at a time, each with its place, so that files may be larger than memory and every error about a row
+names it. The suffix tells CSV, TSV, JSONL, JSON and Parquet apart; the text formats may be gzipped. A folder holds
+tables of one format, or what `datasets.save_to_disk` wrote.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -31,12 +31,12 @@ def as_text(value: Any, what: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{what} is not text but {value!r:.60}", where=where, hint="give text there")
+        raise DataError(f"{what} must be text, got {value!r:.60}", where=where, hint="write text in that cell")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{what} holds half a surrogate pair, which is no character",
+            f"{what} holds half of a surrogate pair, which is not a character",
             where=where,
             hint="write the file again from its source, as UTF-8",
         ) from None
@@ -53,7 +53,7 @@ def as_number(value: Any, what: str, where: str) -> float | None:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"{what} is not a number but {value!r:.60}",
+            f"{what} must be a number, got {value!r:.60}",
             where=where,
             hint="write a number, or leave the cell empty to have it left out",
         )
@@ -61,7 +61,7 @@ def as_number(value: Any, what: str, where: str) -> float | None:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds nothing: null, blank text, or the NaN that pandas writes for null."""
+    """Whether a cell is empty: null, blank text, or the NaN that pandas writes for null."""
     return value is None or (isinstance(value, str) and not value.strip()) or value != value
 
 
@@ -90,19 +90,19 @@ class Row(dict[str, Any]):
 
 
 KEPT = 1000
-"""How many of the places where something was left out are kept; they are all counted."""
+"""How many places of rows that were left out are kept. All of them are counted."""
 
 
 class Dropped:
-    """What was left out of a table, and why.
+    """Counts of the rows and completions of a table that were left out, by reason.
 
     Attributes:
         read: rows of the table that were read.
-        rows_out: demonstrations, prompts or rankings that were left out, by reason: each counts once.
-        completions_out: completions that were left out of rankings that were kept, by reason.
-        counts: how often something was left out, by reason, completions of rankings that were left out included.
+        rows_out: demonstrations, prompts or rankings that were left out. Each counts once.
+        completions_out: completions that were left out of rankings that were kept.
+        counts: all of these, and the completions of rankings that were left out.
         places: (row, reason) of the first `KEPT` of them.
-        on_read: called with `read` now and then. Where rows must be grouped, all are read before the first ranking.
+        on_read: called with `read` every 1000 rows, since grouping reads all rows before the first ranking.
     """
 
     def __init__(self) -> None:
@@ -114,12 +114,12 @@ class Dropped:
         self.places: list[tuple[int, str]] = []
 
     def add(self, reason: str, row: int) -> None:
-        """A demonstration, a prompt or a whole ranking."""
+        """Counts a demonstration, a prompt or a whole ranking."""
         self.rows_out[reason] += 1
         self._note(reason, row)
 
     def add_completions(self, reasons: Iterable[str], row: int, kept: bool) -> None:
-        """Completions of one ranking, which was itself kept or not."""
+        """Counts completions of one ranking. `kept`: whether the ranking itself is kept."""
         for reason in reasons:
             self.completions_out[reason] += kept
             self._note(reason, row)
@@ -130,7 +130,7 @@ class Dropped:
             self.places.append((row, reason))
 
     def reasons(self) -> str:
-        """What was left out, most often first, for messages."""
+        """The counts, highest first, for messages."""
         return ", ".join(f"{count} x {reason}" for reason, count in self.counts.most_common())
 
     def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -141,20 +141,14 @@ class Dropped:
                 self.on_read(self.read)
             yield row
 
-    @property
-    def rows(self) -> dict[str, list[int]]:
-        """Row numbers by reason, of the places that are kept."""
-        found: dict[str, list[int]] = defaultdict(list)
-        for row, reason in self.places:
-            found[reason].append(row)
-        return dict(found)
-
 
 def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], None] | None = None) -> Iterator[Row]:
-    """The rows of the table that `config` names; `say` is told when something is fetched.
+    """The rows of the table that `config` names; `say` is called before a download.
 
     `config.path` is a local file or folder, `https://...[#sha256=HEX]`, or `hub://owner/name[/subset]@revision`.
-    Raises `DataError` when it is not there, is malformed (with file and line), or has no rows.
+
+    Raises:
+        DataError: the table does not exist, is malformed (with file and line), or has no rows.
     """
     path = config.path
     if path.startswith(HUB):
@@ -164,7 +158,7 @@ def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], No
         rows = _saved_rows(local, config.split) if is_saved(local) else _file_rows(local)
     first = next(rows, None)
     if first is None:
-        raise DataError("the data set is empty", where=path, hint="give a table with at least one row")
+        raise DataError("the table has no rows", where=path, hint="give a table with at least one row")
     yield from islice(chain([first], rows), config.limit)
 
 
@@ -175,7 +169,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise DataError(
             f"there is no file {path}",
-            hint="correct the path: a relative one starts at the folder where the command was run",
+            hint="correct the path; a relative one starts at the folder where the command runs",
         )
     match kind(path):
         case ".csv" | ".tsv" as suffix:
@@ -189,13 +183,13 @@ def _file_rows(path: Path) -> Iterator[Row]:
             yield from _parquet_rows(path)
         case _:
             raise DataError(
-                f"the format of {path.name} cannot be told from its name",
+                f"the name of {path.name} does not tell its format",
                 hint=f"name it with one of {', '.join(SUFFIXES)} (text formats also with .gz)",
             )
 
 
 def kind(path: Path) -> str | None:
-    """The suffix that tells a table's format, `.gz` aside; None where it tells none."""
+    """The suffix of a table's format, without `.gz`; None for an unknown one."""
     packed = path.suffix.lower() == ".gz"
     suffix = (Path(path.stem).suffix if packed else path.suffix).lower()
     return suffix if suffix in SUFFIXES and not (packed and suffix == ".parquet") else None
@@ -210,7 +204,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
     ]
     kinds = {kind(file) for file in files} - {None}
     if len(kinds) > 1:
-        kinds.discard(".json")  # what describes a data set lies beside its tables
+        kinds.discard(".json")  # descriptions of a data set lie beside its tables
     if len(kinds) > 1:
         raise DataError(
             f"the folder {path} holds tables of several formats: {', '.join(sorted(map(str, kinds)))}",
@@ -258,7 +252,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(
-            f"the row is no JSON object but {value!r:.60}", where=where, hint='write {"column": value, ...}'
+            f"the row must be a JSON object, got {value!r:.60}", where=where, hint='write {"column": value, ...}'
         )
     return value
 
@@ -279,7 +273,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a folder is what `datasets.save_to_disk` wrote: of one split, or of several."""
+    """Whether `datasets.save_to_disk` wrote the folder, with one split or several."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 

@@ -29,8 +29,8 @@ _SPELLED_MESSAGE = re.compile(r"""\[?\s*\{\s*['"](?:role|content)['"]\s*:\s*['"]
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether a cell is a conversation as one text: it begins with `Human:` or `Assistant:`, or with `System:`
-    before them, and the assistant speaks somewhere, or a blank line comes first as in HH-RLHF."""
+    """Whether a cell is a conversation as one text: it begins with `Human:` or `Assistant:`, perhaps after a
+    `System:` part, and the assistant has a turn; or it begins with a blank line and `Human:`, as in HH-RLHF."""
     if not isinstance(value, str):
         return False
     begin = SPEAKER_FIRST.match(value)
@@ -43,8 +43,8 @@ def is_transcript(value: Any) -> bool:
 
 def from_transcript(text: str) -> list[Message]:
     """The turns of a transcript, cut after blank lines, or at line starts where that leaves an answer inside a
-    user's turn. What one speaker says in several turns is one message. Text in front of the first speaker is the
-    system's, or the user's where the assistant speaks first."""
+    user's turn. Consecutive turns of one speaker are joined. Text before the first speaker is the system's, or the
+    user's where the assistant speaks first."""
     messages = _cut(text, _AFTER_BLANK_LINE)
     if any(m["role"] != "assistant" and _ANSWER_AT_LINE_START.search("\n" + m["content"]) for m in messages):
         return _cut(text, _AT_LINE_START)
@@ -58,17 +58,17 @@ def _cut(whole: str, marks: re.Pattern[str]) -> list[Message]:
         role = "system" if parts and parts[0] == "Human" else "user"
         text = _SYSTEM.sub("", lead, count=1) if role == "system" else lead
         messages.append({"role": role, "content": text.strip()})
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+    for speaker, turn in zip(parts[::2], parts[1::2], strict=True):
         role = _SPEAKERS[speaker]
         if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{said.strip()}".strip()
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{turn.strip()}".strip()
         else:
-            messages.append({"role": role, "content": said.strip()})
+            messages.append({"role": role, "content": turn.strip()})
     return messages
 
 
 def spelled(text: str) -> Any:
-    """The JSON or Python value that a text spells; None if it spells none."""
+    """The JSON or Python value that a text spells; None for other text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -78,14 +78,14 @@ def spelled(text: str) -> Any:
         tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
         return None
-    # Neighbouring texts are one in Python: ['a' 'b'], as NumPy prints two, would be read as one.
+    # Python joins adjacent strings: ['a' 'b'], which is how NumPy prints two, would become one.
     kinds = [kind for kind in tokens if kind != tokenize.NL]
     return None if (tokenize.STRING, tokenize.STRING) in pairwise(kinds) else value
 
 
 def spelled_messages(text: str, what: str, where: str) -> Any:
-    """What a text that spells messages in JSON or Python spells; None for other text. Raises `DataError` when it
-    begins as messages do and cannot be read."""
+    """The messages that a text spells in JSON or Python; None for other text. Raises `DataError` when it begins
+    like messages and cannot be parsed."""
     stripped = text.strip()
     if not stripped.startswith(("[", "{")):
         return None
@@ -96,7 +96,7 @@ def spelled_messages(text: str, what: str, where: str) -> Any:
             return value if value is items or items[0].get("role") in ROLES else None
     if value is None and _SPELLED_MESSAGE.match(stripped) and "role" in stripped and "content" in stripped:
         raise DataError(
-            f"{what} looks like messages written as text, and is neither JSON nor Python: {stripped!r:.60}",
+            f"{what} looks like messages written as text, but is neither JSON nor Python: {stripped!r:.60}",
             where=where,
             hint="write the table as JSONL or Parquet, where a cell can be a list, or the cell as JSON",
         )

@@ -1,7 +1,7 @@
-"""Tables that outgrow memory: grouping and first-seen tests in a temporary SQLite database.
+"""Grouping and first-seen tests for tables larger than memory, in a temporary SQLite database.
 
-The database is SQLite's own kind of temporary file (named ""): it is held in a small cache, goes to the disk
-(`$SQLITE_TMPDIR`, else `$TMPDIR`, else /var/tmp or /tmp) when it outgrows that, and is gone when it is closed.
+The database is one of SQLite's own temporary files (named ""): it lives in a small cache, spills to the disk
+(`$SQLITE_TMPDIR`, else `$TMPDIR`, else /var/tmp or /tmp), and is removed when it is closed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def _temporary() -> Iterator[sqlite3.Connection]:
     except sqlite3.Error as error:
         raise DataError(
             f"the temporary database cannot be used: {error}",
-            hint="make room where temporary files lie, or name another folder in SQLITE_TMPDIR",
+            hint="free space in the folder of temporary files, or set SQLITE_TMPDIR to another folder",
         ) from error
     finally:
         connection.close()
 
 
 def _digest(key: str) -> bytes:
-    """16 bytes: two of a billion keys share them with a chance of 1e-21."""
+    """16 bytes. Among a billion keys the chance of a collision is 1e-21."""
     return sha256(key.encode()).digest()[:16]
 
 
@@ -55,9 +55,9 @@ class Grouping:
 
     def add(self, key: str, value: Any) -> None:
         digest = _digest(key)
-        found = self._connection.execute("SELECT number FROM groups WHERE key = ?", (digest,)).fetchone()
-        number = found[0] if found else self.groups
-        if not found:
+        group = self._connection.execute("SELECT number FROM groups WHERE key = ?", (digest,)).fetchone()
+        number = group[0] if group else self.groups
+        if not group:
             self._connection.execute("INSERT INTO groups VALUES (?, ?)", (digest, number))
             self.groups += 1
         self._connection.execute("INSERT INTO items VALUES (?, ?)", (number, json.dumps(value)))
@@ -75,13 +75,13 @@ class Grouping:
 
 @contextmanager
 def grouping() -> Iterator[Grouping]:
-    """A `Grouping` whose rows lie on the disk as far as they do not fit into a few megabytes."""
+    """A `Grouping` that spills to the disk beyond a few megabytes."""
     with _temporary() as connection:
         yield Grouping(connection)
 
 
 class Seen:
-    """Which keys came before."""
+    """The set of keys seen so far."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -94,6 +94,6 @@ class Seen:
 
 @contextmanager
 def seen() -> Iterator[Seen]:
-    """A `Seen` that lies on the disk as far as it does not fit into a few megabytes."""
+    """A `Seen` that spills to the disk beyond a few megabytes."""
     with _temporary() as connection:
         yield Seen(connection)

@@ -1,7 +1,7 @@
-"""Text files as lines, pieces and CSV records, whatever program wrote them.
+"""Text files as lines, pieces and CSV records.
 
-Text is UTF-8, or UTF-16 where a byte order mark says so. Lines end with LF, CR LF or CR. CSV separators are read
-off the header. All errors are `DataError` with file and line.
+Text is UTF-8, or UTF-16 with a byte order mark. Lines end with LF, CR LF or CR. The header tells a CSV file's
+separator. All errors are `DataError` with file and line.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipeline.errors import DataError
 CHUNK = 1 << 16
 """Bytes read at a time."""
 LONGEST_CELL = 1 << 26
-"""Characters of a CSV cell. A longer one is a quote that was never closed."""
+"""Characters of a CSV cell. A longer one is taken for a quote that was never closed."""
 SEPARATORS = (",", ";", "\t", "|")
 
 
 @contextmanager
 def _opened(path: Path, line: Callable[[], int]) -> Iterator[IO[bytes]]:
-    """The file, unpacked; what goes wrong while reading it is placed at `line()`."""
+    """The unpacked file. Errors while reading it name the line `line()`."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
@@ -55,7 +55,7 @@ def _dialect(path: Path) -> tuple[str, str]:
 
 
 def _decoded(decode: Callable[[bytes], str], raw: bytes, path: Path, line: int, encoding: str) -> str:
-    """`raw`, which starts in line `line`, as text."""
+    """`raw`, which starts at line `line`, as text."""
     try:
         text = decode(raw)
     except UnicodeDecodeError as error:
@@ -67,7 +67,7 @@ def _decoded(decode: Callable[[bytes], str], raw: bytes, path: Path, line: int, 
 def _not_text(error: UnicodeDecodeError, path: Path, line: int, encoding: str) -> DataError:
     name = "UTF-16" if encoding == "utf-16" else "UTF-8"
     return DataError(
-        f"byte {error.object[error.start]:#04x} is not {name}",
+        f"the line holds byte {error.object[error.start]:#04x}, which is not {name}",
         where=f"{path}:{line}",
         hint="save the file with the encoding UTF-8",
     )
@@ -90,7 +90,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     with _opened(path, lambda: number + 1) as file:
         if encoding == "utf-8-sig" and end == "\n":
-            for number, raw in enumerate(file, 1):  # decoded one by one, so that a bad byte is placed exactly
+            for number, raw in enumerate(file, 1):  # decoded line by line, to name the line of a bad byte
                 decode = partial(bytes.decode, encoding=encoding if number == 1 else "utf-8")
                 yield number, _decoded(decode, raw, path, number, encoding)
             return
@@ -103,7 +103,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def pieces(path: Path) -> Iterator[str]:
-    """The text in pieces of one size: a JSON file may be one long line. Raises `DataError`."""
+    """The text in pieces of a fixed size, since a JSON file may be one long line. Raises `DataError`."""
     encoding, _ = _dialect(path)
     line = 1
     decode = codecs.getincrementaldecoder(encoding)().decode
@@ -119,8 +119,8 @@ def csv_records(path: Path, separator: str) -> Iterator[tuple[int, dict[str, str
     """The line where a record starts, and its cells by column. Raises `DataError`.
 
     Args:
-        separator: of the file's format. Another one holds where a first line `sep=;` says so, or where the header
-            would be a single column without it.
+        separator: of the file's format. A first line `sep=;` names another one; so does a header that would be a
+            single column otherwise.
     """
     csv.field_size_limit(LONGEST_CELL)
     numbered = lines(path)
@@ -171,7 +171,7 @@ def _malformed(error: csv.Error, where: str) -> DataError:
 
 
 def _stated_separator(line: str) -> str | None:
-    """Of a first line such as `sep=;`, which Excel writes and reads."""
+    """The separator in a first line such as `sep=;`, which Excel writes and reads."""
     text = line.strip("\r\n ").strip('"')
     return text[4:] if text[:4].lower() == "sep=" and len(text) == 5 else None
 
@@ -195,6 +195,6 @@ def _header(cells: list[str], where: str) -> list[str]:
         raise DataError(
             f"the header names a column twice: {', '.join(map(repr, twice))}",
             where=where,
-            hint="give each column a name of its own",
+            hint="give each column a unique name",
         )
     return cells

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from typing import Any
 
 from data.schema import Message
-from data.tables.columns import ANONYMOUS, Answer, Candidates, Columns, each, nothing
+from data.tables.columns import ANONYMOUS, Candidates, Columns, Completion, each, nothing
 from data.tables.sources import Row, as_number
 from pipeline.errors import DataError
 
@@ -31,16 +31,16 @@ def argilla(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     fields = columns.names("completions")
     options = columns.names("options") or fields
     models = columns.names("models")
-    question = columns.name("question") if "question" in columns.given else "ranking"
+    question = columns.name("question") if "question" in columns.named else "ranking"
     if len(fields) < 2:
         raise columns.error(
             f"a ranking needs at least 2 completions and `completions` names {len(fields)} fields",
             "name the fields that were ranked, completions: [response1, response2, ...]",
         )
-    for name, given in (("options", options), ("models", models or fields)):
-        if len(given) != len(fields):
+    for name, values in (("options", options), ("models", models or fields)):
+        if len(values) != len(fields):
             raise columns.error(
-                f"{len(fields)} completions have {len(given)} {name}", f"name one in {name} for each completion"
+                f"{len(fields)} completions have {len(values)} {name}", f"name one in {name} for each completion"
             )
 
     def read(record: Row) -> Iterator[Candidates]:
@@ -57,7 +57,7 @@ def argilla(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             places = _places(value, question, options, row)
             prompt, texts = columns.exchange(row, columns.cells(row, fields))
             answers = [
-                Answer(text, None if option not in places else -float(places[option]))
+                Completion(text, None if option not in places else -float(places[option]))
                 for text, option in zip(texts, options, strict=True)
             ]
             for answer, model in zip(answers, models, strict=False):
@@ -72,25 +72,25 @@ Response = tuple[Any, Any, Any]
 
 
 def _responses(record: Row, question: str, columns: Columns) -> tuple[Row, list[Response]]:
-    """A record with its fields and metadata as columns, and its responses to the question, in whichever of the five
-    shapes that Argilla writes. Other questions with answers are noted in `columns`."""
-    row, answered = record, record.get("responses")
+    """A record with its fields and metadata as columns, and its responses to the question, from any of the five
+    layouts that Argilla writes. Questions with answers are added to `columns.questions`."""
+    row, responses = record, record.get("responses")
     if isinstance(record.get("fields"), dict):
         metadata = record.get("metadata")
         row = Row(
             record.number, {**record["fields"], **(metadata if isinstance(metadata, dict) else {})}, record.where
         )
-        if isinstance(answered, list):  # Argilla 1: a response has the answers to all questions
-            entries = [_entry(response, record) for response in answered]
+        if isinstance(responses, list):  # Argilla 1: a response has the answers to all questions
+            entries = [_entry(response, record) for response in responses]
             columns.questions.update(name for entry in entries for name in entry.get("values") or {})
             return row, [
                 ((entry.get("values") or {})[question].get("value"), entry.get("user_id"), entry.get("status"))
                 for entry in entries
                 if question in (entry.get("values") or {})
             ]
-        answered = _entry(answered or {}, record)
-        columns.questions.update(answered)
-        return row, _of_entries(answered.get(question), record)
+        by_question = _entry(responses or {}, record)
+        columns.questions.update(by_question)
+        return row, _of_entries(by_question.get(question), record)
     if f"{question}.responses" in record:
         values, users, status = (
             record.get(f"{question}.responses{part}") or [] for part in ("", ".users", ".status")
@@ -129,7 +129,7 @@ def _places(value: Any, question: str, options: Sequence[str], row: Row) -> dict
         value = [{"value": name, "rank": rank} for name, rank in zip(value["value"], value["rank"], strict=False)]
     if not isinstance(value, list):
         raise DataError(
-            f"a response to {question!r} is no list of options but {value!r:.60}",
+            f"a response to {question!r} must be a list of options, got {value!r:.60}",
             where=row.where,
             hint="name the RankingQuestion under `columns`, question: NAME",
         )
@@ -138,7 +138,7 @@ def _places(value: Any, question: str, options: Sequence[str], row: Row) -> dict
         name, rank = (item.get("value"), item.get("rank", place)) if isinstance(item, dict) else (item, place)
         if name not in options:
             raise DataError(
-                f"a response to {question!r} ranks {name!r}, which is none of {', '.join(options)}",
+                f"a response to {question!r} ranks {name!r}, which is not one of {', '.join(options)}",
                 where=row.where,
                 hint="name the question's values under `columns`, options: [...], in the order of completions",
             )
@@ -158,7 +158,7 @@ def label_studio(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     `completions: items` is the column with the list of a `Ranker`, each item with an `id` and a `text` (`body`
     unless named). `question` is the control's name, needed where a task has several.
     """
-    compared = columns.given.get("completions")
+    compared = columns.named.get("completions")
     pairwise = isinstance(compared, list)
     if isinstance(compared, list) and len(compared) != 2:
         raise columns.error(
@@ -176,8 +176,7 @@ def label_studio(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         annotations = row.get("annotations") or row.get("completions") or []
         if not annotations:
             yield nothing(row, "no annotation")
-        for given in annotations:
-            annotation = _entry(given, row)
+        for annotation in (_entry(item, row) for item in annotations):
             if annotation.get("was_cancelled") or annotation.get("skipped"):
                 yield nothing(row, "cancelled annotation")
                 continue
@@ -193,58 +192,60 @@ def label_studio(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
 def _annotated(
     task: Row,
     results: Sequence[tuple[str, Any]],
-    who: Any,
+    completed_by: Any,
     annotation: Mapping[str, Any],
     kind: str,
     columns: Columns,
 ) -> Candidates:
     """One annotation of a task; `results` are (control, value)."""
-    found = {name: value[kind] for name, value in results if isinstance(value, dict) and kind in value}
-    question = columns.name("question") if "question" in columns.given else None
+    orders = {name: value[kind] for name, value in results if isinstance(value, dict) and kind in value}
+    question = columns.name("question") if "question" in columns.named else None
     if question is not None:
-        found = {name: value for name, value in found.items() if name == question}
-    if not found:
+        orders = {name: value for name, value in orders.items() if name == question}
+    if not orders:
         return nothing(task, "no ranking in the annotation")
-    if len(found) > 1:
+    if len(orders) > 1:
         raise DataError(
-            f"the annotation answers {len(found)} controls: {', '.join(found)}",
+            f"the annotation answers {len(orders)} controls: {', '.join(orders)}",
             where=task.where,
             hint="name the one that ranks under `columns`, question: NAME",
         )
-    value = next(iter(found.values()))
+    value = next(iter(orders.values()))
     prompt, answers = _of_pair(task, value, columns) if kind == "selected" else _of_list(task, value, columns)
-    if isinstance(who, dict):
-        who = who.get("email") or who.get("id")
+    if isinstance(completed_by, dict):
+        completed_by = completed_by.get("email") or completed_by.get("id")
     metadata: dict[str, Any] = {"shown": list(range(len(answers)))}
     seconds = as_number(annotation.get("lead_time"), "'lead_time'", task.where)
     if seconds is not None:
         metadata["seconds"] = seconds
-    annotator = str(who) if who not in (None, "", {}) else ANONYMOUS
+    annotator = str(completed_by) if completed_by not in (None, "", {}) else ANONYMOUS
     return Candidates(prompt, answers, task, annotator, rated=False, metadata=metadata)
 
 
-Answers = tuple[list[Message], list[Answer]]
+Compared = tuple[list[Message], list[Completion]]
 
 
-def _of_pair(task: Row, selected: Any, columns: Columns) -> Answers:
+def _of_pair(task: Row, selected: Any, columns: Columns) -> Compared:
     if selected not in ("left", "right"):
         raise DataError(
-            f"a Pairwise control selected {selected!r:.60}", where=task.where, hint="it can be left or right"
+            f"a Pairwise control must select left or right, got {selected!r:.60}",
+            where=task.where,
+            hint="export the project again, as JSON or JSON_MIN",
         )
     prompt, texts = columns.exchange(task, columns.cells(task, columns.names("completions")))
     models = [task.text(column) or None for column in columns.names("models")] or [None, None]
     return prompt, [
-        Answer(text, float(side == selected), model)
+        Completion(text, float(side == selected), model)
         for text, side, model in zip(texts, ("left", "right"), models, strict=True)
     ]
 
 
-def _of_list(task: Row, ranker: Any, columns: Columns) -> Answers:
+def _of_list(task: Row, ranker: Any, columns: Columns) -> Compared:
     """The items of the list, scored by their place in the one column, or by the bucket that they were put into."""
     buckets = columns.names("buckets")
     if not isinstance(ranker, dict) or not all(isinstance(ids, list) for ids in ranker.values()):
         raise DataError(
-            f"a Ranker's value is not {{column: [ids]}} but {ranker!r:.60}",
+            f"a Ranker's value must be {{column: [ids]}}, got {ranker!r:.60}",
             where=task.where,
             hint="export the project as JSON or JSON_MIN",
         )
@@ -264,17 +265,17 @@ def _of_list(task: Row, ranker: Any, columns: Columns) -> Answers:
     items = task[column]
     if not isinstance(items, list):
         raise DataError(
-            f"column {column!r} is not a list of items but {items!r:.60}",
+            f"column {column!r} must be a list of items, got {items!r:.60}",
             where=task.where,
             hint="name the column with the List's items under `columns`, completions: NAME",
         )
-    text = columns.name("text") if "text" in columns.given else "body"
+    text = columns.name("text") if "text" in columns.named else "body"
     entries = [Row(task.number, _entry(item, task), task.where) for item in items]
     named = [(f"item {entry['id']!r}", entry[text]) for entry in entries]
     prompt, texts = columns.exchange(task, named)
-    models = [entry.text(columns.name("model")) if "model" in columns.given else None for entry in entries]
+    models = [entry.text(columns.name("model")) if "model" in columns.named else None for entry in entries]
     return prompt, [
-        Answer(text, scores.get(str(entry["id"])), model)
+        Completion(text, scores.get(str(entry["id"])), model)
         for text, entry, model in zip(texts, entries, models, strict=True)
     ]
 
@@ -282,7 +283,7 @@ def _of_list(task: Row, ranker: Any, columns: Columns) -> Answers:
 def _entry(value: Any, row: Row) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(
-            f"the export holds {value!r:.60} where an object belongs",
+            f"the export must hold an object here, got {value!r:.60}",
             where=row.where,
             hint="export the data set again, and check `format` in the recipe",
         )

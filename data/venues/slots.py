@@ -1,12 +1,12 @@
-"""A judge of facts: which of the attributes that a prompt gives does a text state, and which does it make up?
+"""A fact checker: which attributes of a prompt does a text state, and which does it make up?
 
-A prompt is a meaning representation such as `name[Blue Spice], food[Thai], area[riverside]`. A *lexicon* says, for
-each attribute, how its values appear in text. From both follow the slot errors of a description:
+A prompt is a meaning representation such as `name[Blue Spice], food[Thai], area[riverside]`. A *lexicon* lists, for
+each attribute, how its values appear in text. Together they give the slot errors of a description:
 
-- missing: a given attribute that the text does not state;
-- wrong: a given attribute of which the text states another value instead;
-- invented: an attribute that was not given and is stated all the same;
-- repeated: a further statement of an attribute's value (names excepted).
+- missing: an attribute of the prompt that the text does not state;
+- wrong: an attribute of the prompt that the text states with another value;
+- invented: an attribute that the text states although the prompt does not;
+- repeated: a further statement of an attribute's value (except names).
 
 The slot error rate is `(missing + wrong + invented) / given` over all texts (Wen et al. 2015, "Semantically
 Conditioned LSTM-based NLG", section 5; there with wrong counted as one error, as here).
@@ -40,7 +40,7 @@ def parse_mr(text: str) -> MeaningRepresentation:
         match = _SLOT.match(text, position)
         if match is None:
             raise DataError(
-                f"not a meaning representation: {text!r} (at character {position + 1})",
+                f"{text!r} is not a meaning representation, from character {position + 1} on",
                 hint="write it as attribute[value], attribute[value]",
             )
         slots[match[1].strip()] = match[2].strip()
@@ -55,7 +55,7 @@ def format_mr(slots: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class SlotErrors:
-    """What is wrong with one text. Attribute names, one entry an error; `given` counts the prompt's attributes."""
+    """The errors of one text: attribute names, one entry per error. `given`: how many attributes the prompt has."""
 
     given: int
     missing: list[str] = field(default_factory=list)
@@ -65,19 +65,19 @@ class SlotErrors:
 
     @property
     def errors(self) -> int:
-        """Fact errors: repetition is clumsy, not false."""
+        """Fact errors. Repetition is clumsy, not false."""
         return len(self.missing) + len(self.wrong) + len(self.invented)
 
 
 def slot_error_rate(checks: Iterable[SlotErrors]) -> float:
-    """Fact errors for each given attribute, over all texts."""
+    """Fact errors per attribute of the prompts, over all texts."""
     checks = list(checks)
     return sum(check.errors for check in checks) / max(1, sum(check.given for check in checks))
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """How one attribute shows in text.
+    """How one attribute appears in text.
 
     Attributes:
         values: value -> pattern; a pattern's matches are the places that state the value.
@@ -90,7 +90,7 @@ class Attribute:
     unique: bool
 
     def patterns(self, given: str | None) -> dict[str, re.Pattern[str]]:
-        """value -> pattern: the given value first, then the listed ones."""
+        """value -> pattern: the prompt's value first, then the listed ones."""
         listed = dict(self.values)
         if given in listed:
             return {given: listed.pop(given), **listed}
@@ -100,27 +100,27 @@ class Attribute:
 
 
 class SlotLexicon:
-    """The attributes of a domain. See data/lexicons/ for the YAML form."""
+    """The attributes of a domain. The lexicons in data/venues/lexicons/ show the YAML form."""
 
     def __init__(self, attributes: Mapping[str, Attribute]) -> None:
         self.attributes = dict(attributes)
 
     @classmethod
     def load(cls, name_or_path: str) -> SlotLexicon:
-        """A lexicon shipped in data/lexicons, by name, or any other, by path. Raises `DataError`."""
+        """A built-in lexicon by name, or another one by path. Raises `DataError`."""
         path = LEXICONS / f"{name_or_path}.yaml"
         if not path.exists():
             path = Path(name_or_path)
         if not path.exists():
             known = ", ".join(sorted(p.stem for p in LEXICONS.glob("*.yaml")))
-            raise DataError(f"no slot lexicon {name_or_path!r}", hint=f"use a path, or one of: {known}")
+            raise DataError(f"there is no slot lexicon {name_or_path!r}", hint=f"use a path, or one of {known}")
         try:
             return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (yaml.YAMLError, re.error, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"not a slot lexicon: {error}",
+                f"the file is not a slot lexicon: {error}",
                 where=str(path),
-                hint="compare it with data/lexicons/venues.yaml",
+                hint="compare it with data/venues/lexicons/venues.yaml",
             ) from error
 
     @classmethod
@@ -141,7 +141,7 @@ class SlotLexicon:
         )
 
     def check(self, mr: Mapping[str, str], text: str) -> SlotErrors:
-        """Compares `text` with the facts in `mr`. Raises `DataError` for an attribute the lexicon lacks."""
+        """Compares `text` with the facts in `mr`. Raises `DataError` for an attribute that the lexicon lacks."""
         result = SlotErrors(given=len(mr))
         for unknown in mr.keys() - self.attributes.keys():
             raise DataError(f"the slot lexicon has no attribute {unknown!r}", hint="add it to the lexicon")
@@ -162,18 +162,17 @@ class SlotLexicon:
     def stated(self, mr: Mapping[str, str], text: str) -> dict[str, Counter[str]]:
         """attribute -> value -> number of places in `text` that state it.
 
-        A place inside a longer one says nothing of its own ("Indian" in "Raja Indian Cuisine"). A place that
-        fits several values of an attribute ("cheap": less than £20, too) states the given one, or the first
-        listed.
+        A place inside a longer one does not count ("Indian" in "Raja Indian Cuisine"). A place that fits several
+        values of an attribute ("cheap" is also "less than £20") states the prompt's value, or else the first one.
         """
-        found: dict[tuple[str, int, int], str] = {}
+        places: dict[tuple[str, int, int], str] = {}
         for name, attribute in self.attributes.items():
             for value, pattern in attribute.patterns(mr.get(name)).items():
                 for match in pattern.finditer(text):
-                    found.setdefault((name, *match.span()), value)
-        spans = {(start, end) for _, start, end in found}
+                    places.setdefault((name, *match.span()), value)
+        spans = {(start, end) for _, start, end in places}
         stated: dict[str, Counter[str]] = {name: Counter() for name in self.attributes}
-        for (name, start, end), value in found.items():
+        for (name, start, end), value in places.items():
             if not any(s <= start and end <= e and (s, e) != (start, end) for s, e in spans):
                 stated[name][value] += 1
         return stated

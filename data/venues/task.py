@@ -1,10 +1,9 @@
 """The built-in task: describe a venue in a sentence or two from its attributes.
 
 Everything is generated: prompts such as `name[Blue Fox], food[Thai], area[harbour]`, descriptions of **mixed
-quality on purpose** (facts left out, facts invented, facts said twice), and simulated annotators, each with a bias
-and noise of its own. A model fine-tuned on such demonstrations learns their mistakes; rankings are what can
-teach it better. The rubric that judges the result is `data/lexicons/venues.yaml` read by `data.slots`: neither the
-reward model nor PPO ever sees it.
+quality on purpose** (facts left out, invented or repeated), and simulated annotators with their own bias and noise.
+A model fine-tuned on these demonstrations learns their mistakes, and rankings can correct it. The rubric that
+judges the result is `data/venues/lexicons/venues.yaml`; neither the reward model nor PPO ever sees it.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _WORDS = {
 
 @cache
 def rubric() -> SlotLexicon:
-    """The task's judge."""
+    """The lexicon that judges the task."""
     return SlotLexicon.load("venues")
 
 
@@ -64,18 +63,13 @@ def sample_mr(rng: random.Random) -> MeaningRepresentation:
     return {name: rng.choice(values) for name, values in _values().items() if name in chosen}
 
 
-def describe(mr: MeaningRepresentation, rng: random.Random) -> str:
-    """A faithful description of `mr` in one or two sentences."""
-    return _render(list(mr.items()), rng)
-
-
 def demonstrations(config: TaskConfig, seed: int, eval_fraction: float) -> list[Demonstration]:
-    """`config.size` descriptions, each of another prompt, their quality as `config` mixes it."""
+    """`config.size` descriptions of random venues, with errors at the rates of `config`."""
     return list(_demonstrations(config, random.Random(f"demonstrations {seed}"), eval_fraction))
 
 
 def corpus(config: TaskConfig, seed: int, eval_fraction: float) -> list[Demonstration]:
-    """As `demonstrations`, other texts, of training prompts only: what the base model is pretrained on."""
+    """Texts to pretrain the base model on: as `demonstrations`, but other texts, and training prompts only."""
     rng = random.Random(f"corpus {seed}")
     return [d for d in _demonstrations(config, rng, eval_fraction) if d.split == "train"]
 
@@ -107,8 +101,8 @@ def _spoil(mr: MeaningRepresentation, config: TaskConfig, rng: random.Random) ->
 
 
 def _render(facts: list[tuple[str, str]], rng: random.Random) -> str:
-    given = dict(facts)
-    text = rng.choice(_OPENINGS).replace("{name}", given["name"]).replace("{kind}", given.get("kind", "place"))
+    values = dict(facts)
+    text = rng.choice(_OPENINGS).replace("{name}", values["name"]).replace("{kind}", values.get("kind", "place"))
     rest = [fact for fact in facts if fact[0] not in ALWAYS]
     rng.shuffle(rest)
     head = [fact for fact in rest if fact[0] in _FIRST][: rng.randint(1, 3)]
@@ -129,10 +123,10 @@ def _phrase(forms: dict[str, tuple[str, ...]], fact: tuple[str, str], rng: rando
 def annotate(
     annotator: AnnotatorConfig, prompt: list[Message], completions: list[str], rng: random.Random
 ) -> list[float]:
-    """Utilities (higher is better) that a simulated annotator sees in answers to one prompt.
+    """Utilities (higher is better) of the answers to one prompt for a simulated annotator.
 
-    The formula stands in `AnnotatorConfig`. Misreading is drawn for each fact of each answer on its own: a wrong
-    fact is overlooked, or a right one taken for missing, with chance `oversight`.
+    `AnnotatorConfig` gives the formula. Misreadings are independent for each fact of each answer: with chance
+    `oversight`, a wrong fact is overlooked, or a right one taken for missing.
     """
     mr = parse_mr(prompt[-1]["content"])
     return [_utility(annotator, mr, text, rng) for text in completions]
@@ -146,7 +140,7 @@ def _utility(a: AnnotatorConfig, mr: MeaningRepresentation, text: str, rng: rand
 
     right = seen.given - len(seen.missing) - len(seen.wrong)
     doubted = sum(rng.random() < a.oversight for _ in range(right))
-    wrong = believed(len(seen.wrong))  # a wrong value leaves one fact out and makes another up
+    wrong = believed(len(seen.wrong))  # a wrong value omits one fact and invents another
     missing = believed(len(seen.missing)) + wrong + doubted
     invented = believed(len(seen.invented)) + wrong
     repeated = believed(len(seen.repeated))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from pipeline.config.formats import FormatName
 from pipeline.config.section import Chance, Count, LocalPath, field, section
 
 
@@ -61,11 +62,8 @@ class RankingTableConfig:
 
     path: LocalPath
     """As `TableConfig.path`."""
-    format: Literal["native", "wide", "long", "pairs", "tree", "scored", "choice", "argilla", "label_studio"]
-    """wide: K completion and K rating columns a row; long: a row a completion; pairs: chosen and rejected;
-    tree: nested replies with ranks (OASST); scored: a list of scored completions a row; choice: a list of
-    completions and the place of the best; native: as `tutelage export-rankings` writes; argilla and
-    label_studio: exports of these tools."""
+    format: FormatName
+    """How the table is laid out."""
     split: str = "train"
     """As `TableConfig.split`; `train+eval` for several."""
     columns: dict[str, str | list[str]] = field(default_factory=dict)

@@ -158,7 +158,8 @@ def _message(error: ErrorDetails) -> str:
         return f"may hold letters, digits, dots, dashes and underscores only, got {_short(given)}"
     expected = error["msg"].replace("Input should be", "must be")
     hint = " (put it in quotes)" if kind == "string_type" and isinstance(given, int | float) else ""
-    return f"{expected}, got {_short(given)}{hint}"
+    nearest = _nearest(str(given), error["ctx"]["valid"]) if kind == "unknown_name" else ""
+    return f"{expected}, got {_short(given)}{hint}{nearest}"
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,8 @@ from pipeline.config.reward import RewardConfig
 from pipeline.config.section import RUNTIME, Count, field, section
 from pipeline.config.sft import SFTConfig
 
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab"]
+
 
 @section
 class Recipe:
@@ -34,8 +36,8 @@ class Recipe:
     sharding: Literal["none", "full"] = field(default="none", metadata=RUNTIME)
     """none: each of several processes holds all of every model; full: each keeps a part of what a full fine-tune
     (`lora: null`) holds: weights, gradients and optimizer moments (as FSDP and ZeRO-3; docs/distributed.md)."""
-    report_to: list[Literal["tensorboard", "trackio"]] = field(default_factory=list, metadata=RUNTIME)
-    """Where metrics go besides metrics.jsonl."""
+    report_to: list[Tracker] = field(default_factory=list, metadata=RUNTIME)
+    """Where metrics go besides metrics.jsonl: the trackers of accelerate, each with the package that it needs."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig, metadata=RUNTIME)
     """What the run is planned for (docs/memory.md)."""
     base: BaseConfig

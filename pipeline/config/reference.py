@@ -1,6 +1,6 @@
 """docs/recipes.md: every value of a recipe, from the dataclasses and the docstrings of their fields.
 
-`make docs` writes it: python -m pipeline.config.reference > docs/recipes.md
+`make docs` writes it: python -m stages.reference > docs/recipes.md
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
+from pipeline.config.formats import known_formats
 from pipeline.config.recipe import Recipe
 from pipeline.config.trainer import SECTIONS
 
@@ -96,14 +97,17 @@ def _dataclasses(hint: Any) -> Iterator[type[Any]]:
 
 def _values(section: type[Any]) -> Iterator[Value]:
     known = {field.name: field for field in fields(section)}
-    own: dict[str, tuple[ast.expr, ast.expr | None, str]] = {}
+    sources: dict[str, tuple[ast.expr, ast.expr | None, str]] = {}
     for owner in reversed(section.__mro__[:-1]):
-        own |= _sources(owner)
-    for name, (annotation, default, text) in own.items():
+        sources |= _sources(owner)
+    for name, (annotation, default, text) in sources.items():
         if any(known[name].metadata.get(mark) for mark in ("runtime", "later")):
             marks = "**r**" if known[name].metadata.get("runtime") else "**l**"
         else:
             marks = ""
+        if isinstance(annotation, ast.Name) and annotation.id == "FormatName":
+            summaries = (f"{format.name}: {format.summary}" for format in known_formats().values())
+            text = f"{text} {'; '.join(summaries)}."
         yield Value(name, _kind(annotation), _default(default), marks, _flat(text))
 
 
@@ -119,13 +123,13 @@ def _sources(section: type[Any]) -> dict[str, tuple[ast.expr, ast.expr | None, s
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    found = {}
+    named = {}
     for node, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            said = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            text = str(following.value.value) if said else ""  # type: ignore[union-attr]
-            found[node.target.id] = (_Named(aliases).visit(node.annotation), node.value, text)
-    return found
+            has_docstring = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            text = str(following.value.value) if has_docstring else ""  # type: ignore[union-attr]
+            named[node.target.id] = (_Named(aliases).visit(node.annotation), node.value, text)
+    return named
 
 
 class _Named(ast.NodeTransformer):
@@ -162,6 +166,8 @@ def _kind(annotation: ast.expr) -> str:
             return "null"
         case ast.Name(id=name) if name.endswith("Config"):
             return "a section, below"
+        case ast.Name(id="FormatName"):
+            return ", ".join(f"`{name}`" for name in known_formats())
         case ast.Name(id=name):
             return NAMES.get(name, name)
     return ast.unparse(annotation)
@@ -174,10 +180,10 @@ def _limits(limits: list[str]) -> str:
 
 def _default(value: ast.expr | None) -> str:
     if isinstance(value, ast.Call):  # field(default=..., default_factory=..., metadata=...)
-        given = {keyword.arg: keyword.value for keyword in value.keywords}
-        if "default" in given:
-            return _default(given["default"])
-        factory = given.get("default_factory")
+        arguments = {keyword.arg: keyword.value for keyword in value.keywords}
+        if "default" in arguments:
+            return _default(arguments["default"])
+        factory = arguments.get("default_factory")
         if isinstance(factory, ast.Lambda):
             return _default(factory.body)
         return "its defaults" if isinstance(factory, ast.Name) and factory.id.endswith("Config") else "empty"
@@ -189,7 +195,3 @@ def _default(value: ast.expr | None) -> str:
 
 def _flat(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference())

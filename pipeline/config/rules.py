@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pipeline.config import licenses
 from pipeline.config.base import BaseConfig, QATConfig
-from pipeline.config.data import TaskConfig
+from pipeline.config.data import RankingTableConfig, TaskConfig
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.export import PublishConfig
+from pipeline.config.formats import known_formats
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
@@ -122,12 +123,21 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         path = getattr(source, "path", "")
         if path.startswith("hub://") and "@" not in path:
             yield (f"{name}.path", "needs the commit to read, since branches move: hub://owner/name@commit")
-        labelled = getattr(source, "format", "") == "choice" or "preference" in getattr(source, "columns", {})
-        if getattr(source, "labels", {}) and not labelled:
-            yield (
-                f"{name}.labels",
-                "says what values of a `preference` column (format wide) or of `choice` mean, and there is none",
-            )
+        if isinstance(source, RankingTableConfig):
+            yield from _columns(name, source)
+
+
+def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
+    format = known_formats().get(table.format)
+    if format is None:  # nobody registered formats
+        return
+    for column, what, hint in format.problems(table.columns):
+        yield f"{path}.columns" + (f".{column}" if column else ""), f"{what}; {hint}"
+    if table.labels and not format.takes_labels(table.columns):
+        yield (
+            f"{path}.labels",
+            "says what values of a `preference` column (format wide) or of `choice` mean, and there is none",
+        )
 
 
 def _lora(recipe: Recipe) -> Iterator[Problem]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pipeline.errors import StageError
 
@@ -15,26 +16,35 @@ from pipeline.errors import StageError
 def locked(
     folder: Path, *, wait: bool, say: Callable[[str], None], name: str = "lock", what: str = "this stage"
 ) -> Iterator[None]:
-    """Holds the folder's exclusive lock; the system releases it should the process die.
+    """Holds the folder's exclusive lock. The system releases it when the process dies.
 
-    Raises `StageError` that names the holder when another process has it, unless `wait`.
+    Raises:
+        StageError: another process, which it names, holds the lock, unless `wait`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = f"process {file.read().strip() or 'unknown'}"
-            if not wait:
-                raise StageError(
-                    f"{holder} is at work on {what}",
-                    where=str(folder),
-                    hint="wait for it to end, or give --wait",
-                ) from None
-            say(f"waiting for {holder}, which is at work in {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    lock = FileLock(folder / name)
+    holder_file = folder / f"{name}.pid"  # some systems let nobody else read a locked file
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = f"process {_read(holder_file) or 'unknown'}"
+        if not wait:
+            raise StageError(
+                f"{holder} is at work on {what}",
+                where=str(folder),
+                hint="wait for it to end, or give --wait",
+            ) from None
+        say(f"waiting for {holder}, which is at work in {folder}")
+        lock.acquire()
+    try:
+        holder_file.write_text(str(os.getpid()), encoding="utf-8")
         yield
+    finally:
+        lock.release()
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any, Protocol
 from pipeline.errors import StageError
 from pipeline.files import jsonable, write_atomic
 
+EXTRAS = ("tensorboard", "trackio", "wandb", "mlflow")
+"""Trackers that are optional dependencies of this package."""
+
 
 class Tracker(Protocol):
-    """Where metrics go besides the file."""
+    """Where metrics go besides the file: an `accelerate.tracking.GeneralTracker`."""
 
-    def log(self, step: int, values: dict[str, float]) -> None: ...
+    def log(self, values: dict[str, float], step: int) -> None: ...
 
-    def close(self) -> None: ...
+    def finish(self) -> None: ...
 
 
 class MetricsFile:
-    """Appends to `metrics.jsonl` and tells the trackers.
+    """Appends to `metrics.jsonl` and passes the numbers to the trackers.
 
     `time` is seconds of work: after an interruption it goes on from the last line that was kept. NaN and
     infinities are written as null.
@@ -39,7 +43,7 @@ class MetricsFile:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
-            tracker.log(step, numbers)
+            tracker.log(numbers, step=step)
 
     def truncate(self, step: int) -> None:
         """Forgets the lines after `step`: a resumed run writes them again."""
@@ -47,7 +51,7 @@ class MetricsFile:
 
     def close(self) -> None:
         for tracker in self._trackers:
-            tracker.close()
+            tracker.finish()
 
     def _rewrite(self, lines: Sequence[dict[str, Any]]) -> None:
         self._started = time.monotonic() - max((line["time"] for line in lines), default=0.0)
@@ -65,52 +69,66 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-class TensorBoard:
-    """Event files in a folder, for `tensorboard --logdir runs`."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise _missing("tensorboard") from None
-        self._writer: Any = SummaryWriter(log_dir=str(folder))
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Trackio:
-    """A trackio run, for `trackio show`."""
-
-    def __init__(self, project: str, name: str) -> None:
-        try:
-            import trackio
-        except ImportError:
-            raise _missing("trackio") from None
-        self._run: Any = trackio.init(project=project, name=name, resume="allow")
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def _missing(package: str) -> StageError:
-    return StageError(
-        f"report_to names {package}, which is not installed",
-        hint=f'pip install "tutelage[{package}]", or take it out of report_to',
-    )
-
-
 def open_trackers(report_to: Sequence[str], folder: Path, project: str, name: str) -> list[Tracker]:
-    """The trackers that a recipe names. Raises `StageError` when one's package is missing."""
-    made: list[Tracker] = []
-    for tracker in report_to:
-        made.append(TensorBoard(folder / "tensorboard") if tracker == "tensorboard" else Trackio(project, name))
-    return made
+    """The trackers that a recipe names, as accelerate has them (`accelerate.tracking`), each with an open run.
+
+    Args:
+        folder: where those that write files put them.
+        name: of the run in the project.
+
+    Raises:
+        StageError: a tracker's package is missing, or it cannot start.
+    """
+    if not report_to:
+        return []
+    from accelerate import tracking
+
+    # Accelerate's own logger, and its methods for the main process only, set up its process state. That would fix
+    # the number of processes before a stage starts its own. Only the first process opens trackers anyway.
+    tracking.logger = logging.getLogger(tracking.__name__)
+    trackers: list[Tracker] = []
+    for kind in report_to:
+        tracker = tracking.LOGGER_TYPE_TO_CLASS[kind](**_arguments(kind, folder, project, name))
+        tracker.main_process_only = False
+        try:
+            tracker.start()
+        except Exception as error:
+            if isinstance(error, ImportError) and (error.name or "").startswith(kind):
+                raise _missing(kind) from None
+            raise StageError(
+                f"report_to names {kind}, which cannot start: {error}",
+                hint=f"set up {kind}, or take it out of report_to",
+            ) from error
+        trackers.append(tracker)
+    return trackers
+
+
+def _arguments(kind: str, folder: Path, project: str, name: str) -> dict[str, Any]:
+    """What each tracker calls the project, the run and the folder. A resumed stage goes on with its run where the
+    tracker can."""
+    match kind:
+        case "tensorboard":
+            return {"run_name": "tensorboard", "logging_dir": folder}
+        case "trackio":
+            return {"run_name": project, "name": name, "resume": "allow"}
+        case "wandb":
+            return {"run_name": project, "name": name, "id": name, "resume": "allow", "dir": str(folder)}
+        case "mlflow":
+            return {"experiment_name": project, "run_name": name}
+        case "aim":
+            return {"run_name": name, "logging_dir": folder, "experiment": project}
+        case "clearml":
+            return {"run_name": name, "project_name": project, "task_name": name}
+        case "dvclive":
+            return {"run_name": name, "dir": str(folder / "dvclive"), "resume": True}
+        case "swanlab":
+            return {"run_name": project, "experiment_name": name, "logdir": str(folder / "swanlab")}
+    return {"run_name": project}
+
+
+def _missing(kind: str) -> StageError:
+    package = f'"tutelage[{kind}]"' if kind in EXTRAS else kind
+    return StageError(
+        f"report_to names {kind}, which is not installed",
+        hint=f"pip install {package}, or take it out of report_to",
+    )

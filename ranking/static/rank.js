@@ -1,16 +1,16 @@
-// The ranking page, made quick: drag, keys, sending until it is stored. Without it the form works all the same.
+// Makes the ranking page fast: dragging, keys, and sending until it is stored. The form works without it, too.
 "use strict";
 
 const form = document.getElementById("rank");
 const list = document.getElementById("answers");
-const said = document.getElementById("said");
+const status = document.getElementById("status");
 const allBad = document.getElementById("all_bad");
 const address = form.getAttribute("action"); // form.action is the button of that name
 const pair = form.querySelector(".choice") !== null;
 const stored = list.dataset.stored === "yes";
 const cards = () => [...list.children];
 const letter = (card) => card.dataset.letter;
-const say = (text) => { said.textContent = text; };
+const say = (text) => { status.textContent = text; };
 let moves = 0;
 let confirmed = stored;
 
@@ -24,26 +24,26 @@ function ranks() {
 
 function refresh() {
   const all = cards();
-  const given = ranks();
+  const places = ranks();
   all.forEach((card, i) => {
-    const shared = given.filter((rank) => rank === given[i]).length > 1;
-    const place = `${given[i]}${shared ? "=" : ""}`;
+    const shared = places.filter((rank) => rank === places[i]).length > 1;
+    const place = `${places[i]}${shared ? "=" : ""}`;
     card.querySelector(".place").textContent = place;
     card.querySelector(".grip .spoken").textContent =
-      `Answer ${letter(card)}: place ${given[i]}${shared ? ", tied," : ""} of ${all.length}`;
+      `Answer ${letter(card)}: place ${places[i]}${shared ? ", tied," : ""} of ${all.length}`;
     card.querySelector(".up").disabled = i === 0;
     card.querySelector(".down").disabled = i === all.length - 1;
     const tie = card.querySelector(".tie");
     tie.disabled = i === 0;
     tie.setAttribute("aria-pressed", String(Boolean(i && card.dataset.tied)));
-    card.querySelector("input[type=number]").value = given[i];
+    card.querySelector("input[type=number]").value = places[i];
     card.classList.toggle("joined", Boolean(i && card.dataset.tied));
-    card.classList.toggle("first", given[i] === 1);
+    card.classList.toggle("first", places[i] === 1);
   });
   list.classList.toggle("void", allBad.checked);
 }
 
-// The ties of those that stay are kept; a card put between two tied ones joins them.
+// The other cards keep their ties; a card that is put between two tied ones joins them.
 function place(card, to) {
   const from = cards().indexOf(card);
   if (to === from || to < 0 || to >= list.children.length) return false;
@@ -70,10 +70,10 @@ function changed() {
 }
 
 function describe(card) {
-  const given = ranks();
+  const places = ranks();
   const i = cards().indexOf(card);
-  const tied = cards().filter((other, j) => j !== i && given[j] === given[i]).map(letter);
-  say(`Answer ${letter(card)}: place ${given[i]} of ${cards().length}${tied.length ? `, tied with ${tied.join(", ")}` : ""}.`);
+  const tied = cards().filter((other, j) => j !== i && places[j] === places[i]).map(letter);
+  say(`Answer ${letter(card)}: place ${places[i]} of ${cards().length}${tied.length ? `, tied with ${tied.join(", ")}` : ""}.`);
 }
 
 function move(card, to) {
@@ -139,7 +139,7 @@ function draggable(card) {
     card.classList.add("dragged");
     requestAnimationFrame(roll);
   });
-  // On the document: a card that is put elsewhere in the list loses the capture.
+  // Moves are handled on the document: a card loses the pointer capture when it moves in the list.
   card.querySelector(".up").addEventListener("click", () => move(card, cards().indexOf(card) - 1));
   card.querySelector(".down").addEventListener("click", () => move(card, cards().indexOf(card) + 1));
   card.querySelector(".tie").addEventListener("click", () => tie(card));
@@ -229,7 +229,7 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 
-/* Time: only while someone is at it */
+/* Time: counted only while the annotator is active */
 
 const IDLE = 60;
 let seconds = 0;
@@ -240,7 +240,7 @@ setInterval(() => {
   if (!document.hidden && Date.now() - active < IDLE * 1000) seconds += 0.5;
 }, 500);
 
-/* Sending: again and again until the server says that it is stored; the id makes it count once */
+/* Sending: repeated until the server confirms; the id makes it count once */
 
 const wait = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
@@ -255,7 +255,7 @@ async function send(body) {
       if (response.status < 500) return { status: response.status, ...(await response.json()) };
     } catch { /* no answer */ }
     form.classList.add("waiting");
-    say("Not saved yet: the server does not answer. Trying again; keep this page open.");
+    say("Not saved yet: the server does not respond. Trying again; keep this page open.");
     await wait(1000 * pause);
   }
 }
@@ -266,12 +266,12 @@ form.addEventListener("submit", async (event) => {
   if (sending) return;
   const action = event.submitter?.value || "rank";
   if (action === "rank" && !allBad.checked && pair && !form.querySelector("input[name=choice]:checked")) {
-    say("Say first which is better.");
+    say("Choose first which answer is better.");
     return;
   }
   if (action === "rank" && !confirmed && !allBad.checked) {
     confirmed = true;
-    say("Nothing was moved. If this order is right, send again.");
+    say("You have not changed the order. If it is right, send again.");
     return;
   }
   sending = true;
@@ -290,7 +290,7 @@ form.addEventListener("submit", async (event) => {
     return;
   }
   sending = false;
-  say(answer.error || "That did not work.");
+  say(answer.error || "Something went wrong. Reload the page.");
 });
 
 /* Start */
@@ -316,5 +316,5 @@ if (pair) {
   document.addEventListener("pointercancel", release);
   refresh();
 }
-// A page that comes back from the browser's cache is asked for anew: it may be stored by now.
+// Reload a page from the browser's cache: its ranking may be stored by now.
 window.addEventListener("pageshow", (event) => { if (event.persisted) window.location.reload(); });

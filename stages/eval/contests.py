@@ -1,4 +1,4 @@
-"""Win rates between models, by each judge, and the prompts with the largest gains and losses."""
+"""Win rates by judge, and the prompts that gained and lost most."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.bootstrap import interval, resample
 from stages.eval.wins import Array
 
 Form = Literal["rl", "best_of_n"]
@@ -96,9 +97,13 @@ def overoptimisation(kl_LP: Array, gain_LP: Array, *, form: Form, resamples: int
     kl_L, gain_L = kl_LP.mean(1), gain_LP.mean(1)
     if reason := too_few(kl_L):
         return {"reason": reason}
-    pick = np.random.default_rng(seed).integers(kl_LP.shape[1], size=(resamples, kl_LP.shape[1]))
-    kl_RL = kl_LP[:, pick].mean(2).T
-    drawn = fit(kl_RL, gain_LP[:, pick].mean(2).T, form)
+
+    def means(drawn_RP: Array) -> Array:
+        return np.stack([kl_LP[:, drawn_RP].mean(2).T, gain_LP[:, drawn_RP].mean(2).T], axis=1)
+
+    draws_R2L = resample(means, kl_LP.shape[1], resamples=resamples, seed=seed)
+    kl_RL = draws_R2L[:, 0]
+    drawn = fit(kl_RL, draws_R2L[:, 1], form)
     fitted = fit(kl_L[None], gain_L[None], form)
     farthest = float(kl_L.max())
     peaks, peak = drawn.peak(), float(fitted.peak()[0])
@@ -126,5 +131,5 @@ def _finite(value: float) -> float | None:
 
 
 def _interval(value: float, draws: Array) -> dict[str, float]:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
+    low, high = interval(draws)
     return {"value": float(value), "low": float(low), "high": float(high)}

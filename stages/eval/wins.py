@@ -1,5 +1,8 @@
-"""Win rates and their intervals. Shapes: P prompts, S answers to each. Everything is an expectation over a prompt's
-answers, and is resampled over prompts, since the answers to one prompt are not independent."""
+"""Win rates and their intervals. Shapes: P prompts, S answers to each.
+
+Everything is an expectation over a prompt's answers. Intervals are bootstrapped over prompts, since the answers to
+one prompt are not independent.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ def ties(ours_PS: Array, our_weights_PS: Array, theirs_PS: Array, their_weights_
 
 def mean(values_P: Array, resamples: int, seed: int) -> Interval:
     """The mean over prompts."""
-    low, high = bootstrap(values_P.tolist(), [1.0] * len(values_P), resamples=resamples, seed=seed)
+    low, high = bootstrap(values_P, resamples=resamples, seed=seed)
     return {"value": float(values_P.mean()), "low": low, "high": high}
 
 
 def ratio(hits_P: Array, totals_P: Array, resamples: int, seed: int) -> Interval:
     """sum(hits) / sum(totals)."""
-    low, high = bootstrap(hits_P.tolist(), totals_P.tolist(), resamples=resamples, seed=seed)
+    low, high = bootstrap(hits_P, totals_P, resamples=resamples, seed=seed)
     return {"value": float(hits_P.sum() / max(1.0, totals_P.sum())), "low": low, "high": high}
 
 
@@ -48,7 +51,5 @@ def relative_change(ours_P: Array, theirs_P: Array, resamples: int, seed: int) -
     """sum(ours) / sum(theirs) - 1, -0.5 for half."""
     if not theirs_P.sum():
         return {"value": None, "low": None, "high": None}  # nothing to reduce
-    pick = np.random.default_rng(seed).integers(len(ours_P), size=(resamples, len(ours_P)))
-    draws = ours_P[pick].sum(1) / np.maximum(theirs_P[pick].sum(1), 1) - 1
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"value": float(ours_P.sum() / theirs_P.sum() - 1), "low": float(low), "high": float(high)}
+    low, high = bootstrap(ours_P, theirs_P, resamples=resamples, seed=seed)
+    return {"value": float(ours_P.sum() / theirs_P.sum() - 1), "low": low - 1, "high": high - 1}

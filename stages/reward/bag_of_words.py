@@ -1,7 +1,7 @@
-"""A reward model without a language model: logistic regression on the words of the answers.
+"""A baseline for reward models: logistic regression on the words of the answers.
 
-It never reads the prompt. A reward model that orders held-out pairs no better has learnt nothing from the rankings
-that a list of words does not hold.
+It never reads the prompt. A reward model that does no better on held-out pairs has learnt nothing beyond a list of
+words.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ WordScorer = Callable[[Sequence[str]], np.ndarray]
 """Texts -> scores (N,)."""
 
 PAIRS = 20_000
-"""Most training pairs that it is fitted to."""
+"""The most training pairs that are used."""
 CHARACTERS = 20_000_000
-"""Most characters of these pairs."""
+"""The most characters of training pairs that are used."""
 FEATURES = 2**18
 """Hash buckets of words and pairs of neighbouring words."""
 
@@ -29,8 +29,8 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 
 
 def strict_pairs(groups: Mapping[str, Group]) -> Iterator[tuple[str, str]]:
-    """(better, worse) answers of all rankings, at most `PAIRS` and `CHARACTERS`: then of the prompts whose keys,
-    which are hashes, come first."""
+    """(better, worse) answers of all rankings, up to `PAIRS` and `CHARACTERS`, by prompt key. Keys are hashes, so
+    that these are a random sample."""
     pairs = characters = 0
     for key in sorted(groups):
         texts = list(groups[key].completions)
@@ -46,7 +46,7 @@ def strict_pairs(groups: Mapping[str, Group]) -> Iterator[tuple[str, str]]:
 
 
 def distinct(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Each text of some pairs -> its place among them."""
+    """The distinct texts of pairs -> their places."""
     return {text: place for place, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
 
 
@@ -77,7 +77,7 @@ def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: 
     weighting = TfidfTransformer(sublinear_tf=True)
     rows = weighting.fit_transform(counts[:, known])
     better, worse = (rows[[texts[pair[side]] for pair in pairs]] for side in (0, 1))
-    # Each pair from both sides, at half the weight: the same optimum as from one, and always two classes.
+    # Each pair in both orders, at half the weight: the same optimum as with one order, and always two classes.
     both = np.repeat([1, -1], len(pairs))
     model = LogisticRegression(C=0.5, fit_intercept=False, max_iter=1000, tol=1e-6)
     model.fit(sparse.vstack([better - worse, worse - better], format="csr"), both)

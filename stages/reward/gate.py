@@ -10,7 +10,7 @@ from pipeline.config.reward import GateConfig
 
 
 def _left_out(metrics: Mapping[str, Any]) -> str:
-    """Why there is nothing to measure on, where there were held-out rankings."""
+    """The reasons why held-out rankings were left out, in brackets; empty without any."""
     reasons = [
         f"{count} {name.partition('/')[2]}"
         for name, count in metrics.items()
@@ -20,7 +20,7 @@ def _left_out(metrics: Mapping[str, Any]) -> str:
 
 
 def _agreement(metrics: Mapping[str, Any]) -> str:
-    """How far annotators agree on the held-out prompts: about what can be expected of a reward model."""
+    """Agreement on the held-out prompts, which bounds the accuracy of a reward model."""
     if metrics.get("agreement") is None:
         return "how far two annotators agree on these prompts is not known"
     return (
@@ -30,7 +30,7 @@ def _agreement(metrics: Mapping[str, Any]) -> str:
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """One line: held-out accuracy beside what it is to be compared with; empty when nothing was measured."""
+    """A line with held-out accuracy, its baselines and the agreement; empty when nothing was measured."""
     if not metrics.get("pairs"):
         return ""
     return (
@@ -42,30 +42,30 @@ def summary(metrics: Mapping[str, Any]) -> str:
 
 
 def _above_bag_of_words(metrics: Mapping[str, Any]) -> str | None:
-    """What is said of a reward model that may be no better than a bag of words."""
+    """That the reward model may be no better than a bag of words, with the figures; None where it is better."""
     if metrics.get("above_bag_of_words_low") is None or metrics["above_bag_of_words_low"] > 0:
         return None
     accuracy, words = metrics["accuracy"], metrics["bag_of_words_accuracy"]
     low, high = metrics["above_bag_of_words_low"], metrics["above_bag_of_words_high"]
     return (
         f"it may be no better ({accuracy:.3f}) than a logistic regression on the words of the answers "
-        f"({words:.3f}): the 95 % interval of what it is better by is {low:+.3f} to {high:+.3f}"
+        f"({words:.3f}): the 95 % interval of the difference is {low:+.3f} to {high:+.3f}"
     )
 
 
 def warnings(config: GateConfig | None, metrics: Mapping[str, Any]) -> list[str]:
-    """What PPO's user should know of a reward model that no check of the gate says already."""
+    """Doubts about a reward model that no check of the gate covers."""
     words = _above_bag_of_words(metrics)
     if words is None or (config is not None and config.above_bag_of_words):
         return []
-    return [f"{words} (reward.gate.above_bag_of_words: true has PPO refuse it)"]
+    return [f"{words} (set reward.gate.above_bag_of_words to true to stop PPO in this case)"]
 
 
 def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
-    """Why PPO should not trust a reward model with these held-out metrics (`stages.reward.measure`); empty when it
-    may. What could not be measured gives no reason, except that nothing could."""
+    """The reasons why PPO should not trust a reward model with these held-out metrics (`stages.reward.measure`);
+    empty when it may. A metric that could not be measured gives no reason, unless none could."""
     if not metrics.get("pairs"):
-        return [f"it was measured on no held-out pair at all{_left_out(metrics)}"]
+        return [f"it was measured on no held-out pair{_left_out(metrics)}"]
     if not all(math.isfinite(metrics[name]) for name in ("score_mean", "score_std")):
         return ["its scores are not finite"]
     words = _above_bag_of_words(metrics)
@@ -83,7 +83,7 @@ def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
         (
             config.above_length and metrics["above_length_low"] <= 0,
             f"it may be no better than choosing the longer answer ({metrics['length_accuracy']:.3f}): the 95 % "
-            f"interval of what it is better by is {metrics['above_length_low']:+.3f} to "
+            f"interval of the difference is {metrics['above_length_low']:+.3f} to "
             f"{metrics['above_length_high']:+.3f} (reward.gate.above_length)",
         ),
         (
@@ -97,7 +97,7 @@ def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
         ),
         (
             metrics["ece"] > config.max_ece,
-            f"it is too sure of itself, or not sure enough: its expected calibration error is "
+            f"it is overconfident or underconfident: its expected calibration error is "
             f"{metrics['ece']:.3f}, above {config.max_ece} (reward.gate.max_ece)",
         ),
         (
@@ -107,7 +107,7 @@ def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
         ),
         (
             metrics["ended_preferred"] < config.min_ended_preferred,
-            f"it likes answers without an end: only {metrics['ended_preferred']:.0%} of held-out answers score "
+            f"it prefers answers without an end: only {metrics['ended_preferred']:.0%} of held-out answers score "
             f"above themselves cut in half, below {config.min_ended_preferred:.0%} "
             "(reward.gate.min_ended_preferred)",
         ),

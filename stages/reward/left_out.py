@@ -1,4 +1,4 @@
-"""Rankings that training on them cannot use, each counted once, by reason."""
+"""Counts of the rankings that training cannot use, by reason; each counts once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TOO_LONG, EQUAL, TIED = "longer than max_length", "all answers equal", "all answ
 
 @dataclass
 class LeftOut:
-    """What is left out of a table of rankings.
+    """Counts of the rankings of a table that are left out.
 
-    A ranking is left out when it keeps no strict pair of distinct answers that fit into `max_length`. One that
-    keeps a pair is used without its answers that are too long.
+    A ranking is left out when it has no strict pair of distinct answers that fit into `max_length`. Otherwise it is
+    used without its answers that are too long.
 
     Attributes:
         max_length: tokens of prompt and answer; `key` is the recipe's name for it.
@@ -25,7 +25,7 @@ class LeftOut:
         read: rankings that were read.
         shortened: rankings that are used without some of their answers.
         counts: rankings that are left out, by reason.
-        too_long: hashes of (prompt key, answer) that do not fit: the texts may be very many.
+        too_long: hashes of (prompt key, answer) that do not fit; there may be too many to keep the texts.
         longest: tokens of the longest of these.
     """
 
@@ -39,7 +39,7 @@ class LeftOut:
     key: str = "reward.max_length"
 
     def count(self, ranking: Ranking, kept: Collection[int]) -> None:
-        """Counts a ranking of which the completions at the places `kept` fit, the first of equal ones."""
+        """Counts a ranking. `kept`: the places of its distinct completions that fit."""
         self.read += 1
         distinct = len(set(ranking.completions))
         levels = len({ranking.ranks[place] for place in kept})
@@ -61,7 +61,7 @@ class LeftOut:
         return self.read - self.total
 
     def ties_count(self) -> None:
-        """Counts what is used as left out too, where it holds no strict pair at all."""
+        """Counts the rankings that are used as left out, too: for a table without any strict pair."""
         if self.used:
             self.counts[TIED] += self.used
 
@@ -94,7 +94,7 @@ class LeftOut:
         return "; ".join(parts)
 
     def hint(self, *, learns: bool = True) -> str:
-        """What to change; `learns` says that the rankings are to learn from, not to measure."""
+        """What to change. `learns`: whether the rankings are for training rather than for measuring."""
         hints = []
         if self.counts[TOO_LONG] or self.shortened:
             hints.append(f"raise {self.key}")
@@ -102,5 +102,5 @@ class LeftOut:
             hints.append("rank answers that differ")
         if self.counts[TIED]:
             davidson = ", or set reward.objective: davidson, which learns from ties"
-            hints.append(f"give strict preferences{davidson if learns and self.used else ''}")
+            hints.append(f"rank answers strictly{davidson if learns and self.used else ''}")
         return "; ".join(hints)

@@ -1,4 +1,4 @@
-"""Measures a finished reward model on held-out rankings: what `quality.json` and the gate are made from."""
+"""Measures a trained reward model on held-out rankings, for `quality.json` and the gate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from data.annotators.agreement import agreement
-from data.annotators.judgements import sample
+from data.annotators.sample import sample_rankings
 from data.schema import Ranking, prompt_key
 from pipeline.config.reward import RewardConfig
 from pipeline.engine.stage import Metrics, RunContext
@@ -17,7 +17,7 @@ from stages.reward.quality import quality
 from stages.scoring.reward_model import score_rows
 
 
-def measure(
+def measure_reward_model(
     model: Any,
     groups: Mapping[str, Group],
     rankings: Callable[[], Iterable[Ranking]],
@@ -26,11 +26,12 @@ def measure(
     config: RewardConfig,
     ctx: RunContext,
 ) -> tuple[Metrics, Metrics]:
-    """`stages.reward.quality.quality` of the model's scores (an ensemble's mean), and besides:
+    """`stages.reward.quality.quality` of the model's scores (an ensemble's mean), and further:
 
-    ended_preferred: share of answers that score above themselves cut in half, which end without a stop token; what
-    `_ceiling` says of the annotators; of an ensemble: member_accuracy, each member's, and disagreement, the mean
-    standard deviation over members.
+    ended_preferred: share of answers that score above themselves cut in half, without a stop token;
+    the agreement of the annotators, see `_ceiling`;
+    member_accuracy and disagreement, of an ensemble: each member's accuracy, and the mean standard deviation over
+    members.
 
     Args:
         groups: of the held-out prompts.
@@ -54,16 +55,16 @@ def measure(
     metrics |= {"ended_preferred": float((scores > unended).float().mean())}
     metrics |= _ceiling(_measured(rankings(), groups), ctx.seed)
     if len(members) > 1 and metrics["pairs"]:
-        alone = [dict(zip(texts, found.tolist(), strict=True)) for found in members]
+        by_member = [dict(zip(texts, scores.tolist(), strict=True)) for scores in members]
         metrics["member_accuracy"] = [
-            quality(_measured(rankings(), groups), own, ctx.seed)[0]["accuracy"] for own in alone
+            quality(_measured(rankings(), groups), scores, ctx.seed)[0]["accuracy"] for scores in by_member
         ]
         metrics["disagreement"] = float(members.std(0, unbiased=False).mean())
     return metrics, tables
 
 
 def _measured(rankings: Iterable[Ranking], groups: Mapping[str, Group]) -> Iterator[Ranking]:
-    """The rankings, each with the completions that have a row in its group; without what is not measured."""
+    """The rankings, each with the completions that have a row in its group; those with one left are left out."""
     for ranking in rankings:
         group = groups.get(prompt_key(ranking.prompt))
         places = group.places(ranking).values() if group else ()
@@ -79,19 +80,19 @@ def _measured(rankings: Iterable[Ranking], groups: Mapping[str, Group]) -> Itera
 
 
 def _ceiling(rankings: Iterable[Ranking], seed: int) -> Metrics:
-    """How far annotators agree about the very pairs that the reward model is measured on: where they differ, it
-    cannot please both. None where no two of them ordered the same pair.
+    """Agreement of the annotators on the pairs that the reward model is measured on, which bounds its accuracy.
+    None where no two of them ordered the same pair.
 
     agreement, _low, _high, _pairs: `pairwise` of data/annotators/agreement.py, with a 95 % bootstrap interval over
     prompts;
     predicted_by_others, _pairs: `by_others`.
     """
-    found = agreement(sample(rankings), seed=seed)
+    agreed = agreement(sample_rankings(rankings), seed=seed)
     return {
-        "agreement": found.pairwise.value,
-        "agreement_low": found.pairwise.low,
-        "agreement_high": found.pairwise.high,
-        "agreement_pairs": found.pairwise.pairs,
-        "predicted_by_others": found.by_others.value,
-        "predicted_by_others_pairs": found.by_others.pairs,
+        "agreement": agreed.pairwise.value,
+        "agreement_low": agreed.pairwise.low,
+        "agreement_high": agreed.pairwise.high,
+        "agreement_pairs": agreed.pairwise.pairs,
+        "predicted_by_others": agreed.by_others.value,
+        "predicted_by_others_pairs": agreed.by_others.pairs,
     }

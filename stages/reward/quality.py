@@ -1,4 +1,4 @@
-"""How good are scores on held-out rankings? Accuracy, against simple baselines too; calibration, length, spread."""
+"""The quality of scores on held-out rankings: accuracy, also against baselines; calibration, length and spread."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from data.bootstrap import bootstrap
 from data.schema import Ranking, prompt_key
@@ -21,7 +22,7 @@ def quality(
     """Metrics over held-out rankings, read once, and tables for the report: reliability, by_annotator,
     by_prompt, scores.
 
-    accuracy: share of strict pairs that the scores order as the annotator did; an equal score is half right.
+    accuracy: share of strict pairs that the scores order as the annotator did; equal scores count half;
     accuracy_by_prompt: mean over prompts instead of pairs;
     <baseline>_accuracy: the same of each of `baselines` and of `length`, for which the answer with more characters
     is the better one; above_<baseline>: accuracy less that of the baseline, on the same pairs. Intervals are 95 %
@@ -63,8 +64,8 @@ def quality(
         "accuracy_by_prompt": float((right / pairs).mean()),
         **{
             name: value
-            for rival, found in by_rival.items()
-            for name, value in _against(rival, right, _right_by_prompt(found), pairs, seed).items()
+            for rival, rival_margins in by_rival.items()
+            for name, value in _against(rival, right, _right_by_prompt(rival_margins), pairs, seed).items()
         },
         "ece": ece,
         "brier": brier,
@@ -151,14 +152,7 @@ def calibration(margins: np.ndarray, bins: int = 10) -> tuple[float, float, list
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation, ties given their mean rank; 0 when one of both does not vary."""
-    a, b = (_mean_ranks(v) for v in (x, y))
-    if a.std() == 0 or b.std() == 0:
+    """Spearman's rank correlation; 0 when one of the two does not vary."""
+    if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
         return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return ((last - counts + 1 + last) / 2)[inverse]
+    return float(spearmanr(x, y).statistic)

@@ -35,7 +35,7 @@ from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
 from stages.reward.left_out import TOO_LONG, LeftOut
-from stages.reward.measure import measure
+from stages.reward.measure import measure_reward_model
 from stages.scoring.reward_model import numbered
 from stages.training.distributed import World
 
@@ -85,7 +85,9 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     pairs = list(bag_of_words.strict_pairs(groups))
     with ctx.progress("reward: bag of words", total=len(bag_of_words.distinct(pairs))) as bar:
         words = bag_of_words.fit(pairs, bar.advance)
-    quality, tables = measure(model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx)
+    quality, tables = measure_reward_model(
+        model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx
+    )
     quality |= unmeasured.metrics()
     metrics |= {f"eval_{name}": value for name, value in quality.items()}
     if World().rank:

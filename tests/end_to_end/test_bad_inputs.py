@@ -39,7 +39,7 @@ def wrong_type(runs: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> li
 
 
 def missing_file(runs: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return ["-s", f"data.demonstrations.path={scratch / 'gone.csv'}", *table(scratch, "")]
+    return ["-s", f"data.demonstrations.path={scratch / 'gone.csv'}", *table(scratch, "", format="pairs")]
 
 
 def table(scratch: Path, text: str, **values: Any) -> list[str]:

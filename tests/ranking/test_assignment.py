@@ -9,7 +9,7 @@ from ranking_site import ask
 
 from ranking.assignment import GAP, next_task, progress
 from ranking.campaign import Campaign
-from ranking.store import Answer, Store
+from ranking.store import Assessment, Store
 
 
 class Desk:
@@ -27,7 +27,7 @@ class Desk:
 
     def send(self, task: Any, ranks: list[int] | None = None, skip: bool = False) -> None:
         self.sent += 1
-        self.store.submit(task.id, f"{self.sent:016}", Answer(ranks=None if skip else ranks or [1, 2, 3, 4]))
+        self.store.submit(task.id, f"{self.sent:016}", Assessment(ranks=None if skip else ranks or [1, 2, 3, 4]))
 
     @property
     def progress(self) -> tuple[int, int]:

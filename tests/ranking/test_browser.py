@@ -131,7 +131,7 @@ def test_by_keys_alone(site: Make, visit: Callable[..., Any]) -> None:
     press = page.keyboard.press
     press("Enter")  # nothing was moved: asks first
     assert contents(served) == []
-    assert "Nothing was moved" in page.get_by_role("status").inner_text()
+    assert "You have not changed the order" in page.get_by_role("status").inner_text()
     press("j")
     press("ArrowDown")
     assert order(page) == "BACD"
@@ -232,7 +232,7 @@ def test_going_back_and_changing(site: Make, visit: Callable[..., Any]) -> None:
     sent(page, page.get_by_role("button", name="Save the change").click)
     assert stored(served) == "BADC"
     assert [row["task"] for row in contents(served)] == [1, 1]
-    sent(page, page.get_by_role("link", name="All of mine").click)
+    sent(page, page.get_by_role("link", name="My rankings").click)
     sent(page, page.get_by_role("link", name="Question 0?").click)
     assert order(page) == "BADC"
 
@@ -241,7 +241,7 @@ def test_two_answers_by_keys_and_by_mouse(site: Make, visit: Callable[..., Any])
     served = site([ask(i, k=2) for i in range(3)])
     page = visit(served)
     page.keyboard.press("Enter")
-    assert page.get_by_role("status").inner_text() == "Say first which is better."
+    assert page.get_by_role("status").inner_text() == "Choose first which answer is better."
     page.keyboard.press("ArrowRight")
     sent(page, lambda: page.keyboard.press("Enter"))
     assert stored(served) == "BA"

@@ -7,7 +7,7 @@ from ranking_site import ask
 from ranking.assignment import next_task
 from ranking.campaign import Campaign
 from ranking.overview import overview
-from ranking.store import Answer, Store
+from ranking.store import Assessment, Store
 
 ORDERS = {"ana": [1, 2, 3, 4], "ben": [1, 2, 4, 3], "cem": [1, 1, 1, 2]}
 
@@ -21,7 +21,7 @@ def test_agreement_counts_each_pair_of_annotators_once(tmp_path: Path) -> None:
         for name, ranks in ORDERS.items():
             task = next_task(store, campaign, name)
             assert task is not None
-            store.submit(task.id, f"{name} {number}".ljust(16, "."), Answer(ranks=ranks))
+            store.submit(task.id, f"{name} {number}".ljust(16, "."), Assessment(ranks=ranks))
     found = overview(store, campaign)
     assert (found.agreement.alike, found.agreement.pairs) == (2 * (5 + 3 + 2), 2 * (6 + 3 + 3))
     assert {a.name: (a.with_others.alike, a.with_others.pairs) for a in found.annotators} == {

@@ -221,7 +221,7 @@ def test_a_file_is_ranked(tmp_path: Path) -> None:
     for broken, said in (
         ({"prompt": "q", "completions": ["x"]}, "at least 2"),
         ({"prompt": "", "completions": ["x", "y"]}, "needs a prompt"),
-        ({"prompt": "q", "completions": "xy"}, "not a list"),
+        ({"prompt": "q", "completions": "xy"}, "must be a list"),
         ({"prompt": "q", "completions": ["x", "y"], "models": ["m"]}, "1 models"),
     ):
         file.write_text(json.dumps(broken) + "\n")
@@ -254,7 +254,7 @@ def test_the_win_rate_is_of_prompts() -> None:
     assert found["win_rate"]["high"] in (0.75, 0.875)
     early = result(sources, [judged(0, "ana", [1, 2])], resamples=10, seed=0)
     assert (early["prompts"], early["win_rate"]["value"], early["agreement"]["value"]) == (1, 1.0, None)
-    with pytest.raises(StageError, match="no comparison"):
+    with pytest.raises(StageError, match="nobody compared anything"):
         result(sources, [], resamples=10, seed=0)
 
 

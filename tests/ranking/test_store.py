@@ -10,7 +10,7 @@ from ranking_site import ask
 from pipeline.errors import StageError
 from ranking.assignment import next_task
 from ranking.campaign import Campaign, Item
-from ranking.store import Answer, Conflict, Store, Task
+from ranking.store import Assessment, Conflict, Store, Task
 
 
 @pytest.fixture
@@ -33,13 +33,13 @@ def given(store: Store, campaign: Campaign, name: str = "ana") -> Task:
 
 def test_a_submission_counts_once_however_often_it_comes(store: Store, campaign: Campaign) -> None:
     task = given(store, campaign)
-    answer = Answer(ranks=[1, 2, 2, 3], note="clear", seconds=3.0)
+    answer = Assessment(ranks=[1, 2, 2, 3], note="clear", seconds=3.0)
     assert store.submit(task.id, "a" * 16, answer) is True
     assert store.submit(task.id, "a" * 16, answer) is False
     [stored] = store.submitted("rank")
-    assert (stored.answer, stored.revisions) == (answer, 1)
+    assert (stored.assessment, stored.revisions) == (answer, 1)
     with pytest.raises(Conflict):
-        store.submit(task.id, "a" * 16, Answer(ranks=[2, 1, 1, 1]))
+        store.submit(task.id, "a" * 16, Assessment(ranks=[2, 1, 1, 1]))
     other = given(store, campaign, "ben")
     with pytest.raises(Conflict):
         store.submit(other.id, "a" * 16, answer)
@@ -48,16 +48,21 @@ def test_a_submission_counts_once_however_often_it_comes(store: Store, campaign:
 
 def test_a_changed_mind_is_a_new_row_and_the_newest_counts(store: Store, campaign: Campaign) -> None:
     task = given(store, campaign)
-    store.submit(task.id, "a" * 16, Answer(ranks=[1, 2, 3, 4], seconds=2.0))
-    store.submit(task.id, "b" * 16, Answer(ranks=[1, 1, 1, 1], all_bad=True, seconds=3.0))
+    store.submit(task.id, "a" * 16, Assessment(ranks=[1, 2, 3, 4], seconds=2.0))
+    store.submit(task.id, "b" * 16, Assessment(ranks=[1, 1, 1, 1], all_bad=True, seconds=3.0))
     [stored] = store.submitted("rank")
-    assert (stored.answer.ranks, stored.answer.all_bad, stored.revisions, stored.seconds) == ([1] * 4, True, 2, 5.0)
+    assert (stored.assessment.ranks, stored.assessment.all_bad, stored.revisions, stored.seconds) == (
+        [1] * 4,
+        True,
+        2,
+        5.0,
+    )
     assert store.read("SELECT COUNT(*) FROM submissions") == [(2,)]
 
 
 @pytest.mark.parametrize("statement", ["UPDATE submissions SET content = '{}'", "DELETE FROM submissions"])
 def test_submissions_can_be_neither_changed_nor_removed(store: Store, campaign: Campaign, statement: str) -> None:
-    store.submit(given(store, campaign).id, "a" * 16, Answer(ranks=[1, 2, 3, 4]))
+    store.submit(given(store, campaign).id, "a" * 16, Assessment(ranks=[1, 2, 3, 4]))
     with pytest.raises(sqlite3.DatabaseError, match="append-only"), store.transaction() as db:
         db.execute(statement)
     assert len(store.submitted("rank")) == 1
@@ -69,10 +74,10 @@ def test_a_count_of_seconds_that_cannot_be_is_not_believed(tmp_path: Path, campa
     store.open(campaign)
     task = given(store, campaign)
     clock[0] += 20
-    store.submit(task.id, "a" * 16, Answer(ranks=[1, 2, 3, 4], seconds=9e5))
+    store.submit(task.id, "a" * 16, Assessment(ranks=[1, 2, 3, 4], seconds=9e5))
     other = given(store, campaign)
     clock[0] += 40
-    store.submit(other.id, "b" * 16, Answer(ranks=[1, 2, 3, 4]))
+    store.submit(other.id, "b" * 16, Assessment(ranks=[1, 2, 3, 4]))
     assert [s.seconds for s in store.submitted("rank")] == [25.0, 40.0]
 
 

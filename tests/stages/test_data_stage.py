@@ -164,7 +164,7 @@ def test_system_messages_of_rows_beside_the_recipe_s_are_counted_and_said(tmp_pa
     ctx, notes = training_context()
     (tmp_path / "out").mkdir()
     assert run(config, {}, tmp_path / "out", ctx)["own_system_message"] == 1
-    assert "rows with a system message of their own, which stays instead of data.system: 1" in notes.lines
+    assert "1 rows keep their own system message instead of data.system" in notes.lines
 
 
 def test_what_was_left_out_is_in_the_error(tmp_path, context):

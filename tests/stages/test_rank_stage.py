@@ -76,7 +76,7 @@ def test_the_seed_decides(collected, tmp_path, context):
 def test_too_few_annotators(collected, tmp_path, context):
     for annotators in ([], [careful("ann")]):
         config = RankConfig(source="simulated", annotators=annotators, annotators_per_prompt=2)
-        with pytest.raises(RecipeError, match="are to rank each prompt"):
+        with pytest.raises(RecipeError, match="annotators_per_prompt must be from 1 to"):
             stage(config, collected, tmp_path, context, name=f"out{len(annotators)}")
 
 

@@ -6,9 +6,10 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from data.annotators.agreement import agreement, bootstrap, krippendorff_alpha, mid_ranks, overlaps
-from data.annotators.judgements import sample
-from data.annotators.measures import measure
+from data.annotators.agreement import agreement, krippendorff_alpha, overlaps
+from data.annotators.measures import measure_annotators
+from data.annotators.sample import sample_rankings
+from data.bootstrap import bootstrap
 from data.schema import Ranking
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
@@ -18,12 +19,6 @@ from pipeline.config.data import RankingTableConfig
 def ranking(annotator, ranks, prompt="p", texts="abcdefgh"):
     k = len(ranks)
     return Ranking([{"role": "user", "content": prompt}], list(texts[:k]), ranks, annotator, human=True)
-
-
-def test_mid_ranks():
-    assert mid_ranks([1, 2, 2]).tolist() == [1, 2.5, 2.5]
-    assert mid_ranks([1, 1, 1, 1]).tolist() == [2.5] * 4
-    assert mid_ranks([3, 1, 2]).tolist() == [3, 1, 2]
 
 
 def test_by_hand():
@@ -183,7 +178,7 @@ def test_annotators_who_rank_at_random_agree_by_chance(case):
     found = defaultdict(list)
     for seed in range(12):
         rng = random.Random(f"{case} {seed}")
-        measured = measure(sample(at_random(rng, ks, pattern, own_ties=own_ties)), resamples=2)
+        measured = measure_annotators(sample_rankings(at_random(rng, ks, pattern, own_ties=own_ties)), resamples=2)
         found["alpha"].append(measured["alpha"])
         found["tau"].append(measured["tau"]["value"])
         for name in ("pairwise", "by_others", "self_consistency"):

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from data.annotators.judgements import Judgement
+from data.annotators.sample import CompactRanking
 from data.annotators.strengths import strengths
 from data.schema import Ranking
 
@@ -11,7 +11,7 @@ from data.schema import Ranking
 def judged(prompt, models, ranks):
     texts = [f"{i} by {model}" for i, model in enumerate(models)]
     prompt = [{"role": "user", "content": prompt}]
-    return Judgement.of(Ranking(prompt, texts, ranks, "ann", True, models=models))
+    return CompactRanking.of(Ranking(prompt, texts, ranks, "ann", True, models=models))
 
 
 def test_two_models_by_hand():
@@ -52,7 +52,7 @@ def test_a_model_that_never_loses_has_a_finite_strength():
 
 
 def test_nothing_to_compare():
-    plain = Judgement.of(Ranking([{"role": "user", "content": "p"}], ["x", "y"], [1, 2], "ann", True))
+    plain = CompactRanking.of(Ranking([{"role": "user", "content": "p"}], ["x", "y"], [1, 2], "ann", True))
     assert strengths([plain]) == []
     assert strengths([judged("p", ["a", "a"], [1, 2])]) == []
     assert strengths([judged("p", ["a", ""], [1, 2])]) == []

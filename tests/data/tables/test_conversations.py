@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from dropped import rows_by_reason
 
 from data.schema import write_jsonl
 from data.tables import corpus
@@ -175,7 +176,7 @@ def test_lists_of_texts_spelled_as_text(tmp_path):
     dropped = Dropped()
     [ranking] = rankings(tmp_path, [KAGGLE, longer], "wide", dropped, columns=WIDE, text_lists="unwrap")
     assert (ranking.prompt, ranking.completions) == ([user("Q")], ["x", "y"])
-    assert dropped.rows == {"several turns in one list": [2]}
+    assert rows_by_reason(dropped) == {"several turns in one list": [2]}
     [ranking] = rankings(tmp_path, [KAGGLE], "wide", columns=WIDE, text_lists="text")
     assert ranking.prompt == [user('["Q"]')]
     with pytest.raises(DataError, match="list of texts"):
@@ -223,7 +224,7 @@ def test_rows_with_tool_calls_are_left_out_and_counted(tmp_path, middle):
     tools = {name: [user("Q"), *middle, assistant(name)] for name in ("chosen", "rejected")}
     dropped = Dropped()
     assert len(rankings(tmp_path, [plain, tools], dropped=dropped)) == 1
-    assert dropped.rows == {"tool calls or turns": [2]}
+    assert rows_by_reason(dropped) == {"tool calls or turns": [2]}
     with pytest.raises(DataError, match="1 x tool calls or turns") as caught:
         rankings(tmp_path, [tools])
     assert "into the text of the turns" in caught.value.hint
@@ -272,19 +273,19 @@ def test_an_empty_user_turn_is_an_empty_prompt(tmp_path, prompt):
     dropped = Dropped()
     rows = [{"prompt": p, "chosen": "x", "rejected": "y"} for p in ("Q", prompt)]
     assert len(rankings(tmp_path, rows, dropped=dropped)) == 1
-    assert dropped.rows == {"empty prompt": [2]}
+    assert rows_by_reason(dropped) == {"empty prompt": [2]}
 
 
 @pytest.mark.parametrize("role", [None, 3, ["user"], "developer"])
 def test_roles_that_are_not_known_are_refused(role):
-    with pytest.raises(DataError, match="which is no message") as caught:
+    with pytest.raises(DataError, match="which is not a message") as caught:
         as_prompt([{"role": role, "content": "x"}], "p", "t:1")
     assert "system, user, assistant" in caught.value.hint
 
 
 @pytest.mark.parametrize("cell", [4, 4.5, True])
 def test_numbers_are_refused_with_a_way_forward(tmp_path, cell):
-    with pytest.raises(DataError, match=r"column 'chosen' is not text .* but") as caught:
+    with pytest.raises(DataError, match=r"column 'chosen' must be text .*, got") as caught:
         rankings(tmp_path, [{"prompt": "Q", "chosen": cell, "rejected": 5}])
     assert 'in quotes ("4")' in caught.value.hint
 
@@ -372,7 +373,7 @@ def test_native_prompts_are_checked_as_others_are(tmp_path):
     rows = [good, row | {"prompt": []}, row | {"prompt": [Q, A]}, row | {"prompt": [user("")]}]
     dropped = Dropped()
     assert len(rankings(tmp_path, rows, "native", dropped)) == 1
-    assert dropped.rows == {"empty prompt": [2, 4], "the prompt ends with the assistant's turn": [3]}
+    assert rows_by_reason(dropped) == {"empty prompt": [2, 4], "the prompt ends with the assistant's turn": [3]}
 
 
 def test_a_corpus_splits_transcripts_as_every_other_table_does(tmp_path):
@@ -387,5 +388,5 @@ def test_a_corpus_splits_transcripts_as_every_other_table_does(tmp_path):
     assert read[0] == read[1]
     assert 0 < len(read[0]) < 40
     write_jsonl(tmp_path / "c.jsonl", [{"prompt": [Q, A, R], "completion": "x"}])
-    with pytest.raises(DataError, match="prompts of one turn"):
+    with pytest.raises(DataError, match="must be a single user turn"):
         list(corpus.documents(TableConfig(path=str(tmp_path / "c.jsonl")), 0, 0.0))

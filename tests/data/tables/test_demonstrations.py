@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from dropped import rows_by_reason
 
 from data.schema import Demonstration, Prompt
 from data.splits import split_of_prompt
@@ -43,7 +44,7 @@ def test_empty_cells_are_dropped_and_named(tmp_path):
     ]
     dropped = Dropped()
     assert len(list(read_demonstrations(table(tmp_path, rows), 0.0, dropped))) == 1
-    assert dropped.rows == {"empty prompt": [2], "empty completion": [3, 4]}
+    assert rows_by_reason(dropped) == {"empty prompt": [2], "empty completion": [3, 4]}
     assert dropped.counts == {"empty prompt": 1, "empty completion": 2}
 
 
@@ -57,7 +58,7 @@ def test_prompts(tmp_path):
     dropped = Dropped()
     config = table(tmp_path, [{"q": "a"}, {"q": ""}, {"q": user("b")}], prompt="q")
     assert list(read_prompts(config, 0.0, dropped)) == [Prompt(user("a")), Prompt(user("b"))]
-    assert dropped.rows == {"empty prompt": [2]}
+    assert rows_by_reason(dropped) == {"empty prompt": [2]}
 
 
 def test_wrong_columns(tmp_path):

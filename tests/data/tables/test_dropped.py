@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from dropped import rows_by_reason
 
 from data.schema import write_jsonl
 from data.tables.demonstrations import read_demonstrations
@@ -106,7 +107,7 @@ def test_rows_of_a_long_table_without_a_group(tmp_path):
     ]
     rankings, dropped = read(tmp_path, rows, "long", group="g")
     assert len(rankings) == 2
-    assert dropped.rows == {"empty group": [3, 4, 5, 6]}
+    assert rows_by_reason(dropped) == {"empty group": [3, 4, 5, 6]}
     with pytest.raises(DataError, match="4 x empty group") as caught:
         read(tmp_path, rows[2:6], "long", group="g")
     assert "leave `group` out" in caught.value.hint
@@ -131,7 +132,7 @@ def test_deleted_messages_take_what_follows_them_along(tmp_path):
     rankings, dropped = read(tmp_path, [{"prompt": tree} for tree in trees], "tree")
     assert [[m["content"] for m in r.prompt] for r in rankings] == [["Q"], ["Q", "y", "kept"]]
     assert [r.completions for r in rankings] == [["x", "y"], ["r1", "r2"]]
-    assert dropped.rows == {"deleted message": [1, 1, 2]}
+    assert rows_by_reason(dropped) == {"deleted message": [1, 1, 2]}
     write_jsonl(tmp_path / "d.jsonl", [{"prompt": tree} for tree in trees])
     dropped = Dropped()
     made = list(read_demonstrations(TableConfig(path=str(tmp_path / "d.jsonl")), 0.1, dropped))
@@ -191,7 +192,7 @@ def test_margins_and_ratings_that_contradict_each_other_are_refused(tmp_path):
 
 def test_rows_of_one_ranking_with_different_orders_are_refused(tmp_path):
     rows = [{"prompt": "Q", "completion": "x", "rating": 1}, {"prompt": "Q", "completion": "y", "rank": 1}]
-    with pytest.raises(DataError, match="the row has 'rank' and another of its ranking"):
+    with pytest.raises(DataError, match="the row is ordered by 'rank', and its ranking"):
         read(tmp_path, rows, "long")
 
 
@@ -203,4 +204,6 @@ def test_ranks_of_our_own_schema_count_and_contradicting_ratings_are_said(tmp_pa
     said = []
     config = RankingTableConfig(path=str(tmp_path / "t.jsonl"), format="native")
     assert [r.ranks for r in read_rankings(config, Dropped(), said.append)] == [[1, 2]] * 3
-    assert [line.rpartition(": ")[2] for line in said if "ratings" in line] == ["1"]
+    assert [line for line in said if "ratings" in line] == [
+        f"{tmp_path / 't.jsonl'}: ratings contradict the ranks in 1 rankings; the ranks count"
+    ]

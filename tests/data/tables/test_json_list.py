@@ -56,8 +56,8 @@ def test_values_come_before_the_rest_is_read():
 @pytest.mark.parametrize(
     ("text", "message", "line"),
     [
-        ("", "no list", 1),
-        ('\n{"a": 1}', "no list", 2),
+        ("", "not a list", 1),
+        ('\n{"a": 1}', "not a list", 2),
         ('[{"a": 1}\n', "missing", 2),
         ('[\n\n{"a": }]', "not JSON", 3),
         ('[{"a": 1}\n{"a": 2}]', "missing", 2),

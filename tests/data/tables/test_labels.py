@@ -69,7 +69,7 @@ def test_numbers_of_one_sign_are_refused_with_the_row(tmp_path, values):
 
 @pytest.mark.parametrize("value", [True, "better", "C", "1st"])
 def test_other_values_are_refused_with_the_row(tmp_path, value):
-    with pytest.raises(DataError, match="not a number") as caught:
+    with pytest.raises(DataError, match="must be a number") as caught:
         read(tmp_path, ["A", value])
     assert caught.value.where.endswith("t.jsonl:2")
     assert "labels:" in caught.value.hint
@@ -104,7 +104,7 @@ def test_a_choice_that_counts_from_one_is_refused(tmp_path):
 
 
 def test_a_choice_by_letter_is_refused_with_a_way_forward(tmp_path):
-    with pytest.raises(DataError, match="not a number but 'A'") as caught:
+    with pytest.raises(DataError, match="must be a number, got 'A'") as caught:
         read(tmp_path, ["A"], format="choice")
     assert "labels: {1: first" in caught.value.hint
 
@@ -116,7 +116,7 @@ def test_a_value_for_each_pair_of_many_answers_is_not_one_per_annotator(tmp_path
     columns = {"prompt": "question", "completions": ["prediction 1", "prediction 2"], "preference": "preference"}
     config = RankingTableConfig(path=str(path), format="wide", columns=columns)
     path.write_text(json.dumps(row | {"preference": [1, -1, 0, 1, -1, 1]}))
-    with pytest.raises(DataError, match="holds 6 values, as many as there are pairs of the 4 columns") as caught:
+    with pytest.raises(DataError, match="holds 6 values, one per pair of the 4 columns") as caught:
         list(read_rankings(config, Dropped()))
     assert "one row per pair" in caught.value.hint
     path.write_text(json.dumps(row | {"preference": [-1, 1, 0, 2]}))

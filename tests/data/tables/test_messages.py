@@ -26,12 +26,12 @@ def test_conversations_keep_their_turns_and_lose_other_keys():
     ("value", "message"),
     [
         ([USER, ASSISTANT], "turn of the assistant"),
-        ([{"role": "robot", "content": "x"}], "no message"),
-        ([{"role": "user"}], "no message"),
-        (["hi"], "no message"),
-        ([{"role": "user", "content": 3}], "not text"),
-        ({"role": "user", "content": "x"}, "not a list"),
-        (3, "not a list"),
+        ([{"role": "robot", "content": "x"}], "not a message"),
+        ([{"role": "user"}], "not a message"),
+        (["hi"], "not a message"),
+        ([{"role": "user", "content": 3}], "must be text"),
+        ({"role": "user", "content": "x"}, "must be text or a list of messages"),
+        (3, "must be text or a list of messages"),
     ],
 )
 def test_malformed_prompts(value, message):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from dropped import rows_by_reason
 
 from data.annotators.agreement import agreement
 from data.schema import Ranking, write_jsonl
@@ -65,7 +66,7 @@ def test_ultrafeedback(tmp_path):
     [ranking] = read(config, dropped)
     assert (ranking.ranks, ranking.ratings) == ([2, 1, 2], [6.5, 8.0, 6.5])
     assert ranking.models == ["starchat", "gpt-4", "bard"]
-    assert dropped.rows == {"fewer than 2 completions left": [2]}
+    assert rows_by_reason(dropped) == {"fewer than 2 completions left": [2]}
 
 
 def test_ultrafeedback_binarized(tmp_path):
@@ -158,7 +159,7 @@ def test_a_preference_orders_two(tmp_path):
     columns = {"completions": ["response_1", "response_2"], "preference": "preference_strength"}
     with pytest.raises(RecipeError, match="orders 2 completions"):
         read(table(tmp_path, "wide", [preference(1)], **(columns | {"completions": ["response_1"]})))
-    with pytest.raises(DataError, match="not a number"):
+    with pytest.raises(DataError, match="must be a number"):
         read(table(tmp_path, "wide", [preference("better")], **columns))
 
 
@@ -184,7 +185,7 @@ def test_native_is_lossless(tmp_path):
         ({"ranks": ["1", "2"]}, "ranks.0"),
         ({"ranks": [1]}, "2 completions has 1 ranks"),
         ({"completions": "xy"}, "completions"),
-        ({"metadata": "{"}, "no ranking"),
+        ({"metadata": "{"}, "not a ranking"),
     ],
 )
 def test_malformed_native_rows(tmp_path, change, message):
@@ -216,7 +217,7 @@ def test_hh_rlhf(tmp_path):
     assert first.prompt == [user("Hi"), assistant("Hello.\n\nHow are you?"), user("Tell me")]
     assert (first.completions, first.ranks, first.ratings) == (["x", "y"], [1, 2], None)
     assert last.completions == ["x", "z\n\nw"]
-    assert dropped.rows == {
+    assert rows_by_reason(dropped) == {
         "chosen and rejected differ before the last answer": [2, 4],
         "empty completion": [3],
         "fewer than 2 completions left": [3],

@@ -3,9 +3,11 @@ import json
 from collections import Counter
 
 import pytest
+from dropped import rows_by_reason
 
 from data.schema import Ranking
-from data.tables.rankings import ANONYMOUS, read_rankings
+from data.tables.columns import ANONYMOUS
+from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError, RecipeError
@@ -98,7 +100,7 @@ def test_empty_cells_leave_out_the_completion_and_then_the_ranking(tmp_path):
     rankings = read(table(tmp_path, "wide", rows, **WIDE), dropped)
     assert [r.completions for r in rankings] == [["x", "y", "z"], ["x", "z"], ["x", "y"]]
     assert [r.ranks for r in rankings] == [[3, 2, 1], [2, 1], [2, 1]]
-    assert dropped.rows == {
+    assert rows_by_reason(dropped) == {
         "missing rating": [3, 5],
         "empty completion": [4, 5],
         "fewer than 2 completions left": [5],
@@ -125,9 +127,9 @@ def test_wide_with_one_completion_column(tmp_path):
         (WIDE | {"ratings": ["ra", "rb"]}, "3 completion columns have 2 ratings"),
         (WIDE | {"models": ["ra", "rb"]}, "3 completion columns have 2 models"),
         (WIDE | {"ranks": ["ra", "rb", "rc"]}, "both ratings and ranks"),
-        (WIDE | {"chosen": "a"}, "has no 'chosen'"),
+        (WIDE | {"chosen": "a"}, "has no column 'chosen'"),
         (WIDE | {"completions": ["a", "a", "b"]}, "names a column twice"),
-        ({"prompt": "q"}, "names 0 columns"),
+        ({"prompt": "q"}, "the format wide needs completions"),
     ],
 )
 def test_columns_that_do_not_fit_the_format(tmp_path, columns, message):
@@ -206,7 +208,7 @@ def test_long_single_among_others_is_dropped(tmp_path):
     dropped = Dropped()
     rows = long_rows(("p", "ann", "x", 1), ("p", "ann", "y", 2), ("q", "ann", "y", 2))
     assert len(read(table(tmp_path, "long", rows), dropped)) == 1
-    assert dropped.rows == {"fewer than 2 completions left": [4]}
+    assert rows_by_reason(dropped) == {"fewer than 2 completions left": [4]}
 
 
 # pairs
@@ -235,7 +237,7 @@ def test_pairs_with_margins(tmp_path):
     rows = [{"prompt": "p", "chosen": "x", "rejected": "y", "margin": m} for m in (2.5, None)]
     first, second = read(table(tmp_path, "pairs", rows))
     assert (first.ratings, second.ratings) == ([2.5, 0.0], None)
-    fails(table(tmp_path, "pairs", [rows[0] | {"margin": -1}]), "a margin of -1")
+    fails(table(tmp_path, "pairs", [rows[0] | {"margin": -1}]), "the margin must be at least 0, got -1")
 
 
 def test_pairs_that_differ_earlier(tmp_path):
@@ -247,7 +249,7 @@ def test_equal_pairs_are_dropped(tmp_path):
     rows = [{"prompt": "p", "chosen": "x", "rejected": r} for r in ("y", "x")]
     dropped = Dropped()
     assert len(read(table(tmp_path, "pairs", rows), dropped)) == 1
-    assert dropped.rows["chosen and rejected are the same"] == [2]
+    assert rows_by_reason(dropped)["chosen and rejected are the same"] == [2]
 
 
 # tree
@@ -282,7 +284,7 @@ def test_tree(tmp_path):
     assert (first.prompt, first.completions, first.ranks) == ([user("hi")], ["worse", "best"], [2, 1])
     assert second.prompt == [user("hi"), assistant("best"), user("and?")]
     assert (second.completions, second.ranks) == (["b", "a"], [2, 1])
-    assert dropped.rows == {"missing rating": [1], "deleted message": [1]}
+    assert rows_by_reason(dropped) == {"missing rating": [1], "deleted message": [1]}
 
 
 def test_deep_tree(tmp_path):
@@ -297,11 +299,11 @@ def test_deep_tree(tmp_path):
     ("tree", "message"),
     [
         (node("hi", "robot"), "the role 'robot'"),
-        ("hi", "not an object"),
-        (node("hi", "prompter", "x", "y"), "not an object"),
+        ("hi", "must be an object"),
+        (node("hi", "prompter", "x", "y"), "must be an object"),
         (
             node("hi", "prompter", node("x", "assistant", rank="best"), node("y", "assistant", rank=1)),
-            "not a number",
+            "must be a number",
         ),
         ({"role": "prompter"}, "no column 'text'"),
     ],
@@ -330,8 +332,8 @@ def test_scored_parallel_lists(tmp_path):
     dropped = Dropped()
     [ranking] = read(table(tmp_path, "scored", rows), dropped)
     assert (ranking.completions, ranking.ranks) == (["x", "y"], [1, 1])
-    assert dropped.rows == {"missing rating": [1]}
-    fails(table(tmp_path, "scored", [rows[0] | {"ratings": [1, 2]}]), "3 completions have 2 values")
+    assert rows_by_reason(dropped) == {"missing rating": [1]}
+    fails(table(tmp_path, "scored", [rows[0] | {"ratings": [1, 2]}]), "column 'ratings' must hold 3 values")
 
 
 def test_scored_rows_that_are_too_short_are_dropped(tmp_path):
@@ -340,18 +342,18 @@ def test_scored_rows_that_are_too_short_are_dropped(tmp_path):
     rows = [{"prompt": "p", "completions": completions} for completions in (good, [], good[:1])]
     dropped = Dropped()
     assert len(read(table(tmp_path, "scored", rows), dropped)) == 1
-    assert dropped.rows == {"fewer than 2 completions left": [2, 3]}
+    assert rows_by_reason(dropped) == {"fewer than 2 completions left": [2, 3]}
     fails(table(tmp_path, "scored", rows[1:]), "no ranking is left", "2 x fewer than 2 completions")
 
 
 @pytest.mark.parametrize(
     ("completions", "message"),
     [
-        ("x", "not a list"),
-        ([{"text": "x", "score": "high"}, {"text": "y", "score": 1}], "not a number"),
+        ("x", "must be a list"),
+        ([{"text": "x", "score": "high"}, {"text": "y", "score": 1}], "must be a number"),
         ([{"text": "x", "points": 1}, {"text": "y", "points": 1}], "no column 'score'"),
-        ([{"text": ["x"], "score": 1}, {"text": "y", "score": 1}], "not text"),
-        (["x", {"text": "y", "score": 1}], "some completions are objects"),
+        ([{"text": ["x"], "score": 1}, {"text": "y", "score": 1}], "is not text"),
+        (["x", {"text": "y", "score": 1}], "must all be objects or all be texts"),
     ],
 )
 def test_malformed_scored_rows(tmp_path, completions, message):
@@ -398,7 +400,7 @@ def test_e2e_quality(shared):
     assert len(rankings) == 2979
     assert len({r.annotator for r in rankings}) == 112
     assert len({r.prompt[0]["content"] for r in rankings}) == 630
-    assert dropped.rows == {}
+    assert rows_by_reason(dropped) == {}
 
 
 def test_oasst_trees(shared):

@@ -111,15 +111,15 @@ def test_malformed_csv_is_placed(tmp_path, text, line, message):
 def test_bad_utf8_is_placed(tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes(b"a,b\n1,2\n3,caf\xe9\n")
-    assert fails(path, "0xe9 is not UTF-8").where == f"{path}:3"
+    assert fails(path, "0xe9, which is not UTF-8").where == f"{path}:3"
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"a": 1', "not JSON"),
-        ("[1, 2]", "no JSON object"),
-        ('"text"', "no JSON object"),
+        ("[1, 2]", "must be a JSON object"),
+        ('"text"', "must be a JSON object"),
         ("[" * 100_000, "not JSON"),
     ],
 )
@@ -161,7 +161,7 @@ def test_missing_file_and_unknown_format(tmp_path):
     fails(tmp_path / "t.csv", "there is no file", "t.csv")
     fails(tmp_path, "there is no file")
     (tmp_path / "t.xlsx").write_text("x")
-    fails(tmp_path / "t.xlsx", "format of t.xlsx")
+    fails(tmp_path / "t.xlsx", "name of t.xlsx does not tell its format")
 
 
 def test_missing_column_names_the_nearest():
@@ -189,7 +189,7 @@ def test_numbers(cell, number):
 
 @pytest.mark.parametrize("cell", ["good", "n/a", True, "nan", float("inf"), [1], {}, "1,5", 10**400])
 def test_what_is_no_number(cell):
-    with pytest.raises(DataError, match="a rating is not a number"):
+    with pytest.raises(DataError, match="a rating must be a number"):
         as_number(cell, "a rating", "t:1")
 
 
@@ -229,7 +229,7 @@ def test_long_single_line_of_json(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(rows, ensure_ascii=False))
     assert list(map(dict, read(tmp_path / "t.json"))) == rows
     (tmp_path / "t.json").write_bytes(json.dumps(rows).encode()[:-1] + b', {"a": "\xff"}]')
-    fails(tmp_path / "t.json", "0xff is not UTF-8", "t.json:1")
+    fails(tmp_path / "t.json", "0xff, which is not UTF-8", "t.json:1")
 
 
 def test_folder_of_parquet_files(tmp_path):

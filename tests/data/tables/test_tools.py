@@ -5,8 +5,10 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from dropped import rows_by_reason
 
-from data.tables.rankings import ANONYMOUS, read_rankings
+from data.tables.columns import ANONYMOUS
+from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError, RecipeError
@@ -156,7 +158,7 @@ def test_argilla_1(tmp_path, record):
     unranked = {**FIELDS, "ranking": None}
     rankings, dropped = read(export(tmp_path, "argilla", [record, unranked], ARGILLA))
     assert [(r.annotator, r.ranks) for r in rankings] == [("u1", [2, 1, 3]), (ANONYMOUS, [1, 2, 1])]
-    assert dropped.rows == {"discarded response": [1], "no response": [2]}
+    assert rows_by_reason(dropped) == {"discarded response": [1], "no response": [2]}
 
 
 def test_argilla_1_with_gaps(tmp_path):
@@ -175,15 +177,15 @@ def test_a_question_that_is_not_there_is_named(tmp_path, record):
 
 
 def test_argilla_that_does_not_fit(tmp_path):
-    fails(export(tmp_path, "argilla", [FLAT], ARGILLA | {"options": list("ABC")}), "none of A, B, C")
+    fails(export(tmp_path, "argilla", [FLAT], ARGILLA | {"options": list("ABC")}), "not one of A, B, C")
     fails(
         export(tmp_path, "argilla", [FLAT], ARGILLA | {"completions": ["response1"]}), "1 fields", error=RecipeError
     )
     other = {"prompt": "instruction", "completions": ["response1", "nope"], "options": ["response1", "response2"]}
     fails(export(tmp_path, "argilla", [FLAT], other), "response3")
     text = FLAT | {"ranking.responses": ["response1"], "ranking.responses.status": ["submitted"]}
-    fails(export(tmp_path, "argilla", [text], ARGILLA), "no list of options")
-    fails(export(tmp_path, "argilla", [NESTED | {"responses": "x"}], ARGILLA), "where an object belongs")
+    fails(export(tmp_path, "argilla", [text], ARGILLA), "must be a list of options")
+    fails(export(tmp_path, "argilla", [NESTED | {"responses": "x"}], ARGILLA), "must hold an object here")
     wrong = ARGILLA | {"question": "other"}
     fails(export(tmp_path, "argilla", [FLAT], wrong), "no ranking is left", "1 x no response")
 
@@ -250,7 +252,11 @@ def test_label_studio_pairwise_json(tmp_path):
     assert (first.completions, first.ranks, first.annotator) == (["jumps.", "sleeps."], [2, 1], "1")
     assert first.metadata == {"shown": [0, 1], "seconds": 12.5}
     assert (second.ranks, second.annotator) == ([1, 2], "ann@example.org")
-    assert dropped.rows == {"cancelled annotation": [2], "no annotation": [3], "no ranking in the annotation": [4]}
+    assert rows_by_reason(dropped) == {
+        "cancelled annotation": [2],
+        "no annotation": [3],
+        "no ranking in the annotation": [4],
+    }
 
 
 def test_label_studio_ranker_json(tmp_path):
@@ -294,12 +300,12 @@ def test_label_studio_with_several_controls(tmp_path):
 
 def test_label_studio_that_does_not_fit(tmp_path):
     tasks = [task(annotation({"selected": "up"}, "pairwise"), **PAIR)]
-    fails(export(tmp_path, "label_studio", tasks, PAIRWISE), "selected 'up'")
+    fails(export(tmp_path, "label_studio", tasks, PAIRWISE), "must select left or right, got 'up'")
     fails(
         export(tmp_path, "label_studio", tasks, {"completions": ["a", "b", "c"]}), "compares 2", error=RecipeError
     )
     tasks = [task(annotation({"ranker": ["llm_1"]}, "ranker", name="rank"), **ITEMS)]
-    fails(export(tmp_path, "label_studio", tasks, RANKER), "not {column: [ids]}")
+    fails(export(tmp_path, "label_studio", tasks, RANKER), "must be {column: [ids]}")
     tasks = [task(annotation({"ranker": {"rank": ["llm_1"]}}, "ranker", name="rank"), prompt="p", items="llm_1")]
-    fails(export(tmp_path, "label_studio", tasks, RANKER), "not a list of items")
-    fails(export(tmp_path, "label_studio", [task("x", **PAIR)], PAIRWISE), "where an object belongs")
+    fails(export(tmp_path, "label_studio", tasks, RANKER), "must be a list of items")
+    fails(export(tmp_path, "label_studio", [task("x", **PAIR)], PAIRWISE), "must hold an object here")

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
+import typing
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.config.recipe import Tracker
 from pipeline.engine import metrics
 from pipeline.engine.metrics import MetricsFile, read_metrics
+from pipeline.errors import StageError
 
 
 class Recorder:
@@ -15,10 +21,10 @@ class Recorder:
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.closed = False
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, values: dict[str, float], step: int) -> None:
         self.logged.append((step, values))
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self.closed = True
 
 
@@ -90,31 +96,109 @@ def test_trackers_get_the_numbers(tmp_path: Path) -> None:
     assert tracker.closed
 
 
-def test_trackio_gets_project_run_and_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    import types
+def fake(monkeypatch: pytest.MonkeyPatch, package: str, **functions: Any) -> None:
+    """A module in the place of a tracker's package."""
+    module = types.ModuleType(package)
+    module.__spec__ = ModuleSpec(package, None)
+    for name, function in functions.items():
+        setattr(module, name, function)
+    monkeypatch.setitem(sys.modules, package, module)
 
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        ("trackio", {"project": "quickstart", "name": "ppo-abc", "resume": "allow"}),
+        (
+            "wandb",
+            {"project": "quickstart", "name": "ppo-abc", "id": "ppo-abc", "resume": "allow", "dir": "FOLDER"},
+        ),
+    ],
+)
+def test_a_tracker_gets_project_run_and_values(
+    package: str, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Any] = []
     run = types.SimpleNamespace(
         log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish")
     )
-    module = types.ModuleType("trackio")
-    module.init = lambda **given: calls.append(given) or run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "trackio", module)
-    [tracker] = metrics.open_trackers(["trackio"], tmp_path, "quickstart", "ppo-abc")
-    tracker.log(1, {"kl": 2.0})
-    tracker.close()
-    assert calls == [
-        {"project": "quickstart", "name": "ppo-abc", "resume": "allow"},
-        (1, {"kl": 2.0}),
-        "finish",
-    ]
+    fake(monkeypatch, package, init=lambda **arguments: calls.append(arguments) or run)
+    [tracker] = metrics.open_trackers([package], tmp_path, "quickstart", "ppo-abc")
+    tracker.log({"kl": 2.0}, step=1)
+    tracker.finish()
+    expected = {name: str(tmp_path) if value == "FOLDER" else value for name, value in expected.items()}
+    assert calls == [expected, (1, {"kl": 2.0}), "finish"]
+
+
+def test_mlflow_gets_an_experiment_per_recipe_and_a_run_per_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    fake(
+        monkeypatch,
+        "mlflow",
+        search_experiments=lambda filter_string: calls.append(filter_string) or [],
+        create_experiment=lambda name, **_: calls.append(name) or "7",
+        start_run=lambda experiment_id, run_name, **_: calls.append((experiment_id, run_name)),
+        log_metrics=lambda values, step: calls.append((step, values)),
+        end_run=lambda: calls.append("end"),
+    )
+    [tracker] = metrics.open_trackers(["mlflow"], tmp_path, "quickstart", "ppo-abc")
+    tracker.log({"kl": 2.0}, step=1)
+    tracker.finish()
+    assert calls == ["name = 'quickstart'", "quickstart", ("7", "ppo-abc"), (1, {"kl": 2.0}), "end"]
+
+
+def test_trackers_leave_the_process_state_to_the_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the process state set up before a stage, its Trainer would not see the other processes."""
+    from accelerate.state import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
+
+    calls: list[Any] = []
+
+    class Mine(GeneralTracker):
+        name = "mine"
+        requires_logging_directory = False
+        tracker = None
+
+        def __init__(self, run_name: str) -> None:
+            super().__init__()
+
+        @on_main_process
+        def start(self) -> None:
+            calls.append("start")
+
+        @on_main_process
+        def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+            calls.append((step, values))
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mine", Mine)
+    [tracker] = metrics.open_trackers(["mine"], tmp_path, "quickstart", "ppo-abc")
+    tracker.log({"kl": 2.0}, step=1)
+    assert calls == ["start", (1, {"kl": 2.0})]
+    assert PartialState._shared_state == {}
+
+
+def test_a_tracker_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("no API key configured")
+
+    fake(monkeypatch, "wandb", init=init)
+    with pytest.raises(StageError, match="wandb, which cannot start: no API key configured"):
+        metrics.open_trackers(["wandb"], tmp_path, "quickstart", "ppo-abc")
+
+
+def test_a_recipe_may_name_the_trackers_that_accelerate_has() -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    assert set(typing.get_args(Tracker)) == set(LOGGER_TYPE_TO_CLASS)
 
 
 @pytest.mark.slow
 def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     [tracker] = metrics.open_trackers(["tensorboard"], tmp_path, "quickstart", "ppo-abc")
-    tracker.log(1, {"kl": 2.0})
-    tracker.close()
+    tracker.log({"kl": 2.0}, step=1)
+    tracker.finish()
     assert any(file.name.startswith("events.") for file in (tmp_path / "tensorboard").iterdir())

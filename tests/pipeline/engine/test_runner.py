@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from pipeline_fakes import FakeStages, Lines, write_all
 
 from pipeline.engine import manifest, plan
@@ -300,12 +300,9 @@ def test_a_held_lock_is_refused_with_its_holder(runner: MakeRunner, stages: Fake
     step = runner().planner.plan("base")[0]
     assert step.folder is not None
     step.folder.mkdir(parents=True)
-    with (step.folder / "lock").open("w") as file:
-        file.write("4711")
-        file.flush()
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(StageError, match="process 4711 is at work on this stage"):
-            runner().run("base")
+    (step.folder / "lock.pid").write_text("4711")
+    with FileLock(step.folder / "lock"), pytest.raises(StageError, match="process 4711 is at work on this stage"):
+        runner().run("base")
     assert stages.calls == []
     runner().run("base")
     assert stages.calls == ["base"]

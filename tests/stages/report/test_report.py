@@ -235,7 +235,7 @@ def test_force_is_named(fake: FakeRun) -> None:
 
 
 def test_an_unmeasured_reward_model_is_shown_as_such(fake: FakeRun, tmp_path: Path) -> None:
-    fake.quality, fake.unfit = {"pairs": 0}, ["it was measured on no held-out pair at all"]
+    fake.quality, fake.unfit = {"pairs": 0}, ["it was measured on no held-out pair"]
     _, page = build(fake("reward"), tmp_path)
     assert "measured on no held-out pair" in page.text
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from stages.reward import bag_of_words
 from stages.reward.bag_of_words import fit, strict_pairs
@@ -40,7 +41,6 @@ def test_noise_is_not_learnt():
 
 def test_the_weights_are_the_optimum_of_the_penalised_likelihood():
     """Against explicit tf-idf vectors and scipy: sum of -log sigmoid(w d) over pairs, plus 1/2 |w|^2."""
-    optimize = pytest.importorskip("scipy.optimize")
     pairs = learnable(60)
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     terms = [[*words, *map(" ".join, pairwise(words))] for words in map(str.split, texts)]

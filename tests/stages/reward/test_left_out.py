@@ -66,7 +66,7 @@ def test_reasons_add_up_and_one_line_says_them():
     assert f"3 longer than reward.max_length = {MAX} tokens (the longest: {longest})" in line
     assert "1 of 10 rankings used without some answers" in line
     assert left_out.hint() == (
-        "raise reward.max_length; rank answers that differ; give strict preferences, or set reward.objective: "
+        "raise reward.max_length; rank answers that differ; rank answers strictly, or set reward.objective: "
         "davidson, which learns from ties"
     )
 
@@ -147,7 +147,7 @@ def test_when_everything_is_too_long_the_error_says_so(run):
 @pytest.mark.parametrize(
     ("values", "reason", "hint"),
     [
-        ({"ranks": (1, 1)}, "4 of 4 rankings left out: with all answers tied", "give strict preferences"),
+        ({"ranks": (1, 1)}, "4 of 4 rankings left out: with all answers tied", "rank answers strictly"),
         ({"texts": ("a", "a")}, "left out: with answers that are all the same text", "rank answers that differ"),
         ({"count": 0}, "there are none", "give rankings with at least one strict preference"),
     ],
@@ -166,7 +166,7 @@ def test_a_held_out_split_without_a_strict_pair_is_said_before_training(run):
     assert "no held-out ranking has a strict pair" in lines[1]
     assert "PPO will refuse it" in lines[1]
     assert metrics["eval_pairs"] == 0
-    reason = "it was measured on no held-out pair at all (held-out rankings left out: 1 all answers tied, 4 longer"
+    reason = "it was measured on no held-out pair (held-out rankings left out: 1 all answers tied, 4 longer"
     assert metrics["unfit"] == quality["unfit"] == [f"{reason} than max_length)"]
 
 

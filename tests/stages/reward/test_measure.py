@@ -11,7 +11,7 @@ from data.schema import Ranking
 from pipeline.config.reward import RewardConfig
 from stages.reward.bag_of_words import fit
 from stages.reward.groups import TokenEncoder, group_rankings
-from stages.reward.measure import measure
+from stages.reward.measure import measure_reward_model
 
 
 class LengthModel:
@@ -36,7 +36,7 @@ def measured(rankings, context, *, model=None, words=(), max_length=40, ctx=None
     groups, _ = group_rankings(rankings, encoder, max_length)
     config = RewardConfig(lora=tiny.LORA)
     scorer = fit(list(words))
-    return measure(
+    return measure_reward_model(
         model or LengthModel(), groups, lambda: iter(rankings), encoder, scorer, config, ctx or context()
     )[0]
 

@@ -46,6 +46,14 @@ def test_the_chance_is_the_share_of_all_exchanges():
     assert choice.p_of_rise(before, after) == pytest.approx(sum(s >= rise for s in sums) / 16)
 
 
+def test_sums_that_differ_by_rounding_are_equal():
+    """0.1 + 0.2 - 0.3 is not 0 in floating point, but counts as a rise as large as every other 0."""
+    tenths = [1, 2, -3, 4, 2, -1]
+    sums = [sum(t * s for t, s in zip(tenths, signs, strict=True)) for signs in product((1, -1), repeat=6)]
+    expected = sum(s >= sum(tenths) for s in sums) / len(sums)
+    assert choice.p_of_rise([0.0] * 6, [t / 10 for t in tenths]) == pytest.approx(expected)
+
+
 def test_many_prompts_are_sampled_and_agree_with_the_normal_limit():
     differences = np.random.default_rng(3).normal(0.15, 1, size=200)
     z = differences.sum() / math.sqrt((differences**2).sum())

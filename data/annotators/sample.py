@@ -1,4 +1,4 @@
-"""What measures need of a ranking, and a sample of them that fits into memory whatever the number of rankings."""
+"""Rankings without their texts, and a sample of them that fits into memory however many rankings there are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hashlib import sha256
 from sys import intern
 
 import numpy as np
+from scipy.stats import rankdata
 
 from data.schema import Ranking, prompt_key
 
@@ -17,15 +18,15 @@ MOST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """A ranking less its texts. The completions are in the order of their texts, whatever order they were given in.
+class CompactRanking:
+    """A ranking without its texts: what the measures need. Its completions are sorted by their texts.
 
     Attributes:
         prompt: the key of the prompt, 16 hex digits.
         item: identifies the prompt with the set of completions, 8 bytes.
         annotator: who ranked.
-        ranks: K mid-ranks, 1 the best: ties share the mean of the places that they take. Equal texts are a tie:
-            which of them was ranked higher says nothing, and depends on the order in which they were given.
+        ranks: K mid-ranks, 1 the best: ties share the mean of their places, [1, 2.5, 2.5]. Equal texts are a tie,
+            whichever of them was ranked higher.
         lengths: characters of each completion.
         models: which system wrote each completion, if known.
         shown: the place where each completion was displayed, if known.
@@ -42,14 +43,14 @@ class Judgement:
     seconds: float | None = None
 
     @classmethod
-    def of(cls, ranking: Ranking, key: str | None = None) -> Judgement:
+    def of(cls, ranking: Ranking, key: str | None = None) -> CompactRanking:
         texts = ranking.completions
         order = sorted(range(len(texts)), key=lambda i: texts[i])
         key = prompt_key(ranking.prompt) if key is None else key
         digest = sha256(key.encode())
         for i in order:
             digest.update(b"\0" + texts[i].encode(errors="surrogatepass"))
-        ranks = mid_ranks(_equal_texts_tied(ranking))
+        ranks = rankdata(_equal_texts_tied(ranking))
         models, shown = ranking.models, ranking.metadata.get("shown")
         seconds = ranking.metadata.get("seconds")
         return cls(
@@ -80,21 +81,13 @@ def _equal_texts_tied(ranking: Ranking) -> Sequence[float]:
     return [sum(by_text[text]) / len(by_text[text]) for text in ranking.completions]
 
 
-def mid_ranks(ranks: Iterable[float]) -> np.ndarray:
-    """Ranks 1..K where ties share the mean of the places that they take: [1, 2, 2] -> [1, 2.5, 2.5]."""
-    r = np.asarray(ranks)
-    below = (r[:, None] > r[None, :]).sum(axis=1)
-    equal = (r[:, None] == r[None, :]).sum(axis=1)
-    return np.asarray(below + (equal + 1) / 2)
-
-
 @dataclass
-class Sample:
-    """Counts over all rankings, and the judgements of some prompts, all of them where they are few.
+class RankingSample:
+    """Counts over all rankings, and the rankings of a sample of the prompts (all prompts up to `most` rankings).
 
-    A prompt is in the sample when its key, read as a number in [0, 1), is below `share`. That is 1 until there are
-    more than `most` judgements, and is halved as often as that happens: what is kept depends neither on the order
-    of the rankings nor on a random generator, and all rankings of a prompt are kept or none.
+    A prompt is in the sample when its key, read as a number in [0, 1), is below `share`. The share starts at 1 and
+    is halved whenever more than `most` rankings are kept. The sample therefore depends neither on the order of the
+    rankings nor on a random generator, and holds all rankings of a prompt or none.
 
     Attributes:
         rankings, pairs, ties: of all rankings; pairs of completions, and how many of them are tied.
@@ -110,7 +103,7 @@ class Sample:
     human: bool = True
     annotators: Counter[str] = field(default_factory=Counter)
     kept: int = 0
-    by_prompt: dict[str, list[Judgement]] = field(default_factory=lambda: defaultdict(list))
+    by_prompt: dict[str, list[CompactRanking]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, ranking: Ranking) -> None:
         k = len(ranking.ranks)
@@ -122,7 +115,7 @@ class Sample:
         key = prompt_key(ranking.prompt)
         if _uniform(key) >= self.share:
             return
-        self.by_prompt[key].append(Judgement.of(ranking, key))
+        self.by_prompt[key].append(CompactRanking.of(ranking, key))
         self.kept += 1
         while self.kept > self.most:
             left_out = [prompt for prompt in self.by_prompt if _uniform(prompt) >= self.share / 2]
@@ -132,16 +125,16 @@ class Sample:
             for prompt in left_out:
                 self.kept -= len(self.by_prompt.pop(prompt))
 
-    def __iter__(self) -> Iterator[Judgement]:
-        for judgements in self.by_prompt.values():
-            yield from judgements
+    def __iter__(self) -> Iterator[CompactRanking]:
+        for rankings in self.by_prompt.values():
+            yield from rankings
 
 
-def sample(rankings: Iterable[Ranking], most: int = MOST) -> Sample:
-    made = Sample(most)
+def sample_rankings(rankings: Iterable[Ranking], most: int = MOST) -> RankingSample:
+    sample = RankingSample(most)
     for ranking in rankings:
-        made.add(ranking)
-    return made
+        sample.add(ranking)
+    return sample
 
 
 def _uniform(key: str) -> float:

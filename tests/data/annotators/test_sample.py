@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from data.annotators.judgements import Judgement, sample
+from data.annotators.sample import CompactRanking, sample_rankings
 from data.schema import Ranking, prompt_key
 
 
@@ -15,18 +15,18 @@ def test_completions_are_put_in_one_order():
         "p", ranks=[1, 2, 2], texts=["c", "aa", "bbb"], models=["m", "n", "o"], metadata={"shown": [2, 0, 1]}
     )
     b = ranking("p", ranks=[3, 1, 2], texts=["bbb", "c", "aa"])
-    first, second = Judgement.of(a), Judgement.of(b)
+    first, second = CompactRanking.of(a), CompactRanking.of(b)
     assert first.item == second.item
     assert first.ranks == (2.5, 2.5, 1.0)
     assert (first.lengths, first.models, first.shown) == ((2, 3, 1), ("n", "o", "m"), (0, 1, 2))
     assert second.ranks == (2.0, 3.0, 1.0)
-    assert Judgement.of(ranking("q", texts=["c", "aa", "bbb"], ranks=[1, 2, 3])).item != first.item
-    assert Judgement.of(ranking("p", texts=["c", "aa"])).item != first.item
+    assert CompactRanking.of(ranking("q", texts=["c", "aa", "bbb"], ranks=[1, 2, 3])).item != first.item
+    assert CompactRanking.of(ranking("p", texts=["c", "aa"])).item != first.item
 
 
 @pytest.mark.parametrize("noted", [{"shown": [0]}, {"shown": None}, {"seconds": -1}, {"seconds": "long"}, {}])
 def test_what_was_noted_badly_is_not_known(noted):
-    one = Judgement.of(ranking("p", metadata=noted))
+    one = CompactRanking.of(ranking("p", metadata=noted))
     assert (one.shown, one.seconds) == (None, None)
 
 
@@ -36,7 +36,7 @@ def many(prompts, each=3):
 
 def test_few_rankings_are_all_kept():
     rankings = many(50)
-    made = sample(rankings, most=150)
+    made = sample_rankings(rankings, most=150)
     assert (made.kept, made.share, made.rankings) == (150, 1.0, 150)
     assert len(list(made)) == 150
     assert made.annotators == {"w0": 50, "w1": 50, "w2": 50}
@@ -46,7 +46,7 @@ def test_few_rankings_are_all_kept():
 
 def test_many_are_sampled_by_prompt_whatever_their_order():
     rankings = many(1000)
-    made = sample(rankings, most=500)
+    made = sample_rankings(rankings, most=500)
     assert 200 <= made.kept <= 500
     assert made.rankings == 3000
     below = {r.prompt[0]["content"] for r in rankings if int(prompt_key(r.prompt), 16) / 2**64 < made.share}
@@ -54,10 +54,10 @@ def test_many_are_sampled_by_prompt_whatever_their_order():
     assert made.kept == 3 * len(below)
     assert made.share in (1 / 8, 1 / 16)
     random.Random(0).shuffle(rankings)
-    other = sample(rankings, most=500)
+    other = sample_rankings(rankings, most=500)
     assert (other.share, other.by_prompt.keys()) == (made.share, made.by_prompt.keys())
     assert (other.pairs, other.ties) == (made.pairs, made.ties)
 
 
 def test_a_prompt_that_is_ranked_very_often_is_kept():
-    assert sample(many(1, each=50), most=10).kept == 50
+    assert sample_rankings(many(1, each=50), most=10).kept == 50
