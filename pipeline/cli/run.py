@@ -27,7 +27,7 @@ from pipeline.config.load import load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.plan import Planner
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from pipeline.engine.progress import Display
 from pipeline.engine.rounds import step_name
 from pipeline.engine.runner import Runner, terminate_as_interrupt
@@ -57,9 +57,9 @@ def run(
             return
         nproc = 1  # nothing to share
     launching.end_with_launcher()
-    ranks = Ranks.join(nproc)
-    runner = Runner(loaded, runs, display=Display(console()), fresh=again, force=force, wait=wait, ranks=ranks)
-    if ranks.rank:
+    processes = Processes.join(nproc)
+    runner = Runner(loaded, runs, display=Display(console()), fresh=again, force=force, wait=wait, processes=processes)
+    if processes.rank:
         runner.follow()
         return
     steps = runner.run(stage)
@@ -70,7 +70,7 @@ def run(
         changed = runner.moved or any(not step.finished for step in steps)
         for finish in AFTER_RUN:
             finish(runner.planner, changed)
-    ranks.finish()
+    processes.finish()
 
 
 def _arguments(

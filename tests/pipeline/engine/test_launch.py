@@ -13,7 +13,7 @@ import pytest
 from repository import ROOT
 
 from pipeline.engine import launch as launching
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from pipeline.engine.runner import terminate_as_interrupt
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 
@@ -110,6 +110,6 @@ def test_a_polite_kill_ends_all_and_is_an_interruption(tmp_path: Path) -> None:
 def test_what_runs_must_be_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --cpu` starts one process whatever it is told."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert Ranks.join().size == 1
-    with pytest.raises(RecipeError, match="2 processes were asked for and 1 run"):
-        Ranks.join(2)
+    assert Processes.join().size == 1
+    with pytest.raises(RecipeError, match="asks for 2 processes, and the environment says 1"):
+        Processes.join(2)

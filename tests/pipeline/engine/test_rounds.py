@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from pipeline.config.load import LoadedRecipe
 from pipeline.engine import clean, registry
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from pipeline.engine.rounds import by_round, newest, parse, step_name
 from pipeline.engine.runner import Runner, Silent
 from pipeline.errors import RecipeError, StageError
@@ -176,7 +176,7 @@ def test_a_token_in_an_earlier_rounds_rankings_stays_here(runner: MakeRunner, st
 
 
 def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeRunner, stages: FakeStages) -> None:
-    class Two(Ranks):
+    class Two(Processes):
         size = 2
         said: ClassVar[list[Mapping[str, Any]]] = []
 
@@ -186,7 +186,7 @@ def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeR
         def tasks(self) -> Iterator[Any]:
             yield from self.said
 
-    runner("rounds=2", ranks=Two()).run()
+    runner("rounds=2", processes=Two()).run()
     assert [task["stage"] for task in Two.said] == ["sft", "reward", "ppo", "reward-2", "ppo-2"]
     seeds: list[int] = []
     given: list[set[str]] = []
@@ -197,7 +197,7 @@ def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeR
         return {}
 
     stages.does |= dict.fromkeys(("sft", "reward", "ppo"), note)
-    runner("rounds=2", ranks=Two()).follow()
+    runner("rounds=2", processes=Two()).follow()
     assert seeds == [0, 0, 0, 1_000_003, 1_000_003]
     assert given[-1] == {"base", "data", "sft", "reward-2", "ppo"}
 

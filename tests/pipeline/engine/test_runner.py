@@ -139,7 +139,7 @@ def test_other_package_versions_are_noted_and_rerun_nothing(
     monkeypatch.setattr(plan, "package_versions", lambda: versions)
     step = runner().planner.plan()[0]
     assert step.action == "skip"
-    assert "not rerun: trl " in step.note
+    assert "have changed: trl " in step.note
     assert "-> 99.0" in step.note
 
 
