@@ -58,7 +58,9 @@ def run(
         nproc = 1  # nothing to share
     launching.end_with_launcher()
     processes = Processes.join(nproc)
-    runner = Runner(loaded, runs, display=Display(console()), fresh=again, force=force, wait=wait, processes=processes)
+    runner = Runner(
+        loaded, runs, display=Display(console()), fresh=again, force=force, wait=wait, processes=processes
+    )
     if processes.rank:
         runner.follow()
         return

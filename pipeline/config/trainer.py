@@ -1,7 +1,7 @@
-"""Checks the `trainer:` sections, whose names are trl's and transformers', without importing either.
+"""Checks the `trainer:` sections, whose names are those of trl and transformers, without importing either.
 
-The names and their kinds are in trainer_fields.json. `python -m pipeline.config.trainer` writes it anew from
-the installed versions, and a test holds that it matches them.
+The names and their types are in trainer_fields.json. `python -m pipeline.config.trainer` writes that file from the
+installed versions, and a test checks that it matches them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,31 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.recipe import Recipe
+
 FIELDS_FILE = Path(__file__).with_name("trainer_fields.json")
 
-SECTIONS = {
-    "base.pretrain.trainer": "transformers.TrainingArguments",
-    "sft.trainer": "trl.SFTConfig",
-    "reward.trainer": "transformers.TrainingArguments",
-    "reward.pretrain_on.trainer": "transformers.TrainingArguments",
-    "dpo.trainer": "trl.DPOConfig",
-}
-"""Dotted path of each `trainer:` section -> whose names it holds."""
+EVAL_BATCH_SIZE = 8
+"""transformers' default of `per_device_eval_batch_size`."""
+
+
+def _sections(section: type[Any], path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every `trainer:` field below a section of the recipe, with its dotted path."""
+    hints = typing.get_type_hints(section)
+    for known in dataclasses.fields(section):
+        dotted = f"{path}.{known.name}" if path else known.name
+        if "trainer" in known.metadata:
+            yield dotted, known
+        for part in typing.get_args(hints[known.name]) or (hints[known.name],):
+            if dataclasses.is_dataclass(part):
+                yield from _sections(part, dotted)  # type: ignore[arg-type]
+
+
+FIELDS = dict(_sections(Recipe))
+"""Dotted path of each `trainer:` section -> its field."""
+
+SECTIONS: dict[str, str] = {path: known.metadata["trainer"] for path, known in FIELDS.items()}
+"""Dotted path of each `trainer:` section -> the class whose names it holds."""
 
 _FOLDER = "the runner chooses the folders"
 _HUB = "`tutelage publish` uploads, from finished artifacts only"

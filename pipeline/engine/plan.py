@@ -87,8 +87,8 @@ class RunSummary:
         return next(reversed(by_round(self.stages, stage).values()), None)
 
     def need(self, name: str) -> StageRun:
-        """A finished step. The bare name of a repeated stage means the recipe's last round, "ppo-1" the first. Raises
-        `StageError` when it is not finished under the recipe's present values."""
+        """A finished step. The bare name of a repeated stage means the recipe's last round, "ppo-1" the first.
+        Raises `StageError` when it is not finished under the recipe's present values."""
         stage = step_name(name, self.loaded.recipe.rounds) if name in REPEATED else step_name(*parse(name))
         if stage not in self.stages:
             raise StageError(
@@ -100,8 +100,8 @@ class RunSummary:
 
 
 class CurrentRuns:
-    """`current.json`: which runs belong to the recipe's present values. `summary` finds them there even after a local
-    file that a stage read has changed or gone.
+    """`current.json`: which runs belong to the recipe's present values. `summary` finds them there even after a
+    local file that a stage read has changed or gone.
 
     Args:
         folder: runs/<recipe name>.
@@ -163,7 +163,8 @@ class Planner:
         self._fingerprints = Fingerprints(runs / ".fingerprints.json")
 
     def plan(self, until: str | None = None) -> list[StagePlan]:
-        """Every stage of the recipe in order, or with `until` that stage and those it needs. Cheap: reads manifests only."""
+        """Every stage of the recipe in order, or with `until` that stage and those it needs. Cheap: reads manifests
+        only."""
         done: dict[str, StageRun] = {}
         steps = []
         for spec, needs in self.stages(until):
@@ -232,8 +233,8 @@ class Planner:
         return step("run", "; ".join(self._changes(spec, inputs, local_files)) or "its inputs changed")
 
     def check_model(self, base: StageRun | None) -> None:
-        """Raises `RecipeError` when the recipe asks the model for something that it cannot do. Before the `base` stage
-        is finished, only part of that can be checked."""
+        """Raises `RecipeError` when the recipe asks the model for something that it cannot do. Before the `base`
+        stage is finished, only part of that can be checked."""
         profile = None if base is None else ModelProfile.read(base.artifact.path)
         misfits = fit.foreseen(self.recipe) if profile is None else fit.problems(self.recipe, profile)
         if problems := [*misfits, *fit.scorers(self.recipe)]:
@@ -256,8 +257,8 @@ class Planner:
         return max(runs, key=lambda run: run.manifest.finished, default=None)
 
     def summary(self) -> RunSummary:
-        """The finished stages under the recipe's values: those of the last run, or if there was none, those that are
-        up to date."""
+        """The finished stages under the recipe's values: those of the last run, or if there was none, those that
+        are up to date."""
         if recorded := self._current.read():
             for stage, run in recorded.items():
                 manifest.verify(run.folder, run.manifest, self.hint(stage))

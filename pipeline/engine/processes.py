@@ -39,8 +39,8 @@ class Processes:
 
     @staticmethod
     def join(expected: int | None = None) -> Processes:
-        """Joins the processes that the environment names. Raises `RecipeError` when their number is not the expected
-        one."""
+        """Joins the processes that the environment names. Raises `RecipeError` when their number is not the
+        expected one."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if expected is not None and expected != size:
             raise RecipeError(

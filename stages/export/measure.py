@@ -20,8 +20,8 @@ from data.venues.slots import SlotLexicon, parse_mr, slot_error_rate
 from pipeline.config.export import ExportConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, RunContext
+from pipeline.memory.limits import positions_at_once
 from stages.models.actor import Actor
-from stages.models.logprobs import positions_at_once
 from stages.models.microbatch import MicroBatch
 from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import Episodes, response_logprobs
@@ -150,7 +150,7 @@ def token_divergence(policy: Actor, other: Actor, episodes: Episodes, temperatur
     at each valid response token of the episodes, in order. Logits exist in chunks."""
     ours, theirs = (episodes.predicting_hidden(actor.hidden(episodes.ids_BL)) for actor in (policy, other))
     vocabulary = policy.lm.get_output_embeddings().weight.shape[0]
-    size = positions_at_once(vocabulary, ours.device)
+    size = positions_at_once(vocabulary, ours.device.type)
     kls, same = [], []
     for a, b in zip(ours.split(size), theirs.split(size), strict=True):
         p, q = (
