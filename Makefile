@@ -16,7 +16,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 TUTELAGE := $(VENV)/bin/tutelage
 VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
-STAGES := base data sft collect rank reward ppo dpo eval export
+STAGES := $(shell sed -nE 's/.*target="stages\.([a-z]+).*/\1/p' stages/registry.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run round test slow gpu lint types check plan show status report compare chat clean judge publish \
@@ -42,7 +42,7 @@ run: venv ## run every stage that is not up to date, then the report
 $(STAGES): venv
 	@$(TUTELAGE) run $@ --nproc $(NPROC) $(VALUES)
 
-collect-% rank-% reward-% ppo-%: venv # a stage's step of a later round: make ppo-2
+$(addsuffix -%,$(STAGES)): venv # a stage's step of a later round: make ppo-2
 	@$(TUTELAGE) run $@ --nproc $(NPROC) $(VALUES)
 
 round: venv ## run one more round of collect, rank, reward and ppo than is finished

@@ -19,7 +19,7 @@ from pipeline.engine import manifest, registry
 from pipeline.engine.fingerprint import Fingerprints
 from pipeline.engine.manifest import InputRecord, LocalRecord, Manifest
 from pipeline.engine.registry import StageSpec
-from pipeline.engine.rounds import REPEATED, by_round, parse, step_name
+from pipeline.engine.rounds import by_round, parse, step_name
 from pipeline.engine.stage import Artifact
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import canonical, write_atomic
@@ -89,7 +89,8 @@ class RunSummary:
     def need(self, name: str) -> StageRun:
         """A finished step. The bare name of a repeated stage means the recipe's last round, "ppo-1" the first.
         Raises `StageError` when it is not finished under the recipe's present values."""
-        stage = step_name(name, self.loaded.recipe.rounds) if name in REPEATED else step_name(*parse(name))
+        repeats = name in registry.STAGES and registry.STAGES[name].repeats
+        stage = step_name(name, self.loaded.recipe.rounds) if repeats else step_name(*parse(name))
         if stage not in self.stages:
             raise StageError(
                 f"{stage} is not finished under these recipe values",

@@ -21,6 +21,7 @@ from pipeline.config.export import ExportConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.memory.limits import positions_at_once
+from stages.eval.artifact import Evaluation
 from stages.models.actor import Actor
 from stages.models.microbatch import MicroBatch
 from stages.models.text import IGNORED, Codec
@@ -54,20 +55,21 @@ class Yardstick:
 
     @classmethod
     def of(cls, config: ExportConfig, inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Yardstick:
-        evaluated = inputs["eval"].json("eval.json")
-        settings = evaluated["settings"]
-        prompts = unseen_prompts(inputs, codec, settings["max_prompt_length"])
-        prompts = prompts[: min(config.num_prompts, evaluated["prompts"])]
-        limit = settings["max_prompt_length"] + settings["response_length"]
+        evaluated = Evaluation.read(inputs["eval"])
+        settings = evaluated.settings
+        assert settings is not None
+        prompts = unseen_prompts(inputs, codec, settings.max_prompt_length)
+        prompts = prompts[: min(config.num_prompts, evaluated.prompts)]
+        limit = settings.max_prompt_length + settings.response_length
         rows, _ = encode_demonstrations(inputs["data"], codec, "eval", limit)
         generator = torch.Generator().manual_seed(ctx.seed)
         return cls(
             prompts=prompts,
             demonstrations=rows[: len(prompts)],
-            uniform_BT=torch.rand((len(prompts), settings["response_length"]), generator=generator),
-            temperature=settings["temperature"],
-            bootstrap=evaluated["bootstrap"],
-            judge=None if evaluated["judge"] is None else SlotLexicon.load(evaluated["judge"]),
+            uniform_BT=torch.rand((len(prompts), settings.response_length), generator=generator),
+            temperature=settings.temperature,
+            bootstrap=evaluated.bootstrap,
+            judge=None if evaluated.judge is None else SlotLexicon.load(evaluated.judge),
             score=response_scorer(newest(inputs, "reward"), inputs["base"], codec, ctx.device),
             codec=codec,
             seed=ctx.seed,

@@ -1,4 +1,4 @@
-"""The picture of a model card: reward, KL and the independent judge along PPO, as the report has them."""
+"""The picture of a model card: reward, KL and the independent judge during PPO, as in the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARKERS = {"held-out": "o"}
 
 
 def training(run: RunSummary) -> bytes | None:
-    """A PNG for light and dark pages alike; None when PPO logged nothing."""
+    """A PNG for light and dark pages; None if PPO logged nothing."""
     drawn = charts.along(run, findings.collect(run))
     if not drawn:
         return None
