@@ -188,5 +188,5 @@ def test_a_dead_hub_is_said_so(finished: Finished, home: Path) -> None:
         pass
     code, said = publish(hub, home, MODEL)
     assert (code, "Traceback" in said) == (4, False), said
-    assert "the upload broke off" in said
-    assert "what has arrived is not sent again" in said
+    assert "the upload failed" in said
+    assert "files that have arrived are not sent again" in said

@@ -56,9 +56,10 @@ def test_the_metadata_has_what_the_hub_asks_for(finished: Finished) -> None:
     assert entry["name"] == "model"
     [result] = entry["results"]
     assert result["dataset"]["type"] == "tutelage/venues"
-    [metric] = result["metrics"]
-    assert (metric["type"], metric["value"]) == ("win_rate", 0.71)
-    assert "95 % interval 0.66 to 0.76" in metric["name"]
+    win_rate, reduction = result["metrics"]
+    assert (win_rate["type"], win_rate["value"]) == ("win_rate", 0.71)
+    assert "95 % interval 0.66 to 0.76" in win_rate["name"]
+    assert (reduction["type"], reduction["value"]) == ("reduction", -0.55)
 
 
 def test_a_licence_that_is_not_on_the_hub_s_list_has_a_name_and_a_link(finished: Finished) -> None:
@@ -246,7 +247,7 @@ def test_an_export_without_a_merged_model_is_refused(finished: Finished, stages:
         return {}
 
     stages.does["export"] = export
-    with pytest.raises(StageError, match="holds no merged model"):
+    with pytest.raises(StageError, match="has no merged model"):
         planned(finished(MODEL))
 
 

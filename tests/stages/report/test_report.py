@@ -25,7 +25,8 @@ from pipeline.config.load import LoadedRecipe
 from pipeline.engine import registry
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.runner import Runner
-from stages.report import charts, comparison, findings, human, plots, verdict
+from stages.eval.artifact import EvaluatedPoint, Evaluation
+from stages.report import charts, findings, human, model_table, plots, verdict
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_an_ensembles_members_are_named(fake: FakeRun, tmp_path: Path) -> None:
     fake.quality |= {"member_accuracy": [0.701, 0.689, 0.7], "disagreement": 0.42}
     _, page = build(fake("reward"), tmp_path)
     text = page.text.replace(wording.SPACE, " ")
-    assert "Each of 3 members alone" in text
+    assert "Accuracy of each of 3 members" in text
     assert "70 %, 69 %, 70 %" in text
 
 
@@ -128,7 +129,7 @@ def test_of_many_annotators_the_busiest_are_shown(fake: FakeRun, tmp_path: Path)
 def test_unknown_agreement_is_said(fake: FakeRun, tmp_path: Path) -> None:
     fake.quality |= dict.fromkeys(("agreement", "agreement_low", "agreement_high", "predicted_by_others"))
     _, page = build(fake("reward"), tmp_path)
-    assert "their agreement is not known" in page.text
+    assert "so their agreement is not known" in page.text
     assert "Two annotators agree" not in page.text
 
 
@@ -147,7 +148,7 @@ def test_a_bag_of_words_stands_beside_the_reward_model(fake: FakeRun, tmp_path: 
     assert "A bag of words 0.70" in text
     assert "Better than a bag of wordsby 1 % (−1 % to 3 %)" in text
     assert "Warning: it may be no better than a bag of words." in text
-    assert "Of the reward model of this run: it may be no better than a bag of words." in said
+    assert "About this run’s reward model: it may be no better than a bag of words." in said
 
 
 def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_good_with_its_price(fake: FakeRun) -> None:
     assert reached.tone == "good"
     assert "fell from 13.0 % to 5.9 %, by 55 % (95 % interval 48 to 61 %)" in text
     assert "beats SFT’s on 71 % of them (66 to 76 %; ties count half)" in text
-    assert "1.86 nats of KL a response" in text
+    assert "PPO’s KL from SFT is 1.86 nats per response" in text
     for price in ("20.7 tokens (were 21.6)", "28.4 % of word pairs", "0.392 nats (was 0.381)"):
         assert price in text
 
@@ -183,10 +184,10 @@ def test_good_with_its_price(fake: FakeRun) -> None:
     [
         ((0.3, 0.1, 0.5), (0.4, 0.35, 0.45), "bad", "PPO did not help"),
         ((0.3, 0.1, 0.5), (0.5, 0.45, 0.55), "bad", "rose from"),
-        ((-0.05, -0.2, 0.1), (0.5, 0.45, 0.55), "unclear", "−20 to +10 %) holds zero"),
+        ((-0.05, -0.2, 0.1), (0.5, 0.45, 0.55), "unclear", "−20 to +10 %) contains zero"),
         ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "chance"),
         ((-0.3, -0.5, -0.1), (0.5, 0.45, 0.55), "good", "PPO helped."),
-        ((-0.3, -0.5, -0.1), (0.4, 0.35, 0.45), "unclear", "of two minds"),
+        ((-0.3, -0.5, -0.1), (0.4, 0.35, 0.45), "unclear", "fact errors and win rate disagree"),
     ],
 )
 def test_the_interval_decides(
@@ -241,7 +242,7 @@ def test_an_unmeasured_reward_model_is_shown_as_such(fake: FakeRun, tmp_path: Pa
 def test_kl_beyond_its_target_and_answers_without_end_are_named(fake: FakeRun) -> None:
     fake.evaluation["models"]["ppo"] |= {"kl": 7.5, "ended": 0.8}
     text = verdict.reach(fake.found()).text.replace(wording.SPACE, " ")
-    assert "beyond the recipe’s target of 6 nats" in text
+    assert "exceeds the recipe’s target of 6 nats" in text
     assert "Only 80 % of PPO’s answers end" in text
 
 
@@ -257,25 +258,25 @@ def test_kl_beyond_its_target_and_answers_without_end_are_named(fake: FakeRun) -
 def test_overoptimisation_is_a_rise_of_score_and_errors(
     rates: tuple[float, ...], scores: tuple[float, ...], expected: bool
 ) -> None:
-    looks = [
-        {"update": update, "slot_error_rate": rate, "score": score}
+    points = [
+        EvaluatedPoint(update=update, slot_error_rate=rate, score=score)
         for update, (rate, score) in enumerate(zip(rates, scores, strict=True))
     ]
-    found = verdict.overoptimised(looks, prompts=64)
-    assert found == ((looks[1], looks[2]) if expected else None)
+    peak = verdict.overoptimised(points, prompts=64)
+    assert peak == ((points[1], points[2]) if expected else None)
 
 
 # --- Parts --------------------------------------------------------------------------------------------------
 
 
 def test_changes_are_judged_by_their_direction() -> None:
-    rows = {row.metric.key: row for row in comparison.rows(evaluation())}
+    rows = {row.metric.key: row for row in model_table.rows(Evaluation.of(evaluation()))}
     assert (rows["slot_error_rate"].tone, rows["slot_error_rate"].change) == ("good", "−7.2 points")
     assert rows["slot_error_rate"].intervals["sft"].replace(wording.SPACE, " ") == "12.0 to 14.0 %"
     assert rows["nll"].tone == rows["distinct_2"].tone == "bad"
     assert rows["score"].tone == rows["length"].tone == rows["missing"].tone == ""
     assert rows["kl"].change == ""
-    assert comparison.rows(None) == []
+    assert model_table.rows(None) == []
 
 
 def test_long_curves_are_thinned_by_means() -> None:
@@ -313,9 +314,9 @@ def test_rankings_are_told_with_annotators_models_and_what_was_left_out(fake: Fa
     _, page = build(fake(), tmp_path)
     text = " ".join(page.text.split())
     for said in (
-        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs, those of training and held-out prompts together",
+        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs, of training and held-out prompts together",
         "the one shown first 63 % (58 to 68 %)",
-        "Measured on 1,600 of 6,400 rankings: all those of 400 prompts",
+        "Measured on 1,600 of 6,400 rankings: all rankings of 400 prompts",
         "42 s median; 9 of 10 below 120 s",
         "83 % of 60 pairs",
         "48 more annotators, of 59",
@@ -344,8 +345,8 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
     fake.ranking |= {"agreement": None, "predicted_by_others": None, "alpha": None}
     _, page = build(fake("rank"), tmp_path)
     text = " ".join(page.text.split())
-    assert "how far they agree is not known" in text
-    assert "nobody ranked anything twice" in text
+    assert "their agreement is not known" in text
+    assert "nobody ranked the same answers twice" in text
     assert "Models behind the answers" not in text
     assert "Left out" not in text
 
@@ -375,7 +376,7 @@ def test_people_answer_where_no_judge_can(fake: FakeRun, tmp_path: Path) -> None
         "PPO helped. 3 people compared the answers to 100 held-out prompts blind: PPO’s beats SFT’s on "
         "61\N{NO-BREAK SPACE}% of them (95 % interval 53 to 69\N{NO-BREAK SPACE}%; ties count half)."
     )
-    assert "Two of them agree on 80\N{NO-BREAK SPACE}%" in said
+    assert "Two judges agree on 80\N{NO-BREAK SPACE}%" in said
     assert "People prefer it to SFT" in page.text
     people(run, 0.4, 0.3, 0.45)
     assert verdict.reach(findings.collect(run)).tone == "bad"
@@ -391,7 +392,7 @@ def test_people_and_the_judge_of_facts(fake: FakeRun) -> None:
     assert "3 people compared" in both.evidence
     assert "By the independent judge (venues)" in both.evidence
     people(run, 0.3, 0.2, 0.4)
-    assert verdict.reach(findings.collect(run)).headline == "People and the judge of facts are at odds."
+    assert verdict.reach(findings.collect(run)).headline == "People and the judge of facts disagree."
     people(run, 0.5, 0.4, 0.6)
     assert verdict.reach(findings.collect(run)).tone == "good"
 
@@ -399,7 +400,7 @@ def test_people_and_the_judge_of_facts(fake: FakeRun) -> None:
 def test_what_people_said_of_other_answers_is_not_shown(fake: FakeRun) -> None:
     run = fake()
     people(run, 0.3, 0.2, 0.4, eval_="0" * 64)
-    assert findings.collect(run)["human"] is None
+    assert findings.collect(run).human is None
     people(run, 0.3, 0.2, 0.4)
     fake.evaluation["prompts"] = 255
-    assert findings.collect(fake(None, "eval.num_prompts=255"))["human"] is None
+    assert findings.collect(fake(None, "eval.num_prompts=255")).human is None
