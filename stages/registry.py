@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.config.recipe import Recipe
-from pipeline.config.rules import is_hub_id, is_local, look_judge
+from pipeline.config.rules import is_hub_id, is_local, monitor_judge
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
 
@@ -139,7 +139,7 @@ register(
                 "eval.judge": _is_file,
             },
             parallel=True,
-            resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=look_judge(recipe))),
+            resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=monitor_judge(recipe))),
         ),
         StageSpec(
             "dpo",

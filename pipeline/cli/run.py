@@ -40,13 +40,18 @@ def run(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Make the stage (or all) again, even if up to date.")
+        bool, typer.Option("--fresh", help="Run the stage (or all stages) even if up to date.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for another process on the same stage.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Continue where a stage's checks refuse; this is recorded.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait if another process is working on the same stage.")
+    ] = False,
     nproc: ProcessesOption = None,
 ) -> None:
-    """Run a stage and what it needs, or all of them and the report. What is up to date is skipped."""
+    """Run all stages and write the report, or run one stage and those it needs. Stages that are up to date are
+    skipped."""
     loaded = load_recipe(recipe, sets or [])
     again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
     if (nproc or 1) > 1 and "WORLD_SIZE" not in os.environ:
@@ -55,7 +60,7 @@ def run(
             with terminate_as_interrupt():
                 launching.launch(nproc or 1, _arguments(stage, recipe, sets, runs, fresh, force, wait, nproc))
             return
-        nproc = 1  # nothing to share
+        nproc = 1  # no parallel stage would run
     launching.end_with_launcher()
     processes = Processes.join(nproc)
     runner = Runner(
@@ -85,11 +90,11 @@ def _arguments(
     wait: bool,
     nproc: int | None,
 ) -> list[str]:
-    """`run`'s command line again, for the processes that share it."""
+    """The command line of `run`, for the processes that share it."""
     flags = {"--fresh": fresh, "--force": force, "--wait": wait}
     return [
         *("run", *([stage] if stage else []), "--recipe", str(recipe), "--runs", str(runs), "--nproc", str(nproc)),
-        *(name for name, given in flags.items() if given),
+        *(name for name, is_set in flags.items() if is_set),
         *(part for text in sets or [] for part in ("--set", text)),
     ]
 
@@ -99,19 +104,21 @@ def one_more(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Continue where a stage's checks refuse; this is recorded.")
+    ] = False,
     nproc: ProcessesOption = None,
 ) -> None:
     """Run one more round of collect, rank, reward and ppo than is finished, then eval, export and the report."""
-    given = sets or []
+    values = sets or []
     finished = 0
-    while _is_finished(planner_of(recipe, [*given, f"rounds={finished + 1}"], runs), finished + 1):
+    while _is_finished(planner_of(recipe, [*values, f"rounds={finished + 1}"], runs), finished + 1):
         finished += 1
     rounds = f"rounds={finished + 1}"
     echo(f"{finished} round{'s are' if finished != 1 else ' is'} finished; now {rounds}")
-    run(recipe=recipe, sets=[*given, rounds], runs=runs, force=force, nproc=nproc)
-    if load_recipe(recipe, given).recipe.rounds <= finished:
-        echo(f"to keep this round, set {rounds} in the recipe, or give --set {rounds} to the other commands")
+    run(recipe=recipe, sets=[*values, rounds], runs=runs, force=force, nproc=nproc)
+    if load_recipe(recipe, values).recipe.rounds <= finished:
+        echo(f"to keep this round, set {rounds} in the recipe, or pass --set {rounds} to the other commands")
 
 
 def _is_finished(planner: Planner, number: int) -> bool:

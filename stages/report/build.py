@@ -135,7 +135,7 @@ def _template(name: str = "template.html") -> Template:
         "listing": wording.listing,
         "bytes": readable_bytes,
         "seconds": readable_seconds,
-        "noted": wording.noted,
+        "plain": wording.plain,
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     environment.globals |= {

@@ -55,7 +55,7 @@ def test_versions_are_those_of_what_is_imported() -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(load: Callable[..., LoadedRecipe]) -> None:
-    with pytest.raises(StageError, match="there is no mps device here") as error:
+    with pytest.raises(StageError, match="this machine has no mps device") as error:
         resolve(load("device=mps"))
     assert error.value.where == "--set #1"
 

@@ -60,24 +60,24 @@ def test_scalars_are_those_of_yaml_1_2(text: str, expected: Any) -> None:
 
 
 def test_a_duplicate_key_is_refused_with_both_lines() -> None:
-    with pytest.raises(RecipeError, match="seed is given twice") as error:
+    with pytest.raises(RecipeError, match="seed appears twice") as error:
         value("seed: 1\nname: x\nseed: 2\n")
     assert error.value.where == "line 1 and line 3"
 
 
 def test_a_syntax_error_names_its_line() -> None:
-    with pytest.raises(RecipeError, match="not readable as YAML") as error:
+    with pytest.raises(RecipeError, match="not valid YAML") as error:
         value("a: 1\nb: [1,\n")
     assert error.value.where == "line 3"
 
 
 def test_aliases_are_refused() -> None:
-    with pytest.raises(RecipeError, match="aliases are not read; use extends"):
+    with pytest.raises(RecipeError, match="aliases are not supported; use extends"):
         value("a: &x 1\nb: *x\n")
 
 
 def test_unknown_tags_are_refused() -> None:
-    with pytest.raises(RecipeError, match="not readable as YAML"):
+    with pytest.raises(RecipeError, match="not valid YAML"):
         value("a: !!python/object:os.system 1")
 
 

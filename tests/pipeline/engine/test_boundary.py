@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_state_and_the_stage_goes_on(runner: MakeRunner, 
     stages.does["sft"] = raises(Exception(SAYINGS[0]))
     with pytest.raises(StageError, match="the disk is full: sft") as caught:
         runner().run()
-    assert "goes on where it stopped" in caught.value.hint
+    assert "continues where it stopped" in caught.value.hint
     resumed = []
 
     def go_on(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:

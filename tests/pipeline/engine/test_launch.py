@@ -37,14 +37,14 @@ def test_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 FAILS = """
 from pipeline.errors import DataError
-from pipeline.engine.launch import tell
+from pipeline.engine.launch import report_failure
 if rank == {rank}:
-    tell(DataError("the row is bad", where="file:3", hint="fix it"))
+    report_failure(DataError("the row is bad", where="file:3", hint="fix it"))
     sys.exit(3)
 try:
     time.sleep(30)
 finally:
-    tell(ConnectionError("a peer is gone"))
+    report_failure(ConnectionError("a peer is gone"))
 """
 
 
@@ -58,11 +58,11 @@ def test_the_first_error_is_told_with_its_exit_code(rank: int, monkeypatch: pyte
 
 
 BUG = """
-from pipeline.engine.launch import tell
+from pipeline.engine.launch import report_failure
 try:
     1 / 0
 except Exception as error:
-    tell(error)
+    report_failure(error)
     sys.exit(1)
 """
 
@@ -74,7 +74,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 KILLED = """
-from pipeline.engine.launch import tell
+from pipeline.engine.launch import report_failure
 if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(0.05)

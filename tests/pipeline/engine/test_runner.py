@@ -240,7 +240,7 @@ def test_a_damaged_artifact_is_named_and_fresh_mends_it(runner: MakeRunner, stag
 def test_a_damaged_manifest_is_mended_by_fresh(runner: MakeRunner, stages: FakeStages) -> None:
     runner().run("data")
     (folder_of(runner(), "data") / manifest.FILE).write_text("{")
-    with pytest.raises(StageError, match="does not parse"):
+    with pytest.raises(StageError, match="cannot be parsed"):
         runner().planner.plan()
     runner(fresh=["data"]).run("data")
     assert actions(runner(), "data") == {"data": "skip"}

@@ -142,4 +142,4 @@ def test_sources_are_only_what_is_there(monitored: MonitoredRun) -> None:
     ],
 )
 def test_what_a_manifest_holds_as_text(value: Any, text: str) -> None:
-    assert wording.noted(value) == text
+    assert wording.plain(value) == text

@@ -89,7 +89,8 @@ def test_judges_baselines_and_frontier_are_told(fake: FakeRun, tmp_path: Path) -
         "Best of 16 is better than PPO: PPO’s answer wins on 45 % of prompts (41 to 49 %), at a KL of 1.86 "
         "nats against at most 1.83.",
         "Over-optimised. The form of Gao et al. 2022, d (alpha - beta log d) with d = √KL, fitted to 3 "
-        "evaluation points, peaks at 1.80 nats (95 % interval 0.90 to 2.50). Beyond the peak the judge’s gain falls "
+        "evaluation points, peaks at 1.80 nats (95 % interval 0.90 to 2.50). Beyond the peak the judge’s gain "
+        "falls "
         "by 0.21.",
         "PPO, update 16",
         "16 answers reach at most 1.83 nats.",
