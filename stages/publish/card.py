@@ -15,8 +15,8 @@ from pipeline.files import readable_seconds
 from pipeline.wording import DASH, percent, span
 from stages.artifacts import RankMetrics
 from stages.eval.artifact import Evaluation
-from stages.report import exported, findings, model_table, verdict
-from stages.report.findings import Findings
+from stages.report import exported, model_table, verdict
+from stages.report.findings import Findings, collect
 
 HUB = "hub://"
 EXAMPLE = "What makes a good answer?"
@@ -29,7 +29,7 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
         files: names of the uploaded files; the card lists the quantised ones.
         curves: the file with the training curves, if there is one.
     """
-    found = findings.collect(run)
+    findings = collect(run)
     return _card(
         metadata(run, repository),
         f"# {repository.partition('/')[2]}",
@@ -37,11 +37,15 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
         "with a "
         "KL penalty.",
         _who_ranked(run),
-        _verdict(found),
-        *_evaluation(run, found),
-        *([f"## Training\n\n![Reward, KL and judge during PPO]({curves})\n\n{_training(found)}"] if curves else []),
+        _verdict(findings),
+        *_evaluation(run, findings),
+        *(
+            [f"## Training\n\n![Reward, KL and judge during PPO]({curves})\n\n{_training(findings)}"]
+            if curves
+            else []
+        ),
         _use(run, repository, files),
-        _limits(run, found),
+        _limits(run, findings),
         f"## Recipe\n\nThe values that determine the result:\n\n```yaml\n{_recipe(run)}```",
     )
 
@@ -148,14 +152,14 @@ def _who_ranked(run: RunSummary) -> str:
     return f"It is not recorded whether people made the rankings.{where}"
 
 
-def _verdict(found: Findings) -> str:
+def _verdict(findings: Findings) -> str:
     """The report's verdict, caveats included."""
-    reached = verdict.reach(found)
+    reached = verdict.reach(findings)
     first = " ".join(part for part in (f"**{reached.headline}**", reached.evidence, reached.price) if part)
     return "\n".join([first, *([""] if reached.caveats else []), *(f"- {caveat}" for caveat in reached.caveats)])
 
 
-def _evaluation(run: RunSummary, found: Findings) -> Iterator[str]:
+def _evaluation(run: RunSummary, findings: Findings) -> Iterator[str]:
     evaluation = Evaluation.read(run.need("eval").artifact)
     judge = evaluation.judge
     who = "without an independent judge" if judge is None else f"judge: `{judge}`, which is not the reward model"
@@ -179,10 +183,10 @@ def _evaluation(run: RunSummary, found: Findings) -> Iterator[str]:
     ]
     if with_intervals:
         yield "| PPO | value | 95 % interval |\n|---|---|---|\n" + "\n".join(with_intervals)
-    if found.export:
-        yield exported.markdown(found.export)
-    if found.reward and found.reward.held_out.accuracy is not None:
-        quality = found.reward.held_out
+    if findings.export:
+        yield exported.markdown(findings.export)
+    if findings.reward and findings.reward.held_out.accuracy is not None:
+        quality = findings.reward.held_out
         low, high = quality.accuracy_low, quality.accuracy_high
         interval = "" if low is None or high is None else f" (95 % interval {span(low, high, 1)})"
         share = percent(quality.accuracy, 1)
@@ -194,11 +198,12 @@ def _cell(row: model_table.Row, model: str) -> str:
     return row.cells.get(model, DASH) + (f" ({interval})" if interval else "")
 
 
-def _training(found: Findings) -> str:
-    hardware = ", ".join(found.environment["hardware"].get("device", []))
+def _training(findings: Findings, curves: str) -> str:
+    hardware = ", ".join(findings.environment["hardware"].get("device", []))
     return (
+        f"## Training\n\n![Reward, KL and judge during PPO]({curves})\n\n"
         "Blue: on held-out prompts; grey: on training batches; dashed: the KL target. "
-        f"All stages took {readable_seconds(found.seconds)} on {hardware or 'an unrecorded device'}."
+        f"All stages took {readable_seconds(findings.seconds)} on {hardware or 'an unrecorded device'}."
     )
 
 
@@ -226,17 +231,17 @@ def _use(run: RunSummary, repository: str, files: Sequence[str]) -> str:
     return text
 
 
-def _limits(run: RunSummary, found: Findings) -> str:
+def _limits(run: RunSummary, findings: Findings) -> str:
     """Intended use and limits: what holds for every such model, and what this one's manifests show."""
     points = [
         f"Meant for prompts like those it was trained on ({_held_out(run)}). Nothing else was measured.",
         "It learned the preferences of the annotators who made the rankings, including their errors and biases"
-        + ("; the annotators were programs." if found.annotators == "simulated" else "."),
+        + ("; the annotators were programs." if findings.annotators == "simulated" else "."),
         "No safety evaluation was made. It may state falsehoods and reproduce harmful content of its base model "
         "and "
         "data.",
     ]
-    if found.evaluation and found.evaluation.judge is None:
+    if findings.evaluation and findings.evaluation.judge is None:
         points.append("No independent judge read its answers, and the reward model's score is no evidence.")
     if run.loaded.recipe.publish.license is None:
         points.append("No licence is stated here; the licences of the base model and the data apply.")

@@ -22,7 +22,6 @@ from pipeline.files import jsonable, readable_bytes, readable_seconds, write_ato
 from stages.report import (
     charts,
     exported,
-    findings,
     frontier,
     model_table,
     monitors,
@@ -33,6 +32,7 @@ from stages.report import (
     verdict,
     win_rates,
 )
+from stages.report.findings import collect
 from stages.report.jsonform import json_form
 
 HERE = Path(__file__).parent
@@ -48,9 +48,9 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
     Args:
         other: a run of the same recipe under other `values`, to compare with.
     """
-    found = findings.collect(run)
-    evaluation, monitored = found.evaluation, found.monitors
-    concluded = verdict.reach(found)
+    findings = collect(run)
+    evaluation, monitored = findings.evaluation, findings.monitors
+    concluded = verdict.reach(findings)
     comparison = recipe_comparison.compare(run, other, values) if other else None
     against = recipe_comparison.conclude(comparison) if comparison else None
     numbers = path.with_suffix(".json")
@@ -62,7 +62,7 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         return plots.draw(chart, f"chart-{next(ids)}")
 
     page = _template().render(
-        found=found,
+        findings=findings,
         verdict=concluded,
         against=against,
         rows=model_table.rows(evaluation),
@@ -72,15 +72,15 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         reach=win_rates.reach(evaluation) if evaluation else "",
         frontier=frontier.charts(evaluation),
         frontier_text=frontier.conclude(evaluation),
-        along=charts.along(run, found),
+        along=charts.along(run, findings),
         curves=charts.curves(run),
-        reliability=charts.reliability(found),
-        distributions=charts.distributions(found),
-        exported=exported.rows(found.export),
+        reliability=charts.reliability(findings),
+        distributions=charts.distributions(findings),
+        exported=exported.rows(findings.export),
         exported_header=exported.HEADER,
-        exported_text=exported.explanation(found.export) if found.export else "",
-        annotator_columns=rankings.columns(found.rankings) if found.rankings else [],
-        strengths=rankings.strengths(found.rankings) if found.rankings else [],
+        exported_text=exported.explanation(findings.export) if findings.export else "",
+        annotator_columns=rankings.columns(findings.rankings) if findings.rankings else [],
+        strengths=rankings.strengths(findings.rankings) if findings.rankings else [],
         shown_annotators=rankings.SHOWN,
         draw=draw,
         numbers=numbers.name,
@@ -90,7 +90,7 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
     content = {
         "format": FORMAT,
         "verdict": asdict(concluded),
-        **found.as_json(),
+        **findings.as_json(),
         "against": json_form(comparison),
         "charts": drawn,
     }

@@ -86,11 +86,11 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
     return {part: charts for part, charts in parts.items() if charts}
 
 
-def along(run: RunSummary, found: Findings) -> list[Chart]:
+def along(run: RunSummary, findings: Findings) -> list[Chart]:
     """Reward, KL and the independent judge along PPO, one round after another."""
-    if not found.ppo:
+    if not findings.ppo:
         return []
-    rows, evaluation, starts = _ppo_rows(run), found.evaluation, _starts(run)
+    rows, evaluation, starts = _ppo_rows(run), findings.evaluation, _starts(run)
     held_out = [
         (starts[number] + point.update, point)
         for number, stage_run in by_round(run.stages, "ppo").items()
@@ -100,7 +100,7 @@ def along(run: RunSummary, found: Findings) -> list[Chart]:
         (starts[point.round] + point.update, point.slot_error_rate)
         for point in (evaluation.along if evaluation and evaluation.judge else [])
     ]
-    target = found.ppo.kl_target
+    target = findings.ppo.kl_target
     kl = [
         Line("train", _points(rows, "objective/kl")),
         Line("held-out", [(update, point.kl) for update, point in held_out if point.kl is not None]),
@@ -135,7 +135,7 @@ def along(run: RunSummary, found: Findings) -> list[Chart]:
             source=_source(run, ("eval", sources.out(EVALUATION), "along[].slot_error_rate")),
         ),
     ]
-    monitors, selected = found.monitors, None
+    monitors, selected = findings.monitors, None
     if monitors and monitors.watched and monitors.selected not in (None, monitors.updates):
         selected = starts[max(starts)] + monitors.selected
     return [replace(chart, mark=selected) for chart in _with_points(charts)]
@@ -146,9 +146,9 @@ def _source(run: RunSummary, *read: tuple[str, str, str]) -> str:
     return "; ".join(f"{path}: {what}" for stage, file, what in read for path in sources.of(run, stage, file))
 
 
-def reliability(found: Findings) -> list[Chart]:
+def reliability(findings: Findings) -> list[Chart]:
     """How often pairs were ordered as predicted, by predicted probability."""
-    table = found.reward.reliability if found.reward else []
+    table = findings.reward.reliability if findings.reward else []
     lines = [
         Line("level", [(0.0, 0.0), (1.0, 1.0)]),
         Line("held-out", [(row.predicted, row.observed) for row in table]),
@@ -160,14 +160,14 @@ def reliability(found: Findings) -> list[Chart]:
         "predicted probability of being preferred",
         (0, 1),
         square=True,
-        source=f"{_quality(found)}: reliability",
+        source=f"{_quality(findings)}: reliability",
     )
     return [chart] if table else []
 
 
-def distributions(found: Findings) -> list[Chart]:
+def distributions(findings: Findings) -> list[Chart]:
     """Histograms of the reward model's scores, and of its accuracy by prompt, on held-out prompts."""
-    reward = found.reward
+    reward = findings.reward
     if reward is None:
         return []
     charts = [
@@ -177,7 +177,7 @@ def distributions(found: Findings) -> list[Chart]:
             [Line("histogram", _bars(bins))],
             x,
             (0, None),
-            source=f"{_quality(found)}: {table}",
+            source=f"{_quality(findings)}: {table}",
         )
         for table, bins, title, unit, x in (
             ("scores", reward.scores, "Scores of held-out answers", "answers", "score"),
@@ -193,8 +193,8 @@ def distributions(found: Findings) -> list[Chart]:
     return _with_points(charts)
 
 
-def _quality(found: Findings) -> str:
-    return next(iter(found.sources.get("reward", [])), "")
+def _quality(findings: Findings) -> str:
+    return next(iter(findings.sources.get("reward", [])), "")
 
 
 def _bars(histogram: Iterable[Bin]) -> list[Point]:

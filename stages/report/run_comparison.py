@@ -245,7 +245,7 @@ def conclude(comparison: RunComparison) -> tuple[Tone, str, str]:
 def write(comparison: RunComparison, path: Path, template: Template) -> None:
     """Writes the page, and its numbers beside it as JSON."""
     numbers = path.with_suffix(".json")
-    page = template.render(found=comparison, conclusion=conclude(comparison), numbers=numbers.name)
+    page = template.render(comparison=comparison, conclusion=conclude(comparison), numbers=numbers.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, json.dumps(jsonable(json_form(comparison)), indent=1, ensure_ascii=False) + "\n")
     write_atomic(path, page)

@@ -44,14 +44,14 @@ class _Scored(Protocol):
     def score(self) -> float | None: ...
 
 
-def reach(found: Findings) -> Verdict:
-    evaluation = found.evaluation
-    caveats = tuple(_caveats(found))
+def reach(findings: Findings) -> Verdict:
+    evaluation = findings.evaluation
+    caveats = tuple(_caveats(findings))
     if evaluation is None:
-        return Verdict("unknown", "Not evaluated yet.", _progress(found), caveats=caveats)
+        return Verdict("unknown", "Not evaluated yet.", _progress(findings), caveats=caveats)
     sft, ppo = evaluation.models["sft"], evaluation.models["ppo"]
     price = _price(sft, ppo)
-    people, others = found.human, win_rates.other_judges(evaluation)
+    people, others = findings.human, win_rates.other_judges(evaluation)
     if evaluation.judge is None and people is None and not others:
         return Verdict(
             "unknown",
@@ -68,11 +68,11 @@ def reach(found: Findings) -> Verdict:
     return Verdict(tone, headline, " ".join(evidence), price, caveats)
 
 
-def _progress(found: Findings) -> str:
-    finished = [stage.name for stage in found.stages if stage.key]
+def _progress(findings: Findings) -> str:
+    finished = [stage.name for stage in findings.stages if stage.key]
     text = f"Finished: {listing(finished)}." if finished else "No stage is finished."
-    if found.ppo and len(found.ppo.points) > 1:
-        text += f" {_score(found.ppo.points[0], found.ppo.points[-1])}"
+    if findings.ppo and len(findings.ppo.points) > 1:
+        text += f" {_score(findings.ppo.points[0], findings.ppo.points[-1])}"
     return text
 
 
@@ -154,11 +154,11 @@ def _price(sft: ModelResult, ppo: ModelResult) -> str:
     return f"{distance} Compared with SFT, {listing(parts)}."
 
 
-def _caveats(found: Findings) -> list[str]:
-    evaluation, ppo = found.evaluation, found.ppo
-    notes = _about_rewards(found)
-    if found.monitors:
-        notes += monitors.caveats(found.monitors)
+def _caveats(findings: Findings) -> list[str]:
+    evaluation, ppo = findings.evaluation, findings.ppo
+    notes = _about_rewards(findings)
+    if findings.monitors:
+        notes += monitors.caveats(findings.monitors)
     if not evaluation:
         return notes
     sft_model, ppo_model = evaluation.models["sft"], evaluation.models["ppo"]
@@ -185,13 +185,13 @@ def _caveats(found: Findings) -> list[str]:
     return notes
 
 
-def _about_rewards(found: Findings) -> list[str]:
+def _about_rewards(findings: Findings) -> list[str]:
     """Caveats about annotators and the reward model."""
-    ppo, reward = found.ppo, found.reward
+    ppo, reward = findings.ppo, findings.reward
     notes = []
-    if found.annotators == "simulated":
+    if findings.annotators == "simulated":
         notes.append("Annotators are simulated: no person ranked anything in this run.")
-    elif found.annotators == "unknown" and found.ranking:
+    elif findings.annotators == "unknown" and findings.ranking:
         notes.append("It is not recorded whether people made the rankings.")
     if ppo and ppo.forced_past_gate:
         notes.append(

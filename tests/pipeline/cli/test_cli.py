@@ -147,7 +147,8 @@ def test_clean_never_removes_what_people_made(recipe_file: Path, stages: FakeSta
     cleaned = invoke("clean --all -y")
     assert cleaned.exit_code == 0
     assert (
-        "kept, because people made it: runs/small/judged-0123456789ab.json, runs/small/rankings.key" in cleaned.output
+        "kept, because people made it: runs/small/judged-0123456789ab.json, runs/small/rankings.key"
+        in cleaned.output
     )
     assert not (folder / "rank").exists()
     invoke("run rank --fresh")
