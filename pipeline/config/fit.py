@@ -200,9 +200,8 @@ def _targets(path: str, targets: str | Sequence[str], profile: ModelProfile) -> 
             tied = ", and is shared with the embedding" if profile.tied else ""
             yield (
                 path,
-                f"{target!r} matches {profile.output}, the output layer: training reads its weight directly{tied}, "
-                "so "
-                "an adapter on it would learn nothing. Remove it",
+                f"{target!r} matches {profile.output}, the output layer: training reads its weight "
+                f"directly{tied}, so an adapter on it would learn nothing. Remove it",
             )
 
 

@@ -40,8 +40,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
         yield (
             "base.pretrain.held_out",
             f"{pretrain.held_out} must be at least data.eval_fraction ({eval_fraction}), or held-out prompts leak "
-            "into "
-            "the corpus",
+            "into the corpus",
         )
     yield from _lora(recipe)
     yield from _sharding(recipe)
@@ -129,9 +128,8 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         if getattr(source, "labels", {}) and not labelled:
             yield (
                 f"{name}.labels",
-                "gives the meaning of the values of a `preference` column (format wide) or of `choice`, and there "
-                "is no such "
-                "column",
+                "gives the meaning of the values of a `preference` column (format wide) or of `choice`, and "
+                "there is no such column",
             )
 
 
@@ -150,9 +148,8 @@ def _lora(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.dtype == "float16" and sft is None:
         yield (
             "base.dtype",
-            "float16 trains LoRA adapters only, and sft.lora is null: a full fine-tune needs the range of bfloat16 "
-            "or "
-            "float32. Set it to auto",
+            "float16 trains LoRA adapters only, and sft.lora is null: a full fine-tune needs the range of "
+            "bfloat16 or float32. Set it to auto",
         )
     if sft is not None and reward is not None and recipe.reward.model is None and recipe.reward.init == "sft":
         for name in ("r", "lora_alpha"):
@@ -186,8 +183,7 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
             yield (
                 path,
                 "must be null for sharding = full: with adapters every process keeps the whole backbone anyway. "
-                "Set it to "
-                "null, or sharding to none",
+                "Set it to null, or sharding to none",
             )
     if ppo.optimizer != "adamw":
         yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding = full: use adamw"
@@ -293,8 +289,7 @@ def _rounds(recipe: Recipe) -> Iterator[Problem]:
             yield (
                 "rounds",
                 f"{recipe.rounds} rounds need annotators for the answers of each new policy, and rank.source = "
-                "data "
-                "only reads existing rankings",
+                "data only reads existing rankings",
             )
         if recipe.ppo.reward_model is not None:
             yield (
@@ -377,8 +372,7 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
             yield (
                 "export.formats",
                 "adapter would be used without the rounding that base.quantization.qat trained it for: export a "
-                "merged "
-                "model",
+                "merged model",
             )
     elif quantization != "none" and merged and not export.merge_quantized:
         yield (

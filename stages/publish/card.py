@@ -34,16 +34,11 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
         metadata(run, repository),
         f"# {repository.partition('/')[2]}",
         f"{_origin(run)}. Trained with tutelage: supervised fine-tuning, a reward model from rankings, and PPO "
-        "with a "
-        "KL penalty.",
+        "with a KL penalty.",
         _who_ranked(run),
         _verdict(findings),
         *_evaluation(run, findings),
-        *(
-            [f"## Training\n\n![Reward, KL and judge during PPO]({curves})\n\n{_training(findings)}"]
-            if curves
-            else []
-        ),
+        *([_training(findings, curves)] if curves else []),
         _use(run, repository, files),
         _limits(run, findings),
         f"## Recipe\n\nThe values that determine the result:\n\n```yaml\n{_recipe(run)}```",
@@ -238,8 +233,7 @@ def _limits(run: RunSummary, findings: Findings) -> str:
         "It learned the preferences of the annotators who made the rankings, including their errors and biases"
         + ("; the annotators were programs." if findings.annotators == "simulated" else "."),
         "No safety evaluation was made. It may state falsehoods and reproduce harmful content of its base model "
-        "and "
-        "data.",
+        "and data.",
     ]
     if findings.evaluation and findings.evaluation.judge is None:
         points.append("No independent judge read its answers, and the reward model's score is no evidence.")

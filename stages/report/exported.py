@@ -87,10 +87,9 @@ def explanation(export: ExportResult) -> str:
     judge = f" Fact errors are counted by the judge {export.judge}." if export.judge else ""
     return (
         f"Each file was read back as users read it, and measured on {export.prompts:,} held-out prompts. KL, in "
-        "nats "
-        "per response, is of the file from the trained policy, exact over the next token along the policy’s own "
-        "answers. Perplexity is on held-out demonstrations. Reward and fact errors are of answers sampled from the "
-        f"file, with the same random numbers for every file.{judge}"
+        "nats per response, is of the file from the trained policy, exact over the next token along the policy’s "
+        "own answers. Perplexity is on held-out demonstrations. Reward and fact errors are of answers sampled "
+        f"from the file, with the same random numbers for every file.{judge}"
     )
 
 

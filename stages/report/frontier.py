@@ -69,8 +69,7 @@ def conclude(evaluation: Evaluation | None) -> str:
         return f"{form}, peaks at {where}, beyond the {fixed(fit.farthest)} nats of this run."
     return (
         f"{form}, peaks at {where}, but the run is too short to be sure: only {percent(fit.share, 1)} of the "
-        "bootstrap "
-        "resamples have a peak before their farthest point."
+        "bootstrap resamples have a peak before their farthest point."
     )
 
 

@@ -81,8 +81,7 @@ def summary(monitors: Monitors) -> str:
     which = "policy that PPO started from" if selected == 0 else f"policy of update {selected}"
     return (
         f"The {which} was selected rather than the last one (update {last}): it is the best of all evaluation "
-        "points "
-        f"{basis}."
+        f"points {basis}."
     )
 
 

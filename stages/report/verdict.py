@@ -79,8 +79,7 @@ def _progress(findings: Findings) -> str:
 def _score(before: _Scored, after: _Scored) -> str:
     return (
         f"The reward model’s mean score on held-out prompts went from {fixed(before.score)} to "
-        f"{fixed(after.score)}, "
-        "but PPO optimises that score, so it is no evidence that answers are better."
+        f"{fixed(after.score)}, but PPO optimises that score, so it is no evidence that answers are better."
     )
 
 
@@ -167,8 +166,7 @@ def _caveats(findings: Findings) -> list[str]:
     if ppo_model.ended is not None and sft_model.ended is not None and ppo_model.ended < sft_model.ended - 0.02:
         notes.append(
             f"Only {percent(ppo_model.ended)} of PPO’s answers end with a stop token; {percent(sft_model.ended)} "
-            "of "
-            "SFT’s do."
+            "of SFT’s do."
         )
     fitted = frontier.caveats(evaluation)
     notes += [*win_rates.caveats(evaluation), *fitted]

@@ -86,8 +86,8 @@ def evidence(contests: list[artifact.Contest]) -> str:
     """Win rates of PPO against SFT in words."""
     return " ".join(
         f"{contest.judge[:1].upper()}{contest.judge[1:]} prefers PPO’s answer to SFT’s on {percent(contest.value)} "
-        "of "
-        f"{contest.prompts:,} held-out prompts (95 % interval {span(contest.low, contest.high)}; ties count half)."
+        f"of {contest.prompts:,} held-out prompts (95 % interval {span(contest.low, contest.high)}; ties count "
+        "half)."
         for contest in contests
     )
 
@@ -119,10 +119,8 @@ def reach(evaluation: Evaluation) -> str:
     kl = evaluation.models["ppo"].kl or 0.0
     text = (
         f"Best of n takes the answer that the reward model scores highest among n answers of SFT. n = {best.n} is "
-        "the "
-        f"one whose KL is nearest PPO’s {fixed(kl)} nats; best-of-n’s KL is at most log n - (n-1)/n (Beirami et "
-        "al. "
-        f"2024). The result is averaged over all subsets of n among {best.samples} answers per prompt."
+        f"the one whose KL is nearest PPO’s {fixed(kl)} nats; best-of-n’s KL is at most log n - (n-1)/n (Beirami "
+        f"et al. 2024). The result is averaged over all subsets of n among {best.samples} answers per prompt."
     )
     if kl > best.reaches:
         text += f" {best.samples} answers reach at most {fixed(best.reaches)} nats."
