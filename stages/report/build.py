@@ -1,6 +1,6 @@
 """Writes a run's report: one HTML file that loads nothing, and a JSON file with the same numbers.
 
-To add a section to the page: a module that turns typed artifacts into the section's findings (`findings.collect`
+A new section of the page needs a module that turns typed artifacts into the section's findings (`findings.collect`
 calls it), a template that template.html includes, and the section's files in `sources.FILES`. `monitors.py` with
 monitors.html is an example.
 """

@@ -15,7 +15,7 @@ JUDGE = "eval.llm_judge.base_url=http://localhost:8000/v1 eval.llm_judge.model=m
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "phrase"),
     [
         ("eval.reward_model=ensemble", "ensemble needs a member that PPO does not use: set ppo.reward.held_out"),
         ("ppo.reward.held_out=1", "1 leaves PPO no member: reward.ensemble is 1"),
@@ -31,10 +31,10 @@ JUDGE = "eval.llm_judge.base_url=http://localhost:8000/v1 eval.llm_judge.model=m
         ("dpo.trainer.loss_typ=hinge", "did you mean loss_type?"),
     ],
 )
-def test_conflicts(load: Callable[..., LoadedRecipe], given: str, said: str) -> None:
+def test_conflicts(load: Callable[..., LoadedRecipe], given: str, phrase: str) -> None:
     with pytest.raises(RecipeError) as error:
         load(given)
-    assert said in str(error.value)
+    assert phrase in str(error.value)
 
 
 def test_dpo_is_planned_where_the_recipe_asks_for_it(load: Callable[..., LoadedRecipe]) -> None:
@@ -51,13 +51,13 @@ def test_dpo_is_planned_where_the_recipe_asks_for_it(load: Callable[..., LoadedR
     assert "dpo" not in later["export"]
 
 
-def test_a_recipe_without_dpo_says_how_to_have_it(runner: Callable[..., Runner]) -> None:
+def test_a_recipe_without_dpo_says_how_to_enable_it(runner: Callable[..., Runner]) -> None:
     with pytest.raises(RecipeError, match="has no dpo stage") as error:
         runner().run("dpo")
     assert "dpo.enabled=true" in error.value.hint
 
 
-def test_where_the_key_comes_from_and_how_fast_is_asked_change_no_result(
+def test_api_key_and_concurrency_change_no_result(
     load: Callable[..., LoadedRecipe],
 ) -> None:
     spec = registry.STAGES["eval"]

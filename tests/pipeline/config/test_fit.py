@@ -88,7 +88,7 @@ def test_without_a_known_context_no_length_is_refused(sets: str, tmp_path: Path)
     assert problems(tmp_path, values, profile) == {}
 
 
-def test_stages_that_the_recipe_does_not_have_are_not_asked(tmp_path: Path) -> None:
+def test_stages_that_the_recipe_does_not_have_are_skipped(tmp_path: Path) -> None:
     table = "data.rankings={path: hub://a/b@c, format: pairs}"
     assert problems(tmp_path, f"rank.source=data {table} collect.response_length=9999") == {}
     assert problems(tmp_path, "dpo={enabled: false, max_length: 9999}") == {}
@@ -130,7 +130,7 @@ def test_lora_targets_that_name_linear_layers_are_not(targets: str, tmp_path: Pa
     assert problems(tmp_path, f"sft.lora.target_modules={targets} reward.init=base") == {}
 
 
-def test_an_output_layer_of_its_own_is_not_adapted_either(tmp_path: Path) -> None:
+def test_an_untied_output_layer_is_not_adapted_either(tmp_path: Path) -> None:
     """trl reads its weight, past an adapter."""
     untied = ModelProfile(linear=[*LINEAR, "lm_head"], output="lm_head", tied=False)
     found = problems(tmp_path, "sft.lora.target_modules=[q_proj,lm_head] reward.init=base", untied)

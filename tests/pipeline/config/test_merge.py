@@ -99,7 +99,7 @@ def test_later_layers_win_key_by_key_and_lists_are_replaced() -> None:
     }
 
 
-def test_extends_is_relative_to_the_file_that_says_it() -> None:
+def test_extends_is_relative_to_the_file_that_contains_it() -> None:
     Path("models").mkdir()
     Path("models/tiny.yaml").write_text("extends: parts/lora.yaml\nmodel: tiny\n")
     Path("models/parts").mkdir()
@@ -131,7 +131,7 @@ def test_a_circle_of_extends_is_refused() -> None:
         merged(child="extends: a.yaml\n", a="extends: child.yaml\n")
 
 
-def test_a_missing_file_says_who_wanted_it() -> None:
+def test_a_missing_file_names_the_recipe_that_extends_it() -> None:
     with pytest.raises(RecipeError, match=r"cannot read the recipe gone.yaml: No such file") as error:
         merged(child="extends: gone.yaml\n")
     assert error.value.where == "named in extends of child.yaml"

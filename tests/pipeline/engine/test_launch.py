@@ -49,7 +49,7 @@ finally:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_first_error_is_told_with_its_exit_code(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_error_is_raised_with_its_exit_code(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "GRACE", 0.3)
     with pytest.raises(TutelageError) as caught:
         launch(FAILS.format(rank=rank))
@@ -107,7 +107,7 @@ def test_a_polite_kill_ends_all_and_is_an_interruption(tmp_path: Path) -> None:
             os.kill(int(path.read_text()), 0)
 
 
-def test_what_runs_must_be_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_must_match_nproc(monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --cpu` starts one process whatever it is told."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert Processes.join().size == 1

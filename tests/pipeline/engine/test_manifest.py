@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_verify_accepts_what_is_whole(tmp_path: Path) -> None:
+def test_verify_accepts_an_intact_artifact(tmp_path: Path) -> None:
     manifest.verify(tmp_path, make(tmp_path), "hint", contents=True)
 
 

@@ -92,7 +92,9 @@ def test_every_target_is_there(spec: registry.StageSpec) -> None:
         ("eval.judge=venues ppo.guards.judge=e2e", "e2e"),
     ],
 )
-def test_ppo_is_told_who_judges_its_looks(load: Callable[..., LoadedRecipe], given: str, judge: str) -> None:
+def test_ppo_gets_the_judge_of_its_evaluation_points(
+    load: Callable[..., LoadedRecipe], given: str, judge: str
+) -> None:
     """By its config, so that another judge is another run."""
     recipe = load(*given.split()).recipe
     spec = registry.STAGES["ppo"]

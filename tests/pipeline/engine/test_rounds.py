@@ -47,7 +47,7 @@ def test_steps_are_named_by_stage_and_round() -> None:
     assert parse("ppo-0") == ("ppo-0", 1)
 
 
-def test_what_rounds_made_is_found_in_order() -> None:
+def test_values_of_rounds_come_in_order() -> None:
     found = {"ppo-10": "j", "sft": "s", "ppo": "a", "ppo-2": "b", "reward-3": "r"}
     assert list(by_round(found, "ppo").items()) == [(1, "a"), (2, "b"), (10, "j")]
     assert newest(found, "ppo", "sft") == "j"
@@ -77,7 +77,7 @@ def test_until_a_later_round_plans_what_leads_to_it(load: Callable[..., LoadedRe
     assert planned == THREE[: THREE.index("reward-2") + 1]
 
 
-def test_a_finished_run_goes_on_when_rounds_is_raised(runner: MakeRunner, stages: FakeStages) -> None:
+def test_a_finished_run_continues_when_rounds_is_raised(runner: MakeRunner, stages: FakeStages) -> None:
     runner().run()
     more = runner("rounds=3")
     expected = dict.fromkeys(ONE[:7], "skip") | {"collect-2": "run"}
@@ -114,7 +114,7 @@ def test_an_unknown_step_is_refused_with_those_there_are(runner: MakeRunner, sta
         runner("rounds=2").planner.plan(stage)
 
 
-def test_a_step_of_a_later_round_is_made_again_alone(runner: MakeRunner, stages: FakeStages) -> None:
+def test_a_step_of_a_later_round_can_be_rerun_alone(runner: MakeRunner, stages: FakeStages) -> None:
     runner("rounds=2").run()
     stages.calls.clear()
     runner("rounds=2", fresh=["reward-2"]).run()

@@ -277,7 +277,7 @@ def test_human_rankings_are_not_marked(runner: MakeRunner, stages: FakeStages) -
     assert not any(run.manifest.simulated for run in runner().planner.summary().stages.values())
 
 
-def test_the_manifest_says_what_made_it(runner: MakeRunner) -> None:
+def test_the_manifest_records_code_packages_and_hardware(runner: MakeRunner) -> None:
     runner("ppo.lam=0.9").run()
     made = runner("ppo.lam=0.9").planner.summary().need("ppo").manifest
     assert made.config["lam"] == 0.9

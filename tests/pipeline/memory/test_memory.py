@@ -67,7 +67,7 @@ def test_the_quickstart_is_planned_from_its_own_sizes(load: Callable[..., Loaded
     assert made.parameters == 1024 * 64 + 4 * (4 * 64 * 64 + 3 * 64 * 384 + 2 * 64) + 64
 
 
-def test_a_local_folder_says_its_shape(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
+def test_an_architecture_is_read_from_a_local_folder(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text(json.dumps(CONFIG))
     made = sources.architecture_of(load("base.model=./model").recipe.base)
@@ -77,7 +77,7 @@ def test_a_local_folder_says_its_shape(load: Callable[..., LoadedRecipe], tmp_pa
         sources.architecture_of(load("base.model=./model").recipe.base)
 
 
-def test_a_gguf_header_says_its_shape(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
+def test_an_architecture_is_read_from_a_gguf_header(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
     import gguf
 
     writer = gguf.GGUFWriter("tiny.gguf", "llama")
@@ -111,7 +111,7 @@ def test_of_a_hub_model_only_its_config_is_fetched(
     assert asked == [("some/model", "config.json", "abc")]
 
 
-def test_without_the_hub_a_run_goes_on_without_a_plan(
+def test_without_the_hub_a_run_continues_without_a_plan(
     runner: Callable[..., Runner], stages: FakeStages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: Any, **__: Any) -> str:

@@ -31,7 +31,7 @@ def header(upload: Upload) -> dict[str, Any]:
     return dict(yaml.safe_load(upload.card.split("---\n")[1]))
 
 
-def test_the_model_goes_out_with_a_card_that_tells_simulated_from_human(finished: Finished) -> None:
+def test_the_card_distinguishes_simulated_from_human_rankings(finished: Finished) -> None:
     [upload] = planned(finished(MODEL))
     assert upload.private
     assert sorted(upload.files) == ["config.json", "model.safetensors", CURVES]
@@ -168,7 +168,7 @@ def test_an_unfinished_manifest_is_no_evidence(
         planned(runner(MODEL).planner.summary())
 
 
-def test_a_model_changed_since_it_was_made_is_refused(finished: Finished) -> None:
+def test_a_model_that_changed_after_its_stage_is_refused(finished: Finished) -> None:
     run = finished(MODEL)
     file = run.need("export").artifact.path / "model.safetensors"
     file.write_bytes(file.read_bytes()[::-1])
@@ -191,7 +191,7 @@ def test_another_policy_than_the_evaluated_one_is_refused(finished: Finished) ->
         planned(RunSummary(run.loaded, run.folder, stages))
 
 
-def test_what_is_on_no_list_stays_here(finished: Finished, stages: FakeStages) -> None:
+def test_unlisted_files_are_not_uploaded(finished: Finished, stages: FakeStages) -> None:
     def export(*given: Any) -> dict[str, Any]:
         for name in ("optimizer.pt", "training_args.bin", "trainer_state.json", "state/checkpoint.pt", "notes.txt"):
             (given[2] / name).parent.mkdir(exist_ok=True)
@@ -259,6 +259,6 @@ def test_absolute_paths_of_the_recipe_stay_here(finished: Finished) -> None:
 
 
 def test_the_progress_display_is_closed(finished: Finished) -> None:
-    said: list[str] = []
-    uploads.uploads(finished(MODEL), lambda name: said.append(name) or nullcontext())  # type: ignore[func-returns-value, arg-type]
-    assert said == ["check export"]
+    phrase: list[str] = []
+    uploads.uploads(finished(MODEL), lambda name: phrase.append(name) or nullcontext())  # type: ignore[func-returns-value, arg-type]
+    assert phrase == ["check export"]

@@ -34,11 +34,11 @@ def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
     return FakeRun(stages, runner)
 
 
-def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> None:
+def test_the_report_of_a_full_run_has_its_numbers(fake: FakeRun, tmp_path: Path) -> None:
     run = fake()
-    said, page = build(run, tmp_path)
-    assert said.startswith("PPO helped.")
-    for line in said.replace(wording.SPACE, " ").splitlines():
+    printed, page = build(run, tmp_path)
+    assert printed.startswith("PPO helped.")
+    for line in printed.replace(wording.SPACE, " ").splitlines():
         assert line.removeprefix("Note: ")[:60] in " ".join(page.text.split())
     for made in run.stages.values():
         assert made.manifest.key[:12] in page.text
@@ -55,15 +55,15 @@ def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("until", [None, "data", "rank", "reward", "ppo"])
-def test_an_unfinished_run_is_told_as_far_as_it_goes(
+def test_an_unfinished_run_has_a_report_of_its_finished_stages(
     fake: FakeRun, load: Callable[..., LoadedRecipe], tmp_path: Path, until: str | None
 ) -> None:
     run = fake(until) if until else RunSummary(load(), tmp_path, {})
-    said, page = build(run, tmp_path)
-    assert said.startswith("Not evaluated yet.")
+    printed, page = build(run, tmp_path)
+    assert printed.startswith("Not evaluated yet.")
     assert "Not finished: " in page.text
     assert ("Reward model and simulated annotators" in page.text) == (until in ("rank", "reward", "ppo"))
-    assert ("no evidence that answers are better" in said) == (until == "ppo")
+    assert ("no evidence that answers are better" in printed) == (until == "ppo")
 
 
 def test_the_file_loads_nothing_and_runs_nothing(fake: FakeRun, tmp_path: Path) -> None:
@@ -98,16 +98,16 @@ def test_the_same_run_gives_the_same_bytes(fake: FakeRun, tmp_path: Path) -> Non
 
 
 def test_what_is_simulated_is_never_called_human(fake: FakeRun, tmp_path: Path) -> None:
-    said, page = build(fake(), tmp_path)
-    assert "Annotators are simulated" in said
+    printed, page = build(fake(), tmp_path)
+    assert "Annotators are simulated" in printed
     assert "1,600 by 4 simulated annotators" in page.text
     assert "human" not in page.text.lower()
 
 
 def test_people_are_called_people(fake: FakeRun, tmp_path: Path) -> None:
     fake.ranking["human"] = True
-    said, page = build(fake("rank"), tmp_path)
-    assert "simulated" not in said
+    printed, page = build(fake("rank"), tmp_path)
+    assert "simulated" not in printed
     assert "1,600 rankings by 4 people" in page.text
 
 
@@ -126,7 +126,7 @@ def test_of_many_annotators_the_busiest_are_shown(fake: FakeRun, tmp_path: Path)
     assert "of 9 annotators" in page.text
 
 
-def test_unknown_agreement_is_said(fake: FakeRun, tmp_path: Path) -> None:
+def test_unknown_agreement_is_reported_as_unknown(fake: FakeRun, tmp_path: Path) -> None:
     fake.quality |= dict.fromkeys(("agreement", "agreement_low", "agreement_high", "predicted_by_others"))
     _, page = build(fake("reward"), tmp_path)
     assert "so their agreement is not known" in page.text
@@ -141,14 +141,14 @@ def test_the_ceiling_is_the_agreement_on_held_out_prompts(fake: FakeRun, tmp_pat
     assert "Two annotators agree 0.73 0.68 to 0.78" in text
 
 
-def test_a_bag_of_words_stands_beside_the_reward_model(fake: FakeRun, tmp_path: Path) -> None:
+def test_the_report_compares_the_reward_model_with_a_bag_of_words(fake: FakeRun, tmp_path: Path) -> None:
     fake.warnings = ["it may be no better than a bag of words"]
-    said, page = build(fake("reward"), tmp_path)
+    printed, page = build(fake("reward"), tmp_path)
     text = " ".join(page.text.split())
     assert "A bag of words 0.70" in text
     assert "Better than a bag of wordsby 1 % (−1 % to 3 %)" in text
     assert "Warning: it may be no better than a bag of words." in text
-    assert "About this run’s reward model: it may be no better than a bag of words." in said
+    assert "About this run’s reward model: it may be no better than a bag of words." in printed
 
 
 def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_good_with_its_price(fake: FakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reduction", "win_rate", "tone", "said"),
+    ("reduction", "win_rate", "tone", "phrase"),
     [
         ((0.3, 0.1, 0.5), (0.4, 0.35, 0.45), "bad", "PPO did not help"),
         ((0.3, 0.1, 0.5), (0.5, 0.45, 0.55), "bad", "rose from"),
@@ -191,13 +191,13 @@ def test_good_with_its_price(fake: FakeRun) -> None:
     ],
 )
 def test_the_interval_decides(
-    fake: FakeRun, reduction: tuple[float, ...], win_rate: tuple[float, ...], tone: str, said: str
+    fake: FakeRun, reduction: tuple[float, ...], win_rate: tuple[float, ...], tone: str, phrase: str
 ) -> None:
     fake.evaluation["reduction"] = interval(*reduction)
     fake.evaluation["win_rate"] = interval(*win_rate, ties=0.3)
     reached = verdict.reach(fake.found())
     assert reached.tone == tone
-    assert said in reached.text.replace(wording.SPACE, " ")
+    assert phrase in reached.text.replace(wording.SPACE, " ")
 
 
 def test_without_errors_before_the_win_rate_decides(fake: FakeRun) -> None:
@@ -211,8 +211,8 @@ def test_without_errors_before_the_win_rate_decides(fake: FakeRun) -> None:
 
 def test_without_a_judge_nothing_is_claimed(fake: FakeRun, tmp_path: Path) -> None:
     fake.evaluation = unjudged()
-    said, page = build(fake("eval"), tmp_path)
-    assert said.startswith("Whether PPO helped is not known. No independent judge read the answers.")
+    printed, page = build(fake("eval"), tmp_path)
+    assert printed.startswith("Whether PPO helped is not known. No independent judge read the answers.")
     assert "PPO helped." not in page.text
     assert "Fact errors" not in page.text
     assert "no fault" not in page.text
@@ -221,8 +221,8 @@ def test_without_a_judge_nothing_is_claimed(fake: FakeRun, tmp_path: Path) -> No
 
 def test_an_unfit_reward_model_is_named(fake: FakeRun, tmp_path: Path) -> None:
     fake.unfit = ["its accuracy on held-out pairs is 0.510, below 0.55"]
-    said, page = build(fake("reward"), tmp_path)
-    assert "The reward model of this run is unfit for PPO: its accuracy" in said
+    printed, page = build(fake("reward"), tmp_path)
+    assert "The reward model of this run is unfit for PPO: its accuracy" in printed
     assert "Unfit for PPO: its accuracy" in page.text
 
 
@@ -308,12 +308,12 @@ def test_numbers_read_well(written: str, expected: str) -> None:
 # --- Rankings -----------------------------------------------------------------------------------------------
 
 
-def test_rankings_are_told_with_annotators_models_and_what_was_left_out(fake: FakeRun, tmp_path: Path) -> None:
+def test_the_report_has_annotators_models_and_dropped_rankings(fake: FakeRun, tmp_path: Path) -> None:
     fake.agreement = agreement()
     fake.dropped = [{"table": "rankings", "row": row, "reason": "missing rating"} for row in range(3, 43)]
     _, page = build(fake(), tmp_path)
     text = " ".join(page.text.split())
-    for said in (
+    for phrase in (
         "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs, of training and held-out prompts together",
         "the one shown first 63 % (58 to 68 %)",
         "Measured on 1,600 of 6,400 rankings: all rankings of 400 prompts",
@@ -323,7 +323,7 @@ def test_rankings_are_told_with_annotators_models_and_what_was_left_out(fake: Fa
         "large +0.50 wins 62 %",
         "missing rating 40 900 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, …",
     ):
-        assert said in text
+        assert phrase in text
     assert "<script" not in page.source
     assert text.index(HOSTILE) < text.index("worker 0") < text.index("worker 58")
     assert "worker 59" not in text
@@ -371,12 +371,12 @@ def test_people_answer_where_no_judge_can(fake: FakeRun, tmp_path: Path) -> None
     fake.evaluation = unjudged()
     run = fake()
     people(run, 0.61, 0.53, 0.69)
-    said, page = build(run, tmp_path)
-    assert said.startswith(
+    printed, page = build(run, tmp_path)
+    assert printed.startswith(
         "PPO helped. 3 people compared the answers to 100 held-out prompts blind: PPO’s beats SFT’s on "
         "61\N{NO-BREAK SPACE}% of them (95 % interval 53 to 69\N{NO-BREAK SPACE}%; ties count half)."
     )
-    assert "Two judges agree on 80\N{NO-BREAK SPACE}%" in said
+    assert "Two judges agree on 80\N{NO-BREAK SPACE}%" in printed
     assert "People prefer it to SFT" in page.text
     people(run, 0.4, 0.3, 0.45)
     assert verdict.reach(findings.collect(run)).tone == "bad"
@@ -397,7 +397,7 @@ def test_people_and_the_judge_of_facts(fake: FakeRun) -> None:
     assert verdict.reach(findings.collect(run)).tone == "good"
 
 
-def test_what_people_said_of_other_answers_is_not_shown(fake: FakeRun) -> None:
+def test_verdicts_on_other_answers_are_not_shown(fake: FakeRun) -> None:
     run = fake()
     people(run, 0.3, 0.2, 0.4, eval_="0" * 64)
     assert findings.collect(run).human is None

@@ -54,20 +54,22 @@ def monitored(stages: FakeStages, runner: Callable[..., Runner]) -> MonitoredRun
 def test_alerts_early_stopping_and_the_selected_policy_are_reported(
     monitored: MonitoredRun, tmp_path: Path
 ) -> None:
-    said, page = build(monitored("eval"), tmp_path)
+    printed, page = build(monitored("eval"), tmp_path)
     text = " ".join(page.text.split())
     for event in monitored.events:
         for name in ("symptom", "cause", "hint"):
             assert event[name].removeprefix("stopped: ") in text
-    assert "Training was stopped early as over-optimised, at update 16 of 60: the judge fell from 3 to 2." in said
-    assert "The policy of update 8 was selected rather than the last one (update 16)" in said
-    assert "There was 1 alert during PPO." in said
+    assert (
+        "Training was stopped early as over-optimised, at update 16 of 60: the judge fell from 3 to 2." in printed
+    )
+    assert "The policy of update 8 was selected rather than the last one (update 16)" in printed
+    assert "There was 1 alert during PPO." in printed
     assert page.source.count(">selected<") >= 3, "in each chart during PPO"
     assert "built-in" not in page.source, "a dict has a method that is called update"
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "phrase"),
     [
         ({"judge": "venues", "handed_on": 16}, "The last policy (update 16) was selected: it is the best"),
         (
@@ -77,20 +79,20 @@ def test_alerts_early_stopping_and_the_selected_policy_are_reported(
         ({"judge": "none", "handed_on": 16}, "No independent judge watched PPO, so the last policy was selected."),
     ],
 )
-def test_which_policy_was_selected(monitored: MonitoredRun, metrics: dict[str, Any], said: str) -> None:
+def test_which_policy_was_selected(monitored: MonitoredRun, metrics: dict[str, Any], phrase: str) -> None:
     monitored.events, monitored.metrics = (), metrics
     section = monitored.found().monitors
     assert section is not None
-    assert monitors.summary(section).startswith(said)
+    assert monitors.summary(section).startswith(phrase)
     assert bool(monitors.caveats(section)) == (metrics["handed_on"] != 16)
 
 
 def test_a_run_from_before_there_were_monitors_has_no_such_section(
     stages: FakeStages, runner: Callable[..., Runner], tmp_path: Path
 ) -> None:
-    said, page = build(FakeRun(stages, runner)("eval"), tmp_path)
+    printed, page = build(FakeRun(stages, runner)("eval"), tmp_path)
     assert "Training monitors" not in page.text
-    assert "selected" not in said.lower()
+    assert "selected" not in printed.lower()
 
 
 def test_numbers_have_their_files(monitored: MonitoredRun, tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_every_stage_has_a_table_of_its_metrics(monitored: MonitoredRun, tmp_pat
             assert metric in page.text or metric == "human", "which the page says in words"
 
 
-def test_sources_are_only_what_is_there(monitored: MonitoredRun) -> None:
+def test_sources_are_existing_files_only(monitored: MonitoredRun) -> None:
     run = monitored("reward")
     assert sources.of(run, "ppo", "metrics.jsonl") == []
     assert "along" not in sources.read(run)

@@ -89,15 +89,15 @@ def test_one_round_has_no_lineage(fake: FakeRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("until", ["rank-2", "reward-2", "ppo-2"])
-def test_an_unfinished_round_is_told_as_far_as_it_goes(fake: FakeRun, tmp_path: Path, until: str) -> None:
+def test_an_unfinished_round_has_a_row_with_what_is_known(fake: FakeRun, tmp_path: Path, until: str) -> None:
     run = fake(until, "rounds=2")
     rows = findings.collect(run).lineage
     assert [row.number for row in rows] == [1, 2]
     assert (rows[1].accuracy is None) == (until == "rank-2")
     assert (rows[1].episodes is None) == (until != "ppo-2")
     assert rows[1].change is None
-    said, page = build(run, tmp_path)
-    assert said.startswith("Not evaluated yet.")
+    printed, page = build(run, tmp_path)
+    assert printed.startswith("Not evaluated yet.")
     assert "Lineage" in page.text
 
 
@@ -117,7 +117,7 @@ def test_curves_go_on_from_round_to_round(fake: FakeRun) -> None:
     assert [x for x, _ in kl.lines[1].points] == [0, 8, 16, 16, 24, 32]
 
 
-def test_overoptimisation_is_looked_for_in_the_last_round_only(fake: FakeRun) -> None:
+def test_overoptimisation_is_searched_in_the_last_round_only(fake: FakeRun) -> None:
     """Another round's scores are another reward model's: a rise from one to the next is none."""
     for look in fake.evaluation["along"]:
         look["slot_error_rate"] = 0.02 if look["round"] == 1 else 0.3
@@ -132,23 +132,23 @@ def test_overoptimisation_is_looked_for_in_the_last_round_only(fake: FakeRun) ->
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "tone", "said"),
+    ("ours", "theirs", "tone", "phrase"),
     [
         ([0, 1] * 40, [2, 3] * 40, "good", "It makes fewer fact errors"),
         ([2, 3] * 40, [0, 1] * 40, "bad", "It makes more fact errors"),
         ([0, 2] * 40, [2, 0] * 40, "unclear", "Neither run beats the other."),
     ],
 )
-def test_a_comparison_says_which_is_better_or_that_it_cannot(
+def test_a_comparison_names_the_better_run_or_says_that_it_cannot_tell(
     fake: FakeRun, judged: Callable[..., None], tmp_path: Path,
-    ours: list[int], theirs: list[int], tone: str, said: str,
+    ours: list[int], theirs: list[int], tone: str, phrase: str,
 ) -> None:  # fmt: skip
     judged(one=theirs, two=ours)
     run, other = fake(None, "rounds=2"), fake(None, "rounds=1")
     found = recipe_comparison.compare(run, other, "rounds=1")
     reached, headline, evidence = recipe_comparison.conclude(found)
     assert reached == tone
-    assert said in headline
+    assert phrase in headline
     change = found.change
     assert change.value == pytest.approx(sum(ours) / sum(theirs) - 1)
     assert change.low is not None
@@ -163,8 +163,8 @@ def test_a_comparison_says_which_is_better_or_that_it_cannot(
     from stages.report.build import build_report
 
     text = build_report(run, tmp_path / "report.html", other, "rounds=1")
-    assert said in text
-    assert said in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert phrase in text
+    assert phrase in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_runs_on_other_prompts_are_not_compared(fake: FakeRun, judged: Callable[..., None]) -> None:

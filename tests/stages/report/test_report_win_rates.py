@@ -82,8 +82,8 @@ def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
     return made
 
 
-def test_judges_baselines_and_frontier_are_told(fake: FakeRun, tmp_path: Path) -> None:
-    said, page = build(fake(), tmp_path)
+def test_the_report_has_judges_baselines_and_frontier(fake: FakeRun, tmp_path: Path) -> None:
+    printed, page = build(fake(), tmp_path)
     text = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
     for part in (
         "Best of 16 is better than PPO: PPO’s answer wins on 45 % of prompts (41 to 49 %), at a KL of 1.86 "
@@ -106,7 +106,7 @@ def test_judges_baselines_and_frontier_are_told(fake: FakeRun, tmp_path: Path) -
         assert part in text, part
     assert "The 0 most damaged" not in text
     assert "DPO is better" not in text
-    assert said.startswith("PPO helped. By the independent judge (venues)")
+    assert printed.startswith("PPO helped. By the independent judge (venues)")
     assert "<script" not in page.source
     assert HOSTILE in page.text
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
@@ -125,7 +125,7 @@ def test_the_pictures_of_the_frontier(fake: FakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "phrase"),
     [
         ({"reason": "3 looks only"}, "cannot be fitted: 3 looks only."),
         (fit(None, None, set_in=False), "has no peak: within this run more KL does no harm."),
@@ -134,10 +134,10 @@ def test_the_pictures_of_the_frontier(fake: FakeRun) -> None:
         (fit(1.8, 2.5, set_in=True), "Beyond the peak the judge’s gain falls by 0.21."),
     ],
 )
-def test_where_it_goes_too_far_is_said_as_far_as_it_is_known(fake: FakeRun, found: Any, said: str) -> None:
+def test_overoptimisation_is_described_as_far_as_it_is_known(fake: FakeRun, found: Any, phrase: str) -> None:
     fake.evaluation["frontier"]["fit"] = found
     evaluation = Evaluation.of(fake.evaluation)
-    assert said in frontier.conclude(evaluation).replace("\N{NO-BREAK SPACE}", " ")
+    assert phrase in frontier.conclude(evaluation).replace("\N{NO-BREAK SPACE}", " ")
     assert bool(frontier.caveats(evaluation)) is bool(found.get("set_in"))
 
 

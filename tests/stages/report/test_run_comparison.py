@@ -128,11 +128,11 @@ def test_the_command_takes_folders_and_files(report: dict[str, Any], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "has no report"), ("{}", "is not a report"), ("x", "is not a report")]
+    ("content", "phrase"), [(None, "has no report"), ("{}", "is not a report"), ("x", "is not a report")]
 )
-def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+def test_files_that_are_no_reports_are_refused(tmp_path: Path, content: str | None, phrase: str) -> None:
     if content is not None:
         (tmp_path / "report.json").write_text(content)
-    with pytest.raises(StageError, match=said) as caught:
+    with pytest.raises(StageError, match=phrase) as caught:
         RunReport.read(tmp_path)
     assert "tutelage report" in caught.value.hint
