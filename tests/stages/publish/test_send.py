@@ -174,11 +174,11 @@ def test_a_dry_run_asks_nobody(finished: Finished, hub: Hub, home: Path) -> None
     process = start(
         hub, home, "-P", "-m", "stages", "publish", "--dry-run", "-r", "small.yaml", "-s", MODEL, "-s", RANKINGS
     )
-    phrase, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, phrase
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
     assert hub.received == []
     for line in ("private dataset me/rankings", "private model me/model", "2 kB  model.safetensors", "# model"):
-        assert line in phrase
+        assert line in output
 
 
 @pytest.mark.slow

@@ -259,6 +259,6 @@ def test_absolute_paths_of_the_recipe_stay_here(finished: Finished) -> None:
 
 
 def test_the_progress_display_is_closed(finished: Finished) -> None:
-    phrase: list[str] = []
-    uploads.uploads(finished(MODEL), lambda name: phrase.append(name) or nullcontext())  # type: ignore[func-returns-value, arg-type]
-    assert phrase == ["check export"]
+    opened: list[str] = []
+    uploads.uploads(finished(MODEL), lambda name: opened.append(name) or nullcontext())  # type: ignore[func-returns-value, arg-type]
+    assert opened == ["check export"]
