@@ -169,7 +169,7 @@ def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path)
 
 
 def test_good_with_its_price(fake: FakeRun) -> None:
-    reached = verdict.reach(fake.found())
+    reached = verdict.reach(fake.findings())
     text = reached.text.replace(wording.SPACE, " ")
     assert reached.tone == "good"
     assert "fell from 13.0 % to 5.9 %, by 55 % (95 % interval 48 to 61 %)" in text
@@ -195,7 +195,7 @@ def test_the_interval_decides(
 ) -> None:
     fake.evaluation["reduction"] = interval(*reduction)
     fake.evaluation["win_rate"] = interval(*win_rate, ties=0.3)
-    reached = verdict.reach(fake.found())
+    reached = verdict.reach(fake.findings())
     assert reached.tone == tone
     assert phrase in reached.text.replace(wording.SPACE, " ")
 
@@ -204,7 +204,7 @@ def test_without_errors_before_the_win_rate_decides(fake: FakeRun) -> None:
     fake.evaluation["models"]["sft"] = model(0.0)
     fake.evaluation["reduction"] = interval(-1.0, -1.0, -1.0)
     fake.evaluation["win_rate"] = interval(0.3, 0.25, 0.35, ties=0.4)
-    reached = verdict.reach(fake.found())
+    reached = verdict.reach(fake.findings())
     assert reached.tone == "bad"
     assert "by 100" not in reached.text
 
@@ -228,7 +228,7 @@ def test_an_unfit_reward_model_is_named(fake: FakeRun, tmp_path: Path) -> None:
 
 def test_force_is_named(fake: FakeRun) -> None:
     fake.unfit = fake.forced_past_gate = ["its scores follow length"]
-    [caveat] = [text for text in verdict.reach(fake.found()).caveats if "unfit" in text]
+    [caveat] = [text for text in verdict.reach(fake.findings()).caveats if "unfit" in text]
     assert "its scores follow length" in caveat
     assert "--force" in caveat
 
@@ -241,7 +241,7 @@ def test_an_unmeasured_reward_model_is_shown_as_such(fake: FakeRun, tmp_path: Pa
 
 def test_kl_beyond_its_target_and_answers_without_end_are_named(fake: FakeRun) -> None:
     fake.evaluation["models"]["ppo"] |= {"kl": 7.5, "ended": 0.8}
-    text = verdict.reach(fake.found()).text.replace(wording.SPACE, " ")
+    text = verdict.reach(fake.findings()).text.replace(wording.SPACE, " ")
     assert "exceeds the recipe’s target of 6 nats" in text
     assert "Only 80 % of PPO’s answers end" in text
 

@@ -81,7 +81,7 @@ def test_alerts_early_stopping_and_the_selected_policy_are_reported(
 )
 def test_which_policy_was_selected(monitored: MonitoredRun, metrics: dict[str, Any], phrase: str) -> None:
     monitored.events, monitored.metrics = (), metrics
-    section = monitored.found().monitors
+    section = monitored.findings().monitors
     assert section is not None
     assert monitors.summary(section).startswith(phrase)
     assert bool(monitors.caveats(section)) == (metrics["handed_on"] != 16)

@@ -114,7 +114,7 @@ def test_the_report_has_judges_baselines_and_frontier(fake: FakeRun, tmp_path: P
 
 
 def test_the_pictures_of_the_frontier(fake: FakeRun) -> None:
-    both, ways = frontier.charts(fake.found().evaluation)
+    both, ways = frontier.charts(fake.findings().evaluation)
     assert [(line.kind, len(line.points)) for line in both.lines] == [("train", 3), ("held-out", 3), ("level", 3)]
     assert [x for x, _ in both.lines[1].points] == [0.0, 2.0, 4.0]  # by KL, not by update
     assert [line.kind for line in ways.lines] == ["held-out", "other", "point"]
@@ -142,7 +142,7 @@ def test_overoptimisation_is_described_as_far_as_it_is_known(fake: FakeRun, foun
 
 
 def test_judges_that_contradict_each_other_leave_it_open(fake: FakeRun) -> None:
-    found = fake.found()
+    found = fake.findings()
     assert verdict.reach(found).tone == "good"
     assert found.evaluation is not None
     against = Contest(**win("other", "ppo", "sft", 0.3))
@@ -155,7 +155,7 @@ def test_another_judge_answers_where_there_is_no_rubric(fake: FakeRun, value: fl
     fake.evaluation["judge"] = None
     del fake.evaluation["reduction"], fake.evaluation["win_rate"]
     fake.evaluation["wins"] = [win("held-out reward model", "ppo", "sft", value)]
-    reached = verdict.reach(fake.found())
+    reached = verdict.reach(fake.findings())
     assert reached.tone == tone
     assert reached.evidence.startswith("Held-out reward model prefers PPO’s answer")
 
