@@ -149,7 +149,7 @@ def test_a_public_repository_gets_no_private_upload(finished: Finished, hub: Hub
     assert publish(hub, home, MODEL, "publish.private=false")[0] == 0
     code, printed = publish(hub, home, MODEL)
     assert code == 4
-    assert "is public already" in printed
+    assert "is already public" in printed
 
 
 def test_planted_things_stay_here(finished: Finished, stages: FakeStages, hub: Hub, home: Path) -> None:
