@@ -1,5 +1,5 @@
-# Every target takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f", those that train NPROC=2 (processes, one a card).
-# There is no logic here: see `tutelage --help`.
+# Every target takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f"; those that train also take NPROC=2 (processes, one per
+# GPU). There is no logic here: see `tutelage --help`.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3.14 || echo python3)
 RECIPE ?= recipes/quickstart.yaml
@@ -8,7 +8,7 @@ NPROC ?= 1
 ARGS ?=
 
 export SET
-# A failed install must not pass for a finished one because what formats its output ended well.
+# With pipefail a failed install is not hidden by the command that formats its output.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
@@ -16,7 +16,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 TUTELAGE := $(VENV)/bin/tutelage
 VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
-STAGES := base data sft collect rank reward ppo dpo eval export
+STAGES := $(shell sed -nE 's/.*target="stages\.([a-z]+).*/\1/p' stages/registry.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run round test slow gpu mutations lint types check plan show status report compare chat clean judge \
@@ -24,13 +24,13 @@ STAGES := base data sft collect rank reward ppo dpo eval export
 
 help: ## list the targets
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "  %-16s %s\n", $$1, $$2}'
-	@printf '  %-16s %s\n' $(foreach stage,$(STAGES),$(stage) "run $(stage) and what it needs")
-	@echo 'Each takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f"; NPROC=2 shares the training among two processes.'
+	@printf '  %-16s %s\n' $(foreach stage,$(STAGES),$(stage) "run $(stage) and the stages it needs")
+	@echo 'Each takes RECIPE=recipes/x.yaml and SET="a.b=c d.e=f"; NPROC=2 shares the training between two processes.'
 
 venv: $(INSTALLED) ## create .venv and install, if pyproject.toml or constraints.txt changed
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@echo "creating $(VENV) with $$($(PYTHON) --version) and installing: minutes, this once"
+	@echo "creating $(VENV) with $$($(PYTHON) --version) and installing: this takes minutes, once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e ".[dev]" \
 		| awk '/^(Collecting|Installing)/ { print "  " substr($$0, 1, 76); fflush() }'
@@ -42,19 +42,19 @@ run: venv ## run every stage that is not up to date, then the report
 $(STAGES): venv
 	@$(TUTELAGE) run $@ --nproc $(NPROC) $(VALUES)
 
-collect-% rank-% reward-% ppo-%: venv # a stage's step of a later round: make ppo-2
+$(addsuffix -%,$(STAGES)): venv # a stage in a later round: make ppo-2
 	@$(TUTELAGE) run $@ --nproc $(NPROC) $(VALUES)
 
 round: venv ## run one more round of collect, rank, reward and ppo than is finished
 	@$(TUTELAGE) round --nproc $(NPROC) $(VALUES)
 
-publish: venv ## upload model, card and rankings to the Hub (ARGS=--dry-run to look first)
+publish: venv ## upload model, card and rankings to the Hub (ARGS=--dry-run to see what would be uploaded)
 	@$(TUTELAGE) publish $(VALUES)
 
 export-rankings: venv ## write the rankings as a data set for the Hub (ARGS=FOLDER)
 	@$(TUTELAGE) export-rankings $(VALUES)
 
-plan: venv ## say which stages would run, why, and what memory they need
+plan: venv ## show which stages would run, why, and how much memory they need
 	@$(TUTELAGE) plan $(VALUES)
 
 show: venv ## print every value of the recipe and where it was set
@@ -69,16 +69,16 @@ report: venv ## write report.html from the finished stages (ARGS='--against "a.b
 compare: venv ## compare two runs by their folders or reports (ARGS="runs/a runs/b")
 	@$(TUTELAGE) compare $(ARGS)
 
-chat: venv ## talk to a model of the run (ARGS="sft ppo" for two side by side)
+chat: venv ## chat with a model of the run (ARGS="sft ppo" for two side by side)
 	@$(TUTELAGE) chat $(VALUES)
 
 judge: venv ## have people compare PPO with SFT, blind (ARGS="--annotators ana,ben")
 	@$(TUTELAGE) judge $(VALUES)
 
-check: venv ## check the recipe and its files (ARGS=--artifacts for the hashes of what is made)
+check: venv ## check the recipe and its files (ARGS=--artifacts to verify the artifacts' hashes)
 	@$(TUTELAGE) check $(VALUES)
 
-clean: venv ## remove runs that the recipe no longer uses (ARGS=--all for all of them)
+clean: venv ## remove runs that the recipe no longer uses (ARGS=--all for all its runs)
 	@$(TUTELAGE) clean $(VALUES)
 
 test: venv ## run the fast tests

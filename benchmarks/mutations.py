@@ -444,7 +444,7 @@ MUTATIONS = [
         "stages/scoring/load.py",
         "roles = model.roles[members]",
         "roles = model.roles",
-        "tests/stages/scoring/test_load.py",
+        "tests/stages/scoring/test_load_scorer.py",
         f"{PPO}/watch/test_evaluation.py",
     ),
     mutation(
@@ -452,7 +452,7 @@ MUTATIONS = [
         "stages/scoring/load.py",
         "    reward_model.verify(artifact, model, device)\n",
         "",
-        "tests/stages/scoring/test_load.py",
+        "tests/stages/scoring/test_load_scorer.py",
     ),
     mutation(
         "scoring: the stop token is read as it was sampled",

@@ -1,1 +1,2 @@
-"""Recipes, artifacts and the runner. Importing this package must stay cheap: no torch, no data, no stages."""
+"""Recipes, artifacts, the runner and the command line. Importing it must stay cheap: no torch, no data, no
+stages."""

@@ -1,4 +1,4 @@
-"""Which device a recipe runs on."""
+"""The device that a recipe runs on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pipeline.errors import StageError
 
 
 def resolve(loaded: LoadedRecipe) -> str:
-    """The torch device that the recipe means; also sets torch's threads. Plain CPU needs no torch for it."""
+    """The recipe's torch device, with `auto` resolved. Also sets torch's threads. `cpu` without `threads` imports
+    no torch."""
     wanted, threads = loaded.recipe.device, loaded.recipe.threads
     if wanted == "cpu" and threads is None:
         return wanted
@@ -26,7 +27,7 @@ def resolve(loaded: LoadedRecipe) -> str:
         return next(name for name, is_there in available.items() if is_there())
     if not available[wanted]():
         raise StageError(
-            f"there is no {wanted} device here",
+            f"this machine has no {wanted} device",
             where=loaded.describe("device"),
             hint="set device to auto or cpu",
         )

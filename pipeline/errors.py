@@ -1,19 +1,19 @@
-"""What can go wrong, said so that a person can fix it.
+"""Errors that a user can fix.
 
-Every error that is a user's to fix is a `TutelageError`: *what* is wrong, *where* (file and line, dotted
-recipe path, or artifact), and *how* to fix it. The command line prints it without a traceback and exits with
-its `exit_code`. Anything else that escapes is a bug and keeps its traceback.
+Each is a `TutelageError`: *what* is wrong, *where* (file and line, dotted recipe path, or artifact), and *how* to
+fix it. The command line prints it without a traceback and exits with its `exit_code`. Any other exception that
+escapes is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class TutelageError(Exception):
-    """Base of the errors that a user can fix.
+    """Base class of the errors that a user can fix.
 
     Args:
         what: one sentence, what is wrong.
-        where: file and line, dotted recipe path or artifact folder; empty when `what` says it.
+        where: file and line, dotted recipe path or artifact folder; empty if `what` says it.
         hint: one sentence, what to do about it.
     """
 
@@ -45,16 +45,16 @@ class DataError(TutelageError):
 
 
 class StageError(TutelageError):
-    """A stage cannot run or go on: a checkpoint, an artifact, a model or a measurement stands in the way."""
+    """A stage cannot run or continue, because of a checkpoint, an artifact, a model or a measurement."""
 
     exit_code = 4
 
 
 class DiskFull(StageError):
-    """A write failed for want of room; what was written before is kept."""
+    """A write failed for lack of disk space. Earlier files are kept."""
 
 
 class Interrupted(TutelageError):
-    """The user or the system stopped the command; what was done so far is kept."""
+    """The user or the system stopped the command. Its state is kept."""
 
     exit_code = 130

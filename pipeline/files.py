@@ -1,4 +1,4 @@
-"""Small file and JSON habits: atomic writes, values that JSON can hold, readable sizes."""
+"""Helpers for files and JSON: atomic writes, JSON-compatible values, readable sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replaces a file in one step: after a crash there is the old content or the new, never a part of it."""
+    """Replaces a file in one step: after a crash it has either the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -26,7 +26,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes renames and new names in a folder, or a file's content, survive a power cut."""
+    """Flushes a folder's names, or a file's content, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,13 +35,13 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_below(folder: Path) -> None:
-    """Makes all files below a folder survive a power cut."""
+    """Flushes all files below a folder to disk."""
     for path in [folder, *folder.rglob("*")]:
         sync_folder(path)
 
 
 def jsonable(value: Any) -> Any:
-    """The value as strict JSON can hold it: arrays and tensors as numbers, NaN and infinities as null."""
+    """The value in strict JSON types: arrays and tensors as numbers, NaN and infinities as null."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
@@ -54,7 +54,7 @@ def jsonable(value: Any) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value, for hashing."""
+    """The canonical JSON text of a value, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -1,6 +1,6 @@
-"""What a manifest records of the machine: versions, hardware, memory. Looks; never imports torch itself.
+"""What a manifest records about the machine: versions, hardware, memory. Uses torch only if it is already imported.
 
-Versions are those of the process, looked up once: code that changes while it runs is not what runs.
+Versions are looked up once per process, because code that changes on disk later is not the code that runs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PACKAGES = (
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Python's version and those of the packages that results depend on, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the installed packages that results depend on."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git(*arguments: str) -> str | None:
@@ -56,13 +56,13 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def code_commit() -> str | None:
-    """The commit of this code's checkout, or None when it is installed or has none."""
+    """The commit of this code's checkout, or None if it is not in one."""
     return _git("rev-parse", "HEAD")
 
 
 @cache
 def code_state() -> dict[str, Any]:
-    """The commit, and whether the checkout has changes on top of it."""
+    """The commit, and whether the checkout has uncommitted changes."""
     commit = code_commit()
     return {"commit": commit, "dirty": bool(_git("status", "--porcelain")) if commit else None}
 
@@ -101,22 +101,22 @@ def _resident_bytes() -> int | None:
 
 
 RETURNED = 2**20
-"""Bytes of a block that is given back as soon as it is free (`return_memory`)."""
+"""Bytes of the smallest block that is returned to the system as soon as it is freed (`return_memory`)."""
 
 
 def return_memory() -> bool:
-    """Has the C library give large blocks back to the system once they are free; whether it can.
+    """Makes the C library return large blocks to the system as soon as they are freed. Returns whether it can.
 
-    glibc raises its limit for this with every block that is freed, up to 32 MB, and keeps smaller ones for later: a
-    quarter of a training's peak was such room (docs/log/memory.md). A block then costs its page faults again each
-    time.
+    By default glibc raises its limit for this with every freed block, up to 32 MB, and keeps smaller blocks for
+    later: a quarter of a training run's peak was such memory (docs/log/memory.md). The price is page faults at each
+    allocation.
     """
     libc = _glibc()
     return libc is not None and bool(libc.mallopt(-3, RETURNED))  # M_MMAP_THRESHOLD
 
 
 def trim_memory() -> bool:
-    """Has the C library give back what is free now, this once; whether there was any, and it can. Takes about a
+    """Makes the C library return the memory that is free now, once. Returns whether there was any. Takes about a
     millisecond."""
     libc = _glibc()
     return libc is not None and bool(libc.malloc_trim(0))
@@ -126,24 +126,24 @@ def trim_memory() -> bool:
 def _glibc() -> Any:
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  not glibc: another constant, or none
+        libc.gnu_get_libc_version  # noqa: B018 (other C libraries have another constant, or none)
     except (AttributeError, OSError):
         return None
     return libc
 
 
 _OUT_OF_MEMORY = (
-    " out of memory",  # CUDA, HIP, MPS; and a kernel's launch that could not get any
+    " out of memory",  # CUDA, HIP, MPS; and a kernel launch without memory
     "can't allocate memory",  # PyTorch on a CPU
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER: their workspaces
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # what cuBLAS says when there is no room for its handle
-    "cublasLt ran into an error",  # bitsandbytes' int8 product, whose workspace is cuBLAS's
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS, if there is no memory for its handle
+    "cublasLt ran into an error",  # bitsandbytes' int8 product, which needs a cuBLAS workspace
 )
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a device or on the host, in the words of any library that
-    allocates. PyTorch's exception class covers its own allocator only."""
+    """Whether an exception means that memory ran out, on a device or on the host, in any library that allocates.
+    PyTorch's exception class covers only its own allocator."""
     if isinstance(error, MemoryError):
         return True
     text = str(error)
@@ -153,8 +153,8 @@ def out_of_memory(error: BaseException) -> bool:
 class PeakMemory:
     """Measures the peak memory of a block: `with PeakMemory() as peak: ...; peak.report()`.
 
-    The operating system keeps a process's highest resident size, but not a stage's, so a thread samples it
-    ten times a second. Child processes are not counted.
+    The operating system records a process's highest resident size, but not a stage's, so a thread samples it ten
+    times per second. Child processes are not counted.
     """
 
     INTERVAL = 0.1

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MINUS, DASH, SPACE = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 
 
 def fixed(value: float | None, decimals: int = 2, *, sign: bool = False) -> str:
-    """With so many decimals, thousands apart; a dash for what is not known."""
+    """With so many decimals and thousands separators; a dash for None."""
     if value is None:
         return DASH
     rounded = round(value, decimals) + 0.0  # no "-0.0"
@@ -18,20 +18,20 @@ def fixed(value: float | None, decimals: int = 2, *, sign: bool = False) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With so many significant digits; whole numbers whole."""
+    """With so many significant digits; whole numbers without decimals."""
     if value is None or value == int(value):
         return fixed(value, 0)
     return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
 
 
-def noted(value: Any) -> str:
-    """Any value of a manifest: numbers as numbers, the rest as it is."""
+def plain(value: Any) -> str:
+    """Any value of a manifest: numbers formatted, other values as they are."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no"}.get(value, DASH)  # type: ignore[arg-type]
     if isinstance(value, int | float):
         return number(value, 4) if abs(value) >= 1e-4 or not value else f"{value:.2e}"
     if isinstance(value, list | tuple):
-        return ", ".join(noted(part) for part in value)
+        return ", ".join(plain(part) for part in value)
     return str(value)
 
 

@@ -14,7 +14,7 @@ def main() -> None:
     try:
         app()
     except Exception as bug:
-        if not launching.tell(bug):
+        if not launching.report_failure(bug):
             raise
         raise SystemExit(1) from None
 

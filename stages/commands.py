@@ -1,6 +1,6 @@
-"""The commands that work on what the stages made: report, compare, chat, judge, annotate, publish, export-rankings.
+"""The commands that use finished stages: report, compare, chat, judge, annotate, publish, export-rankings.
 
-What they need is imported when they run: only `chat` needs torch.
+They import what they need when they run; only `chat` needs torch.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from pipeline.errors import RecipeError
 
 REPORT = "report.html"
 
-OverlapOption = Annotated[int | None, typer.Option(min=1, help="How many annotators each item gets.")]
-HostOption = Annotated[str | None, typer.Option(help="Address to serve at; 127.0.0.1 unless given.")]
+OverlapOption = Annotated[int | None, typer.Option(min=1, help="Annotators per item.")]
+HostOption = Annotated[str | None, typer.Option(help="Address to serve at; default 127.0.0.1.")]
 PortOption = Annotated[int | None, typer.Option(help="Port to serve at; 0 takes a free one.")]
-UrlOption = Annotated[str | None, typer.Option(help="How annotators reach the page, if not by host and port.")]
+UrlOption = Annotated[str | None, typer.Option(help="Address in annotators' links, if not host and port.")]
 
 
 @app.command()
@@ -49,16 +49,16 @@ def report(
     runs: RunsOption = RUNS,
     against: Annotated[
         str | None,
-        typer.Option("--against", help='Compare with the recipe under these values besides: "rounds=1 seed=0".'),
+        typer.Option("--against", help='Compare with the same recipe under other values: "rounds=1 seed=0".'),
     ] = None,
 ) -> None:
-    """Write the report of the finished stages, one HTML file."""
+    """Write the report of the finished stages, as one HTML file."""
     write_report(planner_of(recipe, sets, runs), against)
 
 
 @after_run
 def report_of_run(planner: Planner, changed: bool) -> None:
-    """The report at the end of `tutelage run`."""
+    """Writes the report at the end of `tutelage run`."""
     path = planner.folder / REPORT
     if changed or not path.exists():
         write_report(planner)
@@ -84,12 +84,12 @@ def compare_two(
     first: Annotated[
         Path, typer.Argument(callback=home, help="A run: its folder, its report.json or its report.html.")
     ],
-    second: Annotated[Path, typer.Argument(callback=home, help="Another.")],
-    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="Where the page goes.")] = Path(
+    second: Annotated[Path, typer.Argument(callback=home, help="The other run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="The page to write.")] = Path(
         "comparison.html"
     ),
 ) -> None:
-    """Compare two runs, from their reports: what differs in the recipes and in the results, with intervals."""
+    """Compare two runs from their reports: differences in the recipes and in the results, with intervals."""
     from stages.report.build import compare_reports
 
     echo(compare_reports(first, second, out))
@@ -100,7 +100,7 @@ def compare_two(
 def chat(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="base, sft, ppo (of the last round), ppo-1, ...; two talk side by side."),
+        typer.Argument(help="base, sft, ppo (of the last round), ppo-1, ...; several answer side by side."),
     ] = None,
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
@@ -110,9 +110,9 @@ def chat(
     top_p: Annotated[
         float, typer.Option(min=1e-6, max=1.0, help="Draw from the tokens that make up this share.")
     ] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 128,
 ) -> None:
-    """Talk to a model of the run, or to two side by side."""
+    """Chat with a model of the run, or with several side by side."""
     summary = planner_of(recipe, sets, runs).summary()
     from stages.chat import chat as talk
 
@@ -132,16 +132,16 @@ def judge(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    annotators: Annotated[str, typer.Option(help="Who judges: ana,ben. Else those of rank.app.")] = "",
+    annotators: Annotated[str, typer.Option(help="Who judges: ana,ben. Default: the annotators of rank.app.")] = "",
     overlap: OverlapOption = None,
-    prompts: Annotated[int | None, typer.Option(min=1, help="Held-out prompts, of those evaluated.")] = 100,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Evaluated prompts to judge.")] = 100,
     host: HostOption = None,
     port: PortOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Have people compare PPO's answers with SFT's, blind; the report then says what they found."""
+    """Have people compare PPO's answers with SFT's, blind. The report then includes the result."""
     planner = planner_of(recipe, sets, runs)
-    config = _asked(planner.recipe.rank.app, annotators, overlap, host, port, url, labels=[], ratings=False)
+    config = _app_config(planner.recipe.rank.app, annotators, overlap, host, port, url, labels=[], ratings=False)
     display = Display(console())
     from ranking.judge import judge as compare
 
@@ -159,19 +159,19 @@ def judge(
 @app.command()
 def annotate(
     file: Annotated[Path, typer.Argument(callback=home, help='JSONL of {"prompt", "completions"[, "models"]}.')],
-    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="Where the rankings go, as JSONL.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="The JSONL file for the rankings.")],
     annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")],
     overlap: OverlapOption = 1,
-    repeats: Annotated[float, typer.Option(help="Share of items given again, unannounced.")] = 0.0,
+    repeats: Annotated[float, typer.Option(help="Share of items that come again, unannounced.")] = 0.0,
     ratings: Annotated[bool, typer.Option("--ratings", help="Ask for ratings from 1 to 7 as well.")] = False,
-    guidelines: Annotated[str, typer.Option(help="What to judge by.")] = "",
+    guidelines: Annotated[str, typer.Option(help="Instructions for annotators.")] = "",
     host: HostOption = None,
     port: PortOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Have people rank the answers in a file. Without a recipe; the rankings can be `data.rankings` of one."""
+    """Have people rank the answers in a file, without a recipe. The result can be a recipe's `data.rankings`."""
     values = {"repeats": repeats, "ratings": ratings, "guidelines": guidelines}
-    config = _asked(AppConfig(), annotators, overlap, host, port, url, **values)
+    config = _app_config(AppConfig(), annotators, overlap, host, port, url, **values)
     display = Display(console())
     from ranking.files import rank_file
 
@@ -179,7 +179,7 @@ def annotate(
     echo(f"{count} rankings: {out}")
 
 
-def _asked(
+def _app_config(
     app_config: AppConfig,
     annotators: str,
     overlap: int | None,
@@ -188,19 +188,19 @@ def _asked(
     url: str | None,
     **values: Any,
 ) -> AppConfig:
-    """The section with what the command line says, checked as a recipe's would be."""
+    """The `rank.app` section with the values of the command line, checked like a recipe's."""
     names = [name.strip() for name in annotators.split(",") if name.strip()] or app_config.annotators
-    given = {"annotators": names, "overlap": overlap, "host": host, "port": port, "url": url, **values}
+    values_set = {"annotators": names, "overlap": overlap, "host": host, "port": port, "url": url, **values}
     if overlap is None:
-        given["overlap"] = min(app_config.overlap, max(1, len(names)))
-    merged = {**asdict(app_config), **{name: value for name, value in given.items() if value is not None}}
+        values_set["overlap"] = min(app_config.overlap, max(1, len(names)))
+    merged = {**asdict(app_config), **{name: value for name, value in values_set.items() if value is not None}}
     try:
         config = TypeAdapter(AppConfig).validate_json(json.dumps(merged))
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{first['loc'][0]}: {first['msg']}", hint="see the command's --help") from None
     for path, problem in app_conflicts(config):
-        raise RecipeError(f"{path.rpartition('.')[2]} {problem}", hint="give --annotators ana,ben (and --overlap)")
+        raise RecipeError(f"{path.rpartition('.')[2]} {problem}", hint="set --annotators ana,ben (and --overlap)")
     return config
 
 
@@ -213,41 +213,42 @@ def publish(
         bool, typer.Option("--dry-run", help="Print the exact files, sizes and cards; upload nothing.")
     ] = False,
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Over publish.private of the recipe.")
+        bool | None, typer.Option("--private/--public", help="Overrides publish.private of the recipe.")
     ] = None,
 ) -> None:
-    """Upload the model and, when named, the rankings to the Hub. After an interruption the same command goes on."""
+    """Upload the model and the rankings to the Hub. After an interruption the same command continues."""
     from stages.publish import send, uploads
 
     summary = planner_of(recipe, sets, runs).summary()
     display = Display(console())
-    made = uploads.uploads(summary, display.open, private)
+    planned = uploads.uploads(summary, display.open, private)
     if dry_run:
-        for upload in made:
+        for upload in planned:
             echo(upload.describe())
         return
-    for upload in made:
+    for upload in planned:
         echo(f"published: {send.send(upload, display.open, display.say)}")
-    if address := send.collect(summary.loaded.recipe.publish, made):
+    if address := send.collect(summary.loaded.recipe.publish, planned):
         echo(f"collection: {address}")
 
 
 @app.command("export-rankings")
 def export_rankings(
-    folder: Annotated[Path, typer.Argument(callback=home, help="Where the data set is written.")],
+    folder: Annotated[Path, typer.Argument(callback=home, help="The folder to write.")],
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
     only: Annotated[
         Literal["human", "simulated"] | None,
-        typer.Option("--only", help="Only what people made, or what they did not."),
+        typer.Option("--only", help="Only rankings by people, or only simulated ones."),
     ] = None,
 ) -> None:
-    """Write the run's rankings as a data set for the Hub: Parquet files and a card. People become pseudonyms."""
+    """Write the run's rankings as a data set for the Hub: Parquet files and a card. Annotators become
+    pseudonyms."""
     from stages.publish import uploads
 
     summary = planner_of(recipe, sets, runs).summary()
     with Display(console()).open("export-rankings"):
-        made = uploads.export_rankings(summary, folder, only)
-    counts = ", ".join(f"{count:,} {split}" for split, count in made.splits.items())
-    echo(f"{folder}: {counts}, {len(made.files)} files")
+        exported = uploads.export_rankings(summary, folder, only)
+    counts = ", ".join(f"{count:,} {split}" for split, count in exported.splits.items())
+    echo(f"{folder}: {counts}, {len(exported.files)} files")

@@ -24,7 +24,7 @@ from trl import DPOTrainer  # type: ignore[attr-defined]
 
 from data.bootstrap import share
 from data.schema import read_rankings_file
-from pipeline.config.dpo import DPOConfig
+from pipeline.config.dpo import DPO_TRAINER, DPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
@@ -50,8 +50,6 @@ from stages.sampling.episodes import response_logprobs
 from stages.training.batches import TrlTrainer
 from stages.training.trainer import StageCallback, training_arguments
 from stages.training.trainer import train as train_to_end
-
-_DEFAULTS = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_batch_size": 16}
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     torch.manual_seed(ctx.seed)
     model = trainable_policy(base, sft, ctx.device)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    values = _DEFAULTS | config.trainer
+    values = DPO_TRAINER | config.trainer
     trainer: Any = PreferenceTrainer(
         model=model,
         args=training_arguments(

@@ -1,7 +1,11 @@
-"""The stages, in order: what each is called, what it needs, and where its code is.
+"""The stages, in order: the name of each, what it needs, and where its code is.
 
 Importing this module registers them with the engine, and the formats of rankings with the recipes. It imports none
 of them, and no torch.
+
+To add a stage: a module with `run` (see `pipeline.engine.stage`), a config dataclass in pipeline/config/, its
+section in pipeline/config/recipe.py, and its `StageSpec` here. If it holds the model, pipeline/memory/phases.py
+plans its memory.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import formats
 from pipeline.config.recipe import Recipe
-from pipeline.config.rules import is_hub_id, is_local, look_judge
+from pipeline.config.rules import is_hub_id, is_local, monitor_judge
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
 
@@ -32,7 +36,7 @@ def _is_file(judge: str) -> bool:
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
-    """The newest policy, what was ranked before it and, to choose by disagreement, the newest reward model."""
+    """The newest policy, all rankings so far and, to select by disagreement, the newest reward model."""
     before = tuple(step_name("rank", earlier) for earlier in range(1, number))
     judges = (step_name("reward", number - 1),) if recipe.collect.select == "disagreement" else ()
     return ("base", "data", step_name("ppo", number - 1), *before, *judges)
@@ -48,7 +52,7 @@ def _reward_later(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 
 def _ppo_later(recipe: Recipe, number: int) -> tuple[str, ...]:
-    """SFT is the reference in every round; the policy starts as the round before left it."""
+    """SFT is the reference in every round; the policy continues from the previous round's."""
     return ("base", "data", "sft", step_name("reward", number), step_name("ppo", number - 1))
 
 
@@ -74,6 +78,7 @@ register(
             "base",
             version=2,
             target="stages.base.stage:run",
+            summary="{parameters:,} parameters",
             paths={
                 "base.model": lambda model: not is_hub_id(model),
                 "base.pretrain.corpus.path": is_local,
@@ -84,29 +89,49 @@ register(
             "data",
             version=3,
             target="stages.data:run",
+            summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={
                 "data.demonstrations.path": is_local,
                 "data.prompts.path": is_local,
                 "data.rankings.path": is_local,
             },
         ),
-        StageSpec("sft", version=2, target="stages.sft:run", needs=("base", "data"), parallel=True),
+        StageSpec(
+            "sft",
+            version=2,
+            target="stages.sft:run",
+            summary="trained on {demonstrations:,} demonstrations",
+            needs=("base", "data"),
+            parallel=True,
+        ),
         StageSpec(
             "collect",
             version=3,
             target="stages.collect:run",
+            summary="{answers:,} answers to {prompts:,} prompts",
             needs=("base", "data", "sft"),
             later=_collect_later,
+            repeats=True,
             planned=_ranks_itself,
             exists=("rank.source", "with rank.source=app or simulated only"),
         ),
-        StageSpec("rank", version=3, target="stages.rank:run", needs=("data", "collect"), later=_rank_later),
+        StageSpec(
+            "rank",
+            version=3,
+            target="stages.rank:run",
+            summary="{rankings:,} rankings by {annotators} {who}",
+            needs=("data", "collect"),
+            later=_rank_later,
+            repeats=True,
+        ),
         StageSpec(
             "reward",
             version=3,
             target="stages.reward.stage:run",
+            summary="trained on {rankings:,} rankings of {completions:,} answers",
             needs=("base", "data", "sft", "rank"),
             later=_reward_later,
+            repeats=True,
             paths={
                 "reward.model": lambda model: not is_hub_id(model),
                 "reward.pretrain_on.path": is_local,
@@ -117,20 +142,23 @@ register(
             "ppo",
             version=6,
             target="stages.ppo.stage:run",
+            summary="{updates:,} updates, {episodes:,} episodes",
             needs=("base", "data", "sft", "reward"),
             later=_ppo_later,
+            repeats=True,
             paths={
                 "ppo.reward_model": lambda _: True,
                 "ppo.guards.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
                 "eval.judge": _is_file,
             },
             parallel=True,
-            resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=look_judge(recipe))),
+            resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=monitor_judge(recipe))),
         ),
         StageSpec(
             "dpo",
             version=2,
             target="stages.dpo:run",
+            summary="trained on {pairs:,} pairs of answers to {prompts:,} prompts",
             needs=("base", "data", "sft", "rank"),
             later=_reward_later,
             planned=_has_dpo,
@@ -141,6 +169,7 @@ register(
             "eval",
             version=7,
             target="stages.eval.stage:run",
+            summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),
             later=_eval_later,
             paths={
@@ -153,6 +182,7 @@ register(
             "export",
             version=4,
             target="stages.export.stage:run",
+            summary="{formats}: {size}",
             needs=("base", "data", "reward", "ppo", "eval"),
             later=_export_later,
         ),

@@ -15,7 +15,7 @@ from datasets import Dataset
 from trl import SFTConfig as TrainerConfig  # type: ignore[attr-defined]
 from trl import SFTTrainer  # type: ignore[attr-defined]
 
-from pipeline.config.sft import SFTConfig
+from pipeline.config.sft import SFT_TRAINER, SFTConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter, trained_in_full
@@ -26,8 +26,6 @@ from stages.training.conversations import check_conversations
 from stages.training.demonstrations import encode_demonstrations
 from stages.training.trainer import StageCallback, training_arguments
 from stages.training.trainer import train as train_to_end
-
-_DEFAULTS = {"learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8}
 
 
 def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -48,7 +46,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         trained_in_full(model, base, ctx.device)
     else:
         model = new_adapter(model, config.lora)
-    values = _DEFAULTS | config.trainer
+    values = SFT_TRAINER | config.trainer
     trainer: Any = DemonstrationTrainer(
         model=model,
         args=training_arguments(

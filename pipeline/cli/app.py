@@ -1,4 +1,4 @@
-"""What the commands share: the application, its options, and how they print."""
+"""What the commands share: the application, options, and printing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.errors import Interrupted, RecipeError, TutelageError
 
 
 def home(path: Path | None) -> Path | None:
-    """The path with `~` at its start as the home folder: shells leave it in `--runs=~/x` and in variables."""
+    """Expands a leading `~`, which shells leave in `--runs=~/x` and in variables."""
     return path and path.expanduser()
 
 
@@ -31,23 +31,23 @@ OptionalRecipe = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help='A value over the recipe\'s: "ppo.kl.target=8 seed=1". Repeatable.'),
+    typer.Option("--set", "-s", help='Override values of the recipe: "ppo.kl.target=8 seed=1". Repeatable.'),
 ]
 RunsOption = Annotated[
     Path,
-    typer.Option("--runs", envvar="TUTELAGE_RUNS", callback=home, help="The folder where runs are kept."),
+    typer.Option("--runs", envvar="TUTELAGE_RUNS", callback=home, help="The folder of all runs."),
 ]
 TargetArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="STAGE|RECIPE",
-        help="A stage, as `tutelage plan` names them (ppo-2 in the second round), or a shipped recipe. "
-        "All stages when left out.",
+        help="A stage as `tutelage plan` lists it (ppo-2 is PPO of the second round), or a shipped recipe. "
+        "Default: all stages.",
     ),
 ]
 
 ProcessesOption = Annotated[
-    int | None, typer.Option("--nproc", min=1, help="Processes that share sft, reward and ppo, one a card.")
+    int | None, typer.Option("--nproc", min=1, help="Processes that share the training stages, one per GPU.")
 ]
 
 QUICKSTART = Path("quickstart")
@@ -55,7 +55,7 @@ RUNS = Path("runs")
 
 
 class _Commands(TyperGroup):
-    """Prints what a user can fix without a traceback; anything else is a bug and keeps it."""
+    """Prints errors that a user can fix without a traceback; other exceptions are bugs and keep it."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -63,18 +63,18 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             problem: TutelageError = Interrupted("interrupted")
         except Exception as error:
-            found = translate(error, f"tutelage {ctx.invoked_subcommand or ''}".strip())
-            if found is None:
+            translated = translate(error, f"tutelage {ctx.invoked_subcommand or ''}".strip())
+            if translated is None:
                 raise
-            problem = found
-        if not launching.tell(problem):
+            problem = translated
+        if not launching.report_failure(problem):
             Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(problem.exit_code)
 
 
 app = typer.Typer(
     cls=_Commands,
-    help="Reinforcement learning from human rankings on one commodity GPU.",
+    help="RLHF on one GPU: reinforcement learning from human rankings, with PPO.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -87,8 +87,8 @@ AFTER_RUN: list[AfterRun] = []
 
 
 def after_run(function: AfterRun) -> AfterRun:
-    """Registers `function(planner, changed)`, which `tutelage run` calls once every stage of a recipe is finished;
-    `changed` is whether anything ran or another run was chosen."""
+    """Registers `function(planner, changed)`. `tutelage run` calls it when every stage of a recipe is finished;
+    `changed` says whether anything ran or the recipe now points to other runs."""
     AFTER_RUN.append(function)
     return function
 
@@ -119,7 +119,7 @@ def planner_of(recipe: Path, sets: list[str] | None, runs: Path) -> Planner:
 
 
 def console() -> Console:
-    """The terminal; what is not one gets long lines rather than folded ones."""
+    """The terminal. Output that goes elsewhere is not wrapped at 80 columns."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=200)
 

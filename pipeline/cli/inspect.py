@@ -1,4 +1,4 @@
-"""The commands that look at a recipe and its runs: plan, show, check, status, clean."""
+"""The commands that inspect a recipe and its runs: plan, show, check, status, clean."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plan(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
 ) -> None:
-    """Say which stages would run, and why; what memory and time each takes, and what would make it fit."""
+    """Show which stages would run and why, their memory and time, and changes that would make them fit."""
     stage, path = target(stage, recipe)
     planner = planner_of(path, sets, runs)
     steps = planner.plan(stage)
@@ -52,13 +52,13 @@ def plan(
 
 
 def _base(steps: Sequence[StagePlan]) -> StageRun | None:
-    """The finished `base` stage, if it is."""
+    """The run of the `base` stage, if it is finished."""
     return next((step.finished for step in steps if step.spec.name == "base"), None)
 
 
 @app.command()
 def show(recipe: RecipeOption = QUICKSTART, sets: SetOption = None) -> None:
-    """Print every value, and the file and line or flag that set it."""
+    """Print every value of the recipe, and the file and line or flag that set it."""
     loaded = load_recipe(recipe, sets or [])
     lines = [
         (f"{path}: {json.dumps(value, ensure_ascii=False)}", loaded.describe(path))
@@ -75,7 +75,7 @@ def check(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
     artifacts: Annotated[
-        bool, typer.Option("--artifacts", help="Also read every finished artifact and compare its hashes.")
+        bool, typer.Option("--artifacts", help="Also read every finished artifact and verify its hashes.")
     ] = False,
 ) -> None:
     """Check the recipe, its local files and, on request, its artifacts."""
@@ -85,14 +85,14 @@ def check(
     echo(f"{recipe} is valid: {len(steps)} stages")
     for step in steps:
         if artifacts and step.finished:
-            made = step.finished
-            manifest.verify(made.folder, made.manifest, planner.hint(step.spec.name), contents=True)
-            echo(f"{step.spec.name}: {len(made.manifest.files)} files are as they were written")
+            run = step.finished
+            manifest.verify(run.folder, run.manifest, planner.hint(step.spec.name), contents=True)
+            echo(f"{step.spec.name}: {len(run.manifest.files)} files are unchanged")
 
 
 @app.command()
 def status(recipe: RecipeOption = QUICKSTART, sets: SetOption = None, runs: RunsOption = RUNS) -> None:
-    """Show each stage's state, key, time and size."""
+    """Show the state, key, time and size of each stage."""
     console().print(status_table(planner_of(recipe, sets, runs)))
 
 
@@ -101,19 +101,19 @@ def clean(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    everything: Annotated[bool, typer.Option("--all", help="All of the recipe's runs.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all runs of the recipe.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove the runs that the recipe's present values do not use."""
+    """Remove runs that the recipe's present values do not use."""
     planner = planner_of(recipe, sets, runs)
-    found = cleaning.leftovers(planner, everything)
+    leftovers = cleaning.leftovers(planner, everything)
     people = cleaning.kept(planner)
     if people:
-        echo(f"kept, since people made it: {', '.join(str(path) for path in people)}")
-    if not found:
+        echo(f"kept, because people made it: {', '.join(str(path) for path in people)}")
+    if not leftovers:
         echo("nothing to remove")
         return
-    for leftover in found:
+    for leftover in leftovers:
         echo(f"{readable_bytes(leftover.size):>10}  {leftover.path}")
     if yes or typer.confirm("Remove them?"):
-        echo(f"freed {readable_bytes(cleaning.remove(planner, found, echo))}")
+        echo(f"freed {readable_bytes(cleaning.remove(planner, leftovers, echo))}")

@@ -29,7 +29,7 @@ from pipeline.config.load import load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.plan import Planner
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from pipeline.engine.progress import Display
 from pipeline.engine.rounds import step_name
 from pipeline.engine.runner import Runner, terminate_as_interrupt
@@ -42,13 +42,18 @@ def run(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Make the stage (or all) again, even if up to date.")
+        bool, typer.Option("--fresh", help="Run the stage (or all stages) even if up to date.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for another process on the same stage.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Continue where a stage's checks refuse; this is recorded.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait if another process is working on the same stage.")
+    ] = False,
     nproc: ProcessesOption = None,
 ) -> None:
-    """Run a stage and what it needs, or all of them and the report. What is up to date is skipped."""
+    """Run all stages and write the report, or run one stage and those it needs. Stages that are up to date are
+    skipped."""
     stage, path = target(stage, recipe)
     loaded = load_recipe(path, sets or [])
     again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
@@ -58,11 +63,13 @@ def run(
             with terminate_as_interrupt():
                 launching.launch(nproc or 1, _arguments(stage, path, sets, runs, fresh, force, wait, nproc))
             return
-        nproc = 1  # nothing to share
+        nproc = 1  # no parallel stage would run
     launching.end_with_launcher()
-    ranks = Ranks.join(nproc)
-    runner = Runner(loaded, runs, display=Display(console()), fresh=again, force=force, wait=wait, ranks=ranks)
-    if ranks.rank:
+    processes = Processes.join(nproc)
+    runner = Runner(
+        loaded, runs, display=Display(console()), fresh=again, force=force, wait=wait, processes=processes
+    )
+    if processes.rank:
         runner.follow()
         return
     steps = runner.run(stage)
@@ -73,7 +80,7 @@ def run(
         changed = runner.moved or any(not step.finished for step in steps)
         for finish in AFTER_RUN:
             finish(runner.planner, changed)
-    ranks.finish()
+    processes.finish()
 
 
 def _arguments(
@@ -86,11 +93,11 @@ def _arguments(
     wait: bool,
     nproc: int | None,
 ) -> list[str]:
-    """`run`'s command line again, for the processes that share it."""
+    """The command line of `run`, for the processes that share it."""
     flags = {"--fresh": fresh, "--force": force, "--wait": wait}
     return [
         *("run", *([stage] if stage else []), "--recipe", str(recipe), "--runs", str(runs), "--nproc", str(nproc)),
-        *(name for name, given in flags.items() if given),
+        *(name for name, is_set in flags.items() if is_set),
         *(part for text in sets or [] for part in ("--set", text)),
     ]
 
@@ -100,19 +107,21 @@ def one_more(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    force: Annotated[bool, typer.Option("--force", help="Go on where a stage's own checks refuse.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Continue where a stage's checks refuse; this is recorded.")
+    ] = False,
     nproc: ProcessesOption = None,
 ) -> None:
     """Run one more round of collect, rank, reward and ppo than is finished, then eval, export and the report."""
-    given = sets or []
+    values = sets or []
     finished = 0
-    while _is_finished(planner_of(recipe, [*given, f"rounds={finished + 1}"], runs), finished + 1):
+    while _is_finished(planner_of(recipe, [*values, f"rounds={finished + 1}"], runs), finished + 1):
         finished += 1
     rounds = f"rounds={finished + 1}"
     echo(f"{finished} round{'s are' if finished != 1 else ' is'} finished; now {rounds}")
-    run(recipe=recipe, sets=[*given, rounds], runs=runs, force=force, nproc=nproc)
-    if load_recipe(recipe, given).recipe.rounds <= finished:
-        echo(f"to keep this round, set {rounds} in the recipe, or give --set {rounds} to the other commands")
+    run(recipe=recipe, sets=[*values, rounds], runs=runs, force=force, nproc=nproc)
+    if load_recipe(recipe, values).recipe.rounds <= finished:
+        echo(f"to keep this round, set {rounds} in the recipe, or pass --set {rounds} to the other commands")
 
 
 def _is_finished(planner: Planner, number: int) -> bool:

@@ -1,4 +1,4 @@
-"""What `plan` and `status` print."""
+"""The tables that `plan` and `status` print."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STYLES = {"skip": "dim", "run": "bold green", "resume": "bold yellow", "wait": 
 
 
 def plan_table(steps: Sequence[StagePlan]) -> Table:
-    """Stage, action and reason; notes below the reason."""
+    """Stage, action and reason, with notes below the reason."""
     table = Table("stage", "action", "why", box=None, header_style="bold")
     for step in steps:
         why = Text(step.reason)
@@ -29,7 +29,7 @@ def plan_table(steps: Sequence[StagePlan]) -> Table:
 
 
 def status_table(planner: Planner) -> Table:
-    """For each stage its state, and of its newest run the key, when, how long, how large."""
+    """For each stage its state, and the key, time, duration and size of its newest run."""
     table = Table(
         "stage", "state", "key", "finished", "seconds", "on disk", "memory", "why", box=None, header_style="bold"
     )
@@ -56,13 +56,13 @@ def status_table(planner: Planner) -> Table:
     return table
 
 
-def memory_of(made: Manifest) -> str:
-    """A finished stage's peak, and in brackets what was foreseen: the card's memory where one was used."""
-    gpu = made.memory.get("peak_gpu_bytes")
-    measured = gpu or made.memory.get("peak_bytes")
-    foreseen = made.predicted.get("allocated_bytes" if gpu else "peak_bytes")
+def memory_of(record: Manifest) -> str:
+    """A finished stage's peak memory, with the predicted one in brackets: of the GPU if one was used."""
+    gpu = record.memory.get("peak_gpu_bytes")
+    measured = gpu or record.memory.get("peak_bytes")
+    predicted = record.predicted.get("allocated_bytes" if gpu else "peak_bytes")
     text = readable_bytes(measured) if measured else ""
-    return f"{text} ({readable_bytes(foreseen)} planned)" if foreseen else text
+    return f"{text} ({readable_bytes(predicted)} planned)" if predicted else text
 
 
 GROUPS = {
@@ -79,16 +79,18 @@ GROUPS = {
 
 
 def memory_table(forecast: Forecast, planner: Planner) -> Table | Text:
-    """Each stage's worst moment by component, with operations and time."""
+    """Each stage's peak memory by component, with its operations and time."""
     plan = forecast.plan
     if plan is None:
         return Text(f"no memory plan: {forecast.unknown}", style="yellow")
     has = f"of {readable_bytes(plan.limit)} ({plan.limit_from})" if plan.limit is not None else "limit not known"
     size = {4: "float32", 2: "16 bits"}[plan.model.size]
     held = size if plan.model.quantization == "none" else plan.model.quantization
-    title = f"memory on {plan.model.device}, {has}; {plan.model.shape.parameters / 1e6:,.0f} M weights in {held}"
+    title = (
+        f"memory on {plan.model.device}, {has}; {plan.model.architecture.parameters / 1e6:,.0f} M weights in {held}"
+    )
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
-    for column in ("stage", "worst in", "peak"):
+    for column in ("stage", "peak in", "peak"):
         table.add_column(column)
     for column in (*GROUPS, "operations", "time"):
         table.add_column(column, justify="right")
@@ -109,7 +111,8 @@ def _sum(peak: StagePeak, names: Sequence[str]) -> str:
 
 
 def _time(forecast: Forecast, planner: Planner, stage: str) -> str:
-    """At the rate of the stage's last run here; before there is one, what the declared speed allows at best."""
+    """Predicted time at the speed of the stage's last run here; without one, a lower bound from
+    `hardware.tflops`."""
     count = forecast.flops.get(stage)
     if not count:
         return ""
@@ -121,16 +124,16 @@ def _time(forecast: Forecast, planner: Planner, stage: str) -> str:
 
 
 def proposals(forecast: Forecast) -> list[str]:
-    """Lines that say what would make it fit; none when it does."""
+    """Lines with the changes that would make the run fit; none if it fits."""
     plan = forecast.plan
     if plan is None or not (large := plan.too_large()):
         return []
     if forecast.recipe.sharding == "full":
-        return ["that is with whole models: what sharding = full divides among processes is not counted here"]
-    steps = propose(forecast.recipe, plan)
-    ends = "" if steps and steps[-1].fits else "that does not suffice: take a smaller model"
+        return ["these numbers are for whole models: the plan does not cover sharding = full"]
+    changes = propose(forecast.recipe, plan)
+    enough = bool(changes) and changes[-1].fits
     return [
-        f"{', '.join(large)} would not fit; in order of what it costs:",
-        *(f"  {step}" for step in steps),
-        *([ends] if ends else []),
+        f"{', '.join(large)} would not fit; changes, the cheapest first:",
+        *(f"  {change}" for change in changes),
+        *([] if enough else ["that is not enough: use a smaller model"]),
     ]

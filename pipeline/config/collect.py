@@ -1,4 +1,4 @@
-"""The `collect` stage: K answers of the newest policy to each prompt that annotators are to rank."""
+"""The `collect` stage: the newest policy answers each prompt K times, for annotators to rank."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from pipeline.config.section import LATER, RUNTIME, Count, Positive, field, sect
 
 @section
 class CollectConfig:
+    """Which prompts get answers to rank, and how the answers are sampled."""
+
     num_prompts: Count | None = None
-    """How many training prompts get answers, in each round; null: all."""
+    """Training prompts that get answers in each round; null: all."""
     eval_prompts: Count | None = None
-    """How many held-out prompts get answers, in each round, to measure the reward model on; null: all."""
+    """Held-out prompts that get answers in each round. Their rankings measure the reward model. null: all."""
     select: Literal["random", "disagreement"] = field(default="random", metadata=LATER)
-    """How a later round chooses its training prompts among those not ranked yet: at random, or those on whose
-    answers the newest reward model's ensemble disagrees most (`reward.ensemble` >= 2)."""
+    """How a later round chooses training prompts that are not ranked yet: at random, or those on whose answers the
+    members of the newest reward ensemble disagree most (needs `reward.ensemble` >= 2)."""
     pool: Annotated[int, Field(ge=2)] = field(default=4, metadata=LATER)
-    """For `disagreement`: how many times `num_prompts` prompts are answered to choose among."""
+    """For `select: disagreement`: the policy answers `pool` times `num_prompts` prompts, and the choice is among
+    them."""
     num_completions: Annotated[int, Field(ge=2)] = 4
-    """K, answers to a prompt."""
+    """K, the number of answers per prompt."""
     max_prompt_length: Count = 128
+    """Maximum tokens of a prompt. Longer prompts are left out and counted."""
     response_length: Count = 64
-    """Longest answer in tokens."""
+    """Maximum tokens of an answer."""
     temperature: Positive = 1.0
+    """Sampling temperature."""
     batch_size: Count = field(default=256, metadata=RUNTIME)
-    """Sequences decoded together."""
+    """Answers sampled at the same time."""

@@ -1,31 +1,34 @@
-"""The `dpo` stage: direct preference optimisation on the same rankings, a baseline to PPO."""
+"""The `dpo` stage: direct preference optimisation on the same rankings, a baseline for PPO."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pipeline.config.section import RUNTIME, Count, Positive, field, section
+from pipeline.config.section import RUNTIME, Count, Positive, field, section, trainer_values
+
+DPO_TRAINER = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_batch_size": 16}
+"""Defaults of `dpo.trainer`."""
 
 
 @section
 class DPOConfig:
-    """DPO with trl's DPOTrainer (Rafailov et al. 2023, arXiv:2305.18290): from the SFT model, which is its
-    reference as well. Adapters are trained where SFT trained adapters."""
+    """DPO with trl's DPOTrainer (Rafailov et al. 2023, arXiv:2305.18290). It starts from the SFT model, which is
+    also its reference, and trains adapters if SFT did."""
 
     enabled: bool = True
-    """Whether a recipe with this section has the stage."""
+    """Whether the stage runs. Set it to false to switch off a section that a parent recipe has."""
     beta: Positive = 0.1
-    """The penalty on the log-ratio to the reference; higher stays nearer."""
+    """Strength of the penalty on the log-ratio to the reference. Higher values keep the policy closer to it."""
     pairs: Literal["all", "extremes"] = "all"
-    """Of each ranking every strict pair, or the first against the last alone. A pair counts as often as it was
-    ranked so; ties make none."""
+    """all: every strict pair of each ranking. extremes: only its best answer against its worst. A pair counts as
+    often as it was ranked that way; ties give no pair."""
     max_length: Count = 256
-    """Tokens of prompt and completion; pairs with a longer one are left out, and counted."""
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Values of `trl.DPOConfig`, by their own names; a batch is counted in pairs."""
+    """Maximum tokens of prompt and completion together. Pairs with a longer answer are left out and counted."""
+    trainer: dict[str, Any] = trainer_values("trl.DPOConfig", DPO_TRAINER)
+    """Values of `trl.DPOConfig`, by their own names. Batch sizes count pairs."""
     micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
-    """Pairs that go through the model at once; null: `trainer.per_device_train_batch_size`; auto: a whole
-    optimizer step, and half as many whenever the GPU's memory runs out. Changes memory, not mathematics."""
+    """Pairs per forward and backward pass. null: `trainer.per_device_train_batch_size`. auto: start with all pairs
+    of an optimizer step, and halve whenever the GPU runs out of memory. Affects memory and speed, not results."""
     precompute_ref_batch_size: Count = field(default=256, metadata=RUNTIME)
-    """Answers that the reference reads at once, and the policy when it is measured on held-out pairs. Halved
-    whenever the GPU's memory runs out."""
+    """Answers per forward pass when the reference's log-probabilities are computed, and when the policy is measured
+    on held-out pairs. Halved whenever the GPU runs out of memory."""

@@ -1,4 +1,4 @@
-"""The `eval` stage: every model on held-out prompts, by judges that the reward model of PPO never was."""
+"""The `eval` stage: every model on held-out prompts, by judges that PPO did not optimise."""
 
 from __future__ import annotations
 
@@ -12,56 +12,68 @@ from pipeline.config.section import RUNTIME, Count, LocalPath, Natural, Positive
 
 @section
 class LLMJudgeConfig:
-    """A language model behind an OpenAI-compatible endpoint compares answers, each pair in both orders. Verdicts
-    are kept in the recipe's folder: none is asked for twice."""
+    """A language model behind an OpenAI-compatible endpoint compares answers, each pair in both orders. Its
+    verdicts are cached in the recipe's folder, so no comparison is requested twice."""
 
     base_url: str
-    """Up to the version, as in `https://api.example.org/v1`; `/chat/completions` is added."""
+    """Address of the endpoint up to the version, as in `https://api.example.org/v1`; `/chat/completions` is
+    appended."""
     model: str
-    """As the endpoint calls it."""
+    """The endpoint's name of the model."""
     api_key_env: str | None = field(default=None, metadata=RUNTIME)
-    """The environment variable that holds the key; null: none is sent. The key itself is written nowhere."""
+    """Environment variable with the API key; null: no key is sent. The key itself is never written to a file."""
     against: list[Literal["base", "sft", "dpo", "best_of_n"]] = field(default_factory=lambda: ["sft", "base"])
-    """What PPO's answers are compared with, where it is there; a DPO policy is compared with SFT, too."""
+    """Models that PPO is compared with, if the run has them. A DPO policy is compared with SFT too."""
     num_prompts: Count | None = 64
-    """The first of the evaluated prompts; null: all. A prompt costs two requests for each comparison."""
+    """How many of the evaluated prompts are judged, from the first on; null: all. Each comparison costs two
+    requests per prompt."""
     criteria: str = (
         "Which answer follows the request better? Consider whether it is correct and complete, whether it makes "
         "anything up, and whether it is well written. Length alone is no merit."
     )
-    """What the judge is told to look at."""
+    """Instructions for the judge."""
     parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
-    """Sent with every request, by the endpoint's own names."""
+    """Further parameters of each request, by the endpoint's names."""
     concurrency: Count = field(default=4, metadata=RUNTIME)
-    """Requests at a time."""
+    """Requests in flight at the same time."""
     timeout: Positive = field(default=120.0, metadata=RUNTIME)
-    """Seconds without an answer after which a request is repeated."""
+    """Seconds after which an unanswered request is repeated."""
     retries: Natural = field(default=5, metadata=RUNTIME)
-    """How often a request that the endpoint could not answer is repeated, after growing pauses."""
+    """How often a failed request is repeated, after growing pauses."""
 
 
 @section
 class EvalConfig:
+    """Who judges the models, on how many prompts, and against which baselines."""
+
     judge: LocalPath = "none"
-    """`venues` or `e2e`, a slot lexicon shipped in data/lexicons, a path to another, or `none`."""
+    """The rubric that counts fact errors: `venues` or `e2e`, slot lexicons that ship in data/venues/lexicons; the
+    path of another slot lexicon; or `none`."""
     reward_model: LocalPath | None = None
     """A reward model that PPO did not use, as a further judge: the folder of a reward artifact or of a sequence
-    classifier with one label; or `ensemble`, the members that `ppo.reward.held_out` kept from PPO."""
+    classifier with one label; or `ensemble`, the members that `ppo.reward.held_out` keeps from PPO. null: none."""
     llm_judge: LLMJudgeConfig | None = None
+    """A language model as a further judge; null: none."""
     num_prompts: Count | None = 256
-    """Held-out prompts; null: all."""
+    """Held-out prompts to evaluate on; null: all."""
     max_prompt_length: Count = 128
+    """Maximum tokens of a prompt. Longer prompts are left out."""
     response_length: Count = 64
+    """Maximum tokens of an answer."""
     temperature: Positive = 1.0
+    """Sampling temperature of every model."""
     best_of_n: Annotated[int, Field(ge=2)] | None = 16
-    """Answers of the SFT model to each prompt from which the reward model picks the best: the baseline at PPO's KL,
-    as far as log n - (n-1)/n reaches. null: none."""
+    """Answers of the SFT model per prompt for the best-of-n baseline, from which the reward model picks one. n is
+    chosen so that the baseline's KL, log n - (n-1)/n, is as near PPO's as this many answers allow. null: no such
+    baseline."""
     text: TableConfig | None = None
-    """Held-out text to measure every model's perplexity on: a `text` column, or `prompt` and `completion`."""
+    """Held-out text on which every model's loss is measured: a `text` column, or `prompt` and `completion`. null:
+    none."""
     bootstrap: Count = 2000
-    """Resamples behind each 95 % interval."""
+    """Bootstrap resamples for each 95 % interval."""
     samples: Natural = 8
-    """Prompts shown side by side in the report."""
+    """Prompts whose answers the report shows side by side."""
     extremes: Natural = 10
-    """Most improved and most damaged prompts that are kept, each."""
+    """How many of the most improved prompts, and of the most damaged, the report shows."""
     batch_size: Count = field(default=256, metadata=RUNTIME)
+    """Answers sampled at the same time."""

@@ -1,4 +1,4 @@
-"""The `export` and `publish` sections: what leaves the run."""
+"""The `export` and `publish` sections: which files are written, and what is uploaded."""
 
 from __future__ import annotations
 
@@ -23,41 +23,47 @@ Format = Literal[
 
 @section
 class ExportConfig:
+    """The files that the trained policy is written to."""
+
     formats: list[Format] | None = None
-    """What is written, see docs/export.md. null: `adapter` on a base in 4 or 8 bits, else
-    `safetensors`."""
+    """Formats to write (docs/export.md). null: `adapter` if the base is in 4 or 8 bits, otherwise `safetensors`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the merged safetensors, and of what an nf4 or torchao checkpoint leaves unquantised."""
+    """Precision of the merged safetensors, and of the weights that an nf4 or torchao checkpoint does not
+    quantise."""
     merge_quantized: bool = False
-    """Merge an adapter that was trained on a quantised base after all. The file is then another model than the one
-    trained: what that costs is measured and recorded."""
+    """Merge an adapter that was trained on a quantised base anyway. The file is then a different model from the one
+    that was trained; the difference is measured and recorded."""
     num_prompts: Count = 64
-    """Held-out prompts, the first of those that eval saw, on which each written file is measured."""
+    """Held-out prompts on which each written file is measured: the first of those that `eval` used."""
     batch_size: Count = field(default=256, metadata=RUNTIME)
+    """Answers sampled at the same time when the files are measured."""
 
 
 @section
 class PublishConfig:
+    """What `tutelage publish` uploads to the Hugging Face Hub, and where."""
+
     model: str | None = None
-    """Hub repository of the exported model, `owner/name`."""
+    """Hub repository of the exported model, `owner/name`; null: the model is not published."""
     adapter: bool = field(default=False, metadata=RUNTIME)
-    """Publish the policy's LoRA adapter instead of the merged model; the base must be a Hub model."""
+    """Publish the policy's LoRA adapter instead of the merged model. The base must be a Hub model."""
     license: str | None = field(default=None, metadata=RUNTIME)
-    """The Hub's identifier of the model's licence, for its card ("apache-2.0"); null: none is given."""
+    """The Hub's identifier of the model's licence, for its card ("apache-2.0"); null: the card names none."""
     license_name: str | None = field(default=None, metadata=RUNTIME)
-    """The name of a licence that the Hub's list does not have, with `license: other`."""
+    """With `license: other`: the name of the licence, which is not on the Hub's list."""
     license_link: str | None = field(default=None, metadata=RUNTIME)
-    """Where its text is, with `license: other`: an address."""
+    """With `license: other`: the web address of its text."""
     rankings: str | None = None
-    """Hub data set repository of the rankings; null: they stay here."""
+    """Hub data set repository of the rankings, `owner/name`; null: the rankings are not published."""
     rankings_license: str | None = field(default=None, metadata=RUNTIME)
-    """The Hub's identifier of the rankings' licence, for their card ("cc-by-4.0"); null: none is given."""
+    """The Hub's identifier of the rankings' licence, for their card ("cc-by-4.0"); null: the card names none."""
     rankings_license_name: str | None = field(default=None, metadata=RUNTIME)
-    """As `license_name`, of the rankings."""
+    """As `license_name`, for the rankings."""
     rankings_license_link: str | None = field(default=None, metadata=RUNTIME)
-    """As `license_link`, of the rankings."""
+    """As `license_link`, for the rankings."""
     collection: str | None = field(default=None, metadata=RUNTIME)
-    """Title of a collection of the model's owner that links model and rankings; made when it is not there. null:
-    none."""
+    """Title of a Hub collection that lists model and rankings, under the model's owner. It is created if it does
+    not exist. null: none."""
     private: bool = field(default=True, metadata=RUNTIME)
-    """Whether new repositories and the collection are private; one that is public already is then refused."""
+    """Whether new repositories and the collection are private. A repository that is already public is then
+    refused."""

@@ -1,7 +1,7 @@
-"""Whether a recipe fits its model: lengths, LoRA targets and export formats against what the model can do.
+"""Checks a recipe against its model: lengths, LoRA targets and export formats.
 
-`foreseen` asks before anything runs, as far as the recipe and a local folder's config.json tell. `problems` asks
-once the `base` stage has loaded the model and written its `ModelProfile`, before anything is trained on it.
+`foreseen` checks before anything runs, from the recipe and a local folder's config.json. `problems` checks once the
+`base` stage has loaded the model and written its `ModelProfile`, before anything is trained.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from pipeline.config.rules import Problem
 PROFILE = "profile.json"
 
 REWARD_ARTIFACT = "reward.json"
-"""Tells what the `reward` stage made from a classifier of somebody else's."""
+"""A file that every artifact of the `reward` stage has, and other classifiers do not."""
 
 BLOCKS = {"nf4": 64} | {f"torchao_int{bits}": 32 for bits in (2, 3, 4, 8)}
-"""Weights of a row that an export format stores together: rows have to be whole numbers of them. (bitsandbytes' own
+"""Weights of a row that an export format stores together. Row lengths must be multiples of it. (bitsandbytes'
 loader fails on shorter rows on some CPUs.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelProfile:
-    """What later stages may ask of a model.
+    """What a model supports.
 
     Attributes:
-        context: most tokens it can read; None: no limit is known.
-        linear: names of the linear layers, the output layer among them.
-        other: every other module's name and class.
+        context: the most tokens it can read; None if no limit is known.
+        linear: names of the linear layers, including the output layer.
+        other: name and class of every other module.
         output: name of the output layer.
-        tied: whether the output layer's weight is the embedding's.
-        unsupported: linear layers, by the last part of their names, that peft refuses to adapt.
-        formats: export formats that cannot hold it, and why.
-        no_system: why its chat template takes no system turn, in the template's words; empty if it takes one.
+        tied: whether the output layer shares the embedding's weight.
+        unsupported: linear layers, by the last part of their names, that peft cannot adapt.
+        formats: export format -> why the model cannot be written in it.
+        no_system: the chat template's error for a system turn; empty if it accepts one.
     """
 
     context: int | None = None
@@ -60,52 +60,52 @@ class ModelProfile:
 
     @classmethod
     def read(cls, folder: Path) -> ModelProfile | None:
-        """None where the folder has none."""
+        """The profile in a folder; None if there is none."""
         path = folder / PROFILE
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def foreseen(recipe: Recipe) -> Iterator[Problem]:
-    """What cannot work, as far as it shows before the model is loaded or made. Raises `StageError` when the config
-    of a local checkpoint cannot be read."""
+    """Problems that can be found before the model is loaded or pretrained. Raises `StageError` when the config of a
+    local checkpoint cannot be read."""
     base = recipe.base
     if base.pretrain is not None:
         yield from _blocks(base, base.pretrain)
         yield from problems(recipe, _pretrained(base.pretrain))
     elif base.model is not None and (folder := Path(base.model)).is_dir():
         if refusal := checkpoint.folder_refusal(folder):
-            yield "base.model", f"{folder} cannot be used: {refusal[0]}. To go on, {refusal[1]}"
+            yield "base.model", f"{folder} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
         elif (folder / checkpoint.CONFIG).exists():
             context = checkpoint.context_length(checkpoint.read_json(folder / checkpoint.CONFIG))
             yield from _lengths(recipe, context)
 
 
 def scorers(recipe: Recipe) -> Iterator[Problem]:
-    """What cannot work with the classifiers in local folders that the recipe names, by their files: each would be
-    found out only once the stages before it have run. Raises `StageError` when a file cannot be read."""
-    named = {
+    """Problems of the classifiers in local folders that the recipe names. Without this check each would be found
+    only after earlier stages have run. Raises `StageError` when a file cannot be read."""
+    scoring = {
         "reward.model": recipe.reward.model,
         "ppo.reward_model": recipe.ppo.reward_model,
         "ppo.guards.judge": recipe.ppo.guards.judge,
         "eval.reward_model": recipe.eval.reward_model,
     }
-    for path, value in named.items():
+    for path, value in scoring.items():
         folder = Path(value or "")
         if not value or not folder.is_dir() or (folder / REWARD_ARTIFACT).exists():
             continue
         if refusal := checkpoint.folder_refusal(folder, causal=False):
-            yield path, f"{folder} cannot be used: {refusal[0]}. To go on, {refusal[1]}"
+            yield path, f"{folder} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
         elif (folder / checkpoint.CONFIG).exists():
             config = checkpoint.read_json(folder / checkpoint.CONFIG)
             context, labels = checkpoint.context_length(config), checkpoint.label_count(config)
             if path != "reward.model" and labels != 1:
                 yield (
                     path,
-                    f"{folder} is no model that gives one score: its config.json says {labels} labels. Use a "
-                    "sequence classifier that was trained with num_labels=1",
+                    f"{folder} does not give one score: its config.json says {labels} labels. Use a sequence "
+                    "classifier that was trained with num_labels=1",
                 )
             elif path != "reward.model" and (refusal := checkpoint.score_head_refusal(folder)):
-                yield path, f"{folder} cannot be used: {refusal[0]}. To go on, {refusal[1]}"
+                yield path, f"{folder} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
             elif path == "reward.model" and context is not None and recipe.reward.max_length > context:
                 length = recipe.reward.max_length
                 yield (
@@ -115,13 +115,13 @@ def scorers(recipe: Recipe) -> Iterator[Problem]:
 
 
 def problems(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
-    """What the recipe asks of the model that it cannot do."""
+    """What the recipe asks of the model and the model does not support."""
     yield from _lengths(recipe, profile.context)
     if profile.no_system and recipe.data.system is not None and not recipe.base.fold_turns:
         yield (
             "data.system",
-            f"the model's chat template takes no system turn; its words: {profile.no_system}. Leave data.system "
-            "out, or set base.fold_turns to true, which puts its text before the first user turn",
+            f"the model's chat template refuses a system turn ({profile.no_system}). Remove data.system, or set "
+            "base.fold_turns to true, which puts its text before the first user turn",
         )
     if recipe.sft.lora is not None:
         yield from _targets("sft.lora.target_modules", recipe.sft.lora.target_modules, profile)
@@ -130,13 +130,13 @@ def problems(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
     yield from _same_targets(recipe, profile)
     for name in recipe.export.formats or ():
         if name in profile.formats:
-            yield "export.formats", f"{name} cannot be written: {profile.formats[name]}. Leave it out"
+            yield "export.formats", f"{name} cannot be written: {profile.formats[name]}. Remove it"
         elif name.startswith("torchao") and importlib.util.find_spec("torchao") is None:
-            yield "export.formats", f'{name} needs torchao. Leave it out, or pip install "tutelage[torchao]"'
+            yield "export.formats", f'{name} needs torchao. Remove it, or pip install "tutelage[torchao]"'
 
 
 def _lengths(recipe: Recipe, context: int | None) -> Iterator[Problem]:
-    """Positions past the context are an index error with learned positions, and nonsense with rotary ones."""
+    """Positions beyond the context are an index error with learned positions, and untrained with rotary ones."""
     if context is None:
         return
     whole = {"sft.max_length": recipe.sft.max_length}
@@ -161,7 +161,7 @@ def _lengths(recipe: Recipe, context: int | None) -> Iterator[Problem]:
 
 
 def matching(names: Sequence[str], targets: str | Sequence[str]) -> dict[str, list[str]]:
-    """The modules that each of peft's `target_modules` names: by the whole name or its end, or for a string by a
+    """The modules that each of peft's `target_modules` matches: by the whole name or its end, or for a string by a
     regular expression for the whole name. Raises `re.error`."""
     if isinstance(targets, str):
         return {targets: [name for name in names if re.fullmatch(targets, name)]}
@@ -170,43 +170,43 @@ def matching(names: Sequence[str], targets: str | Sequence[str]) -> dict[str, li
 
 def _targets(path: str, targets: str | Sequence[str], profile: ModelProfile) -> Iterator[Problem]:
     inner = [name for name in profile.linear if name != profile.output]
-    there = list(dict.fromkeys(name.rpartition(".")[2] for name in inner))
-    usable = [name for name in there if name not in profile.unsupported]
+    short = list(dict.fromkeys(name.rpartition(".")[2] for name in inner))
+    usable = [name for name in short if name not in profile.unsupported]
     linear = f"The model's linear layers are {', '.join(usable)}"
     if targets == "all-linear":
-        found = {targets: inner}
+        matches = {targets: inner}
     else:
         try:
-            found = matching([*profile.linear, *profile.other], targets)
+            matches = matching([*profile.linear, *profile.other], targets)
         except re.error as error:
-            yield path, f"{targets!r} is no regular expression: {error}"
+            yield path, f"{targets!r} is not a regular expression: {error}"
             return
-    if not found:
+    if not matches:
         yield path, f"names no module. {linear}"
-    for target, names in found.items():
-        refused = [name for name in there if name in profile.unsupported and _ends(names, name)]
+    for target, names in matches.items():
+        refused = [name for name in short if name in profile.unsupported and _ends(names, name)]
         foreign = next((name for name in names if name in profile.other), None)
         if not names:
             near = difflib.get_close_matches(target, usable, n=1)
             hint = f"; did you mean {near[0]}?" if near else f". {linear}"
-            pattern = " (one string is a pattern for whole names; give a list for the ends of names)"
+            pattern = " (a string is a pattern for whole names; use a list to match the ends of names)"
             yield path, f"no module is called {target!r}{pattern if isinstance(targets, str) else ''}{hint}"
         elif foreign is not None:
             kind = profile.other[foreign]
-            yield path, f"{target!r} names {foreign}, which is no linear layer ({kind}). {linear}"
+            yield path, f"{target!r} matches {foreign}, which is not a linear layer ({kind}). {linear}"
         elif refused:
-            yield path, f"{target!r} names {', '.join(refused)}, which peft does not adapt here. Use {usable}"
+            yield path, f"{target!r} matches {', '.join(refused)}, which peft does not adapt here. Use {usable}"
         elif profile.output in names:
-            tied = ", and is the embedding's too" if profile.tied else ""
+            tied = ", and is shared with the embedding" if profile.tied else ""
             yield (
                 path,
-                f"{target!r} names {profile.output}, the output layer: its weight is read directly in training"
-                f"{tied}, so that an adapter on it would learn nothing. Leave it out",
+                f"{target!r} matches {profile.output}, the output layer: training reads its weight "
+                f"directly{tied}, so an adapter on it would learn nothing. Remove it",
             )
 
 
 def _same_targets(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
-    """A copy of the SFT adapter has its layers. Where targets cannot be read, `_targets` has said so."""
+    """A copy of the SFT adapter needs the same layers. `_targets` reports targets that cannot be read."""
     sft, reward = recipe.sft.lora, recipe.reward.lora
     if sft is None or reward is None or recipe.reward.model is not None or recipe.reward.init != "sft":
         return
@@ -215,9 +215,9 @@ def _same_targets(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
         if all(chosen) and chosen[0] != chosen[1]:
             yield (
                 "reward.lora.target_modules",
-                f"adapts other layers than sft.lora ({sorted(chosen[0] ^ chosen[1])[0]}, for one), and "
-                "with reward.init = sft the reward adapter starts as the SFT adapter's copy. Make them equal, or "
-                "set reward.init to base",
+                f"adapts other layers than sft.lora (for example {sorted(chosen[0] ^ chosen[1])[0]}), and with "
+                "reward.init = sft the reward adapter starts as a copy of the SFT adapter. Make them equal, or set "
+                "reward.init to base",
             )
 
 
@@ -225,8 +225,8 @@ def _chosen(targets: str | Sequence[str], profile: ModelProfile) -> set[str]:
     """Names of the layers that peft adapts."""
     if targets == "all-linear":
         return {name for name in profile.linear if name != profile.output}
-    found = matching(profile.linear, targets)
-    return {name for names in found.values() for name in names}
+    matches = matching(profile.linear, targets)
+    return {name for names in matches.values() for name in names}
 
 
 def _ends(names: Sequence[str], last: str) -> bool:
@@ -234,7 +234,7 @@ def _ends(names: Sequence[str], last: str) -> bool:
 
 
 def _pretrained(pretrain: PretrainConfig) -> ModelProfile:
-    """Of the Llama that the `base` stage will make."""
+    """The profile of the Llama model that the `base` stage will pretrain."""
     attention = [f"self_attn.{part}_proj" for part in "qkvo"]
     mlp = [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
     layers = [f"model.layers.{i}" for i in range(pretrain.num_hidden_layers)]
@@ -258,12 +258,12 @@ def _pretrained(pretrain: PretrainConfig) -> ModelProfile:
 
 
 def _uneven(pretrain: PretrainConfig, block: int) -> int | None:
-    """A width of the model that blocks do not fill."""
+    """A width of the model that is not a multiple of the block; None if there is none."""
     return next((width for width in (pretrain.hidden_size, pretrain.intermediate_size) if width % block), None)
 
 
 def _blocks(base: BaseConfig, pretrain: PretrainConfig) -> Iterator[Problem]:
-    """A model is pretrained for minutes, and its grid would be refused only then."""
+    """Checks the grid's blocks before the model is pretrained, which takes minutes."""
     name = base.quantization.qat if isinstance(base.quantization, QATConfig) else base.quantization
     block = {"none": 1, "int8": 1, "nf4": 64}.get(name, 32)
     if width := _uneven(pretrain, block):

@@ -15,16 +15,18 @@ UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 @section
 class HardwareConfig:
+    """The machine that the memory and time plan assumes (docs/memory.md)."""
+
     memory: Annotated[str, Field(pattern=SIZE)] | None = None
-    """What the device has, such as `16GB` or `15.5GiB` (GB: 10^9 bytes, GiB: 2^30). A run that is predicted to need
-    more is refused. null: what the GPU says it has; nothing is refused on a CPU."""
+    """Memory of the device, such as `16GB` or `15.5GiB` (GB: 10^9 bytes, GiB: 2^30 bytes). A run that is predicted
+    to need more is refused. null: what the GPU reports; on a CPU nothing is refused."""
     tflops: Positive | None = None
-    """10^12 operations a second that one large matrix product reaches here; the plan then says how long a stage
-    takes at least. null: times only of stages that ran here before."""
+    """Measured speed of one large matrix product on this machine, in 10^12 operations/s. With it the plan gives a
+    lower bound on each stage's time. null: times are shown only for stages that have run here."""
 
 
 def size_in_bytes(text: str) -> int:
-    """Of a size that `HardwareConfig.memory` allows."""
-    found = re.fullmatch(SIZE, text)
-    assert found is not None
-    return int(float(found[1]) * UNITS[found[2]])
+    """Bytes of a size as `HardwareConfig.memory` writes it."""
+    parts = re.fullmatch(SIZE, text)
+    assert parts is not None
+    return int(float(parts[1]) * UNITS[parts[2]])

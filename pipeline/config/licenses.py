@@ -1,4 +1,4 @@
-"""The Hub's identifiers of licences, which it demands in a card's header.
+"""The Hub's identifiers of licences, which a card's metadata must use.
 
 licenses.txt is the table of huggingface/hub-docs, docs/hub/repositories-licenses.md (2026-08-22), one identifier
 and name per line.
@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 OTHER = "other"
-"""The identifier of a licence that is not on the list; its name is then given beside it."""
+"""The identifier of a licence that is not on the list; the recipe then sets its name too."""
 FILLER = re.compile(r"\b(licen[cs]e|the|version|gnu|family|international|universal|community|agreement)\b")
 
 
@@ -24,7 +24,7 @@ def names() -> dict[str, str]:
 
 
 def nearest(text: str) -> str | None:
-    """The identifier that is most likely meant by the name or misspelt identifier of a licence."""
+    """The identifier that a licence's name or misspelt identifier most likely means."""
     wanted = _plain(text)
     known = {_plain(form): identifier for identifier, name in names().items() for form in (name, identifier)}
     near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.75)
@@ -32,7 +32,7 @@ def nearest(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Letters and digits of what tells licences apart: "The Apache License, Version 2.0" -> "apache2"."""
+    """The distinguishing letters and digits: "The Apache License, Version 2.0" -> "apache2"."""
     words = FILLER.sub(" ", text.casefold().replace("-", " "))
     kept = re.sub(r"[^a-z0-9.+]", "", re.sub(r"\bv(?=\d)|(?<=[a-z])v(?=\d)", "", words))
     return re.sub(r"\.0(?!\d)", "", kept).replace("creativecommons", "cc").strip(".")

@@ -1,4 +1,4 @@
-"""From a YAML file and `--set` flags to a checked `Recipe`, or to one error that lists every problem."""
+"""Loads a YAML file and `--set` flags into a checked `Recipe`, or raises one error that lists every problem."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe, and where each of its values came from.
+    """A checked recipe, and where each of its values was set.
 
     Attributes:
         recipe: the values.
         path: the file.
-        sets: the `--set` flags, as given.
-        provenance: dotted path -> "file:line" or "--set #n", for every value and section that was given.
+        sets: the `--set` flags, as the user wrote them.
+        provenance: dotted path -> "file:line" or "--set #n", for every value and section that is not a default.
     """
 
     recipe: Recipe
@@ -46,7 +46,7 @@ class LoadedRecipe:
         return flatten(asdict(self.recipe))
 
     def refusal(self, problems: Sequence[rules.Problem]) -> RecipeError:
-        """One error for all that is wrong, each with the place where it was set."""
+        """One error for all problems, each with the place where the value was set."""
         return _error(merge.shown(self.path), problems, self.provenance)
 
     @property
@@ -77,16 +77,16 @@ def load_recipe(path: Path | str, sets: Sequence[str] = ()) -> LoadedRecipe:
 
 
 def flatten(values: Any, path: str = "") -> dict[str, Any]:
-    """Nested JSON values by dotted path; an empty section stands as itself, lists of scalars stay whole."""
+    """Nested JSON values by dotted path. Empty sections and lists of scalars are values themselves."""
     items: Iterable[tuple[str | int, Any]] = ()
     if isinstance(values, dict):
         items = values.items()
     elif isinstance(values, list) and any(isinstance(item, dict) for item in values):
         items = enumerate(values)
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in items:
-        found |= flatten(value, merge.join(path, key))
-    return found or {path: values}
+        flat |= flatten(value, merge.join(path, key))
+    return flat or {path: values}
 
 
 def _names(section: Any) -> frozenset[str]:
@@ -94,18 +94,19 @@ def _names(section: Any) -> frozenset[str]:
 
 
 def _rivals() -> dict[str, frozenset[str]]:
-    made = {
+    rivals = {
         "base.model": frozenset({"base.pretrain"}),
         "base.pretrain": frozenset({"base.model", "base.revision", "base.architecture"}),
     }
     for source in ("data.demonstrations", "base.pretrain.corpus"):
         for key, others in (("task", _names(TableConfig)), ("path", _names(TaskConfig))):
-            made[f"{source}.{key}"] = frozenset(f"{source}.{name}" for name in others)
-    return made
+            rivals[f"{source}.{key}"] = frozenset(f"{source}.{name}" for name in others)
+    return rivals
 
 
 _RIVALS = _rivals()
-"""A child recipe that names a model drops its parent's `pretrain`, one that names a file the task, ..."""
+"""A child recipe that sets `base.model` drops its parent's `base.pretrain`; one that sets a file drops the task;
+..."""
 
 
 def _trainer_problems(data: Mapping[str, Any]) -> Iterator[rules.Problem]:
@@ -119,13 +120,13 @@ def _trainer_problems(data: Mapping[str, Any]) -> Iterator[rules.Problem]:
 
 
 def _schema_problems(errors: Iterable[ErrorDetails], data: Any) -> Iterator[rules.Problem]:
-    found: dict[str, list[str]] = {}
+    messages_at: dict[str, list[str]] = {}
     for error in errors:
         if error["type"] == "literal_error" and isinstance(error["input"], dict):
-            continue  # where a section may stand instead of a word, what is wrong inside it says enough
+            continue  # for a section that may also be a word, the problem inside the section is the useful message
         path = _path(error, data)
-        found.setdefault(path, []).append(_message(error))
-    for path, messages in found.items():
+        messages_at.setdefault(path, []).append(_message(error))
+    for path, messages in messages_at.items():
         yield path, ", or ".join(dict.fromkeys(messages))
 
 
@@ -143,23 +144,23 @@ def _path(error: ErrorDetails, data: Any) -> str:
 
 
 def _message(error: ErrorDetails) -> str:
-    kind, given = error["type"], error["input"]
+    kind, value = error["type"], error["input"]
     if kind == "missing":
         return "is required"
     if kind == "unexpected_keyword_argument":
         name = str(error["loc"][-1])
         return "unknown key" + _nearest(name, _valid_names(error["loc"][:-1]))
     if kind == "dataclass_type":
-        # Where a section is one of several things that may stand here, its keys tell it from the others.
+        # Where other types are allowed too, the keys show which section is meant.
         names = sorted(_valid_names(error["loc"])) if str(error["loc"][-1]).endswith("Config") else []
         keys = f" ({', '.join(names)})" if names else ""
-        return f"must be a section of keys{keys}, got {_short(given)}"
+        return f"must be a section of keys{keys}, got {_short(value)}"
     if kind == "string_pattern_mismatch":
-        return f"may hold letters, digits, dots, dashes and underscores only, got {_short(given)}"
+        return f"may contain letters, digits, dots, dashes and underscores only, got {_short(value)}"
     expected = error["msg"].replace("Input should be", "must be")
-    hint = " (put it in quotes)" if kind == "string_type" and isinstance(given, int | float) else ""
-    nearest = _nearest(str(given), error["ctx"]["valid"]) if kind == "unknown_name" else ""
-    return f"{expected}, got {_short(given)}{hint}{nearest}"
+    hint = " (put it in quotes)" if kind == "string_type" and isinstance(value, int | float) else ""
+    nearest = _nearest(str(value), error["ctx"]["valid"]) if kind == "unknown_name" else ""
+    return f"{expected}, got {_short(value)}{hint}{nearest}"
 
 
 def _short(value: Any) -> str:
@@ -172,7 +173,7 @@ def _nearest(name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, valid, n=1)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; valid are {', '.join(valid)}" if len(valid) <= 12 else ""
+    return f"; valid keys are {', '.join(valid)}" if len(valid) <= 12 else ""
 
 
 def _valid_names(location: Sequence[str | int]) -> set[str]:
@@ -186,14 +187,14 @@ def _valid_names(location: Sequence[str | int]) -> set[str]:
             sections = named  # a member of a union
         elif isinstance(key, str):
             hints = [typing.get_type_hints(section) for section in sections]
-            sections = [found for hint in hints if key in hint for found in _sections_in(hint[key])]
+            sections = [section for hint in hints if key in hint for section in _sections_in(hint[key])]
     return set().union(*(_names(section) for section in sections))
 
 
 def _sections_in(annotation: Any) -> list[Any]:
     if is_dataclass(annotation):
         return [annotation]
-    return [found for part in typing.get_args(annotation) for found in _sections_in(part)]
+    return [section for part in typing.get_args(annotation) for section in _sections_in(part)]
 
 
 def _error(path: str, problems: Sequence[rules.Problem], provenance: Mapping[str, str]) -> RecipeError:

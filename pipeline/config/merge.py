@@ -1,7 +1,7 @@
 """Reads recipes as YAML and merges them: `extends`, then the file itself, then `--set`.
 
-Every value is a `Node` that remembers which line or flag it came from, so that an error, a manifest and
-`tutelage show` can all say so.
+Every value is a `Node` that records which line or flag set it, so that errors, manifests and `tutelage show` can
+name the place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.config import shipped
 from pipeline.errors import RecipeError
 
 Rivals = Mapping[str, frozenset[str]]
-"""Dotted path -> dotted paths that an earlier layer may have set and that make no sense beside it."""
+"""Dotted path -> dotted paths that conflict with it and are dropped from earlier layers."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases are not read; use extends", mark)
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported; use extends", mark)
         return super().compose_node(parent, index)
 
 
@@ -68,19 +68,19 @@ def parse(text: str, where: Callable[[int], str]) -> Node:
         return Node(loader.construct_object(node), place)
 
     def mapping(node: yaml.MappingNode) -> dict[str, Node]:
-        made: dict[str, Node] = {}
+        nodes: dict[str, Node] = {}
         for key, value in node.value:
             place = where(key.start_mark.line + 1)
             if not isinstance(key, yaml.ScalarNode):
                 raise RecipeError("a key must be a plain word", where=place)
-            if key.value in made:
+            if key.value in nodes:
                 raise RecipeError(
-                    f"the key {key.value} is given twice",
-                    where=f"{made[key.value].where} and {place}",
-                    hint="keep one of the two",
+                    f"the key {key.value} appears twice",
+                    where=f"{nodes[key.value].where} and {place}",
+                    hint="keep only one",
                 )
-            made[key.value] = convert(value, place)
-        return made
+            nodes[key.value] = convert(value, place)
+        return nodes
 
     loader = _Loader(text)
     try:
@@ -88,14 +88,14 @@ def parse(text: str, where: Callable[[int], str]) -> Node:
         return Node(None, where(1)) if root is None else convert(root, where(root.start_mark.line + 1))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"not readable as YAML: {error.problem}", where=where(line)) from None
+        raise RecipeError(f"not valid YAML: {error.problem}", where=where(line)) from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"not readable as YAML: {error}", where=where(1)) from None
+        raise RecipeError(f"not valid YAML: {error}", where=where(1)) from None
 
 
 def shown(path: Path) -> str:
-    """A path as people want to read it: relative where it lies below the working directory, by its name where it is
-    a recipe installed with the program."""
+    """A path for messages: relative if it is below the working directory; a recipe installed with the program goes
+    by its name."""
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else shipped.name_of(path) or str(path)
 
@@ -114,15 +114,15 @@ def read(path: Path, rivals: Rivals, chain: tuple[Path, ...] = ()) -> Node:
         hint = shipped.suggestion(path) if isinstance(error, FileNotFoundError) else ""
         raise RecipeError(f"cannot read the recipe {shown(path)}: {reason}", where=by, hint=hint) from None
 
-    own = parse(text, lambda line: f"{shown(path)}:{line}")
-    if not isinstance(own.value, dict):
-        raise RecipeError("a recipe must be a mapping of keys to values", where=own.where)
-    parents = own.value.pop("extends", None)
-    merged = Node({}, own.where)
+    root = parse(text, lambda line: f"{shown(path)}:{line}")
+    if not isinstance(root.value, dict):
+        raise RecipeError("a recipe must be a mapping of keys to values", where=root.where)
+    parents = root.value.pop("extends", None)
+    merged = Node({}, root.where)
     for parent in _names(parents):
         file = shipped.locate(Path(parent).expanduser(), path.parent)
         merged = overlay(merged, read(file, rivals, (*chain, resolved)), rivals)
-    return overlay(merged, own, rivals)
+    return overlay(merged, root, rivals)
 
 
 def _names(extends: Node | None) -> list[str]:
@@ -136,12 +136,12 @@ def _names(extends: Node | None) -> list[str]:
 
 
 def overlay(old: Node, new: Node, rivals: Rivals, path: str = "") -> Node:
-    """`new` over `old`: mappings merge key by key, everything else (lists too) is replaced."""
+    """`new` over `old`: mappings merge key by key, everything else (including lists) is replaced."""
     if not (isinstance(old.value, dict) and isinstance(new.value, dict)):
         return new
     at = f"{path}." if path else ""
-    given = {f"{at}{key}" for key, node in new.value.items() if node.value is not None}
-    dropped = {rival for key in given for rival in rivals.get(key, ())}
+    assigned = {f"{at}{key}" for key, node in new.value.items() if node.value is not None}
+    dropped = {rival for key in assigned for rival in rivals.get(key, ())}
     merged = {key: node for key, node in old.value.items() if f"{at}{key}" not in dropped}
     for key, node in new.value.items():
         merged[key] = overlay(merged[key], node, rivals, f"{at}{key}") if key in merged else node
@@ -153,7 +153,7 @@ _ASSIGNMENT = re.compile(r"(?P<path>\w[\w-]*(?:\.\w[\w-]*)*)=(?P<value>.*)", re.
 
 def assignments(sets: Sequence[str]) -> Iterator[Node]:
     """`--set` values as layers. One value may hold several assignments: "a.b=c d.e=f"."""
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for text in sets:
         try:
             words = shlex.split(text)
@@ -162,15 +162,15 @@ def assignments(sets: Sequence[str]) -> Iterator[Node]:
         for position, word in enumerate(words):
             match = _ASSIGNMENT.fullmatch(word)
             if match:
-                found.append((match["path"], match["value"]))
+                pairs.append((match["path"], match["value"]))
             elif position:
-                # The rest of a value with blanks in it, as in `columns=[a, b]`.
-                found[-1] = (found[-1][0], f"{found[-1][1]} {word}")
+                # The rest of a value with spaces in it, as in `columns=[a, b]`.
+                pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {word}")
             else:
                 raise RecipeError(
                     f"cannot read --set {text!r}", hint="write section.name=value, as in ppo.kl.target=8"
                 )
-    for number, (path, value) in enumerate(found, start=1):
+    for number, (path, value) in enumerate(pairs, start=1):
         place = f"--set #{number}"
         node = parse(value, lambda _, place=place: place)  # type: ignore[misc]
         for key in reversed(path.split(".")):
@@ -195,10 +195,10 @@ def join(path: str, key: str | int) -> str:
 
 
 def provenance(node: Node, path: str = "") -> dict[str, str]:
-    """Dotted path -> where it was set, for every value and every section that was given."""
-    found = {path: node.where} if path else {}
+    """Dotted path -> where it was set, for every value and section that is set."""
+    places = {path: node.where} if path else {}
     if isinstance(node.value, dict | list):
         items = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
         for key, child in items:
-            found |= provenance(child, join(path, key))
-    return found
+            places |= provenance(child, join(path, key))
+    return places

@@ -1,4 +1,4 @@
-"""The `ppo` stage. Names are TRL's historical ones where the meaning is; docs/ppo.md defines each."""
+"""The `ppo` stage. A value with the meaning of a value of TRL's PPO has its name; docs/ppo.md defines each."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ from pipeline.config.section import (
 
 @section
 class KLConfig:
-    """The penalty on the KL divergence from the reference, paid on every response token."""
+    """The penalty on the KL divergence from the reference model, subtracted from the reward of every response
+    token."""
 
     kind: Literal["fixed", "adaptive"] = "adaptive"
-    """adaptive: Ziegler et al. 2019's proportional controller towards `target`."""
+    """fixed: the coefficient stays at `init` (TRL's `kl_coef`). adaptive: the proportional controller of Ziegler et
+    al. 2019, section 2.2, steers the KL towards `target`."""
     init: NonNegative = 0.05
-    """The coefficient beta at the start; a later round goes on from the last (adaptive)."""
+    """The KL coefficient beta at the start. With the adaptive controller a later round continues from the last
+    value."""
     target: Positive = 6.0
-    """Wanted KL in nats a response (adaptive); from the SFT model in every round, so a budget for all of them."""
+    """For `adaptive`: the KL to aim for, in nats per response. It is measured from the SFT model in every round, so
+    it is a budget for all rounds together."""
     horizon: Count = 10_000
-    """Episodes over which the controller acts (adaptive)."""
+    """For `adaptive`: time constant of the controller, in episodes. A smaller value changes the coefficient
+    faster."""
 
     @property
     def goal(self) -> float | None:
@@ -41,51 +46,54 @@ class KLConfig:
 
 @section
 class ScoreConfig:
-    """What happens to the reward model's score before it becomes the reward."""
+    """How the reward model's score is scaled before it becomes the reward."""
 
     normalization: Literal["none", "reference", "running"] = "reference"
-    """none; or subtract the mean and divide by the standard deviation: of the reference model's answers
-    before training, or running over the batches seen so far."""
+    """none: use the score as it is. reference: subtract the mean and divide by the standard deviation of the scores
+    of the reference model's answers, measured once before training. running: the same with the mean and standard
+    deviation of all batches so far."""
     clip: Positive | None = 5.0
-    """Bound on the absolute normalised score; null: none."""
+    """Maximum absolute value of the normalised score; null: no limit."""
 
 
 @section
 class AggregateConfig:
-    """How an ensemble's scores become one score."""
+    """How the scores of a reward ensemble become one score."""
 
     aggregate: Literal["mean", "min", "uncertainty"] = "mean"
-    """mean; the lowest ("worst case"); or the mean less `uncertainty_coef` times the members' standard deviation
-    (Coste et al. 2023, arXiv:2310.02743)."""
+    """mean; min: the lowest ("worst case"); uncertainty: the mean minus `uncertainty_coef` times the members'
+    standard deviation (Coste et al. 2023, arXiv:2310.02743)."""
     uncertainty_coef: NonNegative = 1.0
-    """Standard deviations taken off (uncertainty)."""
+    """For `uncertainty`: how many standard deviations are subtracted."""
     held_out: Natural = 0
-    """The ensemble's last members that PPO leaves alone, so that `eval.reward_model: ensemble` can judge by
-    them."""
+    """How many of the ensemble's last members PPO does not use. `eval.reward_model: ensemble` judges with them."""
 
 
 @section
 class GuardsConfig:
-    """Who watches PPO besides its own reward, and when that stops it (docs/ppo.md)."""
+    """Training monitors: who judges the policy besides its own reward, and when training stops early
+    (docs/ppo.md)."""
 
     judge: LocalPath = "eval"
-    """Who scores the looks: `eval`, as `eval.judge`; another slot lexicon or the path of one; `member`, an
-    ensemble's last member, which then takes no part in the reward; `reward`, the run's own reward model where
-    `ppo.reward_model` names another; the folder of a reward model; or `none`."""
+    """Who scores the answers at evaluation points. `eval`: the judge that `eval.judge` names. Another slot lexicon
+    or its path. `member`: the ensemble's last member, which then takes no part in the reward. `reward`: the run's
+    own reward model, if `ppo.reward_model` names another. The folder of a reward model. Or `none`."""
     stop: bool = True
-    """End training when the judge falls while the reward model's score rises."""
+    """Stop training when the judge's mark falls while the reward model's score rises."""
     patience: Count = 2
-    """Looks in a row that must show it."""
+    """Consecutive evaluation points that must show this before training stops."""
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Level of the tests over prompts that say so."""
+    """Significance level of the tests over prompts that decide whether the judge's mark has fallen."""
 
 
 @section
 class PPOConfig:
+    """PPO with a KL penalty: batch sizes, learning rates, the losses' coefficients, and what watches the run."""
+
     total_episodes: Count = 8192
-    """Responses sampled over the whole stage, in each round."""
+    """Responses sampled in the whole stage, in each round."""
     batch_size: Count = 128
-    """Episodes an update (one rollout)."""
+    """Episodes (sampled responses) per update."""
     num_generations: Count = 1
     """Responses sampled per prompt in a batch; must divide `batch_size`."""
     advantage_estimator: Literal["gae", "reinforce"] = "gae"
@@ -93,83 +101,104 @@ class PPOConfig:
     responses (with `num_generations: 1`, over the batch), without a critic: `lam`, `vf_coef` and `cliprange_value`
     are not used."""
     num_ppo_epochs: Count = 4
-    """Passes over each rollout."""
+    """Passes over the episodes of each update."""
     num_mini_batches: Count = 4
-    """Optimizer steps in each pass; must divide `batch_size`."""
+    """Optimizer steps per pass. Must divide `batch_size`."""
     micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
-    """Sequences in one forward and backward; null: a whole minibatch; auto: a whole minibatch, and half as many
-    whenever the GPU's memory runs out. Changes memory, not mathematics."""
+    """Sequences per forward and backward pass. null: a whole minibatch. auto: start with a whole minibatch, and
+    halve whenever the GPU runs out of memory. Affects memory and speed, not results."""
     max_prompt_length: Count = 128
-    """Longer prompts are left out, and counted."""
+    """Maximum tokens of a prompt. Longer prompts are left out and counted."""
     response_length: Count = 64
-    """Longest response in tokens."""
+    """Maximum tokens of a response."""
     temperature: Positive = 1.0
-    """Of sampling, and of every log-probability computed from it."""
+    """Sampling temperature. Log-probabilities are computed at the same temperature."""
     learning_rate: Positive = 1e-5
+    """Peak learning rate of the policy."""
     value_learning_rate: Positive | None = None
-    """Of a value role of its own (`value: adapter`); null: as `learning_rate`."""
+    """Peak learning rate of a separate value model (`value: adapter`); null: as `learning_rate`."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """8bit: bitsandbytes', whose moments of tensors of 4,096 numbers and more take a quarter of the memory. paged,
-    on a CUDA device: they move to the system's memory when the device's runs short. (SFT, reward: `trainer.optim`.)
-    """
+    """8bit: bitsandbytes' AdamW, which stores the moments of tensors with at least 4,096 elements in a quarter of
+    the memory. paged: on a CUDA device the moments move to system memory when device memory runs short. (For SFT
+    and the reward model set `trainer.optim`.)"""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rates change after the warm-up: constant, or down to zero on a line or a half cosine."""
     warmup_updates: Natural = 0
-    """Updates over which the learning rates rise from zero."""
+    """Updates over which the learning rates rise linearly from zero."""
     adam_beta1: BelowOne = 0.9
+    """AdamW's decay rate of the mean of gradients."""
     adam_beta2: BelowOne = 0.999
+    """AdamW's decay rate of the mean of squared gradients."""
     adam_epsilon: Positive = 1e-8
+    """AdamW's epsilon, added to the denominator."""
     weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay."""
     max_grad_norm: Positive = 1.0
-    """Of each role's gradient."""
+    """Gradients of each role are clipped to this norm."""
     gamma: Chance = 1.0
+    """Discount factor of future rewards, per token."""
     lam: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Lambda of generalised advantage estimation. Lower values trust the value model more: less variance, more
+    bias."""
     cliprange: Positive = 0.2
+    """Clip range of the policy's probability ratio: beyond 1 +- `cliprange` a token gives no further gradient."""
     cliprange_value: Positive = 0.2
+    """Clip range of the value loss: how far a value may move from its value at sampling time."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Lower bound c of the ratio-weighted loss for negative advantages (Ye et al. 2020); null: none."""
+    """Bounds the policy loss of tokens with a negative advantage at this multiple of the advantage (dual-clip PPO,
+    Ye et al. 2020); null: no bound."""
     importance_sampling_clip_max: Annotated[float, Field(ge=1)] | None = None
-    """Weights each token's policy loss by how much more likely it is under the recomputed policy than it was when
-    it was sampled, at most this number; null: no weights. Sampling and training round differently in 16 bits; in
-    float32 the two are the same, and the weights are 1 (docs/ppo.md)."""
+    """Corrects for the difference between sampling and training numerics in 16 bits: each token's policy loss is
+    weighted by the ratio of its recomputed probability to its probability when it was sampled, at most this number.
+    null: no weights. In float32 the weights are 1 (docs/ppo.md)."""
     vf_coef: NonNegative = 0.1
-    """Weight of the value loss on a shared trunk; a value adapter has an optimizer of its own."""
+    """Weight of the value loss with `value: trunk`. A separate value model has an optimizer of its own."""
     entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus in the policy loss."""
     whiten_rewards: bool = False
-    """Divide rewards by their standard deviation (the mean stays) before advantages are computed."""
+    """Divide rewards by their standard deviation (their mean stays) before advantages are computed."""
     target_kl: Positive | None = None
-    """Ends an update's epochs once the approximate KL from the behaviour policy passes it; null: never."""
+    """Ends the passes of an update once the approximate KL from the policy that sampled exceeds this, in nats per
+    token; null: never. (Not the KL from the reference: that is `kl.target`.)"""
     critic_warmup_updates: Natural = 0
-    """First updates that train the value role only (`value: adapter`)."""
+    """Number of first updates that train only the value model (`value: adapter`)."""
     ptx_coef: NonNegative = 0.0
     """Weight of the language-modelling loss on demonstrations (InstructGPT's PPO-ptx)."""
     missing_eos_penalty: NonNegative | None = None
-    """Subtracted from the score of a response with no stop token; null: none."""
+    """Subtracted from the score of a response that does not end with a stop token; null: nothing."""
     kl: KLConfig = field(default_factory=KLConfig)
+    """The KL penalty."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Normalisation and clipping of the score."""
     reward: AggregateConfig = field(default_factory=AggregateConfig)
+    """How an ensemble's scores are combined."""
     value: Literal["adapter", "trunk"] = "trunk"
-    """trunk: a head on the policy's trunk; adapter: a role that starts from the reward model, which learns a little
-    more from as many episodes and takes about twice the time for them (docs/performance.md)."""
+    """trunk: a value head on the policy's hidden states. adapter: a separate value model that starts from the
+    reward model; it learns a little more from the same number of episodes and takes about twice the time
+    (docs/performance.md)."""
     reward_model: LocalPath | None = None
-    """A folder to score with instead of the `reward` stage's model: a reward artifact, or a sequence
-    classifier with one label (scored through text when its tokenizer differs)."""
+    """A folder with the reward model to use instead of the `reward` stage's: a reward artifact, or a sequence
+    classifier with one label. A classifier with another tokenizer scores the decoded text."""
     gradient_checkpointing: bool | Literal["auto"] = field(default=False, metadata=RUNTIME)
-    """Activations are computed again in the backward pass instead of kept: less memory, a third more time. auto:
-    where the memory plan says that the device needs it (`hardware.memory`, or the GPU's own), else not."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more training time.
+    auto: on if the memory plan says that PPO would not fit otherwise (`hardware.memory`, or the GPU's own)."""
     logits_chunk_size: Count | None = field(default=None, metadata=RUNTIME)
     """Positions whose logits exist at the same time; null: as many as take 4 MB (256 MB on a GPU)."""
     rollout_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
-    """Sequences decoded together; null: the whole batch; auto: as for `micro_batch_size`."""
+    """Responses sampled at the same time; null: all of an update; auto: as for `micro_batch_size`."""
     save_updates: Count = field(default=10, metadata=RUNTIME)
     """Updates between checkpoints."""
     eval_updates: Natural = 8
-    """Updates between looks at held-out prompts by the independent judge; 0: none."""
+    """Updates between evaluation points, at which the policy answers held-out prompts and the independent judge
+    scores the answers; 0: no evaluation points."""
     eval_prompts: Count = 64
-    """Held-out prompts in such a look, at most half of them all; `eval` leaves these out."""
+    """Held-out prompts at an evaluation point, at most half of all held-out prompts. The `eval` stage does not use
+    them."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which policy is handed on: the one at the look that the judge rates highest, or the last; without a judge,
-    the last."""
+    """Checkpoint selection. best: the policy at the evaluation point that the judge marks highest, or the last one
+    if there is no judge. last: the last one."""
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    """Training monitors and early stopping."""
 
     @property
     def critic(self) -> Literal["adapter", "trunk"] | None:

@@ -11,25 +11,29 @@ from pipeline.config.section import RUNTIME, BelowOne, Chance, Count, NonNegativ
 
 @section
 class AnnotatorConfig:
-    """A simulated annotator of the built-in task: what they care about, and how they err.
+    """A simulated annotator of the built-in task: what they care about, and which errors they make.
 
-    The utility of an answer is `-missing * m - invented * i - repeated * r + verbosity * w + N(0, noise)`
-    with m, i, r the facts they *believe* missing, invented and repeated and w the answer's length in tens of
-    words.
+    The utility of an answer is `-missing * m - invented * i - repeated * r + verbosity * w + N(0, noise)`, where m,
+    i and r count the facts that they *believe* missing, invented and repeated, and w is the answer's length in tens
+    of words.
     """
 
     name: str
+    """Name in the rankings; must be unique."""
     missing: float = 1.0
+    """Utility lost per missing fact."""
     invented: float = 1.0
+    """Utility lost per invented fact."""
     repeated: float = 0.5
+    """Utility lost per repeated fact."""
     verbosity: float = 0.0
-    """Bias: reward for every ten words, whatever they say."""
+    """Bias towards long answers: utility gained per ten words, whatever they say."""
     oversight: Chance = 0.05
-    """Chance that they misread a single fact."""
+    """Probability of misreading a single fact."""
     noise: NonNegative = 0.3
     """Standard deviation of the noise on the utility."""
     tie: NonNegative = 0.25
-    """Answers whose utilities lie closer than this are ranked equal."""
+    """Answers whose utilities differ by less than this are ranked equal."""
 
 
 @section
@@ -37,13 +41,15 @@ class AppConfig:
     """The page on which people rank (docs/rankings/collecting.md)."""
 
     annotators: list[Annotated[str, Field(pattern=r"^\w[\w.-]{0,39}$")]] = field(default_factory=list)
-    """Who ranks, by pseudonym; each gets a link. Rankings of others that the database holds do not count."""
+    """Pseudonyms of the annotators. Each gets a link of their own. Rankings in the database by anybody else are
+    ignored."""
     overlap: Count = 2
-    """How many annotators rank the same answers; agreement is measured on these overlaps."""
+    """Annotators per set of answers. Agreement is measured on answers that several annotators ranked."""
     repeats: BelowOne = 0.05
-    """Share of an annotator's items that they get a second time, in another order and unannounced."""
+    """Share of an annotator's items that come a second time, reordered and unannounced, to measure how far they
+    agree with themselves."""
     ratings: bool = False
-    """Whether each answer may also be rated from 1 to 7."""
+    """Whether annotators may also rate each answer from 1 to 7."""
     labels: list[str] = field(
         default_factory=lambda: [
             "Fails to follow the instruction",
@@ -51,27 +57,29 @@ class AppConfig:
             "Inappropriate or harmful",
         ]
     )
-    """What may be ticked for each answer (as in Ouyang et al. 2022, appendix B)."""
+    """Checkboxes shown with each answer (as in Ouyang et al. 2022, appendix B)."""
     guidelines: str = ""
-    """What annotators are asked to judge by; shown above the first item and on demand."""
+    """Instructions for annotators, shown before the first item and on request."""
     host: str = field(default="127.0.0.1", metadata=RUNTIME)
-    """Address that the page is served at. Any other than this machine's own opens it to the network."""
+    """Address that the page is served at. Any address other than this machine's own opens it to the network."""
     port: Annotated[int, Field(ge=0, le=65535)] = field(default=8321, metadata=RUNTIME)
-    """0: a free one."""
+    """Port that the page is served at; 0 takes a free one."""
     url: str | None = field(default=None, metadata=RUNTIME)
-    """How annotators reach the page, where that is not host and port: "https://rank.example.org"."""
+    """The address in annotators' links where it differs from host and port, such as "https://rank.example.org"."""
     lease_minutes: Positive = field(default=30.0, metadata=RUNTIME)
-    """How long an item that was given out and not ranked is kept from others."""
+    """Minutes for which an item is reserved for the annotator it was given to."""
 
 
 @section
 class RankConfig:
+    """Where the rankings come from."""
+
     source: Literal["app", "simulated", "data"] = "data"
-    """`data`: rankings given in `data.rankings`; of what `collect` made, `app`: people rank it on a local web page;
-    `simulated`: the annotators do."""
+    """data: the rankings in `data.rankings`. app: people rank what `collect` sampled, on a local web page.
+    simulated: the simulated annotators rank it."""
     app: AppConfig = field(default_factory=AppConfig)
-    """Who ranks in the app, and what they are asked."""
+    """For `source: app`: who ranks, and what they are asked."""
     annotators: list[AnnotatorConfig] = field(default_factory=list)
-    """Simulated annotators."""
+    """For `source: simulated`: the annotators."""
     annotators_per_prompt: Count = 2
-    """How many of them rank the same answers; agreement is measured on these overlaps."""
+    """For `source: simulated`: annotators who rank the same answers. Agreement is measured on these."""

@@ -1,4 +1,4 @@
-"""The recipe: one section a stage, and the rules that cross sections."""
+"""The recipe: one section per stage, and values that belong to none. Rules across sections are in rules.py."""
 
 from __future__ import annotations
 
@@ -24,31 +24,47 @@ Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "aim", "clearml",
 
 @section
 class Recipe:
+    """Everything that decides a run: one section per stage, and the values below."""
+
     name: Annotated[str, Field(max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Names the folder under runs/."""
+    """Name of the recipe's folder under runs/."""
     seed: int = 0
-    """Every generator of every stage derives from it."""
+    """Seed from which every random generator of every stage derives."""
     rounds: Count = 1
-    """How often collect, rank, reward and ppo run, each time from the newest policy and on all rankings so far."""
+    """How often collect, rank, reward and ppo run. Each round starts from the newest policy and learns from all
+    rankings so far."""
     device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=RUNTIME)
+    """Device to run on; auto: cuda if there is a GPU, else mps, else cpu."""
     threads: Count | None = field(default=None, metadata=RUNTIME)
-    """CPU threads; null: torch's choice. Another number may change the last bits, so it is recorded."""
+    """CPU threads; null: torch decides. The number is recorded, because another one may change the last bits of
+    results."""
     sharding: Literal["none", "full"] = field(default="none", metadata=RUNTIME)
-    """none: each of several processes holds all of every model; full: each keeps a part of what a full fine-tune
-    (`lora: null`) holds: weights, gradients and optimizer moments (as FSDP and ZeRO-3; docs/distributed.md)."""
+    """How several processes divide the models. none: each process holds every model whole. full: each process keeps
+    a part of the weights, gradients and optimizer moments of a full fine-tune with `lora: null` (as FSDP and
+    ZeRO-3; docs/distributed.md)."""
     report_to: list[Tracker] = field(default_factory=list, metadata=RUNTIME)
-    """Where metrics go besides metrics.jsonl: the trackers of accelerate, each with the package that it needs."""
+    """Trackers of accelerate that get the metrics besides metrics.jsonl. Each needs its own package."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig, metadata=RUNTIME)
-    """What the run is planned for (docs/memory.md)."""
+    """The machine that the run is planned for (docs/memory.md)."""
     base: BaseConfig
+    """The base model: loaded, or pretrained here."""
     data: DataConfig
+    """Demonstrations, prompts and rankings."""
     sft: SFTConfig = field(default_factory=SFTConfig)
+    """Supervised fine-tuning on the demonstrations."""
     collect: CollectConfig = field(default_factory=CollectConfig)
+    """Sampling the answers that annotators rank."""
     rank: RankConfig = field(default_factory=RankConfig)
+    """Who ranks the answers."""
     reward: RewardConfig = field(default_factory=RewardConfig)
+    """The reward model, and the gate that it must pass."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    """PPO with a KL penalty against the reward model."""
     dpo: DPOConfig | None = None
-    """A baseline to PPO; null: none."""
+    """DPO on the same rankings, a baseline for PPO; null: none."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation of every model by independent judges."""
     export: ExportConfig = field(default_factory=ExportConfig)
+    """The files that the policy is written to."""
     publish: PublishConfig = field(default_factory=PublishConfig)
+    """What is uploaded to the Hugging Face Hub."""

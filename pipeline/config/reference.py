@@ -1,6 +1,7 @@
-"""docs/recipes.md: every value of a recipe, from the dataclasses and the docstrings of their fields.
+"""docs/recipes.md: every value of a recipe, from the config dataclasses and the docstrings of their fields.
 
-`make docs` writes it: python -m stages.reference > docs/recipes.md
+`make docs` writes it: python -P -m stages.reference > docs/recipes.md. A field without a docstring is an
+error.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from typing import Any
 
 from pipeline.config.formats import known_formats
 from pipeline.config.recipe import Recipe
-from pipeline.config.trainer import SECTIONS
+from pipeline.config.trainer import FIELDS
 
 HEAD = """# Recipes: every value
 
-Made by `make docs` from the dataclasses in `pipeline/config/`; a test holds it current. A recipe is checked before
-anything runs: an unknown key, a wrong type (`true` for 1, "3" for 3) or two values that do not fit together
-(`pipeline/config/rules.py`) are refused with file, line and the nearest valid name. `extends:` builds on others;
-`SET="a.b=c"` on the command line goes over all of them, and `make show` prints every value and where it was set.
+`make docs` writes this page from the dataclasses in `pipeline/config/`, and a test checks that it is current. A
+recipe is checked before anything runs: unknown keys, wrong types (`true` for 1, "3" for 3) and values that conflict
+(`pipeline/config/rules.py`) are refused with file, line and the nearest valid name. `extends:` builds on other
+recipes, `SET="a.b=c"` on the command line overrides all of them, and `make show` prints every value and where it
+was set.
 
-"required" has no default. A value marked **r** changes how a stage runs and not what it makes: changing it reruns
-nothing. One marked **l** is read by later rounds only.
+"required" means that there is no default. A value marked **r** changes how a stage runs but not its result, so
+changing it reruns nothing. A value marked **l** is read only by rounds after the first.
 """
 
 NAMES = {
@@ -72,8 +74,12 @@ def _section(path: str, section: type[Any]) -> Iterator[str]:
     about = inspect.getdoc(section) or ""
     if about and not about.startswith(f"{section.__name__}("):
         yield f"{_flat(about)}\n"
-    if owner := SECTIONS.get(f"{path}.trainer"):
-        yield f"`{path}.trainer` holds values of `{owner}`, by its names; those that the runner owns are refused.\n"
+    if known := FIELDS.get(f"{path}.trainer"):
+        defaults = ", ".join(f"`{name}` {value:g}" for name, value in known.metadata["trainer_defaults"].items())
+        yield (
+            f"`{path}.trainer` holds values of `{known.metadata['trainer']}`, by its names; those that the runner "
+            f"sets itself are refused. Defaults here: {defaults}.\n"
+        )
     yield "| value | type | default | |\n|---|---|---|---|"
     for value in _values(section):
         text = " ".join(part for part in (value.marks, value.text) if part)
@@ -101,6 +107,8 @@ def _values(section: type[Any]) -> Iterator[Value]:
     for owner in reversed(section.__mro__[:-1]):
         sources |= _sources(owner)
     for name, (annotation, default, text) in sources.items():
+        if not text:
+            raise ValueError(f"{section.__name__}.{name} has no docstring")
         if any(known[name].metadata.get(mark) for mark in ("runtime", "later")):
             marks = "**r**" if known[name].metadata.get("runtime") else "**l**"
         else:
@@ -123,17 +131,17 @@ def _sources(section: type[Any]) -> dict[str, tuple[ast.expr, ast.expr | None, s
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    named = {}
+    sources = {}
     for node, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            has_docstring = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            text = str(following.value.value) if has_docstring else ""  # type: ignore[union-attr]
-            named[node.target.id] = (_Named(aliases).visit(node.annotation), node.value, text)
-    return named
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            text = str(following.value.value) if documented else ""  # type: ignore[union-attr]
+            sources[node.target.id] = (_Named(aliases).visit(node.annotation), node.value, text)
+    return sources
 
 
 class _Named(ast.NodeTransformer):
-    """Puts what a module calls by a name of its own (`Format = Literal[...]`) in the name's place."""
+    """Replaces the names that a module gives to annotations (`Format = Literal[...]`) by these annotations."""
 
     def __init__(self, aliases: dict[str, ast.expr]) -> None:
         self._aliases = {name: value for name, value in aliases.items() if name not in NAMES}

@@ -5,96 +5,119 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pipeline.config.data import RankingTableConfig
-from pipeline.config.section import RUNTIME, Chance, Count, LocalPath, Natural, NonNegative, field, section
+from pipeline.config.section import (
+    RUNTIME,
+    Chance,
+    Count,
+    LocalPath,
+    Natural,
+    NonNegative,
+    field,
+    section,
+    trainer_values,
+)
 from pipeline.config.sft import LoRAConfig
+
+REWARD_TRAINER = {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16}
+"""Defaults of `reward.trainer` and `reward.pretrain_on.trainer`."""
 
 
 @section
 class GateConfig:
-    """What the reward model must show on held-out prompts before PPO trusts it; `--force` overrides."""
+    """What the reward model must show on held-out prompts before PPO may use it. `--force` overrides the gate."""
 
     min_accuracy: Chance = 0.55
-    """Pairwise accuracy over held-out rankings, ties left out."""
+    """Minimum pairwise accuracy on held-out rankings, without ties."""
     above_chance: bool = True
-    """The 95 % interval of the accuracy must lie above one half."""
+    """The 95 % interval of the accuracy must lie above 0.5."""
     above_length: bool = True
-    """The 95 % interval of what the accuracy exceeds that of "the longer answer (in characters) is better" by must
-    lie above zero."""
+    """The accuracy must exceed that of the rule "the answer with more characters is better": the 95 % interval of
+    the difference must lie above zero."""
     above_bag_of_words: bool = False
-    """true: the same against a logistic regression on the words of the answers, trained on the same pairs.
-    false: the reward stage warns."""
+    """true: the accuracy must exceed that of a logistic regression on the words of the answers, trained on the same
+    pairs, in the same sense. false: the reward stage only warns."""
     max_length_correlation: Chance = 0.9
-    """Largest absolute Spearman correlation of score and completion length."""
+    """Maximum absolute Spearman correlation between score and length of a completion."""
     max_ece: Chance = 0.2
-    """Largest expected calibration error of sigmoid(score difference) as a chance of being preferred."""
+    """Maximum expected calibration error, with sigmoid(score difference) as the predicted probability that an
+    answer is preferred."""
     min_score_spread: NonNegative = 0.02
-    """Smallest mean standard deviation of the scores of a prompt's answers; below, all score alike."""
+    """Minimum standard deviation of the scores of a prompt's answers, averaged over prompts. A lower value means
+    that all answers score alike."""
     min_ended_preferred: Chance = 0.25
-    """Of held-out answers, the share that must score above themselves cut in half, which end without a stop
+    """Minimum share of held-out answers that must score higher than their own first half, which has no stop
     token."""
 
 
 @section
 class PretrainOnConfig(RankingTableConfig):
-    """Rankings of a weaker or larger kind to learn from first; docs/rankings/formats.md has the columns of each
-    format."""
+    """Other rankings to train on first, such as a large public data set. docs/rankings/formats.md has each format's
+    columns."""
 
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """As `reward.trainer`, for this phase alone."""
+    trainer: dict[str, Any] = trainer_values("transformers.TrainingArguments", REWARD_TRAINER)
+    """As `reward.trainer`, for this phase only."""
 
 
 @section
 class RewardConfig:
+    """The reward model: what it is built on, its loss, and how it is trained."""
+
     model: LocalPath | None = None
-    """An encoder (BERT and the like) to train as the reward model instead of the policy's backbone: a Hub id or a
-    folder. It has a tokenizer of its own, and PPO scores with it through text."""
+    """An encoder (such as BERT) to train as the reward model instead of the policy's backbone: a Hub id or a
+    folder. It has its own tokenizer, so PPO passes it decoded text. null: the reward model is an adapter and a head
+    on the policy's backbone."""
     revision: str | None = None
-    """Commit of a Hub model; required for one."""
+    """Commit of `model`; required if that is a Hub id."""
     lora: LoRAConfig | None = field(default_factory=LoRAConfig)
-    """null: train every weight. Without `model` it must agree with `sft.lora`: the roles share one backbone or none
-    do."""
+    """The adapter to train; null: train every weight. Unless `model` is set, both this and `sft.lora` must be
+    sections or both null, because the roles share one backbone or none."""
     init: Literal["sft", "base"] = "sft"
-    """Where the reward adapter starts: as the SFT adapter's copy, with its `r`, `lora_alpha` and targets, or empty
-    on the base."""
+    """Where the reward adapter starts. sft: as a copy of the SFT adapter, with the same `r`, `lora_alpha` and
+    targets. base: as a new adapter on the base model."""
     objective: Literal["bradley_terry", "bradley_terry_pairs", "davidson", "plackett_luce", "regression"] = (
         "bradley_terry"
     )
-    """Bradley-Terry over all pairs of a ranking, each weighted 1/C(K,2), from K forward passes; over every strict
-    pair by itself, from two passes each (a batch is then counted in pairs); Davidson, which learns from ties too;
-    Plackett-Luce with ties; or squared error to scores derived from `merits`. See docs/rankings/reward_model.md."""
+    """The loss (docs/rankings/reward_model.md). bradley_terry: all pairs of a ranking, each weighted 1/C(K,2), from K
+    forward passes. bradley_terry_pairs: every strict pair on its own, from two forward passes; batch sizes then
+    count pairs. davidson: learns from ties too. plackett_luce: the whole ranking, with ties. regression: squared error to
+    targets derived from `merits`."""
     margin: NonNegative = 0.0
-    """Bradley-Terry only: by how much the better of two answers should lead, in log-odds, for the mean
-    difference of `merits` in a strict pair; in proportion for others (Llama 2's margin loss). 0: no margin."""
+    """Bradley-Terry only: how far the better answer's score should lead, in log-odds, for a pair whose difference
+    of `merits` is the average one; other pairs in proportion (Llama 2's margin loss). 0: no margin."""
     merits: Literal["ranks", "ratings"] = "ranks"
-    """What margins and the targets of `regression` derive from: places in the ranking, or the annotator's
-    ratings (of a pairs table: its `margin`)."""
+    """What margins and regression targets are derived from: the places in the ranking, or the annotator's ratings
+    (for a pairs table, its `margin` column)."""
     annotator_weights: Literal["none", "reliability"] = "none"
-    """Weight of a ranking in the loss: 1, or the reliability that the `rank` stage measured of its annotator."""
+    """Weight of a ranking in the loss. none: 1. reliability: the reliability of its annotator, as the `rank` stage
+    measured it."""
     center_rewards_coefficient: NonNegative = 0.0
-    """Weight of the squared mean score of a prompt's answers, which pins the scores' offset."""
+    """Weight of a loss on the squared mean score of a prompt's answers, which keeps scores centred on zero."""
     pretrain_on: PretrainOnConfig | None = None
-    """Rankings to train on first. What they say of held-out prompts is left out."""
+    """Rankings to train on first; null: none. Those of held-out prompts are left out."""
     ensemble: Count = 1
-    """Reward models, each an adapter and a head on the one backbone, trained one after another from seeds of their
-    own: member i as a single one from `seed` + i. `ppo.reward.aggregate` says how their scores become one."""
+    """Number of reward models, each an adapter and a head on the shared backbone. They are trained one after
+    another: member i equals a single reward model trained with `seed` + i. `ppo.reward.aggregate` combines their
+    scores."""
     bootstrap: bool = False
-    """Each member trains on prompts drawn with replacement, so that members differ more."""
+    """Train each ensemble member on prompts drawn with replacement, so that members differ more."""
     max_length: Count = 256
-    """Tokens of prompt and completion; longer completions are left out of their rankings. What is left out is
-    counted and printed."""
+    """Maximum tokens of prompt and completion together. Longer completions are left out of their rankings; how many
+    is counted and printed."""
     golden: Natural = 16
-    """Texts whose scores are stored with the model and verified whenever it is loaded."""
+    """Number of texts whose scores are stored with the model as fingerprints and verified whenever it is loaded."""
     gate: GateConfig | None = field(default_factory=GateConfig)
-    """null: PPO trusts whatever comes out."""
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Values of `transformers.TrainingArguments`, by their own names; a batch is counted in prompts."""
+    """Requirements before PPO may use the model; null: none."""
+    trainer: dict[str, Any] = trainer_values("transformers.TrainingArguments", REWARD_TRAINER)
+    """Values of `transformers.TrainingArguments`, by their own names. Batch sizes count prompts."""
     micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
-    """Prompts that go through the model at once; null: `trainer.per_device_train_batch_size`; auto: a whole
-    optimizer step, and half as many whenever the GPU's memory runs out. Changes memory, not mathematics."""
+    """Prompts per forward and backward pass. null: `trainer.per_device_train_batch_size`. auto: start with all
+    prompts of an optimizer step, and halve whenever the GPU runs out of memory. Affects memory and speed, not
+    results."""
     eval_batch_size: Count = field(default=64, metadata=RUNTIME)
-    """Completions scored together."""
+    """Completions per forward pass when scores are measured."""
     pack_tokens: Natural = field(default=256, metadata=RUNTIME)
-    """Completions of a prompt share one row of about this many tokens, so that the prompt is computed once; the
-    gradients are the same. 0, and where the model cannot do it: a row each."""
+    """Completions of one prompt share a row of about this many tokens, so that the prompt is computed once;
+    gradients are the same. 0: one row per completion, which is also used where the model does not support
+    sharing."""
     eval_points: Natural = field(default=4, metadata=RUNTIME)
-    """Looks at the held-out rankings during training, evenly spaced."""
+    """Evaluation points on the held-out rankings during training, evenly spaced."""

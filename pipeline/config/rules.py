@@ -1,4 +1,4 @@
-"""The rules that cross sections of a recipe."""
+"""Rules that involve several values of a recipe."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
 
 Problem = tuple[str, str]
-"""Dotted path and what is wrong there."""
+"""A dotted path, and what is wrong with its value."""
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a model is named by Hub id: it is no `.gguf` file, does not look like a path and is not one."""
+    """Whether a model's name is a Hub id: not a `.gguf` file, not spelled like a path, and no existing path."""
     looks_like_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model)
     return bool(looks_like_id) and not model.endswith(".gguf") and not Path(model).exists()
 
 
 def is_local(path: str) -> bool:
-    """Whether a data path is a local file, not a URL or a Hub data set."""
+    """Whether a data path is a local file rather than a URL or a Hub data set."""
     return "://" not in path
 
 
 def conflicts(recipe: Recipe) -> Iterator[Problem]:
-    """What does not fit together."""
+    """Values that conflict with each other."""
     yield from _base(recipe.base)
     yield from _data(recipe)
     pretrain, eval_fraction = recipe.base.pretrain, recipe.data.eval_fraction
     if pretrain is not None and pretrain.held_out < eval_fraction:
         yield (
             "base.pretrain.held_out",
-            f"{pretrain.held_out} must be at least data.eval_fraction ({eval_fraction}), or prompts leak",
+            f"{pretrain.held_out} must be at least data.eval_fraction ({eval_fraction}), or held-out prompts leak "
+            "into the corpus",
         )
     yield from _lora(recipe)
     yield from _sharding(recipe)
@@ -66,31 +67,32 @@ def _publish(publish: PublishConfig) -> Iterator[Problem]:
             near = licenses.nearest(license)
             yield (
                 path,
-                f"{license!r} is not an identifier of the Hub"
+                f"{license!r} is not one of the Hub's licence identifiers"
                 + (f"; did you mean {near}?" if near else ".")
-                + f" For a licence that is not on its list, write other, and its name as {path}_name",
+                + f" For a licence that is not on the Hub's list, write other, and its name as {path}_name",
             )
         elif license == licenses.OTHER and not title:
-            yield f"{path}_name", f"is required by {path} = other: the licence's name"
+            yield f"{path}_name", f"is required by {path} = other: it is the licence's name"
         elif license != licenses.OTHER and (title or link):
-            yield f"{path}_{'name' if title else 'link'}", f"belongs to {path} = other, which is {license}"
+            yield f"{path}_{'name' if title else 'link'}", f"belongs to {path} = other, but {path} is {license}"
         if link is not None and not re.fullmatch(r"https?://\S+", link):
-            yield f"{path}_link", f"must be an address, https://..., got {link!r}"
+            yield f"{path}_link", f"must be an address such as https://..., got {link!r}"
 
 
 def _base(base: BaseConfig) -> Iterator[Problem]:
     if base.model is None and base.pretrain is None:
-        yield "base", "needs `model` (load one) or `pretrain` (make one)"
+        yield "base", "needs `model` (to load a model) or `pretrain` (to pretrain one)"
     elif base.model is not None and base.pretrain is not None:
         yield "base", "has both `model` and `pretrain`: set one of them to null"
     elif base.model is not None and is_hub_id(base.model) and not base.revision:
         yield (
             "base.revision",
-            f"is required: {base.model} is a Hub id (no such folder here) and branches move. Give the commit",
+            f"is required: {base.model} is a Hub id (there is no such folder) and branches move. Set it to a "
+            "commit",
         )
-    # A published tokenizer may have templates of its own by name, which the base stage knows.
-    ours = ("auto", "plain", "chatml")
-    if base.model is None and base.chat_template not in ours and not base.chat_template.endswith(".jinja"):
+    # A published tokenizer may have further templates by name, which only the base stage knows.
+    built_in = ("auto", "plain", "chatml")
+    if base.model is None and base.chat_template not in built_in and not base.chat_template.endswith(".jinja"):
         yield "base.chat_template", "must be auto, plain, chatml or a .jinja file"
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", base.template_date) or not _is_date(base.template_date):
         yield "base.template_date", f"must be a date, YYYY-MM-DD, got {base.template_date!r}"
@@ -99,7 +101,7 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
         if hidden % (2 * heads):
             yield (
                 "base.pretrain.hidden_size",
-                f"{hidden} must be a multiple of twice num_attention_heads ({heads}): heads have even widths",
+                f"{hidden} must be a multiple of twice num_attention_heads ({heads}), because head widths are even",
             )
 
 
@@ -122,7 +124,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     for name, source in sources.items():
         path = getattr(source, "path", "")
         if path.startswith("hub://") and "@" not in path:
-            yield (f"{name}.path", "needs the commit to read, since branches move: hub://owner/name@commit")
+            yield (f"{name}.path", "needs the commit to read, because branches move: hub://owner/name@commit")
         if isinstance(source, RankingTableConfig):
             yield from _columns(name, source)
 
@@ -136,7 +138,8 @@ def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
     if table.labels and not format.takes_labels(table.columns):
         yield (
             f"{path}.labels",
-            "says what values of a `preference` column (format wide) or of `choice` mean, and there is none",
+            "gives the meaning of the values of a `preference` column (format wide) or of `choice`, and there is "
+            "no such column",
         )
 
 
@@ -150,12 +153,12 @@ def _lora(recipe: Recipe) -> Iterator[Problem]:
     elif (sft is None) != (reward is None) and recipe.reward.model is None:
         yield (
             "reward.lora",
-            "and sft.lora must both be given or both be null: roles share one backbone or none",
+            "and sft.lora must both be sections or both be null: roles share one backbone or none",
         )
     if recipe.base.dtype == "float16" and sft is None:
         yield (
             "base.dtype",
-            "float16 trains LoRA adapters only, and sft.lora is null: weights that all learn need the range of "
+            "float16 trains LoRA adapters only, and sft.lora is null: a full fine-tune needs the range of "
             "bfloat16 or float32. Set it to auto",
         )
     if sft is not None and reward is not None and recipe.reward.model is None and recipe.reward.init == "sft":
@@ -164,14 +167,14 @@ def _lora(recipe: Recipe) -> Iterator[Problem]:
                 yield (
                     f"reward.lora.{name}",
                     f"must be that of sft.lora ({getattr(sft, name)}): with reward.init = sft the reward adapter "
-                    "starts as the SFT adapter's copy. Make them equal, or set reward.init to base",
+                    "starts as a copy of the SFT adapter. Make them equal, or set reward.init to base",
                 )
     if isinstance(quantization, QATConfig):
         for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
             if lora is not None and lora.lora_dropout:
                 yield (
                     f"{path}.lora_dropout",
-                    "must be 0 with base.quantization.qat, which rounds weight and adapter as one",
+                    "must be 0 with base.quantization.qat, which rounds weight and adapter together",
                 )
 
 
@@ -182,14 +185,15 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
     if recipe.base.quantization != "none":
         yield (
             "sharding",
-            "full is of a full fine-tune of plain weights, and base.quantization is set: take one of the two away",
+            "full needs a full fine-tune of unquantised weights, and base.quantization is set: remove one of the "
+            "two",
         )
     for path, lora in (("sft.lora", sft.lora), ("reward.lora", reward.lora)):
         if lora is not None and not (path == "reward.lora" and reward.model):
             yield (
                 path,
-                "must be null for sharding = full: adapters are small, and the backbone under them stays whole on "
-                "every process. Set it to null, or sharding to none",
+                "must be null for sharding = full: with adapters every process keeps the whole backbone anyway. "
+                "Set it to null, or sharding to none",
             )
     if ppo.optimizer != "adamw":
         yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding = full: use adamw"
@@ -203,8 +207,8 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
         if size == "auto":
             yield (
                 f"{path}.micro_batch_size",
-                "auto finds out by running out of memory, and with sharding = full the other processes would wait "
-                "for the one that did. Give a number",
+                "auto works by running out of memory, and with sharding = full the other processes would then wait "
+                "forever. Set a number",
             )
     pretrain_on = reward.pretrain_on.trainer if reward.pretrain_on else {}
     for path, values in (
@@ -225,39 +229,43 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
     if reward.model is not None and is_hub_id(reward.model) and not reward.revision:
         yield (
             "reward.revision",
-            f"is required: {reward.model} is a Hub id (no such folder here) and branches move. Give the commit",
+            f"is required: {reward.model} is a Hub id (there is no such folder) and branches move. Set it to a "
+            "commit",
         )
     if reward.model is None and reward.revision is not None:
-        yield "reward.revision", "is of reward.model, which is not given"
+        yield "reward.revision", "belongs to reward.model, which is not set"
     if reward.margin and reward.objective not in ("bradley_terry", "bradley_terry_pairs"):
         yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
     if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":
-        yield "reward.merits", "says where margins or regression targets come from, and neither is asked for"
+        yield "reward.merits", "says where margins or regression targets come from, and the recipe uses neither"
     if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
-        yield "reward.ensemble", "needs LoRA on the policy's backbone: its members are adapters there"
+        yield "reward.ensemble", "needs LoRA on the policy's backbone, because its members are adapters there"
     aggregate, held_out = recipe.ppo.reward.aggregate, recipe.ppo.reward.held_out
     if held_out and recipe.ppo.reward_model is not None:
-        yield "ppo.reward.held_out", "is of the run's own ensemble, and ppo.reward_model names another model"
+        yield "ppo.reward.held_out", "applies to the run's own ensemble, and ppo.reward_model names another model"
     elif held_out and held_out >= reward.ensemble:
         yield "ppo.reward.held_out", f"{held_out} leaves PPO no member: reward.ensemble is {reward.ensemble}"
     elif aggregate != "mean" and reward.ensemble - held_out == 1 and recipe.ppo.reward_model is None:
-        less = f" less {held_out} held out" if held_out else ""
+        minus = f" minus {held_out} held out" if held_out else ""
         yield (
             "ppo.reward.aggregate",
-            f"{aggregate} is of several members, and reward.ensemble is {reward.ensemble}{less}",
+            f"{aggregate} needs several members, and reward.ensemble is {reward.ensemble}{minus}",
         )
 
 
 def _eval(recipe: Recipe) -> Iterator[Problem]:
     if recipe.eval.reward_model == "ensemble" and not recipe.ppo.reward.held_out:
-        yield "eval.reward_model", "ensemble: no member is left to judge by; set ppo.reward.held_out to 1 or more"
+        yield (
+            "eval.reward_model",
+            "ensemble needs a member that PPO does not use: set ppo.reward.held_out to 1 or more",
+        )
     judge = recipe.eval.llm_judge
     if judge is None:
         return
     if not re.fullmatch(r"https?://\S+", judge.base_url):
         yield "eval.llm_judge.base_url", f"must be like https://api.example.org/v1, got {judge.base_url!r}"
     if owned := sorted({"model", "messages", "stream", "n"} & judge.parameters.keys()):
-        yield "eval.llm_judge.parameters", f"may not set {', '.join(owned)}"
+        yield "eval.llm_judge.parameters", f"must not set {', '.join(owned)}"
 
 
 def _rank(recipe: Recipe) -> Iterator[Problem]:
@@ -272,7 +280,7 @@ def _rank(recipe: Recipe) -> Iterator[Problem]:
     if not isinstance(recipe.data.demonstrations, TaskConfig):
         yield (
             "rank.source",
-            "simulated annotators know the built-in task only: data.demonstrations must be {task: ...}",
+            "simulated annotators can rank the built-in task only: data.demonstrations must be {task: ...}",
         )
     names = [annotator.name for annotator in rank.annotators]
     yield from _distinct("rank.annotators", names)
@@ -290,23 +298,24 @@ def _rounds(recipe: Recipe) -> Iterator[Problem]:
         if recipe.rank.source == "data":
             yield (
                 "rounds",
-                f"{recipe.rounds} rounds need annotators for each policy's new answers, and rank.source = data "
-                "has rankings of given answers only",
+                f"{recipe.rounds} rounds need annotators for the answers of each new policy, and rank.source = "
+                "data only reads existing rankings",
             )
         if recipe.ppo.reward_model is not None:
             yield (
                 "ppo.reward_model",
-                f"would reward every one of {recipe.rounds} rounds, and none would learn from its rankings",
+                f"would replace the reward models of all {recipe.rounds} rounds, so that none learns from its "
+                "rankings",
             )
     if recipe.collect.select == "disagreement":
         if recipe.reward.ensemble < 2:
-            yield "collect.select", "disagreement is between members of an ensemble: reward.ensemble must be >= 2"
+            yield "collect.select", "disagreement needs a reward ensemble: set reward.ensemble to 2 or more"
         if recipe.collect.num_prompts is None:
-            yield "collect.num_prompts", "is required by collect.select = disagreement: of all there is no choice"
+            yield "collect.num_prompts", "is required by collect.select = disagreement, which selects that many"
 
 
 def app_conflicts(app: AppConfig) -> Iterator[Problem]:
-    """What does not fit together in the ranking app's section."""
+    """Values of the ranking app's section that conflict with each other."""
     names = app.annotators
     yield from _distinct("rank.app.annotators", names)
     if not names:
@@ -322,8 +331,8 @@ def _distinct(path: str, names: Sequence[str]) -> Iterator[Problem]:
         yield path, f"two annotators are called {name}"
 
 
-def look_judge(recipe: Recipe) -> str:
-    """Who scores PPO's looks: `ppo.guards.judge`, with `eval` resolved."""
+def monitor_judge(recipe: Recipe) -> str:
+    """Who scores the answers at PPO's evaluation points: `ppo.guards.judge`, with `eval` resolved."""
     judge = recipe.ppo.guards.judge
     return recipe.eval.judge if judge == "eval" else judge
 
@@ -331,7 +340,10 @@ def look_judge(recipe: Recipe) -> str:
 def _guards(recipe: Recipe) -> Iterator[Problem]:
     ppo, judge = recipe.ppo, recipe.ppo.guards.judge
     if judge == "member" and not ppo.reward.held_out:
-        yield "ppo.guards.judge", "member: none is left to judge; set ppo.reward.held_out to 1 or more"
+        yield (
+            "ppo.guards.judge",
+            "member needs a member that PPO does not use: set ppo.reward.held_out to 1 or more",
+        )
     if judge == "reward" and ppo.reward_model is None:
         yield "ppo.guards.judge", "reward is the model that PPO optimises, unless ppo.reward_model names another"
 
@@ -353,7 +365,7 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
     elif ppo.critic != "adapter":
         for name in ("value_learning_rate", "critic_warmup_updates"):
             if getattr(ppo, name):
-                yield f"ppo.{name}", "is for a value role of its own: set ppo.value: adapter, or leave it out"
+                yield f"ppo.{name}", "is for a separate value model: set ppo.value to adapter, or leave it out"
 
 
 def _export(recipe: Recipe) -> Iterator[Problem]:
@@ -362,9 +374,9 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
     if formats is None:
         return
     for name in sorted({name for name in formats if formats.count(name) > 1}):
-        yield "export.formats", f"{name} is named twice"
+        yield "export.formats", f"{name} is listed twice"
     if not formats:
-        yield "export.formats", "names no format; null leaves the choice to the base"
+        yield "export.formats", "is empty; null chooses a format that suits the base"
     if "adapter" in formats and lora is None:
         yield "export.formats", "adapter needs LoRA, and sft.lora is null: every weight is trained"
     merged = [name for name in formats if name != "adapter"]
@@ -373,12 +385,13 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
         if "adapter" in formats:
             yield (
                 "export.formats",
-                "adapter would be computed without the rounding that base.quantization.qat trained: merge it",
+                "adapter would be used without the rounding that base.quantization.qat trained it for: export a "
+                "merged model",
             )
     elif quantization != "none" and merged and not export.merge_quantized:
         yield (
             "export.formats",
-            f"{merged[0]} needs the adapter merged into its base, which is {quantization}: merged and "
-            "quantised again, the tuning may be lost. Use `adapter`, or insist with export.merge_quantized: true, "
-            "and what it costs is measured",
+            f"{merged[0]} needs the adapter merged into its base, which is {quantization}: merging and quantising "
+            "again may lose what was learned. Use `adapter`, or set export.merge_quantized to true to merge anyway "
+            "and have the loss measured",
         )

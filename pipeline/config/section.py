@@ -1,8 +1,10 @@
-"""What every config dataclass of a recipe shares: frozen, keyword-only, strict, no unknown keys."""
+"""What the config dataclasses of a recipe share: they are frozen, keyword-only and strict, and refuse unknown
+keys."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -22,6 +24,7 @@ __all__ = [
     "content",
     "field",
     "section",
+    "trainer_values",
 ]
 
 T = TypeVar("T")
@@ -30,18 +33,18 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def section(cls: type[T]) -> type[T]:
     """A frozen dataclass that pydantic validates strictly: no unknown keys, no `true` for 1, no "3" for 3."""
-    made = dataclass(frozen=True, kw_only=True)(cls)
-    made.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
+    frozen = dataclass(frozen=True, kw_only=True)(cls)
+    frozen.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
         strict=True, extra="forbid", allow_inf_nan=False
     )
-    return made
+    return frozen
 
 
 RUNTIME: dict[str, Any] = {"runtime": True}
-"""Metadata of a field that changes how a stage runs, not what it makes: left out of the stage's key."""
+"""Metadata of a field that changes how a stage runs but not what it makes. It is left out of the stage's key."""
 
 LATER: dict[str, Any] = {"later": True}
-"""Metadata of a field that only rounds after the first read: left out of a first round's key."""
+"""Metadata of a field that only rounds after the first read. It is left out of the first round's key."""
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -50,12 +53,22 @@ NonNegative = Annotated[float, Field(ge=0)]
 Chance = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
-"""Text that may name a local file or folder: `~` at its start is the home folder."""
+"""Text that may name a local file or folder. A leading `~` stands for the home folder."""
+
+
+def trainer_values(owner: str, defaults: Mapping[str, Any]) -> Any:
+    """A `trainer:` field: values of a Hugging Face config class, by the names they have there.
+
+    Args:
+        owner: the class whose names it holds, such as "trl.SFTConfig".
+        defaults: values that the stage sets where the recipe does not.
+    """
+    return field(default_factory=dict, metadata={"trainer": owner, "trainer_defaults": defaults})
 
 
 def content(value: Any, *, later: bool = True) -> Any:
-    """A section as JSON values, less the runtime fields at any depth: what a stage's key is made from. Without
-    `later`, less the fields that only later rounds read as well."""
+    """A section as JSON values without its runtime fields, at any depth: what a stage's key is made from. Without
+    `later`, the fields that only later rounds read are left out too."""
     if is_dataclass(value):
         left_out = {"runtime"} if later else {"runtime", "later"}
         kept = (f.name for f in fields(value) if not any(f.metadata.get(mark) for mark in left_out))

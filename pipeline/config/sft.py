@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pipeline.config.section import RUNTIME, BelowOne, Count, field, section
+from pipeline.config.section import RUNTIME, BelowOne, Count, field, section, trainer_values
+
+SFT_TRAINER = {"learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8}
+"""Defaults of `sft.trainer`."""
 
 
 @section
@@ -12,24 +15,29 @@ class LoRAConfig:
     """peft's `LoraConfig`, by its own names."""
 
     r: Count = 16
+    """Rank of the adapter's two matrices. The adapter's size grows in proportion to it."""
     lora_alpha: Count = 32
+    """Scale: the adapter's output is multiplied by `lora_alpha / r`."""
     lora_dropout: BelowOne = 0.0
+    """Dropout probability on the adapter's input, in SFT, reward and DPO training. PPO uses no dropout."""
     target_modules: str | list[str] = "all-linear"
+    """Layers that get an adapter: `all-linear` for every linear layer but the output layer; a list of names or of
+    their ends (`[q_proj, v_proj]`); or one string, a regular expression that must match the whole name."""
 
 
 @section
 class SFTConfig:
-    """Supervised fine-tuning with trl's SFTTrainer; the loss is on completions only."""
+    """Supervised fine-tuning with trl's SFTTrainer. The loss is on completions only."""
 
     lora: LoRAConfig | None = field(default_factory=LoRAConfig)
-    """null: train every weight."""
+    """The adapter to train; null: train every weight."""
     max_length: Count = 256
-    """Tokens of prompt and completion; longer demonstrations are left out, and counted."""
+    """Maximum tokens of prompt and completion together. Longer demonstrations are left out and counted."""
     packing: bool = True
-    """Put several demonstrations into one row of `max_length`; they do not see each other."""
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Values of `trl.SFTConfig`, by their own names. One optimizer step is over `per_device_train_batch_size` times
-    `gradient_accumulation_steps` rows, on however many processes."""
+    """Put several demonstrations into one row of `max_length` tokens. They do not attend to each other."""
+    trainer: dict[str, Any] = trainer_values("trl.SFTConfig", SFT_TRAINER)
+    """Values of `trl.SFTConfig`, by their own names. One optimizer step uses `per_device_train_batch_size` times
+    `gradient_accumulation_steps` rows, whatever the number of processes."""
     micro_batch_size: Count | Literal["auto"] | None = field(default=None, metadata=RUNTIME)
-    """Rows that go through the model at once; null: `trainer.per_device_train_batch_size`; auto: a whole
-    optimizer step, and half as many whenever the GPU's memory runs out. Changes memory, not mathematics."""
+    """Rows per forward and backward pass. null: `trainer.per_device_train_batch_size`. auto: start with all rows of
+    an optimizer step, and halve whenever the GPU runs out of memory. Affects memory and speed, not results."""

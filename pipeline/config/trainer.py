@@ -1,7 +1,7 @@
-"""Checks the `trainer:` sections, whose names are trl's and transformers', without importing either.
+"""Checks the `trainer:` sections, whose names are those of trl and transformers, without importing either.
 
-The names and their kinds are in trainer_fields.json. `python -m pipeline.config.trainer` writes it anew from
-the installed versions, and a test holds that it matches them.
+The names and their types are in trainer_fields.json. `python -m pipeline.config.trainer` writes that file from the
+installed versions, and a test checks that it matches them.
 """
 
 from __future__ import annotations
@@ -17,29 +17,44 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.recipe import Recipe
+
 FIELDS_FILE = Path(__file__).with_name("trainer_fields.json")
 
-SECTIONS = {
-    "base.pretrain.trainer": "transformers.TrainingArguments",
-    "sft.trainer": "trl.SFTConfig",
-    "reward.trainer": "transformers.TrainingArguments",
-    "reward.pretrain_on.trainer": "transformers.TrainingArguments",
-    "dpo.trainer": "trl.DPOConfig",
-}
-"""Dotted path of each `trainer:` section -> whose names it holds."""
+EVAL_BATCH_SIZE = 8
+"""transformers' default of `per_device_eval_batch_size`."""
+
+
+def _sections(section: type[Any], path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every `trainer:` field below a section of the recipe, with its dotted path."""
+    hints = typing.get_type_hints(section)
+    for known in dataclasses.fields(section):
+        dotted = f"{path}.{known.name}" if path else known.name
+        if "trainer" in known.metadata:
+            yield dotted, known
+        for part in typing.get_args(hints[known.name]) or (hints[known.name],):
+            if dataclasses.is_dataclass(part):
+                yield from _sections(part, dotted)  # type: ignore[arg-type]
+
+
+FIELDS = dict(_sections(Recipe))
+"""Dotted path of each `trainer:` section -> its field."""
+
+SECTIONS: dict[str, str] = {path: known.metadata["trainer"] for path, known in FIELDS.items()}
+"""Dotted path of each `trainer:` section -> the class whose names it holds."""
 
 _FOLDER = "the runner chooses the folders"
 _HUB = "`tutelage publish` uploads, from finished artifacts only"
 _DTYPE = "`base.dtype` decides it for every stage"
 _DATA = "the data stage prepares the columns"
 _MODEL = "the base stage makes model and tokenizer"
-_SHARDING = "`make NPROC=2` decides how many processes share the work, and they sum their gradients"
+_SHARDING = "`--nproc` (make NPROC=2) decides how many processes share the work"
 _DIVIDED = "`sharding: full` at the top of the recipe divides a full fine-tune among processes"
-_BATCH = "an optimizer step is the same on any number of processes; see `micro_batch_size` beside `trainer`"
-_CHECKPOINT = "a resumed run needs whole checkpoints"
-_SCREEN = "the runner owns the display and the metrics; see `report_to` at the top of the recipe"
+_BATCH = "an optimizer step is the same for any number of processes; see `micro_batch_size` beside `trainer`"
+_CHECKPOINT = "a resumed run needs complete checkpoints"
+_SCREEN = "the runner controls the display and the metrics; see `report_to` at the top of the recipe"
 _SEED = "every generator derives from `seed` at the top of the recipe"
-_STEPS = "the stage decides what it does"
+_STEPS = "the stage decides this"
 _REFERENCE = "the reference is the SFT model, whose log-probs the stage computes once"
 
 OWNED = {
@@ -89,44 +104,44 @@ OWNED = {
     "dataset_text_field": _DATA,
     "completion_only_loss": "the loss is on completions only",
     "assistant_only_loss": "the loss is on completions only",
-    "max_length": "it stands beside `trainer`: `sft.max_length`, `dpo.max_length`",
-    "packing": "it stands beside `trainer`: `sft.packing`",
-    "packing_strategy": "packed documents must not see each other, and only the default keeps them apart",
-    "eval_packing": "it stands beside `trainer`: `sft.packing`",
+    "max_length": "set it beside `trainer`: `sft.max_length`, `dpo.max_length`",
+    "packing": "set it beside `trainer`: `sft.packing`",
+    "packing_strategy": "packed documents must not attend to each other, which only the default ensures",
+    "eval_packing": "set it beside `trainer`: `sft.packing`",
     "model_init_kwargs": _MODEL,
     "trust_remote_code": _MODEL,
     "chat_template_path": "`base.chat_template` decides it",
     "eos_token": _MODEL,
     "pad_token": _MODEL,
-    "beta": "it stands beside `trainer`: `dpo.beta`",
+    "beta": "set it beside `trainer`: `dpo.beta`",
     "truncation_mode": "pairs that are too long are left out",
-    "padding_free": "trl has switched it off",
+    "padding_free": "trl disables it",
     "precompute_ref_log_probs": _REFERENCE,
     "precompute_ref_batch_size": _REFERENCE,
     "sync_ref_model": _REFERENCE,
     "ref_model_mixup_alpha": _REFERENCE,
     "ref_model_sync_steps": _REFERENCE,
 }
-"""Names that a recipe may not set -> why."""
+"""Names that a recipe must not set -> why."""
 
 
 def owner(name: str) -> str | None:
-    """Why a recipe may not set this trainer value, or None when it may."""
+    """Why a recipe must not set this trainer value; None if it may."""
     return _HUB if name.startswith("hub_") else OWNED.get(name)
 
 
 @cache
 def trainer_fields() -> Mapping[str, Mapping[str, str]]:
-    """Config class -> field name -> kinds, such as "float | null"."""
-    made: dict[str, dict[str, str]] = json.loads(FIELDS_FILE.read_text(encoding="utf-8"))
-    return made
+    """Config class -> field name -> types, such as "float | null"."""
+    fields: dict[str, dict[str, str]] = json.loads(FIELDS_FILE.read_text(encoding="utf-8"))
+    return fields
 
 
 _JSON_KINDS = {bool: "bool", int: "int", float: "float", str: "str", dict: "dict", list: "list"}
 
 
 def fits(value: Any, kinds: str) -> bool:
-    """Whether a JSON value is one of the kinds. An int may stand for a float, a bool for nothing else."""
+    """Whether a JSON value has one of the types. An int is accepted as a float; a bool is only a bool."""
     allowed = kinds.split(" | ")
     if "any" in allowed:
         return True
@@ -139,13 +154,13 @@ def fits(value: Any, kinds: str) -> bool:
 
 
 def problems(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
-    """What is wrong in one `trainer:` section: name, message, and for an unknown name the valid ones."""
+    """The problems of one `trainer:` section: name, message and, for an unknown name, the valid names."""
     known = trainer_fields()[SECTIONS[path]]
     for name, value in values.items():
         if name not in known:
             yield name, "unknown key", [k for k in known if owner(k) is None]
         elif reason := owner(name):
-            yield name, f"may not be set here: {reason}", []
+            yield name, f"must not be set here: {reason}", []
         elif not fits(value, known[name]):
             yield name, f"must be {known[name].replace(' | ', ' or ')}, got {json.dumps(value)}", []
 
@@ -165,22 +180,22 @@ def _kinds(annotation: Any) -> set[str]:
 
 
 def installed_fields() -> dict[str, dict[str, str]]:
-    """What trainer_fields.json must hold for the installed versions. Imports trl: seconds."""
+    """The content of trainer_fields.json for the installed versions. Imports trl, which takes seconds."""
     from transformers import TrainingArguments
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.sft_config import SFTConfig
 
-    made = {}
+    names = {}
     for name, config in {
         "transformers.TrainingArguments": TrainingArguments,
         "trl.SFTConfig": SFTConfig,
         "trl.DPOConfig": DPOConfig,
     }.items():
         hints = typing.get_type_hints(config)
-        made[name] = {
+        names[name] = {
             f.name: " | ".join(sorted(_kinds(hints[f.name]))) for f in dataclasses.fields(config) if f.init
         }
-    return made
+    return names
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Failures of the system and of other libraries as errors of this project, for all that a user can cause."""
+"""Translates failures of the system and of libraries that a user can cause into errors of this project."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.errors import DiskFull, StageError, TutelageError
 from pipeline.machine import out_of_memory
 
 ERROR = "error.txt"
-"""The traceback of a stage's last failure, in its folder."""
+"""The file in a stage's folder with the traceback of its last failure."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Of the system: no space, the user's quota reached, or a file larger than the system allows."""
+"""System errors: no space left, the user's quota reached, or a file larger than the system allows."""
 
 WRITE_FAILED = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|database or disk is full"
@@ -24,53 +24,62 @@ WRITE_FAILED = re.compile(
     r"|inline_container\.cc.*(unexpected pos|write failed)|PytorchStreamWriter failed writing"  # torch.save
     r"|\d+ requested and \d+ written"  # numpy.ndarray.tofile: GGUF files
 )
-"""How libraries say the same without the system's number."""
+"""How libraries report the same without the system's error number."""
 
 LIBRARIES = {
     "jinja2": (
         "a Jinja template (in a stage: the chat template) cannot be rendered",
-        "correct the template (base.chat_template names another one), or the row that it refuses",
+        "fix the template (base.chat_template chooses another one), or the row that it refuses",
     ),
-    "peft": ("peft refuses the adapter", "correct the recipe's lora sections"),
-    "safetensors": ("a file of weights cannot be read or written", "make the artifact, or fetch the model, again"),
+    "peft": ("peft refuses the adapter", "fix the recipe's lora sections"),
+    "safetensors": (
+        "a file of weights cannot be read or written",
+        "run the stage again, or download the model again",
+    ),
     "huggingface_hub": ("the Hugging Face Hub refused", "check the name, the network and the token"),
     "httpx": ("a server could not be reached", "check the address and the network, and run again"),
-    "datasets": ("a data set cannot be prepared", "check that the file is whole and of the kind its name says"),
-    "pyarrow": ("a table cannot be read or written", "check that the file is whole and of the kind its name says"),
-    "sqlite3": ("a database cannot be read or written", "check that the file is whole and that it can be written"),
+    "datasets": (
+        "a data set cannot be prepared",
+        "check that the file is complete and has the format of its extension",
+    ),
+    "pyarrow": (
+        "a table cannot be read or written",
+        "check that the file is complete and has the format of its extension",
+    ),
+    "sqlite3": ("a database cannot be read or written", "check that the file is complete and writable"),
 }
-"""Libraries whose exceptions come from a user's files, values or network: what went wrong, and what to do."""
+"""Library -> what went wrong and what to do, for libraries whose exceptions come from a user's files, values or
+network."""
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and all that led to it, each once."""
+    """An exception and all exceptions that led to it, each once."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
-        found = waiting.pop()
-        if found is None or id(found) in seen:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
             continue
-        seen.add(id(found))
-        yield found
-        waiting += [found.__cause__, found.__context__, *getattr(found, "exceptions", ())]
+        seen.add(id(current))
+        yield current
+        waiting += [current.__cause__, current.__context__, *getattr(current, "exceptions", ())]
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room, also through libraries that wrap the system's error."""
+    """Whether a write failed for lack of space, including through libraries that wrap the system's error."""
     return any(
-        (isinstance(found, OSError) and found.errno in FULL)
-        or (not isinstance(found, TutelageError) and WRITE_FAILED.search(str(found)) is not None)
-        for found in chain(error)
+        (isinstance(link, OSError) and link.errno in FULL)
+        or (not isinstance(link, TutelageError) and WRITE_FAILED.search(str(link)) is not None)
+        for link in chain(error)
     )
 
 
 def translate(error: Exception, doing: str, folder: Path | None = None) -> TutelageError | None:
-    """The error of this project that says what happened; None for a bug, which keeps its traceback.
+    """The error of this project that describes a failure; None for a bug, which keeps its traceback.
 
     Args:
-        doing: what was at work, such as a stage's name.
-        folder: where it was writing. What is kept there lets a stage go on. The traceback of an error that another
-            library raised is written there.
+        doing: what was running, such as a stage's name.
+        folder: where it was writing. The traceback of an error that a library raised is written there.
     """
     where = "" if folder is None else str(folder)
     if isinstance(error, DiskFull):
@@ -79,56 +88,57 @@ def translate(error: Exception, doing: str, folder: Path | None = None) -> Tutel
         return DiskFull(
             f"the disk is full: {doing} could not write its files",
             where=where or _file(error),
-            hint="free space and run the same command again: it goes on where it stopped",
+            hint="free space and run the same command again: it continues where it stopped",
         )
     if isinstance(error, TutelageError):
         return error
-    found = _explain(error, doing)
-    if found is None:
+    explanation = _explain(error, doing)
+    if explanation is None:
         return None
-    what, hint = found
+    what, hint = explanation
     log = _write_traceback(error, folder)
     return StageError(what, where=log or _file(error) or where, hint=hint)
 
 
 def _explain(error: Exception, doing: str) -> tuple[str, str] | None:
-    """What happened and what to do, for what a user can cause."""
+    """What happened and what to do, for a failure that a user can cause; None for others."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if out_of_memory(error):
         return (
             f"{doing} ran out of memory: {reason}",
-            "`tutelage plan` shows what each stage needs; a smaller micro_batch_size (or auto), shorter texts, "
-            "gradient checkpointing or base.quantization: nf4 need less",
+            "`tutelage plan` shows what each stage needs; use a smaller micro_batch_size (or auto), shorter texts, "
+            "gradient checkpointing or base.quantization: nf4",
         )
     if isinstance(error, BrokenPipeError):
-        return None  # whoever read the output has gone: nothing to say, and nobody to say it to
+        return None  # the reader of the output is gone, so there is nobody to tell
     for library, (what, hint) in LIBRARIES.items():
         if any(kind.__module__.lstrip("_").partition(".")[0].startswith(library) for kind in type(error).__mro__):
             return f"{doing}: {what}: {reason}", hint
     if isinstance(error, ImportError):
         return (
             f"{doing} needs a package that is missing or does not load: {reason}",
-            "install it into the same environment, or change the value that asks for it",
+            "install it into the same environment, or change the recipe value that needs it",
         )
     if isinstance(error, JSONDecodeError | UnicodeDecodeError):
-        return f"{doing}: a file does not hold what it should: {reason}", "it was cut off or edited: make it again"
-    # The system names the file, but for a failed read or write of an open one; what names none, code has raised.
+        return f"{doing}: a file has invalid content: {reason}", "it was truncated or edited: create it again"
+    # The system names the file, except for a failed read or write of an open one. An OSError without a file name
+    # was raised by code.
     if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.EIO, errno.ESTALE)):
         return (
             f"{doing} could not read or write a file: {error.strerror or reason}",
-            "check that it is there, and that this user may read and write it",
+            "check that it exists, and that this user may read and write it",
         )
     return None
 
 
 def _file(error: Exception) -> str:
     """The file that an operating system's error is about."""
-    names = [str(found.filename) for found in chain(error) if isinstance(found, OSError) and found.filename]
+    names = [str(link.filename) for link in chain(error) if isinstance(link, OSError) and link.filename]
     return names[0] if names else ""
 
 
 def _write_traceback(error: Exception, folder: Path | None) -> str:
-    """For a report of what may be a bug after all; empty where it cannot be written."""
+    """Writes the traceback, in case it is a bug after all, and returns its place; empty if it cannot be written."""
     if folder is None or not folder.is_dir():
         return ""
     path = folder / ERROR

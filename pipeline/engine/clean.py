@@ -22,15 +22,15 @@ class Leftover:
 
 
 def leftovers(planner: Planner, everything: bool = False) -> list[Leftover]:
-    """Stage runs that the recipe's present values do not use: other values' runs, and unfinished ones without
-    a checkpoint. With `everything`, all of the recipe's runs."""
+    """Stage runs that the recipe's present values do not use: runs of other values, and unfinished runs without a
+    checkpoint. With `everything`, all of the recipe's runs."""
     keep = set() if everything else {step.folder for step in planner.plan() if step.action in ("skip", "resume")}
-    found = [folder for stage in _stage_folders(planner) for folder in sorted(stage.glob("*"))]
-    return [Leftover(folder, folder_size(folder)) for folder in found if folder.is_dir() and folder not in keep]
+    folders = [folder for stage in _stage_folders(planner) for folder in sorted(stage.glob("*"))]
+    return [Leftover(folder, folder_size(folder)) for folder in folders if folder.is_dir() and folder not in keep]
 
 
 def kept(planner: Planner) -> list[Path]:
-    """People's work, which is never removed: their rankings, the key of their links, their judgements."""
+    """Files of people's work, which are never removed: their rankings, the key of their links, their judgements."""
     stem = RANKINGS_DATABASE.partition(".")[0]
     return sorted(
         path
@@ -40,10 +40,10 @@ def kept(planner: Planner) -> list[Path]:
     )
 
 
-def remove(planner: Planner, found: list[Leftover], say: Callable[[str], None]) -> int:
-    """Removes them, less those that another process works on. Returns the bytes that were freed."""
+def remove(planner: Planner, leftovers: list[Leftover], say: Callable[[str], None]) -> int:
+    """Removes stage runs, except those that another process is working on. Returns the freed bytes."""
     freed = 0
-    for leftover in found:
+    for leftover in leftovers:
         try:
             with locked(leftover.path, wait=False, say=say):
                 shutil.rmtree(leftover.path)
@@ -63,7 +63,7 @@ def remove(planner: Planner, found: list[Leftover], say: Callable[[str], None]) 
 
 
 def _stage_folders(planner: Planner) -> list[Path]:
-    """Of every stage and round that ever ran, whether the recipe still has it or not."""
+    """The folders of every stage and round that ever ran, even if the recipe no longer has them."""
     if not planner.folder.is_dir():
         return []
     return [path for path in sorted(planner.folder.iterdir()) if path.is_dir() and registry.is_step(path.name)]

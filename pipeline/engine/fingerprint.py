@@ -1,4 +1,4 @@
-"""Content fingerprints: equal ones mean equal content, wherever and whenever it was made."""
+"""Content fingerprints: equal fingerprints mean equal content."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def file_sha256(path: Path) -> str:
 
 
 def combine(hashes: Mapping[str, str]) -> str:
-    """The fingerprint of a folder from the SHA-256 of each file by its relative name."""
+    """The fingerprint of a folder, from the SHA-256 of each file by relative name."""
     lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def files_below(folder: Path) -> dict[str, Path]:
-    """Every file below a folder by its relative name."""
+    """Every file below a folder, by relative name."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 class Fingerprints:
-    """Fingerprints of local inputs. Remembers each file's hash while its size, time and inode stay the same,
-    so that a model of many gigabytes is read once, not at every plan."""
+    """Fingerprints of local inputs. Each file's hash is cached while its size, time and inode stay the same, so
+    that a model of many gigabytes is read once rather than at every plan."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
@@ -46,7 +46,7 @@ class Fingerprints:
             self._known = {}
 
     def __call__(self, path: Path) -> str:
-        """Of a file or of a folder's files."""
+        """The fingerprint of a file or of a folder."""
         if path.is_dir():
             return combine({name: self._file(file) for name, file in files_below(path).items()})
         return self._file(path)
@@ -64,7 +64,7 @@ class Fingerprints:
         return sha256
 
     def save(self) -> None:
-        """Keeps what was learned. A cache that cannot be written only costs time."""
+        """Writes the cache. A cache that cannot be written only costs time."""
         if not self._changed:
             return
         self._known = {name: entry for name, entry in self._known.items() if os.path.exists(name)}

@@ -1,7 +1,7 @@
-"""Starts the processes of a run on this machine, watches them, and ends all when one ends badly.
+"""Starts the processes of a run on this machine, watches them, and ends all of them when one fails.
 
-They get torchrun's environment variables, and torchrun itself is what starts them over several machines. On one it
-would print a page of its own for every error, and end with 1 whatever the error was.
+They get torchrun's environment variables; on several machines torchrun itself starts them. On one machine torchrun
+would print a page for every error, and exit with 1 whatever the error was.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from typing import Any
 from pipeline.errors import Interrupted, TutelageError
 
 LAUNCHER, RECORD = "TUTELAGE_LAUNCHER", "TUTELAGE_FAILURE"
-"""Environment variables of a process started here: its launcher's id, and where it writes why it failed."""
+"""Environment variables of a process started here: its launcher's process id, and the file for the error it fails
+with."""
 GRACE = 15.0
-"""Seconds in which a process may end by itself once another has failed."""
-LOOK = 0.1
+"""Seconds that a process has to end by itself once another has failed."""
+POLL_INTERVAL = 0.1
+"""Seconds between two checks of the processes."""
 
 
 def launch(count: int, arguments: Sequence[str], program: Sequence[str] = ()) -> None:
-    """Runs this program with other arguments as `count` processes. Raises the first one's error, or `Interrupted`.
+    """Runs this program with other arguments as `count` processes. Raises the first error, or `Interrupted`.
 
     Args:
-        program: another program than this one. (Python is told not to look for modules beside the script or in the
-            working directory: a user's data.py is not ours.)
+        program: another program than this one. (By default -P keeps Python from importing modules beside the script
+            or in the working directory, such as a user's data.py.)
     """
     program = program or (sys.executable, "-P", sys.argv[0])
     with tempfile.TemporaryDirectory(prefix="tutelage-") as folder:
@@ -64,7 +66,7 @@ def _start(count: int, command: Sequence[str], records: Sequence[Path]) -> list[
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count))),
         LAUNCHER: str(os.getpid()),
     }
-    # A session of their own: Ctrl-C reaches this process alone, which then ends them in good order.
+    # In sessions of their own, so that Ctrl-C reaches only this process, which then ends them in order.
     return [
         subprocess.Popen(
             list(command),
@@ -77,17 +79,18 @@ def _start(count: int, command: Sequence[str], records: Sequence[Path]) -> list[
 
 
 def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Waits until all have ended well, or until one has not; returns the ranks that failed first."""
+    """Waits until all processes have succeeded or one has failed; returns the numbers of those that failed
+    first."""
     while True:
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code]
         if failed or None not in codes:
             return failed
-        time.sleep(LOOK)
+        time.sleep(POLL_INTERVAL)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks those that still run to end, and makes them."""
+    """Terminates the processes that still run, and kills those that do not end in time."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -103,34 +106,37 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def _cause(
     failed: Sequence[int], processes: Sequence[subprocess.Popen[bytes]], records: Sequence[Path]
 ) -> TutelageError:
-    """The first error. A rank whose peer has died fails too, of a broken connection, and is not the cause."""
+    """The first error. Processes whose peer has died fail too, with a broken connection, but are not the cause."""
     for rank in failed:
         code = processes[rank].returncode
         if code < 0:
             error = TutelageError(
                 f"process {rank} of {len(processes)} was killed by {signal.Signals(-code).name}",
-                hint="its state is kept: run the same command again to go on"
-                + (" (the system kills when memory runs out)" if -code == signal.SIGKILL else ""),
+                hint="its state is kept: run the same command again to continue"
+                + (" (the system kills processes when memory runs out)" if -code == signal.SIGKILL else ""),
             )
             error.exit_code = 128 - code
             return error
-    found = [record for record in map(_read, records) if record]
-    if not found:
-        error = TutelageError(f"process {failed[0]} of {len(processes)} ended without a word")
+    failures = [record for record in map(_read, records) if record]
+    if not failures:
+        error = TutelageError(
+            f"process {failed[0]} of {len(processes)} exited with code {processes[failed[0]].returncode} and no "
+            "message"
+        )
         error.exit_code = processes[failed[0]].returncode
         return error
-    first = min(found, key=lambda record: float(record["time"]))
+    first = min(failures, key=lambda record: float(record["time"]))
     error = TutelageError(first["message"])
     error.exit_code = first["exit_code"]
     return error
 
 
 def _interrupted(records: Sequence[Path]) -> TutelageError:
-    """What rank 0 said when it was stopped."""
-    said = _read(records[0])
-    if said and said["exit_code"] == Interrupted.exit_code:
-        return Interrupted(said["message"])
-    return Interrupted("interrupted", hint="its state is kept: run the same command again to go on")
+    """The message of the first process when it was interrupted."""
+    record = _read(records[0])
+    if record and record["exit_code"] == Interrupted.exit_code:
+        return Interrupted(record["message"])
+    return Interrupted("interrupted", hint="its state is kept: run the same command again to continue")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -144,13 +150,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 # --- In a process that was started here ---
 
 
-def tell(error: BaseException) -> bool:
-    """Leaves word of an error to the launcher, which prints the first one. False when there is no launcher."""
+def report_failure(error: BaseException) -> bool:
+    """Writes an error for the launcher, which prints the first one. Returns False when there is no launcher."""
     path = os.environ.get(RECORD)
     if path is None:
         return False
-    mine = isinstance(error, TutelageError)
-    message = str(error) if mine else "".join(traceback.format_exception(error))
+    for_users = isinstance(error, TutelageError)
+    message = str(error) if for_users else "".join(traceback.format_exception(error))
     code = error.exit_code if isinstance(error, TutelageError) else 1
     record = {"time": time.time(), "message": message, "exit_code": code}
     Path(path).write_text(json.dumps(record), encoding="utf-8")
@@ -158,7 +164,7 @@ def tell(error: BaseException) -> bool:
 
 
 def end_with_launcher() -> None:
-    """Lets this process die when its launcher is gone: nobody would end it any more."""
+    """Ends this process when its launcher is gone, since nobody else would."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return

@@ -1,8 +1,8 @@
-"""The manifest of a finished stage, and the one step that makes a stage finished.
+"""The manifest of a finished stage. Writing it is what makes the stage finished.
 
 A stage's folder is `runs/<recipe>/<stage>/<first 12 digits of its key>/` with `out/` (the artifact), `state/`
 (checkpoints of an unfinished run), `metrics.jsonl` and `manifest.json`. The manifest is written last and
-atomically: without it nothing in the folder is taken for finished.
+atomically. A folder without it counts as unfinished.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ class LocalRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of a finished stage.
+    """The record of a finished stage.
 
     Attributes:
         recipe: the recipe's name.
-        version: of the stage.
+        version: the stage's version.
         key: SHA-256 over everything that decides the result.
         fingerprint: of the artifact's content.
-        simulated: whether simulated annotators had a part in it, in this stage or before.
-        seed: the recipe's.
-        config: the stage's resolved section, runtime fields included.
-        keyed: what of it the key was made from: the runtime fields were not.
-        provenance: dotted path -> file and line or flag, for the section's values that were set.
+        simulated: whether simulated annotators contributed, in this stage or an earlier one.
+        seed: the recipe's seed.
+        config: the stage's resolved section, including runtime fields.
+        keyed: the part of `config` that enters the key, without runtime fields.
+        provenance: dotted path -> file and line or flag, for the section's values that are not defaults.
         inputs: key and fingerprint of each input artifact, by stage.
         local_files: path and fingerprint of each local file or folder that the recipe names, by dotted path.
-        files: SHA-256 and size of each of the artifact's files.
+        files: SHA-256 and size of each file of the artifact.
         metrics: what the stage returned.
         forced: whether `--force` was given.
         device: the torch device.
-        processes: how many shared the work.
+        processes: how many processes shared the work.
         started, finished: ISO 8601, UTC.
-        seconds: spent in this run; earlier, interrupted runs are not counted.
-        resumed: whether it went on from an interrupted run's state.
-        memory: measured peaks, in bytes, and how they were measured.
-        predicted: what the memory plan foresaw (`pipeline.memory.plan.MemoryPlan.record`), and the operations.
-        code, packages, hardware: what made it. Not part of the key.
+        seconds: duration of this run, without earlier, interrupted runs.
+        resumed: whether it continued from an interrupted run's state.
+        memory: measured peaks in bytes, and how they were measured.
+        predicted: the memory plan's prediction (`pipeline.memory.plan.MemoryPlan.record`), and the operations.
+        code, packages, hardware: what it ran with. Not part of the key.
     """
 
     format: int = 1
@@ -113,7 +113,7 @@ def stage_key(
     inputs: Mapping[str, str],
     local_files: Mapping[str, str],
 ) -> str:
-    """SHA-256 over what decides a stage's result; `inputs` and `local_files` are fingerprints."""
+    """SHA-256 over everything that decides a stage's result; `inputs` and `local_files` are fingerprints."""
     material = {
         "stage": stage,
         "version": version,
@@ -126,7 +126,7 @@ def stage_key(
 
 
 def record_files(out: Path) -> dict[str, FileRecord]:
-    """Hashes an artifact's files and makes sure that they are on the disk."""
+    """Hashes an artifact's files and flushes them to disk."""
     records = {}
     for name, path in files_below(out).items():
         with path.open("rb") as file:
@@ -142,7 +142,8 @@ def artifact_fingerprint(files: Mapping[str, FileRecord]) -> str:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Makes the stage finished. When it fails, the stage stays unfinished and everything else as it was."""
+    """Marks the stage as finished. Raises `StageError` if the file cannot be written; the stage is then
+    unfinished."""
     text = json.dumps(jsonable(asdict(manifest)), indent=2, ensure_ascii=False, allow_nan=False)
     try:
         write_atomic(folder / FILE, f"{text}\n")
@@ -150,12 +151,12 @@ def write(folder: Path, manifest: Manifest) -> None:
         raise StageError(
             f"cannot write the manifest of {manifest.stage}: {error.strerror}",
             where=str(folder),
-            hint="make room on the disk and run the same command again; earlier stages are untouched",
+            hint="free disk space and run the same command again; earlier stages are not affected",
         ) from error
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of a stage's folder, or None when the stage is not finished."""
+    """The manifest in a stage's folder, or None if the stage is not finished."""
     path = folder / FILE
     try:
         return _ADAPTER.validate_json(path.read_bytes())
@@ -163,20 +164,20 @@ def read(folder: Path) -> Manifest | None:
         return None
     except ValidationError:
         raise StageError(
-            "this manifest is damaged: it does not parse",
+            "this manifest is damaged: it cannot be parsed",
             where=str(path),
             hint="run the stage again with --fresh",
         ) from None
 
 
 def verify(folder: Path, manifest: Manifest, hint: str, contents: bool = False) -> None:
-    """Checks that the artifact is what the manifest vouches for: that every file is there with its size, and
-    with `contents` that every byte is the same. Raises `StageError`."""
+    """Checks an artifact against its manifest: that every file exists with the recorded size and, with `contents`,
+    that every byte is the same. Raises `StageError`."""
     for name, record in manifest.files.items():
         path = folder / "out" / name
         if not path.is_file():
             raise StageError(
-                f"the {manifest.stage} artifact is damaged: {name} is gone", where=str(path), hint=hint
+                f"the {manifest.stage} artifact is damaged: {name} is missing", where=str(path), hint=hint
             )
         size = path.stat().st_size
         if size != record.size:
@@ -188,13 +189,13 @@ def verify(folder: Path, manifest: Manifest, hint: str, contents: bool = False) 
         if contents and file_sha256(path) != record.sha256:
             raise StageError(
                 f"the {manifest.stage} artifact is damaged: the contents of {name} "
-                f"({readable_bytes(size)}) are not what was written",
+                f"({readable_bytes(size)}) have changed since it was written",
                 where=str(path),
                 hint=hint,
             )
     if artifact_fingerprint(manifest.files) != manifest.fingerprint:
         raise StageError(
-            f"the manifest of {manifest.stage} is damaged: its fingerprint is not that of its files",
+            f"the manifest of {manifest.stage} is damaged: its fingerprint does not match its files",
             where=str(folder / FILE),
             hint=hint,
         )

@@ -1,4 +1,4 @@
-"""What would run, and why: keys, reasons, and the finished stages of a recipe."""
+"""What would run and why: keys, reasons, and the finished stages of a recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.engine import manifest, registry
 from pipeline.engine.fingerprint import Fingerprints
 from pipeline.engine.manifest import InputRecord, LocalRecord, Manifest
 from pipeline.engine.registry import StageSpec
-from pipeline.engine.rounds import REPEATED, by_round, parse, step_name
+from pipeline.engine.rounds import by_round, parse, step_name
 from pipeline.engine.stage import Artifact
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import canonical, write_atomic
@@ -48,13 +48,13 @@ class StagePlan:
     """What would happen to a stage.
 
     Attributes:
-        action: skip (up to date), run, resume (from an interrupted run's state), or wait (an input runs
-            first, and only its content tells whether this stage must).
+        action: skip (up to date), run, resume (from an interrupted run's state), or wait (an input runs first, and
+            whether this stage must run depends on the input's new content).
         reason: why.
-        note: what else is worth knowing.
+        note: what else the user should know.
         key, folder: None when it waits.
         inputs, local_files: what goes into the key and the manifest.
-        finished: the stage's run, when it is up to date.
+        finished: the stage's run, if it is up to date.
     """
 
     spec: StageSpec
@@ -83,13 +83,14 @@ class RunSummary:
     stages: Mapping[str, StageRun]
 
     def newest(self, stage: str) -> StageRun | None:
-        """A stage's run of the last round that is finished."""
+        """A stage's run in the last finished round."""
         return next(reversed(by_round(self.stages, stage).values()), None)
 
     def need(self, name: str) -> StageRun:
-        """A finished step; the bare name of a repeated stage means the recipe's last round, "ppo-1" the first.
+        """A finished step. The bare name of a repeated stage means the recipe's last round, "ppo-1" the first.
         Raises `StageError` when it is not finished under the recipe's present values."""
-        stage = step_name(name, self.loaded.recipe.rounds) if name in REPEATED else step_name(*parse(name))
+        repeats = name in registry.STAGES and registry.STAGES[name].repeats
+        stage = step_name(name, self.loaded.recipe.rounds) if repeats else step_name(*parse(name))
         if stage not in self.stages:
             raise StageError(
                 f"{stage} is not finished under these recipe values",
@@ -99,13 +100,60 @@ class RunSummary:
         return self.stages[stage]
 
 
+class CurrentRuns:
+    """`current.json`: which runs belong to the recipe's present values. `summary` finds them there even after a
+    local file that a stage read has changed or gone.
+
+    Args:
+        folder: runs/<recipe name>.
+        digest: of the recipe's values; a file written under other values counts as none.
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder, self.digest = folder, digest
+
+    def read(self) -> dict[str, StageRun]:
+        """The recorded runs, as far as they still exist."""
+        try:
+            pointer = json.loads((self.folder / POINTER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if pointer["values"] != self.digest:
+            return {}
+        runs = {}
+        for stage, name in pointer["stages"].items():
+            record = manifest.read(self.folder / stage / name)
+            if record:
+                runs[stage] = StageRun(self.folder / stage / name, record)
+        return runs
+
+    def write(self, done: Mapping[str, StageRun], order: Sequence[str]) -> bool:
+        """Records these runs. Stages that were not asked for stay recorded while their inputs are the same. Returns
+        whether the record changed."""
+        current = dict(done)
+        for stage, run in self.read().items():
+            inputs = run.manifest.inputs.items()
+            if stage not in done and all(
+                name in current and current[name].manifest.key == record.key for name, record in inputs
+            ):
+                current[stage] = run
+        ordered = {stage: current[stage].folder.name for stage in order if stage in current}
+        text = json.dumps({"values": self.digest, "stages": ordered}, indent=2) + "\n"
+        path = self.folder / POINTER
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+        return True
+
+
 class Planner:
     """Plans a recipe's stages.
 
     Args:
         loaded: the recipe.
         runs: the folder of all runs.
-        fresh: stages that are to be made again even when they are up to date.
+        fresh: stages to run again even if they are up to date.
     """
 
     def __init__(self, loaded: LoadedRecipe, runs: Path, fresh: Iterable[str] = ()) -> None:
@@ -116,7 +164,8 @@ class Planner:
         self._fingerprints = Fingerprints(runs / ".fingerprints.json")
 
     def plan(self, until: str | None = None) -> list[StagePlan]:
-        """Every stage of the recipe in order, or those that `until` needs. Cheap: reads manifests only."""
+        """Every stage of the recipe in order, or with `until` that stage and those it needs. Cheap: reads manifests
+        only."""
         done: dict[str, StageRun] = {}
         steps = []
         for spec, needs in self.stages(until):
@@ -131,7 +180,7 @@ class Planner:
         if until is not None:
             steps = registry.steps(self.recipe)
             if until not in steps and until not in registry.STAGES:
-                raise RecipeError(f"there is no stage called {until}", hint=f"stages are {', '.join(steps)}")
+                raise RecipeError(f"there is no stage called {until}", hint=f"the stages are {', '.join(steps)}")
             if until not in steps:
                 decides, when = registry.STAGES[until].exists
                 raise RecipeError(
@@ -142,7 +191,12 @@ class Planner:
         return registry.planned(self.recipe, until)
 
     def consider(self, spec: StageSpec, needs: Sequence[str], done: Mapping[str, StageRun]) -> StagePlan:
-        """What would happen to one stage, given the finished ones among those it needs."""
+        """What would happen to one stage.
+
+        Args:
+            needs: the steps that it needs.
+            done: the finished steps so far.
+        """
         local_files = self._local_files(spec)
         inputs = {
             need: InputRecord(key=done[need].manifest.key, fingerprint=done[need].manifest.fingerprint)
@@ -170,88 +224,56 @@ class Planner:
 
         if spec.name in self.fresh:
             return step("run", "--fresh asks for it")
-        found = manifest.read(folder)
-        if found:
-            manifest.verify(folder, found, self.hint(spec.name))
+        record = manifest.read(folder)
+        if record:
+            manifest.verify(folder, record, self.hint(spec.name))
             reason = f"up to date (key {key[:KEY_DIGITS]})"
-            return step("skip", reason, self._since(found), StageRun(folder, found))
+            return step("skip", reason, self._since(record), StageRun(folder, record))
         if interrupted := _interrupted(folder):
-            return step("resume", f"resumes: interrupted at {interrupted:%Y-%m-%d %H:%M:%S} (state found)")
+            return step("resume", f"resumes: interrupted at {interrupted:%Y-%m-%d %H:%M:%S}")
         return step("run", "; ".join(self._changes(spec, inputs, local_files)) or "its inputs changed")
 
     def check_model(self, base: StageRun | None) -> None:
-        """Raises `RecipeError` when the recipe asks its model for what it cannot do, as far as that shows: the
-        finished `base` stage knows all of it."""
+        """Raises `RecipeError` when the recipe asks the model for something that it cannot do. Before the `base`
+        stage is finished, only part of that can be checked."""
         profile = None if base is None else ModelProfile.read(base.artifact.path)
-        found = fit.foreseen(self.recipe) if profile is None else fit.problems(self.recipe, profile)
-        if problems := [*found, *fit.scorers(self.recipe)]:
+        misfits = fit.foreseen(self.recipe) if profile is None else fit.problems(self.recipe, profile)
+        if problems := [*misfits, *fit.scorers(self.recipe)]:
             raise self.loaded.refusal(problems)
 
     def hint(self, stage: str) -> str:
         """The advice for a damaged artifact."""
-        return f"make it again: `tutelage run {stage} --fresh {self.loaded.arguments}`"
+        return f"run the stage again: `tutelage run {stage} --fresh {self.loaded.arguments}`"
 
     def latest(self, stage: str) -> StageRun | None:
-        """The stage's run that was finished last, under whatever values."""
-        found = []
+        """The stage's run that finished last, under any values."""
+        runs = []
         for file in (self.folder / stage).glob(f"*/{manifest.FILE}"):
             try:
-                made = manifest.read(file.parent)
+                record = manifest.read(file.parent)
             except StageError:
-                continue  # a damaged manifest matters to the run that needs it
-            if made:
-                found.append(StageRun(file.parent, made))
-        return max(found, key=lambda run: run.manifest.finished, default=None)
+                continue  # a damaged manifest matters only to a run that needs it
+            if record:
+                runs.append(StageRun(file.parent, record))
+        return max(runs, key=lambda run: run.manifest.finished, default=None)
 
     def summary(self) -> RunSummary:
-        """The finished stages under the recipe's values: those of the last run, or else those that are up to
-        date."""
-        if pointed := self._pointed():
-            for stage, run in pointed.items():
+        """The finished stages under the recipe's values: those of the last run, or if there was none, those that
+        are up to date."""
+        if recorded := self._current.read():
+            for stage, run in recorded.items():
                 manifest.verify(run.folder, run.manifest, self.hint(stage))
-            return RunSummary(self.loaded, self.folder, pointed)
+            return RunSummary(self.loaded, self.folder, recorded)
         finished = {step.spec.name: step.finished for step in self.plan() if step.finished}
         return RunSummary(self.loaded, self.folder, finished)
 
     def point(self, done: Mapping[str, StageRun]) -> bool:
-        """Records which runs belong to the recipe's values, so that `summary` finds them even after a local
-        file has changed or gone. Stages that were not asked for stay recorded while their inputs are the
-        same. Returns whether the record changed."""
-        current = dict(done)
-        for stage, run in self._pointed().items():
-            inputs = run.manifest.inputs.items()
-            if stage not in done and all(
-                name in current and current[name].manifest.key == record.key for name, record in inputs
-            ):
-                current[stage] = run
-        steps = registry.steps(self.recipe)
-        ordered = {stage: current[stage].folder.name for stage in steps if stage in current}
-        text = json.dumps({"values": self._digest, "stages": ordered}, indent=2) + "\n"
-        path = self.folder / POINTER
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            return False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
-        return True
-
-    def _pointed(self) -> dict[str, StageRun]:
-        """The runs on record for the recipe's present values, as far as they are still there."""
-        try:
-            pointer = json.loads((self.folder / POINTER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        if pointer["values"] != self._digest:
-            return {}
-        runs = {}
-        for stage, name in pointer["stages"].items():
-            made = manifest.read(self.folder / stage / name)
-            if made:
-                runs[stage] = StageRun(self.folder / stage / name, made)
-        return runs
+        """Records which runs belong to the recipe's values (see `CurrentRuns.write`)."""
+        return self._current.write(done, list(registry.steps(self.recipe)))
 
     @cached_property
-    def _digest(self) -> str:
-        return hashlib.sha256(canonical(content(self.recipe)).encode()).hexdigest()
+    def _current(self) -> CurrentRuns:
+        return CurrentRuns(self.folder, hashlib.sha256(canonical(content(self.recipe)).encode()).hexdigest())
 
     def _local_files(self, spec: StageSpec) -> dict[str, LocalRecord]:
         records = {}
@@ -260,7 +282,7 @@ class Planner:
                 raise RecipeError(
                     f"{dotted}: there is no file or folder {path}",
                     where=self.loaded.describe(dotted),
-                    hint="paths are relative to the folder where the command runs",
+                    hint="paths are relative to the working directory",
                 )
             records[dotted] = LocalRecord(path=str(path), fingerprint=self._fingerprints(path))
         return records
@@ -298,8 +320,9 @@ class Planner:
     def _versions(self) -> dict[str, str]:
         return {**package_versions(), "code": (code_commit() or "")[:KEY_DIGITS]}
 
-    def _since(self, found: Manifest) -> str:
-        was = {**found.packages, "code": (found.code.get("commit") or "")[:KEY_DIGITS]}
+    def _since(self, record: Manifest) -> str:
+        """Which code and packages have changed since a run; they are not part of its key."""
+        was = {**record.packages, "code": (record.code.get("commit") or "")[:KEY_DIGITS]}
         changed = [
             f"{name} {was[name]} -> {version}"
             for name, version in self._versions.items()
@@ -307,7 +330,7 @@ class Planner:
         ]
         if not changed:
             return ""
-        return f"code or packages changed since, not rerun: {', '.join(changed)}"
+        return f"not rerun although code or packages have changed: {', '.join(changed)}"
 
 
 def _interrupted(folder: Path) -> datetime | None:

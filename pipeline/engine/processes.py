@@ -1,9 +1,9 @@
-"""The processes that share a run: rank 0 plans, locks and writes; the others take part in its parallel stages.
+"""The processes that share a run: the first one plans, locks and writes; the others join its parallel stages.
 
-They find each other as torchrun's processes do, by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, set
-by `pipeline.engine.launch` or by torchrun itself. A process group exists during parallel stages only, and so do
-those variables: what runs on rank 0 alone cannot join the others by accident, and they wait for it by looking at
-the store, which no time limit of a collective ends.
+They find each other as torchrun's processes do, through RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT,
+which `pipeline.engine.launch` or torchrun sets. The process group and those variables exist during parallel stages
+only, so what runs in the first process alone cannot join the others by accident. The others wait for it by polling
+the store, which no timeout of a collective interrupts.
 """
 
 from __future__ import annotations
@@ -20,53 +20,59 @@ from typing import Any
 from pipeline.errors import RecipeError, StageError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-PATIENCE = timedelta(hours=2)
-"""How long a process waits in a collective for the others; what it waits for is seconds in a sound run."""
-LOOK = 0.2
-"""Seconds between looks at the store."""
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others in a collective. In a healthy run they wait for seconds."""
+POLL_INTERVAL = 0.2
+"""Seconds between two polls of the store."""
 
 
-class Ranks:
-    """This process's place among those that share the run. Alone: rank 0 of 1."""
+class Processes:
+    """The processes that share a run, seen from this one. On its own: process 0 of 1.
+
+    Attributes:
+        rank: this process's number; 0 is the first.
+        size: how many processes there are.
+        local_rank: this process's number on its machine.
+    """
 
     rank, size, local_rank = 0, 1, 0
 
     @staticmethod
-    def join(expected: int | None = None) -> Ranks:
-        """The place that the environment says. Raises `RecipeError` when there are not as many processes as
-        expected."""
+    def join(expected: int | None = None) -> Processes:
+        """Joins the processes that the environment names. Raises `RecipeError` when their number is not the
+        expected one."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if expected is not None and expected != size:
             raise RecipeError(
-                f"{expected} processes were asked for and {size} run",
-                where="--nproc",
-                hint="leave --nproc out under torchrun, and start it without accelerate launch",
+                f"--nproc asks for {expected} processes, and the environment says {size}",
+                where="WORLD_SIZE",
+                hint="leave --nproc out under torchrun, and do not start the command with accelerate launch",
             )
-        return _Joined() if size > 1 else Ranks()
+        return _Joined() if size > 1 else Processes()
 
     @contextmanager
     def together(self, stage: str, device: str) -> Iterator[None]:
-        """A parallel stage: every rank enters it, or none."""
+        """A parallel stage. Every process enters it, or none does."""
         yield
 
     def announce(self, task: Mapping[str, Any]) -> None:
-        """Rank 0 says what the others shall take part in next."""
+        """The first process tells the others which task they join next."""
 
     def finish(self) -> None:
-        """Rank 0 says that there is nothing more, and waits until all have heard it."""
+        """The first process announces that there are no more tasks, and waits until every process has read that."""
 
     def tasks(self) -> Iterator[dict[str, Any]]:
-        """What rank 0 announces, until it finishes."""
+        """The tasks that the first process announces, until it finishes."""
         yield from ()
 
 
-class _Joined(Ranks):
+class _Joined(Processes):
     def __init__(self) -> None:
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
         from torch.distributed.rendezvous import rendezvous
 
         self._environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
+        store, self.rank, self.size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._store: Any = PrefixStore("tutelage", store)
         self._count = 0
@@ -83,8 +89,8 @@ class _Joined(Ranks):
         if device == "cuda":
             if torch.cuda.device_count() <= self.local_rank:
                 raise StageError(
-                    f"process {self.local_rank} of this machine has no card: there are {torch.cuda.device_count()}",
-                    hint="start as many processes as there are cards",
+                    f"process {self.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}",
+                    hint="start one process per GPU",
                 )
             torch.cuda.set_device(self.local_rank)
             backend = "cpu:gloo,cuda:nccl"
@@ -94,11 +100,12 @@ class _Joined(Ranks):
             store=PrefixStore(f"{stage} {self._count}", self._store),
             rank=self.rank,
             world_size=self.size,
-            timeout=PATIENCE,
+            timeout=COLLECTIVE_TIMEOUT,
         )
         yield
-        dist.barrier()  # no rank goes on before all have done their part
-        # After an error the process ends, and a group that waits for a dead rank cannot be taken apart in peace.
+        dist.barrier()  # no process continues before all have done their part
+        # Not in a `finally`: after an error the process exits, and destroying a group that waits for a dead process
+        # would hang.
         dist.destroy_process_group()
         for name in self._environment:
             del os.environ[name]
@@ -114,13 +121,13 @@ class _Joined(Ranks):
         self.announce({})
         deadline = time.monotonic() + 60
         while self._store.add("heard", 0) < self.size - 1 and time.monotonic() < deadline:
-            time.sleep(LOOK)
+            time.sleep(POLL_INTERVAL)
 
     def tasks(self) -> Iterator[dict[str, Any]]:
         while True:
             self._count += 1
             while not self._store.check([f"task {self._count}"]):
-                time.sleep(LOOK)
+                time.sleep(POLL_INTERVAL)
             task: dict[str, Any] = json.loads(self._store.get(f"task {self._count}"))
             if not task:
                 self._store.add("heard", 1)

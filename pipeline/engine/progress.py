@@ -1,4 +1,4 @@
-"""How a running stage shows itself: a live display on a terminal, plain log lines elsewhere."""
+"""The progress display of a running stage: live on a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Display:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Gives the terminal back, also from loops that an exception left open."""
+        """Releases the terminal, including loops that an exception left open."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -65,7 +65,7 @@ class Display:
     def open(
         self, description: str, total: int | None = None, *, done: int = 0
     ) -> AbstractContextManager[stage.Progress]:
-        """A display of one loop; `done` of `total` steps were made before, in an interrupted run."""
+        """A display of one loop. `done` of its `total` steps were finished earlier, in an interrupted run."""
         if self._console.is_terminal:
             return self._open_live(description, total, done)
         return self._open_plain(description, total, done)
@@ -108,27 +108,27 @@ class Display:
             self._end(loop)
 
     def _end(self, loop: _PlainLoop) -> None:
-        """Ends a loop, unless `close` has: what an exception left open may be collected much later."""
+        """Ends a loop, unless `close` has: a generator that an exception left open may be collected much later."""
         if loop in self._loops:
             self._loops.remove(loop)
             loop.end()
 
 
 class _PlainLoop:
-    """A loop as log lines: one at the start, one about every ten seconds, one at the end."""
+    """A loop as log lines: at the start, about every ten seconds, and at the end."""
 
     def __init__(self, description: str, total: int | None, done: int, say: Callable[[str], None]) -> None:
         self._description, self._total, self._say = description, total, say
         self._before = self._count = done
         self._numbers: dict[str, float] = {}
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def begin(self) -> None:
         self._line("starts")
 
     def advance(self, steps: int = 1, **numbers: float) -> None:
         self.count(steps, numbers)
-        if time.monotonic() - self._said >= LOG_INTERVAL:
+        if time.monotonic() - self._printed >= LOG_INTERVAL:
             self._line(*self._speed())
 
     def count(self, steps: int, numbers: dict[str, float]) -> None:
@@ -141,24 +141,24 @@ class _PlainLoop:
 
     def _speed(self) -> list[str]:
         """The rate and, where the total is known, the time left."""
-        elapsed, made = time.monotonic() - self._started, self._count - self._before
-        if not (made and elapsed):
+        elapsed, steps = time.monotonic() - self._started, self._count - self._before
+        if not (steps and elapsed):
             return []
-        rate = made / elapsed
+        rate = steps / elapsed
         speed = [_rate(rate)]
         if self._total is not None and self._total > self._count:
             speed.append(f"{readable_seconds((self._total - self._count) / rate)} left")
         return speed
 
     def _line(self, *parts: str) -> None:
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
         count = f"{self._count}" if self._total is None else f"{self._count}/{self._total}"
         text = "  ".join([self._description, count, *parts, _numbers(self._numbers)]).rstrip()
         self._say(f"{datetime.now():%H:%M:%S} {text}")
 
 
 class _LiveLoop:
-    """A loop as a bar. It leaves the same last line behind as a plain one."""
+    """A loop as a bar. It ends with the same line as a plain loop."""
 
     def __init__(self, live: Progress, task: TaskID, plain: _PlainLoop) -> None:
         self._live, self._task, self._plain = live, task, plain

@@ -1,4 +1,4 @@
-"""Runs what the plan says: one stage after another, each under its lock, finished by its manifest."""
+"""Runs what the plan says: one stage after another, each under its lock, each finished by its manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -26,15 +25,15 @@ from pipeline.device import resolve
 from pipeline.engine import manifest
 from pipeline.engine.boundary import ERROR, translate
 from pipeline.engine.lock import locked
-from pipeline.engine.manifest import Manifest
 from pipeline.engine.metrics import MetricsFile, open_trackers
 from pipeline.engine.plan import Planner, StagePlan, StageRun
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from pipeline.engine.progress import Display
-from pipeline.engine.registry import steps
+from pipeline.engine.recording import Outcome, assemble
+from pipeline.engine.registry import StageSpec, steps
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import Interrupted, RecipeError, StageError
-from pipeline.files import jsonable, readable_seconds
+from pipeline.files import readable_seconds
 from pipeline.memory.forecast import Forecast
 
 
@@ -45,14 +44,14 @@ class Runner:
         loaded: the recipe.
         runs: the folder of all runs.
         display: where progress is shown.
-        fresh: stages to make again even when they are up to date.
+        fresh: stages to run again even if they are up to date.
         force: passed to the stages, which record it where it mattered.
-        wait: for another process that works on the same stage, instead of refusing.
-        ranks: the processes that share the run. Only rank 0 calls `run`, the others `follow`.
+        wait: whether to wait for another process that works on the same stage; otherwise that is an error.
+        processes: the processes that share the run. Only the first calls `run`; the others call `follow`.
 
     Attributes:
         planner: plans the same recipe.
-        moved: after `run`, whether the recipe's artifacts are others than they were before.
+        moved: after `run`, whether the recipe now points to other artifacts than before.
     """
 
     def __init__(
@@ -64,24 +63,23 @@ class Runner:
         fresh: Iterable[str] = (),
         force: bool = False,
         wait: bool = False,
-        ranks: Ranks | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.planner = Planner(loaded, runs, fresh)
         self._loaded, self._recipe = loaded, loaded.recipe
         self._display = display or Display(Console())
         self._forecast: Forecast | None = None
-        self._force, self._wait, self._ranks = force, wait, ranks or Ranks()
+        self._force, self._wait, self._processes = force, wait, processes or Processes()
         self.moved = False
 
     def run(self, until: str | None = None) -> list[StagePlan]:
-        """Runs every stage that is not up to date, up to `until`. Returns what was planned for each when its
-        turn came: a stage whose rerun inputs came out the same is skipped after all."""
+        """Runs every stage that is not up to date, up to `until`. Returns what was planned for each stage when its
+        turn came: a stage is skipped after all if its rerun inputs came out unchanged."""
         done: dict[str, StageRun] = {}
-        steps = []
+        considered = []
         with terminate_as_interrupt():
-            planned = self.planner.plan(
-                until
-            )  # every missing file and damaged artifact is found before anything runs
+            # Planning everything first reports a missing file or a damaged artifact before anything runs.
+            planned = self.planner.plan(until)
             self.planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
             try:
                 self._forecast = Forecast.of(self._loaded, self.planner.latest("data"))
@@ -91,32 +89,32 @@ class Runner:
                     machine.return_memory()
                 for spec, needs in self.planner.stages(until):
                     step = self.planner.consider(spec, needs, done)
-                    if step.finished:  # a kill may have come between the manifest and the end of its state
+                    if step.finished:  # a kill may have come between writing the manifest and removing the state
                         shutil.rmtree(step.finished.folder / "state", ignore_errors=True)
                     done[spec.name] = step.finished or self._execute(step, done)
-                    steps.append(step)
+                    considered.append(step)
                     if spec.name == "base":
                         self.planner.check_model(done["base"])
             finally:
                 self.moved = self.planner.point(done)
-        return steps
+        return considered
 
     def _execute(self, step: StagePlan, done: Mapping[str, StageRun]) -> StageRun:
         assert step.folder is not None
         name, say = step.spec.name, self._display.say
         with locked(step.folder, wait=self._wait, say=say):
-            found = None if name in self.planner.fresh else manifest.read(step.folder)
-            if found:
+            by_another = None if name in self.planner.fresh else manifest.read(step.folder)
+            if by_another:
                 say(f"{name}: another process has finished it")
-                return StageRun(step.folder, found)
+                return StageRun(step.folder, by_another)
             say(f"{name}: {step.reason}")
             try:
-                made = self._make(step, step.folder, done)
+                stage_run = self._make(step, step.folder, done)
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"interrupted during {name}",
                     where=str(step.folder),
-                    hint="its state is kept: run the same command again to go on",
+                    hint="its state is kept: run the same command again to continue",
                 ) from None
             except Exception as error:
                 problem = translate(error, name, step.folder)
@@ -126,129 +124,96 @@ class Runner:
             finally:
                 self._display.close()
             self.planner.fresh.discard(name)
-            say(f"{name}: finished in {readable_seconds(made.manifest.seconds)}")
-            return made
+            say(f"{name}: finished in {readable_seconds(stage_run.manifest.seconds)}")
+            return stage_run
 
     def _make(self, step: StagePlan, folder: Path, done: Mapping[str, StageRun]) -> StageRun:
-        assert step.key is not None
         assert step.inputs is not None
-        assert step.local_files is not None
         spec, resumes = step.spec, step.action == "resume"
-        config = spec.config(self._recipe)
+        config, seed = spec.config(self._recipe), spec.seed(self._recipe)
         _prepare(folder, keep_state=resumes)
         trackers = open_trackers(self._recipe.report_to, folder, self._recipe.name, f"{spec.name}-{folder.name}")
         with closing(MetricsFile(folder / "metrics.jsonl", trackers)) as metrics_file:
-            ctx = RunContext(
-                seed=spec.seed(self._recipe),
-                device=self._device,
-                state_dir=folder / "state",
+            ctx = self._context(
+                spec,
+                folder,
                 metrics=metrics_file,
                 progress=lambda what, *counts, **more: self._display.open(
                     what.replace(spec.section, spec.name, 1), *counts, **more
                 ),
                 say=self._display.say,
-                recipe_dir=self.planner.folder,
                 sharded=spec.parallel and self._sharded,
-                force=self._force,
-                describe=self._loaded.describe,
             )
             run = spec.load()
             inputs = {name: done[name].artifact for name in step.inputs}
             started, clock = datetime.now(UTC), time.monotonic()
-            shared = spec.parallel and self._ranks.size > 1
+            shared = spec.parallel and self._processes.size > 1
             with machine.PeakMemory() as peak, ExitStack() as stack:
                 if shared:
                     folders = {name: str(done[name].folder.absolute()) for name in inputs}
-                    self._ranks.announce(
-                        {
-                            "stage": spec.name,
-                            "folder": str(folder.absolute()),
-                            "inputs": folders,
-                            "config": content(config),
-                            "seed": spec.seed(self._recipe),
-                        }
-                    )
-                    stack.enter_context(self._ranks.together(spec.name, self._device))
+                    task = {"stage": spec.name, "folder": str(folder.absolute()), "inputs": folders}
+                    self._processes.announce({**task, "config": content(config), "seed": seed})
+                    stack.enter_context(self._processes.together(spec.name, self._device))
                 metrics = run(config, inputs, folder / "out", ctx)
         files = manifest.record_files(folder / "out")
-        made = Manifest(
-            recipe=self._recipe.name,
-            stage=spec.name,
-            version=spec.version,
-            key=step.key,
-            fingerprint=manifest.artifact_fingerprint(files),
-            simulated=metrics.get("human") is False or any(done[name].manifest.simulated for name in inputs),
-            seed=self._recipe.seed,
-            config=asdict(config),
-            keyed=spec.keyed(self._recipe),
-            provenance={
-                path: where
-                for path, where in self._loaded.provenance.items()
-                if path == "seed" or path.partition(".")[0] == spec.section
-            },
-            inputs=dict(step.inputs),
-            local_files=dict(step.local_files),
+        outcome = Outcome(
+            metrics=metrics,
             files=files,
-            metrics=jsonable(metrics),
+            simulated_input=any(done[name].manifest.simulated for name in inputs),
             forced=self._force,
             device=self._device,
-            processes=self._ranks.size if shared else 1,
-            started=started.isoformat(timespec="seconds"),
-            finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            seconds=round(time.monotonic() - clock, 3),
+            processes=self._processes.size if shared else 1,
+            started=started,
+            seconds=time.monotonic() - clock,
             resumed=resumes,
             memory=peak.report(),
             predicted=self._forecast.record(spec.section) if self._forecast else {},
-            code=machine.code_state(),
-            packages=machine.package_versions(),
-            hardware=machine.hardware(),
         )
-        manifest.write(folder, made)
+        record = assemble(step, self._loaded, self._recipe, outcome)
+        manifest.write(folder, record)
         shutil.rmtree(folder / "state", ignore_errors=True)
         _free_memory()
-        return StageRun(folder, made)
+        return StageRun(folder, record)
 
-    def follow(self) -> None:
-        """Takes part in the parallel stages that rank 0 announces, silently, until there is no more."""
-        with terminate_as_interrupt():
-            try:
-                self._recipe = Forecast.of(self._loaded).recipe
-                for task in self._ranks.tasks():
-                    self._take_part(task)
-            except KeyboardInterrupt:
-                raise Interrupted("interrupted") from None
-
-    def _take_part(self, task: Mapping[str, Any]) -> None:
-        spec, folder = steps(self._recipe)[task["stage"]], Path(task["folder"])
-        inputs: dict[str, Artifact] = {}
-        for name, path in task["inputs"].items():
-            made = manifest.read(Path(path))
-            if made is None:
-                raise StageError(
-                    f"process {self._ranks.rank} does not see the {name} artifact",
-                    where=path,
-                    hint="all machines must see the same files under the same path",
-                )
-            inputs[name] = manifest.artifact(Path(path), made)
-        config = spec.config(self._recipe)
-        if task["config"] != content(config) or task["seed"] != spec.seed(self._recipe):
-            raise StageError(
-                f"process {self._ranks.rank} has read another recipe than process 0",
-                hint="start all of them with the same arguments and files",
-            )
-        ctx = RunContext(
+    def _context(self, spec: StageSpec, folder: Path, **more: Any) -> RunContext:
+        return RunContext(
             seed=spec.seed(self._recipe),
             device=self._device,
             state_dir=folder / "state",
+            recipe_dir=self.planner.folder,
+            force=self._force,
+            describe=self._loaded.describe,
+            **more,
+        )
+
+    def follow(self) -> None:
+        """Joins the parallel stages that the first process announces, silently, until there are no more."""
+        with terminate_as_interrupt():
+            try:
+                self._recipe = Forecast.of(self._loaded).recipe
+                for task in self._processes.tasks():
+                    self._join(task)
+            except KeyboardInterrupt:
+                raise Interrupted("interrupted") from None
+
+    def _join(self, task: Mapping[str, Any]) -> None:
+        spec, folder = steps(self._recipe)[task["stage"]], Path(task["folder"])
+        inputs = _announced_inputs(task["inputs"], self._processes.rank)
+        config = spec.config(self._recipe)
+        if task["config"] != content(config) or task["seed"] != spec.seed(self._recipe):
+            raise StageError(
+                f"process {self._processes.rank} has read a different recipe from process 0",
+                hint="start all of them with the same arguments and files",
+            )
+        ctx = self._context(
+            spec,
+            folder,
             metrics=Silent(),
             progress=Silent.progress,
             say=lambda text: None,
-            recipe_dir=self.planner.folder,
             sharded=self._sharded,
-            force=self._force,
-            describe=self._loaded.describe,
         )
-        with self._ranks.together(spec.name, self._device):
+        with self._processes.together(spec.name, self._device):
             spec.load()(config, inputs, folder / "out", ctx)
         _free_memory()
 
@@ -259,7 +224,7 @@ class Runner:
     @cached_property
     def _sharded(self) -> bool:
         wanted = self._recipe.sharding == "full"
-        if wanted and self._ranks.size == 1:
+        if wanted and self._processes.size == 1:
             self._display.say("sharding: full has no effect on one process: start several with --nproc")
         if wanted and self._device == "mps":
             raise RecipeError(
@@ -267,11 +232,11 @@ class Runner:
                 where=self._loaded.describe("sharding"),
                 hint="set it to none, or choose another device",
             )
-        return wanted and self._ranks.size > 1
+        return wanted and self._processes.size > 1
 
 
 class Silent:
-    """The metrics log and progress display of a process that is not rank 0."""
+    """The metrics log and progress display of every process but the first."""
 
     def log(self, step: int, **values: Any) -> None: ...
 
@@ -285,12 +250,27 @@ class Silent:
         yield Silent()
 
 
+def _announced_inputs(folders: Mapping[str, str], rank: int) -> dict[str, Artifact]:
+    """The artifacts in the folders that the first process announced. Raises `StageError` where one is missing."""
+    inputs = {}
+    for name, path in folders.items():
+        record = manifest.read(Path(path))
+        if record is None:
+            raise StageError(
+                f"process {rank} does not see the {name} artifact",
+                where=path,
+                hint="all machines must see the same files under the same path",
+            )
+        inputs[name] = manifest.artifact(Path(path), record)
+    return inputs
+
+
 def _prepare(folder: Path, *, keep_state: bool) -> None:
-    """Empties what an earlier run of the key left behind, all but its state when it is to go on."""
+    """Removes what an earlier run of the same key left behind; keeps its state if the stage resumes."""
     for file in (manifest.FILE, ERROR):
         (folder / file).unlink(missing_ok=True)
     shutil.rmtree(folder / "out", ignore_errors=True)
-    for unfinished in folder.glob(".*"):  # what a killed process was about to put in place
+    for unfinished in folder.glob(".*"):  # temporary files of a process that was killed
         unfinished.unlink()
     if not keep_state:
         shutil.rmtree(folder / "state", ignore_errors=True)
@@ -301,7 +281,7 @@ def _prepare(folder: Path, *, keep_state: bool) -> None:
 
 
 def _free_memory() -> None:
-    """So that a stage's peak is its own, not its predecessor's garbage."""
+    """Keeps one stage's garbage out of the next one's peak memory."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
@@ -310,7 +290,7 @@ def _free_memory() -> None:
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """A polite kill ends a run as Ctrl-C does."""
+    """SIGTERM interrupts a run as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -3,13 +3,16 @@
 A stage is a function `run(config, inputs, out_dir, ctx) -> metrics`:
 
 - `config`: its section of the recipe (a frozen dataclass from `pipeline.config`);
-- `inputs`: finished artifacts by step name, exactly those its spec in `stages.registry` names; of stages that
-  repeat in rounds, `pipeline.engine.rounds.newest` and `by_round` find them;
-- `out_dir`: an empty folder; what is written there becomes the artifact's content;
+- `inputs`: finished artifacts by step name, exactly those that its spec in `stages.registry` lists. For stages that
+  repeat in rounds, `pipeline.engine.rounds.newest` and `by_round` select among them;
+- `out_dir`: an empty folder; the files written there become the artifact;
 - `ctx`: everything else a stage may use: seed, device, `state_dir` for checkpoints, metrics, progress.
 
-It returns a flat dict of numbers and strings for the manifest. It reads no globals and computes no paths of
-its own. When it is interrupted, `state_dir` is kept and the next run of the same key finds it there.
+It returns a flat dict of numbers and strings for the manifest. It reads no globals and computes no paths of its
+own. When it is interrupted, `state_dir` is kept, and the next run of the same key finds it there.
+
+A stage whose files others read has dataclasses for them in an `artifact.py` of its package (stages that are one
+module: in stages/artifacts.py). They read through `Artifact.rows` and `parse`.
 """
 
 from __future__ import annotations
@@ -19,12 +22,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import StageError
 
+T = TypeVar("T")
+
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+
 RANKINGS_DATABASE = "rankings.sqlite"
-"""What people ranked, in a recipe's folder. Nothing in the pipeline removes it."""
+"""The database of people's rankings, in a recipe's folder. Nothing in the pipeline removes it."""
 
 Metrics = dict[str, Any]
 """What a stage returns for its manifest: JSON values by metric name."""
@@ -32,10 +41,10 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Artifact:
-    """A stage's finished output: a folder and the manifest that vouches for it.
+    """A stage's finished output: a folder of files.
 
-    `fingerprint` is the SHA-256 over the relative names and contents of all files under `path`; equal
-    fingerprints mean equal content, wherever and whenever it was made.
+    `fingerprint` is the SHA-256 over the relative names and contents of all files under `path`. Equal fingerprints
+    mean equal content.
     """
 
     stage: str
@@ -44,13 +53,13 @@ class Artifact:
     metrics: Metrics = field(default_factory=dict)
 
     def file(self, name: str) -> Path:
-        """The path of one of the artifact's files. Raises `StageError` when it is not there."""
+        """The path of one of the artifact's files. Raises `StageError` when it does not exist."""
         path = self.path / name
         if not path.exists():
             raise StageError(
                 f"the {self.stage} artifact has no {name}",
                 where=str(self.path),
-                hint=f"run `tutelage run {self.stage} --fresh` to make it again",
+                hint=f"run the stage again: `tutelage run {self.stage} --fresh`",
             )
         return path
 
@@ -62,21 +71,49 @@ class Artifact:
             for line in lines:
                 yield json.loads(line)
 
+    def rows(self, name: str, kind: type[T]) -> Iterator[T]:
+        """The lines of a JSONL file as dataclasses (see `parse`)."""
+        where = str(self.path / name)
+        return (parse(kind, row, where) for row in self.jsonl(name))
+
+
+def parse(kind: type[T], content: Mapping[str, Any], where: str) -> T:
+    """JSON values as a dataclass. Keys that it has no field for are ignored.
+
+    Args:
+        where: the file, for the error.
+
+    Raises `StageError` when a value is missing or of another type.
+    """
+    try:
+        if kind not in _ADAPTERS:
+            _ADAPTERS[kind] = TypeAdapter(kind)
+        value: T = _ADAPTERS[kind].validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise StageError(
+            f"{path}: {first['msg']} (for {kind.__name__})",
+            where=where,
+            hint="run the stage again with --fresh: the file was written by another version, or edited",
+        ) from None
+    return value
+
 
 class Progress(Protocol):
     """A running display of one loop."""
 
     def advance(self, steps: int = 1, **numbers: float) -> None:
-        """`steps` more are done; `numbers` are the few that matter now (reward, KL, ...)."""
+        """Adds `steps` finished steps and shows `numbers` beside the bar (reward, KL, ...)."""
 
 
 class MetricsLog(Protocol):
-    """The stage's `metrics.jsonl`, and whatever `report_to` names besides."""
+    """The stage's `metrics.jsonl`, and the trackers that `report_to` names."""
 
     def log(self, step: int, **values: Any) -> None: ...
 
     def truncate(self, step: int) -> None:
-        """Forget the lines after `step`: a resumed run writes them again."""
+        """Removes the lines after `step`, which a resumed run writes again."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +121,17 @@ class RunContext:
     """What a stage may use besides its config and inputs.
 
     Attributes:
-        seed: the recipe's seed, another in each later round; a stage derives every generator from it.
+        seed: the recipe's seed; later rounds have others. A stage derives every random generator from it.
         device: a torch device name, resolved ("cpu", "cuda", "mps").
-        sharded: whether several processes share the stage and divide what a full fine-tune trains among them.
-        state_dir: for checkpoints; survives an interruption, is removed once the stage is finished.
+        sharded: whether several processes share the stage and divide the parameters of a full fine-tune.
+        state_dir: for checkpoints. Survives an interruption and is removed once the stage is finished.
         metrics: the stage's metrics log.
         progress: opens a progress display: `with ctx.progress("ppo", total=64) as bar: bar.advance()`.
         say: prints one plain line to the user.
-        recipe_dir: runs/<recipe>, for what belongs to no key: work of people that a stage takes in over time. Only
-            its own files there are a stage's to touch; neither `--fresh` nor `tutelage clean` removes them.
-        force: the user insists; a stage records it in its metrics where it mattered.
-        describe: dotted recipe path -> "file:line" or flag that set it, for error messages.
+        recipe_dir: runs/<recipe>, for files that belong to no key, such as people's rankings. A stage touches only
+            its own files there; neither `--fresh` nor `tutelage clean` removes them.
+        force: whether the user gave --force. A stage records in its metrics where that mattered.
+        describe: dotted recipe path -> the "file:line" or flag that set it, for error messages.
     """
 
     seed: int

@@ -1,4 +1,4 @@
-"""What to change so that a run fits: the cheapest changes first, each with what it would then need."""
+"""Proposes changes that make a run fit into memory, the cheapest first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.sft import LoRAConfig
+from pipeline.config.trainer import EVAL_BATCH_SIZE
 from pipeline.files import readable_bytes
 from pipeline.memory.phases import checkpointed
 from pipeline.memory.plan import MemoryPlan, predict
@@ -22,10 +23,10 @@ class Proposal:
     """A change, on top of those proposed before it.
 
     Attributes:
-        values: what to set.
-        cost: what it costs, in a few words.
-        peak: the largest stage's predicted need then, in bytes.
-        fits: whether everything does.
+        values: the values to set.
+        cost: the drawback, in a few words.
+        peak: predicted bytes of the largest stage after the change.
+        fits: whether every stage then fits.
     """
 
     values: Values
@@ -35,7 +36,7 @@ class Proposal:
 
     @property
     def sets(self) -> str:
-        """As `--set` takes it."""
+        """The values as `--set` takes them."""
         return " ".join(f"{path}={_shown(value)}" for path, value in self.values.items())
 
     def __str__(self) -> str:
@@ -43,23 +44,23 @@ class Proposal:
 
 
 def propose(recipe: Recipe, plan: MemoryPlan) -> list[Proposal]:
-    """Changes that add up until every stage fits; ends without a fit when nothing is left to change."""
-    made: list[Proposal] = []
+    """Changes to make one after another until every stage fits. If no proposal `fits`, nothing more can be
+    changed."""
+    proposals: list[Proposal] = []
     for change, cost in CHANGES:
-        large = plan.too_large()
-        if not large:
+        if not plan.too_large():
             break
         values = change(recipe, plan)
         if not values:
             continue
         trial = with_values(recipe, values)
-        after = predict(trial, plan.model.shape, device=plan.model.device, limit=plan.limit)
+        after = predict(trial, plan.model.architecture, device=plan.model.device, limit=plan.limit)
         if _excess(after) >= _excess(plan):
             continue
         recipe, plan = trial, after
-        peak = max(found.total for found in plan.stages.values())
-        made.append(Proposal(values, cost, peak, not plan.too_large()))
-    return made
+        peak = max(stage.total for stage in plan.stages.values())
+        proposals.append(Proposal(values, cost, peak, not plan.too_large()))
+    return proposals
 
 
 def with_values(recipe: Any, values: Mapping[str, Any]) -> Any:
@@ -78,7 +79,7 @@ def _with(section: Any, path: list[str], value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     if isinstance(value, LoRAConfig):
-        return "{}"  # its own defaults
+        return "{}"  # a section with its defaults
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -91,7 +92,7 @@ def _excess(plan: MemoryPlan) -> float:
 
 
 def _smaller_parts(recipe: Recipe, plan: MemoryPlan) -> Values:
-    """Of whatever goes through the model at once, as many as fit; all stages by themselves."""
+    """Fewer rows per pass, stage by stage: as many as fit."""
     wanted: Values = {}
     for stage in plan.too_large():
         wanted |= _parts(recipe, stage, plan)
@@ -101,7 +102,7 @@ def _smaller_parts(recipe: Recipe, plan: MemoryPlan) -> Values:
 def _parts(recipe: Recipe, stage: str, plan: MemoryPlan) -> Values:
     def needs(values: Values) -> float:
         trial = with_values(recipe, values)
-        again = predict(trial, plan.model.shape, device=plan.model.device, limit=plan.limit)
+        again = predict(trial, plan.model.architecture, device=plan.model.device, limit=plan.limit)
         return again.stages[stage].total
 
     assert plan.limit is not None
@@ -109,7 +110,7 @@ def _parts(recipe: Recipe, stage: str, plan: MemoryPlan) -> Values:
     best: Values = {}
     least = needs(best)
     while least > plan.limit:
-        # The one of its values whose next smaller size helps most: another phase may be the worst each time.
+        # Reduce the value that helps most now: after each reduction another phase may have the highest peak.
         smaller = [best | {path: _next_smaller(recipe, path, size)} for path, size in sizes.items() if size > 1]
         needed = [needs(values) for values in smaller]
         if not needed or min(needed) >= least:
@@ -129,12 +130,14 @@ def _next_smaller(recipe: Recipe, path: str, size: int) -> int:
 
 
 def _sizes(recipe: Recipe, plan: MemoryPlan) -> dict[str, dict[str, int]]:
-    """By stage, the values that say how many rows are in memory at once."""
+    """By stage, the recipe values that decide how many rows are in memory at once."""
     rollout = recipe.ppo.rollout_batch_size
     sizes = {
         "sft": {
             "sft.micro_batch_size": plan.micro["sft"],
-            "sft.trainer.per_device_eval_batch_size": int(recipe.sft.trainer.get("per_device_eval_batch_size", 8)),
+            "sft.trainer.per_device_eval_batch_size": int(
+                recipe.sft.trainer.get("per_device_eval_batch_size", EVAL_BATCH_SIZE)
+            ),
         },
         "collect": {"collect.batch_size": recipe.collect.batch_size},
         "reward": {
@@ -189,7 +192,7 @@ def _four_bits(recipe: Recipe, plan: MemoryPlan) -> Values:
 
 
 def _shorter(recipe: Recipe, plan: MemoryPlan) -> Values:
-    """Half as long, of whatever is too long."""
+    """Half the length, in the stages that are too large."""
     values: Values = {}
     for stage in plan.too_large():
         if stage in ("sft", "reward", "dpo"):
@@ -200,12 +203,12 @@ def _shorter(recipe: Recipe, plan: MemoryPlan) -> Values:
 
 
 CHANGES: tuple[tuple[Callable[[Recipe, MemoryPlan], Values], str], ...] = (
-    (_smaller_parts, "the same result, a little slower"),
-    (_saved, "the exported model in 16 bits"),
-    (_checkpointing, "the same result, a third more time in training"),
-    (_trunk, "a value head instead of a value role: less is learnt from an episode, in half the time"),
-    (_adapters, "LoRA instead of whole models"),
-    (_four_bits, "four bits: a little is lost, and time"),
-    (_shorter, "half as long: what is longer is left out or cut"),
+    (_smaller_parts, "same result, a little slower"),
+    (_saved, "exports the model in 16 bits"),
+    (_checkpointing, "same result, training takes a third longer"),
+    (_trunk, "a value head instead of a value model: learns less per episode, in half the time"),
+    (_adapters, "LoRA instead of a full fine-tune"),
+    (_four_bits, "4-bit weights: slightly worse and slower"),
+    (_shorter, "half the length: longer texts are left out or cut"),
 )
-"""From the cheapest on."""
+"""The changes, the cheapest first."""

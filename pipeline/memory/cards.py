@@ -1,7 +1,7 @@
-"""What fits on which card: the table in docs/memory.md. `python -m pipeline.memory.cards` writes it anew.
+"""The table in docs/memory.md of which model fits on which card. `python -m pipeline.memory.cards` rewrites it.
 
-Each model of recipes/models/ is planned for each card of recipes/hardware/gpu-*.yaml, with what `advice` proposes
-where the card's own recipe does not do. No network and no card is needed.
+Each model of recipes/models/ is planned for each card of recipes/hardware/gpu-*.yaml. Where the card's recipe does
+not fit, the changes that `advice` proposes are applied. Needs neither a network nor a GPU.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ reward: {max_length: 512, pack_tokens: 512}
 ppo: {max_prompt_length: 256, response_length: 128, batch_size: 64}
 eval: {max_prompt_length: 256, response_length: 128}
 """
-"""What is planned: prompts of 256 tokens, responses of 128, LoRA with r = 16, a value head on the trunk."""
+"""The task that is planned: prompts of 256 tokens, responses of 128, LoRA with r = 16, a value head on the
+trunk."""
 
 
 def table() -> str:
-    """Markdown: a row a model, a column a card."""
+    """The table as Markdown: one row per model, one column per card."""
     cards = sorted(
         (shipped.FOLDER / "hardware").glob("gpu-*.yaml"), key=lambda file: int(re.sub(r"\D", "", file.stem))
     )
@@ -56,18 +57,18 @@ def _load(model: Path, card: Path | None = None) -> Recipe:
 
 
 def _size(model: Path) -> int:
-    return predict(_load(model), device="cuda").model.shape.parameters
+    return predict(_load(model), device="cuda").model.architecture.parameters
 
 
 def _cell(model: Path, card: Path) -> str:
-    """Peak, the stage it is in, and what it takes to fit; or what the least would still need."""
+    """The peak, its stage, and the settings that make it fit; or the smallest need, if nothing fits."""
     recipe = _load(model, card)
     plan = predict(recipe)
-    for step in propose(resolve(recipe, plan), plan):
-        recipe = with_values(recipe, step.values)
+    for proposal in propose(resolve(recipe, plan), plan):
+        recipe = with_values(recipe, proposal.values)
     recipe = resolve(recipe, predict(recipe))
     plan = predict(recipe)
-    stage, need = _worst(plan)
+    stage, need = _largest(plan)
     held = "nf4" if recipe.base.quantization == "nf4" else "16 bits"
     if large := plan.too_large():
         return f"**no**: {', '.join(large)} (with {held}, {readable_bytes(need)})"
@@ -86,13 +87,13 @@ def _cell(model: Path, card: Path) -> str:
     return f"{readable_bytes(need)} in {stage}: {', '.join(needs)}"
 
 
-def _worst(plan: MemoryPlan) -> tuple[str, float]:
+def _largest(plan: MemoryPlan) -> tuple[str, float]:
     stage = max(plan.stages, key=lambda name: plan.stages[name].total)
     return stage, plan.stages[stage].total
 
 
 def page(text: str) -> str:
-    """The page with the table as it now comes out."""
+    """The page with the table written anew."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END)[1]
 

@@ -1,7 +1,7 @@
-"""What each thing takes, in bytes, as the stages allocate it. docs/memory.md derives the counts.
+"""Bytes of each component of a stage's memory, as the stages allocate it. docs/memory.md derives the counts.
 
-Every count of saved tensors below was read off autograd's saved-tensor hooks, and tests/stages/test_memory_plan.py
-holds them against these hooks.
+The counts of tensors saved for the backward pass come from autograd's saved-tensor hooks, and
+tests/end_to_end/test_memory_plan.py compares them with these hooks.
 """
 
 from __future__ import annotations
@@ -10,38 +10,37 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.sft import LoRAConfig
-from pipeline.memory.shapes import Architecture
+from pipeline.memory.architecture import Architecture
+from pipeline.memory.limits import EXPLICIT_ATTENTION, MERGED_COPIES, positions_at_once
 
 SINGLE = 4
 """Bytes of a float32 number."""
 NF4 = 0.5 + 1 / 64 + SINGLE / (64 * 256)
 """Bytes of a weight in NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, section 3): four bits,
-one byte a block of 64 for its scale, and a float32 for each 256 scales."""
-WRITTEN_OUT = 128
-"""Up to so many positions a CPU attends with its scores written out (stages/models/fast/plain.py)."""
-MERGE_UP_TO = 2**29
-"""Bytes of merged copies for decoding, at most (stages/models/fast/linear.py)."""
+one byte per block of 64 for its scale, and a float32 per 256 scales."""
 
-Path = Literal["plain", "library"]
-"""Whose forward pass: our plain one with fast LoRA layers, or transformers' and peft's."""
+Forward = Literal["plain", "library"]
+"""Which forward pass: the plain one of stages/models/fast with fast LoRA layers, or that of transformers and
+peft."""
 Mask = Literal["none", "padded", "packed"]
-"""What rows are told apart by: nothing; a mask of padding, which each block keeps as numbers of its own; or one
-mask of packed rows, for all blocks. With either the library's pass repeats keys and values; ours never does."""
+"""The attention mask: none; one for padding, of which each block keeps a float copy; or one for packed rows, shared
+by all blocks. With a mask the library's pass repeats keys and values for each query head; the plain pass never
+does."""
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model in memory: its shape, and how its numbers are held.
+class PlannedModel:
+    """A model in memory: its architecture, and in which precision it is held.
 
     Attributes:
-        size: bytes of a number that is not quantised: of the weights, and of what is computed.
-        mixed: whether weights, and what one block passes to the next, are float32 all the same: what learns in full
-            computes under autocast.
+        size: bytes of a number that is not quantised, in weights and in computation.
+        mixed: whether the weights and the hidden states between blocks are float32 although products are computed
+            in `size` bytes: a full fine-tune under autocast.
         quantization: none, nf4, int8, or qat for weights that are rounded as they are used.
-        lora: the adapters on it; None: whole models learn.
+        lora: the adapters on it; None: all weights are trained.
     """
 
-    shape: Architecture
+    architecture: Architecture
     device: str
     size: int
     quantization: str
@@ -50,145 +49,146 @@ class Model:
 
     @property
     def wide(self) -> int:
-        """Bytes of a number of the weights, and of what one block passes to the next."""
+        """Bytes of a number in the weights and in the hidden states between blocks."""
         return SINGLE if self.mixed else self.size
 
     @property
     def cast(self) -> float:
-        """Of the weights as autocast casts them, each once for a pass."""
-        return self.shape.linear * self.size if self.mixed else 0.0
+        """Bytes of the weights' casts under autocast, which casts each weight once per pass."""
+        return self.architecture.linear * self.size if self.mixed else 0.0
 
     @property
     def weights(self) -> float:
-        """Of one copy."""
-        shape = self.shape
-        rows = shape.num_hidden_layers * sum(matrix.outputs for matrix in shape.matrices)
+        """Bytes of one copy of the weights."""
+        architecture = self.architecture
+        rows = architecture.num_hidden_layers * sum(matrix.outputs for matrix in architecture.matrices)
         linear = {
-            "none": shape.linear * self.wide,
-            "nf4": shape.linear * NF4,
-            "int8": shape.linear + rows * SINGLE,
-            "qat": shape.linear * 2 * self.size,  # beside each weight what it is rounded to
+            "none": architecture.linear * self.wide,
+            "nf4": architecture.linear * NF4,
+            "int8": architecture.linear + rows * SINGLE,
+            "qat": architecture.linear * 2 * self.size,  # each weight beside its rounded value
         }[self.quantization]
-        return linear + shape.rest * self.wide
+        return linear + architecture.rest * self.wide
 
     @property
     def adapter(self) -> float:
-        """Of one LoRA adapter, in float32; nothing without LoRA."""
-        return self.shape.lora(self.lora.r, self.lora.target_modules) * SINGLE if self.lora else 0.0
+        """Bytes of one LoRA adapter, in float32; 0 without LoRA."""
+        return self.architecture.lora(self.lora.r, self.lora.target_modules) * SINGLE if self.lora else 0.0
 
     @property
     def learning(self) -> float:
-        """Of what one role learns, in float32: its adapter, or every weight."""
-        return self.adapter if self.lora else self.shape.parameters * SINGLE
+        """Bytes of the trained parameters of one role, in float32: its adapter, or every weight."""
+        return self.adapter if self.lora else self.architecture.parameters * SINGLE
 
     @property
     def merged(self) -> float:
-        """Of merged copies for decoding, where the bank makes them."""
+        """Bytes of the merged copies for decoding, where the bank makes them; otherwise 0."""
         if not self.lora or self.quantization != "none" or self.size != SINGLE:
             return 0.0
-        chosen = self.shape.targeted(self.lora.target_modules)
-        count = sum(matrix.size for matrix in self.shape.matrices if matrix.name in chosen)
-        copies = self.shape.num_hidden_layers * count * SINGLE
-        return copies if copies <= MERGE_UP_TO else 0.0
+        chosen = self.architecture.targeted(self.lora.target_modules)
+        count = sum(matrix.size for matrix in self.architecture.matrices if matrix.name in chosen)
+        copies = self.architecture.num_hidden_layers * count * SINGLE
+        return copies if copies <= MERGED_COPIES else 0.0
 
     @property
     def unpacked(self) -> float:
-        """Of the one layer that a quantised model has in full precision at a time."""
-        largest = max(matrix.size for matrix in self.shape.matrices)
+        """Bytes of the largest layer in full precision: a quantised model unpacks one layer at a time."""
+        largest = max(matrix.size for matrix in self.architecture.matrices)
         return 0.0 if self.quantization in ("none", "qat") else largest * self.size
 
-    def written_out(self, length: int) -> bool:
-        return self.device == "cpu" and length <= WRITTEN_OUT
+    def explicit_attention(self, length: int) -> bool:
+        """Whether the plain pass writes attention scores out."""
+        return self.device == "cpu" and length <= EXPLICIT_ATTENTION
 
-    def layer(self, length: int, path: Path, mask: Mask = "none") -> float:
-        """Bytes that one block keeps of one token, in a row of `length`, for its backward pass."""
-        s, size = self.shape, self.size
+    def layer(self, length: int, forward: Forward, mask: Mask = "none") -> float:
+        """Bytes per token that one block keeps for its backward pass, in rows of `length` tokens."""
+        s, size = self.architecture, self.size
         hidden, queries, keys, wide = s.hidden_size, s.queries, s.keys, s.intermediate_size
         inputs = {m.name: m.inputs for m in s.matrices}
         targets = s.targeted(self.lora.target_modules) if self.lora else set(inputs)
-        # The normalisations' inputs, and what they divide by.
-        total = 2.0 * hidden * (self.wide if path == "plain" else SINGLE) + 2 * SINGLE
-        if path == "library" and not self.lora:
-            total += 2 * hidden * self.wide  # the normalised, for the gradient of the norm's weight
+        # The inputs of the normalisations, and their divisors.
+        total = 2.0 * hidden * (self.wide if forward == "plain" else SINGLE) + 2 * SINGLE
+        if forward == "library" and not self.lora:
+            total += 2 * hidden * self.wide  # their outputs, for the gradient of the norm's weight
         if s.qk_norm:
-            total += (queries + keys) * (size if path == "plain" else SINGLE)
-        # The linear layers' inputs. Fast layers keep one of each in its own precision; peft's one in float32 for
-        # each adapter, which where the model is in float32 is the same tensor; under autocast each layer of the
-        # library's pass casts its own.
-        if self.lora and size < SINGLE and path == "library":
+            total += (queries + keys) * (size if forward == "plain" else SINGLE)
+        # The inputs of linear layers. Fast layers keep each distinct input once, in its own precision. peft keeps
+        # one in float32 per adapter, which is the same tensor if the model is in float32. Under autocast each layer
+        # of the library's pass casts its input again.
+        if self.lora and size < SINGLE and forward == "library":
             total += SINGLE * sum(inputs[name] for name in targets)
-        elif self.mixed and path == "library":
+        elif self.mixed and forward == "library":
             total += size * sum(inputs[name] for name in targets)
         else:
-            # A plain pass computes the last one's anew.
-            shared = {"qkv": hidden, "o": queries, "gate_up": hidden, "down": wide if path == "library" else 0}
+            # The plain pass recomputes the input of the down projection.
+            shared = {"qkv": hidden, "o": queries, "gate_up": hidden, "down": wide if forward == "library" else 0}
             groups = {name: _group(name) for name in targets}
             total += size * sum(shared[group] for group in set(groups.values()))
         if self.lora:
             total += SINGLE * self.lora.r * len(targets)
-        # Attention: queries, keys, values and, of the fused kernel, a number for each head and, unless it was
-        # counted as an input, what comes of them.
-        repeated = queries if path == "library" and mask != "none" else keys
+        # Attention: queries, keys and values. The fused kernel also keeps one number per head, and its output
+        # unless that was counted above as the input of a linear layer.
+        repeated = queries if forward == "library" and mask != "none" else keys
         total += size * (queries + 2 * repeated)
-        counted = "self_attn.o_proj" in targets and (size == SINGLE or path == "plain" or self.mixed)
-        written_out = path == "plain" and self.written_out(length)
-        total += 0 if counted or written_out else size * queries
-        total += 0 if written_out else s.num_attention_heads * SINGLE
-        total += length * size if path == "library" and mask == "padded" else 0
-        # The gated MLP: its two inputs, and the library's pass one half done.
-        return total + size * wide * (2 if path == "plain" else 3)
+        counted = "self_attn.o_proj" in targets and (size == SINGLE or forward == "plain" or self.mixed)
+        explicit = forward == "plain" and self.explicit_attention(length)
+        total += 0 if counted or explicit else size * queries
+        total += 0 if explicit else s.num_attention_heads * SINGLE
+        total += length * size if forward == "library" and mask == "padded" else 0
+        # The gated MLP: the outputs of gate and up and, in the library's pass, the activated gate.
+        return total + size * wide * (2 if forward == "plain" else 3)
 
-    def kept(self, rows: int, length: int, path: Path, *, checkpointing: bool, mask: Mask = "none") -> float:
-        """Activations of a forward pass until its backward pass: all blocks', or with checkpointing their inputs
-        and one block's; and the last normalisation's."""
-        tokens, blocks = rows * length, self.shape.num_hidden_layers
-        block = self.layer(length, path, mask)
+    def kept(self, rows: int, length: int, forward: Forward, *, checkpointing: bool, mask: Mask = "none") -> float:
+        """Bytes of activations kept from the forward to the backward pass: those of all blocks, or with
+        checkpointing the input of each block and the activations of one; and those of the last normalisation."""
+        tokens, blocks = rows * length, self.architecture.num_hidden_layers
+        block = self.layer(length, forward, mask)
         if checkpointing:
-            block, blocks = block + blocks * self.shape.hidden_size * self.wide, 1
-        ends = self.shape.hidden_size * (self.size + self.wide if path == "plain" else self.wide + SINGLE)
-        shared = length * self.size if path == "library" and mask == "packed" else 0
+            block, blocks = block + blocks * self.architecture.hidden_size * self.wide, 1
+        ends = self.architecture.hidden_size * (self.size + self.wide if forward == "plain" else self.wide + SINGLE)
+        shared = length * self.size if forward == "library" and mask == "packed" else 0
         return tokens * (blocks * block + ends + shared) + self.cast
 
-    def passing(self, rows: int, length: int, path: Path, *, merged: bool = False) -> float:
-        """What a forward pass without gradient has at once: in one block, beside its input, the wider of attention
-        and MLP."""
-        s = self.shape
+    def passing(self, rows: int, length: int, forward: Forward, *, merged: bool = False) -> float:
+        """Peak bytes of a forward pass without gradient: in one block, its input beside the larger of attention and
+        MLP."""
+        s = self.architecture
         hidden, queries, keys, wide = s.hidden_size, s.queries, s.keys, s.intermediate_size
-        apart = 1 if self.lora and not merged and (path == "library" or self.quantization != "none") else 0
+        apart = 1 if self.lora and not merged and (forward == "library" or self.quantization != "none") else 0
         ends = 2 * hidden * self.wide / self.size
         mlp = ends + (3 + apart) * wide
-        scores = 2 * s.num_attention_heads * length if path == "plain" and self.written_out(length) else 0
+        scores = 2 * s.num_attention_heads * length if forward == "plain" and self.explicit_attention(length) else 0
         attention = ends + (3 + apart) * queries + 4 * keys + scores
         return rows * length * self.size * max(mlp, attention) + self.unpacked + self.cast
 
-    def returning(self, rows: int, length: int, path: Path) -> float:
-        """What the backward pass has at once in one block beside what was kept: gradients of the block's output and
-        of the MLP's wide tensors, of which ours has three at once and the library's pass two; or, where scores are
-        written out, three of them beside the gradients of queries, keys and values, when what the MLP kept is gone.
-        """
-        s = self.shape
-        most = s.hidden_size + s.intermediate_size * (3 if path == "plain" else 2)
-        if path == "plain" and self.written_out(length):
+    def returning(self, rows: int, length: int, forward: Forward) -> float:
+        """Peak bytes of one block's backward pass beside the kept activations. That is the gradients of the block's
+        output and of the MLP's wide tensors (three at once in the plain pass, two in the library's); or, where
+        attention scores are written out, three of those beside the gradients of queries, keys and values, by which
+        time the MLP's activations are released."""
+        s = self.architecture
+        most = s.hidden_size + s.intermediate_size * (3 if forward == "plain" else 2)
+        if forward == "plain" and self.explicit_attention(length):
             attention = 3 * s.num_attention_heads * length + 2 * (s.queries + s.keys + s.hidden_size)
             most = max(most, attention - 2 * s.intermediate_size)
         return rows * length * self.size * most + self.unpacked
 
     def cache(self, rows: int, length: int) -> float:
-        """Keys and values of all blocks."""
-        return rows * length * 2 * self.shape.num_hidden_layers * self.shape.keys * self.size
+        """Bytes of the cached keys and values of all blocks."""
+        return rows * length * 2 * self.architecture.num_hidden_layers * self.architecture.keys * self.size
 
     def chunk(self, positions: int, wanted: int | None = None) -> int:
-        """Positions whose logits exist at once (`stages.models.logprobs.positions_at_once`)."""
-        room = 2 ** (20 if self.device == "cpu" else 26) // self.shape.vocab_size
-        return min(positions, wanted or max(256, room))
+        """Positions whose logits exist at once."""
+        return min(positions, wanted or positions_at_once(self.architecture.vocab_size, self.device))
 
     def logits(self, positions: int, copies: float) -> float:
-        """`copies` float32 tensors over the vocabulary, and one in the model's own precision if that is another."""
-        own = self.size if self.size < SINGLE else 0
-        return positions * self.shape.vocab_size * (copies * SINGLE + own)
+        """Bytes of `copies` float32 tensors over the vocabulary, and of one in the model's precision if that
+        differs."""
+        unconverted = self.size if self.size < SINGLE else 0
+        return positions * self.architecture.vocab_size * (copies * SINGLE + unconverted)
 
 
 def _group(name: str) -> str:
-    """Layers with one group read one tensor."""
+    """The group of a linear layer. Layers of one group share their input tensor."""
     part = name.rpartition(".")[2].removesuffix("_proj")
     return {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}.get(part, part)

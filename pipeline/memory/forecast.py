@@ -1,4 +1,4 @@
-"""What a run is foreseen to need: refused before it starts when it cannot fit, noted beside what it took."""
+"""Predicts what a run needs. A run that cannot fit is refused before it starts; manifests record the prediction."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.memory.plan import MemoryPlan, predict, resolve
 
 @dataclass(frozen=True)
 class Forecast:
-    """Memory and operations of a recipe's stages.
+    """Predicted memory and operations of a recipe's stages.
 
     Attributes:
-        loaded: the recipe as given.
-        recipe: the same, with what is `auto` decided.
-        plan: None when the model's shape is not known.
-        flops: operations by stage, of those that can be counted.
+        loaded: the recipe as the user wrote it.
+        recipe: the recipe with every `auto` decided.
+        plan: None if the model's architecture is not known.
+        flops: operations by stage, for the stages whose rows can be counted.
         unknown: why there is no plan.
     """
 
@@ -35,46 +35,51 @@ class Forecast:
 
     @classmethod
     def of(cls, loaded: LoadedRecipe, data: Any = None) -> Forecast:
-        """Of a recipe; `data` is the `data` stage's finished run, whose counts it then takes."""
+        """Predicts for a recipe.
+
+        Args:
+            data: the finished run of the `data` stage (a `StageRun`), for its row counts; None: not finished.
+        """
         try:
             plan = predict(loaded.recipe)
         except RecipeError as error:
             return cls(loaded, resolve(loaded.recipe, None), None, {}, error.what)
         recipe = resolve(loaded.recipe, plan)
         if recipe is not loaded.recipe:
-            plan = predict(recipe, plan.model.shape)
+            plan = predict(recipe, plan.model.architecture)
         counts = data.manifest.metrics if data else {}
-        return cls(loaded, recipe, plan, stage_flops(recipe, plan.model.shape, counts))
+        return cls(loaded, recipe, plan, stage_flops(recipe, plan.model.architecture, counts))
 
     @property
     def is_tight(self) -> bool:
-        """Whether the recipe says what a CPU run may take: then room that is free goes back to the system."""
+        """Whether the recipe limits the memory of a CPU run. Freed memory is then returned to the system."""
         return self.plan is not None and self.plan.model.device == "cpu" and self.plan.limit is not None
 
     def check(self, stages: Iterable[str], force: bool = False) -> None:
-        """Raises `StageError` when one of these stages needs more than the device has, with what would fit; not
-        when the user insists, nor with `sharding: full`, which the plan does not know."""
+        """Raises `StageError`, with changes that would fit, if one of these stages needs more memory than the
+        device has. Does nothing with `force`, or with `sharding: full`, which the plan does not cover."""
         large = [] if self.plan is None else self.plan.too_large(set(stages))
         if not large or force or self.recipe.sharding == "full":
             return
         assert self.plan is not None
         assert self.plan.limit is not None
         needs = ", ".join(f"{name} {readable_bytes(self.plan.stages[name].total)}" for name in large)
-        steps = propose(self.recipe, self.plan)
-        way = "\n".join(f"         {step}" for step in steps)
-        if steps and steps[-1].fits:
-            hint = f"set these, in order of what they cost, until it fits:\n{way}"
-        elif steps:
-            hint = f"take a smaller model; these help and do not suffice:\n{way}"
+        proposals = propose(self.recipe, self.plan)
+        listed = "\n".join(f"         {proposal}" for proposal in proposals)
+        if proposals and proposals[-1].fits:
+            hint = f"set these values, in this order, until it fits:\n{listed}"
+        elif proposals:
+            hint = f"use a smaller model; these changes help but are not enough:\n{listed}"
         else:
-            hint = "take a smaller model"
+            hint = "use a smaller model"
         raise StageError(
-            f"this run cannot fit: {needs}, and {self.plan.limit_from} is {readable_bytes(self.plan.limit)}",
+            f"this run does not fit into memory: {needs}; "
+            f"the limit is {readable_bytes(self.plan.limit)} ({self.plan.limit_from})",
             where=self.loaded.describe("hardware.memory") if self.plan.limit_from == "hardware.memory" else "",
-            hint=f"{hint}\n         or insist with --force; `tutelage plan` shows what takes how much",
+            hint=f"{hint}\n         or run it anyway with --force; `tutelage plan` shows the memory of each stage",
         )
 
     def record(self, stage: str) -> dict[str, Any]:
-        """For the stage's manifest."""
-        found = self.plan.record(stage) if self.plan and self.recipe.sharding == "none" else {}
-        return found | ({"flops": self.flops[stage]} if stage in self.flops else {})
+        """A stage's entry for its manifest."""
+        memory = self.plan.record(stage) if self.plan and self.recipe.sharding == "none" else {}
+        return memory | ({"flops": self.flops[stage]} if stage in self.flops else {})

@@ -1,4 +1,4 @@
-"""The memory plan of a recipe: each stage's peak by component, against what the device has."""
+"""The memory plan of a recipe: each stage's peak by component, compared with the device's memory."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pipeline.config.hardware import size_in_bytes
 from pipeline.config.recipe import Recipe
 from pipeline.files import readable_bytes
 from pipeline.memory import phases
-from pipeline.memory.components import Model
+from pipeline.memory.architecture import BYTES, Architecture
+from pipeline.memory.components import PlannedModel
 from pipeline.memory.phases import Moment
-from pipeline.memory.shapes import BYTES, Architecture
-from pipeline.memory.sources import shape_of
+from pipeline.memory.sources import architecture_of
 
 LIBRARIES = {"cpu": 570e6, "cuda": 550e6, "mps": 570e6}
-"""The interpreter with torch, transformers, trl and peft imported; on a GPU its context and the kernels' workspace,
-which is not measured but what is commonly seen."""
+"""Bytes of the interpreter with torch, transformers, trl and peft imported. On a GPU: its context and the workspace
+of kernels, a commonly reported size that is not measured here."""
 FIRST_USE = {"cpu": 30e6, "cuda": 0.0, "mps": 30e6}
-"""What the libraries take besides when they first work: threads, compiled kernels, tables."""
+"""Bytes that the libraries add at their first use: threads, compiled kernels, tables."""
 FRAGMENTATION = {"cpu": 0.03, "cuda": 0.05, "mps": 0.05}
-"""Of what comes and goes: room between blocks that the allocator cannot use."""
-COMES_AND_GOES = ("gradients", "activations", "logits", "cache")
+"""Share of temporary memory that is lost between the allocator's blocks."""
+TEMPORARY = ("gradients", "activations", "logits", "cache")
 
 
 @dataclass(frozen=True)
 class StagePeak:
-    """A stage's worst phase.
+    """The phase of a stage with the highest peak.
 
     Attributes:
         phases: bytes by component, for each of the stage's phases.
-        phase: the worst one's name.
+        phase: the name of the phase with the highest peak.
     """
 
     phases: Mapping[str, Moment]
@@ -48,12 +48,12 @@ class StagePeak:
 
     @property
     def total(self) -> float:
-        """With what the libraries take: the process's on a CPU, the card's on a GPU."""
+        """Bytes including the libraries': of the process on a CPU, of the GPU's memory on a GPU."""
         return sum(self.components.values())
 
     @property
     def allocated(self) -> float:
-        """Above the imported libraries: what a GPU's allocator, or the growth of a process, shows."""
+        """Bytes without the libraries': what a GPU's allocator, or the growth of the process, shows."""
         return self.total - self.components["libraries"]
 
     def describe(self) -> str:
@@ -62,30 +62,30 @@ class StagePeak:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Of a recipe on a device.
+    """The memory that a recipe needs on a device.
 
     Attributes:
-        stages: by stage, those that hold the model.
-        limit: bytes that the device has; None: not known.
-        limit_from: where that was said.
-        model: what was planned for.
-        micro: rows at once, by stage.
+        stages: the peak of each stage that holds the model.
+        limit: bytes of the device's memory; None: not known.
+        limit_from: where the limit comes from.
+        model: the model that was planned for.
+        micro: rows per pass, by stage.
     """
 
     stages: Mapping[str, StagePeak]
     limit: float | None
     limit_from: str
-    model: Model
+    model: PlannedModel
     micro: Mapping[str, int]
 
     def too_large(self, names: Any = None) -> list[str]:
-        """The stages, of those named, that need more than there is."""
+        """The stages (of `names`, if given) that need more than the limit."""
         if self.limit is None:
             return []
         return [n for n, peak in self.stages.items() if peak.total > self.limit and (names is None or n in names)]
 
     def record(self, stage: str) -> dict[str, Any]:
-        """For the manifest."""
+        """A stage's entry for its manifest."""
         if stage not in self.stages:
             return {}
         peak = self.stages[stage]
@@ -100,26 +100,31 @@ class MemoryPlan:
 
 
 def predict(
-    recipe: Recipe, shape: Architecture | None = None, *, device: str | None = None, limit: float | None = None
+    recipe: Recipe,
+    architecture: Architecture | None = None,
+    *,
+    device: str | None = None,
+    limit: float | None = None,
 ) -> MemoryPlan:
-    """Plans every stage of a recipe. Raises `RecipeError` when the model's shape cannot be told.
+    """Plans every stage of a recipe. Raises `RecipeError` when the model's architecture cannot be read.
 
     Args:
-        shape: the model's; None: read it (`pipeline.memory.sources`).
-        device: cpu, cuda or mps; None: as the recipe says, or this machine has.
-        limit: bytes that the device has; None: as the recipe or the GPU says.
+        architecture: the model's; None: read it (`pipeline.memory.sources`).
+        device: cpu, cuda or mps; None: the recipe's, or this machine's.
+        limit: bytes of the device's memory; None: as the recipe or the GPU says.
     """
-    shape, device = shape or shape_of(recipe.base), device or planned_device(recipe)
+    architecture = architecture or architecture_of(recipe.base)
+    device = device or planned_device(recipe)
     room, where = (limit, "given") if limit is not None else device_memory(recipe, device)
     dtype = recipe.base.dtype
     size = (2 if device == "cuda" and computes_in_bfloat16() else 4) if dtype == "auto" else BYTES[dtype]
     held = recipe.base.quantization
-    model = Model(shape, device, size, held if isinstance(held, str) else "qat", recipe.sft.lora)
+    model = PlannedModel(architecture, device, size, held if isinstance(held, str) else "qat", recipe.sft.lora)
     wanted = phases.micro_batches(recipe)
 
     def plan(recipe: Recipe, micro: dict[str, int]) -> dict[str, StagePeak]:
-        found = phases.stages(recipe, model, micro)
-        return {stage: _peak(moments, device) for stage, moments in found.items()}
+        stages = phases.stages(recipe, model, micro)
+        return {stage: _peak(moments, device) for stage, moments in stages.items()}
 
     # Automatic micro-batches halve until they fit; `resolve` decides about checkpointing after that.
     automatic = {
@@ -130,21 +135,21 @@ def predict(
     }
     checkpointing = recipe.ppo.gradient_checkpointing
     recipe = replace(recipe, ppo=replace(recipe.ppo, gradient_checkpointing=checkpointing is True))
-    found = plan(recipe, wanted)
+    peaks = plan(recipe, wanted)
     while room is not None and device == "cuda":
         smaller = [
             stage for stage, auto in automatic.items()
-            if auto and stage in found and found[stage].total > room and wanted[stage] > 1
+            if auto and stage in peaks and peaks[stage].total > room and wanted[stage] > 1
         ]  # fmt: skip
         if not smaller:
             break
         wanted |= {stage: wanted[stage] // 2 for stage in smaller}
-        found = plan(recipe, wanted)
-    return MemoryPlan(found, room, where, model, wanted)
+        peaks = plan(recipe, wanted)
+    return MemoryPlan(peaks, room, where, model, wanted)
 
 
 def resolve(recipe: Recipe, plan: MemoryPlan | None) -> Recipe:
-    """The recipe with `ppo.gradient_checkpointing: auto` decided: on where PPO would not fit without."""
+    """The recipe with `ppo.gradient_checkpointing: auto` decided: on if PPO would not fit without it."""
     if recipe.ppo.gradient_checkpointing != "auto":
         return recipe
     needed = plan is not None and "ppo" in plan.too_large()
@@ -157,11 +162,11 @@ def _peak(moments: Mapping[str, Moment], device: str) -> StagePeak:
 
 
 def _with_overhead(moment: Moment, device: str) -> Moment:
-    moving = sum(size for name, size in moment.items() if name in COMES_AND_GOES)
+    temporary = sum(size for name, size in moment.items() if name in TEMPORARY)
     return {
         **moment,
         "first use": FIRST_USE[device],
-        "fragmentation": FRAGMENTATION[device] * moving,
+        "fragmentation": FRAGMENTATION[device] * temporary,
         "libraries": LIBRARIES[device],
     }
 
@@ -170,27 +175,28 @@ def _with_overhead(moment: Moment, device: str) -> Moment:
 
 
 def planned_device(recipe: Recipe) -> str:
-    """As the recipe says; `auto` is a GPU if this machine has one."""
+    """The recipe's device; `auto` means a GPU if this machine has one."""
     if recipe.device != "auto":
         return recipe.device
     return "cuda" if gpu_memory() is not None else "cpu"
 
 
 def device_memory(recipe: Recipe, device: str) -> tuple[float | None, str]:
-    """Bytes that the device has and who says so; of a CPU only the recipe can."""
+    """Bytes of the device's memory, and where the number comes from. For a CPU only the recipe can set it."""
     if recipe.hardware.memory is not None:
         return size_in_bytes(recipe.hardware.memory), "hardware.memory"
-    if device == "cuda" and (found := gpu_memory()) is not None:
-        return found, "the GPU"
+    if device == "cuda" and (size := gpu_memory()) is not None:
+        return size, "the GPU"
     return None, ""
 
 
 BFLOAT16_FROM = (8, 0)
-"""The compute capability from which on NVIDIA's GPUs have instructions for bfloat16 (Ampere)."""
+"""The lowest compute capability of NVIDIA GPUs with instructions for bfloat16 (Ampere)."""
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether this machine's first GPU does; without one, the GPU that is planned for is taken to."""
+    """Whether this machine's first GPU computes in bfloat16 natively. Without a GPU, the one that is planned for is
+    assumed to."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -200,7 +206,8 @@ def computes_in_bfloat16() -> bool:
 
 @cache
 def gpu_memory() -> float | None:
-    """Bytes of this machine's first GPU, from torch if it is loaded, else from the driver's tool; None without."""
+    """Bytes of memory of this machine's first GPU, from torch if that is loaded, else from nvidia-smi. None without
+    a GPU."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
@@ -210,14 +217,14 @@ def gpu_memory() -> float | None:
 
 @cache
 def _ask_driver(what: str) -> str | None:
-    """A number that NVIDIA's tool gives of the first GPU, as text; None without."""
+    """A number that nvidia-smi reports for the first GPU, as text. None without a GPU."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
     command = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        found = re.fullmatch(r"[\d.]+", done.stdout.splitlines()[0].strip()) if done.returncode == 0 else None
-        return found.group() if found else None
+        match = re.fullmatch(r"[\d.]+", done.stdout.splitlines()[0].strip()) if done.returncode == 0 else None
+        return match.group() if match else None
     except (OSError, IndexError, subprocess.TimeoutExpired):
         return None

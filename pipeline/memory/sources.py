@@ -1,4 +1,4 @@
-"""Where a model's shape is read before any weight is: the recipe, a local folder, a GGUF header, the Hub."""
+"""Reads a model's architecture before any weight: from the recipe, a local folder, a GGUF header or the Hub."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from pipeline.config.base import BaseConfig
 from pipeline.errors import RecipeError
-from pipeline.memory.shapes import Architecture, architecture
+from pipeline.memory.architecture import Architecture
 
 CONFIG = "config.json"
-MEND = "give its numbers as base.architecture, or go on without a memory plan"
+HINT = "set base.architecture, or continue without a memory plan"
 
 
-def shape_of(base: BaseConfig) -> Architecture:
-    """The shape of the recipe's model. Of a Hub model its config.json is fetched, and kept in the Hub's own cache.
-    Raises `RecipeError` when it cannot be told."""
+def architecture_of(base: BaseConfig) -> Architecture:
+    """The architecture of the recipe's model. For a Hub model its config.json is fetched, into the Hub's own cache.
+    Raises `RecipeError` when it cannot be read."""
     if base.pretrain is not None:
         names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         numbers: dict[str, Any] = {name: getattr(base.pretrain, name) for name in names}
-        return architecture({**numbers, "tie_word_embeddings": True}, "base.pretrain")
+        return Architecture.from_config({**numbers, "tie_word_embeddings": True}, "base.pretrain")
     if base.architecture is not None:
-        return architecture(vars(base.architecture) | {"dtype": "bfloat16"}, "base.architecture")
+        return Architecture.from_config(vars(base.architecture) | {"dtype": "bfloat16"}, "base.architecture")
     assert base.model is not None
     path = Path(base.model)
     if path.is_file():
@@ -36,32 +36,32 @@ def _read(path: Path) -> Architecture:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot read the model's shape: {error}", where=str(path), hint=MEND) from None
-    return architecture(config, str(path))
+        raise RecipeError(f"cannot read the model's architecture: {error}", where=str(path), hint=HINT) from None
+    return Architecture.from_config(config, str(path))
 
 
 def _fetch(model: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    try:  # a path that is not there is no valid id either
+    try:  # a path that does not exist is no valid id either
         cached = try_to_load_from_cache(model, CONFIG, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
         return Path(hf_hub_download(model, CONFIG, revision=revision, etag_timeout=5))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"cannot fetch {CONFIG} of {model}: {reason}", where="base.model", hint=MEND) from None
+        raise RecipeError(f"cannot fetch {CONFIG} of {model}: {reason}", where="base.model", hint=HINT) from None
 
 
 def _gguf(path: Path) -> Architecture:
-    """From the header: the tensors are not read."""
+    """Reads the header only, not the tensors."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(path)
     except (OSError, ValueError, IndexError) as error:
-        raise RecipeError(f"cannot read the GGUF header: {error}", where=str(path), hint=MEND) from None
+        raise RecipeError(f"cannot read the GGUF header: {error}", where=str(path), hint=HINT) from None
 
     def value(name: str) -> Any:
         field = reader.get_field(name)
@@ -78,9 +78,9 @@ def _gguf(path: Path) -> Architecture:
         "num_experts": "expert_count",
     }
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    numbers = {name: value(f"{kind}.{there}") for name, there in names.items()}
+    numbers = {name: value(f"{kind}.{gguf_name}") for name, gguf_name in names.items()}
     numbers["vocab_size"] = int(tensors["token_embd.weight"].shape[-1]) if "token_embd.weight" in tensors else None
-    return architecture(
+    return Architecture.from_config(
         {
             **{name: number for name, number in numbers.items() if number is not None},
             "model_type": kind,

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from data.tables import corpus
-from pipeline.config.base import ArchitectureConfig, BaseConfig, PretrainConfig
+from pipeline.config.base import PRETRAIN_TRAINER, ArchitectureConfig, BaseConfig, PretrainConfig
 from pipeline.config.checkpoint import context_length
 from pipeline.engine.fingerprint import combine, file_sha256, files_below
 from pipeline.engine.stage import Artifact, Metrics, RunContext
@@ -189,8 +189,7 @@ def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: 
     width = pretrain.max_position_embeddings
     rows = [row for turn in documents for row in _rows(codec, turn, width)]
     model = _new_model(codec, len(tokenizer), pretrain, ctx)
-    values = {"per_device_train_batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.1, "num_train_epochs": 1}
-    values |= pretrain.trainer
+    values = PRETRAIN_TRAINER | pretrain.trainer
     arguments = training_arguments(TrainingArguments, values, ctx, remove_unused_columns=False)
     trainer = GlobalBatchTrainer(
         model=model,

@@ -20,8 +20,9 @@ from data.venues.slots import slot_error_rate
 from pipeline.config.export import ExportConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, RunContext
+from pipeline.memory.limits import positions_at_once
+from stages.eval.artifact import Evaluation
 from stages.models.actor import Actor
-from stages.models.logprobs import positions_at_once
 from stages.models.microbatch import MicroBatch
 from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import Episodes, response_logprobs
@@ -61,23 +62,24 @@ class ReferenceMetrics:
     def of(
         cls, config: ExportConfig, inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext
     ) -> ReferenceMetrics:
-        evaluated = inputs["eval"].json("eval.json")
-        settings = evaluated["settings"]
-        prompts = unseen_prompts(inputs, codec, settings["max_prompt_length"])
-        prompts = prompts[: min(config.num_prompts, evaluated["prompts"])]
-        limit = settings["max_prompt_length"] + settings["response_length"]
+        evaluated = Evaluation.read(inputs["eval"])
+        settings = evaluated.settings
+        assert settings is not None
+        prompts = unseen_prompts(inputs, codec, settings.max_prompt_length)
+        prompts = prompts[: min(config.num_prompts, evaluated.prompts)]
+        limit = settings.max_prompt_length + settings.response_length
         rows, _ = encode_demonstrations(inputs["data"], codec, "eval", limit)
         params = SamplingParams(
-            max_new_tokens=settings["response_length"],
+            max_new_tokens=settings.response_length,
             stop_ids=codec.stop_ids,
-            temperature=settings["temperature"],
+            temperature=settings.temperature,
         )
         return cls(
             prompts=prompts,
             demonstrations=rows[: len(prompts)],
             params=params,
-            bootstrap=evaluated["bootstrap"],
-            judge=None if evaluated["judge"] is None else SlotScorer(evaluated["judge"], codec),
+            bootstrap=evaluated.bootstrap,
+            judge=None if evaluated.judge is None else SlotScorer(evaluated.judge, codec),
             scorer=load_scorer(newest(inputs, "reward"), inputs, codec, ctx.device, say=ctx.say),
             codec=codec,
             seed=ctx.seed,
@@ -151,7 +153,7 @@ def token_divergence(policy: Actor, other: Actor, episodes: Episodes, temperatur
     bool, at each valid response token of the episodes, in order. Logits are computed in chunks."""
     ours, theirs = (episodes.predicting_hidden(actor.hidden(episodes.ids_BL)) for actor in (policy, other))
     vocabulary = policy.lm.get_output_embeddings().weight.shape[0]
-    size = positions_at_once(vocabulary, ours.device)
+    size = positions_at_once(vocabulary, ours.device.type)
     kls, same = [], []
     for a, b in zip(ours.split(size), theirs.split(size), strict=True):
         p, q = (

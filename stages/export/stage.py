@@ -17,6 +17,8 @@ from pipeline.config.export import ExportConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import StageError
+from stages.eval.artifact import Evaluation
+from stages.export.artifact import FILE
 from stages.export.formats import GRIDS, QUANTISED, Files
 from stages.export.measure import Measures, ReferenceMetrics
 from stages.models.actor import Actor
@@ -39,6 +41,8 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     trained_on = quantization if isinstance(quantization, dict) else {"qat": None, "activations": "none"}
     formats = chosen(config, held)
     codec = load_codec(base)
+    evaluation = Evaluation.read(inputs["eval"])
+    assert evaluation.settings is not None
     with ctx.progress("export", total=2 * len(formats) + 1) as bar:
         files = Files(
             out_dir,
@@ -46,7 +50,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             codec,
             config.dtype,
             ctx.device,
-            temperature=inputs["eval"].json("eval.json")["settings"]["temperature"],
+            temperature=evaluation.settings.temperature,
             name=ctx.recipe_dir.name,
             progress=ctx.progress,
         )
@@ -72,16 +76,15 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
             )
             bar.advance(kl=found["kl"])
             del model, other
-    judge = inputs["eval"].json("eval.json")["judge"]
     result = {
         "prompts": len(reference.prompts),
-        "judge": None if judge is None else Path(judge).name,
+        "judge": None if evaluation.judge is None else Path(evaluation.judge).name,
         "kl": "KL(policy || file), exact over the next token along the policy's sampled answers",
         "base_quantization": quantization,
         "policy": trained,
         "formats": rows,
     }
-    (out_dir / "export.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out_dir / FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return _flat(rows, trained)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
+from pipeline.memory.limits import positions_at_once
 from stages.models.acceptance import (
     OWN,
     Passes,
@@ -23,7 +24,7 @@ from stages.models.acceptance import (
 )
 from stages.models.fast.wide import logits_of
 from stages.models.heads import ScalarHead
-from stages.models.logprobs import positions_at_once, token_logprobs
+from stages.models.logprobs import token_logprobs
 from stages.models.passes import OwnPass, Pass, Steps
 from stages.models.precision import computing
 
@@ -129,7 +130,7 @@ class Actor:
     ) -> tuple[Tensor, Tensor]:
         """As `stages.models.logprobs.token_logprobs`; without a chunk size, as many positions as do little harm."""
         if chunk_size is None:
-            chunk_size = positions_at_once(self.lm.get_output_embeddings().weight.shape[0], hidden_NH.device)
+            chunk_size = positions_at_once(self.lm.get_output_embeddings().weight.shape[0], hidden_NH.device.type)
         return token_logprobs(
             hidden_NH, targets_N, self.project, temperature=temperature, chunk_size=chunk_size, entropy=entropy
         )

@@ -15,12 +15,6 @@ Project = Callable[[Tensor], Tensor]
 """Hidden states (N, H) -> logits (N, V), a tensor of its own: it is overwritten."""
 
 
-def positions_at_once(vocabulary: int, device: torch.device) -> int:
-    """A chunk size whose logits take 4 MB on a CPU, about its caches, and 256 MB elsewhere; but no fewer than 256
-    positions, for a matrix product of fewer starves."""
-    return max(256, 2 ** (20 if device.type == "cpu" else 26) // vocabulary)
-
-
 def token_logprobs(
     hidden_NH: Tensor,
     targets_N: Tensor,

@@ -14,17 +14,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
-from pipeline.memory.flops import PHASES, Shape, update_flops
+from pipeline.memory.flops import PHASES, ModelCost, update_flops
 from stages.models.bank import Bank, FullBank
 from stages.models.fast.linear import matmul
 from stages.models.precision import COMPUTE
 from stages.sampling.episodes import Episodes
 from stages.training.distributed import World
 
-__all__ = ["PHASES", "Clock", "Meter", "Shape", "attainable", "shape_of", "update_flops"]
+__all__ = ["PHASES", "Clock", "Meter", "ModelCost", "attainable", "shape_of", "update_flops"]
 
 
-def shape_of(lm: Any) -> Shape:
+def shape_of(lm: Any) -> ModelCost:
     """Counted on the modules themselves, whatever they are quantised to or wrapped in."""
     head = lm.get_output_embeddings()
     config = lm.config.get_text_config()
@@ -34,7 +34,7 @@ def shape_of(lm: Any) -> Shape:
     )  # a recurrent model has none
     width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return Shape(
+    return ModelCost(
         trunk=sum(_weights(m) for name, m in lm.named_modules() if "lora_" not in name and m is not head),
         head=_weights(head),
         mixing=layers * heads * width,

@@ -1,1 +1,1 @@
-"""Publishing to the Hugging Face Hub: what goes out, what must not, the cards, and the upload."""
+"""Publishing to the Hugging Face Hub: which files are uploaded, which are refused, the cards, and the upload."""

@@ -1,4 +1,4 @@
-"""The model's README.md: what the Hub reads between the dashes, then what people read."""
+"""The model's README.md: the metadata that the Hub reads, then the text that people read."""
 
 from __future__ import annotations
 
@@ -13,37 +13,40 @@ from pipeline.config.section import content
 from pipeline.engine.plan import RunSummary
 from pipeline.files import readable_seconds
 from pipeline.wording import DASH, percent, span
-from stages.report import comparison, exported, findings, verdict
+from stages.artifacts import RankMetrics
+from stages.eval.artifact import Evaluation
+from stages.report import exported, model_table, verdict
+from stages.report.findings import Findings, collect
 
 HUB = "hub://"
 EXAMPLE = "What makes a good answer?"
 
 
 def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves: str | None = None) -> str:
-    """The card of what is published as `repository`.
+    """The card of the model that is published as `repository`.
 
     Args:
-        files: names of what is uploaded; quantised files are told by theirs.
+        files: names of the uploaded files; the card lists the quantised ones.
         curves: the file with the training curves, if there is one.
     """
-    found = findings.collect(run)
+    findings = collect(run)
     return _card(
         metadata(run, repository),
         f"# {repository.partition('/')[2]}",
-        f"{_origin(run)}. Supervised fine-tuning, a reward model from rankings, and PPO with a KL penalty, made by "
-        "tutelage.",
-        _whose(run),
-        _verdict(found),
-        *_evaluation(run, found),
-        *([f"## Training\n\n![Reward, KL and judge along PPO]({curves})\n\n{_training(found)}"] if curves else []),
+        f"{_origin(run)}. Trained with tutelage: supervised fine-tuning, a reward model from rankings, and PPO "
+        "with a KL penalty.",
+        _who_ranked(run),
+        _verdict(findings),
+        *_evaluation(run, findings),
+        *([_training(findings, curves)] if curves else []),
         _use(run, repository, files),
-        _limits(run, found),
-        f"## Recipe\n\nThe values that decide the result:\n\n```yaml\n{_recipe(run)}```",
+        _limits(run, findings),
+        f"## Recipe\n\nThe values that determine the result:\n\n```yaml\n{_recipe(run)}```",
     )
 
 
 def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
-    """What the Hub validates: by huggingface_hub's own classes, so that names and nesting are its."""
+    """The metadata that the Hub validates, built with huggingface_hub's own classes."""
     from huggingface_hub import ModelCardData
 
     recipe = run.loaded.recipe
@@ -67,12 +70,11 @@ def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
 
 
 def _results(run: RunSummary) -> Iterator[Any]:
-    """The comparisons that have an interval, for the model index."""
+    """The comparisons of PPO with SFT, for the model index."""
     from huggingface_hub import EvalResult
 
-    metrics = run.need("eval").manifest.metrics
-    judge = metrics.get("judge", "none")
-    for name, value, low, high in comparisons(metrics):
+    evaluation = Evaluation.read(run.need("eval").artifact)
+    for name, value, low, high in comparisons(evaluation):
         interval = f"95 % interval {low:.3g} to {high:.3g}"
         yield EvalResult(
             task_type="text-generation",
@@ -80,30 +82,25 @@ def _results(run: RunSummary) -> Iterator[Any]:
             dataset_name="held-out prompts",
             dataset_split="eval",
             metric_type=name,
-            metric_name=f"{label(name)}, judge {judge} ({interval})",
+            metric_name=f"{LABELS[name]}, judge {evaluation.judge} ({interval})",
             metric_value=round(value, 4),
         )
 
 
-def comparisons(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float, float, float]]:
-    """Name, value and interval of each `<name>/value` that comes with `<name>/low` and `<name>/high`."""
-    for key in metrics:
-        name, _, end = key.rpartition("/")
-        numbers = [metrics.get(f"{name}/{part}") for part in ("value", "low", "high")]
-        if end == "value" and all(isinstance(number, int | float) for number in numbers):
-            yield name, *numbers  # type: ignore[misc]
+def comparisons(evaluation: Evaluation) -> Iterator[tuple[str, float, float, float]]:
+    """Name, value and interval of each comparison of PPO with SFT that was measured."""
+    for name, interval in (("win_rate", evaluation.win_rate), ("reduction", evaluation.reduction)):
+        if interval is None or interval.value is None or interval.low is None or interval.high is None:
+            continue
+        yield name, interval.value, interval.low, interval.high
 
 
 MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
-LABELS = {"win_rate": "win rate against SFT", "reduction": "change of fact errors against SFT"}
-
-
-def label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " ").replace("/", ", "))
+LABELS = {"win_rate": "win rate against SFT", "reduction": "change of fact errors from SFT"}
 
 
 def _held_out(run: RunSummary) -> str:
-    """Where the held-out prompts come from, by a name that says nothing of this machine."""
+    """The source of the held-out prompts, by a name that reveals nothing about this machine."""
     source = run.loaded.recipe.data.prompts or run.loaded.recipe.data.demonstrations
     path = getattr(source, "path", None)
     if path is None:
@@ -114,8 +111,8 @@ def _held_out(run: RunSummary) -> str:
 def _datasets(run: RunSummary) -> list[str]:
     recipe = run.loaded.recipe
     sources = (recipe.data.demonstrations, recipe.data.prompts, recipe.data.rankings, recipe.reward.pretrain_on)
-    named = [_hub_name(getattr(source, "path", "")) for source in sources]
-    return sorted({name for name in [*named, recipe.publish.rankings] if name})
+    names = [_hub_name(getattr(source, "path", "")) for source in sources]
+    return sorted({name for name in [*names, recipe.publish.rankings] if name})
 
 
 def _hub_name(path: str) -> str | None:
@@ -135,34 +132,34 @@ def _origin(run: RunSummary) -> str:
     if recipe.base.pretrain:
         return "A small language model, pretrained from scratch"
     if base:
-        return f"Made from [{base}](https://huggingface.co/{base}), commit `{recipe.base.revision}`"
-    return f"Made from a local copy of {Path(str(recipe.base.model)).name}"
+        return f"Based on [{base}](https://huggingface.co/{base}), commit `{recipe.base.revision}`"
+    return f"Based on a local copy of {Path(str(recipe.base.model)).name}"
 
 
-def _whose(run: RunSummary) -> str:
-    """Who ranked: what is not human is never called so."""
-    rank, rankings = run.need("rank").manifest, run.loaded.recipe.publish.rankings
-    where = f" They are at [{rankings}](https://huggingface.co/datasets/{rankings})." if rankings else ""
-    if rank.simulated:
+def _who_ranked(run: RunSummary) -> str:
+    """Rankings that are not recorded as human are never called human."""
+    rank, rankings = run.need("rank"), run.loaded.recipe.publish.rankings
+    where = f" They are published at [{rankings}](https://huggingface.co/datasets/{rankings})." if rankings else ""
+    if rank.manifest.simulated:
         return f"**The rankings were made by simulated annotators, not by people.**{where}"
-    if rank.metrics.get("human") is True:
+    if RankMetrics.of(rank).human:
         return f"The rankings were made by people.{where}"
     return f"It is not recorded whether people made the rankings.{where}"
 
 
-def _verdict(found: findings.Findings) -> str:
-    """As the report gives it, caveats included."""
-    reached = verdict.reach(found)
+def _verdict(findings: Findings) -> str:
+    """The report's verdict, caveats included."""
+    reached = verdict.reach(findings)
     first = " ".join(part for part in (f"**{reached.headline}**", reached.evidence, reached.price) if part)
     return "\n".join([first, *([""] if reached.caveats else []), *(f"- {caveat}" for caveat in reached.caveats)])
 
 
-def _evaluation(run: RunSummary, found: findings.Findings) -> Iterator[str]:
-    metrics = run.need("eval").manifest.metrics
-    judge = metrics.get("judge", "none")
-    said = "without an independent judge" if judge == "none" else f"judge: `{judge}`, which is not the reward model"
-    compared = comparison.rows(found["evaluation"])
-    models = [name for name in found["evaluation"]["models"] if any(name in row.cells for row in compared)]
+def _evaluation(run: RunSummary, findings: Findings) -> Iterator[str]:
+    evaluation = Evaluation.read(run.need("eval").artifact)
+    judge = evaluation.judge
+    who = "without an independent judge" if judge is None else f"judge: `{judge}`, which is not the reward model"
+    compared = model_table.rows(evaluation)
+    models = [name for name in evaluation.models if any(name in row.cells for row in compared)]
     rows = [
         f"| {row.metric.label}, {row.metric.unit} | "
         + " | ".join(_cell(row, model) for model in models)
@@ -171,35 +168,37 @@ def _evaluation(run: RunSummary, found: findings.Findings) -> Iterator[str]:
     ]
     names = " | ".join(MODELS.get(name, name.replace("_", " ")) for name in models)
     yield (
-        f"## Evaluation\n\nOn {metrics.get('prompts', 0):,} held-out prompts, {said}. In parentheses: 95 % "
+        f"## Evaluation\n\nOn {evaluation.prompts:,} held-out prompts, {who}. In parentheses: 95 % "
         "bootstrap intervals over prompts.\n\n"
-        f"| metric | {names} | PPO less SFT |\n|---|{'---|' * (len(models) + 1)}\n" + "\n".join(rows)
+        f"| metric | {names} | PPO minus SFT |\n|---|{'---|' * (len(models) + 1)}\n" + "\n".join(rows)
     )
     with_intervals = [
-        f"| {label(name)} | {value:.4g} | {low:.4g} to {high:.4g} |"
-        for name, value, low, high in comparisons(metrics)
+        f"| {LABELS[name]} | {value:.4g} | {low:.4g} to {high:.4g} |"
+        for name, value, low, high in comparisons(evaluation)
     ]
     if with_intervals:
         yield "| PPO | value | 95 % interval |\n|---|---|---|\n" + "\n".join(with_intervals)
-    if found["export"]:
-        yield exported.markdown(found["export"])
-    if found["reward"] and (accuracy := found["reward"]["held_out"].get("accuracy")) is not None:
-        low, high = (found["reward"]["held_out"].get(f"accuracy_{end}") for end in ("low", "high"))
+    if findings.export:
+        yield exported.markdown(findings.export)
+    if findings.reward and findings.reward.held_out.accuracy is not None:
+        quality = findings.reward.held_out
+        low, high = quality.accuracy_low, quality.accuracy_high
         interval = "" if low is None or high is None else f" (95 % interval {span(low, high, 1)})"
-        yield f"The reward model orders {percent(accuracy, 1)} of held-out pairs as annotators did{interval}."
+        share = percent(quality.accuracy, 1)
+        yield f"The reward model orders {share} of held-out pairs as annotators did{interval}."
 
 
-def _cell(row: comparison.Row, model: str) -> str:
+def _cell(row: model_table.Row, model: str) -> str:
     interval = row.intervals.get(model)
     return row.cells.get(model, DASH) + (f" ({interval})" if interval else "")
 
 
-def _training(found: findings.Findings) -> str:
-    seconds = found["seconds"]
-    hardware = ", ".join(found["environment"]["hardware"].get("device", []))
+def _training(findings: Findings, curves: str) -> str:
+    hardware = ", ".join(findings.environment["hardware"].get("device", []))
     return (
-        "Blue: on held-out prompts, along PPO; grey: on the batches it learned from; dashed: the KL's target. "
-        f"All stages took {readable_seconds(seconds)} on {hardware or 'an unrecorded device'}."
+        f"## Training\n\n![Reward, KL and judge during PPO]({curves})\n\n"
+        "Blue: on held-out prompts; grey: on training batches; dashed: the KL target. "
+        f"All stages took {readable_seconds(findings.seconds)} on {hardware or 'an unrecorded device'}."
     )
 
 
@@ -223,23 +222,23 @@ def _use(run: RunSummary, repository: str, files: Sequence[str]) -> str:
     quantised = [name for name in files if name.endswith(".gguf")]
     if quantised:
         names = ", ".join(f"`{name}`" for name in quantised)
-        text += f"\n\nQuantised, for llama.cpp and what builds on it: {names}."
+        text += f"\n\nQuantised files for llama.cpp and tools built on it: {names}."
     return text
 
 
-def _limits(run: RunSummary, found: findings.Findings) -> str:
-    """Intended use and limits: only what is known of every such model, and of this one from its manifests."""
+def _limits(run: RunSummary, findings: Findings) -> str:
+    """Intended use and limits: what holds for every such model, and what this one's manifests show."""
     points = [
-        f"Made to answer prompts like those of its training ({_held_out(run)}). Elsewhere nothing was measured.",
-        "It has learned what the annotators behind the rankings preferred, their errors and biases included"
-        + (", and they were programs." if found["annotators"] == "simulated" else "."),
-        "No safety evaluation was made. It may state what is false and reproduce what is harmful in its base model "
+        f"Meant for prompts like those it was trained on ({_held_out(run)}). Nothing else was measured.",
+        "It learned the preferences of the annotators who made the rankings, including their errors and biases"
+        + ("; the annotators were programs." if findings.annotators == "simulated" else "."),
+        "No safety evaluation was made. It may state falsehoods and reproduce harmful content of its base model "
         "and data.",
     ]
-    if found["evaluation"] and not found["evaluation"].get("judge"):
-        points.append("No independent judge has read its answers: the reward model's score is no evidence.")
+    if findings.evaluation and findings.evaluation.judge is None:
+        points.append("No independent judge read its answers, and the reward model's score is no evidence.")
     if run.loaded.recipe.publish.license is None:
-        points.append("No licence is given here; those of the base model and of the data hold.")
+        points.append("No licence is stated here; the licences of the base model and the data apply.")
     return "## Intended use and limits\n\n" + "\n".join(f"- {point}" for point in points)
 
 
@@ -256,7 +255,7 @@ def _recipe(run: RunSummary) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """Paths that leave the folder by their last name only: the folders above are nobody's business."""
+    """Replaces absolute paths by their last part, so that the folders of this machine stay private."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):

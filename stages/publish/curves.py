@@ -1,11 +1,12 @@
-"""The picture of a model card: reward, KL and the independent judge along PPO, as the report has them."""
+"""The picture of a model card: reward, KL and the independent judge during PPO, as in the report."""
 
 from __future__ import annotations
 
 from io import BytesIO
 
 from pipeline.engine.plan import RunSummary
-from stages.report import charts, findings
+from stages.report import charts
+from stages.report.findings import collect
 from stages.report.plots import thinned
 
 COLOURS = {"train": "#9aa5b1", "held-out": "#0b6bcb", "level": "#c0392b", "histogram": "#0b6bcb"}
@@ -13,8 +14,8 @@ MARKERS = {"held-out": "o"}
 
 
 def training(run: RunSummary) -> bytes | None:
-    """A PNG for light and dark pages alike; None when PPO logged nothing."""
-    drawn = charts.along(run, findings.collect(run))
+    """A PNG for light and dark pages; None if PPO logged nothing."""
+    drawn = charts.along(run, collect(run))
     if not drawn:
         return None
     import matplotlib

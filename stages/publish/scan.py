@@ -1,7 +1,8 @@
-"""Looks into what is about to leave for secrets and for paths of this machine.
+"""Searches files for secrets and for paths of this machine before they are uploaded.
 
-A few patterns of our own: the well-known scanner for Python (detect-secrets) has had no release since May 2024.
-They name kinds that have a form of their own; what only looks random is left alone: tokenizers are full of it.
+The patterns are our own, because the well-known scanner for Python (detect-secrets) has had no release since May
+2024. They match kinds of secrets with a recognisable form. Random-looking text is ignored, because tokenizers are
+full of it.
 """
 
 from __future__ import annotations
@@ -30,47 +31,47 @@ SECRETS = {
     "a JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.",
     "a password in an address": r"\w://[^/\s:@\"']{1,60}:[^/\s:@\"']{3,60}@[\w.-]",
 }
-"""What each is called -> its form."""
+"""Name of a kind of secret -> its pattern."""
 
 _SECRET = re.compile("|".join(f"(?P<s{number}>{form})" for number, form in enumerate(SECRETS.values())))
 _HOMES = re.compile(r"(?:/home|/Users)/[\w.-]+/|\b[A-Za-z]:\\+Users\\+[\w.-]+")
 
 HEAD = 1 << 22
-"""Bytes of a binary file that are looked at: where formats keep their metadata."""
+"""Bytes of a binary file that are searched: formats keep their metadata at the start."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong at a place ("config.json:2"). The text itself is never repeated."""
+    """A kind of secret and its place ("config.json:2"). The secret itself is never repeated."""
 
     what: str
     where: str
 
 
 def machine_folders() -> list[str]:
-    """Folders that tell of this machine, each with a slash at its end."""
+    """Folders that reveal something about this machine, each with a slash at its end."""
     places = [Path.home(), Path.cwd(), Path(tempfile.gettempdir())]
-    if sys.prefix != sys.base_prefix:  # a virtual environment; /usr and the like are anybody's
+    if sys.prefix != sys.base_prefix:  # a virtual environment; /usr and the like are on every machine
         places.append(Path(sys.prefix))
     return sorted({f"{place}/" for place in places if place != place.parent})
 
 
 @lru_cache(maxsize=8)
-def _folders(found: tuple[str, ...]) -> re.Pattern[str] | None:
-    """`/tmp/` alone is no secret and stands in many vocabularies, `/tmp/some-name` is of this machine."""
-    forms = [re.escape(name) if name.count("/") > 2 else rf"{re.escape(name)}[\w.-]{{3,}}" for name in found]
+def _folders(names: tuple[str, ...]) -> re.Pattern[str] | None:
+    """A pattern for these folders. `/tmp/` alone is harmless and in many vocabularies; `/tmp/some-name` is not."""
+    forms = [re.escape(name) if name.count("/") > 2 else rf"{re.escape(name)}[\w.-]{{3,}}" for name in names]
     return re.compile(rf"(?<![\w.~-])(?:{'|'.join(forms)})") if forms else None
 
 
 def problem(text: str, *, quoted: bool = False) -> str | None:
-    """What must not leave in a text, or None.
+    """What a text must not contain, or None.
 
     Args:
-        quoted: the text is what people or models wrote, where `/home/user/` and `/tmp/x` are anybody's; only this
-            machine's own folders count then.
+        quoted: whether people or models wrote the text. They may mention `/home/user/` and `/tmp/x`, so only this
+            machine's own folders count.
     """
-    if found := _SECRET.search(text):
-        return list(SECRETS)[int(str(found.lastgroup)[1:])]
+    if match := _SECRET.search(text):
+        return list(SECRETS)[int(str(match.lastgroup)[1:])]
     names = machine_folders()
     if quoted:
         names = [name for name in names if name.count("/") > 2 and not name.startswith(tempfile.gettempdir())]
@@ -81,14 +82,14 @@ def problem(text: str, *, quoted: bool = False) -> str | None:
 
 
 def in_lines(name: str, lines: Iterable[str], *, quoted: bool = False) -> Iterator[Finding]:
-    """Findings in a text, by line."""
+    """The findings in a text, by line."""
     for number, line in enumerate(lines, start=1):
         if what := problem(line, quoted=quoted):
             yield Finding(what, f"{name}:{number}")
 
 
 def in_file(name: str, path: Path) -> Iterator[Finding]:
-    """Findings in a file: in all of it when it is text, in its first 4 MiB when it is not."""
+    """The findings in a file: in a text file everywhere, in a binary file in its first 4 MiB."""
     with path.open("rb") as file:
         head = file.read(HEAD)
     if b"\0" in head:
@@ -100,14 +101,14 @@ def in_file(name: str, path: Path) -> Iterator[Finding]:
 
 
 def refuse(findings: Sequence[Finding], most: int = 10) -> None:
-    """Raises `StageError` with the places of what was found, if anything was."""
+    """Raises `StageError` with the places of the findings, if there are any."""
     if not findings:
         return
-    places = [f"{found.where} ({found.what})" for found in findings[:most]]
+    places = [f"{finding.where} ({finding.what})" for finding in findings[:most]]
     if len(findings) > most:
         places.append(f"and {len(findings) - most} more")
     raise StageError(
         f"{findings[0].where.partition(':')[0].partition(',')[0]} holds {findings[0].what}: nothing was uploaded",
         where=", ".join(places),
-        hint="take it out at its source (recipe, base model, rankings) and make the stage again",
+        hint="remove it at its source (recipe, base model, rankings) and run the stage again",
     )

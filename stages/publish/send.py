@@ -1,8 +1,9 @@
-"""The upload itself, by huggingface_hub: one commit a repository, so that nothing is visible before all of it is.
+"""The upload, with huggingface_hub: one commit per repository, so that nothing is visible before everything is
+there.
 
-Large files go one after the other, each stored by the Hub under its hash before the commit that names it. After an
-interruption the same command sends none again that arrived: the Hub answers that it has it (LFS), or has its chunks
-(xet). Where nothing has changed there is no new commit.
+Large files are sent one after another; the Hub stores each under its hash before the commit that names it. After an
+interruption the same command does not send again what has arrived: the Hub answers that it has the file (LFS) or
+its chunks (xet). If nothing has changed, no commit is made.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline.errors import StageError
 from pipeline.files import readable_bytes
 from stages.publish.uploads import CARD, Opener, Upload, size
 
-AGAIN = "run the same command again: what has arrived is not sent again"
+AGAIN = "run the same command again: files that have arrived are not sent again"
 OURS = {
     "model": (
         "model*.safetensors",
@@ -28,28 +29,26 @@ OURS = {
     ),
     "dataset": ("data/train-*.parquet", "data/eval-*.parquet"),
 }
-"""What an earlier upload may have left that would now be loaded as a part of this one."""
+"""Files that an earlier upload may have left and that would be loaded together with the new ones."""
 
 
 def send(upload: Upload, progress: Opener, say: Callable[[str], None]) -> str:
-    """Uploads in one commit and returns its address. Raises `StageError`; nothing is visible then."""
+    """Uploads in one commit and returns its address. Raises `StageError`, in which case nothing is visible."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
-        disable_progress_bars()  # bars in a log file are pages of noise; ours are lines there
+        disable_progress_bars()  # in a log file bars are noise; our progress display prints lines there
     api = HfApi(library_name="tutelage")
     repository, kind = upload.repository, upload.kind
     contents = upload.contents
     with _explained(repository):
-        RepoCard(upload.card).validate(
-            repo_type=kind
-        )  # the Hub refuses bad metadata, at best before gigabytes went out
+        RepoCard(upload.card).validate(repo_type=kind)  # before the files, because the Hub refuses bad metadata
         api.create_repo(repository, repo_type=kind, private=upload.private, exist_ok=True)
         # An older repository keeps its visibility whatever create_repo asks for.
         if upload.private and not api.repo_info(repository, repo_type=kind).private:
             raise StageError(
-                f"{repository} is public already, and a private upload was asked for",
+                f"{repository} is already public, but a private upload was requested",
                 hint="name another repository, make this one private, or give --public",
             )
         stale = [
@@ -76,7 +75,8 @@ def send(upload: Upload, progress: Opener, say: Callable[[str], None]) -> str:
 
 
 def collect(publish: PublishConfig, uploads: Sequence[Upload]) -> str | None:
-    """Puts what was uploaded into the recipe's collection and returns its address; None when it names none."""
+    """Adds the uploads to the recipe's collection and returns its address; None if the recipe names no
+    collection."""
     if publish.collection is None:
         return None
     from huggingface_hub import HfApi
@@ -85,15 +85,15 @@ def collect(publish: PublishConfig, uploads: Sequence[Upload]) -> str | None:
     owner = uploads[-1].repository.partition("/")[0]
     private = all(upload.private for upload in uploads)
     with _explained(f"{owner}/{publish.collection}"):
-        made = api.create_collection(publish.collection, namespace=owner, private=private, exists_ok=True)
+        collection = api.create_collection(publish.collection, namespace=owner, private=private, exists_ok=True)
         for upload in uploads:
-            api.add_collection_item(made.slug, upload.repository, upload.kind, exists_ok=True)
-    return made.url
+            api.add_collection_item(collection.slug, upload.repository, upload.kind, exists_ok=True)
+    return str(collection.url)
 
 
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Whatever the client raises, as one message."""
+    """Turns the client's exceptions into `StageError`."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -101,17 +101,13 @@ def _explained(where: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError:
-        raise StageError("the Hub wants to know who uploads", where=where, hint=login) from None
+        raise StageError("the Hub needs a login for uploads", where=where, hint=login) from None
     except HfHubHTTPError as error:
         refused = error.response is not None and error.response.status_code in (401, 403)
         raise StageError(f"the Hub refused: {error}", where=where, hint=login if refused else AGAIN) from error
-    except ValueError as error:  # metadata that the Hub does not take
+    except ValueError as error:  # metadata that the Hub refuses
         hint = "correct publish.license, publish.rankings_license or the names in the recipe"
         raise StageError(f"the Hub refused the card: {error}", where=where, hint=hint) from error
-    except (
-        HTTPError,
-        OSError,
-        RuntimeError,
-    ) as error:  # connections, and what hf_xet and the LFS upload make of them
+    except (HTTPError, OSError, RuntimeError) as error:  # connection errors; hf_xet and LFS raise others than httpx
         cause = error.__cause__ or error
-        raise StageError(f"the upload broke off: {error} ({cause})", where=where, hint=AGAIN) from error
+        raise StageError(f"the upload failed: {error} ({cause})", where=where, hint=AGAIN) from error

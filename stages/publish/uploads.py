@@ -1,7 +1,7 @@
-"""What is published: listed files of finished stages, checked against their manifests, and a card a repository.
+"""What is published: listed files of finished stages, checked against their manifests, and one card per repository.
 
-Nothing goes out that is on no list here, that its manifest does not vouch for, or that holds a secret or a path of
-this machine (`stages.publish.scan`). `stages.publish.send` uploads it.
+A file is refused if it is on no list here, if it differs from what its manifest records, or if it holds a secret or
+a path of this machine (`stages.publish.scan`). `stages.publish.send` does the upload.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipeline.engine.rounds import by_round, newest
 from pipeline.engine.stage import Progress
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import readable_bytes
+from stages.artifacts import rankings_file
 from stages.publish import card, curves, scan
 
 CARD = "README.md"
@@ -33,7 +34,7 @@ MODEL_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("*.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
 )
-"""Names of what may be published of a model and its tokenizer. No pickle, and nothing of a trainer."""
+"""Names of the files of a model and its tokenizer that may be published. No pickles, and no trainer state."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 Content = Path | bytes
@@ -45,9 +46,9 @@ class Upload:
     """Files for one repository.
 
     Attributes:
-        files: name in the repository -> a file here, or the content itself. Without the card.
-        card: the README.md.
-        left_out: files of the artifact that are on no list.
+        files: name in the repository -> a local file, or the content itself. Without the card.
+        card: the content of README.md.
+        left_out: files of the artifact that are on no list and are not uploaded.
     """
 
     repository: str
@@ -59,17 +60,17 @@ class Upload:
 
     @property
     def contents(self) -> dict[str, Content]:
-        """All that is sent, small things first."""
+        """All that is uploaded, small files first."""
         everything: dict[str, Content] = {CARD: self.card.encode(), **self.files}
         return dict(sorted(everything.items(), key=lambda item: (size(item[1]), item[0])))
 
     def describe(self) -> str:
-        """Exactly what would be uploaded."""
+        """The exact files, sizes and card, as text."""
         visibility = "private" if self.private else "public"
         sizes = {name: size(content) for name, content in self.contents.items()}
         lines = [f"{readable_bytes(sizes[name]):>10}  {name}" for name in sorted(sizes)]
         total = f"{readable_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
-        out = [f"not uploaded, since on no list: {', '.join(self.left_out)}"] if self.left_out else []
+        out = [f"not uploaded, because on no list: {', '.join(self.left_out)}"] if self.left_out else []
         return "\n".join([f"{visibility} {self.kind} {self.repository}", *lines, total, *out, "", self.card])
 
 
@@ -78,12 +79,13 @@ def size(content: Content) -> int:
 
 
 def uploads(run: RunSummary, progress: Opener, private: bool | None = None) -> list[Upload]:
-    """What the recipe's `publish` section asks for, the rankings before the model whose card names them.
+    """The uploads that the recipe's `publish` section asks for: the rankings first, since the model's card links
+    them.
 
     Raises:
         RecipeError: it asks for nothing, or for an adapter of a base that is not on the Hub.
-        StageError: a stage is not finished, what is exported is not what was evaluated, a file is not what its
-            manifest vouches for, or something must not go out.
+        StageError: a stage is not finished, the exported model is not the evaluated one, a file differs from its
+            manifest, or a file holds a secret or a path of this machine.
     """
     publish = run.loaded.recipe.publish
     if publish.model is None and publish.rankings is None:
@@ -93,18 +95,18 @@ def uploads(run: RunSummary, progress: Opener, private: bool | None = None) -> l
             hint="set publish.model=owner/name (and publish.rankings=owner/name)",
         )
     is_private = publish.private if private is None else private
-    made = []
+    planned = []
     if publish.rankings is not None:
-        made.append(_rankings_upload(run, publish.rankings, is_private))
+        planned.append(_rankings_upload(run, publish.rankings, is_private))
     if publish.model is not None:
         _check_evidence(run)
         files, left_out = _adapter(run, progress) if publish.adapter else _merged(run, progress)
-        made.append(_model_upload(run, publish.model, is_private, files, left_out))
-    return made
+        planned.append(_model_upload(run, publish.model, is_private, files, left_out))
+    return planned
 
 
 def export_rankings(run: RunSummary, folder: Path, only: Literal["human", "simulated"] | None = None) -> Any:
-    """Writes the run's rankings as a data set for the Hub; returns what `data.export` says of it."""
+    """Writes the run's rankings as a data set for the Hub; returns the summary of `data.tables.export`."""
     from data.tables import export
 
     recipe = run.loaded.recipe
@@ -122,14 +124,14 @@ def export_rankings(run: RunSummary, folder: Path, only: Literal["human", "simul
 
 
 def _rankings(run: RunSummary) -> list[Path]:
-    """Of every round. Raises `StageError` when the last one's are not there yet."""
+    """The rankings files of every round. Raises `StageError` if the last round's are not finished."""
     run.need("rank")
-    return [ranked.artifact.file("rankings.jsonl") for ranked in by_round(run.stages, "rank").values()]
+    return [rankings_file(ranked.artifact) for ranked in by_round(run.stages, "rank").values()]
 
 
 def _rankings_upload(run: RunSummary, repository: str, private: bool) -> Upload:
     findings: list[scan.Finding] = []
-    for path in _rankings(run):  # in the Parquet files they could not be read
+    for path in _rankings(run):  # scanned here, because Parquet files are not text
         with path.open(encoding="utf-8") as lines:
             findings += scan.in_lines(path.name, lines, quoted=True)
     scan.refuse(findings)
@@ -142,7 +144,7 @@ def _rankings_upload(run: RunSummary, repository: str, private: bool) -> Upload:
 
 
 def _check_evidence(run: RunSummary) -> None:
-    """Every stage is finished, and what goes out is what was evaluated."""
+    """Raises `StageError` unless every stage is finished and the published model is the evaluated one."""
     recipe = run.loaded.recipe
     for name in registry.steps(recipe):
         if not (name == "export" and recipe.publish.adapter):
@@ -162,14 +164,14 @@ def _check_evidence(run: RunSummary) -> None:
 
 
 def _merged(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list[str]]:
-    """The export artifact: the merged model, its tokenizer, and what was quantised from it."""
+    """The export artifact: the merged model, its tokenizer, and quantised files."""
     export = run.need("export")
     _verify(run, export, progress)
     paths = {name: export.artifact.path / name for name in export.manifest.files}
     files, left_out = _listed(paths, MODEL_FILES)
     if "config.json" not in files:
         raise StageError(
-            "the export holds no merged model, and the card's lines would load nothing",
+            "the export has no merged model, so the code in the card would not work",
             where=str(export.artifact.path),
             hint="set publish.adapter=true, or export a merged model",
         )
@@ -177,11 +179,11 @@ def _merged(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list
 
 
 def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list[str]]:
-    """The policy's LoRA adapter, which names the base that it belongs to, and the tokenizer."""
+    """The policy's LoRA adapter, with the name of its base, and the tokenizer."""
     base, policy = run.loaded.recipe.base, run.need("ppo")
     if base.model is None or not is_hub_id(base.model):
         raise RecipeError(
-            "an adapter is of use only with a base that others can load, and this recipe's is not on the Hub",
+            "an adapter needs a base that others can load, and this recipe's base is not on the Hub",
             where=run.loaded.describe("publish.adapter"),
             hint="publish the merged model (publish.adapter=false), or train on a base from the Hub",
         )
@@ -191,8 +193,8 @@ def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], lis
             where=run.loaded.describe("publish.adapter"),
             hint="set publish.adapter=false",
         )
-    for made in (policy, run.need("base")):
-        _verify(run, made, progress)
+    for stage_run in (policy, run.need("base")):
+        _verify(run, stage_run, progress)
     files, _ = _listed({name: policy.artifact.path / "adapter" / name for name in ADAPTER_FILES}, ADAPTER_FILES)
     config = json.loads(policy.artifact.file("adapter/adapter_config.json").read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": base.model, "revision": base.revision}
@@ -212,11 +214,12 @@ def _listed(paths: Mapping[str, Path], patterns: tuple[str, ...]) -> tuple[dict[
     return files, left_out
 
 
-def _verify(run: RunSummary, made: StageRun, progress: Opener) -> None:
-    """Reads every byte: what was damaged or changed since the stage was finished is not published."""
-    hint = f"make it again: `tutelage run {made.manifest.stage} --fresh {run.loaded.arguments}`"
-    with progress(f"check {made.manifest.stage}"):
-        manifest.verify(made.folder, made.manifest, hint, contents=True)
+def _verify(run: RunSummary, stage_run: StageRun, progress: Opener) -> None:
+    """Compares every byte with the manifest. Raises `StageError` if a file has changed since the stage finished."""
+    stage = stage_run.manifest.stage
+    hint = f"run the stage again: `tutelage run {stage} --fresh {run.loaded.arguments}`"
+    with progress(f"check {stage}"):
+        manifest.verify(stage_run.folder, stage_run.manifest, hint, contents=True)
 
 
 def _model_upload(

@@ -1,8 +1,8 @@
 """Writes a run's report: one HTML file that loads nothing, and a JSON file with the same numbers.
 
-A section of the page is: findings of its own in `report.json` (`findings.collect` calls the module that reads
-them), a template of its own that template.html includes where it belongs, and its files in `sources.FILES`.
-`guarding.py` with guards.html is the example.
+A new section of the page needs a module that turns typed artifacts into the section's findings (`findings.collect`
+calls it), a template that template.html includes, and the section's files in `sources.FILES`. `monitors.py` with
+monitors.html is an example.
 """
 
 from __future__ import annotations
@@ -20,78 +20,85 @@ from pipeline import wording
 from pipeline.engine.plan import RunSummary
 from pipeline.files import jsonable, readable_bytes, readable_seconds, write_atomic
 from stages.report import (
-    against,
-    baselines,
     charts,
-    compare,
-    comparison,
     exported,
-    findings,
     frontier,
-    guarding,
+    model_table,
+    monitors,
     plots,
     rankings,
+    recipe_comparison,
+    run_comparison,
     verdict,
+    win_rates,
 )
+from stages.report.findings import collect
+from stages.report.jsonform import json_form
 
 HERE = Path(__file__).parent
 FORMAT = 1
-"""Of report.json: raised when a reader of older ones would misread it."""
+"""The version of report.json's layout."""
 
 
 def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, values: str = "") -> str:
     """Writes the report of the finished stages to `path` and, beside it, its numbers as JSON.
 
-    Depends on the runs alone: the same give the same bytes. Returns the verdict as plain text.
+    The result depends on the runs alone, to the byte. Returns the verdict as plain text.
 
     Args:
         other: a run of the same recipe under other `values`, to compare with.
     """
-    found = findings.collect(run)
-    reached = verdict.reach(found)
-    found["against"] = against.compare(run, other, values) if other else None
-    concluded = against.conclude(found["against"]) if other else None
+    findings = collect(run)
+    evaluation, monitored = findings.evaluation, findings.monitors
+    concluded = verdict.reach(findings)
+    comparison = recipe_comparison.compare(run, other, values) if other else None
+    against = recipe_comparison.conclude(comparison) if comparison else None
     numbers = path.with_suffix(".json")
-    numbered = count()
-
+    ids = count()
     drawn: list[dict[str, Any]] = []
 
     def draw(chart: plots.Chart) -> Markup:
         drawn.append(plots.numbers(chart))
-        return plots.draw(chart, f"chart-{next(numbered)}")
+        return plots.draw(chart, f"chart-{next(ids)}")
 
     page = _template().render(
-        found=found,
-        verdict=reached,
-        against=concluded,
-        rows=comparison.rows(found["evaluation"]),
-        models=baselines.names(found["evaluation"]),
-        contests=baselines.contests(found["evaluation"]),
-        against_sft=baselines.against_sft(found["evaluation"]),
-        reach=baselines.reach(found["evaluation"]) if found["evaluation"] else "",
-        frontier=frontier.charts(found["evaluation"]),
-        frontier_says=frontier.conclude(found["evaluation"]),
-        along=charts.along(run, found),
+        findings=findings,
+        verdict=concluded,
+        against=against,
+        rows=model_table.rows(evaluation),
+        models=win_rates.names(evaluation),
+        contests=win_rates.rows(evaluation),
+        against_sft=win_rates.against_sft(evaluation),
+        reach=win_rates.reach(evaluation) if evaluation else "",
+        frontier=frontier.charts(evaluation),
+        frontier_text=frontier.conclude(evaluation),
+        along=charts.along(run, findings),
         curves=charts.curves(run),
-        reliability=charts.reliability(found),
-        distributions=charts.distributions(found),
-        exported=exported.rows(found["export"]),
+        reliability=charts.reliability(findings),
+        distributions=charts.distributions(findings),
+        exported=exported.rows(findings.export),
         exported_header=exported.HEADER,
-        exported_text=exported.explanation(found["export"]) if found["export"] else "",
-        annotator_columns=rankings.columns(found["rankings"]) if found["rankings"] else [],
-        strengths=rankings.strengths(found["rankings"]) if found["rankings"] else [],
+        exported_text=exported.explanation(findings.export) if findings.export else "",
+        annotator_columns=rankings.columns(findings.rankings) if findings.rankings else [],
+        strengths=rankings.strengths(findings.rankings) if findings.rankings else [],
         shown_annotators=rankings.SHOWN,
         draw=draw,
         numbers=numbers.name,
-        guard_summary=guarding.summary(found["guards"]) if found["guards"] else "",
-        guard_looks=guarding.rows(found["guards"]) if found["guards"] else [],
+        monitor_summary=monitors.summary(monitored) if monitored else "",
+        monitor_rows=monitors.rows(monitored) if monitored else [],
     )
-    told = {"format": FORMAT, "verdict": asdict(reached), **found, "charts": drawn}
-    text = json.dumps(jsonable(told), indent=1, ensure_ascii=False)
+    content = {
+        "format": FORMAT,
+        "verdict": asdict(concluded),
+        **findings.as_json(),
+        "against": json_form(comparison),
+        "charts": drawn,
+    }
+    text = json.dumps(jsonable(content), indent=1, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, f"{text}\n")
     write_atomic(path, page)
-    return "\n".join([reached.text, *([" ".join(concluded[1:])] if concluded else [])])
+    return "\n".join([concluded.text, *([" ".join(against[1:])] if against else [])])
 
 
 def compare_reports(a: Path, b: Path, out: Path) -> str:
@@ -99,19 +106,20 @@ def compare_reports(a: Path, b: Path, out: Path) -> str:
     names = (_named(a), _named(b))
     if names[0] == names[1]:
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
-    found = compare.compare(compare.read(a), compare.read(b), names)
-    compare.write(found, out, _template("compare.html"))
-    return compare.as_text(found)
+    reports = run_comparison.RunReport.read(a), run_comparison.RunReport.read(b)
+    comparison = run_comparison.compare(*reports, names)
+    run_comparison.write(comparison, out, _template("compare.html"))
+    return run_comparison.as_text(comparison)
 
 
 def _named(path: Path) -> str:
-    """A run's folder, or the file's name where it is not `report`."""
+    """The name of a run: its folder's, or the file's if that is not called `report`."""
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     return folder.name if path.is_dir() or path.stem == "report" else path.stem
 
 
 def _template(name: str = "template.html") -> Template:
-    """Everything is escaped: what models say is not to be trusted."""
+    """A template. Everything is escaped, because models' answers are untrusted text."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -127,7 +135,7 @@ def _template(name: str = "template.html") -> Template:
         "listing": wording.listing,
         "bytes": readable_bytes,
         "seconds": readable_seconds,
-        "noted": wording.noted,
+        "plain": wording.plain,
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     environment.globals |= {

@@ -1,4 +1,4 @@
-"""Which curves the report shows, and where their points come from. Metrics are those of docs/ppo.md."""
+"""The report's curves, and the metrics that their points come from. docs/ppo.md defines the metrics."""
 
 from __future__ import annotations
 
@@ -10,38 +10,46 @@ from pipeline.engine.metrics import read_metrics
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.rounds import by_round
 from pipeline.wording import number as shown
+from stages.eval.artifact import FILE as EVALUATION
+from stages.ppo.artifact import POINTS, PPOResult
 from stages.report import sources
 from stages.report.findings import Findings
 from stages.report.plots import Bounds, Chart, Kind, Line, Point
+from stages.reward.artifact import Bin
 
 TRAINING: list[tuple[str, str, str, dict[str, Kind]]] = [
-    ("base", "Loss of the base model", "nats a token", {"loss": "train", "eval_loss": "held-out"}),
-    ("sft", "Loss of SFT", "nats a token", {"loss": "train", "eval_loss": "held-out"}),
+    ("base", "Loss of the base model", "nats per token", {"loss": "train", "eval_loss": "held-out"}),
+    ("sft", "Loss of SFT", "nats per token", {"loss": "train", "eval_loss": "held-out"}),
     ("reward", "Loss of the reward model", "nats", {"loss": "train"}),
     (
         "reward",
         "Accuracy of the reward model",
-        "share of pairs ordered rightly",
+        "share of pairs ordered correctly",
         {"accuracy": "train", "eval_accuracy": "held-out"},
     ),
 ]
-"""Charts of what comes before PPO: stage, title, unit, metric -> kind of line."""
+"""Charts of the stages before PPO: stage, title, unit, metric -> kind of line."""
 
 DPO: list[tuple[str, str, str, dict[str, Kind]]] = [
-    ("dpo", "Loss of DPO", "nats a pair", {"loss": "train"}),
-    ("dpo", "Accuracy of DPO’s implicit reward", "share of pairs ordered rightly", {"rewards/accuracies": "train"}),
+    ("dpo", "Loss of DPO", "nats per pair", {"loss": "train"}),
+    (
+        "dpo",
+        "Accuracy of DPO’s implicit reward",
+        "share of pairs ordered correctly",
+        {"rewards/accuracies": "train"},
+    ),
 ]
-"""As `TRAINING`, of the baseline."""
+"""As `TRAINING`, for DPO."""
 
 PPO: list[tuple[str, str, str, Bounds | None]] = [
-    ("KL coefficient", "reward a nat", "objective/kl_coef", None),
-    ("Reward less KL penalty", "normalised score", "objective/rlhf_reward", None),
+    ("KL coefficient", "reward per nat", "objective/kl_coef", None),
+    ("Reward minus KL penalty", "normalised score", "objective/rlhf_reward", None),
     ("Disagreement of the reward models", "standard deviation of scores", "objective/scores_disagreement", None),
-    ("Entropy", "nats a token", "objective/entropy", None),
+    ("Entropy", "nats per token", "objective/entropy", None),
     ("Response length", "tokens", "response/length", None),
-    ("Ended by a stop token", "share of responses", "response/ended", (0, 1.05)),
+    ("Ended with a stop token", "share of responses", "response/ended", (0, 1.05)),
     ("Clip fraction", "share of tokens", "policy/clipfrac_avg", None),
-    ("Explained variance", "of returns, by the value role", "val/explained_variance", (-1.05, 1.05)),
+    ("Explained variance", "of returns, by the value model", "val/explained_variance", (-1.05, 1.05)),
     ("Value loss", "clipped squared error", "loss/value_avg", None),
     ("Gradient norm of the policy", "before clipping", "policy/grad_norm", None),
 ]
@@ -49,15 +57,14 @@ PPO: list[tuple[str, str, str, Bounds | None]] = [
 
 
 def curves(run: RunSummary) -> dict[str, list[Chart]]:
-    """Charts of the stages that train, as far as these are finished and logged anything: the last round's of the
-    reward model, all rounds' of PPO."""
+    """Charts of the finished training stages: of the reward model's last round, and of all rounds of PPO."""
     before, baseline = (
         [
             Chart(
                 title,
                 unit,
                 [Line(kind, _points(_newest(run, stage), metric)) for metric, kind in lines.items()],
-                source=_source(run, (stage, "metrics.jsonl", ", ".join(lines))),
+                source=_source(run, (stage, sources.METRICS, ", ".join(lines))),
             )
             for stage, title, unit, lines in charts
         ]
@@ -71,7 +78,7 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
             [Line("train", _points(rows, metric))],
             "update",
             bounds,
-            source=_source(run, ("ppo", "metrics.jsonl", metric)),
+            source=_source(run, ("ppo", sources.METRICS, metric)),
         )
         for title, unit, metric, bounds in PPO
     ]
@@ -79,39 +86,42 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
     return {part: charts for part, charts in parts.items() if charts}
 
 
-def along(run: RunSummary, found: Findings) -> list[Chart]:
-    """Reward, KL and the independent judge along PPO, one round after the other."""
-    if not found["ppo"]:
+def along(run: RunSummary, findings: Findings) -> list[Chart]:
+    """Reward, KL and the independent judge along PPO, one round after another."""
+    if not findings.ppo:
         return []
-    rows, evaluation, starts = _ppo_rows(run), found["evaluation"], _starts(run)
-    looks = [
-        look | {"update": starts[number] + look["update"]}
-        for number, made in by_round(run.stages, "ppo").items()
-        for look in made.artifact.jsonl("looks.jsonl")
+    rows, evaluation, starts = _ppo_rows(run), findings.evaluation, _starts(run)
+    held_out = [
+        (starts[number] + point.update, point)
+        for number, stage_run in by_round(run.stages, "ppo").items()
+        for point in PPOResult.read(stage_run).points
     ]
     judged = [
-        look | {"update": starts[look.get("round", 1)] + look["update"]}
-        for look in (evaluation["along"] if evaluation and evaluation["judge"] else [])
+        (starts[point.round] + point.update, point.slot_error_rate)
+        for point in (evaluation.along if evaluation and evaluation.judge else [])
     ]
-    target = found["ppo"]["kl_target"]
-    kl = [Line("train", _points(rows, "objective/kl")), Line("held-out", _points(looks, "kl", "update"))]
+    target = findings.ppo.kl_target
+    kl = [
+        Line("train", _points(rows, "objective/kl")),
+        Line("held-out", [(update, point.kl) for update, point in held_out if point.kl is not None]),
+    ]
     highest = max((y for line in kl for _, y in line.points), default=0.0)
-    if target and rows and highest > target / 2:  # far below, the target would only press the curve flat
+    if target and rows and highest > target / 2:  # a target far above would only flatten the curve
         kl.append(Line("level", [(rows[0]["step"], target), (rows[-1]["step"], target)]))
     score = [
         Line("train", _points(rows, "objective/scores")),
-        Line("held-out", _points(looks, "score", "update")),
+        Line("held-out", [(update, point.score) for update, point in held_out]),
     ]
-    errors = [Line("held-out", _points(judged, "slot_error_rate", "update"))]
+    errors = [Line("held-out", [(update, rate) for update, rate in judged if rate is not None])]
 
-    def both(metric: str, look: str) -> str:
-        return _source(run, ("ppo", "metrics.jsonl", metric), ("ppo", "out/looks.jsonl", look))
+    def both(metric: str, of_point: str) -> str:
+        return _source(run, ("ppo", sources.METRICS, metric), ("ppo", sources.out(POINTS), of_point))
 
     charts = [
         Chart("Reward model’s score", "mean", score, "update", source=both("objective/scores", "score")),
         Chart(
             "KL from SFT",
-            f"nats a response{f' (target {shown(target)})' if target else ''}",
+            f"nats per response{f' (target {shown(target)})' if target else ''}",
             kl,
             "update",
             source=both("objective/kl", "kl"),
@@ -122,67 +132,74 @@ def along(run: RunSummary, found: Findings) -> list[Chart]:
             errors,
             "update",
             (0, None),
-            source=_source(run, ("eval", "out/eval.json", "along[].slot_error_rate")),
+            source=_source(run, ("eval", sources.out(EVALUATION), "along[].slot_error_rate")),
         ),
     ]
-    guards = found["guards"] or {}
-    chosen = None
-    if guards.get("watched") and guards["handed_on"] != guards["updates"]:
-        chosen = starts[max(starts)] + guards["handed_on"]
-    return [replace(chart, mark=chosen) for chart in _with_points(charts)]
+    monitors, selected = findings.monitors, None
+    if monitors and monitors.watched and monitors.selected not in (None, monitors.updates):
+        selected = starts[max(starts)] + monitors.selected
+    return [replace(chart, mark=selected) for chart in _with_points(charts)]
 
 
 def _source(run: RunSummary, *read: tuple[str, str, str]) -> str:
-    """Of (stage, file, what of it): the files and what was read there."""
+    """The files and the values that were read there, from (stage, file, value)."""
     return "; ".join(f"{path}: {what}" for stage, file, what in read for path in sources.of(run, stage, file))
 
 
-def reliability(found: Findings) -> list[Chart]:
-    """How often pairs were ordered as predicted, by the predicted chance."""
-    table = found["reward"]["reliability"] if found["reward"] else []
+def reliability(findings: Findings) -> list[Chart]:
+    """How often pairs were ordered as predicted, by predicted probability."""
+    table = findings.reward.reliability if findings.reward else []
     lines = [
         Line("level", [(0.0, 0.0), (1.0, 1.0)]),
-        Line("held-out", [(row["predicted"], row["observed"]) for row in table]),
+        Line("held-out", [(row.predicted, row.observed) for row in table]),
     ]
     chart = Chart(
         "Calibration",
         "share preferred",
         lines,
-        "predicted chance of being preferred",
+        "predicted probability of being preferred",
         (0, 1),
         square=True,
-        source=f"{_quality(found)}: reliability",
+        source=f"{_quality(findings)}: reliability",
     )
     return [chart] if table else []
 
 
-def distributions(found: Findings) -> list[Chart]:
-    """How the reward model's scores, and its accuracy over prompts, are spread on held-out prompts."""
-    reward = found["reward"] or {}
+def distributions(findings: Findings) -> list[Chart]:
+    """Histograms of the reward model's scores, and of its accuracy by prompt, on held-out prompts."""
+    reward = findings.reward
+    if reward is None:
+        return []
     charts = [
         Chart(
             title,
             unit,
-            [Line("histogram", _bars(reward.get(table, [])))],
+            [Line("histogram", _bars(bins))],
             x,
             (0, None),
-            source=f"{_quality(found)}: {table}",
+            source=f"{_quality(findings)}: {table}",
         )
-        for table, title, unit, x in (
-            ("scores", "Scores of held-out answers", "answers", "score"),
-            ("by_prompt", "Accuracy by held-out prompt", "prompts", "share of its pairs ordered rightly"),
+        for table, bins, title, unit, x in (
+            ("scores", reward.scores, "Scores of held-out answers", "answers", "score"),
+            (
+                "by_prompt",
+                reward.by_prompt,
+                "Accuracy by held-out prompt",
+                "prompts",
+                "share of its pairs ordered correctly",
+            ),
         )
     ]
     return _with_points(charts)
 
 
-def _quality(found: Findings) -> str:
-    return next(iter(found["sources"].get("reward", [])), "")
+def _quality(findings: Findings) -> str:
+    return next(iter(findings.sources.get("reward", [])), "")
 
 
-def _bars(histogram: Iterable[dict[str, Any]]) -> list[Point]:
-    """A histogram's bins by their middles, between two empty ones."""
-    bins = [((row["low"] + row["high"]) / 2, float(row["count"])) for row in histogram]
+def _bars(histogram: Iterable[Bin]) -> list[Point]:
+    """The bins of a histogram at their centres, between two empty ones."""
+    bins = [((row.low + row.high) / 2, float(row.count)) for row in histogram]
     if len(bins) < 2:
         return []
     width = bins[1][0] - bins[0][0]
@@ -190,34 +207,34 @@ def _bars(histogram: Iterable[dict[str, Any]]) -> list[Point]:
 
 
 def _newest(run: RunSummary, stage: str) -> list[dict[str, Any]]:
-    made = run.newest(stage)
-    return list(read_metrics(made.folder / "metrics.jsonl")) if made else []
+    stage_run = run.newest(stage)
+    return list(read_metrics(stage_run.folder / sources.METRICS)) if stage_run else []
 
 
 def _ppo_rows(run: RunSummary) -> list[dict[str, Any]]:
-    """PPO's metrics of all rounds, their updates counted on from round to round."""
+    """PPO's metrics of all rounds, with updates numbered across rounds."""
     starts = _starts(run)
     return [
         row | {"step": starts[number] + row["step"]}
-        for number, made in by_round(run.stages, "ppo").items()
-        for row in read_metrics(made.folder / "metrics.jsonl")
+        for number, stage_run in by_round(run.stages, "ppo").items()
+        for row in read_metrics(stage_run.folder / sources.METRICS)
     ]
 
 
 def _starts(run: RunSummary) -> dict[int, int]:
-    """How many updates came before each round."""
+    """The number of updates before each round."""
     starts, done = {}, 0
-    for number, made in by_round(run.stages, "ppo").items():
+    for number, stage_run in by_round(run.stages, "ppo").items():
         starts[number] = done
-        done += made.manifest.metrics["updates"]
+        done += PPOResult.read(stage_run).metrics.updates or 0
     return starts
 
 
-def _points(rows: Iterable[dict[str, Any]], metric: str, x: str = "step") -> list[Point]:
-    return [(row[x], row[metric]) for row in rows if row.get(metric) is not None]
+def _points(rows: Iterable[dict[str, Any]], metric: str) -> list[Point]:
+    return [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
 
 
 def _with_points(charts: Iterable[Chart]) -> list[Chart]:
-    """Less the lines, and the charts, that have nothing to show."""
+    """Without lines and charts that have no points."""
     kept = [replace(chart, lines=[line for line in chart.lines if line.points]) for chart in charts]
     return [chart for chart in kept if chart.lines]

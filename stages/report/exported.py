@@ -1,15 +1,14 @@
-"""The exported files, each as it was measured after it was written: rows for the report, a table for the card."""
+"""The exported files as they were measured after writing: rows for the report, and a table for the model card."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.engine.plan import RunSummary
 from pipeline.files import readable_bytes
 from pipeline.wording import DASH, fixed, number, percent, span
+from stages.export.artifact import ExportedFile, ExportResult, Measured
 
-FILE = "export.json"
 LABELS = {
     "safetensors": "safetensors, merged",
     "adapter": "adapter beside its base",
@@ -22,10 +21,10 @@ LABELS = {
 }
 HEADER = (
     "",
-    "What was done to it",
+    "Change",
     "Size",
     "KL from the policy",
-    "Same first choice",
+    "Same top-1 token",
     "Perplexity",
     "Reward",
     "Fact errors",
@@ -40,61 +39,62 @@ class Row:
     interval: str = ""
 
 
-def read(run: RunSummary) -> dict[str, Any] | None:
-    """What the `export` stage measured; None when it has not."""
+def read(run: RunSummary) -> ExportResult | None:
+    """What the `export` stage measured; None if it is not finished."""
     export = run.newest("export")
-    if export is None or not (export.artifact.path / FILE).exists():
-        return None
-    measured: dict[str, Any] = export.artifact.json(FILE)
-    return measured
+    return None if export is None else ExportResult.read(export.artifact)
 
 
-def rows(export: dict[str, Any] | None) -> list[Row]:
+def rows(export: ExportResult | None) -> list[Row]:
     """The trained policy, then each file."""
     if export is None:
         return []
-    trained = {"format": None, "change": "as trained", **export["policy"]}
-    return [_row(found) for found in (trained, *export["formats"])]
+    return [_row(export.policy), *(_row(file) for file in export.formats)]
 
 
-def _row(found: dict[str, Any]) -> Row:
-    is_file = found["format"] is not None
+def _row(measured: Measured) -> Row:
+    if isinstance(measured, ExportedFile):
+        first = (
+            LABELS[measured.format],
+            measured.change if measured.change != "none" else "nothing",
+            readable_bytes(measured.bytes),
+            small(measured.kl),
+            percent(measured.top_1, 1),
+        )
+    else:
+        first = ("The policy itself", "as trained", DASH, DASH, DASH)
     interval = ""
-    if found.get("slot_error_rate") is not None:
-        interval = span(found["slot_error_low"], found["slot_error_high"], 1)
+    if measured.slot_error_low is not None and measured.slot_error_high is not None:
+        interval = span(measured.slot_error_low, measured.slot_error_high, 1)
     return Row(
         (
-            LABELS[found["format"]] if is_file else "The policy itself",
-            found["change"] if found["change"] != "none" else "nothing",
-            readable_bytes(found["bytes"]) if is_file else DASH,
-            small(found["kl"]) if is_file else DASH,
-            percent(found["top_1"], 1) if is_file else DASH,
-            DASH if found["perplexity"] is None else number(found["perplexity"], 4),
-            fixed(found["score"]),
-            percent(found.get("slot_error_rate"), 1),
+            *first,
+            DASH if measured.perplexity is None else number(measured.perplexity, 4),
+            fixed(measured.score),
+            percent(measured.slot_error_rate, 1),
         ),
         interval,
     )
 
 
 def small(kl: float) -> str:
-    """Nats; below a thousandth only that it is so."""
+    """A KL in nats. Below a thousandth only the bound is given."""
     return "< 0.001" if kl < 0.001 else fixed(kl, 3)
 
 
-def explanation(export: dict[str, Any]) -> str:
-    """What the columns are, in one sentence each."""
-    judge = f" The judge of facts is {export['judge']}." if export["judge"] else ""
+def explanation(export: ExportResult) -> str:
+    """What the columns mean."""
+    judge = f" Fact errors are counted by the judge {export.judge}." if export.judge else ""
     return (
-        f"Each file was read back as its users read it and measured on {export['prompts']:,} held-out prompts. KL "
-        "is in nats a response, of the file from the policy that was trained, exact over the next token along the "
-        "policy's own answers; perplexity is of held-out demonstrations; reward and fact errors are of answers "
-        f"that the file sampled, from the same random numbers.{judge}"
+        f"Each file was read back as users read it, and measured on {export.prompts:,} held-out prompts. KL, in "
+        "nats per response, is of the file from the trained policy, exact over the next token along the policy’s "
+        "own answers. Perplexity is on held-out demonstrations. Reward and fact errors are of answers sampled "
+        f"from the file, with the same random numbers for every file.{judge}"
     )
 
 
-def markdown(export: dict[str, Any] | None) -> str:
-    """The table as a section of a model card; empty when nothing was measured."""
+def markdown(export: ExportResult | None) -> str:
+    """The table as a section of a model card; empty if nothing was measured."""
     if export is None:
         return ""
     body = [

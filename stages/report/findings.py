@@ -1,157 +1,255 @@
-"""What a run found, read from its manifests and artifacts: the report's material, and `report.json`.
+"""Everything that the report says of a run, read from its manifests and artifacts: what the page shows, and
+report.json.
 
-Plain JSON values throughout. Sections of stages that are not finished are None.
+Sections of stages that are not finished are None.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pipeline.engine import registry
 from pipeline.engine.plan import KEY_DIGITS, RunSummary, StageRun
 from pipeline.engine.registry import StageSpec
 from pipeline.files import jsonable, readable_bytes
-from stages.report import exported, guarding, human, lineage, rankings, sources
+from stages.artifacts import RankMetrics
+from stages.eval.artifact import Evaluation, JudgedPrompt, Sample, read_judged, read_samples
+from stages.export.artifact import ExportResult
+from stages.ppo.artifact import PPOResult
+from stages.report import exported, lineage, rankings, sources
+from stages.report.human import HumanVerdict
+from stages.report.jsonform import json_form, named
+from stages.report.lineage import RoundRow
+from stages.report.monitors import Monitors
+from stages.report.rankings import Dropped, Measured
+from stages.reward.artifact import RewardQuality
 
-Findings = dict[str, Any]
+Annotators = Literal["simulated", "human", "unknown"]
 
-MADE = {
-    "base": "{parameters:,} parameters",
-    "data": "{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
-    "sft": "trained on {demonstrations:,} demonstrations",
-    "collect": "{answers:,} answers to {prompts:,} prompts",
-    "rank": "{rankings:,} rankings by {annotators} {who}",
-    "reward": "trained on {rankings:,} rankings of {completions:,} answers",
-    "ppo": "{updates:,} updates, {episodes:,} episodes",
-    "dpo": "trained on {pairs:,} pairs of answers to {prompts:,} prompts",
-    "eval": "{prompts:,} held-out prompts, judge: {judge}",
-    "export": "{formats}: {size}",
-}
-"""Stage -> what it made, in terms of its metrics."""
+
+@dataclass(frozen=True, kw_only=True)
+class InputSummary:
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedStage:
+    """A finished stage; sizes in bytes. `summary` says what it made, in a few words."""
+
+    name: str
+    key: str
+    fingerprint: str
+    summary: str = named("made")
+    inputs: Mapping[str, InputSummary]
+    started: str
+    seconds: float
+    resumed: bool
+    forced: bool
+    device: str
+    simulated: bool
+    peak_bytes: int | None
+    peak_gpu_bytes: int | None
+    predicted_bytes: int | None
+    predicted_gpu_bytes: int | None
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenStage:
+    """A stage that is not finished."""
+
+    name: str
+    key: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """An evaluation point: KL from SFT, the reward model's mean score, and length."""
+
+    update: int
+    kl: float | None
+    score: float
+    length: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOSummary:
+    """PPO's last round.
+
+    Attributes:
+        prompts: held-out prompts of an evaluation point.
+        stopped: whether a training monitor stopped it.
+    """
+
+    kl_target: float | None
+    reward_model: str | None
+    forced_past_gate: Sequence[str]
+    points: Sequence[Point] = named("looks")
+    prompts: int = named("look_prompts")
+    stopped: bool
+
+    @classmethod
+    def of(cls, ppo: PPOResult) -> PPOSummary:
+        return cls(
+            kl_target=ppo.settings.kl_target,
+            reward_model=ppo.settings.reward_model,
+            forced_past_gate=ppo.metrics.forced_past_gate,
+            points=[Point(update=p.update, kl=p.kl, score=p.score, length=p.length) for p in ppo.points],
+            prompts=ppo.settings.eval_prompts,
+            stopped=ppo.metrics.stopped_at is not None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A recipe value and where it was set."""
+
+    path: str
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What is known of a run.
+
+    Attributes:
+        finished: when the last stage finished; None if none has.
+        seconds: of all stages together.
+        ranking: metrics of the newest `rank` stage.
+        rankings: agreement and annotators.
+        dropped: what the `data` and `reward` stages left out.
+        monitors: training monitors; None before PPO is finished.
+        lineage: one row per round; empty with one round.
+        human: people's verdict on the evaluation's answers.
+        judged: the rubric's counts by prompt. A hash stands for the prompt, so that another run on the same prompts
+            can be compared.
+        environment: section -> name -> the stages' values; several where stages ran in different environments.
+        sources: section -> the files that its numbers come from.
+    """
+
+    recipe: str
+    seed: int
+    arguments: str
+    finished: str | None
+    seconds: float
+    annotators: Annotators
+    stages: Sequence[FinishedStage | OpenStage]
+    ranking: RankMetrics | None
+    rankings: Measured | None
+    dropped: Sequence[Dropped]
+    reward: RewardQuality | None
+    ppo: PPOSummary | None
+    monitors: Monitors | None = named("guards")  # noqa: RUF009 (`named` is a `field`)
+    lineage: Sequence[RoundRow]
+    evaluation: Evaluation | None
+    human: HumanVerdict | None
+    judged: Sequence[Mapping[str, Any]]
+    export: ExportResult | None
+    samples: Sequence[Sample] = field(default_factory=list)
+    environment: Mapping[str, Mapping[str, Sequence[str]]]
+    values: Sequence[Value]
+    sources: Mapping[str, Sequence[str]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The findings as report.json has them."""
+        return dict(jsonable(json_form(self)))
 
 
 def collect(run: RunSummary) -> Findings:
-    recipe, manifests = run.loaded.recipe, [made.manifest for made in run.stages.values()]
+    recipe = run.loaded.recipe
+    manifests = [stage_run.manifest for stage_run in run.stages.values()]
     ranking, reward, ppo, evaluated = (run.newest(name) for name in ("rank", "reward", "ppo", "eval"))
-    evaluation = evaluated.artifact.json("eval.json") if evaluated else None
-    found = {
-        "recipe": recipe.name,
-        "seed": recipe.seed,
-        "arguments": run.loaded.arguments,
-        "finished": max((manifest.finished for manifest in manifests), default=None),
-        "seconds": sum(manifest.seconds for manifest in manifests),
-        "annotators": annotators(run),
-        "stages": [_stage(spec, run) for spec in registry.steps(recipe).values()],
-        "ranking": ranking and ranking.manifest.metrics,
-        "rankings": rankings.measured(ranking),
-        "dropped": rankings.dropped(run.stages.get("data"), reward),
-        "reward": reward and _reward(reward),
-        "ppo": ppo and _ppo(ppo),
-        "guards": ppo and guarding.read(ppo),
-        "lineage": lineage.rows(run, evaluation) if recipe.rounds > 1 else [],
-        "evaluation": evaluation,
-        "human": human.read(run),
-        "judged": _judged(evaluated),
-        "export": exported.read(run),
-        "samples": list(evaluated.artifact.jsonl("samples.jsonl")) if evaluated else [],
-        "environment": _environment(run.stages),
-        "values": [
-            {"path": path, "value": value, "origin": run.loaded.describe(path)}
+    evaluation = Evaluation.read(evaluated.artifact) if evaluated else None
+    result = PPOResult.read(ppo) if ppo else None
+    return Findings(
+        recipe=recipe.name,
+        seed=recipe.seed,
+        arguments=run.loaded.arguments,
+        finished=max((manifest.finished for manifest in manifests), default=None),
+        seconds=sum(manifest.seconds for manifest in manifests),
+        annotators=annotators(run),
+        stages=[_stage(spec, run) for spec in registry.steps(recipe).values()],
+        ranking=RankMetrics.of(ranking) if ranking else None,
+        rankings=rankings.measured(ranking),
+        dropped=rankings.dropped(run.stages.get("data"), reward),
+        reward=RewardQuality.read(reward.artifact) if reward else None,
+        ppo=PPOSummary.of(result) if result else None,
+        monitors=Monitors.of(result) if result else None,
+        lineage=lineage.rows(run, evaluation) if recipe.rounds > 1 else [],
+        evaluation=evaluation,
+        human=HumanVerdict.read(run),
+        judged=[_by_hash(row) for row in read_judged(evaluated.artifact)] if evaluated else [],
+        export=exported.read(run),
+        samples=read_samples(evaluated.artifact) if evaluated else [],
+        environment=_environment(run.stages),
+        values=[
+            Value(path=path, value=value, origin=run.loaded.describe(path))
             for path, value in run.loaded.values().items()
         ],
-        "sources": sources.read(run),
-    }
-    return dict(jsonable(found))
+        sources=sources.read(run),
+    )
 
 
-def annotators(run: RunSummary) -> str:
-    """Who made the rankings: `simulated`, `human`, or `unknown`."""
+def annotators(run: RunSummary) -> Annotators:
+    """Who made the rankings."""
     rank = run.newest("rank")
     if rank is None:
         return "simulated" if run.loaded.recipe.rank.source == "simulated" else "unknown"
     if rank.manifest.simulated:
         return "simulated"
-    return "human" if rank.manifest.metrics.get("human") is True else "unknown"
+    return "human" if RankMetrics.of(rank).human else "unknown"
 
 
-def _stage(spec: StageSpec, run: RunSummary) -> Findings:
-    name = spec.name
-    if name not in run.stages:
-        return {"name": name, "key": None}
-    manifest = run.stages[name].manifest
-    return {
-        "name": name,
-        "key": manifest.key[:KEY_DIGITS],
-        "fingerprint": manifest.fingerprint,
-        "made": _made(spec, run),
-        "inputs": {
-            need: {"key": record.key[:KEY_DIGITS], "fingerprint": record.fingerprint}
+def _stage(spec: StageSpec, run: RunSummary) -> FinishedStage | OpenStage:
+    if spec.name not in run.stages:
+        return OpenStage(name=spec.name)
+    manifest = run.stages[spec.name].manifest
+    return FinishedStage(
+        name=spec.name,
+        key=manifest.key[:KEY_DIGITS],
+        fingerprint=manifest.fingerprint,
+        summary=_summary(spec, run),
+        inputs={
+            need: InputSummary(key=record.key[:KEY_DIGITS], fingerprint=record.fingerprint)
             for need, record in manifest.inputs.items()
         },
-        "started": manifest.started,
-        "seconds": manifest.seconds,
-        "resumed": manifest.resumed,
-        "forced": manifest.forced,
-        "device": manifest.device,
-        "simulated": manifest.simulated,
-        "peak_bytes": manifest.memory.get("peak_bytes"),
-        "peak_gpu_bytes": manifest.memory.get("peak_gpu_bytes"),
-        "predicted_bytes": manifest.predicted.get("peak_bytes"),
-        "predicted_gpu_bytes": manifest.predicted.get("allocated_bytes"),
-        "metrics": manifest.metrics,
-    }
+        started=manifest.started,
+        seconds=manifest.seconds,
+        resumed=manifest.resumed,
+        forced=manifest.forced,
+        device=manifest.device,
+        simulated=manifest.simulated,
+        peak_bytes=manifest.memory.get("peak_bytes"),
+        peak_gpu_bytes=manifest.memory.get("peak_gpu_bytes"),
+        predicted_bytes=manifest.predicted.get("peak_bytes"),
+        predicted_gpu_bytes=manifest.predicted.get("allocated_bytes"),
+        metrics=manifest.metrics,
+    )
 
 
-def _made(spec: StageSpec, run: RunSummary) -> str:
+def _summary(spec: StageSpec, run: RunSummary) -> str:
     metrics = run.stages[spec.name].manifest.metrics
     size = readable_bytes(metrics.get("bytes", 0))
     who = {"simulated": "simulated annotators", "human": "people"}.get(annotators(run), "annotators")
     try:
-        return MADE[spec.section].format_map({**metrics, "who": who, "size": size})
+        return spec.summary.format_map({**metrics, "who": who, "size": size})
     except KeyError:
         return ""
 
 
-def _reward(reward: StageRun) -> Findings:
-    quality = reward.artifact.json("quality.json")
-    measured = {
-        name.removeprefix("eval_"): value for name, value in quality["metrics"].items() if name.startswith("eval_")
-    }
-    tables = {name: quality.get(name, []) for name in ("reliability", "by_annotator", "by_prompt", "scores")}
-    return {"held_out": measured, **tables, "unfit": quality["unfit"], "warnings": quality.get("warnings", [])}
-
-
-def _ppo(ppo: StageRun) -> Findings:
-    config = ppo.manifest.config
-    return {
-        "kl_target": config["kl"]["target"] if config["kl"]["kind"] == "adaptive" else None,
-        "reward_model": config["reward_model"],
-        "forced_past_gate": ppo.manifest.metrics.get("forced_past_gate", []),
-        "looks": [
-            {name: look[name] for name in ("update", "kl", "score", "length")}
-            for look in ppo.artifact.jsonl("looks.jsonl")
-        ],
-        "look_prompts": config["eval_prompts"],
-        "stopped": "stopped_at" in ppo.manifest.metrics,
-    }
-
-
-def _judged(evaluated: StageRun | None) -> list[Findings]:
-    """By prompt, which a hash stands for: what another run on the same prompts can be compared with."""
-    if evaluated is None or not (evaluated.artifact.path / "judged.jsonl").is_file():
-        return []
-    return [
-        {"prompt": hashlib.sha256(row["prompt"].encode()).hexdigest()[:KEY_DIGITS], "given": row["given"]}
-        | {kind: row[kind] for kind in ("errors", "faults") if kind in row}
-        for row in evaluated.artifact.jsonl("judged.jsonl")
-    ]
+def _by_hash(row: JudgedPrompt) -> dict[str, Any]:
+    prompt = hashlib.sha256(row.prompt.encode()).hexdigest()[:KEY_DIGITS]
+    faults = {} if row.faults is None else {"faults": row.faults}
+    return {"prompt": prompt, "given": row.given, "errors": row.errors, **faults}
 
 
 def _environment(stages: Mapping[str, StageRun]) -> dict[str, dict[str, list[str]]]:
-    """Section -> name -> the stages' values; more than one where stages ran in different environments."""
-    found: dict[str, dict[str, list[str]]] = {"code": {}, "hardware": {}, "packages": {}}
+    environment: dict[str, dict[str, list[str]]] = {"code": {}, "hardware": {}, "packages": {}}
     for run in stages.values():
         manifest = run.manifest
         commit = manifest.code.get("commit")
@@ -159,14 +257,14 @@ def _environment(stages: Mapping[str, StageRun]) -> dict[str, dict[str, list[str
         machine = {name: str(value) for name, value in manifest.hardware.items() if value is not None}
         if memory := manifest.hardware.get("memory_bytes"):
             machine["memory_bytes"] = readable_bytes(memory)
-        seen = {
+        of_stage = {
             "code": {"commit": f"{commit[:KEY_DIGITS]}{dirty}" if commit else "not a git checkout"},
             "hardware": {"device": manifest.device, **machine},
             "packages": manifest.packages,
         }
-        for section, values in seen.items():
+        for section, values in of_stage.items():
             for name, value in values.items():
-                known = found[section].setdefault(name.removesuffix("_bytes"), [])
+                known = environment[section].setdefault(name.removesuffix("_bytes"), [])
                 if value not in known:
                     known.append(value)
-    return found
+    return environment

@@ -1,84 +1,78 @@
-"""Reward and KL along a run: what the judge and the proxy gain, best-of-n beside them, and where it goes too
-far."""
+"""Reward against KL along PPO: the gains of judge and proxy, best-of-n beside them, and where over-optimisation
+sets in."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.wording import fixed, percent
+from stages.eval.artifact import Evaluation, Fit, FrontierPoint
 from stages.report.plots import Chart, Line, Point
 
 UNIT = "standard deviations above SFT’s answers"
+X = "KL from SFT, nats per response"
 
 
-def charts(evaluation: dict[str, Any] | None) -> list[Chart]:
-    """Judge and proxy at each look's KL with the fitted form; and the judge's gain of PPO, best-of-n and DPO."""
-    found = evaluation.get("frontier") if evaluation else None
-    if not evaluation or not found:
+def charts(evaluation: Evaluation | None) -> list[Chart]:
+    """Judge and proxy by KL with the fitted form; and the judge's gain of PPO, best-of-n and DPO."""
+    if evaluation is None or evaluation.frontier is None:
         return []
-    looks = sorted(found["looks"], key=lambda look: float(look["kl"]["value"]))
-    made = [
+    points = sorted(evaluation.frontier.points, key=lambda point: point.kl.value or 0.0)
+    proxy, gold = ([_point(point, name) for point in points] for name in ("proxy", "gold"))
+    drawn = [
         Chart(
             "Judge and proxy by KL",
             UNIT,
-            [
-                Line("train", _points(looks, "proxy")),
-                Line("held-out", _points(looks, "gold")),
-                *_curve(found["fit"]),
-            ],
-            "KL from SFT, nats a response",
+            [Line("train", proxy), Line("held-out", gold), *_curve(evaluation.frontier.fit)],
+            X,
             fraction=True,
         )
     ]
-    best = evaluation.get("best_of_n")
+    best = evaluation.best_of_n
     if best:
         lines = [
-            Line("held-out", _points(looks, "gold")),
-            Line("other", [(row["kl"], row["gold"]["value"]) for row in best["rows"]]),
+            Line("held-out", gold),
+            Line("other", [(row.kl, row.gold.value or 0.0) for row in best.rows]),
         ]
-        if "dpo" in evaluation["points"]:
-            dpo = evaluation["points"]["dpo"]
-            lines.append(Line("point", [(dpo["kl"], dpo["gold"]["value"])]))
-        made.append(
-            Chart("Judge, by way of getting there", UNIT, lines, "KL from SFT, nats a response", fraction=True)
-        )
-    return made
+        if "dpo" in evaluation.points:
+            dpo = evaluation.points["dpo"]
+            lines.append(Line("point", [(dpo.kl, dpo.gold.value or 0.0)]))
+        drawn.append(Chart("Judge, by method", UNIT, lines, X, fraction=True))
+    return drawn
 
 
-def _points(looks: list[dict[str, Any]], what: str) -> list[Point]:
-    return [(look["kl"]["value"], look[what]["value"]) for look in looks]
+def _point(point: FrontierPoint, name: str) -> Point:
+    gain = point.proxy if name == "proxy" else point.gold
+    return point.kl.value or 0.0, gain.value or 0.0
 
 
-def _curve(fit: dict[str, Any]) -> list[Line]:
-    return [Line("level", [(kl, gain) for kl, gain in fit["curve"]])] if fit["reason"] is None else []
+def _curve(fit: Fit) -> list[Line]:
+    return [Line("level", list(fit.curve))] if fit.reason is None else []
 
 
-def conclude(evaluation: dict[str, Any] | None) -> str:
+def conclude(evaluation: Evaluation | None) -> str:
     """Where over-optimisation set in, in words."""
-    found = evaluation.get("frontier") if evaluation else None
-    if not found:
+    frontier = evaluation.frontier if evaluation else None
+    if not frontier:
         return ""
-    fit = found["fit"]
-    if fit["reason"] is not None:
-        return f"Where over-optimisation sets in cannot be fitted: {fit['reason']}."
-    peak = fit["peak_kl"]
-    rule = f"The form of Gao et al. 2022, {fit['form']} with d = √KL, fitted to {len(found['looks'])} looks"
-    if peak["value"] is None:
-        return f"{rule}, has no peak: within this run more KL does no harm."
-    where = (
-        f"{fixed(peak['value'])} nats (95 % interval {fixed(peak['low'])} to "
-        f"{'beyond the run' if peak['high'] is None or peak['high'] > fit['farthest'] else fixed(peak['high'])})"
+    fit, peak = frontier.fit, frontier.fit.peak_kl
+    if fit.reason is not None or peak is None:
+        return f"Where over-optimisation sets in cannot be fitted: {fit.reason}."
+    form = (
+        f"The form of Gao et al. 2022, {fit.form} with d = √KL, fitted to {len(frontier.points)} evaluation points"
     )
-    if fit["set_in"]:
-        return f"{rule}, peaks at {where}: beyond it the judge loses {fixed(fit['lost'])} again."
-    if peak["value"] >= fit["farthest"]:
-        return f"{rule}, peaks at {where}, beyond the {fixed(fit['farthest'])} nats of this run."
+    if peak.value is None:
+        return f"{form}, has no peak: within this run more KL does no harm."
+    high = "beyond this run" if peak.high is None or peak.high > fit.farthest else fixed(peak.high)
+    where = f"{fixed(peak.value)} nats (95 % interval {fixed(peak.low)} to {high})"
+    if fit.set_in:
+        return f"{form}, peaks at {where}. Beyond the peak the judge’s gain falls by {fixed(fit.lost)}."
+    if peak.value >= fit.farthest:
+        return f"{form}, peaks at {where}, beyond the {fixed(fit.farthest)} nats of this run."
     return (
-        f"{rule}, peaks at {where}, but this run does not tell it from none: only {percent(fit['share'], 1)} of "
-        "the resamples have a peak before their farthest look."
+        f"{form}, peaks at {where}, but the run is too short to be sure: only {percent(fit.share, 1)} of the "
+        "bootstrap resamples have a peak before their farthest point."
     )
 
 
-def caveats(evaluation: dict[str, Any]) -> list[str]:
-    found = evaluation.get("frontier")
-    return [f"Over-optimised. {conclude(evaluation)}"] if found and found["fit"].get("set_in") else []
+def caveats(evaluation: Evaluation) -> list[str]:
+    frontier = evaluation.frontier
+    return [f"Over-optimised. {conclude(evaluation)}"] if frontier and frontier.fit.set_in else []

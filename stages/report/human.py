@@ -1,35 +1,61 @@
-"""What people said when they compared two models blind (`tutelage judge`), kept beside the recipe's runs."""
+"""People's verdict on two models' answers, compared blind (`tutelage judge`). It is kept in the recipe's folder."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.engine.plan import RunSummary
+from pipeline.engine.stage import parse
 from pipeline.wording import percent, span
 from ranking.judged import judged_file
+from stages.eval.artifact import WinRate
+from stages.intervals import Share
 
 
-def read(run: RunSummary) -> dict[str, Any] | None:
-    """The judgement of the run's present evaluation; None when there is none of these very answers."""
-    if "eval" not in run.stages:
-        return None
-    fingerprint = run.stages["eval"].manifest.fingerprint
-    try:
-        found: dict[str, Any] = json.loads(judged_file(run.folder, fingerprint).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return found if found["eval"] == fingerprint else None
+@dataclass(frozen=True, kw_only=True)
+class HumanVerdict:
+    """What `tutelage judge` wrote: PPO's win rate against SFT, and how far the judges agree.
+
+    Attributes:
+        eval: fingerprint of the evaluation whose answers were compared.
+        json: the file's content.
+    """
+
+    eval: str
+    prompts: int
+    judges: int
+    win_rate: WinRate
+    agreement: Share
+    json: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, run: RunSummary) -> HumanVerdict | None:
+        """The verdict on the run's present evaluation; None if nobody has compared these answers."""
+        if "eval" not in run.stages:
+            return None
+        fingerprint = run.stages["eval"].manifest.fingerprint
+        path = judged_file(run.folder, fingerprint)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        verdict = replace(parse(cls, content, str(path)), json=content)
+        return verdict if verdict.eval == fingerprint else None
 
 
-def evidence(found: dict[str, Any]) -> str:
-    """In words."""
-    win, agreed, judges = found["win_rate"], found["agreement"], found["judges"]
-    who = "One person" if judges == 1 else f"{judges} people"
-    said = (
-        f"{who} compared the answers to {found['prompts']:,} held-out prompts blind: PPO’s beats SFT’s on "
-        f"{percent(win['value'])} of them (95 % interval {span(win['low'], win['high'])}; ties count half)."
+def evidence(verdict: HumanVerdict) -> str:
+    """The verdict in words."""
+    win, agreed = verdict.win_rate, verdict.agreement
+    who = "One person" if verdict.judges == 1 else f"{verdict.judges} people"
+    assert win.low is not None
+    assert win.high is not None
+    text = (
+        f"{who} compared the answers to {verdict.prompts:,} held-out prompts blind: PPO’s beats SFT’s on "
+        f"{percent(win.value)} of them (95 % interval {span(win.low, win.high)}; ties count half)."
     )
-    if agreed["value"] is not None:
-        said += f" Two of them agree on {percent(agreed['value'])} of what both decide."
-    return said
+    if agreed.value is not None:
+        text += f" Two judges agree on {percent(agreed.value)} of the pairs that both decide."
+    return text

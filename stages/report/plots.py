@@ -1,7 +1,7 @@
-"""Draws charts as SVG that lives inside a page, in the page's own font and colours, light or dark.
+"""Draws charts as inline SVG in the page's font and colours, light or dark.
 
-matplotlib writes colours into the SVG. So charts are drawn in stand-in colours that no one would choose,
-which are then replaced by CSS variables of style.css.
+matplotlib writes colours into the SVG, so charts are drawn in placeholder colours that are then replaced by the CSS
+variables of style.css.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ MOST_POINTS = 300
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: of training batches, of held-out prompts, of another way there, one point of such, a level to
-    compare with, or counts of held-out things."""
+    """A curve: of training batches (train), of held-out prompts (held-out), of another method (other) or a single
+    point of one (point), a level to compare with (level), or a histogram."""
 
     kind: Kind
     points: Sequence[Point]
@@ -73,7 +73,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A small plot. `unit` belongs to the vertical axis, either end of which may be fixed by `bounds`."""
+    """A small plot. `unit` is that of the vertical axis, whose ends `bounds` may fix."""
 
     title: str
     unit: str
@@ -82,21 +82,21 @@ class Chart:
     bounds: Bounds | None = None
     square: bool = False
     fraction: bool = False
-    """Whether the horizontal axis is not counted in whole steps."""
+    """Whether the horizontal axis has fractions rather than whole steps."""
     mark: float | None = None
-    """A place on the horizontal axis to point out: the update whose policy was handed on."""
+    """The update whose policy was selected, if the horizontal axis should mark it."""
     source: str = ""
     """The metrics and files that the points are from."""
 
 
 def numbers(chart: Chart) -> dict[str, Any]:
-    """A chart as JSON values: the points that are drawn, and where they come from."""
+    """A chart as JSON values: the drawn points, and where they come from."""
     lines = [{"kind": line.kind, "points": [list(point) for point in thinned(line.points)]} for line in chart.lines]
     return {"title": chart.title, "unit": chart.unit, "x": chart.x, "source": chart.source, "lines": lines}
 
 
 def draw(chart: Chart, name: str) -> Markup:
-    """The chart as an `<svg>` element; `name` keeps its ids apart from those of other charts of the page."""
+    """The chart as an `<svg>` element. `name` makes its ids unique in the page."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -110,7 +110,7 @@ def draw(chart: Chart, name: str) -> Markup:
         if chart.mark is not None:
             axes.axvline(chart.mark, **STYLES["level"])
             place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-            axes.annotate("handed on", (chart.mark, 1), (4, -1), va="top", fontsize=9, color=TEXT, **place)
+            axes.annotate("selected", (chart.mark, 1), (4, -1), va="top", fontsize=9, color=TEXT, **place)
         axes.set_xlabel(chart.x)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=not (chart.square or chart.fraction)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -126,7 +126,7 @@ def draw(chart: Chart, name: str) -> Markup:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most so many points: the means of equal runs of neighbours."""
+    """At most `most` points: the means of groups of neighbours."""
     run = -(-len(points) // most)
     if run <= 1:
         return list(points)
@@ -137,11 +137,11 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 def _inline(svg: str, name: str, label: str) -> str:
     """A file's SVG as an element of an HTML page."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
     svg = re.sub(r'<svg[^>]*(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{label}" \1>', svg, count=1)
     svg = svg.replace("xlink:href=", "href=")
-    svg = re.sub(r'\bid="|(?<=url\()#|(?<=href=")#', lambda found: f"{found[0]}{name}-", svg)
+    svg = re.sub(r'\bid="|(?<=url\()#|(?<=href=")#', lambda match: f"{match[0]}{name}-", svg)
     svg = svg.replace(f"'{FONT}'", "var(--sans)")
-    for stand_in, colour in COLOURS.items():
-        svg = svg.replace(stand_in, colour)
+    for placeholder, colour in COLOURS.items():
+        svg = svg.replace(placeholder, colour)
     return svg

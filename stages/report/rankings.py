@@ -1,97 +1,145 @@
-"""What the report says of rankings and annotators, from the `data` and `rank` stages."""
+"""The report's section on rankings and annotators, from the `data`, `rank` and `reward` stages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.engine.plan import StageRun
+from stages.artifacts import Agreement, AnnotatorAgreement, ModelStrength, read_dropped
 
-PLACES = 12
-"""Rows that are named for each reason."""
+FIRST_ROWS = 12
+"""Rows that are listed for each reason."""
 MOST_ANNOTATORS = 60
 SHOWN = 12
-"""Annotators in the table and, of these, the ones that are not folded away. The others are in agreement.json."""
+"""Annotators that the table shows unfolded. `MOST_ANNOTATORS` are in the page; agreement.json has all."""
 TABLES = {
     "demonstrations": "demonstrations",
     "prompts": "prompts",
     "rankings": "rankings",
     "completions": "rankings",
 }
-"""What can be left out -> the table of the recipe that it stands in."""
+"""What can be left out -> the recipe's table that it is in."""
 RANKED = {"": "training rankings", "eval_": "held-out rankings", "pretraining_": "rankings of reward.pretrain_on"}
-"""Of the `reward` stage's metrics: prefix -> what they are of."""
+"""Prefix of metrics of the `reward` stage -> the rankings that they are about."""
 
 
-def measured(rank: StageRun | None) -> dict[str, Any] | None:
-    """`agreement.json`, with the annotators who ranked most as a list; None before the stage is finished."""
-    if rank is None or not (rank.artifact.path / "agreement.json").is_file():
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Agreement, with the annotators who ranked most.
+
+    Attributes:
+        agreement: `agreement.json`.
+        annotators: name and measures, those with the most rankings first.
+        count: how many annotators there are.
+        json: for report.json.
+    """
+
+    agreement: Agreement
+    annotators: Sequence[tuple[str, AnnotatorAgreement]]
+    count: int
+    json: Mapping[str, Any] = field(repr=False)
+
+
+def measured(rank: StageRun | None) -> Measured | None:
+    """None before the stage is finished."""
+    agreement = Agreement.read(rank.artifact) if rank else None
+    if agreement is None:
         return None
-    found = dict(rank.artifact.json("agreement.json"))
-    everyone = found.pop("by_annotator", {})
-    found.pop("weights", None)
-    rows = [{"name": name, **row} for name, row in everyone.items()]
-    found["by_annotator"] = sorted(rows, key=lambda row: -row["rankings"])[:MOST_ANNOTATORS]
-    found["all_annotators"] = len(everyone)
-    return found
+    ordered = sorted(agreement.by_annotator.items(), key=lambda entry: -entry[1].rankings)
+    content = {name: value for name, value in agreement.json.items() if name not in ("by_annotator", "weights")}
+    everyone = agreement.json.get("by_annotator", {})
+    content["by_annotator"] = [{"name": name, **everyone[name]} for name, _ in ordered[:MOST_ANNOTATORS]]
+    content["all_annotators"] = len(ordered)
+    return Measured(agreement=agreement, annotators=ordered[:MOST_ANNOTATORS], count=len(ordered), json=content)
 
 
-def dropped(data: StageRun | None, reward: StageRun | None) -> list[dict[str, Any]]:
-    """What the `data` and `reward` stages left out: table, its file, rows read, reason, how often, and the first
-    rows. The latter's rows are rankings and have no number."""
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """What was left out of a table for one reason.
+
+    Attributes:
+        file: the table's file, or the stage that left it out.
+        read: rows read in all; None where that is not recorded.
+        rows: numbers of the first rows; rankings that the reward stage left out have none.
+    """
+
+    table: str
+    file: str
+    read: int | None
+    reason: str
+    count: int
+    rows: Sequence[int]
+
+
+def dropped(data: StageRun | None, reward: StageRun | None) -> list[Dropped]:
+    """What the `data` and `reward` stages left out."""
     return [*(_dropped_rows(data) if data else []), *(_dropped_rankings(reward) if reward else [])]
 
 
-def _dropped_rows(data: StageRun) -> list[dict[str, Any]]:
+def _dropped_rows(data: StageRun) -> list[Dropped]:
     metrics, config = data.manifest.metrics, data.manifest.config
-    places: dict[tuple[str, str], list[int]] = {}
-    if (data.artifact.path / "dropped.jsonl").is_file():
-        for place in data.artifact.jsonl("dropped.jsonl"):
-            rows = places.setdefault((place["table"], place["reason"]), [])
-            if len(rows) < PLACES and place["row"] not in rows:
-                rows.append(place["row"])
+    first: dict[tuple[str, str], list[int]] = {}
+    for place in read_dropped(data.artifact):
+        rows = first.setdefault((place.table, place.reason), [])
+        if len(rows) < FIRST_ROWS and place.row not in rows:
+            rows.append(place.row)
     return [
-        {
-            "table": what,
-            "file": (config.get(table) or {}).get("path", ""),
-            "read": metrics.get(f"read_{table}"),
-            "reason": name.partition("/")[2],
-            "count": count,
-            "rows": places.get((table, name.partition("/")[2]), []),
-        }
+        Dropped(
+            table=what,
+            file=(config.get(table) or {}).get("path", ""),
+            read=metrics.get(f"read_{table}"),
+            reason=reason,
+            count=count,
+            rows=first.get((table, reason), []),
+        )
         for what, table in TABLES.items()
-        for name, count in metrics.items()
-        if name.startswith(f"dropped_{what}/")
+        for reason, count in _reasons(metrics, f"dropped_{what}/")
     ]
 
 
-def _dropped_rankings(reward: StageRun) -> list[dict[str, Any]]:
+def _dropped_rankings(reward: StageRun) -> list[Dropped]:
     metrics = reward.manifest.metrics
     return [
-        {
-            "table": table,
-            "file": "reward stage",
-            "read": metrics.get(f"{prefix}read_rankings"),
-            "reason": name.partition("/")[2],
-            "count": count,
-            "rows": [],
-        }
+        Dropped(
+            table=table,
+            file="reward stage",
+            read=metrics.get(f"{prefix}read_rankings"),
+            reason=reason,
+            count=count,
+            rows=[],
+        )
         for prefix, table in RANKED.items()
-        for name, count in metrics.items()
-        if name.startswith(f"{prefix}dropped_rankings/")
+        for reason, count in _reasons(metrics, f"{prefix}dropped_rankings/")
     ]
 
 
-def columns(found: dict[str, Any]) -> list[str]:
+def _reasons(metrics: Mapping[str, Any], prefix: str) -> list[tuple[str, int]]:
+    return [(name.removeprefix(prefix), count) for name, count in metrics.items() if name.startswith(prefix)]
+
+
+def columns(section: Measured) -> list[str]:
     """The measures that at least one annotator has."""
-    rows = found["by_annotator"]
     shares = ("agreement", "self_consistency", "first_shown", "longer")
-    return [name for name in shares if any(row[name]["value"] is not None for row in rows)]
+    return [name for name in shares if any(getattr(row, name).value is not None for _, row in section.annotators)]
 
 
-def strengths(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The models with their places on one axis, in per cent of its width."""
-    rows = found["models"]
-    ends = [row[end] for row in rows for end in ("low", "high") if row[end] is not None]
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A model's strength with places on a common axis, in percent of its width."""
+
+    model: ModelStrength
+    at: float
+    start: float
+    end: float
+    zero: float
+
+
+def strengths(section: Measured) -> list[Bar]:
+    """The models behind the answers; empty where no interval is known."""
+    models = section.agreement.models
+    ends = [end for model in models for end in (model.low, model.high) if end is not None]
     if not ends:
         return []
     low, high = min(*ends, 0.0), max(*ends, 0.0)
@@ -101,12 +149,12 @@ def strengths(found: dict[str, Any]) -> list[dict[str, Any]]:
         return float(round(100 * (value - low) / width, 1))
 
     return [
-        {
-            **row,
-            "at": place(row["strength"]),
-            "from": place(row["low"] if row["low"] is not None else row["strength"]),
-            "to": place(row["high"] if row["high"] is not None else row["strength"]),
-            "zero": place(0.0),
-        }
-        for row in rows
+        Bar(
+            model=model,
+            at=place(model.strength),
+            start=place(model.low if model.low is not None else model.strength),
+            end=place(model.high if model.high is not None else model.strength),
+            zero=place(0.0),
+        )
+        for model in models
     ]

@@ -1,42 +1,56 @@
-"""Which files of a run the numbers of each section were read from, relative to the recipe's folder."""
+"""The files of a run that each section's numbers come from, relative to the recipe's folder."""
 
 from __future__ import annotations
 
-from pipeline.engine.plan import RunSummary
+from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.engine.rounds import by_round
 from ranking.judged import judged_file
+from stages import artifacts
+from stages.eval import artifact as evaluation
+from stages.ppo import artifact as ppo
+from stages.reward import artifact as reward
+
+METRICS, MANIFEST = "metrics.jsonl", "manifest.json"
+
+
+def out(file: str) -> str:
+    """A file of an artifact, relative to the stage's folder."""
+    return f"out/{file}"
+
 
 FILES: dict[str, list[tuple[str, str]]] = {
-    "models": [("eval", "out/eval.json")],
-    "lineage": [(stage, "manifest.json") for stage in ("collect", "rank", "reward", "ppo")],
-    "along": [("ppo", "metrics.jsonl"), ("ppo", "out/looks.jsonl"), ("eval", "out/eval.json")],
-    "guards": [("ppo", "out/guards.jsonl"), ("ppo", "out/looks.jsonl"), ("ppo", "manifest.json")],
-    "samples": [("eval", "out/samples.jsonl")],
+    "models": [("eval", out(evaluation.FILE))],
+    "lineage": [(stage, MANIFEST) for stage in ("collect", "rank", "reward", "ppo")],
+    "along": [("ppo", METRICS), ("ppo", out(ppo.POINTS)), ("eval", out(evaluation.FILE))],
+    "guards": [("ppo", out(ppo.ALERTS)), ("ppo", out(ppo.POINTS)), ("ppo", MANIFEST)],
+    "samples": [("eval", out(evaluation.SAMPLES))],
     "rankings": [
-        ("rank", "out/agreement.json"),
-        ("data", "out/dropped.jsonl"),
-        ("rank", "manifest.json"),
-        ("reward", "manifest.json"),
+        ("rank", out(artifacts.AGREEMENT)),
+        ("data", out(artifacts.DROPPED)),
+        ("rank", MANIFEST),
+        ("reward", MANIFEST),
     ],
-    "reward": [("reward", "out/quality.json"), ("rank", "manifest.json")],
-    "curves": [(stage, "metrics.jsonl") for stage in ("base", "sft", "reward", "ppo")],
-    "pipeline": [("", "manifest.json")],
-    "against": [("eval", "out/judged.jsonl")],
+    "reward": [("reward", out(reward.FILE)), ("rank", MANIFEST)],
+    "curves": [(stage, METRICS) for stage in ("base", "sft", "reward", "ppo")],
+    "pipeline": [("", MANIFEST)],
+    "against": [("eval", out(evaluation.JUDGED))],
 }
-"""Section -> (stage, file); a stage's rounds each; the empty name is every stage."""
+"""Section -> (stage, file). A stage stands for all of its rounds, the empty name for every stage."""
 
 
 def read(run: RunSummary) -> dict[str, list[str]]:
-    """Section -> the files that are there."""
-    found = {section: [path for entry in entries for path in of(run, *entry)] for section, entries in FILES.items()}
+    """Section -> the files that exist."""
+    sections = {
+        section: [path for entry in entries for path in of(run, *entry)] for section, entries in FILES.items()
+    }
     if "eval" in run.stages:
         judged = judged_file(run.folder, run.stages["eval"].manifest.fingerprint)
-        found["models"] += [judged.name] if judged.is_file() else []
-    return {section: paths for section, paths in found.items() if paths}
+        sections["models"] += [judged.name] if judged.is_file() else []
+    return {section: paths for section, paths in sections.items() if paths}
 
 
 def of(run: RunSummary, stage: str, file: str) -> list[str]:
     """A stage's file in each of its rounds, as `stage/key/file`."""
-    made = list(by_round(run.stages, stage).values()) if stage else list(run.stages.values())
-    paths = [found.folder / file for found in made]
+    stage_runs: list[StageRun] = list((by_round(run.stages, stage) if stage else run.stages).values())
+    paths = [stage_run.folder / file for stage_run in stage_runs]
     return [path.relative_to(run.folder).as_posix() for path in paths if path.is_file()]

@@ -1,26 +1,30 @@
 """Did PPO help? The answer in a few sentences, from the numbers alone.
 
-Only a judge that the reward model never saw can answer: yes when the 95 % interval of the change in fact
-errors lies wholly below zero, no when it lies wholly above, and otherwise that the run does not tell. People who
-compared the answers blind are such a judge: their win rate answers where the other judge cannot, and where the two
-are at odds the run does not tell.
+Only a judge that the reward model never saw can answer. Yes, if the 95 % interval of the change in fact errors lies
+below zero; no, if it lies above; otherwise the run cannot tell. People who compared the answers blind are such a
+judge too: their win rate answers where the other judge cannot, and if the two contradict each other the run cannot
+tell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 from pipeline.wording import fixed, listing, number, percent, span
-from stages.report import baselines, frontier, guarding, human
+from stages.eval.artifact import EvaluatedPoint, Evaluation, ModelResult
+from stages.intervals import Interval
+from stages.report import frontier, human, monitors, win_rates
 from stages.report.findings import Findings
+from stages.report.human import HumanVerdict
 
 Tone = Literal["good", "bad", "unclear", "unknown"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A headline, what it rests on, what it cost, and what to know before believing it."""
+    """A headline, its evidence, what the improvement cost, and what to know before believing it."""
 
     tone: Tone
     headline: str
@@ -35,15 +39,20 @@ class Verdict:
         return "\n".join([first, *(f"Note: {caveat}" for caveat in self.caveats)])
 
 
-def reach(found: Findings) -> Verdict:
-    evaluation = found["evaluation"]
-    caveats = tuple(_caveats(found))
+class _Scored(Protocol):
+    @property
+    def score(self) -> float | None: ...
+
+
+def reach(findings: Findings) -> Verdict:
+    evaluation = findings.evaluation
+    caveats = tuple(_caveats(findings))
     if evaluation is None:
-        return Verdict("unknown", "Not evaluated yet.", _progress(found), caveats=caveats)
-    sft, ppo = evaluation["models"]["sft"], evaluation["models"]["ppo"]
+        return Verdict("unknown", "Not evaluated yet.", _progress(findings), caveats=caveats)
+    sft, ppo = evaluation.models["sft"], evaluation.models["ppo"]
     price = _price(sft, ppo)
-    people, others = found["human"], baselines.other_judges(evaluation)
-    if evaluation["judge"] is None and people is None and not others:
+    people, others = findings.human, win_rates.other_judges(evaluation)
+    if evaluation.judge is None and people is None and not others:
         return Verdict(
             "unknown",
             "Whether PPO helped is not known.",
@@ -53,157 +62,170 @@ def reach(found: Findings) -> Verdict:
         )
     tone, headline = _direction(evaluation, people)
     evidence = [human.evidence(people)] if people else []
-    if evaluation["judge"] is not None:
+    if evaluation.judge is not None:
         evidence.append(_evidence(evaluation))
-    evidence += [baselines.evidence(others)] if others else []
+    evidence += [win_rates.evidence(others)] if others else []
     return Verdict(tone, headline, " ".join(evidence), price, caveats)
 
 
-def _progress(found: Findings) -> str:
-    finished = [stage["name"] for stage in found["stages"] if stage["key"]]
-    said = f"Finished: {listing(finished)}." if finished else "No stage is finished."
-    if found["ppo"] and len(found["ppo"]["looks"]) > 1:
-        looks = found["ppo"]["looks"]
-        said += f" {_score(looks[0], looks[-1])}"
-    return said
+def _progress(findings: Findings) -> str:
+    finished = [stage.name for stage in findings.stages if stage.key]
+    text = f"Finished: {listing(finished)}." if finished else "No stage is finished."
+    if findings.ppo and len(findings.ppo.points) > 1:
+        text += f" {_score(findings.ppo.points[0], findings.ppo.points[-1])}"
+    return text
 
 
-def _score(before: dict[str, Any], after: dict[str, Any]) -> str:
+def _score(before: _Scored, after: _Scored) -> str:
     return (
-        f"The reward model’s mean score on held-out prompts went from {fixed(before['score'])} to "
-        f"{fixed(after['score'])}, but that is what PPO optimises, and no evidence that answers are better."
+        f"The reward model’s mean score on held-out prompts went from {fixed(before.score)} to "
+        f"{fixed(after.score)}, but PPO optimises that score, so it is no evidence that answers are better."
     )
 
 
-def _direction(evaluation: dict[str, Any], people: dict[str, Any] | None) -> tuple[Tone, str]:
-    said = _sign(people["win_rate"], about=0.5) if people else 0
-    sign = said
-    if evaluation["judge"] is not None:
-        errors, wins = _change(evaluation), _sign(evaluation["win_rate"], about=0.5)
-        sign = -_sign(evaluation["reduction"]) if errors else wins
-        if sign and said == -sign:
-            return "unclear", "People and the judge of facts are at odds."
-        if sign and wins == -sign:
-            return "unclear", "The judge is of two minds."
-        sign = sign or said
-    others = {baselines.sign(row) for row in baselines.other_judges(evaluation)} - {0}
-    if len(others | ({sign} - {0})) > 1:
-        return "unclear", "The judges are at odds."
-    sign = sign or next(iter(others), 0)
-    if sign > 0:
+def _direction(evaluation: Evaluation, people: HumanVerdict | None) -> tuple[Tone, str]:
+    by_people = people.win_rate.side(0.5) if people else 0
+    side = by_people
+    if evaluation.judge is not None and evaluation.win_rate is not None and evaluation.reduction is not None:
+        wins = evaluation.win_rate.side(0.5)
+        side = -evaluation.reduction.side() if _sft_has_errors(evaluation) else wins
+        if side and by_people == -side:
+            return "unclear", "People and the judge of facts disagree."
+        if side and wins == -side:
+            return "unclear", "The judge’s fact errors and win rate disagree."
+        side = side or by_people
+    others = {contest.side for contest in win_rates.other_judges(evaluation)} - {0}
+    if len(others | ({side} - {0})) > 1:
+        return "unclear", "The judges disagree."
+    side = side or next(iter(others), 0)
+    if side > 0:
         return "good", "PPO helped."
-    if sign < 0:
+    if side < 0:
         return "bad", "PPO did not help: answers got worse."
     return "unclear", "PPO made no difference that this run can tell from chance."
 
 
-def _change(evaluation: dict[str, Any]) -> bool:
-    """Whether there is a relative change of fact errors: an SFT model without any has none."""
-    return bool(evaluation["models"]["sft"]["slot_error_rate"])
+def _sft_has_errors(evaluation: Evaluation) -> bool:
+    """Otherwise there is no relative change of fact errors."""
+    return bool(evaluation.models["sft"].slot_error_rate)
 
 
-def _sign(interval: dict[str, float], about: float = 0.0) -> int:
-    """1 when the interval lies above, -1 when it lies below, 0 when it holds the value of no change."""
-    return (interval["low"] > about) - (interval["high"] < about)
-
-
-def _evidence(evaluation: dict[str, Any]) -> str:
-    sft, ppo = evaluation["models"]["sft"], evaluation["models"]["ppo"]
-    win, change = evaluation["win_rate"], evaluation["reduction"]
-    rates = f"from {percent(sft['slot_error_rate'], 1)} to {percent(ppo['slot_error_rate'], 1)}"
-    if not _change(evaluation):
+def _evidence(evaluation: Evaluation) -> str:
+    sft, ppo = evaluation.models["sft"], evaluation.models["ppo"]
+    win, change = evaluation.win_rate, evaluation.reduction
+    assert win is not None
+    assert change is not None
+    rates = f"from {percent(sft.slot_error_rate, 1)} to {percent(ppo.slot_error_rate, 1)}"
+    if not _sft_has_errors(evaluation):
         errors = f"went {rates}"
-    elif _sign(change) == 0:
+    elif change.side() == 0:
         errors = (
-            f"went {rates}, a change of {percent(change['value'], sign=True)} whose 95 % interval "
-            f"({span(change['low'], change['high'], sign=True)}) holds zero"
+            f"went {rates}, a change of {percent(change.value, sign=True)} whose 95 % interval "
+            f"({_span(change, sign=True)}) contains zero"
         )
     else:
-        verb = "fell" if change["value"] < 0 else "rose"
-        low, high = sorted(abs(change[end]) for end in ("low", "high"))
-        errors = f"{verb} {rates}, by {percent(abs(change['value']))} (95 % interval {span(low, high)})"
+        assert change.value is not None
+        verb = "fell" if change.value < 0 else "rose"
+        low, high = sorted(abs(end) for end in (change.low, change.high) if end is not None)
+        errors = f"{verb} {rates}, by {percent(abs(change.value))} (95 % interval {span(low, high)})"
     return (
-        f"By the independent judge ({evaluation['judge']}), fact errors on {evaluation['prompts']:,} "
-        f"held-out prompts {errors}. PPO’s answer beats SFT’s on {percent(win['value'])} of them "
-        f"({span(win['low'], win['high'])}; ties count half)."
+        f"By the independent judge ({evaluation.judge}), fact errors on {evaluation.prompts:,} held-out prompts "
+        f"{errors}. PPO’s answer beats SFT’s on {percent(win.value)} of them ({_span(win)}; ties count half)."
     )
 
 
-def _price(sft: dict[str, Any], ppo: dict[str, Any]) -> str:
+def _span(interval: Interval, *, sign: bool = False) -> str:
+    assert interval.low is not None
+    assert interval.high is not None
+    return span(interval.low, interval.high, sign=sign)
+
+
+def _price(sft: ModelResult, ppo: ModelResult) -> str:
     parts = [
-        f"answers take {fixed(ppo['length'], 1)} tokens (were {fixed(sft['length'], 1)})",
-        f"{percent(ppo['distinct_2'], 1)} of word pairs are distinct (were {percent(sft['distinct_2'], 1)})",
+        f"answers take {fixed(ppo.length, 1)} tokens (were {fixed(sft.length, 1)})",
+        f"{percent(ppo.distinct_2, 1)} of word pairs are distinct (were {percent(sft.distinct_2, 1)})",
     ]
-    if ppo["nll"] is not None:
+    if ppo.nll is not None:
         parts.append(
-            f"a token of the held-out demonstrations costs {fixed(ppo['nll'], 3)} nats (was {fixed(sft['nll'], 3)})"
+            f"a token of the held-out demonstrations costs {fixed(ppo.nll, 3)} nats (was {fixed(sft.nll, 3)})"
         )
-    distance = f"PPO went {number(ppo['kl'])} nats of KL a response away from SFT."
-    return f"{distance} Against SFT, {listing(parts)}."
+    distance = f"PPO’s KL from SFT is {number(ppo.kl)} nats per response."
+    return f"{distance} Compared with SFT, {listing(parts)}."
 
 
-def _caveats(found: Findings) -> list[str]:
-    evaluation, ppo, reward = found["evaluation"], found["ppo"], found["reward"]
-    said = []
-    if found["annotators"] == "simulated":
-        said.append("Annotators are simulated: no person ranks anything in this run.")
-    elif found["annotators"] == "unknown" and found["ranking"]:
-        said.append("It is not recorded whether people made the rankings.")
-    if ppo and ppo["forced_past_gate"]:
-        said.append(
-            f"The reward model is unfit for PPO ({'; '.join(ppo['forced_past_gate'])}), "
-            "and PPO ran all the same because --force insisted."
-        )
-    elif reward and reward["unfit"]:
-        said.append(f"The reward model of this run is unfit for PPO: {'; '.join(reward['unfit'])}.")
-    if reward:
-        said += [f"Of the reward model of this run: {warning}." for warning in reward["warnings"]]
-    if ppo and ppo["reward_model"]:
-        said.append(
-            f"PPO was rewarded by another reward model ({ppo['reward_model']}) than the one that this run trained."
-        )
-    if found["guards"]:
-        said += guarding.caveats(found["guards"])
+def _caveats(findings: Findings) -> list[str]:
+    evaluation, ppo = findings.evaluation, findings.ppo
+    notes = _about_rewards(findings)
+    if findings.monitors:
+        notes += monitors.caveats(findings.monitors)
     if not evaluation:
-        return said
-    sft_model, ppo_model = evaluation["models"]["sft"], evaluation["models"]["ppo"]
-    if ppo and ppo["kl_target"] and (ppo_model["kl"] or 0) > ppo["kl_target"]:
-        said.append(f"The KL is beyond the recipe’s target of {number(ppo['kl_target'])} nats.")
-    if ppo_model["ended"] < sft_model["ended"] - 0.02:
-        said.append(
-            f"Only {percent(ppo_model['ended'])} of PPO’s answers end by themselves; "
-            f"of SFT’s {percent(sft_model['ended'])} do."
+        return notes
+    sft_model, ppo_model = evaluation.models["sft"], evaluation.models["ppo"]
+    if ppo and ppo.kl_target and (ppo_model.kl or 0) > ppo.kl_target:
+        notes.append(f"The KL exceeds the recipe’s target of {number(ppo.kl_target)} nats.")
+    if ppo_model.ended is not None and sft_model.ended is not None and ppo_model.ended < sft_model.ended - 0.02:
+        notes.append(
+            f"Only {percent(ppo_model.ended)} of PPO’s answers end with a stop token; {percent(sft_model.ended)} "
+            "of SFT’s do."
         )
-    said += [*baselines.caveats(evaluation), *frontier.caveats(evaluation)]
-    along = _last_round(evaluation["along"])
-    # Of a run that its guard stopped, and of one that the form fits, it is said already.
-    judged = ppo and evaluation["judge"] and not ppo["stopped"] and not frontier.caveats(evaluation)
-    if judged and (peak := overoptimised(along, ppo["look_prompts"])):
+    fitted = frontier.caveats(evaluation)
+    notes += [*win_rates.caveats(evaluation), *fitted]
+    # If a training monitor stopped the run, or the fit shows over-optimisation, it is already in the list.
+    unsaid = ppo and evaluation.judge and not ppo.stopped and not fitted
+    if unsaid and ppo and (peak := overoptimised(_last_round(evaluation.along), ppo.prompts)):
         best, last = peak
-        said.append(
-            f"Over-optimised: after update {best['update']} the reward model’s score went on rising "
-            f"({fixed(best['score'])} to {fixed(last['score'])}) while fact errors rose again "
-            f"({percent(best['slot_error_rate'], 1)} to {percent(last['slot_error_rate'], 1)}, on the prompts of "
-            "the looks)."
+        notes.append(
+            f"Over-optimised: after update {best.update} the reward model’s score kept rising "
+            f"({fixed(best.score)} to {fixed(last.score)}) while fact errors rose again "
+            f"({percent(best.slot_error_rate, 1)} to {percent(last.slot_error_rate, 1)}, on the prompts of the "
+            "evaluation points)."
         )
-    return said
+    return notes
 
 
-def _last_round(along: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Another round's scores are another reward model's."""
-    last = max((look.get("round", 1) for look in along), default=1)
-    return [look for look in along if look.get("round", 1) == last]
+def _about_rewards(findings: Findings) -> list[str]:
+    """Caveats about annotators and the reward model."""
+    ppo, reward = findings.ppo, findings.reward
+    notes = []
+    if findings.annotators == "simulated":
+        notes.append("Annotators are simulated: no person ranked anything in this run.")
+    elif findings.annotators == "unknown" and findings.ranking:
+        notes.append("It is not recorded whether people made the rankings.")
+    if ppo and ppo.forced_past_gate:
+        notes.append(
+            f"The reward model is unfit for PPO ({'; '.join(ppo.forced_past_gate)}), and PPO ran anyway because of "
+            "--force."
+        )
+    elif reward and reward.unfit:
+        notes.append(f"The reward model of this run is unfit for PPO: {'; '.join(reward.unfit)}.")
+    if reward:
+        notes += [f"About this run’s reward model: {warning}." for warning in reward.warnings]
+    if ppo and ppo.reward_model:
+        notes.append(f"PPO’s reward came from another reward model ({ppo.reward_model}) than the one trained here.")
+    return notes
 
 
-def overoptimised(along: list[dict[str, Any]], prompts: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The look with the fewest fact errors and the last one, when errors rose since and the score did too.
+def _last_round(along: Sequence[EvaluatedPoint]) -> list[EvaluatedPoint]:
+    """Scores of another round come from another reward model."""
+    last = max((point.round for point in along), default=1)
+    return [point for point in along if point.round == last]
 
-    A rise counts beyond two standard errors of a share over the looks' prompts.
+
+def overoptimised(along: Sequence[EvaluatedPoint], prompts: int) -> tuple[EvaluatedPoint, EvaluatedPoint] | None:
+    """The evaluation point with the fewest fact errors and the last one, if errors rose in between and the score
+    did too.
+
+    A rise counts beyond two standard errors of a share of `prompts` prompts.
     """
     if len(along) < 3:
         return None
-    best, last = min(along, key=lambda look: float(look["slot_error_rate"])), along[-1]
-    worst = min(max(last["slot_error_rate"], 0.0), 1.0)
-    noise = 2 * (worst * (1 - worst) / prompts) ** 0.5
-    rose = last["slot_error_rate"] - best["slot_error_rate"] > noise
-    return (best, last) if rose and last["score"] > best["score"] else None
+    best, last = min(along, key=_errors), along[-1]
+    largest = min(max(_errors(last), 0.0), 1.0)
+    noise = 2 * (largest * (1 - largest) / prompts) ** 0.5
+    rose = _errors(last) - _errors(best) > noise
+    return (best, last) if rose and last.score > best.score else None
+
+
+def _errors(point: EvaluatedPoint) -> float:
+    assert point.slot_error_rate is not None
+    return point.slot_error_rate

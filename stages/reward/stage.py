@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +28,9 @@ from pipeline.config.reward import PretrainOnConfig, RewardConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
+from stages.artifacts import AGREEMENT, rankings_file, read_weights
 from stages.models.text import load_codec
-from stages.reward import bag_of_words, training
+from stages.reward import artifact, bag_of_words, training
 from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
@@ -96,10 +96,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     builder.save(model, out_dir, [row for group in groups.values() for row in group.rows][: config.golden])
     reasons = [] if config.gate is None else gate(config.gate, quality)
     notes = warnings(config.gate, quality)
-    (out_dir / "quality.json").write_text(
-        json.dumps({"metrics": metrics, **tables, "unfit": reasons, "warnings": notes}, indent=1) + "\n",
-        encoding="utf-8",
-    )
+    artifact.write(out_dir, metrics, tables, unfit=reasons, warnings=notes)
     if line := summary(quality):
         ctx.say(line)
     for reason in reasons:
@@ -178,7 +175,7 @@ def _read_pretraining(
 def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
     """The rankings of all rounds. They are read from the file each time: as Python objects they would take many
     times its size."""
-    rows = (row for ranked in rounds for row in read_rankings_file(ranked.file("rankings.jsonl")))
+    rows = (row for ranked in rounds for row in read_rankings_file(rankings_file(ranked)))
     return (row for row in rows if row.split == split)
 
 
@@ -188,11 +185,11 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
         return None
     by_annotator: dict[str, list[float]] = defaultdict(list)
     for ranked in rounds:
-        measured: dict[str, float] | None = ranked.json("agreement.json").get("weights")
+        measured = read_weights(ranked)
         if measured is None:
             raise StageError(
                 "the rank stage measured no reliability of annotators",
-                where=str(ranked.path / "agreement.json"),
+                where=str(ranked.path / AGREEMENT),
                 hint=f"run `tutelage run {ranked.stage} --fresh`, or set reward.annotator_weights: none",
             )
         for annotator, weight in measured.items():

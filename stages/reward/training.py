@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
-from pipeline.config.reward import RewardConfig
+from pipeline.config.reward import REWARD_TRAINER, RewardConfig
 from pipeline.engine.stage import Metrics, MetricsLog, RunContext
 from stages.models.precision import Deviation, exact
 from stages.reward import likelihoods
@@ -29,7 +29,6 @@ from stages.training.trainer import train as train_to_end
 Objective = Callable[[Tensor, Order], Tensor]
 """Scores (K,) of an order's completions -> its loss."""
 
-DEFAULTS = {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16}
 COMPARED = 8
 """Prompts whose scores are compared before rows are packed."""
 CURVE_PROMPTS = 128
@@ -102,7 +101,7 @@ def train(
     if config.objective == "bradley_terry_pairs":
         groups = list(as_pairs(groups))
     packs = config.pack_tokens and can_pack(model, groups[:COMPARED], pad_id, ctx)
-    values = DEFAULTS | dict(trainer_values)
+    values = REWARD_TRAINER | dict(trainer_values)
     trainer = RankingTrainer(
         model=model,
         args=training_arguments(TrainingArguments, values, ctx, remove_unused_columns=False),

@@ -12,9 +12,9 @@ import torch
 from pipeline.config.base import ArchitectureConfig
 from pipeline.config.sft import LoRAConfig
 from pipeline.errors import StageError
-from pipeline.memory.components import Model
-from pipeline.memory.flops import Shape
-from pipeline.memory.shapes import architecture
+from pipeline.memory.architecture import Architecture
+from pipeline.memory.components import PlannedModel
+from pipeline.memory.flops import ModelCost
 from stages.base.stage import _compare
 from stages.models.adapters import causal_lm, float32_trainables, new_adapter
 from stages.models.fast import plain
@@ -118,9 +118,9 @@ def kept(made: Any, length: int, path: str, mask: str) -> int:
 )
 def test_activations_of_a_block(path: Any, mask: Any, length: int, lora: bool, dtype: torch.dtype) -> None:
     one, two = (kept(model(layers, lora, dtype), length, path, mask) for layers in (1, 2))
-    made = architecture({**SHAPE, "num_hidden_layers": 1})
+    made = Architecture.from_config({**SHAPE, "num_hidden_layers": 1})
     mixed = not lora and dtype != torch.float32
-    planned = Model(made, "cpu", dtype.itemsize, "none", LORA if lora else None, mixed)
+    planned = PlannedModel(made, "cpu", dtype.itemsize, "none", LORA if lora else None, mixed)
     expected = planned.layer(length, path, mask) * ROWS * length + planned.cast
     assert expected == pytest.approx(two - one, rel=1e-6)
 
@@ -135,8 +135,8 @@ def test_activations_of_a_block_in_four_bits(tmp_path: Any) -> None:
         held = new_adapter(held, LORA)
         float32_trainables(held)
         counts.append(kept(held, 60, "plain", "none"))
-    shape = architecture({**SHAPE, "intermediate_size": 192, "num_hidden_layers": 1})
-    planned = Model(shape, "cpu", 2, "nf4", LORA)
+    shape = Architecture.from_config({**SHAPE, "intermediate_size": 192, "num_hidden_layers": 1})
+    planned = PlannedModel(shape, "cpu", 2, "nf4", LORA)
     assert planned.layer(60, "plain") * ROWS * 60 == pytest.approx(counts[1] - counts[0], rel=0.02)
 
 
@@ -149,14 +149,14 @@ def test_bytes_of_four_bits(tmp_path: Any) -> None:
         if hasattr(parameter, "quant_state"):
             state = parameter.quant_state
             resident += state.absmax.nbytes + state.state2.absmax.nbytes
-    planned = Model(architecture(made.config.to_dict()), "cpu", 4, "nf4", None)
+    planned = PlannedModel(Architecture.from_config(made.config.to_dict()), "cpu", 4, "nf4", None)
     assert planned.weights == pytest.approx(resident, rel=0.002)
 
 
 def test_bytes_of_adapters_and_cache() -> None:
     bank = tiny.lora_bank()
     config = bank.model.get_base_model().config.to_dict()
-    planned = Model(architecture(config), "cpu", 4, "none", LoRAConfig(r=2))
+    planned = PlannedModel(Architecture.from_config(config), "cpu", 4, "none", LoRAConfig(r=2))
     own = [p for n, p in bank.model.named_parameters() if ".policy." in n]
     assert planned.adapter == sum(p.nbytes for p in own)
     with bank.active("policy") as actor:
@@ -169,13 +169,13 @@ def test_targets_are_peft_s(targets: Any) -> None:
     lora = LoRAConfig(r=3, target_modules=targets)
     made = new_adapter(tiny.lm(), lora)
     learns = sum(p.numel() for p in made.parameters() if p.requires_grad)
-    assert architecture(tiny.lm().config.to_dict()).lora(3, targets) == learns
+    assert Architecture.from_config(tiny.lm().config.to_dict()).lora(3, targets) == learns
 
 
 def test_one_arithmetic_of_operations() -> None:
     """The shape from a config is that from the modules."""
     for made in (tiny.lm(), tiny.lm(tie_word_embeddings=True)):
-        assert Shape.of(architecture(made.config.to_dict())) == shape_of(made)
+        assert ModelCost.of(Architecture.from_config(made.config.to_dict())) == shape_of(made)
 
 
 def test_a_declared_architecture_is_the_model_s() -> None:

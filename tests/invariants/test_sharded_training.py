@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from test_shared_training import folder  # noqa: F401 (a fixture)
 from torch.distributed.tensor import DTensor
 
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from stages.training import batches
 from stages.training.distributed import World
 
@@ -52,10 +52,10 @@ def worker(rank, port, stage, inputs, out):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = Ranks.join(2)
+    processes = Processes.join(2)
     values = VALUES | {"sharded": True, "per_device_train_batch_size": BATCH[stage], "gradient_checkpointing": True}
     patch = pytest.MonkeyPatch()
-    with ranks.together(stage, "cpu"):
+    with processes.together(stage, "cpu"):
         training_step, kept = watched()
         with patch.context() as during:
             during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
@@ -70,7 +70,7 @@ def worker(rank, port, stage, inputs, out):
         World().wait()
         resumed = shared.run(stage, inputs, out / f"second {rank}", None, state=out / "killed", **values)
     torch.save({"undisturbed": undisturbed, "resumed": resumed, "kept": kept}, out / f"{rank}.pt")
-    ranks.finish() if rank == 0 else list(ranks.tasks())
+    processes.finish() if rank == 0 else list(processes.tasks())
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.reward import GateConfig, RewardConfig
 from pipeline.config.sft import SFTConfig
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from pipeline.engine.runner import Silent
 from pipeline.engine.stage import RunContext
 from stages import dpo, sft
@@ -137,15 +137,15 @@ def worker(rank, port, stage, folder, out, full):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = Ranks.join(2)
+    processes = Processes.join(2)
     batch = 3 if stage == "reward" else 5
-    with ranks.together(stage, "cpu"):
+    with processes.together(stage, "cpu"):
         assert World().size == 2
         # Each process says what it has; a real run writes once, from rank 0, into a folder that both see.
         result = run(stage, folder, out / str(rank), None if full else tiny.LORA, per_device_train_batch_size=batch)
     assert "WORLD_SIZE" not in os.environ
     torch.save(result, out / f"{rank}.pt")
-    ranks.finish() if rank == 0 else list(ranks.tasks())
+    processes.finish() if rank == 0 else list(processes.tasks())
 
 
 @pytest.mark.slow

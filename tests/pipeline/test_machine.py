@@ -23,7 +23,7 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
     assert peak.report()["peak_bytes"] > before + 150_000_000
 
 
-def test_a_later_block_has_a_peak_of_its_own() -> None:
+def test_each_block_has_its_own_peak() -> None:
     with machine.PeakMemory():
         block = bytearray(b"x" * 200_000_000)
         del block
@@ -54,8 +54,8 @@ def test_versions_are_those_of_what_is_imported() -> None:
     assert versions["python"] == platform.python_version()
 
 
-def test_a_device_that_is_not_there_is_refused(load: Callable[..., LoadedRecipe]) -> None:
-    with pytest.raises(StageError, match="there is no mps device here") as error:
+def test_a_missing_device_is_refused(load: Callable[..., LoadedRecipe]) -> None:
+    with pytest.raises(StageError, match="this machine has no mps device") as error:
         resolve(load("device=mps"))
     assert error.value.where == "--set #1"
 

@@ -13,8 +13,9 @@ from pipeline_fakes import FakeStages, write_all
 from pipeline import wording
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.runner import Runner
-from stages.report import charts, findings
+from stages.report import charts
 from stages.report.build import build_report
+from stages.report.findings import Findings, collect
 
 HOSTILE = "</p><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>"
 
@@ -174,8 +175,8 @@ class FakeRun:
         made.run(until)
         return made.planner.summary()
 
-    def found(self) -> findings.Findings:
-        return findings.collect(self("eval"))
+    def findings(self) -> Findings:
+        return collect(self("eval"))
 
     def _base(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         for step in range(1, 1001):

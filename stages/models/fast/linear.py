@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from pipeline.memory.limits import MERGED_COPIES
+
 ROWS = 16
 """oneDNN takes longer than MKL for fewer rows than this."""
 QUANTISED = "quantised"
@@ -28,8 +30,6 @@ QUANTISED = "quantised"
 sped up."""
 PACKED = ("Linear4bit", "Linear8bitLt")
 """Layers of bitsandbytes, by name: importing it is for those who use it."""
-MERGE_UP_TO = 2**29
-"""Bytes that merged copies may take. They are gone when training, which needs more, begins."""
 
 
 @cache
@@ -225,8 +225,8 @@ def speed_up(model: nn.Module) -> list[FastLoRA]:
 @contextlib.contextmanager
 def merged(layers: Sequence[FastLoRA]) -> Iterator[None]:
     """Decoding takes hundreds of small passes: inside this, each LoRA layer computes with one merged copy of its
-    weight, where that is exact and the copies are small (`MERGE_UP_TO`)."""
-    fits = all(layer.mergeable for layer in layers) and sum(layer.size for layer in layers) <= MERGE_UP_TO
+    weight, where that is exact and the copies are small (`MERGED_COPIES`)."""
+    fits = all(layer.mergeable for layer in layers) and sum(layer.size for layer in layers) <= MERGED_COPIES
     try:
         for layer in layers if fits else ():
             layer.merge()

@@ -30,11 +30,9 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from pipeline.memory.limits import EXPLICIT_ATTENTION
 from stages.models.passes import right_padded
 from stages.models.precision import working_dtype
-
-SHORT = 128
-"""Up to this many positions a CPU attends faster with its scores written out than with the fused kernel."""
 
 
 class Cache:
@@ -214,7 +212,7 @@ class PlainSteps:
 
 
 def _written_out(x: Tensor, length: int) -> bool:
-    return x.device.type == "cpu" and length <= SHORT
+    return x.device.type == "cpu" and length <= EXPLICIT_ATTENTION
 
 
 def _takes_groups(query: Tensor, key: Tensor, value: Tensor) -> bool:

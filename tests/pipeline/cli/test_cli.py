@@ -147,7 +147,8 @@ def test_clean_never_removes_what_people_made(recipe_file: Path, stages: FakeSta
     cleaned = invoke("clean --all -y")
     assert cleaned.exit_code == 0
     assert (
-        "kept, since people made it: runs/small/judged-0123456789ab.json, runs/small/rankings.key" in cleaned.output
+        "kept, because people made it: runs/small/judged-0123456789ab.json, runs/small/rankings.key"
+        in cleaned.output
     )
     assert not (folder / "rank").exists()
     invoke("run rank --fresh")
@@ -170,7 +171,7 @@ def test_clean_keeps_what_the_values_use(recipe_file: Path, stages: FakeStages) 
     assert not Path("runs/small").exists()
 
 
-def test_chat_hands_over_the_run(recipe_file: Path, stages: FakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_gets_the_run(recipe_file: Path, stages: FakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     module = types.ModuleType("stages.chat")
     module.chat = lambda run, models, **options: calls.append((list(run.stages), models, options))  # type: ignore[attr-defined]

@@ -15,26 +15,26 @@ JUDGE = "eval.llm_judge.base_url=http://localhost:8000/v1 eval.llm_judge.model=m
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "phrase"),
     [
-        ("eval.reward_model=ensemble", "no member is left to judge by; set ppo.reward.held_out"),
+        ("eval.reward_model=ensemble", "ensemble needs a member that PPO does not use: set ppo.reward.held_out"),
         ("ppo.reward.held_out=1", "1 leaves PPO no member: reward.ensemble is 1"),
         ("reward.ensemble=2 ppo.reward.held_out=2", "2 leaves PPO no member"),
         ("reward.ensemble=3 ppo.reward.held_out=1 ppo.reward_model=x", "ppo.reward_model names another model"),
         ("eval.llm_judge.base_url=localhost eval.llm_judge.model=m", "must be like https://api.example.org/v1"),
-        (f"{JUDGE} 'eval.llm_judge.parameters={{model: x, n: 2}}'", "may not set model, n"),
+        (f"{JUDGE} 'eval.llm_judge.parameters={{model: x, n: 2}}'", "must not set model, n"),
         (f"{JUDGE} eval.llm_judge.against=[ppo]", "eval.llm_judge.against"),
         ("eval.text.path=hub://a/b", "eval.text.path: needs the commit"),
         ("eval.best_of_n=1", "eval.best_of_n"),
-        ("dpo.trainer.beta=0.2", "dpo.trainer.beta: may not be set here: it stands beside `trainer`: `dpo.beta`"),
+        ("dpo.trainer.beta=0.2", "dpo.trainer.beta: must not be set here: set it beside `trainer`: `dpo.beta`"),
         ("dpo.trainer.sync_ref_model=true", "the reference is the SFT model"),
         ("dpo.trainer.loss_typ=hinge", "did you mean loss_type?"),
     ],
 )
-def test_conflicts(load: Callable[..., LoadedRecipe], given: str, said: str) -> None:
+def test_conflicts(load: Callable[..., LoadedRecipe], given: str, phrase: str) -> None:
     with pytest.raises(RecipeError) as error:
         load(given)
-    assert said in str(error.value)
+    assert phrase in str(error.value)
 
 
 def test_dpo_is_planned_where_the_recipe_asks_for_it(load: Callable[..., LoadedRecipe]) -> None:
@@ -51,13 +51,13 @@ def test_dpo_is_planned_where_the_recipe_asks_for_it(load: Callable[..., LoadedR
     assert "dpo" not in later["export"]
 
 
-def test_a_recipe_without_dpo_says_how_to_have_it(runner: Callable[..., Runner]) -> None:
+def test_a_recipe_without_dpo_says_how_to_enable_it(runner: Callable[..., Runner]) -> None:
     with pytest.raises(RecipeError, match="has no dpo stage") as error:
         runner().run("dpo")
     assert "dpo.enabled=true" in error.value.hint
 
 
-def test_where_the_key_comes_from_and_how_fast_is_asked_change_no_result(
+def test_api_key_and_concurrency_change_no_result(
     load: Callable[..., LoadedRecipe],
 ) -> None:
     spec = registry.STAGES["eval"]

@@ -88,7 +88,7 @@ def test_without_a_known_context_no_length_is_refused(sets: str, tmp_path: Path)
     assert problems(tmp_path, values, profile) == {}
 
 
-def test_stages_that_the_recipe_does_not_have_are_not_asked(tmp_path: Path) -> None:
+def test_stages_that_the_recipe_does_not_have_are_skipped(tmp_path: Path) -> None:
     table = "data.rankings={path: hub://a/b@c, format: pairs}"
     assert problems(tmp_path, f"rank.source=data {table} collect.response_length=9999") == {}
     assert problems(tmp_path, "dpo={enabled: false, max_length: 9999}") == {}
@@ -104,14 +104,14 @@ def test_stages_that_the_recipe_does_not_have_are_not_asked(tmp_path: Path) -> N
         ("[]", ["names no module"]),
         ("q_proj", ["no module is called 'q_proj'", "a pattern for whole names"]),
         ("'.*mlp.*'", ["no module is called"]),
-        ("'.*[qv_proj'", ["no regular expression"]),
-        ("'.*'", ["no linear layer"]),
-        ("[self_attn]", ["model.layers.0.self_attn, which is no linear layer (Attention)"]),
+        ("'.*[qv_proj'", ["not a regular expression"]),
+        ("'.*'", ["not a linear layer"]),
+        ("[self_attn]", ["model.layers.0.self_attn, which is not a linear layer (Attention)"]),
         ("[embed_tokens]", ["Embedding"]),
         ("[norm]", ["RMSNorm"]),
-        ("[q_proj, lm_head]", ["lm_head, the output layer", "embedding's too"]),
+        ("[q_proj, lm_head]", ["lm_head, the output layer", "shared with the embedding"]),
         ("[o_proj]", ["o_proj, which peft does not adapt", "'q_proj', 'v_proj'"]),
-        ("all-linear", ["names o_proj", "'q_proj', 'v_proj'"]),
+        ("all-linear", ["matches o_proj", "'q_proj', 'v_proj'"]),
     ],
 )
 @pytest.mark.parametrize("role", ["sft", "reward"])
@@ -130,7 +130,7 @@ def test_lora_targets_that_name_linear_layers_are_not(targets: str, tmp_path: Pa
     assert problems(tmp_path, f"sft.lora.target_modules={targets} reward.init=base") == {}
 
 
-def test_an_output_layer_of_its_own_is_not_adapted_either(tmp_path: Path) -> None:
+def test_an_untied_output_layer_is_not_adapted_either(tmp_path: Path) -> None:
     """trl reads its weight, past an adapter."""
     untied = ModelProfile(linear=[*LINEAR, "lm_head"], output="lm_head", tied=False)
     found = problems(tmp_path, "sft.lora.target_modules=[q_proj,lm_head] reward.init=base", untied)
@@ -204,7 +204,7 @@ def test_a_broken_or_missing_score_head_is_refused_before_anything_runs(path: st
     safetensors(tmp_path / "classifier", **body, lm_head_weight=("F32", FINITE["F32"]))
     assert "no trained score head" in refused()
     (tmp_path / "classifier" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(StageError, match="no safetensors file"):
+    with pytest.raises(StageError, match="not a safetensors file"):
         refused()
 
 
@@ -219,7 +219,7 @@ def test_a_reward_encoder_that_is_too_short_is_refused_before_anything_runs(tmp_
 def test_a_format_that_cannot_hold_the_model_is_refused(tmp_path: Path) -> None:
     found = problems(tmp_path, "export.formats=[safetensors,gguf_q8_0]")
     assert found == {
-        "export.formats": "gguf_q8_0 cannot be written: a gpt2 model is not written as GGUF. Leave it out"
+        "export.formats": "gguf_q8_0 cannot be written: a gpt2 model is not written as GGUF. Remove it"
     }
 
 

@@ -60,24 +60,24 @@ def test_scalars_are_those_of_yaml_1_2(text: str, expected: Any) -> None:
 
 
 def test_a_duplicate_key_is_refused_with_both_lines() -> None:
-    with pytest.raises(RecipeError, match="seed is given twice") as error:
+    with pytest.raises(RecipeError, match="seed appears twice") as error:
         value("seed: 1\nname: x\nseed: 2\n")
     assert error.value.where == "line 1 and line 3"
 
 
 def test_a_syntax_error_names_its_line() -> None:
-    with pytest.raises(RecipeError, match="not readable as YAML") as error:
+    with pytest.raises(RecipeError, match="not valid YAML") as error:
         value("a: 1\nb: [1,\n")
     assert error.value.where == "line 3"
 
 
 def test_aliases_are_refused() -> None:
-    with pytest.raises(RecipeError, match="aliases are not read; use extends"):
+    with pytest.raises(RecipeError, match="aliases are not supported; use extends"):
         value("a: &x 1\nb: *x\n")
 
 
 def test_unknown_tags_are_refused() -> None:
-    with pytest.raises(RecipeError, match="not readable as YAML"):
+    with pytest.raises(RecipeError, match="not valid YAML"):
         value("a: !!python/object:os.system 1")
 
 
@@ -99,7 +99,7 @@ def test_later_layers_win_key_by_key_and_lists_are_replaced() -> None:
     }
 
 
-def test_extends_is_relative_to_the_file_that_says_it() -> None:
+def test_extends_is_relative_to_the_file_that_contains_it() -> None:
     Path("models").mkdir()
     Path("models/tiny.yaml").write_text("extends: parts/lora.yaml\nmodel: tiny\n")
     Path("models/parts").mkdir()
@@ -131,7 +131,7 @@ def test_a_circle_of_extends_is_refused() -> None:
         merged(child="extends: a.yaml\n", a="extends: child.yaml\n")
 
 
-def test_a_missing_file_says_who_wanted_it() -> None:
+def test_a_missing_file_names_the_recipe_that_extends_it() -> None:
     with pytest.raises(RecipeError, match=r"cannot read the recipe gone.yaml: No such file") as error:
         merged(child="extends: gone.yaml\n")
     assert error.value.where == "named in extends of child.yaml"

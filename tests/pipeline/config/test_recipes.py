@@ -32,7 +32,7 @@ def test_recipe_can_be_planned(file: Path, tmp_path: Path, monkeypatch: pytest.M
     assert [step.spec.name for step in steps][:3] == ["base", "data", "sft"]
 
 
-def test_every_folder_of_recipes_says_what_was_measured() -> None:
+def test_every_folder_of_recipes_has_its_measurements() -> None:
     folders = {file.parent for file in NAMED if file.parent != ROOT / "recipes"}
     assert {"hh-rlhf", "tldr", "oasst1", "ultrafeedback"} <= {folder.name for folder in folders}
     for folder in folders:

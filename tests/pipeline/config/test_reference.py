@@ -1,12 +1,14 @@
-"""docs/recipes.md says what the dataclasses say."""
+"""docs/recipes.md matches the config dataclasses."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from repository import ROOT
 
+from pipeline.config import reference as reference_module
 from pipeline.config.load import flatten, load_recipe
 from pipeline.config.reference import reference
 
@@ -26,11 +28,22 @@ def test_every_value_of_a_recipe_is_there(recipe: str, monkeypatch: pytest.Monke
         assert f"| `{name}` |" in PAGE, path
 
 
+def test_a_value_without_a_docstring_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = reference_module._sources
+
+    def undocumented(section: type[Any]) -> dict[str, Any]:
+        return {name: (*rest, "" if name == "gamma" else text) for name, (*rest, text) in sources(section).items()}
+
+    monkeypatch.setattr(reference_module, "_sources", undocumented)
+    with pytest.raises(ValueError, match=r"PPOConfig\.gamma has no docstring"):
+        reference()
+
+
 def test_types_defaults_and_words_are_those_of_the_code() -> None:
     for row in (
-        "| `kind` | `fixed`, `adaptive` | `adaptive` | adaptive: Ziegler et al. 2019's proportional controller",
+        "| `kind` | `fixed`, `adaptive` | `adaptive` | fixed: the coefficient stays at `init` (TRL's `kl_coef`).",
         "| `lam` | number (above 0, at most 1) | `0.95` |",
-        "| `micro_batch_size` | integer, at least 1, or `auto`, or null | null | **r** Sequences",
+        "| `micro_batch_size` | integer, at least 1, or `auto`, or null | null | **r** Sequences per forward",
         "| `rankings` | a section, below, or null | null | Existing rankings",
         "| `select` | `random`, `disagreement` | `random` | **l** How a later round",
         "| `size` | integer, at least 1 | required | How many texts. |",

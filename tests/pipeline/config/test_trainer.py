@@ -47,6 +47,21 @@ def test_unknown_owned_and_ill_typed_names_are_each_refused() -> None:
     assert "sft.max_length" in found["max_length"]
 
 
+def test_the_sections_are_those_of_the_recipe() -> None:
+    assert trainer.SECTIONS == {
+        "base.pretrain.trainer": "transformers.TrainingArguments",
+        "sft.trainer": "trl.SFTConfig",
+        "reward.trainer": "transformers.TrainingArguments",
+        "reward.pretrain_on.trainer": "transformers.TrainingArguments",
+        "dpo.trainer": "trl.DPOConfig",
+    }
+
+
+def test_the_defaults_of_the_stages_are_valid_values() -> None:
+    for path, field in trainer.FIELDS.items():
+        assert list(trainer.problems(path, field.metadata["trainer_defaults"])) == []
+
+
 def test_valid_values_pass() -> None:
     values = {"learning_rate": 2e-4, "num_train_epochs": 1, "lr_scheduler_type": "cosine", "logging_steps": 5}
     for path in trainer.SECTIONS:

@@ -110,7 +110,7 @@ def write_limited(body: str, folder: Path, limit: int = 4096) -> subprocess.Comp
     ],
     ids=["python", "numpy", "torch", "safetensors", "pyarrow"],
 )
-def test_libraries_that_cannot_write_say_so_in_a_way_that_is_recognised(
+def test_failed_writes_of_libraries_are_recognised(
     body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -179,11 +179,11 @@ def test_a_bug_keeps_its_traceback(error: Exception, runner: MakeRunner, stages:
     assert caught.value is error
 
 
-def test_a_full_disk_leaves_the_state_and_the_stage_goes_on(runner: MakeRunner, stages: FakeStages) -> None:
+def test_a_full_disk_keeps_the_state_and_the_stage_continues(runner: MakeRunner, stages: FakeStages) -> None:
     stages.does["sft"] = raises(Exception(SAYINGS[0]))
     with pytest.raises(StageError, match="the disk is full: sft") as caught:
         runner().run()
-    assert "goes on where it stopped" in caught.value.hint
+    assert "continues where it stopped" in caught.value.hint
     resumed = []
 
     def go_on(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:

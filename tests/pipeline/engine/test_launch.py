@@ -13,7 +13,7 @@ import pytest
 from repository import ROOT
 
 from pipeline.engine import launch as launching
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from pipeline.engine.runner import terminate_as_interrupt
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 
@@ -37,19 +37,19 @@ def test_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 FAILS = """
 from pipeline.errors import DataError
-from pipeline.engine.launch import tell
+from pipeline.engine.launch import report_failure
 if rank == {rank}:
-    tell(DataError("the row is bad", where="file:3", hint="fix it"))
+    report_failure(DataError("the row is bad", where="file:3", hint="fix it"))
     sys.exit(3)
 try:
     time.sleep(30)
 finally:
-    tell(ConnectionError("a peer is gone"))
+    report_failure(ConnectionError("a peer is gone"))
 """
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_first_error_is_told_with_its_exit_code(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_error_is_raised_with_its_exit_code(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "GRACE", 0.3)
     with pytest.raises(TutelageError) as caught:
         launch(FAILS.format(rank=rank))
@@ -58,11 +58,11 @@ def test_the_first_error_is_told_with_its_exit_code(rank: int, monkeypatch: pyte
 
 
 BUG = """
-from pipeline.engine.launch import tell
+from pipeline.engine.launch import report_failure
 try:
     1 / 0
 except Exception as error:
-    tell(error)
+    report_failure(error)
     sys.exit(1)
 """
 
@@ -74,7 +74,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 KILLED = """
-from pipeline.engine.launch import tell
+from pipeline.engine.launch import report_failure
 if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(0.05)
@@ -107,9 +107,9 @@ def test_a_polite_kill_ends_all_and_is_an_interruption(tmp_path: Path) -> None:
             os.kill(int(path.read_text()), 0)
 
 
-def test_what_runs_must_be_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_must_match_nproc(monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --cpu` starts one process whatever it is told."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert Ranks.join().size == 1
-    with pytest.raises(RecipeError, match="2 processes were asked for and 1 run"):
-        Ranks.join(2)
+    assert Processes.join().size == 1
+    with pytest.raises(RecipeError, match="asks for 2 processes, and the environment says 1"):
+        Processes.join(2)

@@ -61,7 +61,7 @@ def test_no_manifest_is_not_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"stage": "sft"}'])
 def test_a_damaged_manifest_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / manifest.FILE).write_text(text)
-    with pytest.raises(StageError, match="does not parse"):
+    with pytest.raises(StageError, match="cannot be parsed"):
         manifest.read(tmp_path)
 
 
@@ -86,14 +86,14 @@ def test_a_full_disk_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_verify_accepts_what_is_whole(tmp_path: Path) -> None:
+def test_verify_accepts_an_intact_artifact(tmp_path: Path) -> None:
     manifest.verify(tmp_path, make(tmp_path), "hint", contents=True)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     made = make(tmp_path)
     (tmp_path / "out/sub/b.bin").unlink()
-    with pytest.raises(StageError, match=r"sub/b.bin is gone") as error:
+    with pytest.raises(StageError, match=r"sub/b.bin is missing") as error:
         manifest.verify(tmp_path, made, "make it again")
     assert error.value.hint == "make it again"
 
@@ -115,7 +115,7 @@ def test_changed_contents_are_found_on_request(tmp_path: Path) -> None:
 
 def test_a_manifest_that_contradicts_itself_is_damaged(tmp_path: Path) -> None:
     made = dataclasses.replace(make(tmp_path), fingerprint="0" * 64)
-    with pytest.raises(StageError, match="its fingerprint is not that of its files"):
+    with pytest.raises(StageError, match="its fingerprint does not match its files"):
         manifest.verify(tmp_path, made, "")
 
 

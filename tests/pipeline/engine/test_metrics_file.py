@@ -58,7 +58,7 @@ def test_lines_are_valid_json_with_step_and_time(tmp_path: Path, clock: list[flo
     }
 
 
-def test_truncate_forgets_later_steps_and_time_goes_on(tmp_path: Path, clock: list[float]) -> None:
+def test_truncate_removes_later_steps_and_keeps_the_time(tmp_path: Path, clock: list[float]) -> None:
     path = tmp_path / "metrics.jsonl"
     first = MetricsFile(path)
     for step in range(4):

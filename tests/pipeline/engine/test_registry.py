@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def test_every_target_is_there(spec: registry.StageSpec) -> None:
         ("eval.judge=venues ppo.guards.judge=e2e", "e2e"),
     ],
 )
-def test_ppo_is_told_who_judges_its_looks(load: Callable[..., LoadedRecipe], given: str, judge: str) -> None:
+def test_ppo_gets_the_judge_of_its_evaluation_points(
+    load: Callable[..., LoadedRecipe], given: str, judge: str
+) -> None:
     """By its config, so that another judge is another run."""
     recipe = load(*given.split()).recipe
     spec = registry.STAGES["ppo"]
@@ -104,3 +107,15 @@ def test_a_judge_that_is_a_file_enters_ppos_key(load: Callable[..., LoadedRecipe
     assert spec.files(load("eval.judge=my.yaml").recipe) == {"eval.judge": Path("my.yaml")}
     assert spec.files(load("ppo.guards.judge=models/rm").recipe) == {"ppo.guards.judge": Path("models/rm")}
     assert spec.files(load("eval.judge=venues").recipe) == {}
+
+
+def test_make_has_a_target_for_every_stage() -> None:
+    help_text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = [line.split()[0] for line in help_text.splitlines() if "and the stages it needs" in line]
+    assert listed == list(registry.STAGES)
+
+
+def test_every_stage_has_a_section_of_the_recipe_and_a_summary(load: Callable[..., LoadedRecipe]) -> None:
+    for name, spec in registry.STAGES.items():
+        assert hasattr(load().recipe, name)
+        assert spec.summary, name

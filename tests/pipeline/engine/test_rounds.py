@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from pipeline.config.load import LoadedRecipe
 from pipeline.engine import clean, registry
-from pipeline.engine.processes import Ranks
+from pipeline.engine.processes import Processes
 from pipeline.engine.rounds import by_round, newest, parse, step_name
 from pipeline.engine.runner import Runner, Silent
 from pipeline.errors import RecipeError, StageError
@@ -42,11 +42,12 @@ def test_steps_are_named_by_stage_and_round() -> None:
     assert [step_name("ppo", number) for number in (1, 2, 12)] == ["ppo", "ppo-2", "ppo-12"]
     assert [parse(name) for name in ("ppo", "ppo-2", "ppo-12")] == [("ppo", 1), ("ppo", 2), ("ppo", 12)]
     assert parse("eval") == ("eval", 1)
-    assert parse("eval-2") == ("eval-2", 1), "eval runs once"
+    assert registry.is_step("ppo-2")
+    assert not registry.is_step("eval-2"), "eval runs once"
     assert parse("ppo-0") == ("ppo-0", 1)
 
 
-def test_what_rounds_made_is_found_in_order() -> None:
+def test_values_of_rounds_come_in_order() -> None:
     found = {"ppo-10": "j", "sft": "s", "ppo": "a", "ppo-2": "b", "reward-3": "r"}
     assert list(by_round(found, "ppo").items()) == [(1, "a"), (2, "b"), (10, "j")]
     assert newest(found, "ppo", "sft") == "j"
@@ -76,7 +77,7 @@ def test_until_a_later_round_plans_what_leads_to_it(load: Callable[..., LoadedRe
     assert planned == THREE[: THREE.index("reward-2") + 1]
 
 
-def test_a_finished_run_goes_on_when_rounds_is_raised(runner: MakeRunner, stages: FakeStages) -> None:
+def test_a_finished_run_continues_when_rounds_is_raised(runner: MakeRunner, stages: FakeStages) -> None:
     runner().run()
     more = runner("rounds=3")
     expected = dict.fromkeys(ONE[:7], "skip") | {"collect-2": "run"}
@@ -113,7 +114,7 @@ def test_an_unknown_step_is_refused_with_those_there_are(runner: MakeRunner, sta
         runner("rounds=2").planner.plan(stage)
 
 
-def test_a_step_of_a_later_round_is_made_again_alone(runner: MakeRunner, stages: FakeStages) -> None:
+def test_a_step_of_a_later_round_can_be_rerun_alone(runner: MakeRunner, stages: FakeStages) -> None:
     runner("rounds=2").run()
     stages.calls.clear()
     runner("rounds=2", fresh=["reward-2"]).run()
@@ -176,7 +177,7 @@ def test_a_token_in_an_earlier_rounds_rankings_stays_here(runner: MakeRunner, st
 
 
 def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeRunner, stages: FakeStages) -> None:
-    class Two(Ranks):
+    class Two(Processes):
         size = 2
         said: ClassVar[list[Mapping[str, Any]]] = []
 
@@ -186,7 +187,7 @@ def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeR
         def tasks(self) -> Iterator[Any]:
             yield from self.said
 
-    runner("rounds=2", ranks=Two()).run()
+    runner("rounds=2", processes=Two()).run()
     assert [task["stage"] for task in Two.said] == ["sft", "reward", "ppo", "reward-2", "ppo-2"]
     seeds: list[int] = []
     given: list[set[str]] = []
@@ -197,7 +198,7 @@ def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeR
         return {}
 
     stages.does |= dict.fromkeys(("sft", "reward", "ppo"), note)
-    runner("rounds=2", ranks=Two()).follow()
+    runner("rounds=2", processes=Two()).follow()
     assert seeds == [0, 0, 0, 1_000_003, 1_000_003]
     assert given[-1] == {"base", "data", "sft", "reward-2", "ppo"}
 
@@ -209,8 +210,14 @@ def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeR
             "rounds=2 rank.source=data data.rankings={path: r.csv, format: pairs}",
             "rounds: 2 rounds need annotators",
         ),
-        ("rounds=2 ppo.reward_model=models/rm", "ppo.reward_model: would reward every one of 2 rounds"),
-        ("collect.select=disagreement collect.num_prompts=8", r"collect.select: .*reward.ensemble must be >= 2"),
+        (
+            "rounds=2 ppo.reward_model=models/rm",
+            "ppo.reward_model: would replace the reward models",
+        ),
+        (
+            "collect.select=disagreement collect.num_prompts=8",
+            r"collect.select: .*set reward.ensemble to 2",
+        ),
         ("collect.select=disagreement", r"collect.num_prompts .*: is required"),
         ("rounds=0", "rounds: "),
     ],

@@ -139,7 +139,7 @@ def test_other_package_versions_are_noted_and_rerun_nothing(
     monkeypatch.setattr(plan, "package_versions", lambda: versions)
     step = runner().planner.plan()[0]
     assert step.action == "skip"
-    assert "not rerun: trl " in step.note
+    assert "have changed: trl " in step.note
     assert "-> 99.0" in step.note
 
 
@@ -240,7 +240,7 @@ def test_a_damaged_artifact_is_named_and_fresh_mends_it(runner: MakeRunner, stag
 def test_a_damaged_manifest_is_mended_by_fresh(runner: MakeRunner, stages: FakeStages) -> None:
     runner().run("data")
     (folder_of(runner(), "data") / manifest.FILE).write_text("{")
-    with pytest.raises(StageError, match="does not parse"):
+    with pytest.raises(StageError, match="cannot be parsed"):
         runner().planner.plan()
     runner(fresh=["data"]).run("data")
     assert actions(runner(), "data") == {"data": "skip"}
@@ -277,7 +277,7 @@ def test_human_rankings_are_not_marked(runner: MakeRunner, stages: FakeStages) -
     assert not any(run.manifest.simulated for run in runner().planner.summary().stages.values())
 
 
-def test_the_manifest_says_what_made_it(runner: MakeRunner) -> None:
+def test_the_manifest_records_code_packages_and_hardware(runner: MakeRunner) -> None:
     runner("ppo.lam=0.9").run()
     made = runner("ppo.lam=0.9").planner.summary().need("ppo").manifest
     assert made.config["lam"] == 0.9

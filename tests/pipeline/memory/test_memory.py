@@ -21,10 +21,10 @@ from pipeline.engine.runner import Runner
 from pipeline.errors import RecipeError, StageError
 from pipeline.memory import cards, plan, sources
 from pipeline.memory.advice import propose
-from pipeline.memory.components import Model
+from pipeline.memory.architecture import Architecture
+from pipeline.memory.components import PlannedModel
 from pipeline.memory.flops import stage_flops
 from pipeline.memory.plan import predict, resolve
-from pipeline.memory.shapes import architecture
 from stages.__main__ import app
 
 PUBLISHED = {
@@ -55,29 +55,29 @@ def shipped(model: str, *sets: str, tmp_path: Path) -> LoadedRecipe:
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_shipped_models_have_their_published_parameters(model: str, tmp_path: Path) -> None:
-    made = sources.shape_of(shipped(model, tmp_path=tmp_path).recipe.base)
+    made = sources.architecture_of(shipped(model, tmp_path=tmp_path).recipe.base)
     assert made.parameters == PUBLISHED[model]
     assert not made.approximate
 
 
 def test_the_quickstart_is_planned_from_its_own_sizes(load: Callable[..., LoadedRecipe]) -> None:
     base = load("base.pretrain.hidden_size=64", "base.pretrain.num_attention_heads=2").recipe.base
-    made = sources.shape_of(base)
+    made = sources.architecture_of(base)
     # Embedding, and a block's: four square attention layers, three of the MLP, two norms; and the last norm.
     assert made.parameters == 1024 * 64 + 4 * (4 * 64 * 64 + 3 * 64 * 384 + 2 * 64) + 64
 
 
-def test_a_local_folder_says_its_shape(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
+def test_an_architecture_is_read_from_a_local_folder(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text(json.dumps(CONFIG))
-    made = sources.shape_of(load("base.model=./model").recipe.base)
+    made = sources.architecture_of(load("base.model=./model").recipe.base)
     assert (made.keys, made.queries, made.vocab_size) == (32, 64, 1000)
     (tmp_path / "model/config.json").write_text("{}")
     with pytest.raises(RecipeError, match="needs vocab_size"):
-        sources.shape_of(load("base.model=./model").recipe.base)
+        sources.architecture_of(load("base.model=./model").recipe.base)
 
 
-def test_a_gguf_header_says_its_shape(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
+def test_an_architecture_is_read_from_a_gguf_header(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
     import gguf
 
     writer = gguf.GGUFWriter("tiny.gguf", "llama")
@@ -91,7 +91,7 @@ def test_a_gguf_header_says_its_shape(load: Callable[..., LoadedRecipe], tmp_pat
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert sources.shape_of(load("base.model=tiny.gguf").recipe.base) == architecture(CONFIG)
+    assert sources.architecture_of(load("base.model=tiny.gguf").recipe.base) == Architecture.from_config(CONFIG)
 
 
 def test_of_a_hub_model_only_its_config_is_fetched(
@@ -107,11 +107,11 @@ def test_of_a_hub_model_only_its_config_is_fetched(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     base = load("base.model=some/model", "base.revision=abc").recipe.base
-    assert sources.shape_of(base) == architecture(CONFIG)
+    assert sources.architecture_of(base) == Architecture.from_config(CONFIG)
     assert asked == [("some/model", "config.json", "abc")]
 
 
-def test_without_the_hub_a_run_goes_on_without_a_plan(
+def test_without_the_hub_a_run_continues_without_a_plan(
     runner: Callable[..., Runner], stages: FakeStages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: Any, **__: Any) -> str:
@@ -125,7 +125,7 @@ def test_without_the_hub_a_run_goes_on_without_a_plan(
 
 def test_experts_are_not_planned() -> None:
     with pytest.raises(RecipeError, match="mixtures of experts"):
-        architecture(CONFIG | {"num_local_experts": 8})
+        Architecture.from_config(CONFIG | {"num_local_experts": 8})
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_sizes_are_strict(text: str, load: Callable[..., LoadedRecipe]) -> None:
 
 
 def test_weights_by_precision() -> None:
-    made = architecture(CONFIG)
+    made = Architecture.from_config(CONFIG)
     blocks = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
     rest = 1000 * 64 + 3 * 2 * 64 + 64
 
     def weights(size: int, quantization: str) -> float:
-        return Model(made, "cpu", size, quantization, None).weights
+        return PlannedModel(made, "cpu", size, quantization, None).weights
 
     assert weights(4, "none") == 4 * (blocks + rest)
     assert weights(2, "none") == 2 * (blocks + rest)
@@ -182,7 +182,7 @@ def test_full_fine_tuning_in_bfloat16_holds_float32_weights_and_halves_activatio
 
 def test_what_learns_costs_its_gradient_and_two_moments(load: Callable[..., LoadedRecipe]) -> None:
     full = predict(load("sft.lora=null", "reward.lora=null").recipe).stages["ppo"].phases["train"]
-    weights = predict(load().recipe).model.shape.parameters * 4
+    weights = predict(load().recipe).model.architecture.parameters * 4
     assert full["optimizer"] == 2 * weights
     assert full["weights"] == 3 * weights  # policy, reference, reward
     two = predict(load("sft.lora=null", "reward.lora=null", "ppo.value=adapter").recipe)
@@ -210,10 +210,10 @@ def test_less_at_once_is_less_in_training(
 def test_a_run_that_cannot_fit_is_refused_with_what_would(
     runner: Callable[..., Runner], stages: FakeStages, load: Callable[..., LoadedRecipe]
 ) -> None:
-    with pytest.raises(StageError, match="this run cannot fit") as refused:
+    with pytest.raises(StageError, match="this run does not fit") as refused:
         runner("hardware.memory=640MB").run()
     assert not stages.calls
-    assert "hardware.memory is 640 MB" in str(refused.value)
+    assert "the limit is 640 MB (hardware.memory)" in str(refused.value)
     first = next(line.split("  (")[0].strip() for line in refused.value.hint.splitlines() if "micro_batch" in line)
     before, after = (predict(load(*sets, "hardware.memory=640MB").recipe) for sets in ((), (first,)))
     assert sum(peak.total for peak in after.stages.values()) < sum(peak.total for peak in before.stages.values())
@@ -290,7 +290,7 @@ def test_automatic_micro_batches_are_planned_as_they_would_halve(tmp_path: Path)
 
 def test_operations_follow_the_counts(load: Callable[..., LoadedRecipe]) -> None:
     recipe = load().recipe
-    shape = sources.shape_of(recipe.base)
+    shape = sources.architecture_of(recipe.base)
     once = stage_flops(recipe, shape, {"demonstrations_train": 100})
     twice = stage_flops(load("sft.trainer.num_train_epochs=2").recipe, shape, {"demonstrations_train": 100})
     assert twice["sft"] == 2 * once["sft"]
@@ -321,4 +321,4 @@ def test_the_table_of_cards_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_is_not_there_has_no_shape(tmp_path: Path) -> None:
     """A path is no valid Hub id, which huggingface_hub says with an error of its own."""
     with pytest.raises(RecipeError, match="cannot fetch config"):
-        sources.shape_of(BaseConfig(model=f"../{tmp_path.name}/missing/model"))
+        sources.architecture_of(BaseConfig(model=f"../{tmp_path.name}/missing/model"))

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, RwkvConfig
 
-from stages.ppo.cost import Shape, attainable, shape_of, update_flops
+from stages.ppo.cost import ModelCost, attainable, shape_of, update_flops
 
 LENGTHS = [(4, 3), (9, 6), (1, 2)]
 
@@ -57,7 +57,7 @@ def test_cached_numbers_are_those_in_a_cache():
 
 def test_an_update_phase_by_phase():
     """By hand for a shape of round numbers: 1,000 trunk weights, 100 of the head, no attention."""
-    shape = Shape(trunk=1000, head=100, mixing=0, cached=0)
+    shape = ModelCost(trunk=1000, head=100, mixing=0, cached=0)
     lengths = [(4, 2), (3, 3)]  # 5 + 5 tokens pass, 5 are predicted
     policy, bare = 2 * 1000 * 10 + 2 * 100 * 5, 2 * 1000 * 10
     lora = update_flops(shape, lengths, epochs=3, adapter_value=True, full=False)

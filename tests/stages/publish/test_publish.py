@@ -50,11 +50,11 @@ def test_what_was_published_loads_by_the_lines_of_its_card(
         hub.will_get(*(path for path in exported.rglob("*") if path.suffix in (".safetensors", ".gguf")))
     recipe = str(ROOT / "recipes/quickstart.yaml")
     if hub.xet:  # what is drawn and packed while publishing has no hash beforehand
-        code, said = publish(hub, tmp_path / "here", *VALUES, recipe=recipe, arguments=("--dry-run",))
+        code, printed = publish(hub, tmp_path / "here", *VALUES, recipe=recipe, arguments=("--dry-run",))
         hub.will_get(*(summary.folder / "rankings").rglob("*.parquet"))
         hub.will_get(_picture(runs, tmp_path))
-    code, said = publish(hub, tmp_path / "here", *VALUES, recipe=recipe)
-    assert code == 0, said
+    code, printed = publish(hub, tmp_path / "here", *VALUES, recipe=recipe)
+    assert code == 0, printed
     assert bool(hub.sent("PUT")) == (hub.xet is None)
     assert not hub.xet or any(hub.xet.rglob("*"))
 

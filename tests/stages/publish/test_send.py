@@ -46,8 +46,8 @@ def sha(run: RunSummary, name: str) -> str:
 def test_model_rankings_and_collection_arrive(finished: Finished, hub: Hub, home: Path) -> None:
     values = (MODEL, RANKINGS, "publish.collection='Small things' publish.license=apache-2.0")
     finished(*values)
-    code, said = publish(hub, home, *values)
-    assert code == 0, said
+    code, printed = publish(hub, home, *values)
+    assert code == 0, printed
     model, rankings = hub.repositories["models", "me/model"], hub.repositories["datasets", "me/rankings"]
     assert model.private
     assert rankings.private
@@ -61,10 +61,10 @@ def test_model_rankings_and_collection_arrive(finished: Finished, hub: Hub, home
     assert [(item["type"], item["id"]) for item in collection["items"]] == [
         ("dataset", "me/rankings"), ("model", "me/model"),
     ]  # fmt: skip
-    assert f"published: {hub.url}/me/model/commit/" in said
+    assert f"published: {hub.url}/me/model/commit/" in printed
 
 
-def test_an_upload_that_was_killed_goes_on(finished: Finished, stages: FakeStages, hub: Hub, home: Path) -> None:
+def test_a_killed_upload_continues(finished: Finished, stages: FakeStages, hub: Hub, home: Path) -> None:
     stages.does["export"] = three_large_files
     run = finished(MODEL)
     small, large = sha(run, "model-Q4_0.gguf"), sha(run, "model-Q8_0.gguf")
@@ -89,8 +89,8 @@ def test_an_upload_that_was_killed_goes_on(finished: Finished, stages: FakeStage
 
     hub.interrupt = lambda oid: None
     before = len(hub.sent("PUT"))
-    code, said = publish(hub, home, MODEL)
-    assert code == 0, said
+    code, printed = publish(hub, home, MODEL)
+    assert code == 0, printed
     assert hub.sent("PUT")[before:] == [f"/lfs/{large}"], "what had arrived is not sent again"
     files = hub.repositories["models", "me/model"].files
     assert (
@@ -103,8 +103,8 @@ def test_an_upload_that_was_killed_goes_on(finished: Finished, stages: FakeStage
 def test_where_nothing_changed_nothing_is_sent(finished: Finished, hub: Hub, home: Path) -> None:
     finished(MODEL, RANKINGS)
     for _ in range(2):
-        code, said = publish(hub, home, MODEL, RANKINGS)
-        assert code == 0, said
+        code, printed = publish(hub, home, MODEL, RANKINGS)
+        assert code == 0, printed
     assert len(hub.sent("PUT")) == len(hub.stored)
     assert [len(repository.commits) for repository in hub.repositories.values()] == [1, 1]
 
@@ -115,9 +115,9 @@ def test_what_an_earlier_upload_left_is_removed(finished: Finished, hub: Hub, ho
     assert publish(hub, home, MODEL)[0] == 0
     files = hub.repositories["models", "me/model"].files
     files |= {"model-00002-of-00002.safetensors": b"", "adapter_config.json": b"{}", "notes.md": b"mine"}
-    code, said = publish(hub, home, MODEL)
-    assert code == 0, said
-    assert "removing adapter_config.json, which an earlier upload left" in said
+    code, printed = publish(hub, home, MODEL)
+    assert code == 0, printed
+    assert "removing adapter_config.json, which an earlier upload left" in printed
     left = set(hub.repositories["models", "me/model"].files)
     assert left == {"README.md", "config.json", "model.safetensors", "training.png", "notes.md"}
 
@@ -136,9 +136,9 @@ def test_a_refusal_is_one_message(
 ) -> None:
     finished(MODEL, values)
     options = {} if token == "" else {"token": token}
-    code, said = publish(hub, home, MODEL, values, **options)
-    assert (code, "Traceback" in said) == (4, False), said
-    assert message in said
+    code, printed = publish(hub, home, MODEL, values, **options)
+    assert (code, "Traceback" in printed) == (4, False), printed
+    assert message in printed
     assert not any(repository.files for repository in hub.repositories.values())
     assert hub.sent("PUT") == []
 
@@ -147,9 +147,9 @@ def test_a_refusal_is_one_message(
 def test_a_public_repository_gets_no_private_upload(finished: Finished, hub: Hub, home: Path) -> None:
     finished(MODEL)
     assert publish(hub, home, MODEL, "publish.private=false")[0] == 0
-    code, said = publish(hub, home, MODEL)
+    code, printed = publish(hub, home, MODEL)
     assert code == 4
-    assert "is public already" in said
+    assert "is already public" in printed
 
 
 def test_planted_things_stay_here(finished: Finished, stages: FakeStages, hub: Hub, home: Path) -> None:
@@ -161,10 +161,10 @@ def test_planted_things_stay_here(finished: Finished, stages: FakeStages, hub: H
 
     stages.does["export"] = export
     finished(MODEL)
-    code, said = publish(hub, home, MODEL)
+    code, printed = publish(hub, home, MODEL)
     assert code == 4
-    assert "tokenizer_config.json:3 (a path of this machine)" in said
-    assert "tokenizer_config.json:4 (a Hugging Face token)" in said
+    assert "tokenizer_config.json:3 (a path of this machine)" in printed
+    assert "tokenizer_config.json:4 (a Hugging Face token)" in printed
     assert hub.received == []
 
 
@@ -174,19 +174,19 @@ def test_a_dry_run_asks_nobody(finished: Finished, hub: Hub, home: Path) -> None
     process = start(
         hub, home, "-P", "-m", "stages", "publish", "--dry-run", "-r", "small.yaml", "-s", MODEL, "-s", RANKINGS
     )
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
     assert hub.received == []
     for line in ("private dataset me/rankings", "private model me/model", "2 kB  model.safetensors", "# model"):
-        assert line in said
+        assert line in output
 
 
 @pytest.mark.slow
-def test_a_dead_hub_is_said_so(finished: Finished, home: Path) -> None:
+def test_an_unreachable_hub_is_reported(finished: Finished, home: Path) -> None:
     finished(MODEL)
     with serving() as hub:
         pass
-    code, said = publish(hub, home, MODEL)
-    assert (code, "Traceback" in said) == (4, False), said
-    assert "the upload broke off" in said
-    assert "what has arrived is not sent again" in said
+    code, printed = publish(hub, home, MODEL)
+    assert (code, "Traceback" in printed) == (4, False), printed
+    assert "the upload failed" in printed
+    assert "files that have arrived are not sent again" in printed

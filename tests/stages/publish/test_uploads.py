@@ -31,7 +31,7 @@ def header(upload: Upload) -> dict[str, Any]:
     return dict(yaml.safe_load(upload.card.split("---\n")[1]))
 
 
-def test_the_model_goes_out_with_a_card_that_tells_simulated_from_human(finished: Finished) -> None:
+def test_the_card_distinguishes_simulated_from_human_rankings(finished: Finished) -> None:
     [upload] = planned(finished(MODEL))
     assert upload.private
     assert sorted(upload.files) == ["config.json", "model.safetensors", CURVES]
@@ -47,10 +47,7 @@ def test_the_model_goes_out_with_a_card_that_tells_simulated_from_human(finished
     assert "in 4 files" in shown
 
 
-def test_the_metadata_has_what_the_hub_asks_for(finished: Finished, stages: FakeStages) -> None:
-    evaluate = stages.does["eval"]
-    metrics = {"win_rate/value": 0.71, "win_rate/low": 0.66, "win_rate/high": 0.76, "ppo/score": 2.7}
-    stages.does["eval"] = lambda *given: evaluate(*given) | metrics
+def test_the_metadata_has_what_the_hub_asks_for(finished: Finished) -> None:
     given = header(planned(finished(MODEL, "publish.license=apache-2.0"))[0])
     assert given["license"] == "apache-2.0"
     assert (given["library_name"], given["pipeline_tag"]) == ("transformers", "text-generation")
@@ -59,9 +56,10 @@ def test_the_metadata_has_what_the_hub_asks_for(finished: Finished, stages: Fake
     assert entry["name"] == "model"
     [result] = entry["results"]
     assert result["dataset"]["type"] == "tutelage/venues"
-    [metric] = result["metrics"]
-    assert (metric["type"], metric["value"]) == ("win_rate", 0.71)
-    assert "95 % interval 0.66 to 0.76" in metric["name"]
+    win_rate, reduction = result["metrics"]
+    assert (win_rate["type"], win_rate["value"]) == ("win_rate", 0.71)
+    assert "95 % interval 0.66 to 0.76" in win_rate["name"]
+    assert (reduction["type"], reduction["value"]) == ("reduction", -0.55)
 
 
 def test_a_licence_that_is_not_on_the_hub_s_list_has_a_name_and_a_link(finished: Finished) -> None:
@@ -170,7 +168,7 @@ def test_an_unfinished_manifest_is_no_evidence(
         planned(runner(MODEL).planner.summary())
 
 
-def test_a_model_changed_since_it_was_made_is_refused(finished: Finished) -> None:
+def test_a_model_that_changed_after_its_stage_is_refused(finished: Finished) -> None:
     run = finished(MODEL)
     file = run.need("export").artifact.path / "model.safetensors"
     file.write_bytes(file.read_bytes()[::-1])
@@ -193,7 +191,7 @@ def test_another_policy_than_the_evaluated_one_is_refused(finished: Finished) ->
         planned(RunSummary(run.loaded, run.folder, stages))
 
 
-def test_what_is_on_no_list_stays_here(finished: Finished, stages: FakeStages) -> None:
+def test_unlisted_files_are_not_uploaded(finished: Finished, stages: FakeStages) -> None:
     def export(*given: Any) -> dict[str, Any]:
         for name in ("optimizer.pt", "training_args.bin", "trainer_state.json", "state/checkpoint.pt", "notes.txt"):
             (given[2] / name).parent.mkdir(exist_ok=True)
@@ -249,7 +247,7 @@ def test_an_export_without_a_merged_model_is_refused(finished: Finished, stages:
         return {}
 
     stages.does["export"] = export
-    with pytest.raises(StageError, match="holds no merged model"):
+    with pytest.raises(StageError, match="has no merged model"):
         planned(finished(MODEL))
 
 
@@ -261,6 +259,6 @@ def test_absolute_paths_of_the_recipe_stay_here(finished: Finished) -> None:
 
 
 def test_the_progress_display_is_closed(finished: Finished) -> None:
-    said: list[str] = []
-    uploads.uploads(finished(MODEL), lambda name: said.append(name) or nullcontext())  # type: ignore[func-returns-value, arg-type]
-    assert said == ["check export"]
+    opened: list[str] = []
+    uploads.uploads(finished(MODEL), lambda name: opened.append(name) or nullcontext())  # type: ignore[func-returns-value, arg-type]
+    assert opened == ["check export"]

@@ -25,7 +25,8 @@ from pipeline.config.load import LoadedRecipe
 from pipeline.engine import registry
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.runner import Runner
-from stages.report import charts, comparison, findings, human, plots, verdict
+from stages.eval.artifact import EvaluatedPoint, Evaluation
+from stages.report import charts, findings, human, model_table, plots, verdict
 
 
 @pytest.fixture
@@ -33,11 +34,11 @@ def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
     return FakeRun(stages, runner)
 
 
-def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> None:
+def test_the_report_of_a_full_run_has_its_numbers(fake: FakeRun, tmp_path: Path) -> None:
     run = fake()
-    said, page = build(run, tmp_path)
-    assert said.startswith("PPO helped.")
-    for line in said.replace(wording.SPACE, " ").splitlines():
+    printed, page = build(run, tmp_path)
+    assert printed.startswith("PPO helped.")
+    for line in printed.replace(wording.SPACE, " ").splitlines():
         assert line.removeprefix("Note: ")[:60] in " ".join(page.text.split())
     for made in run.stages.values():
         assert made.manifest.key[:12] in page.text
@@ -56,15 +57,15 @@ def test_a_full_run_is_told_with_its_numbers(fake: FakeRun, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("until", [None, "data", "rank", "reward", "ppo"])
-def test_an_unfinished_run_is_told_as_far_as_it_goes(
+def test_an_unfinished_run_has_a_report_of_its_finished_stages(
     fake: FakeRun, load: Callable[..., LoadedRecipe], tmp_path: Path, until: str | None
 ) -> None:
     run = fake(until) if until else RunSummary(load(), tmp_path, {})
-    said, page = build(run, tmp_path)
-    assert said.startswith("Not evaluated yet.")
+    printed, page = build(run, tmp_path)
+    assert printed.startswith("Not evaluated yet.")
     assert "Not finished: " in page.text
     assert ("Reward model and simulated annotators" in page.text) == (until in ("rank", "reward", "ppo"))
-    assert ("no evidence that answers are better" in said) == (until == "ppo")
+    assert ("no evidence that answers are better" in printed) == (until == "ppo")
 
 
 def test_the_file_loads_nothing_and_runs_nothing(fake: FakeRun, tmp_path: Path) -> None:
@@ -99,16 +100,16 @@ def test_the_same_run_gives_the_same_bytes(fake: FakeRun, tmp_path: Path) -> Non
 
 
 def test_what_is_simulated_is_never_called_human(fake: FakeRun, tmp_path: Path) -> None:
-    said, page = build(fake(), tmp_path)
-    assert "Annotators are simulated" in said
+    printed, page = build(fake(), tmp_path)
+    assert "Annotators are simulated" in printed
     assert "1,600 by 4 simulated annotators" in page.text
     assert "human" not in page.text.lower()
 
 
 def test_people_are_called_people(fake: FakeRun, tmp_path: Path) -> None:
     fake.ranking["human"] = True
-    said, page = build(fake("rank"), tmp_path)
-    assert "simulated" not in said
+    printed, page = build(fake("rank"), tmp_path)
+    assert "simulated" not in printed
     assert "1,600 rankings by 4 people" in page.text
 
 
@@ -116,7 +117,7 @@ def test_an_ensembles_members_are_named(fake: FakeRun, tmp_path: Path) -> None:
     fake.quality |= {"member_accuracy": [0.701, 0.689, 0.7], "disagreement": 0.42}
     _, page = build(fake("reward"), tmp_path)
     text = page.text.replace(wording.SPACE, " ")
-    assert "Each of 3 members alone" in text
+    assert "Accuracy of each of 3 members" in text
     assert "70 %, 69 %, 70 %" in text
 
 
@@ -127,10 +128,10 @@ def test_of_many_annotators_the_busiest_are_shown(fake: FakeRun, tmp_path: Path)
     assert "of 9 annotators" in page.text
 
 
-def test_unknown_agreement_is_said(fake: FakeRun, tmp_path: Path) -> None:
+def test_unknown_agreement_is_reported_as_unknown(fake: FakeRun, tmp_path: Path) -> None:
     fake.quality |= dict.fromkeys(("agreement", "agreement_low", "agreement_high", "predicted_by_others"))
     _, page = build(fake("reward"), tmp_path)
-    assert "their agreement is not known" in page.text
+    assert "so their agreement is not known" in page.text
     assert "Two annotators agree" not in page.text
 
 
@@ -142,14 +143,14 @@ def test_the_ceiling_is_the_agreement_on_held_out_prompts(fake: FakeRun, tmp_pat
     assert "Two annotators agree 0.73 0.68 to 0.78" in text
 
 
-def test_a_bag_of_words_stands_beside_the_reward_model(fake: FakeRun, tmp_path: Path) -> None:
+def test_the_report_compares_the_reward_model_with_a_bag_of_words(fake: FakeRun, tmp_path: Path) -> None:
     fake.warnings = ["it may be no better than a bag of words"]
-    said, page = build(fake("reward"), tmp_path)
+    printed, page = build(fake("reward"), tmp_path)
     text = " ".join(page.text.split())
     assert "A bag of words 0.70" in text
     assert "Better than a bag of wordsby 1 % (−1 % to 3 %)" in text
     assert "Warning: it may be no better than a bag of words." in text
-    assert "Of the reward model of this run: it may be no better than a bag of words." in said
+    assert "About this run’s reward model: it may be no better than a bag of words." in printed
 
 
 def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
@@ -170,50 +171,50 @@ def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path)
 
 
 def test_good_with_its_price(fake: FakeRun) -> None:
-    reached = verdict.reach(fake.found())
+    reached = verdict.reach(fake.findings())
     text = reached.text.replace(wording.SPACE, " ")
     assert reached.tone == "good"
     assert "fell from 13.0 % to 5.9 %, by 55 % (95 % interval 48 to 61 %)" in text
     assert "beats SFT’s on 71 % of them (66 to 76 %; ties count half)" in text
-    assert "1.86 nats of KL a response" in text
+    assert "PPO’s KL from SFT is 1.86 nats per response" in text
     for price in ("20.7 tokens (were 21.6)", "28.4 % of word pairs", "0.392 nats (was 0.381)"):
         assert price in text
 
 
 @pytest.mark.parametrize(
-    ("reduction", "win_rate", "tone", "said"),
+    ("reduction", "win_rate", "tone", "phrase"),
     [
         ((0.3, 0.1, 0.5), (0.4, 0.35, 0.45), "bad", "PPO did not help"),
         ((0.3, 0.1, 0.5), (0.5, 0.45, 0.55), "bad", "rose from"),
-        ((-0.05, -0.2, 0.1), (0.5, 0.45, 0.55), "unclear", "−20 to +10 %) holds zero"),
+        ((-0.05, -0.2, 0.1), (0.5, 0.45, 0.55), "unclear", "−20 to +10 %) contains zero"),
         ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "chance"),
         ((-0.3, -0.5, -0.1), (0.5, 0.45, 0.55), "good", "PPO helped."),
-        ((-0.3, -0.5, -0.1), (0.4, 0.35, 0.45), "unclear", "of two minds"),
+        ((-0.3, -0.5, -0.1), (0.4, 0.35, 0.45), "unclear", "fact errors and win rate disagree"),
     ],
 )
 def test_the_interval_decides(
-    fake: FakeRun, reduction: tuple[float, ...], win_rate: tuple[float, ...], tone: str, said: str
+    fake: FakeRun, reduction: tuple[float, ...], win_rate: tuple[float, ...], tone: str, phrase: str
 ) -> None:
     fake.evaluation["reduction"] = interval(*reduction)
     fake.evaluation["win_rate"] = interval(*win_rate, ties=0.3)
-    reached = verdict.reach(fake.found())
+    reached = verdict.reach(fake.findings())
     assert reached.tone == tone
-    assert said in reached.text.replace(wording.SPACE, " ")
+    assert phrase in reached.text.replace(wording.SPACE, " ")
 
 
 def test_without_errors_before_the_win_rate_decides(fake: FakeRun) -> None:
     fake.evaluation["models"]["sft"] = model(0.0)
     fake.evaluation["reduction"] = interval(-1.0, -1.0, -1.0)
     fake.evaluation["win_rate"] = interval(0.3, 0.25, 0.35, ties=0.4)
-    reached = verdict.reach(fake.found())
+    reached = verdict.reach(fake.findings())
     assert reached.tone == "bad"
     assert "by 100" not in reached.text
 
 
 def test_without_a_judge_nothing_is_claimed(fake: FakeRun, tmp_path: Path) -> None:
     fake.evaluation = unjudged()
-    said, page = build(fake("eval"), tmp_path)
-    assert said.startswith("Whether PPO helped is not known. No independent judge read the answers.")
+    printed, page = build(fake("eval"), tmp_path)
+    assert printed.startswith("Whether PPO helped is not known. No independent judge read the answers.")
     assert "PPO helped." not in page.text
     assert "Fact errors" not in page.text
     assert "no fault" not in page.text
@@ -222,14 +223,14 @@ def test_without_a_judge_nothing_is_claimed(fake: FakeRun, tmp_path: Path) -> No
 
 def test_an_unfit_reward_model_is_named(fake: FakeRun, tmp_path: Path) -> None:
     fake.unfit = ["its accuracy on held-out pairs is 0.510, below 0.55"]
-    said, page = build(fake("reward"), tmp_path)
-    assert "The reward model of this run is unfit for PPO: its accuracy" in said
+    printed, page = build(fake("reward"), tmp_path)
+    assert "The reward model of this run is unfit for PPO: its accuracy" in printed
     assert "Unfit for PPO: its accuracy" in page.text
 
 
 def test_force_is_named(fake: FakeRun) -> None:
     fake.unfit = fake.forced_past_gate = ["its scores follow length"]
-    [caveat] = [text for text in verdict.reach(fake.found()).caveats if "unfit" in text]
+    [caveat] = [text for text in verdict.reach(fake.findings()).caveats if "unfit" in text]
     assert "its scores follow length" in caveat
     assert "--force" in caveat
 
@@ -242,8 +243,8 @@ def test_an_unmeasured_reward_model_is_shown_as_such(fake: FakeRun, tmp_path: Pa
 
 def test_kl_beyond_its_target_and_answers_without_end_are_named(fake: FakeRun) -> None:
     fake.evaluation["models"]["ppo"] |= {"kl": 7.5, "ended": 0.8}
-    text = verdict.reach(fake.found()).text.replace(wording.SPACE, " ")
-    assert "beyond the recipe’s target of 6 nats" in text
+    text = verdict.reach(fake.findings()).text.replace(wording.SPACE, " ")
+    assert "exceeds the recipe’s target of 6 nats" in text
     assert "Only 80 % of PPO’s answers end" in text
 
 
@@ -259,25 +260,25 @@ def test_kl_beyond_its_target_and_answers_without_end_are_named(fake: FakeRun) -
 def test_overoptimisation_is_a_rise_of_score_and_errors(
     rates: tuple[float, ...], scores: tuple[float, ...], expected: bool
 ) -> None:
-    looks = [
-        {"update": update, "slot_error_rate": rate, "score": score}
+    points = [
+        EvaluatedPoint(update=update, slot_error_rate=rate, score=score)
         for update, (rate, score) in enumerate(zip(rates, scores, strict=True))
     ]
-    found = verdict.overoptimised(looks, prompts=64)
-    assert found == ((looks[1], looks[2]) if expected else None)
+    peak = verdict.overoptimised(points, prompts=64)
+    assert peak == ((points[1], points[2]) if expected else None)
 
 
 # --- Parts --------------------------------------------------------------------------------------------------
 
 
 def test_changes_are_judged_by_their_direction() -> None:
-    rows = {row.metric.key: row for row in comparison.rows(evaluation())}
+    rows = {row.metric.key: row for row in model_table.rows(Evaluation.of(evaluation()))}
     assert (rows["slot_error_rate"].tone, rows["slot_error_rate"].change) == ("good", "−7.2 points")
     assert rows["slot_error_rate"].intervals["sft"].replace(wording.SPACE, " ") == "12.0 to 14.0 %"
     assert rows["nll"].tone == rows["distinct_2"].tone == "bad"
     assert rows["score"].tone == rows["length"].tone == rows["missing"].tone == ""
     assert rows["kl"].change == ""
-    assert comparison.rows(None) == []
+    assert model_table.rows(None) == []
 
 
 def test_long_curves_are_thinned_by_means() -> None:
@@ -309,22 +310,22 @@ def test_numbers_read_well(written: str, expected: str) -> None:
 # --- Rankings -----------------------------------------------------------------------------------------------
 
 
-def test_rankings_are_told_with_annotators_models_and_what_was_left_out(fake: FakeRun, tmp_path: Path) -> None:
+def test_the_report_has_annotators_models_and_dropped_rankings(fake: FakeRun, tmp_path: Path) -> None:
     fake.agreement = agreement()
     fake.dropped = [{"table": "rankings", "row": row, "reason": "missing rating"} for row in range(3, 43)]
     _, page = build(fake(), tmp_path)
     text = " ".join(page.text.split())
-    for said in (
-        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs, those of training and held-out prompts together",
+    for phrase in (
+        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs, of training and held-out prompts together",
         "the one shown first 63 % (58 to 68 %)",
-        "Measured on 1,600 of 6,400 rankings: all those of 400 prompts",
+        "Measured on 1,600 of 6,400 rankings: all rankings of 400 prompts",
         "42 s median; 9 of 10 below 120 s",
         "83 % of 60 pairs",
         "48 more annotators, of 59",
         "large +0.50 wins 62 %",
         "missing rating 40 900 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, …",
     ):
-        assert said in text
+        assert phrase in text
     assert "<script" not in page.source
     assert text.index(HOSTILE) < text.index("worker 0") < text.index("worker 58")
     assert "worker 59" not in text
@@ -346,8 +347,8 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
     fake.ranking |= {"agreement": None, "predicted_by_others": None, "alpha": None}
     _, page = build(fake("rank"), tmp_path)
     text = " ".join(page.text.split())
-    assert "how far they agree is not known" in text
-    assert "nobody ranked anything twice" in text
+    assert "their agreement is not known" in text
+    assert "nobody ranked the same answers twice" in text
     assert "Models behind the answers" not in text
     assert "Left out" not in text
 
@@ -372,12 +373,12 @@ def test_people_answer_where_no_judge_can(fake: FakeRun, tmp_path: Path) -> None
     fake.evaluation = unjudged()
     run = fake()
     people(run, 0.61, 0.53, 0.69)
-    said, page = build(run, tmp_path)
-    assert said.startswith(
+    printed, page = build(run, tmp_path)
+    assert printed.startswith(
         "PPO helped. 3 people compared the answers to 100 held-out prompts blind: PPO’s beats SFT’s on "
         "61\N{NO-BREAK SPACE}% of them (95 % interval 53 to 69\N{NO-BREAK SPACE}%; ties count half)."
     )
-    assert "Two of them agree on 80\N{NO-BREAK SPACE}%" in said
+    assert "Two judges agree on 80\N{NO-BREAK SPACE}%" in printed
     assert "People prefer it to SFT" in page.text
     people(run, 0.4, 0.3, 0.45)
     assert verdict.reach(findings.collect(run)).tone == "bad"
@@ -393,15 +394,15 @@ def test_people_and_the_judge_of_facts(fake: FakeRun) -> None:
     assert "3 people compared" in both.evidence
     assert "By the independent judge (venues)" in both.evidence
     people(run, 0.3, 0.2, 0.4)
-    assert verdict.reach(findings.collect(run)).headline == "People and the judge of facts are at odds."
+    assert verdict.reach(findings.collect(run)).headline == "People and the judge of facts disagree."
     people(run, 0.5, 0.4, 0.6)
     assert verdict.reach(findings.collect(run)).tone == "good"
 
 
-def test_what_people_said_of_other_answers_is_not_shown(fake: FakeRun) -> None:
+def test_verdicts_on_other_answers_are_not_shown(fake: FakeRun) -> None:
     run = fake()
     people(run, 0.3, 0.2, 0.4, eval_="0" * 64)
-    assert findings.collect(run)["human"] is None
+    assert findings.collect(run).human is None
     people(run, 0.3, 0.2, 0.4)
     fake.evaluation["prompts"] = 255
-    assert findings.collect(fake(None, "eval.num_prompts=255"))["human"] is None
+    assert findings.collect(fake(None, "eval.num_prompts=255")).human is None

@@ -13,6 +13,7 @@ from pipeline_fakes import FakeStages, write_all, write_rankings
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.runner import Runner
 from pipeline.wording import SPACE
+from stages.export.artifact import ExportResult
 from stages.report import exported
 from stages.report.build import build_report
 
@@ -57,7 +58,7 @@ def finished(runner: Callable[..., Runner], stages: FakeStages) -> Callable[[dic
 
 
 def test_each_file_has_a_row_beside_the_policy() -> None:
-    policy, plain, small = exported.rows(EXPORT)
+    policy, plain, small = exported.rows(ExportResult.of(EXPORT))
     assert policy.cells == ("The policy itself", "as trained", "–", "–", "–", "1.480", "2.70", f"5.0{SPACE}%")
     assert plain.cells[:5] == ("safetensors, merged", "nothing", "2 MB", "< 0.001", f"100.0{SPACE}%")
     assert small.cells == (
@@ -70,16 +71,18 @@ def test_each_file_has_a_row_beside_the_policy() -> None:
 
 def test_without_judge_or_demonstrations_there_are_dashes() -> None:
     bare = {"score": 1.0, "perplexity": None}
-    row = exported.rows(EXPORT | {"judge": None, "policy": bare, "formats": []})[0]
+    row = exported.rows(ExportResult.of(EXPORT | {"judge": None, "policy": bare, "formats": []}))[0]
     assert row.cells[-3:] == ("–", "1.00", "–")
     assert row.interval == ""
-    assert "judge" not in exported.explanation(EXPORT | {"judge": None})
+    assert "judge" not in exported.explanation(ExportResult.of(EXPORT | {"judge": None}))
 
 
 def test_the_cards_table_is_the_reports(finished: Callable[[dict[str, Any]], RunSummary]) -> None:
     run = finished(EXPORT)
-    assert exported.read(run) == EXPORT
-    table = exported.markdown(EXPORT)
+    export = exported.read(run)
+    assert export is not None
+    assert export.json == EXPORT
+    table = exported.markdown(export)
     assert "| GGUF Q4_0 | quantised after training | 300 kB | 0.123 |" in table
     assert "measured on 64 held-out prompts" in table
     assert exported.markdown(None) == ""

@@ -14,7 +14,7 @@ from pipeline_fakes import FakeStages
 from pipeline import wording
 from pipeline.engine.runner import Runner
 from pipeline.errors import StageError
-from stages.report import against, charts, findings, verdict
+from stages.report import charts, findings, recipe_comparison, verdict
 
 
 def rounds_evaluation() -> dict[str, Any]:
@@ -66,12 +66,14 @@ def judged(fake: FakeRun, stages: FakeStages) -> Callable[..., None]:
 def test_the_lineage_has_a_row_a_round(fake: FakeRun, tmp_path: Path) -> None:
     run = fake(None, "rounds=2")
     _, page = build(run, tmp_path)
-    first, second = findings.collect(run)["lineage"]
-    assert (first["round"], second["round"]) == (1, 2)
-    assert (first["rankings_total"], second["rankings_total"]) == (1600, 3200)
-    assert (first["kl"], second["kl"]) == (0.9, 1.86)
-    assert (first["slot_error_rate"], second["slot_error_rate"]) == (0.09, 0.0585)
-    assert (first["change"]["value"], second["change"]["value"]) == (-0.31, -0.35)
+    first, second = findings.collect(run).lineage
+    assert (first.number, second.number) == (1, 2)
+    assert (first.rankings_total, second.rankings_total) == (1600, 3200)
+    assert (first.kl, second.kl) == (0.9, 1.86)
+    assert (first.slot_error_rate, second.slot_error_rate) == (0.09, 0.0585)
+    assert first.change is not None
+    assert second.change is not None
+    assert (first.change.value, second.change.value) == (-0.31, -0.35)
     text = page.text.replace(wording.SPACE, " ")
     for shown in ("Lineage", "chosen from 3,200", "3,200 in all", "9.0 %", "5.9 %", "−50 to −10 %"):
         assert shown in text, shown
@@ -82,20 +84,20 @@ def test_the_lineage_has_a_row_a_round(fake: FakeRun, tmp_path: Path) -> None:
 def test_one_round_has_no_lineage(fake: FakeRun, tmp_path: Path) -> None:
     fake.evaluation = evaluation()
     run = fake()
-    assert findings.collect(run)["lineage"] == []
+    assert findings.collect(run).lineage == []
     assert "Lineage" not in build(run, tmp_path)[1].text
 
 
 @pytest.mark.parametrize("until", ["rank-2", "reward-2", "ppo-2"])
-def test_an_unfinished_round_is_told_as_far_as_it_goes(fake: FakeRun, tmp_path: Path, until: str) -> None:
+def test_an_unfinished_round_has_a_row_with_what_is_known(fake: FakeRun, tmp_path: Path, until: str) -> None:
     run = fake(until, "rounds=2")
-    rows = findings.collect(run)["lineage"]
-    assert [row["round"] for row in rows] == [1, 2]
-    assert (rows[1]["accuracy"] is None) == (until == "rank-2")
-    assert (rows[1]["episodes"] is None) == (until != "ppo-2")
-    assert rows[1]["change"] is None
-    said, page = build(run, tmp_path)
-    assert said.startswith("Not evaluated yet.")
+    rows = findings.collect(run).lineage
+    assert [row.number for row in rows] == [1, 2]
+    assert (rows[1].accuracy is None) == (until == "rank-2")
+    assert (rows[1].episodes is None) == (until != "ppo-2")
+    assert rows[1].change is None
+    printed, page = build(run, tmp_path)
+    assert printed.startswith("Not evaluated yet.")
     assert "Lineage" in page.text
 
 
@@ -115,7 +117,7 @@ def test_curves_go_on_from_round_to_round(fake: FakeRun) -> None:
     assert [x for x, _ in kl.lines[1].points] == [0, 8, 16, 16, 24, 32]
 
 
-def test_overoptimisation_is_looked_for_in_the_last_round_only(fake: FakeRun) -> None:
+def test_overoptimisation_is_searched_in_the_last_round_only(fake: FakeRun) -> None:
     """Another round's scores are another reward model's: a rise from one to the next is none."""
     for look in fake.evaluation["along"]:
         look["slot_error_rate"] = 0.02 if look["round"] == 1 else 0.3
@@ -130,47 +132,50 @@ def test_overoptimisation_is_looked_for_in_the_last_round_only(fake: FakeRun) ->
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "tone", "said"),
+    ("ours", "theirs", "tone", "phrase"),
     [
         ([0, 1] * 40, [2, 3] * 40, "good", "It makes fewer fact errors"),
         ([2, 3] * 40, [0, 1] * 40, "bad", "It makes more fact errors"),
-        ([0, 2] * 40, [2, 0] * 40, "unclear", "It does not beat the run compared with, nor does that beat it."),
+        ([0, 2] * 40, [2, 0] * 40, "unclear", "Neither run beats the other."),
     ],
 )
-def test_a_comparison_says_which_is_better_or_that_it_cannot(
+def test_a_comparison_names_the_better_run_or_says_that_it_cannot_tell(
     fake: FakeRun, judged: Callable[..., None], tmp_path: Path,
-    ours: list[int], theirs: list[int], tone: str, said: str,
+    ours: list[int], theirs: list[int], tone: str, phrase: str,
 ) -> None:  # fmt: skip
     judged(one=theirs, two=ours)
     run, other = fake(None, "rounds=2"), fake(None, "rounds=1")
-    found = against.compare(run, other, "rounds=1")
-    reached, headline, rests = against.conclude(found)
+    found = recipe_comparison.compare(run, other, "rounds=1")
+    reached, headline, evidence = recipe_comparison.conclude(found)
     assert reached == tone
-    assert said in headline
-    assert found["change"]["value"] == pytest.approx(sum(ours) / sum(theirs) - 1)
-    assert found["change"]["low"] <= found["change"]["value"] <= found["change"]["high"]
-    assert found["ours"]["slot_error_rate"] == sum(ours) / 320
-    assert (found["ours"]["episodes"], found["theirs"]["episodes"]) == (4096, 2048)
-    assert "2 rounds, 3,200 rankings, 4,096 PPO episodes, KL 1.86" in rests
-    assert "the same recipe under rounds=1." in rests
-    assert "did not have the same number of rankings and episodes." in rests
-    assert ("which holds zero" in rests) == (tone == "unclear")
+    assert phrase in headline
+    change = found.change
+    assert change.value == pytest.approx(sum(ours) / sum(theirs) - 1)
+    assert change.low is not None
+    assert change.high is not None
+    assert change.low <= change.value <= change.high
+    assert found.ours.slot_error_rate == sum(ours) / 320
+    assert (found.ours.episodes, found.theirs.episodes) == (4096, 2048)
+    assert "2 rounds, 3,200 rankings, 4,096 PPO episodes, KL 1.86" in evidence
+    assert "the same recipe under rounds=1." in evidence
+    assert "did not have the same number of rankings and episodes." in evidence
+    assert ("which contains zero" in evidence) == (tone == "unclear")
     from stages.report.build import build_report
 
     text = build_report(run, tmp_path / "report.html", other, "rounds=1")
-    assert said in text
-    assert said in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert phrase in text
+    assert phrase in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_runs_on_other_prompts_are_not_compared(fake: FakeRun, judged: Callable[..., None]) -> None:
     judged(one=[1, 2], two=[1, 2, 3])
     run, other = fake(None, "rounds=2"), fake(None, "rounds=1")
     with pytest.raises(StageError, match="not evaluated on the same prompts"):
-        against.compare(run, other, "rounds=1")
+        recipe_comparison.compare(run, other, "rounds=1")
 
 
 def test_a_run_without_a_judge_is_not_compared(fake: FakeRun) -> None:
     fake.evaluation = unjudged()
     run = fake(None, "rounds=2")
     with pytest.raises(StageError, match="needs a judge"):
-        against.compare(run, run, "")
+        recipe_comparison.compare(run, run, "")

@@ -143,7 +143,7 @@ def test_merged_copies_compute_the_same_and_leave_no_trace(monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(inside, model(x), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
-    monkeypatch.setattr(linear, "MERGE_UP_TO", 10)
+    monkeypatch.setattr(linear, "MERGED_COPIES", 10)
     monkeypatch.setattr(linear.FastLoRA, "merge", lambda self: pytest.fail("the copies are too large"))
     with merged(layers):
         pass

@@ -103,20 +103,21 @@ def test_other_architectures_keep_their_own_pass(kind):
 
 
 def test_a_long_row_goes_through_the_fused_kernel(monkeypatch):
-    """Past `SHORT` positions, where scores written out would take too much memory; the same numbers."""
+    """Past `EXPLICIT_ATTENTION` positions, where scores written out would take too much memory; the same
+    numbers."""
     model = llama()
     ids = torch.randint(40, (2, 30), generator=torch.Generator().manual_seed(0))
     decoder = PlainDecoder(model)
     with torch.no_grad():
         short = decoder.hidden(ids)
-        monkeypatch.setattr("stages.models.fast.plain.SHORT", 8)
+        monkeypatch.setattr("stages.models.fast.plain.EXPLICIT_ATTENTION", 8)
         torch.testing.assert_close(decoder.hidden(ids), short, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("limit", [8, 128])
 def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
     """Left-padded prompts, a row dropped on the way, short and long caches."""
-    monkeypatch.setattr("stages.models.fast.plain.SHORT", limit)
+    monkeypatch.setattr("stages.models.fast.plain.EXPLICIT_ATTENTION", limit)
     model = llama()
     decoder = PlainDecoder(model)
     from stages.models.fast.plain import PlainSteps
@@ -152,7 +153,7 @@ def test_attention_gets_no_mask_together_with_grouped_queries(monkeypatch):
         assert is_causal == (attn_mask is None)
         return attend(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
 
-    monkeypatch.setattr(plain, "SHORT", 0)
+    monkeypatch.setattr(plain, "EXPLICIT_ATTENTION", 0)
     monkeypatch.setattr(plain.F, "scaled_dot_product_attention", watched)
     decoder = PlainDecoder(llama())
     for takes_groups in (True, False):

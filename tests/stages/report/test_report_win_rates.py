@@ -1,9 +1,10 @@
-"""The report's part on judges, baselines and the frontier."""
+"""The report's sections on win rates, baselines and over-optimisation."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from fake_run import HOSTILE, FakeRun, build, interval, model
 from pipeline_fakes import FakeStages
 
 from pipeline.engine.runner import Runner
-from stages.report import baselines, comparison, findings, frontier, verdict
+from stages.eval.artifact import Contest, Evaluation
+from stages.report import findings, frontier, model_table, verdict, win_rates
 
 
 def win(judge: str, ours: str, theirs: str, value: float, **more: Any) -> dict[str, Any]:
@@ -80,16 +82,19 @@ def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
     return made
 
 
-def test_judges_baselines_and_frontier_are_told(fake: FakeRun, tmp_path: Path) -> None:
-    said, page = build(fake(), tmp_path)
+def test_the_report_has_judges_baselines_and_frontier(fake: FakeRun, tmp_path: Path) -> None:
+    printed, page = build(fake(), tmp_path)
     text = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
     for part in (
-        "Best of 16 does better than PPO: PPO’s answer beats its on 45 % of prompts (41 to 49 %), at a KL of 1.86 "
+        "Best of 16 is better than PPO: PPO’s answer wins on 45 % of prompts (41 to 49 %), at a KL of 1.86 "
         "nats against at most 1.83.",
-        "Over-optimised. The form of Gao et al. 2022, d (alpha - beta log d) with d = √KL, fitted to 3 looks, "
-        "peaks at 1.80 nats (95 % interval 0.90 to 2.50): beyond it the judge loses 0.21 again.",
-        "With 16 samples it reaches 1.83 nats and no more.",
-        "another verdict in the other order: 25 % of pairs; 3 replies without a verdict",
+        "Over-optimised. The form of Gao et al. 2022, d (alpha - beta log d) with d = √KL, fitted to 3 "
+        "evaluation points, peaks at 1.80 nats (95 % interval 0.90 to 2.50). Beyond the peak the judge’s gain "
+        "falls "
+        "by 0.21.",
+        "PPO, update 16",
+        "16 answers reach at most 1.83 nats.",
+        "verdict changed with the order of answers for 25 % of pairs; 3 replies without a verdict",
         "BaseSFTDPOBest of 16PPOChange from SFT",
         "≤ 1.83",
         "2.20 to 2.80",
@@ -100,8 +105,8 @@ def test_judges_baselines_and_frontier_are_told(fake: FakeRun, tmp_path: Path) -
     ):
         assert part in text, part
     assert "The 0 most damaged" not in text
-    assert "DPO does better" not in text
-    assert said.startswith("PPO helped. By the independent judge (venues)")
+    assert "DPO is better" not in text
+    assert printed.startswith("PPO helped. By the independent judge (venues)")
     assert "<script" not in page.source
     assert HOSTILE in page.text
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
@@ -109,37 +114,40 @@ def test_judges_baselines_and_frontier_are_told(fake: FakeRun, tmp_path: Path) -
 
 
 def test_the_pictures_of_the_frontier(fake: FakeRun) -> None:
-    both, ways = frontier.charts(fake.found()["evaluation"])
+    both, ways = frontier.charts(fake.findings().evaluation)
     assert [(line.kind, len(line.points)) for line in both.lines] == [("train", 3), ("held-out", 3), ("level", 3)]
     assert [x for x, _ in both.lines[1].points] == [0.0, 2.0, 4.0]  # by KL, not by update
     assert [line.kind for line in ways.lines] == ["held-out", "other", "point"]
     assert frontier.charts(None) == []
     del fake.evaluation["frontier"]
-    assert frontier.charts(fake.evaluation) == []
-    assert frontier.conclude(fake.evaluation) == ""
+    assert frontier.charts(Evaluation.of(fake.evaluation)) == []
+    assert frontier.conclude(Evaluation.of(fake.evaluation)) == ""
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "phrase"),
     [
         ({"reason": "3 looks only"}, "cannot be fitted: 3 looks only."),
         (fit(None, None, set_in=False), "has no peak: within this run more KL does no harm."),
         (fit(9.0, None, set_in=False), "beyond the 4.00 nats of this run."),
-        (fit(1.8, None, set_in=False), "(95 % interval 0.90 to beyond the run), but this run does not tell it"),
-        (fit(1.8, 2.5, set_in=True), "beyond it the judge loses 0.21 again."),
+        (fit(1.8, None, set_in=False), "(95 % interval 0.90 to beyond this run), but the run is too short"),
+        (fit(1.8, 2.5, set_in=True), "Beyond the peak the judge’s gain falls by 0.21."),
     ],
 )
-def test_where_it_goes_too_far_is_said_as_far_as_it_is_known(fake: FakeRun, found: Any, said: str) -> None:
+def test_overoptimisation_is_described_as_far_as_it_is_known(fake: FakeRun, found: Any, phrase: str) -> None:
     fake.evaluation["frontier"]["fit"] = found
-    assert said in frontier.conclude(fake.evaluation).replace("\N{NO-BREAK SPACE}", " ")
-    assert bool(frontier.caveats(fake.evaluation)) is bool(found.get("set_in"))
+    evaluation = Evaluation.of(fake.evaluation)
+    assert phrase in frontier.conclude(evaluation).replace("\N{NO-BREAK SPACE}", " ")
+    assert bool(frontier.caveats(evaluation)) is bool(found.get("set_in"))
 
 
 def test_judges_that_contradict_each_other_leave_it_open(fake: FakeRun) -> None:
-    found = fake.found()
+    found = fake.findings()
     assert verdict.reach(found).tone == "good"
-    found["evaluation"]["wins"][-1] = win("other", "ppo", "sft", 0.3)
-    assert verdict.reach(found).headline == "The judges are at odds."
+    assert found.evaluation is not None
+    against = Contest(**win("other", "ppo", "sft", 0.3))
+    found = replace(found, evaluation=replace(found.evaluation, wins=[*found.evaluation.wins[:-1], against]))
+    assert verdict.reach(found).headline == "The judges disagree."
 
 
 @pytest.mark.parametrize(("value", "tone"), [(0.6, "good"), (0.4, "bad"), (0.5, "unclear")])
@@ -147,7 +155,7 @@ def test_another_judge_answers_where_there_is_no_rubric(fake: FakeRun, value: fl
     fake.evaluation["judge"] = None
     del fake.evaluation["reduction"], fake.evaluation["win_rate"]
     fake.evaluation["wins"] = [win("held-out reward model", "ppo", "sft", value)]
-    reached = verdict.reach(fake.found())
+    reached = verdict.reach(fake.findings())
     assert reached.tone == tone
     assert reached.evidence.startswith("Held-out reward model prefers PPO’s answer")
 
@@ -155,8 +163,9 @@ def test_another_judge_answers_where_there_is_no_rubric(fake: FakeRun, value: fl
 def test_an_evaluation_without_baselines_has_three_columns(fake: FakeRun) -> None:
     del fake.evaluation["models"]["dpo"], fake.evaluation["models"]["best_of_n"]
     fake.evaluation["wins"] = fake.evaluation["wins"][:1]
-    assert list(baselines.names(fake.evaluation)) == ["base", "sft", "ppo"]
-    rows = {row.metric.key: row for row in comparison.rows(fake.evaluation)}
+    evaluation = Evaluation.of(fake.evaluation)
+    assert list(win_rates.names(evaluation)) == ["base", "sft", "ppo"]
+    rows = {row.metric.key: row for row in model_table.rows(evaluation)}
     assert rows["kl"].cells["ppo"] == "1.86"
-    assert baselines.caveats({"judge": None, "models": {}}) == []
-    assert baselines.contests(findings.collect(fake())["evaluation"])[0].ours == "PPO"
+    assert win_rates.caveats(Evaluation()) == []
+    assert win_rates.rows(findings.collect(fake()).evaluation)[0].ours == "PPO"

@@ -17,21 +17,23 @@ from pipeline import wording
 from pipeline.engine.runner import Runner
 from pipeline.errors import StageError
 from stages.__main__ import app
-from stages.report import compare
+from stages.intervals import Interval
+from stages.report import run_comparison
 from stages.report.build import build_report
+from stages.report.run_comparison import Difference, RunComparison, RunReport
 
 
 @pytest.fixture
 def report(stages: FakeStages, runner: Callable[..., Runner], tmp_path: Path) -> dict[str, Any]:
     path = tmp_path / "report.html"
     build_report(FakeRun(stages, runner)(), path)
-    found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-    found["judged"] = judged([2] * 40)
-    return found
+    content: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    content["judged"] = judged([2] * 40)
+    return content
 
 
 def judged(errors: list[int], first: int = 0) -> list[dict[str, Any]]:
-    """Prompts `first`, ... with these errors of PPO's, of five facts each."""
+    """Prompts from `first` on with these numbers of errors in PPO's answer, of five facts each."""
     return [
         {"prompt": f"p{first + i}", "given": 5, "errors": {"ppo": count}, "faults": {"ppo": count}}
         for i, count in enumerate(errors)
@@ -42,49 +44,58 @@ def other(report: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return copy.deepcopy(report) | changes
 
 
-def page(found: dict[str, Any], tmp_path: Path) -> str:
+def compare(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str] = ("a", "b")) -> RunComparison:
+    return run_comparison.compare(RunReport.of(a), RunReport.of(b), names)
+
+
+def page(found: RunComparison, tmp_path: Path) -> str:
     from stages.report.build import _template
 
-    compare.write(found, tmp_path / "c.html", _template("compare.html"))
+    run_comparison.write(found, tmp_path / "c.html", _template("compare.html"))
     return (tmp_path / "c.html").read_text(encoding="utf-8").replace(wording.SPACE, " ")
 
 
 def test_fewer_errors_on_the_same_prompts(report: dict[str, Any], tmp_path: Path) -> None:
     better = other(report, judged=judged([1] * 40))
-    found = compare.compare(report, better, ("first", "second"))
-    assert found["paired"]["prompts"] == 40
-    assert found["paired"]["rates"] == [0.4, 0.2]
-    assert found["paired"]["change"] == {"value": -0.5, "low": -0.5, "high": -0.5}
-    assert found["paired"]["win_rate"]["value"] == 1.0
-    tone, headline, rests = compare.conclude(found)
+    found = compare(report, better, ("first", "second"))
+    assert found.paired is not None
+    assert found.paired.prompts == 40
+    assert found.paired.rates == (0.4, 0.2)
+    assert found.paired.change == Interval(value=-0.5, low=-0.5, high=-0.5)
+    assert found.paired.win_rate is not None
+    assert found.paired.win_rate.value == 1.0
+    tone, headline, evidence = run_comparison.conclude(found)
     assert (tone, headline) == ("good", "second makes fewer fact errors than first.")
-    assert "a change of −50 % (95 % interval −50 to −50 %)" in rests.replace(wording.SPACE, " ")
+    assert "a change of −50 % (95 % interval −50 to −50 %)" in evidence.replace(wording.SPACE, " ")
     assert headline in page(found, tmp_path)
-    assert compare.conclude(compare.compare(better, report, ("a", "b")))[0] == "bad"
+    assert run_comparison.conclude(compare(better, report))[0] == "bad"
 
 
 def test_only_prompts_of_both_count(report: dict[str, Any]) -> None:
-    found = compare.paired(report, other(report, judged=judged([0] * 30, first=30)))
+    found = compare(report, other(report, judged=judged([0] * 30, first=30))).paired
     assert found is not None
-    assert found["prompts"] == 10
-    assert found["rates"] == [0.4, 0.0]
+    assert found.prompts == 10
+    assert found.rates == (0.4, 0.0)
 
 
 def test_the_interval_decides(report: dict[str, Any]) -> None:
     mixed = other(report, judged=judged([1, 3] * 20))
-    found = compare.compare(report, mixed, ("a", "b"))
-    assert found["paired"]["change"]["low"] < 0 < found["paired"]["change"]["high"]
-    assert compare.conclude(found)[0] == "unclear"
-    assert "holds zero" in compare.conclude(found)[2]
+    found = compare(report, mixed)
+    assert found.paired is not None
+    assert found.paired.change is not None
+    assert found.paired.change.side() == 0
+    tone, _, evidence = run_comparison.conclude(found)
+    assert tone == "unclear"
+    assert "contains zero" in evidence
 
 
 @pytest.mark.parametrize("changes", [{"judged": []}, {"evaluation": {"judge": "e2e", "models": {}}}])
 def test_without_common_ground_nothing_is_claimed(
     report: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    found = compare.compare(report, other(report, **changes), ("a", "b"))
-    assert found["paired"] is None
-    assert compare.conclude(found)[0] == "unknown"
+    found = compare(report, other(report, **changes))
+    assert found.paired is None
+    assert run_comparison.conclude(found)[0] == "unknown"
     assert "cannot be compared answer by answer" in page(found, tmp_path)
 
 
@@ -93,13 +104,13 @@ def test_what_differs_in_the_recipes(report: dict[str, Any], tmp_path: Path) -> 
     (target,) = [row for row in changed["values"] if row["path"] == "ppo.kl.target"]
     target["value"] = 8.0
     changed["values"].append({"path": "ppo.new", "value": "<x>", "origin": "default"})
-    found = compare.compare(report, changed, ("a", "b"))
-    assert found["values"] == [
-        {"path": "ppo.kl.target", "a": 6.0, "b": 8.0},
-        {"path": "ppo.new", "a": None, "b": "<x>"},
+    found = compare(report, changed)
+    assert found.values == [
+        Difference(path="ppo.kl.target", a=6.0, b=8.0),
+        Difference(path="ppo.new", a=None, b="<x>"),
     ]
     assert "&lt;x&gt;" in page(found, tmp_path)
-    assert compare.compare(report, report, ("a", "b"))["values"] == []
+    assert compare(report, report).values == []
 
 
 def test_the_command_takes_folders_and_files(report: dict[str, Any], tmp_path: Path) -> None:
@@ -110,18 +121,18 @@ def test_the_command_takes_folders_and_files(report: dict[str, Any], tmp_path: P
     arguments = ["compare", str(tmp_path / "a"), str(tmp_path / "b" / "report.html"), "--out", str(out)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "Whether b or a is better, these prompts do not tell." in result.output
+    assert "These prompts cannot tell whether b or a is better." in result.output
     assert "Fact errors" in result.output
     assert json.loads(out.with_suffix(".json").read_text())["names"] == ["a", "b"]
     assert "<script" not in out.read_text()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "there is no report"), ("{}", "is no report"), ("x", "is no report")]
+    ("content", "phrase"), [(None, "has no report"), ("{}", "is not a report"), ("x", "is not a report")]
 )
-def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+def test_files_that_are_no_reports_are_refused(tmp_path: Path, content: str | None, phrase: str) -> None:
     if content is not None:
         (tmp_path / "report.json").write_text(content)
-    with pytest.raises(StageError, match=said) as caught:
-        compare.read(tmp_path)
+    with pytest.raises(StageError, match=phrase) as caught:
+        RunReport.read(tmp_path)
     assert "tutelage report" in caught.value.hint

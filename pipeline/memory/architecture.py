@@ -1,8 +1,8 @@
-"""A decoder's shape, from its config.json: which weights it has, and how wide its tensors are.
+"""A decoder's architecture, from its config.json: which weights it has, and how wide its tensors are.
 
 Exact for Llama-like models (pre-norm, rotary positions, grouped queries, gated MLP: Llama, Mistral, Qwen2, Qwen3,
-SmolLM). Other dense decoders are planned as if they were, which `approximate` says; mixtures of experts are
-refused.
+SmolLM). Other dense decoders are planned as if they were Llama-like, and `approximate` is set; mixtures of experts
+are refused.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from pipeline.errors import RecipeError
 GATED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gguf")
 """Model types that are counted exactly."""
 
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number, by the name of its type."""
+
 NAMES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
     "n_inner": "intermediate_size",
 }
-"""GPT-2's names of what the others call otherwise."""
+"""GPT-2's name of a value -> the name that other models use."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A linear layer of each block: its name there, and what it maps."""
+    """A linear layer of each block: its name there, and its input and output widths."""
 
     name: str
     inputs: int
@@ -41,13 +44,13 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The widths of a model, by the names of transformers' configs.
+    """The dimensions of a model, by the names of transformers' configs.
 
     Attributes:
-        attention_bias: biases of the query, key and value projections (Qwen2), elements a block.
+        attention_bias: bias elements per block of the query, key and value projections (Qwen2).
         qk_norm: whether queries and keys are normalised head by head (Qwen3).
-        approximate: the model is not one of `GATED`: counted as if it were.
-        stored_bytes: of a weight in the checkpoint.
+        approximate: whether the model is not one of `GATED` and is counted as if it were.
+        stored_bytes: bytes of a weight in the checkpoint.
     """
 
     vocab_size: int
@@ -63,6 +66,39 @@ class Architecture:
     approximate: bool = False
     stored_bytes: float = 4
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> Architecture:
+        """Reads the content of a config.json. Raises `RecipeError` when a value is missing, or for a mixture of
+        experts."""
+        config = config.get("text_config") or config
+        values = {NAMES.get(name, name): value for name, value in config.items()}
+        if any(values.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+            raise RecipeError("the memory plan does not support mixtures of experts", where=where)
+        needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        if missing := [name for name in needed if not isinstance(values.get(name), int)]:
+            raise RecipeError(
+                f"the memory plan needs {', '.join(missing)}", where=where, hint="set base.architecture"
+            )
+        kind, hidden = str(values.get("model_type", "llama")), values["hidden_size"]
+        heads = values["num_attention_heads"]
+        kv_heads = values.get("num_key_value_heads") or heads
+        width = values.get("head_dim") or hidden // heads
+        biased = values.get("attention_bias", kind == "qwen2")
+        return cls(
+            vocab_size=values["vocab_size"],
+            hidden_size=hidden,
+            intermediate_size=values.get("intermediate_size") or 4 * hidden,
+            num_hidden_layers=values["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=width,
+            tie_word_embeddings=values.get("tie_word_embeddings", kind != "mistral"),
+            attention_bias=(heads + 2 * kv_heads) * width if biased else 0,
+            qk_norm=kind == "qwen3",
+            approximate=kind not in GATED,
+            stored_bytes=BYTES.get(str(values.get("dtype") or values.get("torch_dtype")), 4),
+        )
+
     @property
     def queries(self) -> int:
         """Width of all query heads together."""
@@ -70,7 +106,7 @@ class Architecture:
 
     @property
     def keys(self) -> int:
-        """Width of all key heads together; the values' is the same."""
+        """Width of all key heads together; value heads have the same width."""
         return self.num_key_value_heads * self.head_dim
 
     @property
@@ -89,17 +125,18 @@ class Architecture:
 
     @property
     def linear(self) -> int:
-        """Weights of all blocks' linear layers: what is quantised, and what every token passes."""
+        """Weights in the linear layers of all blocks: those that are quantised, and that every token passes
+        through."""
         return self.num_hidden_layers * sum(matrix.size for matrix in self.matrices)
 
     @property
     def embedding(self) -> int:
-        """Elements of the embedding, which are those of the language-model head."""
+        """Elements of the embedding; the language-model head has the same number."""
         return self.vocab_size * self.hidden_size
 
     @property
     def rest(self) -> int:
-        """What stays in 16 or 32 bits beside quantised layers: embeddings, head, norms, biases."""
+        """Weights that stay in 16 or 32 bits beside quantised layers: embeddings, head, norms, biases."""
         norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         heads = 1 if self.tie_word_embeddings else 2
         return heads * self.embedding + self.num_hidden_layers * (norms + self.attention_bias) + self.hidden_size
@@ -109,7 +146,7 @@ class Architecture:
         return self.linear + self.rest
 
     def lora(self, r: int, targets: str | Sequence[str]) -> int:
-        """Elements of one LoRA adapter: r x (in + out) of each layer it stands on."""
+        """Elements of one LoRA adapter: r x (in + out) for each layer it adapts."""
         chosen = self.targeted(targets)
         return self.num_hidden_layers * r * sum(m.inputs + m.outputs for m in self.matrices if m.name in chosen)
 
@@ -121,37 +158,3 @@ class Architecture:
         if isinstance(targets, str):
             return {name for name in names if re.fullmatch(targets, f"model.layers.0.{name}")}
         return {name for name in names if any(f".{name}".endswith(f".{target}") for target in targets)}
-
-
-def architecture(config: Mapping[str, Any], where: str = "config.json") -> Architecture:
-    """From a config.json, as a dict. Raises `RecipeError` when it lacks what is needed, or has experts."""
-    config = config.get("text_config") or config
-    values = {NAMES.get(name, name): value for name, value in config.items()}
-    if any(values.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
-        raise RecipeError("the memory plan knows no mixtures of experts", where=where)
-    needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    if missing := [name for name in needed if not isinstance(values.get(name), int)]:
-        raise RecipeError(f"the memory plan needs {', '.join(missing)}", where=where, hint="give base.architecture")
-    kind, hidden = str(values.get("model_type", "llama")), values["hidden_size"]
-    heads = values["num_attention_heads"]
-    kv_heads = values.get("num_key_value_heads") or heads
-    width = values.get("head_dim") or hidden // heads
-    biased = values.get("attention_bias", kind == "qwen2")
-    return Architecture(
-        vocab_size=values["vocab_size"],
-        hidden_size=hidden,
-        intermediate_size=values.get("intermediate_size") or 4 * hidden,
-        num_hidden_layers=values["num_hidden_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=width,
-        tie_word_embeddings=values.get("tie_word_embeddings", kind != "mistral"),
-        attention_bias=(heads + 2 * kv_heads) * width if biased else 0,
-        qk_norm=kind == "qwen3",
-        approximate=kind not in GATED,
-        stored_bytes=BYTES.get(str(values.get("dtype") or values.get("torch_dtype")), 4),
-    )
-
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Of a number, by the name of its type."""

@@ -1,4 +1,4 @@
-"""What the report says of PPO's guards, and where its numbers come from."""
+"""The report's section on training monitors, and where its numbers come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline_fakes import FakeStages
 
 from pipeline import wording
 from pipeline.engine.runner import Runner
-from stages.report import guarding, sources
+from stages.report import monitors, sources
 
 EVENT = {
     "rule": "length-grows",
@@ -27,8 +27,8 @@ EVENT = {
 STOPPED = EVENT | {"rule": "stopped", "update": 16, "last": 16, "symptom": "stopped: the judge fell from 3 to 2"}
 
 
-class GuardedRun(FakeRun):
-    """As `FakeRun`, of a PPO stage that has guards."""
+class MonitoredRun(FakeRun):
+    """As `FakeRun`, with a PPO stage that has training monitors."""
 
     events: tuple[dict[str, Any], ...] = (EVENT, STOPPED)
     metrics: dict[str, Any] = {  # noqa: RUF012
@@ -47,50 +47,56 @@ class GuardedRun(FakeRun):
 
 
 @pytest.fixture
-def guarded(stages: FakeStages, runner: Callable[..., Runner]) -> GuardedRun:
-    return GuardedRun(stages, runner)
+def monitored(stages: FakeStages, runner: Callable[..., Runner]) -> MonitoredRun:
+    return MonitoredRun(stages, runner)
 
 
-def test_the_report_says_what_was_seen_why_it_stopped_and_what_was_handed_on(
-    guarded: GuardedRun, tmp_path: Path
+def test_alerts_early_stopping_and_the_selected_policy_are_reported(
+    monitored: MonitoredRun, tmp_path: Path
 ) -> None:
-    said, page = build(guarded("eval"), tmp_path)
+    printed, page = build(monitored("eval"), tmp_path)
     text = " ".join(page.text.split())
-    for event in guarded.events:
+    for event in monitored.events:
         for name in ("symptom", "cause", "hint"):
             assert event[name].removeprefix("stopped: ") in text
-    assert "The guard stopped PPO as over-optimised, at update 16 of 60: the judge fell from 3 to 2." in said
-    assert "Handed on was the policy of update 8, not the last one (of update 16)" in said
-    assert "The guards noted 1 symptom during PPO" in said
-    assert page.source.count("handed on") >= 3, "in each chart along PPO"
+    assert (
+        "Training was stopped early as over-optimised, at update 16 of 60: the judge fell from 3 to 2." in printed
+    )
+    assert "The policy of update 8 was selected rather than the last one (update 16)" in printed
+    assert "There was 1 alert during PPO." in printed
+    assert page.source.count(">selected<") >= 3, "in each chart during PPO"
     assert "built-in" not in page.source, "a dict has a method that is called update"
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "phrase"),
     [
-        ({"judge": "venues", "handed_on": 16}, "The last policy, of update 16, was handed on: it is the best"),
-        ({"judge": "venues", "handed_on": 0}, "Handed on was the policy that PPO started from, not the last one"),
-        ({"judge": "none", "handed_on": 16}, "No independent judge watched PPO, so the last policy was handed on."),
+        ({"judge": "venues", "handed_on": 16}, "The last policy (update 16) was selected: it is the best"),
+        (
+            {"judge": "venues", "handed_on": 0},
+            "The policy that PPO started from was selected rather than the last one",
+        ),
+        ({"judge": "none", "handed_on": 16}, "No independent judge watched PPO, so the last policy was selected."),
     ],
 )
-def test_which_policy_was_handed_on(guarded: GuardedRun, metrics: dict[str, Any], said: str) -> None:
-    guarded.events, guarded.metrics = (), metrics
-    found = guarded.found()["guards"]
-    assert guarding.summary(found).startswith(said)
-    assert bool(guarding.caveats(found)) == (metrics["handed_on"] != 16)
+def test_which_policy_was_selected(monitored: MonitoredRun, metrics: dict[str, Any], phrase: str) -> None:
+    monitored.events, monitored.metrics = (), metrics
+    section = monitored.findings().monitors
+    assert section is not None
+    assert monitors.summary(section).startswith(phrase)
+    assert bool(monitors.caveats(section)) == (metrics["handed_on"] != 16)
 
 
-def test_a_run_from_before_there_were_guards_says_nothing_of_them(
+def test_a_run_from_before_there_were_monitors_has_no_such_section(
     stages: FakeStages, runner: Callable[..., Runner], tmp_path: Path
 ) -> None:
-    said, page = build(FakeRun(stages, runner)("eval"), tmp_path)
-    assert "Guards" not in page.text
-    assert "handed on" not in said.lower()
+    printed, page = build(FakeRun(stages, runner)("eval"), tmp_path)
+    assert "Training monitors" not in page.text
+    assert "selected" not in printed.lower()
 
 
-def test_numbers_have_their_files(guarded: GuardedRun, tmp_path: Path) -> None:
-    run = guarded()
+def test_numbers_have_their_files(monitored: MonitoredRun, tmp_path: Path) -> None:
+    run = monitored()
     _, page = build(run, tmp_path)
     found = json.loads((tmp_path / "made" / "report.json").read_text())
     assert set(found["sources"]) >= {"models", "along", "guards", "reward", "curves", "pipeline"}
@@ -109,17 +115,17 @@ def test_numbers_have_their_files(guarded: GuardedRun, tmp_path: Path) -> None:
     assert score["lines"][0]["points"] == [[row["step"], row["objective/scores"]] for row in rows]
 
 
-def test_every_stage_has_a_table_of_its_metrics(guarded: GuardedRun, tmp_path: Path) -> None:
-    run = guarded()
+def test_every_stage_has_a_table_of_its_metrics(monitored: MonitoredRun, tmp_path: Path) -> None:
+    run = monitored()
     _, page = build(run, tmp_path)
     for name, made in run.stages.items():
         assert f"{name}/{made.manifest.key[:12]}/manifest.json" in page.text
         for metric in made.manifest.metrics:
-            assert metric in page.text or metric == "human", "that is said in words"
+            assert metric in page.text or metric == "human", "which the page says in words"
 
 
-def test_sources_are_only_what_is_there(guarded: GuardedRun) -> None:
-    run = guarded("reward")
+def test_sources_are_existing_files_only(monitored: MonitoredRun) -> None:
+    run = monitored("reward")
     assert sources.of(run, "ppo", "metrics.jsonl") == []
     assert "along" not in sources.read(run)
 
@@ -138,4 +144,4 @@ def test_sources_are_only_what_is_there(guarded: GuardedRun) -> None:
     ],
 )
 def test_what_a_manifest_holds_as_text(value: Any, text: str) -> None:
-    assert wording.noted(value) == text
+    assert wording.plain(value) == text

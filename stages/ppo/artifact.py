@@ -1,0 +1,126 @@
+"""What a finished `ppo` stage recorded: its evaluation points, alerts, settings and metrics. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.engine.plan import StageRun
+from pipeline.engine.stage import parse
+
+POINTS, ALERTS = "looks.jsonl", "guards.jsonl"
+STOPPED = "stopped"
+"""The rule of the alert that stopped training."""
+JUDGE_FALLS = "judge-falls"
+"""The rule of the alert that the judge's mark falls while the score rises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPoint:
+    """Means over the answers to held-out prompts at one update.
+
+    Attributes:
+        kl: from SFT, nats per response.
+        judge: the independent judge's mark, higher is better; None without a judge.
+        prompts: the held-out prompts, as conversations.
+    """
+
+    update: int
+    kl: float | None
+    score: float
+    length: float | None
+    judge: float | None = None
+    prompts: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """What a training monitor noted: between which updates, how often, and what to do about it."""
+
+    rule: str
+    update: int
+    last: int
+    updates: int
+    symptom: str
+    cause: str
+    hint: str
+
+    @property
+    def reason(self) -> str:
+        """The symptom, without the mark of the alert that stopped training."""
+        return self.symptom.removeprefix(f"{STOPPED}: ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLSettings:
+    kind: str
+    target: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOSettings:
+    """The values of `PPOConfig` that explain a result."""
+
+    kl: KLSettings
+    eval_prompts: int
+    reward_model: str | None = None
+    checkpoint: str = "last"
+
+    @property
+    def kl_target(self) -> float | None:
+        """The KL that the controller aimed for; None with a fixed coefficient."""
+        return self.kl.target if self.kl.kind == "adaptive" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOMetrics:
+    """The metrics of the stage that others read.
+
+    Attributes:
+        selected: the update whose policy is the stage's result; None in older runs, where it is the last.
+        stopped_at: the update at which the training monitor stopped PPO; None if it did not.
+        planned_updates: how many updates were planned, if it was stopped.
+        forced_past_gate: why the reward model was unfit, if PPO ran with --force all the same.
+    """
+
+    updates: int | None = None
+    episodes: int | None = None
+    kl_coef: float | None = None
+    judge: str = "none"
+    selected: Annotated[int | None, Field(validation_alias="handed_on")] = None
+    stopped_at: int | None = None
+    planned_updates: int | None = None
+    forced_past_gate: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOResult:
+    """A finished `ppo` stage.
+
+    Attributes:
+        alerts: None for a run from before there were training monitors.
+    """
+
+    points: Sequence[EvaluationPoint]
+    alerts: Sequence[Alert] | None
+    settings: PPOSettings
+    metrics: PPOMetrics
+
+    @property
+    def selected(self) -> int | None:
+        """The update whose policy is the stage's result."""
+        return self.metrics.updates if self.metrics.selected is None else self.metrics.selected
+
+    @classmethod
+    def read(cls, run: StageRun) -> PPOResult:
+        artifact, where = run.artifact, str(run.folder)
+        has_alerts = (artifact.path / ALERTS).is_file()
+        return cls(
+            points=list(artifact.rows(POINTS, EvaluationPoint)),
+            alerts=list(artifact.rows(ALERTS, Alert)) if has_alerts else None,
+            settings=parse(PPOSettings, run.manifest.config, where),
+            metrics=parse(PPOMetrics, run.manifest.metrics, where),
+        )

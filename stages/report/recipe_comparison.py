@@ -1,0 +1,137 @@
+"""This run against the same recipe under other values, prompt by prompt: which of the two does the judge prefer?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.engine.plan import RunSummary
+from pipeline.engine.rounds import by_round
+from pipeline.errors import StageError
+from pipeline.wording import fixed, listing, percent, span
+from stages.artifacts import RankMetrics
+from stages.eval.artifact import Evaluation, JudgedPrompt, read_judged
+from stages.intervals import Interval
+from stages.ppo.artifact import PPOResult
+from stages.report.verdict import Tone
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two runs: its budget, its final policy's KL from SFT, and that policy's fact errors."""
+
+    rounds: int
+    rankings: int
+    episodes: int
+    kl: float | None
+    slot_error_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two runs on the same prompts.
+
+    Attributes:
+        values: the values that were set for the other run, as the user wrote them.
+        change: relative change of fact errors from the other run to this one.
+    """
+
+    values: str
+    ours: Side
+    theirs: Side
+    prompts: int
+    change: Interval
+
+
+def compare(run: RunSummary, other: RunSummary, values: str) -> Comparison:
+    """Compares the final policies on the same held-out prompts. The interval is a paired bootstrap over prompts.
+
+    Raises `StageError` if a run has no judge, or if the two were evaluated on different prompts.
+    """
+    ours, theirs = _judged(run), _judged(other)
+    if [row.prompt for row in ours] != [row.prompt for row in theirs]:
+        raise StageError(
+            "the two runs were not evaluated on the same prompts",
+            where=str(other.need("eval").folder),
+            hint="compare runs with the same values of data, eval and seed",
+        )
+    return Comparison(
+        values=values,
+        ours=_side(run, ours),
+        theirs=_side(other, theirs),
+        prompts=len(ours),
+        change=paired_change([row.errors["ppo"] for row in ours], [row.errors["ppo"] for row in theirs]),
+    )
+
+
+def conclude(comparison: Comparison) -> tuple[Tone, str, str]:
+    """Tone, headline and evidence."""
+    ours, theirs, change = comparison.ours, comparison.theirs, comparison.change
+    side = change.side()
+    tone: Tone = "good" if side < 0 else "bad" if side > 0 else "unclear"
+    headline = {
+        "good": "It makes fewer fact errors than the run it is compared with.",
+        "bad": "It makes more fact errors than the run it is compared with.",
+        "unclear": "Neither run beats the other.",
+    }[tone]
+    evidence = (
+        f"Compared with the same recipe under {comparison.values}. Fact errors are "
+        f"{percent(ours.slot_error_rate, 1)} here ({_budget(ours)}) and {percent(theirs.slot_error_rate, 1)} "
+        f"there ({_budget(theirs)}), on the same {comparison.prompts:,} held-out prompts: a change of "
+        f"{change_text(change)}."
+    )
+    unequal = [name for name in ("rankings", "episodes") if getattr(ours, name) != getattr(theirs, name)]
+    if unequal:
+        evidence += f" The two did not have the same number of {listing(unequal)}."
+    return tone, headline, evidence
+
+
+def change_text(change: Interval) -> str:
+    """A relative change with its interval."""
+    assert change.low is not None
+    assert change.high is not None
+    zero = "" if change.side() else ", which contains zero"
+    interval = span(change.low, change.high, sign=True)
+    return f"{percent(change.value, sign=True)} (95 % interval {interval}{zero})"
+
+
+def _judged(run: RunSummary) -> list[JudgedPrompt]:
+    evaluated = run.need("eval").artifact
+    if Evaluation.read(evaluated).judge is None:
+        raise StageError(
+            "a comparison needs a judge, and no judge read the answers",
+            where=str(evaluated.path),
+            hint="set eval.judge and run `tutelage run eval`",
+        )
+    return list(read_judged(evaluated))
+
+
+def _side(run: RunSummary, judged: Sequence[JudgedPrompt]) -> Side:
+    errors, given = sum(row.errors["ppo"] for row in judged), sum(row.given for row in judged)
+    policies = [PPOResult.read(stage_run) for stage_run in by_round(run.stages, "ppo").values()]
+    return Side(
+        rounds=run.loaded.recipe.rounds,
+        rankings=sum(RankMetrics.of(stage_run).rankings for stage_run in by_round(run.stages, "rank").values()),
+        episodes=sum(policy.metrics.episodes or 0 for policy in policies),
+        kl=Evaluation.read(run.need("eval").artifact).models["ppo"].kl,
+        slot_error_rate=errors / max(1, given),
+    )
+
+
+def _budget(side: Side) -> str:
+    rounds = f"{side.rounds} rounds" if side.rounds > 1 else "one round"
+    budget = f"{rounds}, {side.rankings:,} rankings, {side.episodes:,} PPO episodes"
+    return f"{budget}, KL {fixed(side.kl)}"
+
+
+def paired_change(ours: Sequence[int], theirs: Sequence[int]) -> Interval:
+    """Relative change from their sum to ours, with a 95 % bootstrap interval over pairs."""
+    import numpy as np
+
+    a, b = np.array(ours, dtype=float), np.array(theirs, dtype=float)
+    pick = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
+    draws = a[pick].sum(1) / np.maximum(b[pick].sum(1), 1) - 1
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(value=float(a.sum() / max(1.0, b.sum()) - 1), low=float(low), high=float(high))

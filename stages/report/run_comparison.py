@@ -1,0 +1,344 @@
+"""Two runs side by side, from their report.json files alone: what differs in the recipes, and in the results.
+
+Final policies are compared prompt by prompt where both runs were evaluated on the same prompts, so that the
+interval is of the difference rather than of each result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from jinja2 import Template
+from pydantic import Field
+
+from pipeline.engine.rounds import parse as parse_step
+from pipeline.engine.stage import parse
+from pipeline.errors import StageError
+from pipeline.files import jsonable, readable_seconds, write_atomic
+from pipeline.wording import DASH, MINUS, fixed, percent, span
+from stages.eval.artifact import Evaluation, JudgedPrompt, ModelResult
+from stages.intervals import Interval
+from stages.report.jsonform import json_form
+from stages.report.model_table import ERRORS, METRICS, Metric, error_interval
+from stages.report.recipe_comparison import RESAMPLES, change_text, paired_change
+from stages.report.verdict import Tone
+from stages.reward.artifact import HeldOut
+
+FILE = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    name: str
+    key: str | None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertEntry:
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorsEntry:
+    watched: bool
+    alerts: Annotated[Sequence[AlertEntry], Field(validation_alias="events")]
+    selected: Annotated[int | None, Field(validation_alias="handed_on")]
+    updates: int | None
+    planned_updates: int | None
+    stopped_at: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardEntry:
+    held_out: HeldOut
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueEntry:
+    path: str
+    value: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """The parts of a report.json that are compared. Reports of older versions lack some."""
+
+    recipe: str
+    seed: int
+    seconds: float
+    verdict: Mapping[str, Any]
+    stages: Sequence[StageEntry]
+    values: Sequence[ValueEntry]
+    reward: RewardEntry | None = None
+    monitors: Annotated[MonitorsEntry | None, Field(validation_alias="guards")] = None
+    evaluation: Evaluation | None = None
+    judged: Sequence[JudgedPrompt] = ()
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], where: str = FILE) -> RunReport:
+        return parse(cls, content, where)
+
+    @classmethod
+    def read(cls, path: Path) -> RunReport:
+        """A run's report, by its folder, its report.html or its report.json. Raises `StageError`."""
+        file = path / FILE if path.is_dir() else path.with_suffix(".json")
+        try:
+            return cls.of(json.loads(file.read_text(encoding="utf-8")), str(file))
+        except FileNotFoundError:
+            raise StageError(
+                "this run has no report",
+                where=str(file),
+                hint="name a run's folder or its report.json, which `tutelage report` writes",
+            ) from None
+        except (ValueError, StageError) as error:
+            raise StageError(
+                f"this is not a report: {error.what if isinstance(error, StageError) else error}",
+                where=str(file),
+                hint="`tutelage report` writes a new one",
+            ) from error
+
+    def metric(self, stage: str, name: str) -> Any:
+        """A metric of a stage's last finished round."""
+        finished = [entry for entry in self.stages if entry.key and parse_step(entry.name)[0] == stage]
+        return finished[-1].metrics.get(name) if finished else None
+
+    @property
+    def policy(self) -> ModelResult:
+        """The evaluation of the final policy."""
+        return self.evaluation.models.get("ppo", ModelResult()) if self.evaluation else ModelResult()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Final policies on the prompts that both runs were evaluated on.
+
+    Attributes:
+        rates: fact errors of A and of B.
+        change: relative change of fact errors from A to B; None if A makes none.
+        win_rate: how often B's answer has fewer faults than A's; None if a report does not count faults.
+    """
+
+    judge: str | None
+    prompts: int
+    rates: tuple[float, float]
+    change: Interval | None
+    win_rate: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A recipe value that differs. None where a recipe does not have it."""
+
+    path: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """Something about the two runs, as text."""
+
+    label: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """A metric of the two final policies, each on its own run's prompts."""
+
+    label: str
+    unit: str
+    a: str
+    b: str
+    values: tuple[float | None, float | None]
+    difference: str
+    a_interval: str
+    b_interval: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """Everything that the page shows."""
+
+    names: tuple[str, str]
+    recipes: tuple[str, str]
+    verdicts: tuple[Mapping[str, Any], Mapping[str, Any]]
+    values: Sequence[Difference]
+    runs: Sequence[Fact]
+    models: Sequence[MetricRow]
+    paired: Paired | None
+
+
+def compare(a: RunReport, b: RunReport, names: tuple[str, str]) -> RunComparison:
+    return RunComparison(
+        names=names,
+        recipes=(a.recipe, b.recipe),
+        verdicts=(a.verdict, b.verdict),
+        values=_differences(a, b),
+        runs=_facts(a, b),
+        models=[
+            _row(metric, a.policy, b.policy)
+            for metric in METRICS
+            if metric.of(a.policy) is not None or metric.of(b.policy) is not None
+        ],
+        paired=paired(a, b),
+    )
+
+
+def paired(a: RunReport, b: RunReport) -> Paired | None:
+    """The final policies prompt by prompt, with 95 % bootstrap intervals over prompts. None without a common judge,
+    or without common prompts."""
+    rows = {row.prompt: row for row in a.judged}
+    shared = [(rows[row.prompt], row) for row in b.judged if row.prompt in rows]
+    judges = {report.evaluation.judge if report.evaluation else None for report in (a, b)}
+    if not shared or len(judges) > 1:
+        return None
+    errors_a, errors_b = ([pair[i].errors["ppo"] for pair in shared] for i in (0, 1))
+    given = max(1, sum(row.given for row, _ in shared))
+    comparison = Paired(
+        judge=judges.pop(),
+        prompts=len(shared),
+        rates=(sum(errors_a) / given, sum(errors_b) / given),
+        change=paired_change(errors_b, errors_a) if sum(errors_a) else None,
+    )
+    faults = [
+        (x.faults["ppo"], y.faults["ppo"]) for x, y in shared if x.faults is not None and y.faults is not None
+    ]
+    return replace(comparison, win_rate=_win_rate(faults)) if len(faults) == len(shared) else comparison
+
+
+def conclude(comparison: RunComparison) -> tuple[Tone, str, str]:
+    """Tone (of B), headline and evidence."""
+    (first, second), both = comparison.names, comparison.paired
+    if both is None or both.change is None:
+        return (
+            "unknown",
+            "The two cannot be compared answer by answer.",
+            "That needs the same judge (eval.judge) and held-out prompts that both were evaluated on.",
+        )
+    side = both.change.side()
+    tone: Tone = "good" if side < 0 else "bad" if side > 0 else "unclear"
+    headline = {
+        "good": f"{second} makes fewer fact errors than {first}.",
+        "bad": f"{second} makes more fact errors than {first}.",
+        "unclear": f"These prompts cannot tell whether {second} or {first} is better.",
+    }[tone]
+    evidence = (
+        f"On the {both.prompts:,} held-out prompts of both, by the judge {both.judge}: "
+        f"{percent(both.rates[0], 1)} fact errors with {first}, {percent(both.rates[1], 1)} with {second}, a "
+        f"change of {change_text(both.change)}."
+    )
+    if (win := both.win_rate) and win.low is not None and win.high is not None:
+        evidence += (
+            f" {second}’s answer has fewer faults on {percent(win.value)} of them "
+            f"({span(win.low, win.high)}; ties count half)."
+        )
+    return tone, headline, evidence
+
+
+def write(comparison: RunComparison, path: Path, template: Template) -> None:
+    """Writes the page, and its numbers beside it as JSON."""
+    numbers = path.with_suffix(".json")
+    page = template.render(comparison=comparison, conclusion=conclude(comparison), numbers=numbers.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(numbers, json.dumps(jsonable(json_form(comparison)), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(path, page)
+
+
+def _differences(a: RunReport, b: RunReport) -> list[Difference]:
+    """The recipe values that differ, apart from the name."""
+    ours, theirs = ({row.path: row.value for row in report.values} for report in (a, b))
+    paths = [path for path in {**ours, **theirs} if path != "name"]
+    return [
+        Difference(path=path, a=ours.get(path), b=theirs.get(path))
+        for path in paths
+        if ours.get(path) != theirs.get(path)
+    ]
+
+
+def _facts(a: RunReport, b: RunReport) -> list[Fact]:
+    """Seed, sizes and outcome of the two runs; without rows that neither run has."""
+
+    def alerts(report: RunReport) -> str:
+        if not (report.monitors and report.monitors.watched):
+            return DASH
+        return ", ".join(alert.rule for alert in report.monitors.alerts) or "none"
+
+    def selected(report: RunReport) -> str:
+        monitors = report.monitors
+        if not (monitors and monitors.watched):
+            return DASH
+        stopped = f", stopped of {monitors.planned_updates} planned" if monitors.stopped_at else ""
+        return f"update {monitors.selected} of {monitors.updates}{stopped}"
+
+    def held_out(report: RunReport) -> str:
+        quality = report.reward.held_out if report.reward else HeldOut()
+        if quality.accuracy is None:
+            return DASH
+        measured = percent(quality.accuracy, 1)
+        if quality.accuracy_low is None or quality.accuracy_high is None:
+            return measured
+        return f"{measured} ({span(quality.accuracy_low, quality.accuracy_high, 1)})"
+
+    rows: list[tuple[str, Callable[[RunReport], str]]] = [
+        ("Seed", lambda r: str(r.seed)),
+        ("Rankings", lambda r: fixed(r.metric("rank", "rankings"), 0)),
+        ("Reward accuracy, held out", held_out),
+        ("PPO episodes", lambda r: fixed(r.metric("ppo", "episodes"), 0)),
+        ("Selected policy", selected),
+        ("Alerts", alerts),
+        ("Whole run", lambda r: readable_seconds(r.seconds)),
+    ]
+    facts = [Fact(label=label, a=describe(a), b=describe(b)) for label, describe in rows]
+    return [fact for fact in facts if {fact.a, fact.b} != {DASH}]
+
+
+def _row(metric: Metric, a: ModelResult, b: ModelResult) -> MetricRow:
+    x, y = metric.of(a), metric.of(b)
+    return MetricRow(
+        label=metric.label,
+        unit=metric.unit,
+        a=metric.write(x),
+        b=metric.write(y),
+        values=(x, y),
+        difference="" if x is None or y is None else metric.write_change(y - x),
+        a_interval=error_interval(a) if metric is ERRORS else "",
+        b_interval=error_interval(b) if metric is ERRORS else "",
+    )
+
+
+def _win_rate(faults: Sequence[tuple[int, int]]) -> Interval:
+    import numpy as np
+
+    wins = np.array([0.5 * (1 + np.sign(a - b)) for a, b in faults])
+    means = wins[np.random.default_rng(0).integers(len(wins), size=(RESAMPLES, len(wins)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(value=float(wins.mean()), low=float(low), high=float(high))
+
+
+def as_text(comparison: RunComparison) -> str:
+    """For a terminal."""
+    first, second = comparison.names
+    _, headline, evidence = conclude(comparison)
+    differences = [
+        (row.path, json.dumps(row.a, ensure_ascii=False), json.dumps(row.b, ensure_ascii=False))
+        for row in comparison.values
+    ]
+    parts = [
+        ("recipe", differences),
+        ("run", [(row.label, row.a, row.b) for row in comparison.runs]),
+        ("PPO’s policy", [(row.label, row.a, row.b) for row in comparison.models]),
+    ]
+    width = max((len(cells[0]) for _, rows in parts for cells in rows), default=0)
+    middle = max((len(cells[1]) for _, rows in parts for cells in rows), default=0)
+    middle = max(min(middle, 48), len(first))
+    lines = [f"{headline} {evidence}", "", f"{'':{width}}  {first:{middle}}  {second}"]
+    for title, rows in parts:
+        lines += [title, *(f"{label:{width}}  {a:{middle}}  {b}" for label, a, b in rows)] if rows else []
+    return "\n".join(lines).replace(MINUS, "-")

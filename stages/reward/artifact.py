@@ -1,0 +1,125 @@
+"""`quality.json` of the `reward` stage: what was measured of the reward model on held-out rankings, and the gate's
+verdict. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.stage import Artifact, Metrics, parse
+
+FILE = "quality.json"
+HELD_OUT = "eval_"
+"""Prefix of the metrics that are measured on held-out rankings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Metrics on held-out rankings; `stages.reward.quality` and `stages.reward.measure` define them. None where
+    there was nothing to measure.
+
+    Attributes:
+        json: all metrics, by name.
+    """
+
+    pairs: int = 0
+    prompts: int = 0
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    accuracy_by_prompt: float | None = None
+    length_accuracy: float | None = None
+    above_length: float | None = None
+    above_length_low: float | None = None
+    above_length_high: float | None = None
+    bag_of_words_accuracy: float | None = None
+    above_bag_of_words: float | None = None
+    above_bag_of_words_low: float | None = None
+    above_bag_of_words_high: float | None = None
+    agreement: float | None = None
+    agreement_low: float | None = None
+    agreement_high: float | None = None
+    agreement_pairs: int = 0
+    predicted_by_others: float | None = None
+    length_correlation: float | None = None
+    ece: float | None = None
+    brier: float | None = None
+    ended_preferred: float | None = None
+    member_accuracy: Sequence[float] = ()
+    disagreement: float | None = None
+    json: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any], where: str) -> HeldOut:
+        """From the metrics of the stage."""
+        content = {
+            name.removeprefix(HELD_OUT): value for name, value in metrics.items() if name.startswith(HELD_OUT)
+        }
+        return parse(cls, content | {"json": content}, where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Pairs with about the same predicted chance, and how often they were ordered that way."""
+
+    predicted: float
+    observed: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatorAccuracy:
+    """The reward model's accuracy on one annotator's held-out pairs."""
+
+    annotator: str
+    pairs: int
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """A bin of a histogram."""
+
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardQuality:
+    """`quality.json`.
+
+    Attributes:
+        reliability: the calibration table; each pair counts from both sides.
+        by_annotator: those with the most pairs first.
+        by_prompt: histogram of the accuracy of a prompt's pairs.
+        scores: histogram of the scores of held-out answers.
+        unfit: why PPO may not use the model; empty if it passes the gate.
+    """
+
+    held_out: HeldOut
+    reliability: Sequence[Calibration] = ()
+    by_annotator: Sequence[AnnotatorAccuracy] = ()
+    by_prompt: Sequence[Bin] = ()
+    scores: Sequence[Bin] = ()
+    unfit: Sequence[str]
+    warnings: Sequence[str] = ()
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> RewardQuality:
+        content, where = artifact.json(FILE), str(artifact.path / FILE)
+        return parse(cls, content | {"held_out": HeldOut.of(content["metrics"], where)}, where)
+
+
+def write(out_dir: Path, metrics: Metrics, tables: Metrics, unfit: Sequence[str], warnings: Sequence[str]) -> None:
+    """Writes `quality.json`.
+
+    Args:
+        metrics: the stage's metrics, those on held-out rankings with the prefix `HELD_OUT`.
+        tables: reliability, by_annotator, by_prompt and scores.
+    """
+    content = {"metrics": metrics, **tables, "unfit": unfit, "warnings": warnings}
+    (out_dir / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
