@@ -77,10 +77,10 @@ class RewardConfig:
     objective: Literal["bradley_terry", "bradley_terry_pairs", "davidson", "plackett_luce", "regression"] = (
         "bradley_terry"
     )
-    """The loss (docs/rankings/reward_model.md). bradley_terry: all pairs of a ranking, each weighted 1/C(K,2), from K
-    forward passes. bradley_terry_pairs: every strict pair on its own, from two forward passes; batch sizes then
-    count pairs. davidson: learns from ties too. plackett_luce: the whole ranking, with ties. regression: squared error to
-    targets derived from `merits`."""
+    """The loss (docs/rankings/reward_model.md). bradley_terry: all pairs of a ranking, each weighted 1/C(K,2), from
+    K forward passes. bradley_terry_pairs: every strict pair on its own, from two forward passes; batch sizes then
+    count pairs. davidson: learns from ties too. plackett_luce: the whole ranking, with ties. regression: squared
+    error to targets derived from `merits`."""
     margin: NonNegative = 0.0
     """Bradley-Terry only: how far the better answer's score should lead, in log-odds, for a pair whose difference
     of `merits` is the average one; other pairs in proportion (Llama 2's margin loss). 0: no margin."""

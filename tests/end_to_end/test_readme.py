@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ranking import serve
 from ranking.assignment import next_task
 from ranking.campaign import Campaign
-from ranking.store import Answer, Store
+from ranking.store import Assessment, Store
 from stages.__main__ import app
 
 README = ROOT / "README.md"
@@ -135,7 +135,7 @@ def let_people_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     def rank_all(store: Store, campaign: Campaign, *given: Any) -> None:
         for name in campaign.annotators:
             while task := next_task(store, campaign, name):
-                store.submit(task.id, f"{task.id:016}", Answer(ranks=list(range(1, len(task.shown) + 1))))
+                store.submit(task.id, f"{task.id:016}", Assessment(ranks=list(range(1, len(task.shown) + 1))))
 
     monkeypatch.setattr(serve, "_watch", rank_all)
     monkeypatch.setattr(serve, "LINGER", 0.0)
