@@ -250,7 +250,7 @@ def prepare(folder: Path, source: Path, recipe: Any) -> None:
             save_adapter(new_adapter(model, recipe.sft.lora, role), role, folder / name)
         if name == "reward":
             head.save(folder / name / "head.safetensors")
-            spec = {"base": "base", "vocabulary": len(tokenizer), "golden": []}
+            spec = {"base": "base", "vocabulary": len(tokenizer), "fingerprints": []}
             (folder / name / "reward.json").write_text(json.dumps(spec))
             (folder / name / "quality.json").write_text(json.dumps({"unfit": []}))
 

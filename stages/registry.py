@@ -126,7 +126,7 @@ register(
         ),
         StageSpec(
             "reward",
-            version=3,
+            version=4,
             target="stages.reward.stage:run",
             summary="trained on {rankings:,} rankings of {completions:,} answers",
             needs=("base", "data", "sft", "rank"),
@@ -140,7 +140,7 @@ register(
         ),
         StageSpec(
             "ppo",
-            version=6,
+            version=7,
             target="stages.ppo.stage:run",
             summary="{updates:,} updates, {episodes:,} episodes",
             needs=("base", "data", "sft", "reward"),
@@ -148,11 +148,11 @@ register(
             repeats=True,
             paths={
                 "ppo.reward_model": lambda _: True,
-                "ppo.guards.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
+                "ppo.monitor.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
                 "eval.judge": _is_file,
             },
             parallel=True,
-            resolve=lambda recipe, ppo: replace(ppo, guards=replace(ppo.guards, judge=monitor_judge(recipe))),
+            resolve=lambda recipe, ppo: replace(ppo, monitor=replace(ppo.monitor, judge=monitor_judge(recipe))),
         ),
         StageSpec(
             "dpo",
@@ -167,7 +167,7 @@ register(
         ),
         StageSpec(
             "eval",
-            version=7,
+            version=8,
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),

@@ -86,7 +86,7 @@ def scorers(recipe: Recipe) -> Iterator[Problem]:
     scoring = {
         "reward.model": recipe.reward.model,
         "ppo.reward_model": recipe.ppo.reward_model,
-        "ppo.guards.judge": recipe.ppo.guards.judge,
+        "ppo.monitor.judge": recipe.ppo.monitor.judge,
         "eval.reward_model": recipe.eval.reward_model,
     }
     for path, value in scoring.items():

@@ -159,7 +159,7 @@ def _message(error: ErrorDetails) -> str:
         return f"may contain letters, digits, dots, dashes and underscores only, got {_short(value)}"
     expected = error["msg"].replace("Input should be", "must be")
     hint = " (put it in quotes)" if kind == "string_type" and isinstance(value, int | float) else ""
-    nearest = _nearest(str(value), error["ctx"]["valid"]) if kind == "unknown_name" else ""
+    nearest = _nearest(str(value), error["ctx"]["valid"], "values") if kind == "unknown_name" else ""
     return f"{expected}, got {_short(value)}{hint}{nearest}"
 
 
@@ -168,12 +168,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _nearest(name: str, valid: Iterable[str]) -> str:
+def _nearest(name: str, valid: Iterable[str], what: str = "keys") -> str:
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, n=1)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; valid keys are {', '.join(valid)}" if len(valid) <= 12 else ""
+    return f"; valid {what} are {', '.join(valid)}" if len(valid) <= 12 else ""
 
 
 def _valid_names(location: Sequence[str | int]) -> set[str]:

@@ -70,7 +70,7 @@ class AggregateConfig:
 
 
 @section
-class GuardsConfig:
+class MonitorConfig:
     """Training monitors: who judges the policy besides its own reward, and when training stops early
     (docs/ppo.md)."""
 
@@ -197,7 +197,7 @@ class PPOConfig:
     checkpoint: Literal["best", "last"] = "best"
     """Checkpoint selection. best: the policy at the evaluation point that the judge marks highest, or the last one
     if there is no judge. last: the last one."""
-    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     """Training monitors and early stopping."""
 
     @property

@@ -103,7 +103,7 @@ class RewardConfig:
     max_length: Count = 256
     """Maximum tokens of prompt and completion together. Longer completions are left out of their rankings; how many
     is counted and printed."""
-    golden: Natural = 16
+    fingerprints: Natural = 16
     """Number of texts whose scores are stored with the model as fingerprints and verified whenever it is loaded."""
     gate: GateConfig | None = field(default_factory=GateConfig)
     """Requirements before PPO may use the model; null: none."""

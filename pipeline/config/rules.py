@@ -49,7 +49,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _rank(recipe)
     yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
-    yield from _guards(recipe)
+    yield from _monitor(recipe)
     yield from _eval(recipe)
     yield from _export(recipe)
     yield from _publish(recipe.publish)
@@ -332,20 +332,20 @@ def _distinct(path: str, names: Sequence[str]) -> Iterator[Problem]:
 
 
 def monitor_judge(recipe: Recipe) -> str:
-    """Who scores the answers at PPO's evaluation points: `ppo.guards.judge`, with `eval` resolved."""
-    judge = recipe.ppo.guards.judge
+    """Who scores the answers at PPO's evaluation points: `ppo.monitor.judge`, with `eval` resolved."""
+    judge = recipe.ppo.monitor.judge
     return recipe.eval.judge if judge == "eval" else judge
 
 
-def _guards(recipe: Recipe) -> Iterator[Problem]:
-    ppo, judge = recipe.ppo, recipe.ppo.guards.judge
+def _monitor(recipe: Recipe) -> Iterator[Problem]:
+    ppo, judge = recipe.ppo, recipe.ppo.monitor.judge
     if judge == "member" and not ppo.reward.held_out:
         yield (
-            "ppo.guards.judge",
+            "ppo.monitor.judge",
             "member needs a member that PPO does not use: set ppo.reward.held_out to 1 or more",
         )
     if judge == "reward" and ppo.reward_model is None:
-        yield "ppo.guards.judge", "reward is the model that PPO optimises, unless ppo.reward_model names another"
+        yield "ppo.monitor.judge", "reward is the model that PPO optimises, unless ppo.reward_model names another"
 
 
 def _ppo(ppo: PPOConfig) -> Iterator[Problem]:

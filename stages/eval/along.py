@@ -18,6 +18,7 @@ from stages.eval import best_of_n, wins
 from stages.eval.frontier import overoptimisation
 from stages.eval.wins import Array
 from stages.models.text import Codec
+from stages.ppo.artifact import POINTS
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.judge import ScoringJudge
 
@@ -43,17 +44,17 @@ def frontier(
     config: EvalConfig,
     ctx: RunContext,
 ) -> dict[str, Any] | None:
-    """`looks` (evaluation steps) of the last round, each with `update`, `kl`, `proxy` and `gold` (values and
-    intervals over the prompts), and the `fit` of the gold gain. None when PPO made fewer than two evaluation steps.
+    """`points` (evaluation points) of the last round, each with `update`, `kl`, `proxy` and `gold` (values and
+    intervals over the prompts), and the `fit` of the gold gain. None with fewer than two evaluation points.
 
-    The judge's gains are over the first step of the first round, which evaluates the SFT model; the proxy's are
-    over the first step of the same round, since another round's reward model has another scale.
+    The judge's gains are over the first point of the first round, which evaluates the SFT model; the proxy's are
+    over the first point of the same round, since another round's reward model has another scale.
     """
     number, policy = max(policies.items())
-    rows = list(policy.jsonl("looks.jsonl"))
+    rows = list(policy.jsonl(POINTS))
     if len(rows) < 2:
         return None
-    start = next(iter(policies[min(policies)].jsonl("looks.jsonl"))) if number > 1 else rows[0]
+    start = next(iter(policies[min(policies)].jsonl(POINTS))) if number > 1 else rows[0]
     judged_LP = np.stack([_judged(judge, row, codec) for row in rows])
     gold_LP = (judged_LP - _judged(judge, start, codec)) / scales.gold
     scores_LP = np.array([row["scores"] for row in rows])
@@ -67,7 +68,7 @@ def frontier(
         "judge": judge.name,
         "round": number,
         "prompts": judged_LP.shape[1],
-        "looks": [
+        "points": [
             {"update": row["update"], "kl": kl, "proxy": proxy, "gold": gold}
             for row, kl, proxy, gold in zip(
                 rows, intervals(kl_LP), intervals(proxy_LP), intervals(gold_LP), strict=True
@@ -77,10 +78,10 @@ def frontier(
     }
 
 
-def _judged(judge: ScoringJudge, step: Mapping[str, Any], codec: Codec) -> Array:
-    """(P,): the judge's scores of an evaluation step's answers, of which the text was kept."""
-    prompts = [EncodedPrompt(messages, codec.prompt(messages), "eval") for messages in step["prompts"]]
-    return np.array(judge.scores(prompts, [codec.completion(text) for text in step["responses"]]))
+def _judged(judge: ScoringJudge, point: Mapping[str, Any], codec: Codec) -> Array:
+    """(P,): the judge's scores of an evaluation point's answers."""
+    prompts = [EncodedPrompt(messages, codec.prompt(messages), "eval") for messages in point["prompts"]]
+    return np.array(judge.scores(prompts, point["response_ids"]))
 
 
 def best_of_n_ladder(

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from pipeline.engine.stage import Artifact, parse
 from stages.intervals import Interval
@@ -125,7 +123,7 @@ class Frontier:
 
     judge: str
     prompts: int
-    points: Annotated[Sequence[FrontierPoint], Field(validation_alias="looks")]
+    points: Sequence[FrontierPoint]
     fit: Fit
 
 

@@ -76,9 +76,9 @@ def too_few(kl_L: Array) -> str | None:
     """Why the form cannot be fitted to steps at these KLs; None when it can."""
     far = kl_L[kl_L > NEAREST]
     if len(far) < FEWEST:
-        return f"{len(far)} looks are away from the reference, and the form needs {FEWEST}"
+        return f"{len(far)} evaluation points are away from the reference, and the form needs {FEWEST}"
     if far.max() < SPREAD * far.min():
-        return f"the looks lie between {far.min():.2f} and {far.max():.2f} nats only, too near to each other"
+        return f"the evaluation points are too close: all between {far.min():.2f} and {far.max():.2f} nats"
     return None
 
 

@@ -33,10 +33,12 @@ from stages.eval import along, best_of_n, wins
 from stages.eval.answers import Answers, Score, answer_all, sample_sft
 from stages.eval.contests import contests, extremes
 from stages.eval.judges import load_proxy, scoring_judges
+from stages.eval.prompts import unseen_prompts
 from stages.eval.texts import distinct, repetition
 from stages.eval.wins import Array
 from stages.models.text import Codec, load_codec
-from stages.sampling.prompts import EncodedPrompt, unseen_prompts
+from stages.ppo.artifact import POINTS
+from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.judge import ScoringJudge
 from stages.scoring.llm_judge import LLMJudge
 from stages.scoring.slots import SlotScorer, faults
@@ -121,7 +123,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     result["along"] = [
         {"round": number} | _along(slots, step)
         for number, policy in by_round(inputs, "ppo").items()
-        for step in policy.jsonl("looks.jsonl")
+        for step in policy.jsonl(POINTS)
     ]
     if judges:
         result |= _frontier(judges[0], evaluation, inputs, codec, config, ctx)

@@ -22,11 +22,12 @@ from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.memory.limits import positions_at_once
 from stages.eval.artifact import Evaluation
+from stages.eval.prompts import unseen_prompts
 from stages.models.actor import Actor
 from stages.models.microbatch import MicroBatch
 from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import Episodes, response_logprobs
-from stages.sampling.prompts import EncodedPrompt, unseen_prompts
+from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import SamplingParams, sampler_of
 from stages.scoring.load import load_scorer
 from stages.scoring.scorer import Scorer

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from pipeline.engine.plan import StageRun
 from pipeline.engine.stage import parse
 
-POINTS, ALERTS = "looks.jsonl", "guards.jsonl"
+POINTS, ALERTS = "evaluations.jsonl", "alerts.jsonl"
 STOPPED = "stopped"
 """The rule of the alert that stopped training."""
 JUDGE_FALLS = "judge-falls"
@@ -80,7 +78,7 @@ class PPOMetrics:
     """The metrics of the stage that others read.
 
     Attributes:
-        selected: the update whose policy is the stage's result; None in older runs, where it is the last.
+        selected_update: the update whose policy is the stage's result; None: the last one.
         stopped_at: the update at which the training monitor stopped PPO; None if it did not.
         planned_updates: how many updates were planned, if it was stopped.
         forced_past_gate: why the reward model was unfit, if PPO ran with --force all the same.
@@ -90,7 +88,7 @@ class PPOMetrics:
     episodes: int | None = None
     kl_coef: float | None = None
     judge: str = "none"
-    selected: Annotated[int | None, Field(validation_alias="handed_on")] = None
+    selected_update: int | None = None
     stopped_at: int | None = None
     planned_updates: int | None = None
     forced_past_gate: Sequence[str] = ()
@@ -112,7 +110,7 @@ class PPOResult:
     @property
     def selected(self) -> int | None:
         """The update whose policy is the stage's result."""
-        return self.metrics.updates if self.metrics.selected is None else self.metrics.selected
+        return self.metrics.updates if self.metrics.selected_update is None else self.metrics.selected_update
 
     @classmethod
     def read(cls, run: StageRun) -> PPOResult:

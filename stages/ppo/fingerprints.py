@@ -26,7 +26,7 @@ from stages.ppo.trainer import PPOTrainer
 from stages.sampling.episodes import Episodes
 from stages.sampling.prompts import EncodedPrompt
 
-FILE = "golden.json"
+FILE = "fingerprints.json"
 ROLES = ("policy", "reference")
 
 

@@ -18,17 +18,17 @@ from stages.scoring.load import Source, held_out_members, load_scorer, token_art
 from stages.scoring.slots import SlotErrorJudge, SlotScorer
 
 BATCH = 64
-WHERE = "ppo.guards.judge"
+WHERE = "ppo.monitor.judge"
 
 
 def build(
     config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, bank: Bank, device: str
 ) -> ScoringJudge | None:
-    """The judge that `config.guards.judge` names; None for `none`, and for an `eval` that no recipe resolved.
+    """The judge that `config.monitor.judge` names; None for `none`, and for an `eval` that no recipe resolved.
 
     Raises `DataError` for an unknown lexicon.
     """
-    name = config.guards.judge
+    name = config.monitor.judge
     if name in ("none", "eval"):
         return None
     if name == "member":

@@ -1,8 +1,8 @@
-"""The `ppo` stage: runs `PPOTrainer` from artifacts to artifact, with checkpoints, looks and the gate.
+"""The `ppo` stage: runs `PPOTrainer` from artifacts to artifact, with checkpoints, monitors and the gate.
 
-It makes the policy (`adapter/` or `model/`), `value.safetensors`, `golden.json` for a next round to start from,
-`looks.jsonl`: answers to held-out prompts along the run, with what a judge says that PPO never sees, and
-`guards.jsonl`: what the flight recorder noted. The policy is that of the best look, or the last one.
+It makes the policy (`adapter/` or `model/`), `value.safetensors` (the critic, if there is one), `fingerprints.json`
+for a next round to start from, `evaluations.jsonl` (answers to held-out prompts along the run, with the marks of a
+judge that PPO never sees) and `alerts.jsonl`. The policy is that of the best evaluation point, or the last one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from pipeline.errors import DataError, RecipeError, StageError
 from stages.models.adapters import MODEL, save_adapter
 from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.text import IGNORED, Codec, load_codec, pad
-from stages.ppo import checkpoint, judges, roles
-from stages.ppo import fingerprints as golden
+from stages.ppo import checkpoint, fingerprints, judges, roles
+from stages.ppo.artifact import ALERTS, POINTS
 from stages.ppo.ptx import Demonstrations
 from stages.ppo.trainer import PPOTrainer
-from stages.ppo.watch.alerts import Recorder
-from stages.ppo.watch.evaluation import Looks, look_prompts
+from stages.ppo.watch.alerts import AlertLog
+from stages.ppo.watch.evaluation import Evaluations, evaluation_prompts
+from stages.reward.artifact import read_unfit
 from stages.sampling.prompts import load_prompts
 from stages.training.demonstrations import encode_demonstrations
 from stages.training.distributed import World
@@ -36,10 +37,10 @@ from stages.training.distributed import World
 SHOWN = ("objective/scores", "objective/kl", "response/length", "objective/entropy")
 """The few numbers of the progress display."""
 
-LOOKED = ("kl", "score", "length", "judge")
-"""Of the policy that is handed on, for the manifest."""
+SELECTED = ("kl", "score", "length", "judge")
+"""Metrics of the selected policy, for the manifest."""
 
-GOLDEN = 8
+FINGERPRINTS = 8
 """Responses whose log-probs are stored with the policy."""
 
 
@@ -78,34 +79,35 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     if before:
         _go_on(trainer, before[max(before)])
     judge = judges.build(config, inputs, codec, bank, ctx.device) if config.eval_updates else None
-    looks, recorder = Looks(trainer, look_prompts(held_out, config.eval_prompts), judge, ctx), Recorder(config)
+    evaluations = Evaluations(trainer, evaluation_prompts(held_out, config.eval_prompts), judge, ctx)
+    alerts = AlertLog(config)
     if judge is None and config.checkpoint == "best" and config.eval_updates:
-        ctx.say("no independent judge looks at this run (ppo.guards.judge): the last policy will be handed on")
-    _train(trainer, looks, recorder, ctx)
+        ctx.say("no independent judge watches this run (ppo.monitor.judge): the last policy will be selected")
+    _train(trainer, evaluations, alerts, ctx)
     trainer.frozen.check()
 
-    handed_on = looks.hand_on()
+    selected = evaluations.select()
     if trainer.world.rank == 0 or bank.sharded:
-        golden.write(trainer, prompts[:GOLDEN], ctx.seed, out_dir)
+        fingerprints.write(trainer, prompts[:FINGERPRINTS], ctx.seed, out_dir)
         _write(out_dir, bank, config)
     if trainer.world.rank == 0:
-        write_jsonl(out_dir / "looks.jsonl", looks.taken)
-        write_jsonl(out_dir / "guards.jsonl", recorder.events)
+        write_jsonl(out_dir / POINTS, evaluations.points)
+        write_jsonl(out_dir / ALERTS, alerts.events)
     whole = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
         "prompts": len(prompts),
         "prompts_too_long": too_long,
         "episodes": trainer.update * config.batch_size,
         "updates": trainer.update,
-        "handed_on": handed_on["update"] if handed_on else trainer.update,
+        "selected_update": selected["update"] if selected else trainer.update,
         "judge": judge.name if judge else "none",
-        **({"stopped_at": trainer.update, "planned_updates": trainer.updates} if looks.stop else {}),
-        "guards": len(recorder.events),
+        **({"stopped_at": trainer.update, "planned_updates": trainer.updates} if evaluations.stop else {}),
+        "alerts": len(alerts.events),
         "trainable_parameters": sum(p.numel() for p in bank.parameters() if p.requires_grad),
-        "kl_coef": handed_on["kl_coef"] if handed_on else trainer.kl.value,
+        "kl_coef": selected["kl_coef"] if selected else trainer.kl.value,
         "mfu": trainer.meter.mfu,
         **({"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}),
-        **{f"final_{name}": handed_on[name] for name in LOOKED if handed_on and name in handed_on},
+        **{f"final_{name}": selected[name] for name in SELECTED if selected and name in selected},
         **({"held_out_members": config.reward.held_out} if config.reward.held_out else {}),
         **({"forced_past_gate": forced} if forced else {}),
     }
@@ -129,7 +131,7 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
     artifact = roles.reward_artifact(config, inputs)
     if artifact is None:
         return []
-    unfit: list[str] = artifact.json("quality.json")["unfit"]
+    unfit = read_unfit(artifact)
     if unfit and not ctx.force:
         raise StageError(
             "the reward model is unfit for PPO: " + "; ".join(unfit),
@@ -140,20 +142,20 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
 
 
 def _go_on(trainer: PPOTrainer, before: Artifact) -> None:
-    """A later round goes on from the policy of the one before, at the price of KL that was right for it."""
-    golden.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.exact)
+    """A later round continues from the policy of the previous one, and from its KL coefficient if that adapts."""
+    fingerprints.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.exact)
     if trainer.kl.target is not None:
         trainer.kl.value = before.metrics["kl_coef"]
 
 
-def _train(trainer: PPOTrainer, looks: Looks, recorder: Recorder, ctx: RunContext) -> None:
+def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx: RunContext) -> None:
     """The loop, from the checkpoint if there is one."""
     path, config = ctx.state_dir / "checkpoint.pt", trainer.config
     if path.exists():
         state = checkpoint.load(path)
         trainer.load_state_dict(state["trainer"])
-        looks.restore(state["looks"])
-        recorder.load_state_dict(state["guards"])
+        evaluations.restore(state["evaluations"])
+        alerts.load_state_dict(state["alerts"])
         ctx.metrics.truncate(trainer.update)
         ctx.say(f"resuming from update {trainer.update} of {trainer.updates}")
     else:
@@ -161,26 +163,30 @@ def _train(trainer: PPOTrainer, looks: Looks, recorder: Recorder, ctx: RunContex
         trainer.start()
         roles.start_value(trainer.bank, config, trainer.normalizer)
     with ctx.progress("ppo", total=trainer.updates, done=trainer.update) as bar:
-        while trainer.update < trainer.updates and not looks.stop:
+        while trainer.update < trainer.updates and not evaluations.stop:
             first = trainer.update == 0
-            if first and looks.due:
-                looks.take()
+            if first and evaluations.due:
+                evaluations.evaluate()
             metrics = trainer.step()
-            if looks.due:
-                metrics |= looks.take()
+            if evaluations.due:
+                metrics |= evaluations.evaluate()
             ctx.metrics.log(trainer.update, **metrics)
             bar.advance(1, **{name.rpartition("/")[2]: metrics[name] for name in SHOWN})
-            for line in recorder.update(trainer.update, metrics):
+            for line in alerts.update(trainer.update, metrics):
                 ctx.say(line)
-            if looks.due:
-                for line in recorder.look(looks.taken, looks.fall, stop=looks.stop):
+            if evaluations.due:
+                for line in alerts.evaluation(evaluations.points, evaluations.regression, stop=evaluations.stop):
                     ctx.say(line)
             due, writes = trainer.update % config.save_updates == 0 or first, trainer.world.rank == 0
             if due and (writes or trainer.bank.sharded):
-                state = {"trainer": trainer.state_dict(), "looks": looks.taken, "guards": recorder.state_dict()}
+                state = {
+                    "trainer": trainer.state_dict(),
+                    "evaluations": evaluations.points,
+                    "alerts": alerts.state_dict(),
+                }
                 if writes:
                     checkpoint.save(path, state)
-                    looks.prune()
+                    evaluations.prune()
                 del state  # a copy of all that learns, which training has no room for
 
 

@@ -36,7 +36,7 @@ from stages.report.findings import collect
 from stages.report.jsonform import json_form
 
 HERE = Path(__file__).parent
-FORMAT = 1
+FORMAT = 2
 """The version of report.json's layout."""
 
 

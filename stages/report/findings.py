@@ -88,8 +88,8 @@ class PPOSummary:
     kl_target: float | None
     reward_model: str | None
     forced_past_gate: Sequence[str]
-    points: Sequence[Point] = named("looks")
-    prompts: int = named("look_prompts")
+    points: Sequence[Point]
+    prompts: int
     stopped: bool
 
     @classmethod
@@ -144,7 +144,7 @@ class Findings:
     dropped: Sequence[Dropped]
     reward: RewardQuality | None
     ppo: PPOSummary | None
-    monitors: Monitors | None = named("guards")  # noqa: RUF009 (`named` is a `field`)
+    monitors: Monitors | None = named("monitors")  # noqa: RUF009 (`named` is a `field`)
     lineage: Sequence[RoundRow]
     evaluation: Evaluation | None
     human: HumanVerdict | None

@@ -38,12 +38,12 @@ class Monitors:
     judge: str
     alerts: Sequence[Alert] = named("events")
     checkpoint: str
-    selected: int | None = named("handed_on")
+    selected: int | None
     updates: int | None
     planned_updates: int | None
     stopped_at: int | None
-    points: Sequence[PointSummary] = named("looks")
-    prompts: int = named("look_prompts")
+    points: Sequence[PointSummary]
+    prompts: int
 
     @classmethod
     def of(cls, ppo: PPOResult) -> Monitors:

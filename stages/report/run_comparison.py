@@ -47,7 +47,7 @@ class AlertEntry:
 class MonitorsEntry:
     watched: bool
     alerts: Annotated[Sequence[AlertEntry], Field(validation_alias="events")]
-    selected: Annotated[int | None, Field(validation_alias="handed_on")]
+    selected: int | None
     updates: int | None
     planned_updates: int | None
     stopped_at: int | None
@@ -75,7 +75,7 @@ class RunReport:
     stages: Sequence[StageEntry]
     values: Sequence[ValueEntry]
     reward: RewardEntry | None = None
-    monitors: Annotated[MonitorsEntry | None, Field(validation_alias="guards")] = None
+    monitors: MonitorsEntry | None = None
     evaluation: Evaluation | None = None
     judged: Sequence[JudgedPrompt] = ()
 

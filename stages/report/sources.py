@@ -22,7 +22,7 @@ FILES: dict[str, list[tuple[str, str]]] = {
     "models": [("eval", out(evaluation.FILE))],
     "lineage": [(stage, MANIFEST) for stage in ("collect", "rank", "reward", "ppo")],
     "along": [("ppo", METRICS), ("ppo", out(ppo.POINTS)), ("eval", out(evaluation.FILE))],
-    "guards": [("ppo", out(ppo.ALERTS)), ("ppo", out(ppo.POINTS)), ("ppo", MANIFEST)],
+    "monitors": [("ppo", out(ppo.ALERTS)), ("ppo", out(ppo.POINTS)), ("ppo", MANIFEST)],
     "samples": [("eval", out(evaluation.SAMPLES))],
     "rankings": [
         ("rank", out(artifacts.AGREEMENT)),

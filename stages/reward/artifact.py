@@ -114,6 +114,11 @@ class RewardQuality:
         return parse(cls, content | {"held_out": HeldOut.of(content["metrics"], where)}, where)
 
 
+def read_unfit(artifact: Artifact) -> list[str]:
+    """Why PPO may not use the model; empty if it passed the gate."""
+    return list(artifact.json(FILE)["unfit"])
+
+
 def write(out_dir: Path, metrics: Metrics, tables: Metrics, unfit: Sequence[str], warnings: Sequence[str]) -> None:
     """Writes `quality.json`.
 

@@ -93,7 +93,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     if World().rank:
         return metrics
     # 5.
-    builder.save(model, out_dir, [row for group in groups.values() for row in group.rows][: config.golden])
+    builder.save(model, out_dir, [row for group in groups.values() for row in group.rows][: config.fingerprints])
     reasons = [] if config.gate is None else gate(config.gate, quality)
     notes = warnings(config.gate, quality)
     artifact.write(out_dir, metrics, tables, unfit=reasons, warnings=notes)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.schema import Message, Split, prompt_key
-from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact
 from stages.models.text import Codec
 
@@ -21,7 +20,7 @@ class EncodedPrompt:
 def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) -> tuple[list[EncodedPrompt], int]:
     """The prompts of a split, and how many were left out for their length in tokens.
 
-    Held-out ones come in an order that has nothing to do with the table's, and is always the same: looks,
+    Held-out ones come in an order that has nothing to do with the table's, and is always the same: PPO,
     evaluation and export take the last or first of them, and tables are often sorted.
     """
     prompts, too_long = [], 0
@@ -39,11 +38,3 @@ def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) ->
 def mixed(prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
     """In the order of a hash."""
     return sorted(prompts, key=lambda prompt: prompt_key(prompt.messages))
-
-
-def unseen_prompts(inputs: Mapping[str, Artifact], codec: Codec, max_length: int) -> list[EncodedPrompt]:
-    """The held-out prompts that no look of PPO used: a checkpoint chosen on a prompt cannot be reported on it."""
-    prompts, _ = load_prompts(inputs["data"], codec, "eval", max_length)
-    looks = (look for policy in by_round(inputs, "ppo").values() for look in policy.jsonl("looks.jsonl"))
-    looked_at = {prompt_key(prompt) for look in looks for prompt in look["prompts"]}
-    return [prompt for prompt in prompts if prompt_key(prompt.messages) not in looked_at]

@@ -39,7 +39,7 @@ from stages.models.text import Codec, pad
 HEAD, SPEC = "head.safetensors", "reward.json"
 ROLE = "reward"
 """Name of the adapter; further members' are `reward-1`, ..."""
-FINGERPRINTS = "golden"
+FINGERPRINTS = "fingerprints"
 """Their key in `reward.json`."""
 
 

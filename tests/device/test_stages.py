@@ -75,8 +75,8 @@ def test_ppo(tmp_path: Path, ctx: RunContext, dtype: str, artifacts: Any, values
     metrics = ppo.run(PPOConfig(**(PPO | values)), made, out, ctx)
     assert metrics["updates"] == 2
     after = Artifact("ppo", out, "ppo")
-    assert [row["update"] for row in after.jsonl("looks.jsonl")] == [0, 1, 2]
-    assert len(after.json("golden.json")["policy"]) == 8
+    assert [row["update"] for row in after.jsonl("evaluations.jsonl")] == [0, 1, 2]
+    assert len(after.json("fingerprints.json")["policy"]) == 8
 
 
 def test_dpo(tmp_path: Path, ctx: RunContext) -> None:

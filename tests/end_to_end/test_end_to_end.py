@@ -114,8 +114,8 @@ def test_evaluation_adds_up(runs: Path) -> None:
     assert best["kl"] == pytest.approx(math.log(best["n"]) - (best["n"] - 1) / best["n"])
     assert all(abs(best["kl"] - kl) <= abs(math.log(n) - (n - 1) / n - kl) for n in range(1, 5))
     assert result["frontier"]["fit"]["reason"].endswith("the form needs 4")
-    assert [row["update"] for row in result["frontier"]["looks"]] == [0, 1, 2]
-    assert result["frontier"]["looks"][0]["gold"] == {"value": 0, "low": 0, "high": 0}
+    assert [row["update"] for row in result["frontier"]["points"]] == [0, 1, 2]
+    assert result["frontier"]["points"][0]["gold"] == {"value": 0, "low": 0, "high": 0}
 
 
 def test_held_out_judges_and_text(runs: Path, tmp_path: Path) -> None:

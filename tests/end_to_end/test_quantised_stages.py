@@ -111,8 +111,8 @@ def test_a_reward_model_resumes_to_the_bit_and_reloads_with_its_scores(
         with pytest.raises(Interrupted):
             run("cut", "two")
     assert_same(files(run("cut", "two").path), files(whole.path))
-    # Loading checks the golden scores; here that it would have noticed, and how close they are.
-    assert len(whole.json(reward_model.SPEC)["golden"]) > 0
+    # Loading checks the fingerprints; here that it would have noticed, and how close they are.
+    assert len(whole.json(reward_model.SPEC)["fingerprints"]) > 0
     loaded = reward_model.load_reward(whole, inputs["base"], "cpu")
     assert reward_model.verify(whole, loaded, "cpu") < 1e-4
 

@@ -230,7 +230,7 @@ class FakeRun:
                 **{name: share for _, _, name, _ in charts.PPO},
             )
         looks = [look | {"prompts": [], "responses": []} for look in self.evaluation["along"]]
-        (out / "looks.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+        (out / "evaluations.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
         forced = {"forced_past_gate": self.forced_past_gate} if self.forced_past_gate else {}
         return {"updates": 16, "episodes": 2048, **forced}
 

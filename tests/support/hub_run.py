@@ -25,7 +25,7 @@ def write_policy(made: FakeRun) -> Callable[..., dict[str, Any]]:
         (out_dir / "adapter").mkdir()
         (out_dir / "adapter/adapter_model.safetensors").write_bytes(b"\0" * 512)
         (out_dir / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None, "r": 2}))
-        (out_dir / "golden.json").write_text("[]")
+        (out_dir / "fingerprints.json").write_text("[]")
         return made._ppo(config, inputs, out_dir, ctx)
 
     return run

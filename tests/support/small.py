@@ -63,7 +63,7 @@ def artifacts(folder: Path, quantization: Any = "none", dtype: str = "float32") 
         "eval": Artifact("eval", folder / "eval", "eval"),
     }
     made["eval"].path.mkdir()
-    (made["ppo"].path / "looks.jsonl").write_text("")
+    (made["ppo"].path / "evaluations.jsonl").write_text("")
     settings = {"max_prompt_length": 32, "response_length": 8, "temperature": 1.0}
     found = {"judge": None, "prompts": 5, "bootstrap": 20, "settings": settings}
     (made["eval"].path / "eval.json").write_text(json.dumps(found))

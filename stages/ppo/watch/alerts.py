@@ -1,7 +1,7 @@
-"""A flight recorder for PPO: rules that read each update's metrics and name a symptom, its likely cause and a fix.
+"""A flight alerts for PPO: rules that read each update's metrics and name a symptom, its likely cause and a fix.
 
 Pure functions of the metrics so far (docs/ppo.md): no torch, no files. A rule speaks once, when it first
-holds; the recorder goes on counting. Thresholds are wide on purpose, since a warning that healthy runs get is not
+holds; the alerts goes on counting. Thresholds are wide on purpose, since a warning that healthy runs get is not
 read when it matters.
 """
 
@@ -14,7 +14,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pipeline.config.ppo import PPOConfig
-from stages.ppo.watch.selection import Fall
+from stages.ppo.watch.selection import Regression
 
 Event = dict[str, Any]
 """`rule`, `update` (first), `last`, `updates` (how many), `symptom` (as first seen), `cause`, `hint`."""
@@ -248,7 +248,7 @@ RULES = (
         "length-shrinks",
         _length_shrinks,
         "the reward model takes shorter for better, or an early stop is never punished",
-        "look at the answers; check that the reward model prefers whole answers to cut ones",
+        "point at the answers; check that the reward model prefers whole answers to cut ones",
     ),
     Rule(
         "entropy-collapses",
@@ -299,7 +299,7 @@ ALIKE = Rule(
     "answers-alike",
     lambda history, config: None,
     "the policy gives many prompts the same answer, one that the reward model likes whatever is asked",
-    "raise the KL coefficient (ppo.kl) or set ppo.entropy_coef; look at the answers",
+    "raise the KL coefficient (ppo.kl) or set ppo.entropy_coef; point at the answers",
 )
 FALLS = Rule(
     "judge-falls",
@@ -308,11 +308,11 @@ FALLS = Rule(
     "raise the KL coefficient (ppo.kl) or train less; train the reward model on more rankings, or an ensemble",
 )
 STOPPED = Rule("stopped", FALLS.symptom, FALLS.cause, FALLS.hint)
-"""What is seen at looks rather than in metrics."""
+"""Rules on evaluation points rather than metrics."""
 
 
-class Recorder:
-    """Watches a run. `state_dict` is all it knows, for the checkpoint."""
+class AlertLog:
+    """The alerts of a run. `state_dict` is complete, for the checkpoint."""
 
     def __init__(self, config: PPOConfig) -> None:
         self.config = config
@@ -328,31 +328,35 @@ class Recorder:
     def update(self, update: int, metrics: Mapping[str, Any]) -> list[str]:
         """Takes in an update's metrics. Returns a line for each rule that holds for the first time."""
         self.history.add(metrics)
-        found = [(rule, rule.symptom(self.history, self.config)) for rule in RULES]
-        return self._note(update, [(rule, symptom) for rule, symptom in found if symptom])
+        symptoms = [(rule, rule.symptom(self.history, self.config)) for rule in RULES]
+        return self._note(update, [(rule, symptom) for rule, symptom in symptoms if symptom])
 
-    def look(self, looks: Sequence[Mapping[str, Any]], fall: Fall | None, *, stop: bool) -> list[str]:
-        """Takes in the newest of the looks, and how far the judge fell since its best."""
-        found = []
-        shares = [len(set(look["responses"])) / len(look["responses"]) for look in (looks[0], looks[-1])]
-        if shares[1] < shares[0] / 2:
-            said = f"{shares[1]:.0%} of the answers to held-out prompts are distinct, {shares[0]:.0%} were at first"
-            found.append((ALIKE, said))
-        if fall is not None:
-            found.append((FALLS, fall.describe(looks)))
+    def evaluation(
+        self, points: Sequence[Mapping[str, Any]], regression: Regression | None, *, stop: bool
+    ) -> list[str]:
+        """Takes in the newest of the evaluation points, and how far the judge's mark fell since its best."""
+        symptoms = []
+        first, newest = (
+            len(set(point["responses"])) / len(point["responses"]) for point in (points[0], points[-1])
+        )
+        if newest < first / 2:
+            symptom = f"{newest:.0%} of the answers to held-out prompts are distinct, {first:.0%} were at first"
+            symptoms.append((ALIKE, symptom))
+        if regression is not None:
+            symptoms.append((FALLS, regression.describe(points)))
             if stop:
-                found.append((STOPPED, f"stopped: {fall.describe(looks)}"))
-        return self._note(looks[-1]["update"], found)
+                symptoms.append((STOPPED, f"stopped: {regression.describe(points)}"))
+        return self._note(points[-1]["update"], symptoms)
 
-    def _note(self, update: int, found: Sequence[tuple[Rule, str]]) -> list[str]:
-        said = []
-        for rule, symptom in found:
+    def _note(self, update: int, symptoms: Sequence[tuple[Rule, str]]) -> list[str]:
+        lines = []
+        for rule, symptom in symptoms:
             known = next((event for event in self.events if event["rule"] == rule.name), None)
             if known is None:
                 event = {"rule": rule.name, "update": update, "last": update, "updates": 1, "symptom": symptom}
                 self.events.append(event | {"cause": rule.cause, "hint": rule.hint})
-                said.append(f"guard, update {update}: {symptom}. Likely {rule.cause}. To fix it, {rule.hint}.")
+                lines.append(f"alert, update {update}: {symptom}. Likely cause: {rule.cause}. Hint: {rule.hint}.")
             else:
                 known["last"] = update
                 known["updates"] += 1
-        return said
+        return lines

@@ -1,6 +1,6 @@
-"""Which look's policy PPO hands on, and when it is over-optimised: decided by the judge, over the same prompts.
+"""Checkpoint selection, and when PPO is over-optimised: decided by the judge, over the same prompts.
 
-Pure functions of the looks (dicts with `update`, `judged` and `scores`, a number a prompt, higher is better).
+Pure functions of the points (dicts with `update`, `judged` and `scores`, one number per prompt, higher is better).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import permutation_test
 
-Look = Mapping[str, Any]
+Point = Mapping[str, Any]
 
 DRAWS = 20_000
 BATCH = 1000
@@ -20,15 +20,15 @@ BATCH = 1000
 
 
 @dataclass(frozen=True)
-class Fall:
-    """The judge says that the look at index `now` is worse than the one at `best`, while the score rose."""
+class Regression:
+    """The judge says that the point at index `now` is worse than the one at `best`, while the score rose."""
 
     best: int
     now: int
     p: float
 
-    def describe(self, looks: Sequence[Look]) -> str:
-        best, now = looks[self.best], looks[self.now]
+    def describe(self, points: Sequence[Point]) -> str:
+        best, now = points[self.best], points[self.now]
         return (
             f"since update {best['update']} the judge’s mark fell from {best['judge']:.3f} to {now['judge']:.3f} "
             f"on {len(now['judged'])} held-out prompts while the reward model's score rose from "
@@ -36,42 +36,43 @@ class Fall:
         )
 
 
-def chosen(looks: Sequence[Look], checkpoint: Literal["best", "last"]) -> int | None:
-    """Index of the look whose policy is handed on: the one that the judge rates highest, the earliest of equals;
-    None for the last policy, where that is asked for or nobody judged."""
-    if checkpoint == "last" or not looks or looks[0].get("judge") is None:
+def selected(points: Sequence[Point], checkpoint: Literal["best", "last"]) -> int | None:
+    """Index of the point whose policy is selected: the one that the judge marks highest, the earliest of equals.
+    None: the last policy, because the recipe asks for it or there is no judge."""
+    if checkpoint == "last" or not points or points[0].get("judge") is None:
         return None
-    return best_of(looks)
+    return best_of(points)
 
 
-def best_of(looks: Sequence[Look]) -> int:
-    """Index of the look with the highest mean judgement, the earliest of equals."""
-    return max(range(len(looks)), key=lambda i: (looks[i]["judge"], -i))
+def best_of(points: Sequence[Point]) -> int:
+    """Index of the point with the highest mean judgement, the earliest of equals."""
+    return max(range(len(points)), key=lambda i: (points[i]["judge"], -i))
 
 
-def fallen(looks: Sequence[Look], now: int, significance: float) -> Fall | None:
-    """Whether the judge prefers the best of the earlier looks to the one at index `now`, and the score the reverse.
+def regression(points: Sequence[Point], now: int, significance: float) -> Regression | None:
+    """Whether the judge prefers the best of the earlier points to the one at index `now`, and the reward model the
+    reverse.
 
-    Both by paired randomisation tests over prompts, one-sided. The best of `now` earlier looks is partly the
+    Both by paired randomisation tests over prompts, one-sided. The best of `now` earlier points is partly the
     luckiest one, so that the judge's test is at `significance / now` (Bonferroni).
     """
-    if not now or looks[now].get("judge") is None:
+    if not now or points[now].get("judge") is None:
         return None
-    best = best_of(looks[:now])
-    was, present = looks[best], looks[now]
+    best = best_of(points[:now])
+    was, present = points[best], points[now]
     if was["judge"] <= present["judge"] or was["score"] >= present["score"]:
         return None
     p = p_of_rise(present["judged"], was["judged"])
     if p > significance / now or p_of_rise(was["scores"], present["scores"]) > significance:
         return None
-    return Fall(best, now, min(1.0, p * now))
+    return Regression(best, now, min(1.0, p * now))
 
 
-def overoptimised(looks: Sequence[Look], *, significance: float, patience: int) -> Fall | None:
-    """The newest look's fall, when each of the last `patience` looks has fallen."""
-    if len(looks) <= patience:
+def overoptimised(points: Sequence[Point], *, significance: float, patience: int) -> Regression | None:
+    """The newest point's regression, if each of the last `patience` points has one."""
+    if len(points) <= patience:
         return None
-    falls = [fallen(looks, now, significance) for now in range(len(looks) - patience, len(looks))]
+    falls = [regression(points, now, significance) for now in range(len(points) - patience, len(points))]
     return falls[-1] if all(falls) else None
 
 

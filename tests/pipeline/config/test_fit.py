@@ -151,7 +151,7 @@ def test_a_reward_adapter_that_starts_as_sfts_copy_has_its_layers(tmp_path: Path
         recipe(tmp_path, f"sft.lora.{name}=8 reward.init=base")
 
 
-@pytest.mark.parametrize("path", ["ppo.reward_model", "eval.reward_model", "ppo.guards.judge"])
+@pytest.mark.parametrize("path", ["ppo.reward_model", "eval.reward_model", "ppo.monitor.judge"])
 def test_a_folder_that_gives_no_score_is_refused_before_anything_runs(path: str, tmp_path: Path) -> None:
     one = {"id2label": {"0": "LABEL_0"}}
     for name, config, words in (
@@ -187,7 +187,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("path", ["ppo.reward_model", "eval.reward_model", "ppo.guards.judge"])
+@pytest.mark.parametrize("path", ["ppo.reward_model", "eval.reward_model", "ppo.monitor.judge"])
 def test_a_broken_or_missing_score_head_is_refused_before_anything_runs(path: str, tmp_path: Path) -> None:
     folder = local(tmp_path / "classifier", {"id2label": {"0": "LABEL_0"}})
     body = {"model_norm_weight": ("F32", BROKEN["F32"])}  # what is no head is not read

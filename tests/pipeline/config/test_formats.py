@@ -36,7 +36,7 @@ def test_an_unknown_format_is_refused_with_its_line_and_the_nearest_name(recipe_
 
 
 def test_a_format_like_no_other_is_refused_with_all_names(load: Load) -> None:
-    with pytest.raises(RecipeError, match=f"valid are {', '.join(sorted(FORMATS))}"):
+    with pytest.raises(RecipeError, match=f"valid values are {', '.join(sorted(FORMATS))}"):
         load(table("xyzzy"))
 
 

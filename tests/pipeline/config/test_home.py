@@ -18,7 +18,7 @@ data:
   prompts: {path: "~/p.jsonl"}
   rankings: {path: ~/folder, format: pairs}
 reward: {model: ~/encoder, pretrain_on: {path: ~/more.csv, format: pairs}}
-ppo: {reward_model: ~/reward, guards: {judge: ~/guard.yaml}}
+ppo: {reward_model: ~/reward, monitor: {judge: ~/guard.yaml}}
 eval: {judge: ~/judge.yaml, reward_model: ~/other, text: {path: ~/text.jsonl}}
 """
 
@@ -44,7 +44,7 @@ def test_in_every_path_of_a_recipe(home):
         "reward.model": "encoder",
         "reward.pretrain_on.path": "more.csv",
         "ppo.reward_model": "reward",
-        "ppo.guards.judge": "guard.yaml",
+        "ppo.monitor.judge": "guard.yaml",
         "eval.judge": "judge.yaml",
         "eval.reward_model": "other",
         "eval.text.path": "text.jsonl",

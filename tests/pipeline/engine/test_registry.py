@@ -88,8 +88,8 @@ def test_every_target_is_there(spec: registry.StageSpec) -> None:
     [
         ("", "none"),
         ("eval.judge=venues", "venues"),
-        ("eval.judge=venues ppo.guards.judge=none", "none"),
-        ("eval.judge=venues ppo.guards.judge=e2e", "e2e"),
+        ("eval.judge=venues ppo.monitor.judge=none", "none"),
+        ("eval.judge=venues ppo.monitor.judge=e2e", "e2e"),
     ],
 )
 def test_ppo_gets_the_judge_of_its_evaluation_points(
@@ -98,14 +98,14 @@ def test_ppo_gets_the_judge_of_its_evaluation_points(
     """By its config, so that another judge is another run."""
     recipe = load(*given.split()).recipe
     spec = registry.STAGES["ppo"]
-    assert spec.config(recipe).guards.judge == judge
-    assert spec.keyed(recipe)["guards"]["judge"] == judge
+    assert spec.config(recipe).monitor.judge == judge
+    assert spec.keyed(recipe)["monitor"]["judge"] == judge
 
 
 def test_a_judge_that_is_a_file_enters_ppos_key(load: Callable[..., LoadedRecipe]) -> None:
     spec = registry.STAGES["ppo"]
     assert spec.files(load("eval.judge=my.yaml").recipe) == {"eval.judge": Path("my.yaml")}
-    assert spec.files(load("ppo.guards.judge=models/rm").recipe) == {"ppo.guards.judge": Path("models/rm")}
+    assert spec.files(load("ppo.monitor.judge=models/rm").recipe) == {"ppo.monitor.judge": Path("models/rm")}
     assert spec.files(load("eval.judge=venues").recipe) == {}
 
 

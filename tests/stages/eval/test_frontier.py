@@ -81,7 +81,10 @@ def test_what_still_rises_or_cannot_be_told_is_not_over_optimised() -> None:
 
 
 def test_too_few_or_too_near_points_are_said_to_be() -> None:
-    assert too_few(np.array([0.0, 0.5, 1.0, 2.0])) == "3 looks are away from the reference, and the form needs 4"
+    assert (
+        too_few(np.array([0.0, 0.5, 1.0, 2.0]))
+        == "3 evaluation points are away from the reference, and the form needs 4"
+    )
     assert "between 1.00 and 1.30 nats" in str(too_few(np.array([0.0, 1.0, 1.1, 1.2, 1.3])))
     assert too_few(KLS) is None
     kl, gain = looks(1.0, 0.8, "rl", noise=0.2)

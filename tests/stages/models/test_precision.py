@@ -101,7 +101,7 @@ def reward_of(dtype, seed=0):
 def stored(lm, head, folder):
     """As the reward stage leaves it: scores by the library's own forward, all texts at once."""
     rows = reward_model.fingerprints_of(RewardModel(lm, head).eval(), TEXTS, "cpu")
-    (folder / "reward.json").write_text(json.dumps({"golden": rows}))
+    (folder / "reward.json").write_text(json.dumps({"fingerprints": rows}))
     return Artifact("reward", folder, "")
 
 
@@ -115,7 +115,7 @@ def test_a_reward_models_rounding_passes_and_another_model_does_not(dtype, tmp_p
     monkeypatch.setattr(reward_model, "score_rows", lambda s, rows, size, device: score_rows(s, rows, 3, device))
     deviation = reward_model.verify(artifact, ensemble, "cpu")
     assert deviation > 1e-4, "the case must round"
-    scores = torch.tensor([row["score"] for row in artifact.json("reward.json")["golden"]])
+    scores = torch.tensor([row["score"] for row in artifact.json("reward.json")["fingerprints"]])
     again = score_rows(ensemble.members, TEXTS, 3, "cpu")[0]
     assert Deviation.between(again, scores).relative < ROUGH / 2, "there must be room for other hardware"
 
@@ -138,7 +138,7 @@ def test_one_member_of_an_ensemble_cannot_hide_behind_the_others(tmp_path):
     bank.heads["reference"] = tiny.head(9)
     ensemble = RewardEnsemble(bank, ["reward", "reference"])
     rows = reward_model.fingerprints_of(ensemble, TEXTS, "cpu")
-    (tmp_path / "reward.json").write_text(json.dumps({"golden": rows}))
+    (tmp_path / "reward.json").write_text(json.dumps({"fingerprints": rows}))
     artifact = Artifact("reward", tmp_path, "")
     reward_model.verify(artifact, ensemble, "cpu")
     bank.heads["reference"].rescale_(0.0, 1 / 1.15)

@@ -58,7 +58,7 @@ def run(inputs, out, ctx, **values):
 
 def fingerprints(artifact):
     """The texts that are stored with a reward model, as prompts and responses, and their scores: (N,) or (N, M)."""
-    rows = artifact.json("reward.json")["golden"]
+    rows = artifact.json("reward.json")["fingerprints"]
     prompts = [EncodedPrompt([], row["ids"][:1], "train") for row in rows]
     return (prompts, [row["ids"][1:] for row in rows]), torch.tensor([row["score"] for row in rows])
 
@@ -209,11 +209,13 @@ def test_it_makes_a_policy_that_can_be_loaded(tmp_path, base, training_context, 
     assert (metrics["updates"], metrics["episodes"], metrics["prompts"]) == (4, 32, 12)
     assert [step for step, _ in notes.logged] == [1, 2, 3, 4]
     assert notes.advanced == 4
-    looks = list(artifact.jsonl("looks.jsonl"))
-    assert [look["update"] for look in looks] == [0, 2, 4]
-    assert looks[0]["kl"] == 0.0
-    assert abs(looks[-1]["kl"]) == abs(metrics["final_kl"]) > 1e-4
-    assert all(len(look["responses"]) == len(look["prompts"]) == 2 for look in looks)  # half of the four held out
+    evaluations = list(artifact.jsonl("evaluations.jsonl"))
+    assert [point["update"] for point in evaluations] == [0, 2, 4]
+    assert evaluations[0]["kl"] == 0.0
+    assert abs(evaluations[-1]["kl"]) == abs(metrics["final_kl"]) > 1e-4
+    assert all(
+        len(point["responses"]) == len(point["prompts"]) == 2 for point in evaluations
+    )  # half of the four held out
     prompt = torch.tensor(tiny.rows(1, 6, 6))
     with torch.no_grad():
         before = load_policy(base, made["sft"], "cpu")(prompt).logits
@@ -250,7 +252,7 @@ def test_resume_is_exact(inputs, tmp_path, training_context, value):
     resumed, _ = run(inputs, tmp_path / "resumed out", ctx, **values)
     assert "resuming from update 2 of 4" in notes.lines
     assert notes.truncated == [2]
-    for name in ("adapter/adapter_model.safetensors", "value.safetensors", "looks.jsonl"):
+    for name in ("adapter/adapter_model.safetensors", "value.safetensors", "evaluations.jsonl"):
         assert resumed.file(name).read_bytes() == whole.file(name).read_bytes(), name
     for (step, ours), (other, theirs) in zip(notes.logged, expected[2:], strict=True):
         assert step == other
@@ -331,8 +333,8 @@ def test_a_later_round_goes_on_from_the_newest_policy_against_the_same_reference
 
     ctx, notes = training_context(state="second")
     second, metrics = run(later, tmp_path / "second out", ctx)
-    looks = list(second.jsonl("looks.jsonl"))
-    assert looks[0]["kl"] == pytest.approx(list(first.jsonl("looks.jsonl"))[-1]["kl"], abs=1e-5)
+    evaluations = list(second.jsonl("evaluations.jsonl"))
+    assert evaluations[0]["kl"] == pytest.approx(list(first.jsonl("evaluations.jsonl"))[-1]["kl"], abs=1e-5)
     assert notes.logged[0][1]["objective/kl_coef"] == first.metrics["kl_coef"] != SMALL["kl"].init
     third = later | {"ppo-2": Artifact("ppo-2", second.path, "ppo", metrics)}
     bank, _ = roles.build(PPOConfig(**SMALL), third, tiny.codec(), "cpu")
@@ -372,7 +374,7 @@ def test_a_policy_or_reference_that_is_not_the_stored_one_is_refused(
 def test_the_stored_responses_are_the_policys_and_their_logprobs_too(inputs, tmp_path, base, training_context):
     """Token by token, by a model of its own, not through the bank."""
     artifact, _ = run(inputs, tmp_path / "out", training_context()[0])
-    found = artifact.json("golden.json")
+    found = artifact.json("fingerprints.json")
     assert len(found["prompts"]) == len(found["responses"]) == 8
     for role, source in (("policy", artifact), ("reference", inputs["sft"])):
         model = load_policy(base, source, "cpu")
@@ -399,5 +401,10 @@ def test_resume_is_exact_in_a_later_round(inputs, tmp_path, training_context):
     with pytest.raises(Killed):
         run(later, tmp_path / "cut out", ctx)
     resumed, _ = run(later, tmp_path / "resumed out", training_context(state="cut")[0])
-    for name in ("adapter/adapter_model.safetensors", "value.safetensors", "looks.jsonl", "golden.json"):
+    for name in (
+        "adapter/adapter_model.safetensors",
+        "value.safetensors",
+        "evaluations.jsonl",
+        "fingerprints.json",
+    ):
         assert resumed.file(name).read_bytes() == whole.file(name).read_bytes(), name

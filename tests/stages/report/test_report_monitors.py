@@ -33,7 +33,7 @@ class MonitoredRun(FakeRun):
     events: tuple[dict[str, Any], ...] = (EVENT, STOPPED)
     metrics: dict[str, Any] = {  # noqa: RUF012
         "judge": "venues",
-        "handed_on": 8,
+        "selected_update": 8,
         "stopped_at": 16,
         "planned_updates": 60,
     }
@@ -41,8 +41,8 @@ class MonitoredRun(FakeRun):
     def _ppo(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         made = super()._ppo(config, inputs, out, ctx)
         looks = [look | {"prompts": [], "responses": [], "judge": -0.1} for look in self.evaluation["along"]]
-        (out / "looks.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
-        (out / "guards.jsonl").write_text("".join(json.dumps(event) + "\n" for event in self.events))
+        (out / "evaluations.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+        (out / "alerts.jsonl").write_text("".join(json.dumps(event) + "\n" for event in self.events))
         return made | self.metrics
 
 
@@ -71,12 +71,15 @@ def test_alerts_early_stopping_and_the_selected_policy_are_reported(
 @pytest.mark.parametrize(
     ("metrics", "phrase"),
     [
-        ({"judge": "venues", "handed_on": 16}, "The last policy (update 16) was selected: it is the best"),
+        ({"judge": "venues", "selected_update": 16}, "The last policy (update 16) was selected: it is the best"),
         (
-            {"judge": "venues", "handed_on": 0},
+            {"judge": "venues", "selected_update": 0},
             "The policy that PPO started from was selected rather than the last one",
         ),
-        ({"judge": "none", "handed_on": 16}, "No independent judge watched PPO, so the last policy was selected."),
+        (
+            {"judge": "none", "selected_update": 16},
+            "No independent judge watched PPO, so the last policy was selected.",
+        ),
     ],
 )
 def test_which_policy_was_selected(monitored: MonitoredRun, metrics: dict[str, Any], phrase: str) -> None:
@@ -84,7 +87,7 @@ def test_which_policy_was_selected(monitored: MonitoredRun, metrics: dict[str, A
     section = monitored.findings().monitors
     assert section is not None
     assert monitors.summary(section).startswith(phrase)
-    assert bool(monitors.caveats(section)) == (metrics["handed_on"] != 16)
+    assert bool(monitors.caveats(section)) == (metrics["selected_update"] != 16)
 
 
 def test_a_run_from_before_there_were_monitors_has_no_such_section(
@@ -99,7 +102,7 @@ def test_numbers_have_their_files(monitored: MonitoredRun, tmp_path: Path) -> No
     run = monitored()
     _, page = build(run, tmp_path)
     found = json.loads((tmp_path / "made" / "report.json").read_text())
-    assert set(found["sources"]) >= {"models", "along", "guards", "reward", "curves", "pipeline"}
+    assert set(found["sources"]) >= {"models", "along", "monitors", "reward", "curves", "pipeline"}
     for paths in found["sources"].values():
         for path in paths:
             assert (run.folder / path).is_file()

@@ -34,8 +34,8 @@ def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
 
     def one_round(config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         made_of_it = ppo(config, inputs, out, ctx)
-        lines = (out / "looks.jsonl").read_text().splitlines(keepends=True)
-        (out / "looks.jsonl").write_text("".join(lines[:3]))
+        lines = (out / "evaluations.jsonl").read_text().splitlines(keepends=True)
+        (out / "evaluations.jsonl").write_text("".join(lines[:3]))
         return dict(made_of_it)
 
     stages.does["ppo"] = one_round

@@ -54,7 +54,7 @@ def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
             win(HOSTILE, "ppo", "sft", 0.6, disagreed=0.25, unreadable=3),
         ],
         "frontier": {
-            "judge": "venues", "round": 1, "prompts": 64, "looks": looks, "fit": fit(1.8, 2.5, set_in=True),
+            "judge": "venues", "round": 1, "prompts": 64, "points": looks, "fit": fit(1.8, 2.5, set_in=True),
         },
         "best_of_n": {
             "samples": 16,
@@ -64,7 +64,7 @@ def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
                 {"n": n, "kl": kl, "proxy": interval(kl, 0, 2), "gold": interval(kl, 0, 2)}
                 for n, kl in ((1, 0.0), (16, 1.835))
             ],
-            "fit": {"reason": "1 looks are away from the reference, and the form needs 4"},
+            "fit": {"reason": "1 evaluation points are away from the reference, and the form needs 4"},
         },
         "points": {name: {"kl": 1.9, "gold": interval(0.8, 0.7, 0.9)} for name in ("ppo", "dpo")},
         "extremes": {

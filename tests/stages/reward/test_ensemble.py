@@ -79,7 +79,7 @@ def test_members_have_a_common_scale(inputs, tmp_path, training_context):
 
 def test_every_members_fingerprints_are_verified(inputs, tmp_path, training_context):
     artifact, _ = run(inputs, tmp_path / "out", training_context()[0], ensemble=2)
-    assert all(len(row["score"]) == 2 for row in artifact.json("reward.json")["golden"])
+    assert all(len(row["score"]) == 2 for row in artifact.json("reward.json")["fingerprints"])
     head = reward_model.ScalarHead.load(artifact.file("head-1.safetensors"))
     with torch.no_grad():
         head.bias += 0.5
@@ -95,7 +95,7 @@ def test_one_member_is_as_simple_as_ever(inputs, tmp_path, training_context):
     )
     adapter = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
     assert names == [*adapter, "head.safetensors", "quality.json", "reward.json"]
-    assert isinstance(artifact.json("reward.json")["golden"][0]["score"], float)
+    assert isinstance(artifact.json("reward.json")["fingerprints"][0]["score"], float)
     assert "eval_disagreement" not in metrics
 
 

@@ -179,8 +179,8 @@ def test_a_changed_head_is_noticed(inputs, tmp_path, training_context):
 
 
 def test_no_fingerprints(inputs, tmp_path, training_context):
-    artifact, _ = run(inputs, tmp_path / "out", training_context()[0], golden=0, trainer={"max_steps": 1})
-    assert artifact.json("reward.json")["golden"] == []
+    artifact, _ = run(inputs, tmp_path / "out", training_context()[0], fingerprints=0, trainer={"max_steps": 1})
+    assert artifact.json("reward.json")["fingerprints"] == []
     assert reward_model.verify(artifact, scorer(artifact, inputs["base"]), "cpu") == 0.0
 
 

@@ -99,7 +99,7 @@ def test_its_fingerprints_are_verified(inputs, tmp_path, training_context, encod
     )
     load_reward_classifier(artifact, "cpu")
     spec = artifact.json("reward.json")
-    spec["golden"][0]["score"] += 0.3
+    spec["fingerprints"][0]["score"] += 0.3
     (artifact.path / "reward.json").write_text(json.dumps(spec))
     with pytest.raises(StageError, match=r"off by 0\.3"):
         load_reward_classifier(artifact, "cpu")

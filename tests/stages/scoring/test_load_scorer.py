@@ -23,7 +23,7 @@ def inputs(tmp_path):
 
 def fingerprints(artifact):
     """The texts that are stored with a reward model, as prompts and responses, and their scores (M, N)."""
-    rows = artifact.json("reward.json")["golden"]
+    rows = artifact.json("reward.json")["fingerprints"]
     prompts = [EncodedPrompt([], row["ids"][:1], "train") for row in rows]
     return (prompts, [row["ids"][1:] for row in rows]), torch.tensor([row["score"] for row in rows]).T
 

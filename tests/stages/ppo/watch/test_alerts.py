@@ -1,4 +1,4 @@
-"""The flight recorder: each rule holds in the run it is about and is silent in a healthy one."""
+"""The flight alerts: each rule holds in the run it is about and is silent in a healthy one."""
 
 import json
 import subprocess
@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from pipeline.config.ppo import KLConfig, PPOConfig
-from stages.ppo.watch import alerts as guards
-from stages.ppo.watch import selection as choice
-from stages.ppo.watch.alerts import Recorder
+from stages.ppo.watch import selection
+from stages.ppo.watch.alerts import RULES, AlertLog
 
 UPDATES = 24
 CONFIG = PPOConfig(kl=KLConfig(kind="adaptive", init=0.05, target=2.0))
@@ -38,14 +37,14 @@ def healthy(update):
 
 
 def run(change=None, config=CONFIG):
-    """What was said, by update, and the recorder."""
-    recorder, said = Recorder(config), {}
+    """What was said, by update, and the alerts."""
+    alerts, said = AlertLog(config), {}
     for update in range(1, UPDATES + 1):
         metrics = healthy(update)
         metrics |= change(update, metrics) if change else {}
-        if lines := recorder.update(update, metrics):
+        if lines := alerts.update(update, metrics):
             said[update] = lines
-    return said, recorder
+    return said, alerts
 
 
 def rise(name, start, by):
@@ -75,25 +74,25 @@ WRONG = {
 
 
 def test_every_rule_is_tried():
-    assert set(WRONG) == {rule.name for rule in guards.RULES}
+    assert set(WRONG) == {rule.name for rule in RULES}
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_rule_finds_what_it_is_about(name):
-    said, recorder = run(WRONG[name])
-    assert [event["rule"] for event in recorder.events] == [name]
+    said, alerts = run(WRONG[name])
+    assert [event["rule"] for event in alerts.events] == [name]
     (update, (line,)) = next(iter(said.items()))
     assert len(said) == 1, "once"
-    event = recorder.events[0]
-    rule = next(rule for rule in guards.RULES if rule.name == name)
-    assert line == f"guard, update {update}: {event['symptom']}. Likely {rule.cause}. To fix it, {rule.hint}."
+    event = alerts.events[0]
+    rule = next(rule for rule in RULES if rule.name == name)
+    assert line == f"alert, update {update}: {event['symptom']}. Likely cause: {rule.cause}. Hint: {rule.hint}."
     assert event["update"] == update > 1
 
 
 def test_a_healthy_run_is_left_alone():
-    said, recorder = run()
+    said, alerts = run()
     assert said == {}
-    assert recorder.events == []
+    assert alerts.events == []
 
 
 @pytest.mark.parametrize("missing", ["objective/scores_disagreement", "val/explained_variance", "objective/kl"])
@@ -108,15 +107,15 @@ def test_a_fixed_coefficient_has_no_target_to_miss():
 
 
 def test_it_counts_on_and_says_when_it_was_last():
-    _, recorder = run(lambda u, m: {"policy/clipfrac_avg": 0.4 if 3 < u < 11 else 0.0})
-    (event,) = recorder.events
+    _, alerts = run(lambda u, m: {"policy/clipfrac_avg": 0.4 if 3 < u < 11 else 0.0})
+    (event,) = alerts.events
     assert event["update"] < event["last"] < UPDATES
     assert event["updates"] == event["last"] - event["update"] + 1
 
 
 def test_it_goes_on_from_its_state_as_if_never_stopped():
     whole = run(WRONG["length-grows"])[1]
-    first, second = Recorder(CONFIG), Recorder(CONFIG)
+    first, second = AlertLog(CONFIG), AlertLog(CONFIG)
     for update in range(1, UPDATES + 1):
         if update == 16:
             second.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -126,35 +125,39 @@ def test_it_goes_on_from_its_state_as_if_never_stopped():
     assert second.state_dict() == whole.state_dict()
 
 
-# --- At looks ---
+# --- At evaluations ---
 
 
-def look(update, judge, score, responses):
+def point(update, judge, score, responses):
     judged, scores = [judge + 0.01 * i for i in range(8)], [score + 0.01 * i for i in range(8)]
     values = {"judged": judged, "scores": scores, "judge": sum(judged) / 8, "score": sum(scores) / 8}
     return {"update": update, "responses": responses, **values}
 
 
 def test_the_fall_of_the_judge_and_the_stop_are_events_of_their_own():
-    recorder, different = Recorder(CONFIG), [str(i) for i in range(8)]
-    looks = [
-        look(u, judge, score, different) for u, judge, score in ((0, 0, 0), (4, 1, 1), (8, 0.5, 2), (12, 0, 3))
+    alerts, different = AlertLog(CONFIG), [str(i) for i in range(8)]
+    evaluations = [
+        point(u, judge, score, different) for u, judge, score in ((0, 0, 0), (4, 1, 1), (8, 0.5, 2), (12, 0, 3))
     ]
     lines = []
-    for n in range(1, len(looks) + 1):
-        fall = choice.fallen(looks[:n], n - 1, 0.05)
-        lines.append(recorder.look(looks[:n], fall, stop=n == 4))
+    for n in range(1, len(evaluations) + 1):
+        fall = selection.regression(evaluations[:n], n - 1, 0.05)
+        lines.append(alerts.evaluation(evaluations[:n], fall, stop=n == 4))
     assert [len(said) for said in lines] == [0, 0, 1, 1]
     assert "the judge’s mark fell from 1.035 to 0.535" in lines[2][0]
-    assert lines[3][0].startswith("guard, update 12: stopped: since update 4")
-    assert [(event["rule"], event["updates"]) for event in recorder.events] == [("judge-falls", 2), ("stopped", 1)]
+    assert lines[3][0].startswith("alert, update 12: stopped: since update 4")
+    assert [(event["rule"], event["updates"]) for event in alerts.events] == [("judge-falls", 2), ("stopped", 1)]
 
 
 def test_answers_that_become_alike():
-    recorder = Recorder(CONFIG)
-    looks = [look(0, 0, 0, list("abcdefgh")), look(4, 0, 1, list("abcdabcd")), look(8, 0, 2, list("aaaaabbb"))]
-    assert recorder.look(looks[:2], None, stop=False) == []
-    (line,) = recorder.look(looks, None, stop=False)
+    alerts = AlertLog(CONFIG)
+    evaluations = [
+        point(0, 0, 0, list("abcdefgh")),
+        point(4, 0, 1, list("abcdabcd")),
+        point(8, 0, 2, list("aaaaabbb")),
+    ]
+    assert alerts.evaluation(evaluations[:2], None, stop=False) == []
+    (line,) = alerts.evaluation(evaluations, None, stop=False)
     assert "25% of the answers to held-out prompts are distinct, 100% were at first" in line
 
 

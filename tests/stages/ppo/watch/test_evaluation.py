@@ -1,4 +1,4 @@
-"""Looks: their judge, their prompts, the policy that is handed on, the stop; and all of it after a kill."""
+"""Evaluations: their judge, their prompts, the policy that is handed on, the stop; and all of it after a kill."""
 
 import published
 import pytest
@@ -7,16 +7,17 @@ import torch
 from ppo_case import Rigged, count_of
 
 from data.schema import prompt_key, write_jsonl
-from pipeline.config.ppo import AggregateConfig, GuardsConfig, KLConfig, PPOConfig, ScoreConfig
+from pipeline.config.ppo import AggregateConfig, KLConfig, MonitorConfig, PPOConfig, ScoreConfig
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
+from stages.eval.prompts import unseen_prompts
 from stages.models.adapters import load_actor
 from stages.models.text import Codec
 from stages.ppo import judges, roles, stage
 from stages.ppo.rewards import RewardSignal
-from stages.ppo.watch.evaluation import look_prompts
+from stages.ppo.watch.evaluation import evaluation_prompts
 from stages.sampling.decoding import generate
-from stages.sampling.prompts import EncodedPrompt, load_prompts, unseen_prompts
+from stages.sampling.prompts import EncodedPrompt, load_prompts
 from stages.scoring.judge import ScoringJudge
 from stages.scoring.reward_model import RewardEnsemble
 from stages.scoring.scorer import TokenScorer
@@ -105,7 +106,7 @@ def overoptimised(monkeypatch):
 
 
 def answers(inputs, artifact, seed=0, length=LENGTH, of=slice(16, 32)):
-    """What an artifact's policy says to the look's prompts, from the look's random numbers, without the bank."""
+    """What an artifact's policy says to the point's prompts, from the point's random numbers, without the bank."""
     codec = tiny.codec()
     prompts, _ = load_prompts(inputs["data"], codec, "eval", 30)
     asked = [prompt.ids for prompt in prompts[of]]
@@ -126,55 +127,53 @@ def answers(inputs, artifact, seed=0, length=LENGTH, of=slice(16, 32)):
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_the_best_looks_policy_is_handed_on(tmp_path, base, training_context, judged, lora):
+def test_the_best_points_policy_is_selected(tmp_path, base, training_context, judged, lora):
     judged()
     made = make_inputs(tmp_path, base, lora=lora)
-    values = {"guards": GuardsConfig(stop=False), **({} if lora else {"learning_rate": 3e-3})}
+    values = {"monitor": MonitorConfig(stop=False), **({} if lora else {"learning_rate": 3e-3})}
     best = run(made, tmp_path / "best", training_context()[0], **values)
-    looks = list(best.jsonl("looks.jsonl"))
-    marks = [look["judge"] for look in looks]
-    assert 0 < marks.index(max(marks)) < len(looks) - 1, "the case is one where the best is neither end"
-    chosen = looks[marks.index(max(marks))]
-    assert answers(made, best) == chosen["responses"] != looks[-1]["responses"]
-    assert best.metrics["handed_on"] == chosen["update"]
+    evaluations = list(best.jsonl("evaluations.jsonl"))
+    marks = [point["judge"] for point in evaluations]
+    assert 0 < marks.index(max(marks)) < len(evaluations) - 1, "the case is one where the best is neither end"
+    chosen = evaluations[marks.index(max(marks))]
+    assert answers(made, best) == chosen["responses"] != evaluations[-1]["responses"]
+    assert best.metrics["selected_update"] == chosen["update"]
     assert best.metrics["updates"] == 6
     assert [best.metrics[f"final_{name}"] for name in ("kl", "judge")] == [chosen["kl"], chosen["judge"]]
 
 
-def test_the_last_policy_is_handed_on_where_that_is_asked_for(inputs, tmp_path, training_context, judged):
+def test_the_last_policy_is_selected_on_request(inputs, tmp_path, training_context, judged):
     judged(-1.0)
     artifact = run(inputs, tmp_path / "out", training_context()[0], checkpoint="last", total_episodes=16)
-    assert answers(inputs, artifact) == list(artifact.jsonl("looks.jsonl"))[-1]["responses"]
-    assert artifact.metrics["handed_on"] == 2
+    assert answers(inputs, artifact) == list(artifact.jsonl("evaluations.jsonl"))[-1]["responses"]
+    assert artifact.metrics["selected_update"] == 2
 
 
-def test_when_it_never_got_better_the_start_is_handed_on(inputs, tmp_path, training_context, overoptimised):
+def test_the_starting_policy_is_selected_when_none_is_better(inputs, tmp_path, training_context, overoptimised):
     artifact = run(inputs, tmp_path / "out", training_context()[0], total_episodes=16)
-    assert artifact.metrics["handed_on"] == 0
+    assert artifact.metrics["selected_update"] == 0
     assert artifact.metrics["final_kl"] == pytest.approx(0, abs=1e-6)
     assert answers(inputs, artifact) == answers(inputs, inputs["sft"])
 
 
-def test_without_a_judge_the_last_policy_is_handed_on_and_it_is_said(inputs, tmp_path, training_context):
+def test_without_a_judge_the_last_policy_is_selected_with_a_message(inputs, tmp_path, training_context):
     ctx, notes = training_context()
     artifact = run(inputs, tmp_path / "out", ctx, total_episodes=16)
-    looks = list(artifact.jsonl("looks.jsonl"))
-    assert "judge" not in looks[0]
-    assert answers(inputs, artifact) == looks[-1]["responses"]
+    evaluations = list(artifact.jsonl("evaluations.jsonl"))
+    assert "judge" not in evaluations[0]
+    assert answers(inputs, artifact) == evaluations[-1]["responses"]
     assert artifact.metrics["judge"] == "none"
     assert any("no independent judge" in line for line in notes.lines)
 
 
-def test_a_later_round_starts_at_the_price_of_the_look_that_was_handed_on(
-    inputs, tmp_path, training_context, judged
-):
+def test_a_later_round_starts_at_the_selected_points_kl_coefficient(inputs, tmp_path, training_context, judged):
     judged()
     kl = KLConfig(kind="adaptive", init=0.01, target=0.1, horizon=20)
-    guards = GuardsConfig(stop=False)
-    artifact = run(inputs, tmp_path / "out", training_context()[0], kl=kl, guards=guards)
-    looks = {look["update"]: look for look in artifact.jsonl("looks.jsonl")}
-    chosen = looks[artifact.metrics["handed_on"]]
-    assert artifact.metrics["kl_coef"] == chosen["kl_coef"] != looks[6]["kl_coef"]
+    monitor = MonitorConfig(stop=False)
+    artifact = run(inputs, tmp_path / "out", training_context()[0], kl=kl, monitor=monitor)
+    evaluations = {point["update"]: point for point in artifact.jsonl("evaluations.jsonl")}
+    chosen = evaluations[artifact.metrics["selected_update"]]
+    assert artifact.metrics["kl_coef"] == chosen["kl_coef"] != evaluations[6]["kl_coef"]
 
 
 # --- The stop ---
@@ -183,13 +182,13 @@ def test_a_later_round_starts_at_the_price_of_the_look_that_was_handed_on(
 def test_it_stops_when_the_judge_falls_while_the_score_rises(inputs, tmp_path, training_context, overoptimised):
     ctx, notes = training_context()
     artifact = run(inputs, tmp_path / "out", ctx)
-    looks = list(artifact.jsonl("looks.jsonl"))
-    assert artifact.metrics["updates"] == artifact.metrics["stopped_at"] == looks[-1]["update"] == 2
+    evaluations = list(artifact.jsonl("evaluations.jsonl"))
+    assert artifact.metrics["updates"] == artifact.metrics["stopped_at"] == evaluations[-1]["update"] == 2
     assert artifact.metrics["planned_updates"] == 6
     assert artifact.metrics["episodes"] == 16
-    assert artifact.metrics["handed_on"] == 0
-    events = {event["rule"]: event for event in artifact.jsonl("guards.jsonl")}
-    assert events["judge-falls"]["update"] < events["stopped"]["update"] == looks[-1]["update"]
+    assert artifact.metrics["selected_update"] == 0
+    events = {event["rule"]: event for event in artifact.jsonl("alerts.jsonl")}
+    assert events["judge-falls"]["update"] < events["stopped"]["update"] == evaluations[-1]["update"]
     said = [line for line in notes.lines if "stopped: since update 0 the judge’s mark fell" in line]
     assert len(said) == 1
 
@@ -199,7 +198,7 @@ def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
     inputs, tmp_path, training_context, monkeypatch
 ):
     """The reward counts a letter; the judge wants it once. So the policy gets better and then worse, and what is
-    handed on is better than the last policy on prompts that no look used."""
+    handed on is better than the last policy on prompts that no point used."""
     letter = tiny.codec().tokenizer.convert_tokens_to_ids("a")
     build, count = roles.build, count_of(letter)
     reward = RewardSignal(Rigged(count), AggregateConfig())
@@ -219,12 +218,12 @@ def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
         "score": ScoreConfig(normalization="running", clip=None),
     }
     # Sixteen prompts see little: at the usual level it would take a longer run.
-    guarding = {"guards": GuardsConfig(significance=0.3)}
-    guarded = run(inputs, tmp_path / "guarded", training_context()[0], **values, **guarding)
-    unguarded = {"checkpoint": "last", "guards": GuardsConfig(stop=False)}
-    last = run(inputs, tmp_path / "last", training_context(state="l")[0], **values, **unguarded)
+    monitored = {"monitor": MonitorConfig(significance=0.3)}
+    guarded = run(inputs, tmp_path / "guarded", training_context()[0], **values, **monitored)
+    unmonitored = {"checkpoint": "last", "monitor": MonitorConfig(stop=False)}
+    last = run(inputs, tmp_path / "last", training_context(state="l")[0], **values, **unmonitored)
     assert guarded.metrics["stopped_at"] < 40
-    assert 0 < guarded.metrics["handed_on"] < guarded.metrics["stopped_at"]
+    assert 0 < guarded.metrics["selected_update"] < guarded.metrics["stopped_at"]
 
     def quality(artifact):
         seeds = range(1, 9)
@@ -242,12 +241,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("value", ["adapter", "trunk"])
-def test_what_was_chosen_survives_a_kill_to_the_bit(inputs, tmp_path, training_context, judged, value):
-    """At any update: before, at and after the best look, with and without a checkpoint since."""
+def test_the_selection_survives_a_kill_to_the_bit(inputs, tmp_path, training_context, judged, value):
+    """At any update: before, at and after the best point, with and without a checkpoint since."""
     judged()
-    values = {"value": value, "guards": GuardsConfig(stop=False)}
+    values = {"value": value, "monitor": MonitorConfig(stop=False)}
     whole = run(inputs, tmp_path / "whole", training_context(state="whole state")[0], **values)
-    best = whole.metrics["handed_on"]
+    best = whole.metrics["selected_update"]
     assert 0 < best < 6
     for kill in sorted({1, best + 1, 5}):
         ctx, notes = training_context(state=f"killed {kill}")
@@ -265,7 +264,7 @@ def test_what_was_chosen_survives_a_kill_to_the_bit(inputs, tmp_path, training_c
         for file in sorted(path for path in whole.path.rglob("*") if path.is_file()):
             name = file.relative_to(whole.path)
             assert (resumed.path / name).read_bytes() == file.read_bytes(), (kill, name)
-        assert resumed.metrics["handed_on"] == best
+        assert resumed.metrics["selected_update"] == best
 
 
 def test_a_stop_is_not_forgotten(inputs, tmp_path, training_context, overoptimised):
@@ -273,15 +272,15 @@ def test_a_stop_is_not_forgotten(inputs, tmp_path, training_context, overoptimis
     whole = run(inputs, tmp_path / "whole", training_context()[0], **values)
     again = run(inputs, tmp_path / "again", training_context()[0], **values)  # from the checkpoint at the stop
     assert again.metrics["stopped_at"] == whole.metrics["stopped_at"]
-    assert again.file("looks.jsonl").read_bytes() == whole.file("looks.jsonl").read_bytes()
+    assert again.file("evaluations.jsonl").read_bytes() == whole.file("evaluations.jsonl").read_bytes()
 
 
-def test_only_the_best_looks_weights_stay_on_disk(inputs, tmp_path, training_context, judged):
+def test_only_the_best_points_weights_stay_on_disk(inputs, tmp_path, training_context, judged):
     judged()
     ctx, _ = training_context()
     artifact = run(inputs, tmp_path / "out", ctx, save_updates=1, total_episodes=24)
     kept = [path.name for path in ctx.state_dir.glob("best-*")]
-    assert kept == [f"best-{artifact.metrics['handed_on']}.pt"]
+    assert kept == [f"best-{artifact.metrics['selected_update']}.pt"]
 
 
 # --- Who judges ---
@@ -289,7 +288,7 @@ def test_only_the_best_looks_weights_stay_on_disk(inputs, tmp_path, training_con
 
 def fingerprints(artifact):
     """The texts that are stored with a reward model, as prompts and responses, and their scores."""
-    rows = artifact.json("reward.json")["golden"]
+    rows = artifact.json("reward.json")["fingerprints"]
     prompts = [EncodedPrompt([], row["ids"][:1], "train") for row in rows]
     return (prompts, [row["ids"][1:] for row in rows]), torch.tensor([row["score"] for row in rows])
 
@@ -299,7 +298,7 @@ def test_a_member_that_judges_takes_no_part_in_the_reward(tmp_path, base, lora):
     made = make_inputs(tmp_path, base, lora=lora)
     made["reward"] = tiny.reward_artifact(tmp_path / "three", base, members=3)
     config = PPOConfig(
-        **SMALL, guards=GuardsConfig(judge="member"), reward=AggregateConfig(aggregate="min", held_out=1)
+        **SMALL, monitor=MonitorConfig(judge="member"), reward=AggregateConfig(aggregate="min", held_out=1)
     )  # the lowest of two
     bank, reward = roles.build(config, made, tiny.codec(), "cpu")
     judge = judges.build(config, made, tiny.codec(), bank, "cpu")
@@ -310,7 +309,7 @@ def test_a_member_that_judges_takes_no_part_in_the_reward(tmp_path, base, lora):
 
 
 def test_one_member_cannot_do_both(inputs):
-    config = PPOConfig(**SMALL, guards=GuardsConfig(judge="member"))
+    config = PPOConfig(**SMALL, monitor=MonitorConfig(judge="member"))
     bank, _ = roles.build(config, inputs, tiny.codec(), "cpu")
     with pytest.raises(StageError, match="the reward model has one member"):
         judges.build(config, inputs, tiny.codec(), bank, "cpu")
@@ -318,7 +317,7 @@ def test_one_member_cannot_do_both(inputs):
 
 def test_a_folder_is_a_reward_model(tmp_path, inputs, base):
     other = tiny.reward_artifact(tmp_path / "other", base, seed=11)
-    config = PPOConfig(**SMALL, guards=GuardsConfig(judge=str(other.path)))
+    config = PPOConfig(**SMALL, monitor=MonitorConfig(judge=str(other.path)))
     judge = judges.build(config, inputs, tiny.codec(), None, "cpu")
     texts, scores = fingerprints(other)
     torch.testing.assert_close(torch.tensor(judge.scores(*texts)), scores, atol=1e-4, rtol=1e-4)
@@ -326,7 +325,7 @@ def test_a_folder_is_a_reward_model(tmp_path, inputs, base):
 
 def test_the_mean_score_of_a_lexicon_is_the_negative_slot_error_rate():
     codec = Codec(published.byte_level())
-    judge = judges.build(PPOConfig(guards=GuardsConfig(judge="venues")), {}, codec, None, "cpu")
+    judge = judges.build(PPOConfig(monitor=MonitorConfig(judge="venues")), {}, codec, None, "cpu")
     facts = ["name[Blue Fox], kind[pub]", "name[Silver Mill], kind[pub], area[harbour]"]
     prompts = [EncodedPrompt(tiny.user(text), [], "eval") for text in facts]
     texts = ["Blue Fox is a pub.", "Silver Mill is a pub."]
@@ -353,10 +352,10 @@ def test_held_out_prompts_come_in_an_order_of_their_own(inputs, tmp_path):
     assert sorted(found[0]) not in (found[0], found[0][::-1])
 
 
-def test_eval_leaves_out_what_was_looked_at(inputs, tmp_path, training_context):
+def test_eval_leaves_out_the_prompts_of_evaluation_points(inputs, tmp_path, training_context):
     artifact = run(inputs, tmp_path / "out", training_context()[0], total_episodes=8)
     held_out, _ = load_prompts(inputs["data"], tiny.codec(), "eval", 30)
-    looked_at = {prompt_key(prompt) for prompt in next(iter(artifact.jsonl("looks.jsonl")))["prompts"]}
+    looked_at = {prompt_key(prompt) for prompt in next(iter(artifact.jsonl("evaluations.jsonl")))["prompts"]}
     assert looked_at == {prompt_key(prompt.messages) for prompt in held_out[16:]}
     left = unseen_prompts(inputs | {"ppo": artifact}, tiny.codec(), 30)
     assert [prompt.ids for prompt in left] == [prompt.ids for prompt in held_out[:16]]
@@ -365,4 +364,4 @@ def test_eval_leaves_out_what_was_looked_at(inputs, tmp_path, training_context):
 @pytest.mark.parametrize(("held_out", "count", "expected"), [(10, 3, 3), (10, 9, 5), (1, 4, 0), (0, 4, 0)])
 def test_a_look_takes_at_most_half_of_the_held_out_prompts(held_out, count, expected):
     prompts = list(range(held_out))
-    assert look_prompts(prompts, count) == prompts[held_out - expected :]
+    assert evaluation_prompts(prompts, count) == prompts[held_out - expected :]

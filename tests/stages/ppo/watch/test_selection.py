@@ -1,4 +1,4 @@
-"""Which look's policy is handed on, and when the run is over-optimised."""
+"""Which point's policy is handed on, and when the run is over-optimised."""
 
 import math
 from itertools import product
@@ -6,20 +6,20 @@ from itertools import product
 import numpy as np
 import pytest
 
-from stages.ppo.watch import selection as choice
+from stages.ppo.watch import selection
 
 
-def look(update, judged, scores=None):
+def point(update, judged, scores=None):
     scores = [0.0] * len(judged) if scores is None else scores
     means = {"judge": sum(judged) / len(judged), "score": sum(scores) / len(scores)}
     return {"update": update, "judged": judged, "scores": scores, **means}
 
 
 def along(*levels, prompts=40, noise=0.02):
-    """Looks whose judge and score have these mean levels, with a little noise of their own."""
+    """Evaluations whose judge and score have these mean levels, with a little noise of their own."""
     generator = np.random.default_rng(0)
     return [
-        look(
+        point(
             4 * i,
             (judge + noise * generator.normal(size=prompts)).tolist(),
             (score + noise * generator.normal(size=prompts)).tolist(),
@@ -33,7 +33,7 @@ def along(*levels, prompts=40, noise=0.02):
 
 @pytest.mark.parametrize("n", [1, 3, 10])
 def test_a_rise_of_every_prompt_has_the_chance_of_heads_only(n):
-    assert choice.p_of_rise([0.0] * n, [1.0 + i for i in range(n)]) == pytest.approx(0.5**n)
+    assert selection.p_of_rise([0.0] * n, [1.0 + i for i in range(n)]) == pytest.approx(0.5**n)
 
 
 def test_the_chance_is_the_share_of_all_exchanges():
@@ -43,7 +43,7 @@ def test_the_chance_is_the_share_of_all_exchanges():
         sum(b - a if swap else a - b for a, b, swap in zip(after, before, swaps, strict=True))
         for swaps in product((False, True), repeat=4)
     ]
-    assert choice.p_of_rise(before, after) == pytest.approx(sum(s >= rise for s in sums) / 16)
+    assert selection.p_of_rise(before, after) == pytest.approx(sum(s >= rise for s in sums) / 16)
 
 
 def test_sums_that_differ_by_rounding_are_equal():
@@ -51,44 +51,47 @@ def test_sums_that_differ_by_rounding_are_equal():
     tenths = [1, 2, -3, 4, 2, -1]
     sums = [sum(t * s for t, s in zip(tenths, signs, strict=True)) for signs in product((1, -1), repeat=6)]
     expected = sum(s >= sum(tenths) for s in sums) / len(sums)
-    assert choice.p_of_rise([0.0] * 6, [t / 10 for t in tenths]) == pytest.approx(expected)
+    assert selection.p_of_rise([0.0] * 6, [t / 10 for t in tenths]) == pytest.approx(expected)
 
 
 def test_many_prompts_are_sampled_and_agree_with_the_normal_limit():
     differences = np.random.default_rng(3).normal(0.15, 1, size=200)
     z = differences.sum() / math.sqrt((differences**2).sum())
     expected = 0.5 * math.erfc(z / math.sqrt(2))
-    found = choice.p_of_rise([0.0] * 200, differences.tolist())
+    found = selection.p_of_rise([0.0] * 200, differences.tolist())
     assert found == pytest.approx(expected, abs=0.01)
-    assert found == choice.p_of_rise([0.0] * 200, differences.tolist())
+    assert found == selection.p_of_rise([0.0] * 200, differences.tolist())
 
 
 def test_no_difference_is_no_rise():
-    assert choice.p_of_rise([1.0, 2.0], [1.0, 2.0]) == 1.0
+    assert selection.p_of_rise([1.0, 2.0], [1.0, 2.0]) == 1.0
 
 
 # --- The choice ---
 
 
-def test_the_best_look_is_handed_on_and_the_earliest_of_equals():
-    looks = [look(0, [0.0, 0.0]), look(4, [1.0, 1.0]), look(8, [0.5, 1.5]), look(12, [0.0, 1.0])]
-    assert choice.chosen(looks, "best") == 1
-    assert choice.chosen(looks, "last") is None
+def test_the_best_point_is_selected_and_the_earliest_of_equals():
+    evaluations = [point(0, [0.0, 0.0]), point(4, [1.0, 1.0]), point(8, [0.5, 1.5]), point(12, [0.0, 1.0])]
+    assert selection.selected(evaluations, "best") == 1
+    assert selection.selected(evaluations, "last") is None
 
 
-def test_without_a_judge_the_last_policy_is_handed_on():
-    looks = [{"update": 0, "score": 1.0, "scores": [1.0]}, {"update": 4, "score": 0.0, "scores": [0.0]}]
-    assert choice.chosen(looks, "best") is None
-    assert choice.fallen(looks, 1, 0.05) is None
-    assert choice.chosen([], "best") is None
+def test_without_a_judge_the_last_policy_is_selected():
+    evaluations = [{"update": 0, "score": 1.0, "scores": [1.0]}, {"update": 4, "score": 0.0, "scores": [0.0]}]
+    assert selection.selected(evaluations, "best") is None
+    assert selection.regression(evaluations, 1, 0.05) is None
+    assert selection.selected([], "best") is None
 
 
 # --- Over-optimisation ---
 
 
 def stops(levels, patience=2, **values):
-    looks = along(*levels, **values)
-    found = [choice.overoptimised(looks[: n + 1], significance=0.05, patience=patience) for n in range(len(looks))]
+    evaluations = along(*levels, **values)
+    found = [
+        selection.overoptimised(evaluations[: n + 1], significance=0.05, patience=patience)
+        for n in range(len(evaluations))
+    ]
     return next((n for n, fall in enumerate(found) if fall), None)
 
 
@@ -120,10 +123,10 @@ def test_what_chance_explains_is_no_fall():
 
 
 def test_a_fall_says_from_what_to_what():
-    looks = along((0.0, 0.0), (1.0, 1.0), (0.5, 2.0))
-    fall = choice.fallen(looks, 2, 0.05)
+    evaluations = along((0.0, 0.0), (1.0, 1.0), (0.5, 2.0))
+    fall = selection.regression(evaluations, 2, 0.05)
     assert (fall.best, fall.now) == (1, 2)
     assert fall.p < 0.05
-    said = fall.describe(looks)
+    said = fall.describe(evaluations)
     assert "since update 4 the judge’s mark fell from 1.0" in said
     assert "on 40 held-out prompts" in said

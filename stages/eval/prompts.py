@@ -1,0 +1,20 @@
+"""The held-out prompts that results may be reported on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from data.schema import prompt_key
+from pipeline.engine.rounds import by_round
+from pipeline.engine.stage import Artifact
+from stages.models.text import Codec
+from stages.ppo.artifact import POINTS
+from stages.sampling.prompts import EncodedPrompt, load_prompts
+
+
+def unseen_prompts(inputs: Mapping[str, Artifact], codec: Codec, max_length: int) -> list[EncodedPrompt]:
+    """Those that no evaluation point of PPO used: a checkpoint selected on a prompt cannot be reported on it."""
+    prompts, _ = load_prompts(inputs["data"], codec, "eval", max_length)
+    points = (point for policy in by_round(inputs, "ppo").values() for point in policy.jsonl(POINTS))
+    used = {prompt_key(prompt) for point in points for prompt in point["prompts"]}
+    return [prompt for prompt in prompts if prompt_key(prompt.messages) not in used]
