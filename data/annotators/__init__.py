@@ -1,0 +1,1 @@
+"""Statistics of annotators: agreement, self-consistency, reliability, strengths of models."""

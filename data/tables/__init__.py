@@ -1,0 +1,1 @@
+"""Tables of demonstrations, prompts and rankings: files, formats, columns, conversations in cells."""

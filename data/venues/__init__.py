@@ -1,0 +1,1 @@
+"""The built-in task: venues to describe, simulated annotators, and the judge of facts."""

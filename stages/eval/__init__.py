@@ -1,1 +1,1 @@
-"""Was it worth it? Every model on held-out prompts, by judges that PPO never optimised."""
+"""The `eval` stage: every model on held-out prompts, by judges that PPO never optimised."""

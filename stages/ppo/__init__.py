@@ -1,1 +1,1 @@
-"""PPO under a KL penalty: pure tensor maths (kl, advantages, losses), trajectories, rollout, trainer, stage."""
+"""PPO under a KL penalty. Maths: advantages, kl, losses. Steps: experience, update. Around them: trainer, stage."""

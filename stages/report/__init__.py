@@ -1,1 +1,1 @@
-"""What a run says at its end: one HTML file that needs nothing else, and the same numbers as JSON."""
+"""The report of a run: one HTML file that loads nothing, and the same numbers as JSON."""

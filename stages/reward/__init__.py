@@ -1,1 +1,1 @@
-"""The reward model: likelihoods of rankings (pure tensor maths), model, training, and its gate."""
+"""The reward model: likelihoods of rankings, training, ensembles, quality on held-out prompts, the gate."""

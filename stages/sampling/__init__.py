@@ -1,0 +1,1 @@
+"""Sampling: prompts, samplers, and the episodes that they return."""

@@ -1,0 +1,1 @@
+"""Scorers and judges: one way from an artifact, a folder, a Hub id or a function to scores."""

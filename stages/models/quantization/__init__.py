@@ -1,0 +1,1 @@
+"""Grids of low-precision formats, and quantisation-aware training for them."""

@@ -1,0 +1,1 @@
+"""Training monitors: evaluation points, checkpoint selection, early stopping, alerts."""
