@@ -68,7 +68,9 @@ def test_command_is_understood(page: Path, command: str, tmp_path: Path, monkeyp
         if program in ("ruff", "mypy"):
             return
         assert not more
-    if program == "torchrun" or (program == "python" and "stages" in arguments):
+    if program == "torchrun":
+        program, arguments = "tutelage", arguments[arguments.index("tutelage") + 1 :]
+    if program == "python" and "stages" in arguments:
         program, arguments = "tutelage", arguments[arguments.index("stages") + 1 :]
     if program == "python":
         check_python(arguments)
