@@ -12,7 +12,7 @@ from stages import commands, registry  # noqa: F401 (registers commands and stag
 def main() -> None:
     environment.prepare()
     try:
-        app()
+        app(prog_name="tutelage")
     except Exception as bug:
         if not launching.report_failure(bug):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +58,10 @@ RUNS = Path("runs")
 class _Commands(TyperGroup):
     """Prints errors that a user can fix without a traceback; other exceptions are bugs and keep it."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """As registered, but for those that run a recipe, which come first."""
+        return sorted(super().list_commands(ctx), key=lambda name: name not in ("run", "round"))
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -102,9 +107,12 @@ def target(name: str | None, recipe: Path | None) -> tuple[str | None, Path]:
     if name is None or registry.is_step(name):
         return name, recipe or QUICKSTART
     if name not in shipped.recipes() and Path(name).suffix not in (".yaml", ".yml"):
+        near = difflib.get_close_matches(name, [*registry.STAGES, *shipped.recipes()], n=1)
         raise RecipeError(
             f"there is no stage or shipped recipe called {name}",
-            hint=f"stages are {', '.join(registry.STAGES)}; recipes are {', '.join(shipped.recipes())}",
+            hint=f"did you mean {near[0]}?"
+            if near
+            else f"stages are {', '.join(registry.STAGES)}; recipes are {', '.join(shipped.recipes())}",
         )
     if recipe is not None:
         raise RecipeError(

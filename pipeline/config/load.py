@@ -56,6 +56,10 @@ class LoadedRecipe:
         return f"--recipe {merge.shown(self.path)}{sets}"
 
 
+RENAMED = {"guards": "monitor", "golden": "fingerprints"}
+"""Keys of earlier versions, and their names now."""
+
+
 def load_recipe(path: Path | str, sets: Sequence[str] = ()) -> LoadedRecipe:
     """Reads, merges and checks a recipe, a file or the name of a shipped one. Raises `RecipeError`."""
     path = shipped.locate(Path(path).expanduser())
@@ -149,6 +153,8 @@ def _message(error: ErrorDetails) -> str:
         return "is required"
     if kind == "unexpected_keyword_argument":
         name = str(error["loc"][-1])
+        if name in RENAMED:
+            return f"unknown key; it is now called {RENAMED[name]}"
         return "unknown key" + _nearest(name, _valid_names(error["loc"][:-1]))
     if kind == "dataclass_type":
         # Where other types are allowed too, the keys show which section is meant.

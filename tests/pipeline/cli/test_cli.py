@@ -193,6 +193,8 @@ def test_chat_gets_the_run(recipe_file: Path, stages: FakeStages, monkeypatch: p
         ("plan -s seed=x", 2, "seed: must be a valid integer"),
         ("plan -s eval.judge=gone.yaml", 2, "there is no file or folder gone.yaml"),
         ("plan pppo", 2, "there is no stage or shipped recipe called pppo"),
+        ("run quickstrat", 2, "did you mean quickstart?"),
+        ("plan -s ppo.guards.judge=none", 2, "ppo.guards: unknown key; it is now called monitor"),
         ("plan ppo-2", 2, "there is no stage called ppo-2"),
         ("plan quickstart", 2, "quickstart and --recipe small.yaml both name a recipe"),
         ("show -r gone.yaml", 2, "cannot read the recipe gone.yaml"),
