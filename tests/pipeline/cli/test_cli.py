@@ -210,8 +210,8 @@ def test_mistakes_are_one_message_and_an_exit_code(
     assert "Traceback" not in result.output + result.stderr
 
 
-def test_an_unknown_name_lists_stages_and_recipes(recipe_file: Path) -> None:
-    result = CliRunner().invoke(app, ["run", "quickstrat"])
+def test_a_name_like_no_other_lists_stages_and_recipes(recipe_file: Path) -> None:
+    result = CliRunner().invoke(app, ["run", "xyzzy"])
     assert result.exit_code == 2
     assert "stages are base, data, sft, collect" in result.stderr
     assert "recipes are e2e-human, hh-rlhf/llama-3.1-8b" in result.stderr
