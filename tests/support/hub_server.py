@@ -1,7 +1,7 @@
-"""A Hub on this machine: the part of its HTTP API that huggingface_hub 2 uses to upload, to look and to load.
+"""A local Hub server: the part of the HTTP API that huggingface_hub 2 uses to upload, query and download.
 
-Files live in memory, by SHA-256; with xet, hf_xet itself writes and reads them in a local folder. `interrupt`
-breaks uploads off. The client is another process, with `HF_ENDPOINT` set: huggingface_hub reads it at import.
+Files are kept in memory by SHA-256; with xet, hf_xet reads and writes them in a local folder. `interrupt` breaks off
+uploads. The client must run in another process with `HF_ENDPOINT` set, because huggingface_hub reads it at import.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server holds, and what it was asked.
+    """The state of the server, and the requests that it received.
 
     Attributes:
-        stored: large files by SHA-256, whether a commit names them or not.
-        received: (method, path, bytes) of each request that was served to its end.
-        interrupt: called with the SHA-256 before a large file is taken; what it returns is done instead of storing:
-            "drop" closes the connection in the middle, "hold" reads half and waits.
-        xet: the folder that hf_xet uses; None: large files come by LFS.
+        stored: large files by SHA-256, committed or not.
+        received: (method, path, bytes) of each request served to its end.
+        interrupt: called with the SHA-256 before a large file is stored. It returns None to store the file, "drop" to
+            close the connection half-way, or "hold" to read half and wait.
+        xet: the folder that hf_xet uses; None if large files are uploaded by LFS.
     """
 
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
@@ -61,17 +61,17 @@ class Hub:
     xet: Path | None = None
     url: str = ""
     xet_files: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """SHA-256 -> xet hash and size. The Hub reads it from what hf_xet sends; here tests say it."""
+    """SHA-256 -> xet hash and size. The real Hub reads them from hf_xet's upload; here the tests register them."""
 
     def will_get(self, *files: Path) -> None:
-        """Tells the server the xet hashes of files that are about to come."""
+        """Registers the xet hashes of files that will be uploaded."""
         import hf_xet
 
         for path, info in zip(files, hf_xet.hash_files([str(path) for path in files]), strict=True):
             self.xet_files[hashlib.sha256(path.read_bytes()).hexdigest()] = (info.hash, path.stat().st_size)
 
     def sent(self, part: str) -> list[str]:
-        """Paths of served requests whose method and path hold `part`."""
+        """Paths of served requests whose 'method path' contains `part`."""
         return [path for method, path, _ in self.received if part in f"{method} {path}"]
 
 
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._body = self.rfile.read(length // 2 if what else length)
         if what == "hold":
             self.state.holding.set()
-            self.rfile.read(1)  # until the client dies
+            self.rfile.read(1)  # blocks until the client dies
             time.sleep(0.05)
         if what:
             self.close_connection = True
@@ -355,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _card_errors(given: dict[str, Any]) -> Iterator[str]:
-    """As the Hub does, as far as these cards go: what metadata must look like."""
+    """The Hub's errors about a card's metadata, as far as these cards need them."""
     found = re.match(r"---\n(.*?)\n---", given["content"], re.DOTALL)
     if not found:
         yield "there is no metadata"
@@ -405,4 +405,4 @@ ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), "/lfs/(?P<oid>[0-9a-f]{64})/verify", _Handler.lfs_verify),
     (("GET", "HEAD"), rf"{LFS}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
 ]
-"""Methods, path, and what answers."""
+"""(method, path pattern, handler)."""
