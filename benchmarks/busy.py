@@ -3,9 +3,9 @@
 
     python benchmarks/busy.py [--rounds 5] [--others 0 2]
 
-Each round trains a Llama of the quickstart's size for a few seconds under each setting in turn, while `--others` other
-processes each keep one core busy. Prints the median rate, and the median ratio to the default setting of the same
-round.
+Each round trains a Llama of the quickstart's size for a few seconds under each setting in turn, while `--others`
+other processes each keep one core busy. Prints the median rate, and the median ratio to the default setting of the
+same round.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/memory_plan.py [--only sft ppo-lora ...] [--smol FOLDER]
 
 Runs each stage for a few steps in a separate process, on Llamas with random weights and with rows of the recipe's
-maximum length. Prints the predicted peak, the measured peak and their ratio. On a CPU the measured peak is the highest
-resident size (VmHWM) minus the resident size after importing the stage, with the allocator settings of a run with
-`hardware.memory` (`pipeline.machine.return_memory`). On a GPU it is `torch.cuda.max_memory_allocated`.
+maximum length. Prints the predicted peak, the measured peak and their ratio. On a CPU the measured peak is the
+highest resident size (VmHWM) minus the resident size after importing the stage, with the allocator settings of a
+run with `hardware.memory` (`pipeline.machine.return_memory`). On a GPU it is `torch.cuda.max_memory_allocated`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ NOTHING: dict[str, tuple[str, str, str]] = {
                         "collect.max_prompt_length=16"),
     "nothing-ppo": ("ppo", "h16", SMALL + "ppo.num_mini_batches=1 ppo.eval_updates=0"),
 }  # fmt: skip
-"""What the libraries take at their first use, with models of no size: `pipeline.memory.plan.FIRST_USE`."""
+"""Minimal models, to measure what the libraries take at first use: `pipeline.memory.plan.FIRST_USE`."""
 SMOL = {
     "smol-sft-nf4": ("sft", "smol", SFT + "base.quantization=nf4 sft.trainer.per_device_train_batch_size=2"),
     "smol-ppo-lora": ("ppo", "smol", PPO + "ppo.response_length=64 ppo.micro_batch_size=4 ppo.batch_size=16 "
@@ -115,7 +115,7 @@ reward: {{lora: {{r: 8}}}}
 """
 
 
-# --- The run, in a process of its own ---------------------------------------------------------------------------
+# --- The run, in a separate process -------------------------------------------------------------------------------
 
 
 def resident(name: str) -> int:
@@ -138,7 +138,7 @@ def progress(*_: Any, **__: Any) -> Iterator[Nothing]:
 
 
 def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]:
-    """Runs a stage on the artifacts in a folder. Returns the bytes held after the imports and the peak above them."""
+    """Runs a stage on the artifacts in a folder. Returns the bytes held after imports and the peak above them."""
     import torch
 
     from pipeline import machine
@@ -167,7 +167,7 @@ def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]
     return outcome
 
 
-# --- Inputs ---------------------------------------------------------------------------------------
+# --- Inputs -------------------------------------------------------------------------------------------------------
 
 
 def prepare(folder: Path, source: Path, recipe: Any) -> None:

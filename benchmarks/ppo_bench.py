@@ -6,11 +6,12 @@
     python benchmarks/ppo_bench.py growth
 
 `tiny` is a Llama with about a million random weights; other values are folders with a model and its tokenizer. The
-peer's script takes --model, --episodes, --response-length, --ppo-epochs, --mini-batches, --threads, --steps, --warmup
-and --lora, and prints a last line of JSON with samples_per_s and peak_rss_MB. It runs in a separate environment (trl
-1.12.0). Rounds alternate between the contenders, so that other load on the machine affects all of them; with --out the
-rounds can be spread over a day. Figures are medians over rounds, and ratios are medians of the ratios within a round.
-A contender's memory is its peak minus what the same interpreter takes to import the same libraries.
+peer's script takes --model, --episodes, --response-length, --ppo-epochs, --mini-batches, --threads, --steps,
+--warmup and --lora, and prints a last line of JSON with samples_per_s and peak_rss_MB. It runs in a separate
+environment (trl 1.12.0). Rounds alternate between the contenders, so that other load on the machine affects all of
+them; with --out the rounds can be spread over a day. Figures are medians over rounds, and ratios are medians of the
+ratios within a round. A contender's memory is its peak minus what the same interpreter takes to import the same
+libraries.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def tiny_model(folder: Path, vocabulary: int = 1024) -> Path:
     return folder
 
 
-# --- A run in a separate process ---------------------------------------------------------------------------
+# --- A run in a separate process ----------------------------------------------------------------------------------
 
 
 def work(a: argparse.Namespace) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def _json(command: list[str]) -> dict[str, Any]:
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-# --- Tables -----------------------------------------------------------------------------------------------------
+# --- Tables -------------------------------------------------------------------------------------------------------
 
 
 def compare(a: argparse.Namespace, base: dict[str, Any]) -> None:

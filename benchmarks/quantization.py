@@ -3,13 +3,14 @@
     python benchmarks/quantization.py --seeds 5 --modes fp32 nf4 q4_0 int3-g32 --ptq q4_0 nf4 int3-g32
     python benchmarks/quantization.py --seeds 5 --modes fp32 q4_0 int3-g32 --until sft     # cheap: no PPO
 
-Runs the recipe once per mode and seed, as `tutelage run` does, in a separate process. Stages finished in `--runs` are
-not run again. The modes of a seed share one pretrained base. Each policy is exported, reloaded from its file and
-measured:
+Runs the recipe once per mode and seed, as `tutelage run` does, in a separate process. Stages finished in `--runs`
+are not run again. The modes of a seed share one pretrained base. Each policy is exported, reloaded from its file
+and measured:
 
 - fp32: safetensors, and for each grid of `--ptq` that grid's format (post-training quantisation, PTQ);
 - nf4: the adapter on the 4-bit base, and `nf4 merged`: the adapter merged and the result rounded to NF4;
-- a grid: quantisation-aware training to that grid (`base.quantization: {qat: ...}`; `qat-nf4` for NF4), in its format.
+- a grid: quantisation-aware training to that grid (`base.quantization: {qat: ...}`; `qat-nf4` for NF4), exported
+  in its format.
 
 Measures fact errors by the recipe's judge, perplexity of held-out demonstrations, KL from the trained policy, the
 score of the reward model of the seed's fp32 run, bytes of the weights on disk, and the time and peak memory of
@@ -250,14 +251,12 @@ def report(rows: list[dict[str, Any]]) -> None:
         print(f"\n| after {stage} | seeds | " + " | ".join(COLUMNS) + " |")
         print("| --- " * (2 + len(COLUMNS)) + "|")
         for mode in dict.fromkeys(row["mode"] for row in of_stage):
-            of_mode = [row for row in of_stage if row["mode"] == mode]
+            group = [row for row in of_stage if row["mode"] == mode]
             cells = [
-                interval([shown(row[name]) for row in of_mode], digits)
-                if all(name in row for row in of_mode)
-                else ""
-                for name, shown, digits in COLUMNS.values()
+                interval([convert(row[name]) for row in group], digits) if all(name in row for row in group) else ""
+                for name, convert, digits in COLUMNS.values()
             ]
-            print(f"| {mode} | {len(of_mode)} | " + " | ".join(cells) + " |")
+            print(f"| {mode} | {len(group)} | " + " | ".join(cells) + " |")
         shares(of_stage, stage)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/rankings_memory.py [--format wide long] [--sizes 1000 100000 1000000]
 
 Generates tables with K = 3 answers per ranking, four rankings per prompt and 40 annotators. Runs each stage in a
-separate process and prints its peak resident set (ru_maxrss), the ratio to the smallest table, and its time. A million
-rankings need about 3 GB in $TMPDIR.
+separate process and prints its peak resident set (ru_maxrss), the ratio to the smallest table, and its time. A
+million rankings need about 3 GB in $TMPDIR.
 """
 
 from __future__ import annotations

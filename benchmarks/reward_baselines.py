@@ -53,7 +53,8 @@ def main() -> None:
     overall = agreement(rankings)
     alpha = "n/a" if overall.alpha is None else f"{overall.alpha:.3f}"
     print(
-        f"all prompts: pairwise {with_interval(overall.pairwise)}, by_others {with_interval(overall.by_others)}, alpha {alpha}"
+        f"all prompts: pairwise {with_interval(overall.pairwise)}, "
+        f"by_others {with_interval(overall.by_others)}, alpha {alpha}"
     )
     for seed in (None, *range(arguments.seeds)):
         sides: dict[str, list[Ranking]] = {"train": [], "eval": []}
