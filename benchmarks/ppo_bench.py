@@ -249,9 +249,9 @@ def compare(a: argparse.Namespace, base: dict[str, Any]) -> None:
         print(f"| {name} | {middle:.2f} | {used:.0f} | " + " | ".join(ratios) + " |")
 
 
-def _ratio(ours: list[float], peers: list[float]) -> float:
+def _ratio(values: list[float], peers: list[float]) -> float:
     """The median of the ratios within a round, where both meet the same load."""
-    return statistics.median(a / b for a, b in zip(ours, peers, strict=True))
+    return statistics.median(a / b for a, b in zip(values, peers, strict=True))
 
 
 def floor(base: dict[str, Any]) -> None:

@@ -236,9 +236,9 @@ def test_each_round_starts_from_the_newest_policy(runs: Path, tmp_path: Path) ->
     assert [row["round"] for row in evaluated["along"]] == [1] * 3 + [2] * 3 + [3] * 3
     assert stages["ppo-3"].manifest.simulated
     single_round = runner(folder).planner.summary().stages["eval"].artifact.json("eval.json")
-    for ours, theirs in ((evaluated["models"]["ppo-1"], single_round["models"]["ppo"]),):
-        assert ours["slot_error_rate"] == theirs["slot_error_rate"]
-        assert ours["kl"] == pytest.approx(theirs["kl"])
+    first_policy, single_policy = evaluated["models"]["ppo-1"], single_round["models"]["ppo"]
+    assert first_policy["slot_error_rate"] == single_policy["slot_error_rate"]
+    assert first_policy["kl"] == pytest.approx(single_policy["kl"])
 
 
 @pytest.mark.slow

@@ -321,11 +321,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_part(self.state.stored[content], headers)
 
     def _send_part(self, content: bytes, headers: dict[str, str]) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not asked:
+        range_ = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if not range_:
             self._send(content, headers=headers)
             return
-        first, last = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+        first, last = int(range_[1]), min(int(range_[2] or len(content) - 1), len(content) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self._send(content[first : last + 1], 206, headers)
 

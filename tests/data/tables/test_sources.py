@@ -245,10 +245,10 @@ def test_folders_of_parquet_files_are_read(tmp_path):
 def test_several_splits_of_a_hub_data_set_are_read(monkeypatch):
     import datasets
 
-    asked = []
+    requests = []
 
     def load_dataset(name, subset, *, split, revision, streaming):
-        asked.append((name, subset, split, revision, streaming))
+        requests.append((name, subset, split, revision, streaming))
         return [{"a": f"{split} {i}"} for i in range(2)]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -256,4 +256,4 @@ def test_several_splits_of_a_hub_data_set_are_read(monkeypatch):
     rows = list(read_table(config))
     assert [row["a"] for row in rows] == ["train 0", "train 1", "eval 0", "eval 1"]
     assert rows[2].where == "hub://me/rankings/some@abc, split eval, row 1"
-    assert asked == [("me/rankings", "some", split, "abc", True) for split in ("train", "eval")]
+    assert requests == [("me/rankings", "some", split, "abc", True) for split in ("train", "eval")]
