@@ -140,9 +140,8 @@ def test_documentation_pages_named_in_code_exist() -> None:
     named = {
         (path, str(file.relative_to(ROOT)))
         for file in [*SOURCES, *ROOT.glob("*.md"), ROOT / "Makefile"]
-        for path in re.findall(
-            r"\bdocs/(?!hub/)[\w/-]+\.md\b", file.read_text(encoding="utf-8")
-        )  # docs/hub/: the Hub's
+        # docs/hub/ is in the Hub's repository.
+        for path in re.findall(r"\bdocs/(?!hub/)[\w/-]+\.md\b", file.read_text(encoding="utf-8"))
     }
     assert len(named) > 30
     assert not [(path, file) for path, file in sorted(named) if not (ROOT / path).is_file()]

@@ -1,4 +1,4 @@
-"""A finished run whose stages write what the report and the card read."""
+"""A finished run of fake stages that write the files that the report and the card read."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
 
 
 def bpe(template: str = "plain") -> PreTrainedTokenizerFast:
-    """Like the `base` stage's: byte-level BPE with a few merges, two special tokens and those of ChatML."""
+    """Like the `base` stage's: byte-level BPE with a few merges, two special tokens and ChatML's special tokens."""
     backend = ByteLevelBPETokenizer()
     backend.train_from_iterator(
         ["the blue fox is a pub, the red fox is a pub"] * 3,

@@ -125,7 +125,7 @@ def test_helpsteer2_preferences(tmp_path, strength, ranks, ratings):
 
 
 def test_helpsteer3(tmp_path):
-    """nvidia/HelpSteer3: a conversation, one overall preference, and those of up to three annotators."""
+    """nvidia/HelpSteer3: a conversation, an overall preference, and the preferences of up to three annotators."""
     context = [user("p"), assistant("a"), user("q")]
     rows = [
         {
