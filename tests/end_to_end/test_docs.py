@@ -140,7 +140,7 @@ def test_documentation_pages_named_in_code_exist() -> None:
     named = {
         (path, str(file.relative_to(ROOT)))
         for file in [*SOURCES, *ROOT.glob("*.md"), ROOT / "Makefile"]
-        # docs/hub/ is in the Hub's repository.
+        # docs/hub/ is a path on huggingface.co.
         for path in re.findall(r"\bdocs/(?!hub/)[\w/-]+\.md\b", file.read_text(encoding="utf-8"))
     }
     assert len(named) > 30
