@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Training on a machine that does something else as well, by how OpenMP's threads wait.
+"""Training speed on a busy machine, by OpenMP wait policy.
 
     python benchmarks/busy.py [--rounds 5] [--others 0 2]
 
-Each round runs the same training (a Llama of the quickstart's size, a few seconds) under each setting in turn,
-beside the number of other processes that `--others` says, each of which keeps one core busy. Prints the median rate
-and its ratio to the libraries' default, of the same round.
+Each round trains a Llama of the quickstart's size for a few seconds under each setting in turn, while `--others`
+other processes each keep one core busy. Prints the median rate, and the median ratio to the default setting of the
+same round.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ print(steps / (time.perf_counter() - start))
 
 @contextlib.contextmanager
 def others(count: int) -> Iterator[None]:
-    """Processes that never rest."""
+    """Runs `count` processes that each keep one core busy."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -71,21 +71,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--others", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--seconds", type=float, default=5.0)
-    given = parser.parse_args()
-    print(f"| setting | {' | '.join(f'beside {n}: steps/s | ratio' for n in given.others)} |")
+    arguments = parser.parse_args()
+    print(f"| setting | {' | '.join(f'{n} other processes: steps/s | ratio' for n in arguments.others)} |")
     rates: dict[tuple[str, int], list[float]] = {}
-    for count in given.others:
+    for count in arguments.others:
         with others(count):
-            for _ in range(given.rounds):
+            for _ in range(arguments.rounds):
                 for name, setting in SETTINGS.items():
-                    rates.setdefault((name, count), []).append(rate(setting, given.seconds))
-    print("| --- |" + " ---: | ---: |" * len(given.others))
+                    rates.setdefault((name, count), []).append(rate(setting, arguments.seconds))
+    print("| --- |" + " ---: | ---: |" * len(arguments.others))
     for name in SETTINGS:
         cells = []
-        for count in given.others:
-            ours, base = rates[name, count], rates["default", count]
-            ratio = statistics.median(a / b for a, b in zip(ours, base, strict=True))
-            cells += [f"{statistics.median(ours):.2f}", f"{ratio:.2f}"]
+        for count in arguments.others:
+            with_setting, default = rates[name, count], rates["default", count]
+            ratio = statistics.median(a / b for a, b in zip(with_setting, default, strict=True))
+            cells += [f"{statistics.median(with_setting):.2f}", f"{ratio:.2f}"]
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What is claimed of a GPU, tried on one: a table for docs/gpu.md, in at most eight minutes.
+"""Checks the claims about GPUs on a real GPU and prints the table of docs/gpu.md, in at most eight minutes.
 
     python benchmarks/gpu.py [--out FOLDER] [--seconds 480] [--only pipeline decoding ...]
 
-The steps come in the order of their value. Each runs in a process of its own, with a time limit; one that fails or
-hangs costs its own rows only. The next step's process imports its libraries meanwhile. Rows are written to
-FOLDER/gpu.md as they come. Without CUDA every step runs on the CPU with tiny shapes, which tries the script out and
+The most valuable steps come first. Each step runs in a separate process with a time limit, so that a step that
+fails or hangs loses only its rows. The next step's process imports its libraries in the meantime. Rows are written
+to FOLDER/gpu.md as they come. Without CUDA every step runs on the CPU with tiny shapes, which tests the script but
 measures nothing.
 """
 
@@ -52,7 +52,7 @@ from stages.sampling.episodes import Episodes
 from stages.training.optimizers import adamw
 
 Rows = Iterator[tuple[str, str]]
-"""What was tried, and what came of it."""
+"""(check, result)."""
 
 ONE: dict[str, Any] = {
     "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
@@ -74,7 +74,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 
 STEPS: dict[str, tuple[Callable[[], Rows], float]] = {}
-"""Name -> the step, and its limit in seconds, its imports included."""
+"""Name -> the step and its time limit in seconds, which includes its imports."""
 
 
 def step(limit: float) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
@@ -85,7 +85,7 @@ def step(limit: float) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
     return register
 
 
-# --- What the steps share ---------------------------------------------------------------------------------------
+# --- Shared by the steps ------------------------------------------------------------------------------------------
 
 
 def shape(values: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def shape(values: dict[str, Any]) -> dict[str, Any]:
 def model(values: dict[str, Any], kind: Any = LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> Any:
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        made: Any = AutoModelForCausalLM.from_config(kind(**shape(values)), dtype=dtype)
-    return made.eval().requires_grad_(False)
+        lm: Any = AutoModelForCausalLM.from_config(kind(**shape(values)), dtype=dtype)
+    return lm.eval().requires_grad_(False)
 
 
 def bank(lm: Any) -> ActorBank:
@@ -105,14 +105,14 @@ def bank(lm: Any) -> ActorBank:
     def lora() -> LoraConfig:
         return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
-    made = get_peft_model(lm, lora(), adapter_name="reference")
-    made.add_adapter("policy", lora())
+    wrapped = get_peft_model(lm, lora(), adapter_name="reference")
+    wrapped.add_adapter("policy", lora())
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.01)
     width = lm.config.hidden_size
-    return ActorBank(made.to(DEVICE), {"policy": ScalarHead(width).to(DEVICE)}, ["policy"])
+    return ActorBank(wrapped.to(DEVICE), {"policy": ScalarHead(width).to(DEVICE)}, ["policy"])
 
 
 def texts(count: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -120,8 +120,8 @@ def texts(count: int, length: int, vocabulary: int) -> list[list[int]]:
 
 
 def episodes(count: int, prompt: int, response: int, vocabulary: int) -> Episodes:
-    asked, answers = texts(count, prompt, vocabulary), texts(count, response, vocabulary)
-    return Episodes.build(asked, answers, {1}, 0, DEVICE)
+    prompts, answers = texts(count, prompt, vocabulary), texts(count, response, vocabulary)
+    return Episodes.build(prompts, answers, {1}, 0, DEVICE)
 
 
 def wait() -> None:
@@ -130,7 +130,7 @@ def wait() -> None:
 
 
 def seconds(work: Callable[[], Any], times: int) -> float:
-    """Of one call, after a first that is not counted."""
+    """Mean seconds of a call, after a first call that is not counted."""
     work()
     wait()
     start = time.perf_counter()
@@ -152,19 +152,19 @@ def peak() -> str:
 
 @contextlib.contextmanager
 def synchronisations() -> Iterator[list[str]]:
-    """The places where the host waits for the device, as PyTorch warns of them."""
-    found: list[str] = []
+    """Collects the source lines where the host waits for the device, from PyTorch's warnings."""
+    places: list[str] = []
     if not CUDA:
-        yield found
+        yield places
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield found
+            yield places
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found += [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    places += [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
 def counted(places: Sequence[str]) -> str:
@@ -174,7 +174,7 @@ def counted(places: Sequence[str]) -> str:
     return f"{len(places)} ({', '.join(f'{place} x{n}' for place, n in common.items())})" if places else "0"
 
 
-# --- The steps --------------------------------------------------------------------------------------------------
+# --- The steps ----------------------------------------------------------------------------------------------------
 
 RECIPE = """\
 extends: [{root}/recipes/quickstart.yaml]
@@ -205,14 +205,14 @@ VARIANTS = {
     "QAT to Q4_0": ("export", "base.dtype=float32 base.quantization={qat: q4_0} export.formats=[gguf_q4_0]"),
     "bfloat16, ensemble of two, two rounds": ("ppo-2", "base.dtype=bfloat16 reward.ensemble=2 rounds=2"),
 }  # fmt: skip
-"""Runs of the command line: where each ends, and its values. Each checks by itself that the ratio is one at each
+"""Name -> (last stage, recipe values) of a run of the command line. Every run checks that the ratio is one at each
 update's first step, that KL is zero at the start, that stored scores and log-probs are reproduced, and that frozen
 roles do not change."""
 
 
 @step(240)
 def pipeline() -> Rows:
-    """A tiny recipe through the command line, in several ways at once."""
+    """Runs a tiny recipe through the command line in several configurations in parallel."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "gpu.yaml"
         recipe.write_text(RECIPE.format(root=ROOT))
@@ -238,38 +238,41 @@ def pipeline() -> Rows:
             log.seek(0)
             lines = [line for line in log.read().splitlines() if line.strip()]
             last = next((line for line in reversed(lines) if "ppo" in line and "kl" in line), "")
-            told = f"finishes; {last[9:]}" if code == 0 else f"**exit {code}**: {' / '.join(lines[-6:])}"
-            yield f"pipeline: {name}", told
+            outcome = f"finishes; {last[9:]}" if code == 0 else f"**exit {code}**: {' / '.join(lines[-6:])}"
+            yield f"pipeline: {name}", outcome
 
 
 @step(60)
 def passes() -> Rows:
-    """Which pass is used in bfloat16, and how far it is from the model's own."""
+    """Whether the fast forward pass is used in bfloat16, and its distance from the model's forward pass."""
     for name, kind in (("Llama 1B", LlamaConfig), ("Qwen3 1B", Qwen3Config)):
         lm = model(ONE, kind)
         actor = Actor(lm)
         ids = torch.randint(3, lm.config.vocab_size, (2, 64), device=DEVICE)
         with torch.no_grad():
-            theirs = lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
-            ours = actor.hidden(ids).float()
-        off = float((ours - theirs).norm() / theirs.norm())
-        yield f"pass of {name}, bfloat16", f"{'fast' if actor._plain else 'the model’s own'}, rms {100 * off:.2f} %"
+            expected = lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
+            actual = actor.hidden(ids).float()
+        difference = float((actual - expected).norm() / expected.norm())
+        yield (
+            f"forward pass of {name}, bfloat16",
+            f"{'fast' if actor._plain else 'library'}, rms {100 * difference:.2f} %",
+        )
         del lm, actor
         fresh()
 
 
 @step(90)
 def decoding() -> Rows:
-    """The rollout loop, and one step of the fast pass alone."""
+    """Speed, memory and host synchronisations of the rollout loop."""
     for name, values, rows in (("1B", ONE, 32), ("1B", ONE, 128), ("8B", EIGHT, 64)):
         lm = model(values)
         vocabulary, tokens, rows = lm.config.vocab_size, (48 if CUDA else 6), (rows if CUDA else 3)
         roles = bank(lm)
-        asked, uniform = texts(rows, 128 if CUDA else 9, vocabulary), torch.rand(rows, tokens)
+        prompts, uniform = texts(rows, 128 if CUDA else 9, vocabulary), torch.rand(rows, tokens)
         with roles.active("policy", decode=True) as actor:
 
-            def sample(actor: Actor = actor, asked: Any = asked, uniform: Any = uniform) -> None:
-                generate(actor, asked, uniform, temperature=1.0, stop_ids={1}, pad_id=0)
+            def sample(actor: Actor = actor, prompts: Any = prompts, uniform: Any = uniform) -> None:
+                generate(actor, prompts, uniform, temperature=1.0, stop_ids={1}, pad_id=0)
 
             took = seconds(sample, 1)
             with synchronisations() as places:
@@ -285,7 +288,7 @@ def decoding() -> Rows:
 
 @step(60)
 def training() -> Rows:
-    """A policy step: time, utilisation, memory, and whether the host waits inside a micro-batch."""
+    """Time, utilisation, memory and host synchronisations of a policy step."""
     for checkpointing in (False, True):
         roles = bank(model(ONE))
         if checkpointing:
@@ -324,7 +327,7 @@ def training() -> Rows:
 
 @step(40)
 def attention() -> Rows:
-    """Memory of the fast pass where cuDNN's attention is not chosen, as on consumer cards."""
+    """Time and memory of the fast pass without cuDNN's attention, as on consumer cards."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     for dtype in (torch.bfloat16, torch.float32):
@@ -338,8 +341,8 @@ def attention() -> Rows:
 
         def sample(roles: ActorBank = roles, rows: int = rows, length: int = length) -> None:
             with roles.active("policy", decode=True) as actor:
-                asked = texts(rows, length, 500)
-                generate(actor, asked, torch.rand(rows, 4), temperature=1.0, stop_ids={1}, pad_id=0)
+                prompts = texts(rows, length, 500)
+                generate(actor, prompts, torch.rand(rows, 4), temperature=1.0, stop_ids={1}, pad_id=0)
 
         for name, work in (("training", full), ("decoding", sample)):
             for kernels in ("PyTorch's choice", "without cuDNN"):
@@ -361,17 +364,17 @@ def attention() -> Rows:
 
 @step(60)
 def mismatch() -> Rows:
-    """Log-probs as sampled against those of a pass over the finished sequences, and of other micro-batches."""
+    """Sampling log-probs against log-probs of a pass over the finished sequences, and of other micro-batches."""
     lm = model(ONE)
     vocabulary = lm.config.vocab_size
     roles = bank(lm)
     rows, tokens = (16, 32) if CUDA else (3, 5)
-    asked, uniform = texts(rows, 64, vocabulary), torch.rand(rows, tokens)
+    prompts, uniform = texts(rows, 64, vocabulary), torch.rand(rows, tokens)
     with roles.active("policy", decode=True) as actor:
         record = Record.empty((rows, tokens), DEVICE)
-        answers = generate(actor, asked, uniform, temperature=1.0, stop_ids={1}, pad_id=0, record=record)
-    batch = Episodes.build(asked, answers, {1}, 0, DEVICE)
-    found = []
+        answers = generate(actor, prompts, uniform, temperature=1.0, stop_ids={1}, pad_id=0, record=record)
+    batch = Episodes.build(prompts, answers, {1}, 0, DEVICE)
+    logps_by_size = []
     with roles.active("policy") as actor:
         for size in (rows, 2):
             logps = torch.zeros(batch.mask_BT.shape, device=DEVICE)
@@ -379,31 +382,31 @@ def mismatch() -> Rows:
                 logps[part_rows] = trajectory.logprobs(
                     actor, part, actor.hidden(part.ids_BL), temperature=1.0, chunk_size=None, entropy=False
                 )[0]
-            found.append(logps)
-    off = (found[0] - record.logp_BT[:, : found[0].shape[1]])[batch.mask_BT]
-    parts = (found[0] - found[1])[batch.mask_BT]
+            logps_by_size.append(logps)
+    difference = (logps_by_size[0] - record.logp_BT[:, : logps_by_size[0].shape[1]])[batch.mask_BT]
+    parts = (logps_by_size[0] - logps_by_size[1])[batch.mask_BT]
     yield (
         "rollout against recomputed log-probs, 1B bfloat16",
-        f"std {float(off.std()):.4f} nats, k3 {float((off.exp() - 1 - off).mean()):.5f}",
+        f"std {float(difference.std()):.4f} nats, k3 {float((difference.exp() - 1 - difference).mean()):.5f}",
     )
     yield (
-        "micro-batches of 2 against 16, the same",
+        "recomputed log-probs, micro-batches of 2 against 16",
         f"std {float(parts.std()):.4f} nats, largest {float(parts.abs().max()):.3f}",
     )
 
 
 @step(60)
 def quantisation() -> Rows:
-    """NF4 and int8 layers, the grids of quantisation-aware training, and what export writes."""
+    """NF4 and int8 layers, the grids of quantisation-aware training, and exported files."""
     import tiny
 
     weight = torch.randn(256, 256) * 0.02
     for name in grids.GRIDS:
         here, there = grids.onto(name, weight.to(DEVICE)).cpu(), grids.onto(name, weight)
-        differ, off = int((here != there).sum()), float((here - there).abs().max() / there.abs().max())
+        differ, difference = int((here != there).sum()), float((here - there).abs().max() / there.abs().max())
         yield (
             f"grid {name} on the card against the CPU",
-            f"{differ} of {weight.numel()} weights differ, by at most {off:.1e} of the largest",
+            f"{differ} of {weight.numel()} weights differ, by at most {difference:.1e} of the largest",
         )
     with tempfile.TemporaryDirectory() as folder:
         values = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
@@ -412,13 +415,15 @@ def quantisation() -> Rows:
         read = AutoModelForCausalLM.from_pretrained(f"{folder}/nf4", device_map={"": DEVICE})
         full = AutoModelForCausalLM.from_pretrained(f"{folder}/full")
         differ, total = 0, 0
-        whole = dict(read.dequantize().named_parameters())
+        dequantised = dict(read.dequantize().named_parameters())
         for name, parameter in full.named_parameters():
             if "proj" in name:
-                differ += int((whole[name].detach().float().cpu() != grids.onto("nf4", parameter.detach())).sum())
+                differ += int(
+                    (dequantised[name].detach().float().cpu() != grids.onto("nf4", parameter.detach())).sum()
+                )
                 total += parameter.numel()
         yield (
-            "NF4 file read on the card against the grid that QAT trains for",
+            "NF4 file read on the card against QAT's NF4 grid",
             f"{differ} of {total} weights differ",
         )
         for kind in ("nf4", "int8"):
@@ -433,10 +438,10 @@ def quantisation() -> Rows:
 
 @step(30)
 def memory() -> Rows:
-    """When memory runs out."""
+    """Recovery when memory runs out."""
     if CUDA:
         torch.cuda.set_per_process_memory_fraction(0.02)
-    said: list[str] = []
+    messages: list[str] = []
     done: list[int] = []
 
     def work(rows: Any) -> None:
@@ -446,13 +451,13 @@ def memory() -> Rows:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         done.extend(rows)
 
-    MicroBatch(64, "the pass", said.append).each(list(range(64)), work)
-    yield "64 rows of 1 GiB under a limit of 2 % of the card", f"{len(done)} rows done; {'; '.join(said)}"
+    MicroBatch(64, "the pass", messages.append).each(list(range(64)), work)
+    yield "64 rows of 1 GiB under a limit of 2 % of the card", f"{len(done)} rows done; {'; '.join(messages)}"
 
 
 @step(40)
 def optimizers() -> Rows:
-    """A step, saved, loaded, another step: equal to two steps."""
+    """Saving and loading between two steps does not change the result."""
     for kind in ("adamw", "adamw_8bit", *(("paged_adamw_8bit",) if CUDA else ())):
         ends = []
         for reloads in (False, True):
@@ -482,15 +487,15 @@ def _seeded(seed: int) -> torch.Generator:
 
 @step(60)
 def resume() -> Rows:
-    """An update from a checkpoint against the same update without one."""
+    """An update resumed from a checkpoint against the same update without interruption."""
     import copy
 
     import ppo_case
     import tiny
 
     def make() -> Any:
-        made = tiny.lora_bank(value="trunk", seed=2).to(DEVICE)
-        return ppo_case.make(bank=made, value="trunk", device=DEVICE)
+        tiny_bank = tiny.lora_bank(value="trunk", seed=2).to(DEVICE)
+        return ppo_case.make(bank=tiny_bank, value="trunk", device=DEVICE)
 
     trainer = make()
     trainer.step()
@@ -499,18 +504,21 @@ def resume() -> Rows:
     again = make()
     again.load_state_dict(state)
     again.step()
-    off = [
+    differences = [
         float((a - b).abs().max())
         for a, b in zip(
             trainer.bank.state_of("policy").values(), again.bank.state_of("policy").values(), strict=True
         )
     ]
-    yield "PPO update from a checkpoint against none", f"largest difference of a weight {max(off):.1e}"
+    yield (
+        "PPO update resumed from a checkpoint against uninterrupted",
+        f"largest difference of a weight {max(differences):.1e}",
+    )
 
 
 @step(30)
 def group() -> Rows:
-    """A process group as the pipeline makes it, of one process."""
+    """A process group like the pipeline's, with a single process."""
     import torch.distributed as dist
 
     backend = "cpu:gloo,cuda:nccl" if CUDA else "gloo"
@@ -526,7 +534,7 @@ def group() -> Rows:
 
 @step(60)
 def peers() -> Rows:
-    """The same 1B by `generate` of transformers, without LoRA."""
+    """Transformers' `generate` on the same 1B model, without LoRA."""
     lm = model(ONE)
     rows, tokens = (32, 48) if CUDA else (2, 5)
     ids = torch.randint(3, lm.config.vocab_size, (rows, 128 if CUDA else 9), device=DEVICE)
@@ -541,21 +549,21 @@ def peers() -> Rows:
 
         took = seconds(sample, 1)
         yield (
-            f"generate of transformers, {cache} cache{', compiled' if cache == 'static' else ''}, batch {rows}",
+            f"transformers generate, {cache} cache{', compiled' if cache == 'static' else ''}, batch {rows}",
             f"{rows * tokens / took:,.0f} tokens/s, {1e3 * took / tokens:.1f} ms per step",
         )
 
 
-# --- Running them -----------------------------------------------------------------------------------------------
+# --- Running the steps --------------------------------------------------------------------------------------------
 
 
 def _card() -> str:
-    """In words."""
+    """A line with the GPU, the driver and the package versions."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         card = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        card = "no GPU: every step in miniature on the CPU"
+        card = "no GPU: all steps on the CPU with tiny shapes"
     from importlib.metadata import version
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "trl", "bitsandbytes"))
@@ -579,9 +587,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--seconds", type=float, default=480.0)
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
-    given = parser.parse_args()
-    end = time.monotonic() + given.seconds
-    # Not forked: a library may have initialised CUDA as it was imported, and a fork cannot do it again.
+    arguments = parser.parse_args()
+    end = time.monotonic() + arguments.seconds
+    # Spawn: importing a library may initialise CUDA, which a forked process cannot use.
     spawn = multiprocessing.get_context("spawn")
 
     def prepared(name: str) -> tuple[Any, Any, Any]:
@@ -590,15 +598,15 @@ def main() -> None:
         process.start()
         return process, queue, turn
 
-    with (given.out / "gpu.md").open("w", encoding="utf-8") as page:
+    with (arguments.out / "gpu.md").open("w", encoding="utf-8") as page:
 
         def write(line: str) -> None:
             print(line, flush=True)
             print(line, file=page, flush=True)
 
         write(f"{_card()}\n\n| check | result |\n| --- | --- |")
-        following = prepared(given.only[0])
-        for name, after in zip(given.only, [*given.only[1:], None], strict=True):
+        following = prepared(arguments.only[0])
+        for name, after in zip(arguments.only, [*arguments.only[1:], None], strict=True):
             process, queue, turn = following
             if after is not None:
                 following = prepared(after)

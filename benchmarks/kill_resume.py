@@ -1,9 +1,9 @@
-"""Kills a run with SIGKILL again and again, lets it resume, and compares what it makes with an undisturbed run's.
+"""Kills a run repeatedly with SIGKILL, resumes it, and compares its artifacts with those of an uninterrupted run.
 
     python benchmarks/kill_resume.py --recipe recipes/quickstart.yaml --kills 20 --set "ppo.total_episodes=512"
 
-Both runs are on the CPU, at the same number of threads. Every file of every artifact must have the same hash, and
-metrics.jsonl the same steps with the same numbers, but for seconds. Exits with 1 when something differs.
+Both runs use the CPU and the same number of threads. Every file of every artifact must have the same hash, and
+metrics.jsonl the same steps and numbers, except for durations. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS",
 
 
 def command(recipe: Path, sets: Sequence[str], runs: Path, nproc: int) -> list[str]:
-    given = [part for text in ["device=cpu", *sets] for part in ("--set", text)]
+    flags = [part for text in ["device=cpu", *sets] for part in ("--set", text)]
     share = ["--nproc", str(nproc)] if nproc > 1 else []
     return [
         sys.executable,
@@ -46,12 +46,12 @@ def command(recipe: Path, sets: Sequence[str], runs: Path, nproc: int) -> list[s
         str(runs),
         "--wait",
         *share,
-        *given,
+        *flags,
     ]
 
 
 def run(arguments: list[str], log: Path, seconds: float | None = None) -> bool:
-    """Runs to the end (True), or kills it after some seconds (False)."""
+    """Returns True if the command finished, False if it was killed after `seconds`."""
     with log.open("ab") as out:
         process = subprocess.Popen(
             arguments, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True
@@ -70,17 +70,17 @@ def run(arguments: list[str], log: Path, seconds: float | None = None) -> bool:
 def kill_and_resume(
     recipe: Path, sets: Sequence[str], folder: Path, kills: int, seed: int, nproc: int = 1
 ) -> tuple[int, list[str]]:
-    """How often the run was killed, and what differs from an undisturbed run."""
+    """The number of kills, and the differences from an uninterrupted run."""
     recipe = recipe.resolve()
-    whole, killed = folder / "whole", folder / "killed"
+    uninterrupted, killed = folder / "whole", folder / "killed"
     started = time.monotonic()
-    run(command(recipe, sets, whole, nproc), folder / "whole.log")
+    run(command(recipe, sets, uninterrupted, nproc), folder / "whole.log")
     seconds = time.monotonic() - started
-    print(f"undisturbed: {seconds:.0f} s", flush=True)
+    print(f"uninterrupted: {seconds:.0f} s", flush=True)
 
     moments, count = random.Random(seed), 0
     while count < kills:
-        # Of each life the first seconds go into starting; the rest spreads the kills over the whole run.
+        # The first seconds of a process are start-up; the rest spreads the kills over the run.
         life = moments.uniform(1, 8 + 2 * seconds / kills)
         if run(command(recipe, sets, killed, nproc), folder / "killed.log", life):
             break
@@ -88,7 +88,7 @@ def kill_and_resume(
         print(f"kill {count} after {life:.1f} s, at: {last_line(folder / 'killed.log')}", flush=True)
     else:
         run(command(recipe, sets, killed, nproc), folder / "killed.log")
-    return count, differences(*(summary(recipe, sets, runs) for runs in (whole, killed)))
+    return count, differences(*(summary(recipe, sets, runs) for runs in (uninterrupted, killed)))
 
 
 def last_line(log: Path) -> str:
@@ -101,25 +101,27 @@ def summary(recipe: Path, sets: Sequence[str], runs: Path) -> RunSummary:
     return Planner(load_recipe(recipe, ["device=cpu", *sets]), runs).summary()
 
 
-def differences(whole: RunSummary, killed: RunSummary) -> list[str]:
-    found = []
-    if list(whole.stages) != list(killed.stages):
-        return [f"stages {list(whole.stages)} and {list(killed.stages)}"]
-    for stage, ours in whole.stages.items():
-        theirs = killed.stages[stage]
-        for made in (ours, theirs):
-            manifest.verify(made.folder, made.manifest, "", contents=True)
-        files, others = ours.manifest.files, theirs.manifest.files
-        found += [f"{stage}: {name}" for name in sorted({*files, *others}) if files.get(name) != others.get(name)]
-        rows, other_rows = (metrics(made.folder / "metrics.jsonl") for made in (ours, theirs))
+def differences(uninterrupted: RunSummary, killed: RunSummary) -> list[str]:
+    differing = []
+    if list(uninterrupted.stages) != list(killed.stages):
+        return [f"stages {list(uninterrupted.stages)} and {list(killed.stages)}"]
+    for stage, expected in uninterrupted.stages.items():
+        resumed = killed.stages[stage]
+        for stage_run in (expected, resumed):
+            manifest.verify(stage_run.folder, stage_run.manifest, "", contents=True)
+        files, others = expected.manifest.files, resumed.manifest.files
+        differing += [
+            f"{stage}: {name}" for name in sorted({*files, *others}) if files.get(name) != others.get(name)
+        ]
+        rows, other_rows = (metrics(stage_run.folder / "metrics.jsonl") for stage_run in (expected, resumed))
         if rows != other_rows:
             at = next((a for a, b in zip(rows, other_rows, strict=False) if a != b), None)
-            found.append(f"{stage}: metrics.jsonl, {len(rows)} and {len(other_rows)} lines, first at {at}")
-        numbers = [without_seconds(made.manifest.metrics) for made in (ours, theirs)]
+            differing.append(f"{stage}: metrics.jsonl, {len(rows)} and {len(other_rows)} lines, first at {at}")
+        numbers = [without_seconds(stage_run.manifest.metrics) for stage_run in (expected, resumed)]
         if numbers[0] != numbers[1]:
             names = [name for name in numbers[0] if numbers[0][name] != numbers[1].get(name)]
-            found.append(f"{stage}: the manifest's metrics {names}")
-    return found
+            differing.append(f"{stage}: the manifest's metrics {names}")
+    return differing
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
@@ -136,18 +138,18 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/quickstart.yaml")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--set", dest="sets", action="append", default=[])
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills")
     parser.add_argument("--nproc", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary one when left out")
-    given = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="working folder (default: a temporary folder)")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
+        folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        count, found = kill_and_resume(
-            given.recipe, given.sets, folder.resolve(), given.kills, given.seed, given.nproc
+        count, differing = kill_and_resume(
+            arguments.recipe, arguments.sets, folder.resolve(), arguments.kills, arguments.seed, arguments.nproc
         )
-    print("\n".join(found) or f"{count} kills: every artifact is the same to the bit, and every metric")
-    sys.exit(bool(found))
+    print("\n".join(differing) or f"{count} kills: all artifacts and metrics are bit-identical")
+    sys.exit(bool(differing))
 
 
 if __name__ == "__main__":

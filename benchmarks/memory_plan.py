@@ -1,11 +1,11 @@
-"""What the memory plan predicts, beside what was measured.
+"""The memory plan's predicted peaks against measured peaks.
 
     python benchmarks/memory_plan.py [--only sft ppo-lora ...] [--smol FOLDER]
 
-Runs stages for a few steps, each in a process of its own, on Llamas with random weights and rows as long as the
-recipe allows, and prints predicted and measured peak and their ratio. On a CPU measured is the highest resident
-size (VmHWM) above what the same interpreter holds once it has imported the stage, with the allocator as a run with
-`hardware.memory` sets it (`pipeline.machine.return_memory`). On a GPU it is `torch.cuda.max_memory_allocated`.
+Runs each stage for a few steps in a separate process, on Llamas with random weights and with rows of the recipe's
+maximum length. Prints the predicted peak, the measured peak and their ratio. On a CPU the measured peak is the
+highest resident size (VmHWM) minus the resident size after importing the stage, with the allocator settings of a
+run with `hardware.memory` (`pipeline.machine.return_memory`). On a GPU it is `torch.cuda.max_memory_allocated`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "h576": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 10, "num_attention_heads": 9,
              "num_key_value_heads": 3, "vocab_size": 49152},
 }  # fmt: skip
-"""Of random models."""
+"""Shapes of the random models."""
 
 PPO = (
     "ppo.max_prompt_length=64 ppo.batch_size=32 ppo.total_episodes=64 ppo.num_ppo_epochs=1 ppo.num_mini_batches=2 "
@@ -95,7 +95,7 @@ NOTHING: dict[str, tuple[str, str, str]] = {
                         "collect.max_prompt_length=16"),
     "nothing-ppo": ("ppo", "h16", SMALL + "ppo.num_mini_batches=1 ppo.eval_updates=0"),
 }  # fmt: skip
-"""What the libraries take at their first use, with models of no size: `pipeline.memory.plan.FIRST_USE`."""
+"""Minimal models, to measure what the libraries take at first use: `pipeline.memory.plan.FIRST_USE`."""
 SMOL = {
     "smol-sft-nf4": ("sft", "smol", SFT + "base.quantization=nf4 sft.trainer.per_device_train_batch_size=2"),
     "smol-ppo-lora": ("ppo", "smol", PPO + "ppo.response_length=64 ppo.micro_batch_size=4 ppo.batch_size=16 "
@@ -115,7 +115,7 @@ reward: {{lora: {{r: 8}}}}
 """
 
 
-# --- The run, in a process of its own ---------------------------------------------------------------------------
+# --- The run, in a separate process -------------------------------------------------------------------------------
 
 
 def resident(name: str) -> int:
@@ -138,7 +138,7 @@ def progress(*_: Any, **__: Any) -> Iterator[Nothing]:
 
 
 def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]:
-    """Runs one stage from the artifacts in a folder; its peak, above the imports'."""
+    """Runs a stage on the artifacts in a folder. Returns the bytes held after imports and the peak above them."""
     import torch
 
     from pipeline import machine
@@ -148,7 +148,7 @@ def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]
 
     spec = registry.STAGES[stage]
     run = spec.load()
-    import bitsandbytes  # noqa: F401  imported late by transformers, and part of what is imported
+    import bitsandbytes  # noqa: F401  imported late by transformers; counts as an import
     import trl  # noqa: F401
 
     machine.return_memory()
@@ -161,17 +161,17 @@ def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]
                      say=lambda text: None, recipe_dir=folder)  # fmt: skip
     inputs = {need: Artifact(need, folder / need, need) for need in spec.needs if (folder / need).is_dir()}
     run(spec.config(load_recipe(folder / "recipe.yaml", [values]).recipe), inputs, out, ctx)
-    found = {"bare": bare, "measured": resident("VmHWM") - bare}
+    outcome = {"bare": bare, "measured": resident("VmHWM") - bare}
     if device == "cuda":
-        found["measured"] = torch.cuda.max_memory_allocated()
-    return found
+        outcome["measured"] = torch.cuda.max_memory_allocated()
+    return outcome
 
 
-# --- Making what it needs ---------------------------------------------------------------------------------------
+# --- Inputs -------------------------------------------------------------------------------------------------------
 
 
 def prepare(folder: Path, source: Path, recipe: Any) -> None:
-    """Artifacts of the stages before, with texts as long as the recipe allows."""
+    """Writes the artifacts of the earlier stages, with texts of the recipe's maximum length."""
     import random
 
     import tiny
@@ -196,18 +196,18 @@ def prepare(folder: Path, source: Path, recipe: Any) -> None:
     codec, rng = Codec(tokenizer), random.Random(0)
 
     def text(length: Any, wanted: int) -> str:
-        made = "".join(rng.choices("abcdefgh", k=2 * wanted))
-        low, high = 1, len(made)  # the longest beginning that fits: more characters are never fewer tokens
+        letters = "".join(rng.choices("abcdefgh", k=2 * wanted))
+        low, high = 1, len(letters)  # the longest prefix that fits: more characters never make fewer tokens
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if length(made[:middle]) <= wanted else (low, middle - 1)
-        return made[:low]
+            low, high = (middle, high) if length(letters[:middle]) <= wanted else (low, middle - 1)
+        return letters[:low]
 
     def prompt(wanted: int) -> str:
-        return text(lambda made: len(codec.prompt(tiny.user(made))), wanted)
+        return text(lambda candidate: len(codec.prompt(tiny.user(candidate))), wanted)
 
     def completion(wanted: int) -> str:
-        return text(lambda made: len(codec.completion(made)), wanted)
+        return text(lambda candidate: len(codec.completion(candidate)), wanted)
 
     data = folder / "data"
     data.mkdir()
@@ -223,8 +223,8 @@ def prepare(folder: Path, source: Path, recipe: Any) -> None:
             for i in range(32)
         ),
     )
-    asked = min(recipe.ppo.max_prompt_length, recipe.collect.max_prompt_length)
-    prompts = [tiny.user(prompt(asked)) for _ in range(32)]
+    prompt_length = min(recipe.ppo.max_prompt_length, recipe.collect.max_prompt_length)
+    prompts = [tiny.user(prompt(prompt_length)) for _ in range(32)]
     write_jsonl(data / "prompts.jsonl", ({"prompt": p, "split": "train"} for p in prompts))
     rank = folder / "rank"
     rank.mkdir()
@@ -256,7 +256,7 @@ def prepare(folder: Path, source: Path, recipe: Any) -> None:
 
 
 def random_model(folder: Path, shape: str) -> Path:
-    """A Llama with random weights and one token a character."""
+    """A Llama with random weights and one token per character."""
     import tiny
 
     values: dict[str, Any] = {**SHAPES[shape], "max_position_embeddings": 1024, "tie_word_embeddings": True}
@@ -266,7 +266,7 @@ def random_model(folder: Path, shape: str) -> Path:
 
 
 def measure(stage: str, source: Path, values: str, device: str) -> tuple[Any, dict[str, float]]:
-    """The plan's prediction for a stage, and what it took."""
+    """The plan's prediction for a stage, and the measured bytes."""
     from pipeline.config.load import load_recipe
     from pipeline.memory.plan import predict
 
@@ -284,13 +284,13 @@ def measure(stage: str, source: Path, values: str, device: str) -> tuple[Any, di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", help="Names that contain one of these.")
-    parser.add_argument("--smol", type=Path, help="SmolLM2-135M's folder, for two more rows.")
-    parser.add_argument("--nothing", action="store_true", help="Models of no size: what the libraries take.")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--only", nargs="+", help="run the configurations whose names contain one of these")
+    parser.add_argument("--smol", type=Path, help="folder with SmolLM2-135M, adds its configurations")
     parser.add_argument(
-        "--components", action="store_true", help="Also print what is predicted, component by component."
+        "--nothing", action="store_true", help="use minimal models, to measure what the libraries take"
     )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--components", action="store_true", help="also print the prediction by component")
     parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.run:
@@ -307,12 +307,12 @@ def main() -> None:
             source = a.smol.resolve() if shape == "smol" else Path(name) / shape
             if not source.exists():
                 random_model(source, shape)
-            planned, found = measure(stage, source, values, a.device)
-            ours, theirs = planned.allocated / 1e6, found["measured"] / 1e6
-            numbers = f"{ours:.0f} | {theirs:.0f} | {ours / theirs:.2f}"
+            planned, outcome = measure(stage, source, values, a.device)
+            predicted, measured = planned.allocated / 1e6, outcome["measured"] / 1e6
+            numbers = f"{predicted:.0f} | {measured:.0f} | {predicted / measured:.2f}"
             print(f"| {case} | {stage} | {shape} | {planned.phase} | {numbers} |", flush=True)
             if a.components:
-                print(f"    imports alone {found['bare'] / 1e6:.0f} MB;", planned.describe(), flush=True)
+                print(f"    imports alone {outcome['bare'] / 1e6:.0f} MB;", planned.describe(), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Breaks a copy of the code in one place at a time and shows which tests notice: `python benchmarks/mutations.py`.
+"""Mutation testing: breaks a copy of the code in one place at a time and shows which tests fail.
 
     python benchmarks/mutations.py [--list] [--sample N] [WORD ...]
 
-WORD: only the mutations whose names contain one of the words. --sample: only N of them, others each day.
+WORD selects the mutations whose names contain one of the words. --sample runs only N of them, different ones each
+day.
 
-Ends with 1 if a mutation survives its tests, if its text is not found, or if the tests fail without any.
+Exits with 1 if a mutation survives its tests, if its text is not found, or if the tests fail without a mutation.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ INVARIANTS = "tests/invariants"
 
 @dataclass(frozen=True)
 class Mutation:
-    """`edits`: (file, text that stands there exactly once, what stands there instead)."""
+    """`edits`: (file, text that occurs exactly once, replacement)."""
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
@@ -80,7 +81,7 @@ MUTATIONS = [
         f"{PPO}/test_ppo_stage.py",
     ),
     mutation(
-        "rounds: what is loaded is not compared with what was stored",
+        "rounds: fingerprints are not compared",
         "stages/ppo/fingerprints.py",
         "if not deviation.is_rounding(exact):",
         "if False:",
@@ -94,14 +95,14 @@ MUTATIONS = [
         f"{REWARD}/test_reward_stage.py",
     ),
     mutation(
-        "rounds: ranked prompts are asked again",
+        "rounds: ranked prompts are selected again",
         "stages/collect.py",
         "if prompt_key(prompt.messages) not in ranked]",
         "]",
         "tests/stages/test_collect_stage.py",
     ),
     mutation(
-        "rounds: the prompts that members agree on are chosen",
+        "rounds: the prompts that members agree on are selected",
         "stages/collect.py",
         "gain_N.argsort(descending=True",
         "gain_N.argsort(descending=False",
@@ -177,7 +178,7 @@ MUTATIONS = [
         f"{INVARIANTS}/test_sixteen_bits.py",
     ),
     mutation(
-        "importance weights do not enter the loss",
+        "importance weights are not applied to the loss",
         "stages/ppo/losses.py",
         "token_loss = weights_BT * token_loss",
         "token_loss = 1.0 * token_loss",
@@ -199,21 +200,21 @@ MUTATIONS = [
         f"{INVARIANTS}/test_sixteen_bits.py",
     ),
     mutation(
-        "a full fine-tune samples in another precision than it trains in",
+        "full fine-tuning samples in another precision than it trains in",
         "stages/sampling/decoding.py",
         "with actor.computing():",
         "with torch.no_grad():",
         "tests/stages/sampling/test_decoding.py",
     ),
     mutation(
-        "the adapter beside a quantised layer gets no gradient of its input",
+        "the adapter of a quantised layer passes no gradient to its input",
         "stages/models/fast/linear.py",
         "return grad, grad_x, grad_a, grad_b, None\n",
         "return grad, None, grad_a, grad_b, None\n",
         f"{MODELS}/fast/test_linear.py",
     ),
     mutation(
-        "logits of 16 bits are rounded",
+        "16-bit logits are rounded",
         "stages/models/fast/wide.py",
         "    if not plain or dtype == torch.float32:\n",
         "    if plain or dtype == torch.float32:\n",
@@ -227,19 +228,19 @@ MUTATIONS = [
         "tests/stages/sampling/test_episodes.py",
     ),
     mutation(
-        "mask goes on to the second stop token",
+        "mask extends to the second stop token",
         "stages/sampling/episodes.py",
         "(stops.long().cumsum(1) - stops.long()) > 0",
         "(stops.long().cumsum(1) - stops.long()) > 1",
         "tests/stages/sampling/test_episodes.py",
     ),
     Mutation(
-        "backward after the switch",
+        "backward after the role switch",
         (BACKWARD_AFTER_SWITCH,),
         (f"{INVARIANTS}/test_update.py",),
     ),
     Mutation(
-        "backward after the switch, unchecked",
+        "backward after the role switch, unchecked",
         (BACKWARD_AFTER_SWITCH, NO_ROUTE_CHECK),
         (f"{PPO}/test_ppo_stage.py",),
     ),
@@ -266,7 +267,7 @@ MUTATIONS = [
         "stages/ppo/update.py",
         "                    count=count,\n                    cliprange=config.cliprange,",
         "                    count=float(part.mask_BT.sum()),\n                    cliprange=config.cliprange,",
-        f"{INVARIANTS}/test_parallel.py::test_micro_batches",
+        f"{INVARIANTS}/test_parallel.py::test_micro_batches_do_not_change_an_update",
     ),
     mutation(
         "gradients not clipped",
@@ -280,22 +281,22 @@ MUTATIONS = [
         "stages/ppo/experience.py",
         "white = whiten(advantages, mask, reduce=world.sum)",
         "white = whiten(advantages, mask)",
-        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_match_a_single_process",
     ),
     mutation(
         "gradients not summed over processes",
         "stages/ppo/role_optimizer.py",
         "        self.world.sum_gradients(self.parameters)\n",
         "",
-        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_match_a_single_process",
     ),
     mutation(
-        "a process without a share of a minibatch stays out",
+        "a process without a share of a minibatch skips it",
         "stages/sampling/episodes.py",
         "        if not len(rows):\n",
         "        if False:\n",
         "tests/stages/sampling/test_episodes.py",
-        f"{INVARIANTS}/test_parallel.py::test_two_processes_are_one",
+        f"{INVARIANTS}/test_parallel.py::test_two_processes_match_a_single_process",
     ),
     mutation(
         "num_mini_batches without effect",
@@ -305,7 +306,7 @@ MUTATIONS = [
         f"{INVARIANTS}/test_update.py",
     ),
     mutation(
-        "penalty for a missing stop knows one id only",
+        "missing-EOS penalty accepts only one stop id",
         "stages/ppo/trainer.py",
         "episodes.ended(self.codec.stop_ids)",
         "episodes.ended([min(self.codec.stop_ids)])",
@@ -327,7 +328,7 @@ MUTATIONS = [
     ),
     mutation(
         "left padding counts in positions",
-        "stages/models/passes.py",  # rotary positions are relative: a row's offset changes nothing there
+        "stages/models/passes.py",  # rotary positions are relative, so an offset has no effect there
         "self._positions = (self._mask.cumsum(1) - 1)",
         "self._positions = (torch.ones_like(self._mask).cumsum(1) - 1)",
         f"{MODELS}/test_acceptance.py",
@@ -340,7 +341,7 @@ MUTATIONS = [
         f"{MODELS}/test_acceptance.py",
     ),
     mutation(
-        "finished rows go on writing",
+        "finished rows keep sampling",
         "stages/sampling/decoding.py",
         "torch.where(unfinished, token, -1)",
         "token",
@@ -396,35 +397,35 @@ MUTATIONS = [
         f"{REWARD}/test_likelihoods.py",
     ),
     mutation(
-        "margins asked of the worse answer",
+        "margins added to the worse answer",
         "stages/reward/likelihoods.py",
         "differences = differences - margins_KK",
         "differences = differences + margins_KK",
         f"{REWARD}/test_likelihoods.py",
     ),
     mutation(
-        "a packed completion sees those before it",
+        "a packed completion attends to those before it",
         "stages/scoring/reward_model.py",
         "causal & ((key == 0) | (key == query))",
         "causal & (key >= 0)",
         f"{REWARD}/test_groups.py",
     ),
     mutation(
-        "members drawn from one seed",
+        "members share one seed",
         "stages/reward/stage.py",
         "seed = ctx.seed + number",
         "seed = ctx.seed",
         f"{REWARD}/test_ensemble.py",
     ),
     mutation(
-        "members on scales of their own",
+        "members keep different scales",
         "stages/reward/builders.py",
         "        ensemble.share_scale_(",
         "        str(",
         f"{REWARD}/test_ensemble.py",
     ),
     mutation(
-        "pretraining sees held-out prompts",
+        "pretraining uses held-out prompts",
         "stages/reward/stage.py",
         "if group_of(ranking.prompt) not in held_out:",
         "if True:",
@@ -440,7 +441,7 @@ MUTATIONS = [
         "tests/stages/scoring/test_scorer.py",
     ),
     mutation(
-        "scoring: held-out members take part in the reward",
+        "scoring: held-out members contribute to the reward",
         "stages/scoring/load.py",
         "roles = model.roles[members]",
         "roles = model.roles",
@@ -462,7 +463,7 @@ MUTATIONS = [
         "tests/stages/scoring/test_scorer.py",
     ),
     mutation(
-        "packed documents see each other",
+        "packed documents attend to each other",
         "stages/sft.py",
         "            packing=config.packing,\n",
         '            packing=config.packing,\n            packing_strategy="wrapped",\n',
@@ -504,7 +505,7 @@ MUTATIONS = [
         "tests/data/annotators/test_sample.py",
     ),
     mutation(
-        "rankings: tau-a in the place of tau-b",
+        "rankings: tau-a instead of tau-b",
         "data/annotators/agreement.py",
         "/ np.sqrt(np.where(both > 0, both, np.nan))",
         "/ order.shape[1]",
@@ -525,14 +526,14 @@ MUTATIONS = [
         "tests/data/annotators/test_agreement.py",
     ),
     mutation(
-        "the ceiling is that of all answers, measured or not",
+        "the ceiling counts answers that were not measured",
         "stages/reward/measure.py",
         "completions=[ranking.completions[place] for place in places]",
         "completions=[f'{i} {ranking.completions[p]}' for i, p in enumerate(places)]",
         f"{REWARD}/test_measure.py",
     ),
     mutation(
-        "a bag of words that knows which side wins",
+        "the bag of words sees which side wins",
         "stages/reward/bag_of_words.py",
         "[better - worse, worse - better]",
         "[better - worse, better - worse]",
@@ -567,7 +568,7 @@ MUTATIONS = [
         "tests/data/tables/test_export.py",
     ),
     mutation(
-        "rankings: groups only of neighbours",
+        "rankings: only adjacent rows are grouped",
         "data/tables/spill.py",
         "group[0] if group else self.groups",
         "self.groups",
@@ -577,12 +578,12 @@ MUTATIONS = [
 
 
 def run(folder: Path, tests: tuple[str, ...]) -> tuple[int, list[str], str]:
-    """Exit code, the names of failed tests, and what pytest printed."""
+    """Exit code, the names of failed tests, and pytest's output."""
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", *tests]
-    # Bytecode is left out: it is told from its source by size and second, and a mutation may change neither.
+    # No bytecode: Python validates it by the source's size and second, and a mutation may change neither.
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    # Names of test functions, each once, with the number of its cases.
+    # The name of each failed test function once, with the number of its failed cases.
     named = re.findall(r"^(?:FAILED|ERROR) (?:\S+::(\w+))?", done.stdout, flags=re.MULTILINE)
     counts = Counter(name or "(collection)" for name in named)
     failed = [f"{name} ({n})" if n > 1 else name for name, n in counts.items()]
@@ -590,14 +591,14 @@ def run(folder: Path, tests: tuple[str, ...]) -> tuple[int, list[str], str]:
 
 
 def try_out(folder: Path, mutation: Mutation) -> tuple[str, list[str]]:
-    """Applies a mutation, runs its tests, undoes it. Returns a verdict and the tests that failed."""
+    """Applies a mutation, runs its tests and reverts it. Returns a verdict and the failed tests."""
     originals: dict[Path, str] = {}
     for file, old, new in mutation.edits:
         path = folder / file
         text = path.read_text(encoding="utf-8")
         originals.setdefault(path, text)
         if text.count(old) != 1:
-            verdict = f"its text stands {text.count(old)} times in {file}"
+            verdict = f"its text occurs {text.count(old)} times in {file}"
             break
         path.write_text(text.replace(old, new), encoding="utf-8")
     else:
@@ -611,8 +612,8 @@ def try_out(folder: Path, mutation: Mutation) -> tuple[str, list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="only mutations whose names contain one of these")
-    parser.add_argument("--list", action="store_true", help="name the mutations and stop")
-    parser.add_argument("--sample", type=int, help="only so many of them, other ones each day")
+    parser.add_argument("--list", action="store_true", help="print the names of the mutations and exit")
+    parser.add_argument("--sample", type=int, help="run only N of them, different ones each day")
     arguments = parser.parse_args()
     chosen = [m for m in MUTATIONS if not arguments.words or any(w in m.name for w in arguments.words)]
     if arguments.sample:

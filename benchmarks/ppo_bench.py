@@ -1,16 +1,17 @@
 #!/usr/bin/env python
-"""PPO's speed and memory: against the floor, against the last TRL that had a PPO trainer, and as sizes grow.
+"""PPO's speed and memory: against the hardware's floor, against the last TRL with a PPO trainer, and by size.
 
-    python benchmarks/ppo_bench.py floor --model tiny              # per phase: operations, time, utilisation
+    python benchmarks/ppo_bench.py floor --model tiny              # per phase: FLOPs, time, utilisation
     python benchmarks/ppo_bench.py peer --model tiny --peer "PEER_PYTHON PEER_SCRIPT"
     python benchmarks/ppo_bench.py growth
 
-`tiny` is a Llama of about a million random weights; else a folder with a model and its tokenizer. The peer's script
-takes --model, --episodes, --response-length, --ppo-epochs, --mini-batches, --threads, --steps, --warmup, --lora and
-prints a last line of JSON with samples_per_s and peak_rss_MB; it runs in an environment of its own (trl 1.12.0).
-Rounds alternate between the contenders, so that what else the machine does falls on all of them; with --out they
-can be spread over a day. Figures are medians over rounds, and so are the ratios, each of which is of one round. A
-contender's memory is its peak above what the same interpreter takes to import the same libraries and nothing more.
+`tiny` is a Llama with about a million random weights; other values are folders with a model and its tokenizer. The
+peer's script takes --model, --episodes, --response-length, --ppo-epochs, --mini-batches, --threads, --steps,
+--warmup and --lora, and prints a last line of JSON with samples_per_s and peak_rss_MB. It runs in a separate
+environment (trl 1.12.0). Rounds alternate between the contenders, so that other load on the machine affects all of
+them; with --out the rounds can be spread over a day. Figures are medians over rounds, and ratios are medians of the
+ratios within a round. A contender's memory is its peak minus what the same interpreter takes to import the same
+libraries.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ PEER_IMPORTS = (
 
 
 def resident_bytes(bank: Any) -> dict[str, int]:
-    """Bytes that no order of the work can do without: weights, and of what learns gradients and Adam's moments."""
+    """Bytes that are always needed: weights, and gradients and Adam's moments of the trainable weights."""
     weights = {p.data_ptr(): p.nbytes for p in bank.parameters()}
-    learns = {p.data_ptr(): p.nbytes for p in bank.parameters() if p.requires_grad}
+    trainable = {p.data_ptr(): p.nbytes for p in bank.parameters() if p.requires_grad}
     adapters = sum(p.nbytes for n, p in bank.named_parameters() if "lora_" in n)
     backbone = sum(weights.values()) - adapters
     return {
         "backbones" if hasattr(bank, "models") else "backbone": backbone,
         "adapters": adapters,
-        "gradients": sum(learns.values()),
-        "optimizer": 2 * sum(learns.values()),
+        "gradients": sum(trainable.values()),
+        "optimizer": 2 * sum(trainable.values()),
     }
 
 
 def peak_mb() -> float:
-    """Of this program. What getrusage says starts at the peak of the process that started it."""
+    """Peak memory of this process. (getrusage starts at the peak of the parent process.)"""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -93,11 +94,11 @@ def tiny_model(folder: Path, vocabulary: int = 1024) -> Path:
     return folder
 
 
-# --- One run, in a process of its own ---------------------------------------------------------------------------
+# --- A run in a separate process ----------------------------------------------------------------------------------
 
 
 def work(a: argparse.Namespace) -> dict[str, Any]:
-    """Updates of our trainer on random prompts that never stop early, as the peer's script makes them."""
+    """Runs updates of our trainer on random prompts, without stop tokens, like the peer's script."""
     import torch
 
     torch.set_num_threads(a.threads)
@@ -159,7 +160,7 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
         laps.append({"update": time.perf_counter() - began} | {k: v for k, v in metrics.items() if "time/" in k})
     laps = laps[a.warmup :]
     seconds = {name.removeprefix("time/"): statistics.mean(lap[name] for lap in laps) for name in laps[0]}
-    found = {
+    figures = {
         "samples_per_s": a.episodes / seconds["update"],
         "seconds": seconds,
         "bare_MB": bare,
@@ -173,9 +174,9 @@ def work(a: argparse.Namespace) -> dict[str, Any]:
             adapter_value=a.value == "adapter",
             full=not a.lora,
         )
-        found |= {"flops": flops, "attainable": attainable("cpu", torch.float32)}
-        found |= {"resident": resident_bytes(bank)}
-    return found
+        figures |= {"flops": flops, "attainable": attainable("cpu", torch.float32)}
+        figures |= {"resident": resident_bytes(bank)}
+    return figures
 
 
 def ours(values: dict[str, Any]) -> dict[str, Any]:
@@ -185,9 +186,9 @@ def ours(values: dict[str, Any]) -> dict[str, Any]:
 def peer(command: str, values: dict[str, Any]) -> dict[str, Any]:
     words = shlex.split(command)
     known = {name: value for name, value in values.items() if name not in ("value", "micro_batch", "floor")}
-    found = _json([*words, *_flags(known)])
+    figures = _json([*words, *_flags(known)])
     bare = subprocess.run([words[0], "-c", PEER_IMPORTS], capture_output=True, text=True, check=True).stdout
-    return found | {"bare_MB": float(bare.split()[-1]), "peak_MB": found["peak_rss_MB"]}
+    return figures | {"bare_MB": float(bare.split()[-1]), "peak_MB": figures["peak_rss_MB"]}
 
 
 def _flags(values: dict[str, Any]) -> list[str]:
@@ -206,11 +207,11 @@ def _json(command: list[str]) -> dict[str, Any]:
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-# --- Tables -----------------------------------------------------------------------------------------------------
+# --- Tables -------------------------------------------------------------------------------------------------------
 
 
 def compare(a: argparse.Namespace, base: dict[str, Any]) -> None:
-    """Alternating rounds; medians, and ratios to the peer."""
+    """Runs alternating rounds and prints medians and ratios to the peer."""
     contenders = {
         "ours, LoRA, value on the trunk": lambda: ours(base | {"lora": 8, "value": "trunk"}),
         "ours, LoRA, value adapter": lambda: ours(base | {"lora": 8, "value": "adapter"}),
@@ -237,8 +238,8 @@ def compare(a: argparse.Namespace, base: dict[str, Any]) -> None:
                 f"{last['peak_MB'] - last['bare_MB']:.0f} MB",
                 flush=True,
             )
-    speed = {name: [r["samples_per_s"] for r in found] for name, found in runs.items()}
-    memory = {name: [r["peak_MB"] - r["bare_MB"] for r in found] for name, found in runs.items()}
+    speed = {name: [r["samples_per_s"] for r in rows] for name, rows in runs.items()}
+    memory = {name: [r["peak_MB"] - r["bare_MB"] for r in rows] for name, rows in runs.items()}
     peers = [name for name in runs if name.startswith("peer")]
     print("\n| | episodes/s | MB | " + " | ".join(f"speed, memory against {p}" for p in peers) + " |")
     print("| --- | ---: | ---: |" + " ---: |" * len(peers))
@@ -248,35 +249,35 @@ def compare(a: argparse.Namespace, base: dict[str, Any]) -> None:
         print(f"| {name} | {middle:.2f} | {used:.0f} | " + " | ".join(ratios) + " |")
 
 
-def _ratio(ours: list[float], peers: list[float]) -> float:
-    """The median over rounds, each of which meets the machine in one state."""
-    return statistics.median(a / b for a, b in zip(ours, peers, strict=True))
+def _ratio(values: list[float], peers: list[float]) -> float:
+    """The median of the ratios within a round, where both meet the same load."""
+    return statistics.median(a / b for a, b in zip(values, peers, strict=True))
 
 
 def floor(base: dict[str, Any]) -> None:
-    """Per phase: what must be computed, how long it took, and what share of one large product's rate that is."""
+    """Prints FLOPs, time and utilisation by phase. Utilisation is relative to a single large matrix product."""
     for lora, value in ((8, "trunk"), (8, "adapter"), (0, "trunk")):
-        found = ours(base | {"lora": lora, "value": value, "floor": True})
-        rate = found["attainable"] / 1e9
+        figures = ours(base | {"lora": lora, "value": value, "floor": True})
+        rate = figures["attainable"] / 1e9
         print(f"\n{'LoRA' if lora else 'full'}, value {value}; {rate:.0f} GFLOP/s attainable\n")
         print("| phase | GFLOP | s | GFLOP/s | utilisation |\n| --- | ---: | ---: | ---: | ---: |")
-        phases = found["flops"] | {"update": sum(found["flops"].values())}
+        phases = figures["flops"] | {"update": sum(figures["flops"].values())}
         for phase, flops in phases.items():
-            rate = flops / found["seconds"][phase]
+            rate = flops / figures["seconds"][phase]
             print(
-                f"| {phase} | {flops / 1e9:.2f} | {found['seconds'][phase]:.3f} | {rate / 1e9:.0f} "
-                f"| {rate / found['attainable']:.0%} |"
+                f"| {phase} | {flops / 1e9:.2f} | {figures['seconds'][phase]:.3f} | {rate / 1e9:.0f} "
+                f"| {rate / figures['attainable']:.0%} |"
             )
-        resident = {name: size / 2**20 for name, size in found["resident"].items()}
+        resident = {name: size / 2**20 for name, size in figures["resident"].items()}
         print(
             f"\nresident, MB: {', '.join(f'{n} {s:.1f}' for n, s in resident.items())}; together "
-            f"{sum(resident.values()):.0f}, measured {found['peak_MB'] - found['bare_MB']:.0f}"
+            f"{sum(resident.values()):.0f}, measured {figures['peak_MB'] - figures['bare_MB']:.0f}"
         )
 
 
 def growth(base: dict[str, Any], folder: Path) -> None:
-    """One thing at a time: response length, batch, vocabulary."""
-    print("| response | batch | vocabulary | s an update | MB | logits in one piece, MB |")
+    """Varies response length, batch size and vocabulary, one at a time."""
+    print("| response | batch | vocabulary | s per update | MB | unchunked logits, MB |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     models = {v: str(tiny_model(folder / str(v), v)) for v in (1024, 4096, 49152, 152064)}
     cases = [(t, 64, 1024) for t in (32, 128, 512)]
@@ -284,11 +285,11 @@ def growth(base: dict[str, Any], folder: Path) -> None:
     cases += [(32, 64, v) for v in (4096, 49152, 152064)]
     for response, batch, vocabulary in cases:
         values = {"model": models[vocabulary], "episodes": batch, "response_length": response}
-        found = ours(base | values | {"lora": 8, "value": "trunk", "micro_batch": 4})
-        whole = batch * response * vocabulary * 4 / 2**20
-        used = found["peak_MB"] - found["bare_MB"]
-        seconds = found["seconds"]["update"]
-        print(f"| {response} | {batch} | {vocabulary} | {seconds:.2f} | {used:.0f} | {whole:.0f} |", flush=True)
+        figures = ours(base | values | {"lora": 8, "value": "trunk", "micro_batch": 4})
+        unchunked = batch * response * vocabulary * 4 / 2**20
+        used = figures["peak_MB"] - figures["bare_MB"]
+        seconds = figures["seconds"]["update"]
+        print(f"| {response} | {batch} | {vocabulary} | {seconds:.2f} | {used:.0f} | {unchunked:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -301,11 +302,13 @@ def main() -> None:
     parser.add_argument("--mini-batches", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4, help="updates in a run")
-    parser.add_argument("--warmup", type=int, default=1, help="of them, left out of the rates")
+    parser.add_argument("--warmup", type=int, default=1, help="updates at the start that the rates exclude")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each contender (peer)")
     parser.add_argument("--peer", help="the peer's interpreter and script, in one string")
     parser.add_argument("--only", nargs="*", help="contenders whose names contain one of these (peer)")
-    parser.add_argument("--out", type=Path, help="keeps each run's figures: what is there is not run again (peer)")
+    parser.add_argument(
+        "--out", type=Path, help="file of each run's figures; runs already in it are not repeated (peer)"
+    )
     parser.add_argument("--lora", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--value", default="trunk", help=argparse.SUPPRESS)
     parser.add_argument("--micro-batch", type=int, help=argparse.SUPPRESS)

@@ -1,20 +1,21 @@
-"""What quantisation costs a run: full precision, NF4, quantisation-aware training, and plain rounding afterwards.
+"""The quality cost of quantisation: full precision, NF4, quantisation-aware training (QAT), post-training rounding.
 
     python benchmarks/quantization.py --seeds 5 --modes fp32 nf4 q4_0 int3-g32 --ptq q4_0 nf4 int3-g32
     python benchmarks/quantization.py --seeds 5 --modes fp32 q4_0 int3-g32 --until sft     # cheap: no PPO
 
-Runs the recipe once a mode and seed, as `tutelage run` would, in a process of its own: what is finished in `--runs`
-is not run again. The modes of a seed share one pretrained base. Each policy is exported; its file is read back and
-measured:
+Runs the recipe once per mode and seed, as `tutelage run` does, in a separate process. Stages finished in `--runs`
+are not run again. The modes of a seed share one pretrained base. Each policy is exported, reloaded from its file
+and measured:
 
-- fp32: safetensors, and for each grid of `--ptq` that grid's format (post-training quantisation);
-- nf4: the adapter beside the 4-bit base, and `nf4 merged`: merged and rounded after all;
-- a grid: trained for it (`base.quantization: {qat: ...}`; `qat-nf4` for NF4's), that grid's format.
+- fp32: safetensors, and for each grid of `--ptq` that grid's format (post-training quantisation, PTQ);
+- nf4: the adapter on the 4-bit base, and `nf4 merged`: the adapter merged and the result rounded to NF4;
+- a grid: quantisation-aware training to that grid (`base.quantization: {qat: ...}`; `qat-nf4` for NF4), exported
+  in its format.
 
-Fact errors by the recipe's judge, perplexity of held-out demonstrations, KL from the policy that was trained, and
-the reward model of the same seed's fp32 run, the same for all; bytes of the weights on disk; seconds and peak
-memory of the stages trained. Each measurement is appended to `--out` as a line of JSON and not made again.
-Prints means with 95 % intervals over seeds, and how much of what rounding loses QAT loses.
+Measures fact errors by the recipe's judge, perplexity of held-out demonstrations, KL from the trained policy, the
+score of the reward model of the seed's fp32 run, bytes of the weights on disk, and the time and peak memory of
+training. Each measurement is appended to `--out` as a line of JSON and is not repeated. Prints means with 95 %
+intervals over seeds, and QAT's loss as a share of PTQ's loss.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FORMATS = {grid: name for name, grid in formats.GRIDS.items()}
 T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Of Student's t with n - 1 degrees of freedom, by n."""
+"""n -> the 97.5 % quantile of Student's t with n - 1 degrees of freedom."""
 
 
 def finished(loaded: LoadedRecipe, runs: Path, until: str) -> dict[str, StageRun]:
-    """Runs what is not finished up to a stage, in another process, whose memory is then the run's own."""
+    """Runs the unfinished stages up to `until` in another process, so that its peak memory is the run's."""
     flags = [word for text in loaded.sets for word in ("--set", text)]
     command = [
         sys.executable,
@@ -88,14 +89,14 @@ def shared_base(base: Artifact, folder: Path) -> Path:
 
 
 def unscored(prompts: Any, answers: Any) -> torch.Tensor:
-    """In the place of a reward model: the scores are left out of the table."""
+    """Replaces a missing reward model; its scores are not printed."""
     return torch.full((1,), math.nan)
 
 
 def reference_metrics(
     loaded: LoadedRecipe, data: Artifact, reward: tuple[Artifact, Artifact] | None, base: Artifact
 ) -> ReferenceMetrics:
-    """As the export stage's, of eval's prompts. `reward`: a reward model and the base it belongs to."""
+    """Like the export stage's, on the prompts of `eval`. `reward` is a reward model and its base."""
     config, codec = loaded.recipe.eval, load_codec(base)
     prompts = load_prompts(data, codec, "eval", config.max_prompt_length)[0][: config.num_prompts]
     rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
@@ -119,7 +120,7 @@ def reference_metrics(
 def measure(
     name: str, grid: str | None, base: Artifact, policy: Artifact, loaded: LoadedRecipe, by: ReferenceMetrics
 ) -> dict[str, float]:
-    """The policy's file in a format, written and read back."""
+    """Exports the policy in a format, reloads it and measures it."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = formats.Files(
@@ -135,9 +136,11 @@ def measure(
         files.folder.mkdir()
         for _ in files.write([name], base, policy, grid):
             pass
-        trained, found = load_actor(base, policy, "cpu"), Actor(causal_lm(files.reload(name, base)))
+        trained, reloaded = load_actor(base, policy, "cpu"), Actor(causal_lm(files.reload(name, base)))
         sizes = files.sizes(name)
-        measured = by.divergence(trained, found, by.answers(trained)) | by.measure(found, by.answers(found))
+        measured = by.divergence(trained, reloaded, by.answers(trained)) | by.measure(
+            reloaded, by.answers(reloaded)
+        )
     measured |= {
         "nll": math.log(measured["perplexity"]),
         "bytes": sum(sizes[file] for file in sizes if is_weights(file)),
@@ -156,7 +159,7 @@ class Bench:
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def seed(self, seed: int) -> None:
-        """Every mode of one seed."""
+        """Runs and measures all modes of a seed."""
         sets = [*self.arguments.set, f"seed={seed}"]
         full = load_recipe(self.arguments.recipe, sets)
         plain = finished(full, self.runs, self.until)
@@ -189,7 +192,7 @@ class Bench:
         loaded: LoadedRecipe,
         by: ReferenceMetrics,
     ) -> None:
-        """The policies of one run, each in the formats of `names`."""
+        """Measures the policies of a run in the formats of `names`."""
         for stage in ("sft", "ppo"):
             if stage not in stages:
                 continue
@@ -198,7 +201,7 @@ class Bench:
             spent = spent[: 1 if stage == "sft" else None]
             for label, name in names.items():
                 key = {"mode": label, "seed": seed, "stage": stage, "policy": policy.fingerprint[:12]}
-                key["until"] = self.until  # with PPO there is a reward model to measure by
+                key["until"] = self.until  # only with PPO is there a reward model for the score
                 if any(key.items() <= row.items() for row in self.rows):
                     continue
                 row = key | measure(name, grid, stages["base"].artifact, policy, loaded, by)
@@ -228,7 +231,7 @@ def interval(values: list[float], digits: int = 3) -> str:
 
 
 MEASURES = {"slot_error_rate": 1, "nll": 1, "score": -1}
-"""What is compared, and the sign of a loss."""
+"""Compared measures -> 1 if lower is better, else -1."""
 COLUMNS = {
     "fact errors, %": ("slot_error_rate", lambda x: 100 * x, 1),
     "perplexity": ("perplexity", float, 4),
@@ -242,23 +245,23 @@ COLUMNS = {
 
 def report(rows: list[dict[str, Any]]) -> None:
     for stage in ("sft", "ppo"):
-        own = [row for row in rows if row["stage"] == stage]
-        if not own:
+        of_stage = [row for row in rows if row["stage"] == stage]
+        if not of_stage:
             continue
         print(f"\n| after {stage} | seeds | " + " | ".join(COLUMNS) + " |")
         print("| --- " * (2 + len(COLUMNS)) + "|")
-        for mode in dict.fromkeys(row["mode"] for row in own):
-            found = [row for row in own if row["mode"] == mode]
+        for mode in dict.fromkeys(row["mode"] for row in of_stage):
+            group = [row for row in of_stage if row["mode"] == mode]
             cells = [
-                interval([shown(row[name]) for row in found], digits) if all(name in row for row in found) else ""
-                for name, shown, digits in COLUMNS.values()
+                interval([convert(row[name]) for row in group], digits) if all(name in row for row in group) else ""
+                for name, convert, digits in COLUMNS.values()
             ]
-            print(f"| {mode} | {len(found)} | " + " | ".join(cells) + " |")
-        shares(own, stage)
+            print(f"| {mode} | {len(group)} | " + " | ".join(cells) + " |")
+        shares(of_stage, stage)
 
 
 def shares(rows: list[dict[str, Any]], stage: str) -> None:
-    """Of what plain rounding loses against fp32, how much QAT loses; the interval is a bootstrap over seeds."""
+    """QAT's loss against fp32 as a share of PTQ's loss, with a bootstrap interval over seeds."""
     by = {(row["mode"], row["seed"]): row for row in rows}
     for grid in FORMATS:
         seeds = [s for m, s in by if m == f"qat {grid}" and (f"ptq {grid}", s) in by and ("fp32", s) in by]
@@ -276,14 +279,14 @@ def shares(rows: list[dict[str, Any]], stage: str) -> None:
             low, high = np.quantile(draws, [0.025, 0.975])
             print(
                 f"{stage}, {grid}, {name}: PTQ loses {interval(lost['ptq'].tolist(), 4)}, QAT "
-                f"{interval(lost['qat'].tolist(), 4)}: {share:.2f} of it ({low:.2f} to {high:.2f})"
+                f"{interval(lost['qat'].tolist(), 4)}: {share:.2f} of PTQ's ({low:.2f} to {high:.2f})"
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/quickstart.yaml")
-    parser.add_argument("--set", action="append", default=[], help="over the recipe's values, for all modes")
+    parser.add_argument("--set", action="append", default=[], help="override a recipe value for all modes")
     parser.add_argument("--modes", nargs="+", default=["fp32", "nf4", "q4_0", "int3-g32"], choices=[
         "fp32", "nf4", "qat-nf4", *(grid for grid in FORMATS if grid != "nf4")
     ])  # fmt: skip

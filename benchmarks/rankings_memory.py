@@ -1,10 +1,10 @@
-"""Peak memory of the `data` and `rank` stages by the number of rankings: it should stop growing.
+"""Peak memory of the `data` and `rank` stages by number of rankings. It must stop growing for large tables.
 
     python benchmarks/rankings_memory.py [--format wide long] [--sizes 1000 100000 1000000]
 
-Generates tables of K = 3 answers, four rankings a prompt by 40 annotators, runs each stage in a process of its own
-and prints its peak resident set (ru_maxrss) and time, and the ratio to the smallest table. A million rankings need
-some 3 GB in $TMPDIR.
+Generates tables with K = 3 answers per ranking, four rankings per prompt and 40 annotators. Runs each stage in a
+separate process and prints its peak resident set (ru_maxrss), the ratio to the smallest table, and its time. A
+million rankings need about 3 GB in $TMPDIR.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def text(rng: random.Random, words: int) -> str:
 
 
 def write_table(path: Path, format: str, rankings: int) -> None:
-    """The rows of a prompt lie together in a wide table; those of a ranking are far apart in a long one."""
+    """In a wide table the rows of a prompt are adjacent. In a long table the rows of a ranking are far apart."""
     header = {
         "wide": ["prompt", *(f"{c}{i}" for c in "cr" for i in range(K)), "annotator"],
         "long": ["prompt", "annotator", "completion", "rating"],
@@ -71,7 +71,7 @@ def write_table(path: Path, format: str, rankings: int) -> None:
 
 
 def run_stage(stage: str, format: str, folder: Path) -> None:
-    """Runs one stage and prints its peak memory in MB, its seconds and its metrics."""
+    """Runs a stage and prints its peak memory in MB, its time in seconds and its metrics as JSON."""
     from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig
     from pipeline.config.rank import RankConfig
     from pipeline.engine.stage import Artifact, RunContext

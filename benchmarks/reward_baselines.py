@@ -1,9 +1,9 @@
-"""What a reward model has to beat on a recipe's held-out prompts, without training one: the longer answer and a bag
-of words. And how far annotators agree there.
+"""Baselines for a reward model on a recipe's held-out prompts: "the longer answer wins" and a bag of words. Also
+prints the annotators' agreement on these prompts.
 
     python benchmarks/reward_baselines.py --recipe recipes/e2e-human.yaml --seeds 5
 
-The recipe's own split comes first, then splits drawn as benchmarks/reward_losses.py draws them.
+The recipe's split comes first, then splits drawn as in benchmarks/reward_losses.py.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def accuracy(margins: np.ndarray) -> float:
     return float(((margins > 0) + 0.5 * (margins == 0)).mean())
 
 
-def shown(share: Share) -> str:
+def with_interval(share: Share) -> str:
     if share.value is None or share.low is None or share.high is None:
-        return "not known"
+        return "n/a"
     return f"{share.value:.3f} ({share.low:.3f} to {share.high:.3f}, {share.pairs} pairs)"
 
 
@@ -50,9 +50,12 @@ def main() -> None:
     config = load_recipe(arguments.recipe, arguments.set).recipe.data
     assert config.rankings is not None, "the recipe has no data.rankings"
     rankings = list(read_rankings(config.rankings, Dropped()))
-    found = agreement(rankings)
-    alpha = "not known" if found.alpha is None else f"{found.alpha:.3f}"
-    print(f"all prompts: pairwise {shown(found.pairwise)}, by_others {shown(found.by_others)}, alpha {alpha}")
+    overall = agreement(rankings)
+    alpha = "n/a" if overall.alpha is None else f"{overall.alpha:.3f}"
+    print(
+        f"all prompts: pairwise {with_interval(overall.pairwise)}, "
+        f"by_others {with_interval(overall.by_others)}, alpha {alpha}"
+    )
     for seed in (None, *range(arguments.seeds)):
         sides: dict[str, list[Ranking]] = {"train": [], "eval": []}
         for r in rankings:
@@ -65,7 +68,7 @@ def main() -> None:
         print(
             f"{'recipe' if seed is None else f'split {seed}'}: {len(better)} held-out pairs, "
             f"longer {accuracy(longer):.3f}, bag of words {accuracy(score(better) - score(worse)):.3f}, "
-            f"annotators agree on {shown(agreement(sides['eval']).pairwise)}",
+            f"annotators agree on {with_interval(agreement(sides['eval']).pairwise)}",
             flush=True,
         )
 

@@ -1,16 +1,15 @@
-"""Compares ways to train a reward model: accuracy on held-out prompts and time, over seeds that also draw the
-split.
+"""Compares reward-model training variants by held-out accuracy and time, over seeds that also draw the split.
 
     python benchmarks/reward_losses.py --recipe recipes/e2e-human.yaml --seeds 5 \
         --variant "k-way=reward.objective=bradley_terry" --variant "pairs=reward.objective=bradley_terry_pairs"
 
-Stages up to `rank` run once, as `tutelage run rank` would (the SFT model too); then the reward stage runs once a
-variant and seed, in a folder of its own. A variant is a name and `--set` values. The split of the ranking's prompts
-into training and held-out ones is drawn anew for each seed, the same for all variants; the language model must not
-have been trained on those prompts (in `e2e-human` it was trained on others). With `--inside-training` the
-recipe's own held-out prompts are left out altogether, to choose between variants without looking at them.
+Stages up to `rank`, and the SFT model, run once, as with `tutelage run rank`. Then the reward stage runs once per
+variant and seed, in a separate folder. A variant is a name and `--set` values. Each seed draws a new split of the
+ranked prompts into training and held-out prompts, which all variants share. The language model must not have been
+trained on these prompts (in `e2e-human` it is trained on others). With `--inside-training` the recipe's held-out
+prompts are excluded, so that variants can be chosen without using them.
 
-Each result is appended to `--out` as one line of JSON as soon as it is there, and what is there is not run again.
+Each result is appended to `--out` as one line of JSON. Results that are already there are not run again.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from stages.reward import stage
 
 SHOWN = ("accuracy", "brier", "ece", "ended_preferred", "length_correlation", "above_length")
 T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Of Student's t with n - 1 degrees of freedom, by n."""
+"""n -> the 97.5 % quantile of Student's t with n - 1 degrees of freedom."""
 
 
 class Quiet:
-    """Neither metrics log nor progress display, but the curve is kept."""
+    """A metrics log and progress display that only records the accuracy curve."""
 
     def __init__(self) -> None:
         self.curve: list[float] = []
@@ -67,16 +66,18 @@ def resplit(
     def drawn(row: dict[str, Any]) -> dict[str, Any]:
         return row | {"split": split_of(f"{seed} {group_of(row['prompt'])}", held_out)}
 
-    made = dict(inputs)
+    split_inputs = dict(inputs)
     for name, file in (("rank", "rankings.jsonl"), ("data", "prompts.jsonl")):
         target = folder / name
         target.mkdir(parents=True)
         rows = inputs[name].jsonl(file)
         write_jsonl(target / file, (drawn(row) for row in rows if row["split"] == "train" or not inside))
-        made[name] = Artifact(name, target, f"{name} split by seed {seed}")
+        split_inputs[name] = Artifact(name, target, f"{name} split by seed {seed}")
     agreement = inputs["rank"].path / "agreement.json"
-    (made["rank"].path / "agreement.json").write_text(agreement.read_text(encoding="utf-8"), encoding="utf-8")
-    return made
+    (split_inputs["rank"].path / "agreement.json").write_text(
+        agreement.read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    return split_inputs
 
 
 def measure(arguments: argparse.Namespace, sets: list[str], seed: int) -> dict[str, Any]:
@@ -120,16 +121,16 @@ def interval(values: list[float]) -> str:
 def report(rows: list[dict[str, Any]]) -> None:
     print(f"{'variant':28s} {'n':>2s} " + " ".join(f"{name:>18s}" for name in (*SHOWN, "cpu_seconds")))
     for name in dict.fromkeys(row["variant"] for row in rows):
-        own = [row for row in rows if row["variant"] == name]
-        cells = [interval([float(row[metric]) for row in own]) for metric in SHOWN]
-        cells.append(f"{statistics.mean(row['cpu_seconds'] for row in own):.0f}")
-        print(f"{name:28s} {len(own):2d} " + " ".join(f"{cell:>18s}" for cell in cells))
+        of_variant = [row for row in rows if row["variant"] == name]
+        cells = [interval([float(row[metric]) for row in of_variant]) for metric in SHOWN]
+        cells.append(f"{statistics.mean(row['cpu_seconds'] for row in of_variant):.0f}")
+        print(f"{name:28s} {len(of_variant):2d} " + " ".join(f"{cell:>18s}" for cell in cells))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/e2e-human.yaml"))
-    parser.add_argument("--set", action="append", default=[], help="over the recipe's values, for all variants")
+    parser.add_argument("--set", action="append", default=[], help="override a recipe value for all variants")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=SETS")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)

@@ -1,13 +1,13 @@
-"""The whole of PPO on a language model, in one file to read from top to bottom.
+"""PPO for a language model in a single file, to read from top to bottom.
 
     python examples/ppo_loop.py
 
-A tiny Llama with random weights learns to write vowels, on a CPU, in about a minute. There is no reward model here:
-the reward is a function. Everything else is as in `stages/ppo`: the same maths functions, the same seven steps
-(docs/ppo.md), and a test holds that one update here moves the weights as one of the trainer's does.
+A tiny Llama with random weights learns to write vowels on a CPU in about a minute. The reward is a function, not a
+reward model. Everything else is as in `stages/ppo`: the same maths functions and the same seven steps
+(docs/ppo.md). A test checks that an update here changes the weights like an update of the trainer.
 
-What the real trainer adds: prompts of different lengths, a KV cache, LoRA roles on one backbone, micro-batches,
-several processes, 16 bits, checkpoints, score normalisation, evaluation while it runs.
+The trainer adds prompts of different lengths, a KV cache, LoRA roles on one backbone, micro-batches, several
+processes, 16 bits, checkpoints, score normalisation and evaluation during training.
 
 Shapes: B episodes, P prompt tokens, T response tokens, V vocabulary.
 """
@@ -32,7 +32,7 @@ EOS = 0  # the line break ends a response
 
 @dataclass
 class Settings:
-    """As in a recipe's `ppo` section."""
+    """Settings with the names of a recipe's `ppo` section."""
 
     batch_size: int = 64
     response_length: int = 16
@@ -63,9 +63,9 @@ class Policy(nn.Module):
 
 @torch.no_grad()
 def sample(lm: LlamaForCausalLM, prompts: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Prompts and responses (B, P + T), and which response tokens count (B, T): up to and including the first EOS.
+    """Prompts and responses (B, P + T), and the mask of response tokens up to and including the first EOS (B, T).
 
-    Token in, token out: what is trained on is exactly what was sampled, never decoded text that is encoded again.
+    Training uses exactly the sampled tokens, never decoded text that is encoded again.
     """
     ids = prompts
     for _ in range(length):
@@ -89,16 +89,16 @@ def update(
     """Steps 3 to 7 on one batch of episodes and their scores (B,)."""
     prompt_length = ids.shape[1] - mask.shape[1]
     with torch.no_grad():
-        # 3. Log-probs of the policy that sampled and of the reference; values.
+        # 3. Log-probs of the sampling policy and of the reference; values.
         old_logp, old_values = policy(ids, prompt_length)
         ref_logp, _ = Policy(reference, policy.head)(ids, prompt_length)
-        # 4. Rewards: the KL penalty on every token, the score on the last one that counts.
+        # 4. Rewards: the KL penalty on every token, the score on the last unmasked token.
         token_kl = torch.where(mask, k1(old_logp, ref_logp), 0.0)
         rewards = token_rewards(kl.value * token_kl, scores, mask)
-        # 5. Advantages, and the returns that the value head learns.
+        # 5. Advantages, and the returns as targets of the value head.
         advantages, returns = gae(rewards, old_values, mask, settings.gamma, settings.lam)
         advantages = whiten(advantages, mask)
-    # 6. Several passes over the batch; each minibatch is one optimizer step.
+    # 6. Several epochs over the batch; each minibatch is one optimizer step.
     for _ in range(settings.num_ppo_epochs):
         for rows in torch.randperm(len(ids), generator=generator).chunk(settings.num_mini_batches):
             logp, values = policy(ids[rows], prompt_length)
@@ -125,7 +125,7 @@ def update(
 
 
 def vowels(text: str) -> float:
-    """The reward: how many vowels a response has."""
+    """The reward: the number of vowels in a response."""
     return float(sum(letter in "aeiou" for letter in text))
 
 
@@ -145,7 +145,7 @@ def main(updates: int = 40) -> list[dict[str, float]]:
     lm = LlamaForCausalLM(config).eval()
     reference = copy.deepcopy(lm).requires_grad_(False)
     head = ScalarHead(config.hidden_size)
-    nn.init.zeros_(head.weight)  # no opinion at first
+    nn.init.zeros_(head.weight)  # initial values are zero
     policy = Policy(lm, head)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     kl = AdaptiveKL(init=0.05, target=10.0, horizon=1000)

@@ -1,4 +1,4 @@
-"""Fixtures: a small recipe and a runner of it with fake stages; the context that a stage gets."""
+"""Fixtures: a small recipe, its runner with fake stages, and the RunContext of a stage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ppo:
 
 @pytest.fixture(autouse=True)
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test cuts the power, and waiting for the disk is most of their time."""
+    """No test simulates a power cut, and fsync takes most of the tests' time."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -83,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tiny tensors gain nothing from more, and tests that share two cores lose."""
+    """More threads do not speed up tiny tensors, and slow down tests that run in parallel."""
     import torch
 
     torch.set_num_threads(1)
@@ -91,7 +91,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Callable[..., RunContext]:
-    """Makes the context of a stage that needs no metrics log and whose progress nobody looks at."""
+    """Makes the context of a stage without a metrics log; its progress is discarded."""
 
     def make(seed: int = 0) -> RunContext:
         none: Any = None
@@ -110,7 +110,7 @@ def context(tmp_path: Path) -> Callable[..., RunContext]:
 
 
 class Notes:
-    """What a stage says of its progress: the metrics log, the progress display and the lines to the user."""
+    """Records a stage's metrics log, progress and messages."""
 
     def __init__(self) -> None:
         self.logged: list[tuple[int, dict[str, Any]]] = []
@@ -137,7 +137,7 @@ class Notes:
 
 @pytest.fixture
 def training_context(tmp_path: Path) -> Callable[..., tuple[RunContext, Notes]]:
-    """Makes the context of a stage that trains, and what it takes down."""
+    """Makes the context of a stage that trains, and the Notes that record its output."""
 
     def make(seed: int = 0, state: str = "state", **values: Any) -> tuple[RunContext, Notes]:
         notes = Notes()

@@ -1,8 +1,8 @@
 """A simulated accelerator, `sim`: runs the project's device code on machines that have no GPU.
 
-Tensors on `sim` compute on the CPU but behave as CUDA tensors do where programs go wrong:
+Tensors on `sim` compute on the CPU but imitate CUDA tensors where programs tend to fail:
 
-- An operation on tensors of two devices raises. Allowed are what CUDA allows: copies, a host scalar in a pointwise
+- An operation on tensors of two devices raises, except those that CUDA allows: copies, a host scalar in a pointwise
   operation, and a device tensor indexed by a host tensor.
 - A device tensor has no `numpy()`.
 - float64 on the device raises. CUDA has it, but MPS does not.
@@ -10,13 +10,13 @@ Tensors on `sim` compute on the CPU but behave as CUDA tensors do where programs
   whose output shape depends on data (`nonzero`, boolean indices, `masked_select`, `unique`), and copies between
   host and device.
 
-Everything that was refused is also kept in `refused`, because a caller may catch the exception.
+Every refusal is also recorded in `refused`, because a caller may catch the exception.
 
-A device can be registered once in a process and changes what `torch.accelerator` reports, so tests that need it run
-in a process of their own:
+A device can be registered only once per process and changes what `torch.accelerator` reports, so tests that need it
+run in a separate process:
 
     python tests/simulated_run.py REPORT.json run eval --recipe tiny.yaml     # the command line
-    SIMULATED_DEVICE=1 python -m pytest tests/device                          # the tests there
+    SIMULATED_DEVICE=1 python -m pytest tests/device                          # its tests
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ WAITING = {
 syncs: Counter[tuple[str, str]] = Counter()
 """Host synchronisations so far, by (kind, source line)."""
 refused: list[str] = []
-"""What was refused so far, and where."""
+"""Refused operations so far, with source lines."""
 
 
 class DeviceTensor(Tensor):
-    """A tensor on `sim`. Its numbers are in `host`, a CPU tensor that only this file touches."""
+    """A tensor on `sim`. Its data is in `host`, a CPU tensor that only this file uses."""
 
     host: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -73,7 +73,7 @@ class DeviceTensor(Tensor):
     def __new__(cls, host: Tensor, requires_grad: bool = False) -> DeviceTensor:
         if host.dtype in (torch.float64, torch.complex128):
             refuse(f"{host.dtype} on the device")
-        made = torch.Tensor._make_wrapper_subclass(
+        tensor = torch.Tensor._make_wrapper_subclass(
             cls,
             host.size(),
             strides=host.stride(),
@@ -82,8 +82,8 @@ class DeviceTensor(Tensor):
             device=torch.device(NAME, 0),
             requires_grad=requires_grad,
         )
-        made.host = host
-        return made
+        tensor.host = host
+        return tensor
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,7 +92,7 @@ class DeviceTensor(Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"DeviceTensor({self.host})"
 
-    # What C++ would answer from a real tensor's memory.
+    # For a real tensor C++ implements these.
 
     def data_ptr(self) -> int:
         return self.host.data_ptr()
@@ -116,15 +116,15 @@ class DeviceTensor(Tensor):
         torch.Tensor.__setitem__(self, _lists_as_tensors(index), value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Read back it is on the CPU, as with `map_location="cpu"`: who loads it has to move it.
+        # Loads on the CPU, as with `map_location="cpu"`; the caller has to move it.
         return self.host.detach().clone().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        made = DeviceTensor(self.host.detach().clone(), self.requires_grad)
+        tensor = DeviceTensor(self.host.detach().clone(), self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
-            made._is_param = True  # type: ignore[attr-defined]
-        memo[id(self)] = made
-        return made
+            tensor._is_param = True  # type: ignore[attr-defined]
+        memo[id(self)] = tensor
+        return tensor
 
     @property
     def data(self) -> Any:
@@ -143,17 +143,17 @@ def _lists_as_tensors(index: Any) -> Any:
 
 
 def refuse(what: str, kind: type[Exception] = RuntimeError) -> NoReturn:
-    """Notes what a device would refuse, and raises `kind`."""
+    """Records a refused operation and raises `kind`."""
     refused.append(f"{what} at {_site()}")
     raise kind(f"simulated device: {what}")
 
 
 @contextlib.contextmanager
 def counting() -> Iterator[Counter[tuple[str, str]]]:
-    """Gives the synchronisations of the block, complete when it ends."""
-    before, found = Counter(syncs), Counter[tuple[str, str]]()
-    yield found
-    found.update(Counter(syncs) - before)
+    """Yields a counter of the block's synchronisations, which is filled when the block ends."""
+    before, counts = Counter(syncs), Counter[tuple[str, str]]()
+    yield counts
+    counts.update(Counter(syncs) - before)
 
 
 def _count(kind: str) -> None:
@@ -161,7 +161,7 @@ def _count(kind: str) -> None:
 
 
 def _site() -> str:
-    """The innermost line of the project that is running."""
+    """The innermost running source line of the project."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -175,7 +175,7 @@ def _site() -> str:
 
 
 def _call(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """One ATen operation with at least one device tensor, or one that makes one."""
+    """Runs an ATen operation that takes or returns device tensors."""
     packet = func.overloadpacket
     here: list[DeviceTensor] = []
     elsewhere: list[Tensor] = []
@@ -195,7 +195,7 @@ def _call(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _on_host(value: Any, here: list[DeviceTensor], elsewhere: list[Tensor]) -> Any:
-    """An argument as the CPU takes it. Its tensors are noted in one of the two lists."""
+    """Converts an argument for the CPU and adds its tensors to one of the two lists."""
     if isinstance(value, DeviceTensor):
         here.append(value)
         return value.host
@@ -209,11 +209,11 @@ def _on_host(value: Any, here: list[DeviceTensor], elsewhere: list[Tensor]) -> A
 
 
 def _on_device(result: Any, here: list[DeviceTensor]) -> Any:
-    """A result as device tensors; what an operation changed in place or wrote into is the tensor it was given."""
+    """Converts a result to device tensors. Results of in-place operations are the argument itself."""
     if isinstance(result, Tensor):
-        for given in here:
-            if given.host is result:
-                return given
+        for argument in here:
+            if argument.host is result:
+                return argument
         return DeviceTensor(result)
     if isinstance(result, list | tuple):
         return [_on_device(item, here) for item in result]
@@ -243,7 +243,7 @@ def _count_indices(indices: Any) -> None:
 
 
 def _copy(func: Any, args: Any, kwargs: Any, host_args: Any, host_kwargs: Any) -> Any:
-    """Between devices, within the device, or to another dtype."""
+    """Copies between devices, within the device, or to another dtype."""
     result = func(*host_args, **host_kwargs)
     if func.overloadpacket is not aten._to_copy:  # (destination, source)
         target, source = args[:2]
@@ -273,14 +273,14 @@ FACTORIES = (
 """Operations that make a tensor by resizing an empty one, which a wrapper cannot follow."""
 
 AUTOCAST = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "scaled_dot_product_attention")
-"""Operations that autocast computes in its own precision; the others take what they are given."""
+"""Operations that autocast runs in its dtype; the others keep the dtype of their inputs."""
 
 _safetensors_load_file = safetensors.torch.load_file
-_registered: list[Any] = []  # a registration ends with its object
+_registered: list[Any] = []  # a registration lasts as long as its object
 
 
 class _Module:
-    """What PyTorch asks of `torch.sim`."""
+    """The interface that PyTorch requires of `torch.sim`."""
 
     def is_available(self) -> bool:
         return True
@@ -320,7 +320,7 @@ class _Module:
 
 
 def install() -> str:
-    """Registers the device, once in a process and before peft is imported; returns its name."""
+    """Registers the device once per process, before peft is imported. Returns its name."""
     if not _registered:
         _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
         anything, operations = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
@@ -352,12 +352,12 @@ def _autocast(packet: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _no_grad(mode: bool = True) -> Any:
-    """PyTorch makes no inference tensor of a wrapper."""
+    """PyTorch cannot make inference tensors of wrapper subclasses."""
     return torch.no_grad() if mode else contextlib.nullcontext()
 
 
 def _load_file(filename: Any, device: Any = "cpu", **options: Any) -> dict[str, Tensor]:
-    """safetensors knows the names of real devices only."""
+    """safetensors only accepts real devices."""
     return {name: tensor.to(device) for name, tensor in _safetensors_load_file(filename, **options).items()}
 
 
@@ -365,11 +365,11 @@ def _made_on_host(make: Any) -> Any:
     """`torch.tensor` copies to a device below the level that a backend in Python can see."""
 
     @wraps(make)
-    def made(data: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def make_on_host(data: Any, *args: Any, **kwargs: Any) -> Tensor:
         device = kwargs.get("device")
         if device is None or torch.device(device).type != NAME or isinstance(data, Tensor):
             return make(data, *args, **kwargs)
-        found = make(data, *args, **(kwargs | {"device": "cpu"}))
-        return found.detach().to(device).requires_grad_(found.requires_grad)
+        on_host = make(data, *args, **(kwargs | {"device": "cpu"}))
+        return on_host.detach().to(device).requires_grad_(on_host.requires_grad)
 
-    return made
+    return make_on_host

@@ -1,8 +1,8 @@
-"""The project's command line with every stage on the simulated device:
+"""Runs the command line with every stage on the simulated device:
 
     python tests/simulated_run.py REPORT.json ARGUMENTS
 
-The report holds what was refused, and the host synchronisations by kind and source line.
+The report holds the refused operations, and the host synchronisations by kind and source line.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     counts = [[kind, line, count] for (kind, line), count in syncs.most_common()]
     Path(report).write_text(json.dumps({"refused": refused, "syncs": counts}), encoding="utf-8")
     sys.stdout.flush()
-    os._exit(code)  # autograd's thread of a device in Python does not survive the interpreter's end
+    os._exit(code)  # autograd's thread for a device in Python outlives the interpreter
 
 
 if __name__ == "__main__":

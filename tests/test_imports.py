@@ -1,4 +1,4 @@
-"""Imports go one way: stages -> ranking -> data -> pipeline; those that are spelled in strings too."""
+"""Imports go one way, stages -> ranking -> data -> pipeline, including module names in strings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_module(text: str) -> bool:
 
 
 def at_import(nodes: list[ast.stmt]) -> Iterator[str]:
-    """What is imported when the module is: not inside functions."""
+    """The imports that run when the module is imported, not those inside functions."""
     for node in nodes:
         yield from imported(node)
         for name in ("body", "orelse", "finalbody"):
@@ -63,11 +63,11 @@ def test_imports_go_one_way(package: str) -> None:
     assert files(package)
     for file in files(package):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            own = {name.partition(".")[0] for name in imported(node)} & set(ALLOWED)
-            assert own <= ALLOWED[package], f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            packages = {name.partition(".")[0] for name in imported(node)} & set(ALLOWED)
+            assert packages <= ALLOWED[package], f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
 
 
-def test_strings_that_name_modules_are_seen() -> None:
+def test_module_names_in_strings_are_recognised() -> None:
     assert is_module("stages.ppo.stage:run")
     assert is_module("stages.report.build.build_report")
     assert not is_module("data.rankings.columns")  # a path in a recipe
@@ -75,7 +75,7 @@ def test_strings_that_name_modules_are_seen() -> None:
 
 
 @pytest.mark.parametrize("file", MATHS)
-def test_the_maths_imports_torch_and_nothing_else(file: str) -> None:
+def test_loss_modules_import_only_torch(file: str) -> None:
     names = {
         name.partition(".")[0]
         for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8")))
@@ -85,7 +85,7 @@ def test_the_maths_imports_torch_and_nothing_else(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", files("ranking"), ids=lambda file: file.name)
-def test_people_rank_without_torch(file: Path) -> None:
+def test_the_ranking_package_does_not_import_torch(file: Path) -> None:
     names = {
         name.partition(".")[0] for node in ast.walk(ast.parse(file.read_text("utf-8"))) for name in imported(node)
     }

@@ -1,5 +1,5 @@
-"""The list of mutations stays in step with the code: every text that one replaces occurs exactly once, and every
-test that has to notice exists. (`make mutations` runs a sample of them.)"""
+"""The list of mutations matches the code: every text to replace occurs exactly once, and every named test file
+exists. (`make mutations` runs a sample of the mutations.)"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repository import ROOT
 def test_a_mutation_finds_its_text_and_its_tests(mutation: Mutation) -> None:
     for file, old, new in mutation.edits:
         text = (ROOT / file).read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
+        assert text.count(old) == 1, f"{file} contains {text.count(old)} times: {old}"
         assert new != old
     for test in mutation.tests:
         assert (ROOT / test.partition("::")[0]).exists(), test

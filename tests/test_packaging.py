@@ -1,4 +1,4 @@
-"""What is installed: the wheel has all that a run needs, and a user's own modules are not taken for ours."""
+"""The wheel contains everything that a run needs, and modules in the working directory do not shadow ours."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pip(*arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_has_every_file_of_the_packages_and_recipes(wheel: Path) -> None:
+def test_the_wheel_contains_all_packages_and_recipes(wheel: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0] for name in packed if "dist-info" not in name} == set(PACKAGES)
     needed = {
@@ -58,7 +58,7 @@ def test_the_wheel_has_every_file_of_the_packages_and_recipes(wheel: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_shipped_recipe_runs_outside_of_a_clone(wheel: Path, tmp_path: Path) -> None:
+def test_a_shipped_recipe_works_outside_of_a_clone(wheel: Path, tmp_path: Path) -> None:
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()
     pip("install", str(wheel), "--target", str(site))
@@ -89,7 +89,7 @@ def test_a_shipped_recipe_runs_outside_of_a_clone(wheel: Path, tmp_path: Path) -
 
 @pytest.fixture
 def users_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with files whose names are those of our packages."""
+    """A working directory with modules that have the names of our packages."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in PACKAGES:
@@ -124,7 +124,7 @@ def test_processes_of_a_run_do_not_import_the_users_modules(
 
 
 @pytest.mark.parametrize("file", [".github/workflows/ci.yml", "Dockerfile"])
-def test_continuous_integration_and_container_install_the_tested_torch(file: str) -> None:
+def test_ci_and_container_install_the_pinned_torch(file: str) -> None:
     [pinned] = re.findall(r"^(torch==\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"torch==[\w.]+", (ROOT / file).read_text(encoding="utf-8"))) == {pinned}
 

@@ -9,32 +9,32 @@ def user(text):
     return {"role": "user", "content": text}
 
 
-def test_share_is_the_fraction():
+def test_the_held_out_share_is_the_fraction():
     keys = [f"prompt {i}" for i in range(20_000)]
     for fraction in (0.05, 0.1, 0.5):
         share = sum(split_of(key, fraction) == "eval" for key in keys) / len(keys)
         assert share == pytest.approx(fraction, abs=0.01)
 
 
-def test_known_values():
+def test_the_split_of_a_known_hash():
     """The first 64 bits of SHA-256("abc") are ba7816bf8f01cfea: 0.7284 as a fraction of 2**64."""
     assert split_of("abc", 0.728) == "train"
     assert split_of("abc", 0.729) == "eval"
 
 
-def test_the_ends():
+def test_fractions_of_zero_and_one():
     keys = [str(i) for i in range(100)]
     assert {split_of(key, 0.0) for key in keys} == {"train"}
     assert {split_of(key, 1.0) for key in keys} == {"eval"}
 
 
-def test_a_larger_fraction_only_adds():
+def test_a_larger_fraction_only_adds_held_out_prompts():
     small = {str(i) for i in range(1000) if split_of(str(i), 0.1) == "eval"}
     large = {str(i) for i in range(1000) if split_of(str(i), 0.3) == "eval"}
     assert small < large
 
 
-def test_group_is_the_first_user_turn():
+def test_the_group_is_the_first_user_turn():
     system = {"role": "system", "content": "Be brief."}
     answer = {"role": "assistant", "content": "Hello."}
     assert group_of([user(" How\n are you? ")]) == "how are you?"
@@ -49,7 +49,7 @@ def test_a_conversation_stays_on_one_side():
         assert split_of_prompt(first, 0.5) == split_of_prompt([*first, answer, user("more")], 0.5)
 
 
-def test_leaks_are_found_across_tables():
+def test_leaks_across_tables_are_detected():
     fraction = 0.5
     sides = {text: split_of(text, fraction) for text in "abcdefgh"}
     other = {"train": "eval", "eval": "train"}

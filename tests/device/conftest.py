@@ -1,6 +1,8 @@
-"""Tests on the simulated device. It changes the process it is registered in, so this folder runs in a process of
-its own, started by tests/end_to_end/test_simulated_device.py with SIMULATED_DEVICE set; a plain pytest run leaves
-it out."""
+"""Tests on the simulated device (tests/simulated_device.py).
+
+The device changes the process it is registered in, so tests/end_to_end/test_simulated_device.py runs this folder in
+a separate process with SIMULATED_DEVICE set. A plain pytest run skips it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ if "SIMULATED_DEVICE" in os.environ:
 
     @pytest.fixture(autouse=True)
     def _nothing_is_refused(request: pytest.FixtureRequest) -> Iterator[None]:
-        """The product may catch what the device raises, and go on in another way."""
+        """Fails on refusals that the code under test catches, too."""
         before = len(simulated_device.refused)
         yield
         if "expects_refusals" not in request.keywords:

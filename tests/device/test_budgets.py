@@ -1,4 +1,4 @@
-"""How often the host waits for the device, and that the results are those of the CPU."""
+"""Upper bounds on host synchronisations, and results equal to those of the CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOPS = {tiny.EOS, *range(9, 45, 6)}
 
 
 def sampled(device: str, length: int, stops: set[int], **values: Any) -> tuple[list[list[int]], int]:
-    """Responses, and how often the host waited."""
+    """Responses, and the number of host synchronisations."""
     actor = Actor(tiny.lm(3).to(device))
     uniform = torch.rand((len(PROMPTS), length), generator=torch.Generator().manual_seed(2))
     with counting() as syncs:
@@ -37,26 +37,26 @@ def sampled(device: str, length: int, stops: set[int], **values: Any) -> tuple[l
     return responses, syncs.total()
 
 
-def test_decoding_waits_once_in_eight_tokens():
+def test_decoding_synchronises_once_per_eight_tokens():
     endless = {tiny.VOCABULARY + 5}
     _, short = sampled(NAME, 8, endless)
     _, long = sampled(NAME, 72, endless)
     assert long - short == (72 - 8) / 8
-    assert short <= 6, "at the start of a batch and at its end"
+    assert short <= 6, "only at the start and at the end of a batch"
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])
-def test_responses_that_end_are_those_of_the_cpu(batch_size):
+def test_responses_match_the_cpu(batch_size):
     expected, _ = sampled("cpu", 30, STOPS, batch_size=batch_size)
     responses, syncs = sampled(NAME, 30, STOPS, batch_size=batch_size)
     assert responses == expected
     lengths = {len(response) for response in responses}
-    assert len(lengths) > 3, "the case must hold short and long responses"
+    assert len(lengths) > 3, "the test needs short and long responses"
     batches = -(-len(PROMPTS) // (batch_size or len(PROMPTS)))
     assert syncs <= 3 + batches * (3 + max(lengths) // 8)
 
 
-def test_the_record_of_a_rollout_is_that_of_the_cpu():
+def test_the_record_of_a_rollout_matches_the_cpu():
     records = {}
     for device in ("cpu", NAME):
         bank = tiny.lora_bank(value="trunk", distinct=True).to(device)
@@ -68,30 +68,30 @@ def test_the_record_of_a_rollout_is_that_of_the_cpu():
             )
     for row, response in enumerate(responses):
         for name in ("logp_BT", "entropy_BT", "values_BT"):
-            found, expected = (
+            actual, expected = (
                 getattr(records[device], name)[row, : len(response)].cpu() for device in (NAME, "cpu")
             )
-            torch.testing.assert_close(found, expected, atol=2e-5, rtol=0, msg=name)
+            torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0, msg=name)
 
 
 # --- Training -----------------------------------------------------------------------------------------------------
 
 
 def optimised(**values: Any) -> tuple[PPOTrainer, Counter[tuple[str, str]], dict[str, float]]:
-    """One update's optimisation on the device."""
-    kept: dict[str, Any] = {}
+    """Runs an update on the device. Returns the trainer, the synchronisations of its optimisation, and metrics."""
+    recorded: dict[str, Any] = {}
     trainer = ppo_case.make(device=NAME, **values)
     optimise = trainer.optimisation.run
 
     def counted(*arguments: Any) -> dict[str, float]:
         with counting() as syncs:
             metrics = optimise(*arguments)
-        kept["syncs"] = syncs
+        recorded["syncs"] = syncs
         return metrics
 
     trainer.optimisation.run = counted  # type: ignore[method-assign]
     metrics = trainer.step()
-    return trainer, kept["syncs"], metrics
+    return trainer, recorded["syncs"], metrics
 
 
 KINDS = [
@@ -103,9 +103,9 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "value"), KINDS)
-def test_training_waits_once_in_an_optimizer_step(kind, value):
-    """Copies of the minibatch's rows and of demonstrations to the device, one of the sums back, for any number of
-    micro-batches."""
+def test_training_synchronises_once_per_optimizer_step(kind, value):
+    """For any number of micro-batches: copies of the minibatch's rows and of demonstrations to the device, and one
+    copy of the sums back."""
     for size in (None, 1):
         _, syncs, metrics = optimised(kind=kind, value=value, micro_batch_size=size, **ppo_case.EVERYTHING)
         steps = metrics["optimizer_steps"]
@@ -115,18 +115,18 @@ def test_training_waits_once_in_an_optimizer_step(kind, value):
 
 
 @pytest.mark.parametrize(("kind", "value"), KINDS)
-def test_updates_on_the_device_are_those_of_the_cpu(kind, value):
+def test_updates_match_the_cpu(kind, value):
     values = {"kind": kind, "value": value, "micro_batch_size": 3, **ppo_case.EVERYTHING}
-    expected, found = ppo_case.make(**values), ppo_case.make(device=NAME, **values)
+    expected, on_device = ppo_case.make(**values), ppo_case.make(device=NAME, **values)
     for _ in range(2):
-        wanted, metrics = expected.step(), found.step()
-        for name in wanted:
+        expected_metrics, metrics = expected.step(), on_device.step()
+        for name in expected_metrics:
             if not name.startswith("time/") and name not in ("tokens_per_second", "mfu"):
-                assert metrics[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-4), name
-    ppo_case.assert_close(ppo_case.weights(found), ppo_case.weights(expected), 2e-4)
+                assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-3, abs=1e-4), name
+    ppo_case.assert_close(ppo_case.weights(on_device), ppo_case.weights(expected), 2e-4)
 
 
-def test_an_update_waits_a_few_times_besides():
+def test_an_update_synchronises_rarely_outside_optimizer_steps():
     trainer = ppo_case.make(device=NAME, **(ppo_case.EVERYTHING | {"ptx_coef": 0.0}))
     trainer.step()
     with counting() as syncs:
@@ -146,28 +146,28 @@ def test_a_checkpoint_resumes_on_the_device(tmp_path):
     ppo_case.assert_close(ppo_case.weights(resumed), ppo_case.weights(expected), 0.0)
 
 
-def test_moments_of_device_tensors_are_those_of_the_cpu():
+def test_advantage_estimation_matches_the_cpu():
     torch.manual_seed(0)
     values, mask = 1e4 + torch.randn(6, 9), torch.rand(6, 9) > 0.3
     for function in (masked_moments, whiten):
-        found, expected = function(values.to(NAME), mask.to(NAME)), function(values, mask)
-        torch.testing.assert_close([x.cpu() for x in found], list(expected), rtol=0, atol=0)
+        actual, expected = function(values.to(NAME), mask.to(NAME)), function(values, mask)
+        torch.testing.assert_close([x.cpu() for x in actual], list(expected), rtol=0, atol=0)
     score = torch.randn(6)
     rewards = token_rewards(values, score, mask)
     torch.testing.assert_close(token_rewards(values.to(NAME), score, mask.to(NAME)).cpu(), rewards)
     on_device = gae(rewards.to(NAME), values.to(NAME), mask.to(NAME), 0.9, 0.8)
-    for found, expected in zip(on_device, gae(rewards, values, mask, 0.9, 0.8), strict=True):
-        torch.testing.assert_close(found.cpu(), expected)
+    for actual, expected in zip(on_device, gae(rewards, values, mask, 0.9, 0.8), strict=True):
+        torch.testing.assert_close(actual.cpu(), expected)
 
 
 @pytest.mark.parametrize("name", grids.GRIDS)
-def test_grids_on_the_device_are_those_of_the_cpu(name):
+def test_quantisation_grids_match_the_cpu(name):
     weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
     assert torch.equal(grids.onto(name, weight.to(NAME)).cpu(), grids.onto(name, weight))
 
 
-def test_the_divergence_of_an_exported_file_is_that_of_the_cpu():
-    found = {}
+def test_the_divergence_of_an_exported_model_matches_the_cpu():
+    divergences = {}
     answers = tiny.rows(len(PROMPTS), 1, 6, seed=6)
     codec = SimpleNamespace(stop_ids={tiny.EOS}, pad_id=tiny.PAD)
     reference: Any = SimpleNamespace(
@@ -178,14 +178,14 @@ def test_the_divergence_of_an_exported_file_is_that_of_the_cpu():
     )
     for device in ("cpu", NAME):
         policy, other = (Actor(tiny.lm(seed).to(device)) for seed in (1, 2))
-        found[device] = ReferenceMetrics.divergence(reference, policy, other, answers)
-    assert found[NAME] == pytest.approx(found["cpu"], rel=1e-4)
+        divergences[device] = ReferenceMetrics.divergence(reference, policy, other, answers)
+    assert divergences[NAME] == pytest.approx(divergences["cpu"], rel=1e-4)
 
 
 # --- Reward model -------------------------------------------------------------------------------------------------
 
 
-def test_scoring_waits_once_for_all_batches():
+def test_scoring_synchronises_once_for_all_batches():
     rows = tiny.rows(11, 2, 9, seed=5)
     model = RewardModel(tiny.lm(1), tiny.head(2)).eval()
     expected = score_rows(model, rows, 4, "cpu")
@@ -194,15 +194,15 @@ def test_scoring_waits_once_for_all_batches():
         scores = score_rows(model, rows, 4, NAME)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
     counts = Counter(kind for kind, _ in syncs.elements())
-    assert counts.pop("item") == 3, "transformers looks at the positions of each batch"
+    assert counts.pop("item") == 3, "transformers reads the positions of each batch"
     assert counts == {"host to device": 1 + 3, "device to host": 1}, (
-        "the lengths, the ids of each batch; the scores"
+        "the lengths and the ids of each batch; the scores"
     )
 
 
 @pytest.mark.parametrize("objective", ["bradley_terry", "davidson", "plackett_luce", "regression"])
-def test_the_loss_of_rankings_waits_once_for_all_of_them(objective):
-    """And once for its gradient."""
+def test_the_ranking_loss_synchronises_once_for_all_rankings(objective):
+    """A second synchronisation is for the gradient."""
     counts = {}
     for rankings in (1, 9):
         orders = [Order([3 * i, 3 * i + 1, 3 * i + 2], [1, 2, 2], 1.0) for i in range(rankings)]

@@ -1,4 +1,4 @@
-"""The simulated device refuses and counts what it promises to."""
+"""The simulated device refuses and counts the documented operations."""
 
 import pytest
 import simulated_device
@@ -38,7 +38,7 @@ INDEX = torch.zeros(3, dtype=torch.long)
         pytest.param(lambda: on(3).numpy(), id="numpy"),
     ],
 )
-def test_refused(operation):
+def test_operations_across_devices_are_refused(operation):
     with pytest.raises((RuntimeError, TypeError), match="simulated device"):
         operation()
     assert "tests/device/test_device.py" in simulated_device.refused[-1]
@@ -58,7 +58,7 @@ def test_refused(operation):
         (lambda: torch.ones(3).copy_(on(3)), [1.0, 1.0, 1.0]),
     ],
 )
-def test_allowed(operation, expected):
+def test_operations_that_cuda_allows_are_allowed(operation, expected):
     assert operation().tolist() == expected
 
 
@@ -83,15 +83,15 @@ def test_allowed(operation, expected):
         (lambda: on(3, 3).softmax(-1).argsort(stable=True)[:2], []),
     ],
 )
-def test_counted_by_source_line(operation, kinds):
+def test_synchronisations_are_counted_by_source_line(operation, kinds):
     with counting() as syncs:
         operation()
     assert [kind for kind, _ in syncs.elements()] == kinds
     assert all(line.startswith("tests/device/test_device.py:") for _, line in syncs)
 
 
-def test_training_on_the_device_is_training_on_the_cpu():
-    """Autograd, an optimizer, tied weights and a checkpoint of them."""
+def test_training_matches_the_cpu():
+    """With autograd, an optimizer, tied weights and their checkpoint."""
     torch.manual_seed(0)
     embedding, head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
     head.weight = embedding.weight

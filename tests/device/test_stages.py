@@ -1,4 +1,4 @@
-"""PPO and DPO from artifacts to artifacts on the device."""
+"""The PPO and DPO stages on the device."""
 
 from __future__ import annotations
 
@@ -67,21 +67,21 @@ def inputs(folder: Path, dtype: str, *, lora: bool = True, members: int = 1) -> 
         pytest.param("bfloat16", {"lora": False}, {"value": "trunk"}, id="full under autocast"),
     ],
 )
-def test_ppo(tmp_path: Path, ctx: RunContext, dtype: str, artifacts: Any, values: Any) -> None:
-    made, out = inputs(tmp_path, dtype, **artifacts), tmp_path / "out"
+def test_ppo_stage_runs(tmp_path: Path, ctx: RunContext, dtype: str, artifacts: Any, values: Any) -> None:
+    artifacts_in, out = inputs(tmp_path, dtype, **artifacts), tmp_path / "out"
     out.mkdir()
     if "members" in artifacts:
         values |= {"reward": AggregateConfig(aggregate="min")}
-    metrics = ppo.run(PPOConfig(**(PPO | values)), made, out, ctx)
+    metrics = ppo.run(PPOConfig(**(PPO | values)), artifacts_in, out, ctx)
     assert metrics["updates"] == 2
     after = Artifact("ppo", out, "ppo")
     assert [row["update"] for row in after.jsonl("evaluations.jsonl")] == [0, 1, 2]
     assert len(after.json("fingerprints.json")["policy"]) == 8
 
 
-def test_dpo(tmp_path: Path, ctx: RunContext) -> None:
-    made, out = inputs(tmp_path, "bfloat16"), tmp_path / "out"
+def test_dpo_stage_runs(tmp_path: Path, ctx: RunContext) -> None:
+    artifacts_in, out = inputs(tmp_path, "bfloat16"), tmp_path / "out"
     out.mkdir()
     trainer = {"per_device_train_batch_size": 4, "max_steps": 2}
-    metrics = dpo.run(DPOConfig(max_length=60, trainer=trainer), made, out, ctx)
+    metrics = dpo.run(DPOConfig(max_length=60, trainer=trainer), artifacts_in, out, ctx)
     assert 0 <= metrics["eval_accuracy"] <= 1

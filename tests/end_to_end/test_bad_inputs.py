@@ -1,4 +1,4 @@
-"""Bad inputs, through the command: one clear message, a non-zero exit, no traceback, earlier artifacts intact."""
+"""Bad inputs on the command line: one clear message, a non-zero exit code, no traceback, artifacts untouched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages.__main__ import app
 
 QUICKSTART = ROOT / "recipes/quickstart.yaml"
 Spoil = Callable[[Path, Path, pytest.MonkeyPatch], list[str]]
-"""(runs, a scratch folder, monkeypatch) -> what to add to `tutelage run`."""
+"""(runs, a scratch folder, monkeypatch) -> extra arguments of `tutelage run`."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def missing_file(runs: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def table(scratch: Path, text: str, **values: Any) -> list[str]:
-    """Values that read a ranking table of this text."""
+    """Arguments that read a ranking table with this text."""
     file = scratch / "rankings.csv"
     file.write_text(text)
     rankings = {"path": str(file), "format": "wide", **values}
@@ -56,7 +56,7 @@ def malformed_row(runs: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) ->
     return table(scratch, text, columns=columns)
 
 
-def one_answer(runs: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def single_answer(runs: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     text = "prompt,completion,rating\nname[x],one,1\nname[y],one,2\n"
     return table(scratch, text, format="long")
 
@@ -121,7 +121,7 @@ CASES: list[tuple[Spoil, int, list[str]]] = [
     (wrong_type, 2, ["ppo.batch_size", "--set"]),
     (missing_file, 2, ["gone.csv", "data.demonstrations.path"]),
     (malformed_row, 3, ["rankings.csv", "3"]),
-    (one_answer, 3, ["rankings.csv", "2"]),
+    (single_answer, 3, ["rankings.csv", "2"]),
     (empty_data, 3, ["rankings.csv", "row"]),
     (pad_is_eos, 4, ["pad token", "ppo.reward_model"]),
     (other_base, 4, ["another base model"]),
@@ -131,12 +131,12 @@ CASES: list[tuple[Spoil, int, list[str]]] = [
 
 
 @pytest.mark.parametrize(("spoil", "code", "words"), CASES, ids=[case[0].__name__ for case in CASES])
-def test_bad_input(
+def test_a_bad_input_gives_one_clear_error(
     spoil: Spoil, code: int, words: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    added = spoil(finished, tmp_path, monkeypatch)
+    extra = spoil(finished, tmp_path, monkeypatch)
     before = contents(finished)
-    command = ["run", "ppo", "-r", str(QUICKSTART), "-s", SMALL, "-s", "device=cpu", *added]
+    command = ["run", "ppo", "-r", str(QUICKSTART), "-s", SMALL, "-s", "device=cpu", *extra]
     result = CliRunner().invoke(app, [*command, "--runs", str(finished)], catch_exceptions=True)
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
@@ -145,14 +145,14 @@ def test_bad_input(
     assert result.stderr.count("hint:") <= 1
     after = contents(finished)
     assert {path: after.get(path) for path in before} == before, "an earlier artifact was touched"
-    assert not set(after) - set(before), "something half-written passes for finished"
+    assert not set(after) - set(before), "a partial artifact counts as finished"
 
 
 def contents(runs: Path) -> dict[str, str]:
     """Hashes of all files of finished artifacts."""
     return {
         str(file.relative_to(runs)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for made in runs.glob("*/*/*/manifest.json")
-        for file in [made, *made.parent.joinpath("out").rglob("*")]
+        for manifest_file in runs.glob("*/*/*/manifest.json")
+        for file in [manifest_file, *manifest_file.parent.joinpath("out").rglob("*")]
         if file.is_file()
     }

@@ -1,7 +1,7 @@
-"""README, docs/ and recipes/: commands, links, paths and names that they give.
+"""Commands, links, paths and names in README, docs/ and recipes/ are valid.
 
-Every command is one that make passes on and the command line accepts, and the recipe it names loads. test_readme.py
-and test_tutorial.py run commands; others need hours, a network or other machines, and are checked no further.
+Every command parses, with or without make, and the recipe it names loads. test_readme.py and test_tutorial.py run
+commands. The others need hours, a network or other machines, so they are not run.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from stages.ppo.watch.alerts import ALIKE, FALLS, RULES, STOPPED
 SHOWN = [(page, command) for page in PAGES for command in commands(page)]
 FOREIGN = {
     "ssh": "needs another machine",
-    "pre-commit": "a tool of git's, for contributors",
+    "pre-commit": "a git tool for contributors",
     "git": "needs the origin",
     "hf": "needs the Hub",
-    "ollama": "a program of its own",
+    "ollama": "an external program",
     "docker": "needs its daemon",
     "cd": "goes with ollama",
-    "llama-cli": "a program of its own",
+    "llama-cli": "an external program",
 }
-"""Programs that are not ours -> why their commands are not tried."""
+"""External programs -> why their commands are not checked."""
 COMMANDS: Any = typer.main.get_command(app)
 
 
-def takes(arguments: Sequence[str]) -> dict[str, Any]:
-    """The values that `tutelage` understands. Raises what it would complain with."""
+def parsed(arguments: Sequence[str]) -> dict[str, Any]:
+    """The parsed arguments of `tutelage`. Raises click's error if they do not parse."""
     name, *rest = arguments
     context = COMMANDS.commands[name].make_context(name, list(rest))
     return dict(context.params)
@@ -56,7 +56,9 @@ def tutorial_recipe(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("page", "command"), SHOWN, ids=[f"{page.name}: {command[:60]}" for page, command in SHOWN]
 )
-def test_command_is_understood(page: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_commands_parse(
+    page: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     program, *arguments = shlex.split(command.removeprefix(".venv/bin/"))
     if program in FOREIGN:
@@ -75,8 +77,8 @@ def test_command_is_understood(page: Path, command: str, tmp_path: Path, monkeyp
     if program == "python":
         check_python(arguments)
         return
-    assert program == "tutelage", f"{command}: give it a check, or a reason in FOREIGN"
-    values = takes(arguments)
+    assert program == "tutelage", f"{command}: add a check, or a reason in FOREIGN"
+    values = parsed(arguments)
     if "recipe" in values:
         recipe = values["recipe"]
         if str(recipe) == "R":
@@ -85,7 +87,7 @@ def test_command_is_understood(page: Path, command: str, tmp_path: Path, monkeyp
             _, recipe = target(values["stage"], recipe)
         path = tutorial_recipe(tmp_path) if str(recipe) == "my/recipe.yaml" else recipe
         sets = [text.replace("base.model=models/", "base.model=./models/") for text in values["sets"] or []]
-        assert load_recipe(path, sets)  # what is not there is taken for a Hub id, unless it looks like a path
+        assert load_recipe(path, sets)  # a missing model counts as a Hub id unless it is a path
 
 
 def check_python(arguments: Sequence[str]) -> None:
@@ -102,14 +104,14 @@ def check_python(arguments: Sequence[str]) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What `#...` of a link can name: GitHub's slugs of the page's headings."""
+    """GitHub's anchors of the page's headings."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for link, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", text):
         file = page.parent / link if link else page
@@ -125,22 +127,23 @@ SOURCES = sorted(
     if file.suffix in (".py", ".yaml", ".md", ".html")
 )
 FOLDERS = "pipeline|data|ranking|stages|benchmarks|tests|recipes|docs"
-"""Where a path in backticks is one of the project's."""
+"""Paths in backticks that start with one of these must exist."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_in_the_docs_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for path in re.findall(rf"`((?:{FOLDERS})/[\w/.-]+\.(?:py|md|yaml|css|html)|[\w.-]+(?:/[\w.-]+)+\.py)`", text):
-        if "audit" not in path:  # the example of CONTRIBUTING.md
+        if "audit" not in path:  # the example in CONTRIBUTING.md
             assert (ROOT / path).is_file(), path
 
 
-def test_the_code_names_pages_that_exist() -> None:
+def test_documentation_pages_named_in_code_exist() -> None:
     named = {
         (path, str(file.relative_to(ROOT)))
         for file in [*SOURCES, *ROOT.glob("*.md"), ROOT / "Makefile"]
-        for path in re.findall(r"\bdocs/(?!hub/)[\w/-]+\.md\b", file.read_text(encoding="utf-8"))  # not the Hub's
+        # docs/hub/ is a path on huggingface.co.
+        for path in re.findall(r"\bdocs/(?!hub/)[\w/-]+\.md\b", file.read_text(encoding="utf-8"))
     }
     assert len(named) > 30
     assert not [(path, file) for path, file in sorted(named) if not (ROOT / path).is_file()]
@@ -154,7 +157,7 @@ def test_the_index_lists_every_page_once() -> None:
 
 
 @pytest.mark.parametrize("page", ["AGENTS.md", "CONTRIBUTING.md"])
-def test_named_files_exist(page: str) -> None:
+def test_paths_in_contributor_docs_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(r"`((?:pipeline|data|ranking|stages|recipes|tests|benchmarks|docs)/[^` :(]*)`", text)
     assert len(named) > 10
@@ -165,7 +168,7 @@ def test_named_files_exist(page: str) -> None:
             assert (ROOT / f"{before}{option}{after}").exists() != is_example, path
 
 
-def test_metrics_in_the_faq_are_defined() -> None:
+def test_faq_metrics_are_defined() -> None:
     pages = [ROOT / "docs/ppo.md", *(ROOT / "docs/rankings").glob("*.md")]
     defined = "".join(page.read_text(encoding="utf-8") for page in pages)
     page = (ROOT / "docs/faq.md").read_text(encoding="utf-8")
@@ -175,7 +178,7 @@ def test_metrics_in_the_faq_are_defined() -> None:
         assert f"`{name}`" in defined, name
 
 
-def test_values_in_the_faq_exist() -> None:
+def test_faq_recipe_values_exist() -> None:
     reference = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     page = (ROOT / "docs/faq.md").read_text(encoding="utf-8")
     paths = set(re.findall(r"`((?:base|data|sft|reward|ppo|eval|rank|collect|export|publish)\.[\w.]+)[`=:]", page))
@@ -189,13 +192,13 @@ def test_values_in_the_faq_exist() -> None:
 
 
 def named_in_tables(page: str) -> set[str]:
-    """What stands in backticks in the first column of a page's tables."""
+    """The names in backticks in the first column of a page's tables."""
     text = (ROOT / page).read_text(encoding="utf-8")
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
 
 
-def test_every_alert_is_described() -> None:
+def test_every_alert_is_documented() -> None:
     alerts = {rule.name for rule in (*RULES, ALIKE, FALLS, STOPPED)}
     rules = (
         (ROOT / "docs/ppo.md")
@@ -207,7 +210,7 @@ def test_every_alert_is_described() -> None:
     assert described == alerts
 
 
-def test_every_format_and_objective_is_described() -> None:
+def test_every_format_and_objective_is_documented() -> None:
     formats = set(known_formats())
     objectives = set(get_args(get_type_hints(RewardConfig)["objective"]))
     page = ROOT / "docs/rankings/formats.md"

@@ -1,4 +1,4 @@
-"""The whole default recipe in miniature, through the runner: every stage, every artifact, then nothing to do."""
+"""The default recipe on a small model, through the runner: all stages and artifacts; a second run is a no-op."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_stage_finishes_and_then_nothing_is_to_be_done(runs: Path) -> None:
+def test_every_stage_finishes_and_a_second_run_is_a_no_op(runs: Path) -> None:
     steps = runner(runs).planner.plan()
     assert [step.spec.name for step in steps] == [
         "base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval", "export",
@@ -28,7 +28,7 @@ def test_every_stage_finishes_and_then_nothing_is_to_be_done(runs: Path) -> None
     assert {step.action for step in steps} == {"skip"}
 
 
-def test_what_is_simulated_is_said_to_be(runs: Path) -> None:
+def test_simulated_artifacts_are_marked_as_simulated(runs: Path) -> None:
     stages = runner(runs).planner.summary().stages
     assert not stages["sft"].manifest.simulated
     for name in ("rank", "reward", "ppo", "eval", "export"):
@@ -38,14 +38,14 @@ def test_what_is_simulated_is_said_to_be(runs: Path) -> None:
     assert not any(ranking["human"] for ranking in rankings)
 
 
-def test_another_kl_target_reruns_ppo_and_what_follows(runs: Path) -> None:
+def test_changing_the_kl_target_reruns_ppo_and_later_stages(runs: Path) -> None:
     steps = {step.spec.name: step for step in runner(runs, "ppo.kl.target=8").planner.plan()}
     assert {name for name, step in steps.items() if step.action != "skip"} == {"ppo", "eval", "export"}
     assert steps["dpo"].action == "skip"
     assert "ppo.kl.target" in steps["ppo"].reason
 
 
-def test_the_export_reloads_in_plain_transformers_and_speaks_as_the_policy(runs: Path) -> None:
+def test_the_export_loads_in_transformers_with_the_policys_logits(runs: Path) -> None:
     from stages.models.adapters import load_policy
 
     stages = runner(runs).planner.summary().stages
@@ -62,14 +62,14 @@ def test_the_export_reloads_in_plain_transformers_and_speaks_as_the_policy(runs:
     assert tokenizer.eos_token_id in model.generation_config.eos_token_id
 
 
-def test_a_local_model_changed_in_place_reruns_what_builds_on_it(runs: Path, tmp_path: Path) -> None:
+def test_changing_a_local_model_in_place_changes_its_fingerprint(runs: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(runner(runs).planner.summary().stages["export"].artifact.path, model)
 
     def base() -> str:
-        made = runner(tmp_path / "runs", f"base.model={model}")
-        made.run("base")
-        return made.planner.summary().stages["base"].artifact.fingerprint
+        base_runner = runner(tmp_path / "runs", f"base.model={model}")
+        base_runner.run("base")
+        return base_runner.planner.summary().stages["base"].artifact.fingerprint
 
     before = base()
     config = model / "generation_config.json"
@@ -77,7 +77,7 @@ def test_a_local_model_changed_in_place_reruns_what_builds_on_it(runs: Path, tmp
     assert base() != before
 
 
-def test_evaluation_compares_three_models_by_the_judge(runs: Path) -> None:
+def test_evaluation_compares_all_models_by_the_judge(runs: Path) -> None:
     artifact = runner(runs).planner.summary().stages["eval"].artifact
     result = artifact.json("eval.json")
     assert list(result["models"]) == ["base", "sft", "ppo", "dpo", "best_of_n"]
@@ -90,8 +90,8 @@ def test_evaluation_compares_three_models_by_the_judge(runs: Path) -> None:
     assert set(samples[0]["answers"]) == set(result["models"])
 
 
-def test_evaluation_adds_up(runs: Path) -> None:
-    """The numbers of eval.json against the answers and faults beside it, counted here."""
+def test_evaluation_numbers_match_the_judged_answers(runs: Path) -> None:
+    """The numbers in eval.json match counts over the judged answers stored with it."""
     artifact = runner(runs).planner.summary().stages["eval"].artifact
     result, judged = artifact.json("eval.json"), list(artifact.jsonl("judged.jsonl"))
     for ours, theirs in (("ppo", "sft"), ("ppo", "base"), ("ppo", "dpo"), ("dpo", "sft")):
@@ -118,19 +118,19 @@ def test_evaluation_adds_up(runs: Path) -> None:
     assert result["frontier"]["points"][0]["gold"] == {"value": 0, "low": 0, "high": 0}
 
 
-def test_held_out_judges_and_text(runs: Path, tmp_path: Path) -> None:
-    """A member of the ensemble that PPO left alone, and held-out text."""
+def test_evaluation_with_a_held_out_judge_and_held_out_text(runs: Path, tmp_path: Path) -> None:
+    """The judge is an ensemble member that PPO does not use; text_nll comes from held-out text."""
     folder = tmp_path / "runs"
     shutil.copytree(runs, folder)
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"The pub {i} is near the river."}) + "\n" for i in range(4)))
-    made = runner(
+    small = runner(
         folder,
         "reward.ensemble=3 ppo.reward.held_out=1 eval.reward_model=ensemble eval.best_of_n=null "
         f"dpo.enabled=false eval.text.path={text} eval.judge=none reward.trainer.max_steps=2",
     )
-    made.run("eval")
-    stages = made.planner.summary().stages
+    small.run("eval")
+    stages = small.planner.summary().stages
     result = stages["eval"].artifact.json("eval.json")
     assert (result["judge"], list(result["models"])) == (None, ["base", "sft", "ppo"])
     assert {row["judge"] for row in result["wins"]} == {"held-out ensemble member"}
@@ -139,7 +139,7 @@ def test_held_out_judges_and_text(runs: Path, tmp_path: Path) -> None:
     assert stages["ppo"].manifest.metrics["held_out_members"] == 1
 
 
-def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
+def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
     folder = runner(runs).planner.summary().stages["ppo"].folder
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows) - {"step", "time"}
@@ -149,7 +149,7 @@ def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
         name for line in page.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
     }
     assert logged <= defined
-    # Of a value adapter, of PPO-ptx, of an ensemble, of 16 bits.
+    # These need a value adapter, PPO-ptx, an ensemble or 16 bits.
     assert defined - logged == {
         "val/grad_norm",
         "loss/ptx_avg",
@@ -181,10 +181,10 @@ def test_ppo_logs_every_metric_that_its_page_defines(runs: Path) -> None:
         pytest.param("base.dtype=float16 ppo.importance_sampling_clip_max=2.0", id="fp16, importance weights"),
     ],
 )
-def test_other_ways_through(tmp_path: Path, sets: str) -> None:
-    made = runner(tmp_path, sets)
-    made.run("eval")
-    eval_metrics = made.planner.summary().stages["eval"].manifest.metrics
+def test_other_configurations_run_to_eval(tmp_path: Path, sets: str) -> None:
+    small = runner(tmp_path, sets)
+    small.run("eval")
+    eval_metrics = small.planner.summary().stages["eval"].manifest.metrics
     assert eval_metrics["ppo/kl"] is not None
 
 
@@ -196,27 +196,27 @@ def test_other_ways_through(tmp_path: Path, sets: str) -> None:
         ("base.quantization.qat=q4_0 export.formats=[gguf_q4_0,safetensors]", "gguf_q4_0"),
     ],
 )
-def test_what_leaves_is_what_was_trained(tmp_path: Path, sets: str, exact: str) -> None:
-    made = runner(tmp_path, sets, "base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128")
-    made.run()
-    export = made.planner.summary().stages["export"]
-    found = {row["format"]: row for row in export.artifact.json("export.json")["formats"]}
-    assert found[exact]["kl"] < 1e-3
-    assert found[exact]["slot_error_rate"] == export.artifact.json("export.json")["policy"]["slot_error_rate"]
+def test_the_exported_model_matches_the_trained_policy(tmp_path: Path, sets: str, exact: str) -> None:
+    small = runner(tmp_path, sets, "base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128")
+    small.run()
+    export = small.planner.summary().stages["export"]
+    formats = {row["format"]: row for row in export.artifact.json("export.json")["formats"]}
+    assert formats[exact]["kl"] < 1e-3
+    assert formats[exact]["slot_error_rate"] == export.artifact.json("export.json")["policy"]["slot_error_rate"]
     assert (export.artifact.path / exact).is_dir()
 
 
 @pytest.mark.slow
-def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None:
+def test_each_round_starts_from_the_newest_policy(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     shutil.copytree(runs, folder)
-    made = runner(folder, "rounds=3")
-    steps = made.run()
+    small = runner(folder, "rounds=3")
+    steps = small.run()
     assert [step.spec.name for step in steps if step.finished] == [
         "base", "data", "sft", "collect", "rank", "reward", "ppo",
     ]  # fmt: skip
-    stages = made.planner.summary().stages
-    asked = [
+    stages = small.planner.summary().stages
+    prompts_by_round = [
         {
             row["prompt"][0]["content"]
             for row in stages[name].artifact.jsonl("answers.jsonl")
@@ -224,8 +224,8 @@ def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None
         }
         for name in ("collect", "collect-2", "collect-3")
     ]
-    assert [len(prompts) for prompts in asked] == [12, 12, 12]
-    assert len(set.union(*asked)) == 36
+    assert [len(prompts) for prompts in prompts_by_round] == [12, 12, 12]
+    assert len(set.union(*prompts_by_round)) == 36
     metrics = stages["reward-3"].manifest.metrics
     assert metrics["read_rankings"] == 3 * 24
     assert metrics["rankings"] + metrics["dropped_rankings"] == 3 * 24
@@ -235,19 +235,21 @@ def test_rounds_go_on_from_the_newest_policy(runs: Path, tmp_path: Path) -> None
     assert len(evaluated["by_round"]) == 3
     assert [row["round"] for row in evaluated["along"]] == [1] * 3 + [2] * 3 + [3] * 3
     assert stages["ppo-3"].manifest.simulated
-    one = runner(folder).planner.summary().stages["eval"].artifact.json("eval.json")
-    for ours, theirs in ((evaluated["models"]["ppo-1"], one["models"]["ppo"]),):
-        assert ours["slot_error_rate"] == theirs["slot_error_rate"]
-        assert ours["kl"] == pytest.approx(theirs["kl"])
+    single_round = runner(folder).planner.summary().stages["eval"].artifact.json("eval.json")
+    first_policy, single_policy = evaluated["models"]["ppo-1"], single_round["models"]["ppo"]
+    assert first_policy["slot_error_rate"] == single_policy["slot_error_rate"]
+    assert first_policy["kl"] == pytest.approx(single_policy["kl"])
 
 
 @pytest.mark.slow
-def test_a_later_round_asks_what_the_ensemble_disagrees_about(runs: Path, tmp_path: Path) -> None:
+def test_a_later_round_selects_prompts_by_ensemble_disagreement(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     shutil.copytree(runs, folder)
-    made = runner(folder, "rounds=2 reward.ensemble=2 collect.select=disagreement ppo.reward.aggregate=uncertainty")
-    made.run()
-    stages = made.planner.summary().stages
+    small = runner(
+        folder, "rounds=2 reward.ensemble=2 collect.select=disagreement ppo.reward.aggregate=uncertainty"
+    )
+    small.run()
+    stages = small.planner.summary().stages
     metrics = stages["collect-2"].manifest.metrics
     assert metrics["candidates"] == 4 * 12
     assert metrics["disagreement"] > metrics["disagreement_candidates"] > 0
@@ -256,4 +258,4 @@ def test_a_later_round_asks_what_the_ensemble_disagrees_about(runs: Path, tmp_pa
     ranked = {row["prompt"][0]["content"] for row in stages["rank"].artifact.jsonl("rankings.jsonl")}
     assert not ranked & {row["prompt"][0]["content"] for row in rows}
     assert (stages["reward-2"].artifact.path / "adapter-1").is_dir()
-    assert made.planner.plan()[-1].finished
+    assert small.planner.plan()[-1].finished

@@ -1,4 +1,4 @@
-"""Killed with SIGKILL at random moments and resumed: the same artifacts, to the bit, as an undisturbed run's."""
+"""A run killed at random moments and resumed writes the same artifacts, to the bit, as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OFTEN = (
     "base.pretrain.trainer.save_steps=3 sft.trainer.save_steps=2 reward.trainer.save_steps=2 "
     "base.pretrain.trainer.logging_steps=5 sft.trainer.logging_steps=3 reward.trainer.logging_steps=3"
 )
-"""Checkpoints between the log lines, whose sums must then be in them."""
+"""Checkpoints fall between log lines, so they must hold the running sums of the log."""
 
 
 @pytest.mark.slow
@@ -30,10 +30,12 @@ OFTEN = (
         pytest.param("sft.lora.lora_dropout=0.1 reward.lora.lora_dropout=0.1", 1, id="lora, dropout"),
         pytest.param("sft.lora=null reward.lora=null", 1, id="full"),
         pytest.param("sft.packing=true", 2, id="two processes"),
-        pytest.param("sharding=full sft.lora=null reward.lora=null", 2, id="two processes, a part each"),
+        pytest.param("sharding=full sft.lora=null reward.lora=null", 2, id="two processes, sharded"),
     ],
 )
-def test_killed_and_resumed(sets: str, nproc: int, tmp_path: Path) -> None:
-    count, found = kill_and_resume(ROOT / "recipes/quickstart.yaml", [TINY, OFTEN, sets], tmp_path, 4, 1, nproc)
-    assert count >= 2
-    assert not found
+def test_a_killed_run_resumes_to_identical_artifacts(sets: str, nproc: int, tmp_path: Path) -> None:
+    kills, differences = kill_and_resume(
+        ROOT / "recipes/quickstart.yaml", [TINY, OFTEN, sets], tmp_path, 4, 1, nproc
+    )
+    assert kills >= 2
+    assert not differences

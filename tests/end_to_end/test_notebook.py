@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and shows the report."""
+"""Every cell of the notebook runs, and it shows the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTEBOOK = ROOT / "examples/quickstart.ipynb"
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # Jupyter's own
+@pytest.mark.filterwarnings("default")  # Jupyter raises warnings
 def test_the_notebook_runs_and_shows_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

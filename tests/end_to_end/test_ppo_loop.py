@@ -1,4 +1,4 @@
-"""The PPO loop in one file (examples/ppo_loop.py) learns, and takes the trainer's steps."""
+"""The single-file PPO loop (examples/ppo_loop.py) learns, and its updates match the trainer's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from stages.sampling.prompts import EncodedPrompt
 PROMPTS = [EncodedPrompt([], ids, "train") for ids in tiny.rows(8, 4, 4, seed=1)]
 
 
-def test_one_update_moves_the_weights_as_the_trainers_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the trainer's episodes. All in one minibatch, whose order then does not matter."""
+def test_an_update_matches_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both train on the trainer's episodes, in a single minibatch, so that the order does not matter."""
     bank = tiny.full_bank(value="trunk")
     policy = ppo_loop.Policy(copy.deepcopy(bank.models["policy"]), copy.deepcopy(bank.heads["policy"]))
     reference = copy.deepcopy(bank.models["reference"])
@@ -37,11 +37,11 @@ def test_one_update_moves_the_weights_as_the_trainers_does(monkeypatch: pytest.M
     batches = []
     build = experience.build
 
-    def kept(bank, episodes, scores, *arguments, **values):
+    def recording_build(bank, episodes, scores, *arguments, **values):
         batches.append((episodes, scores))
         return build(bank, episodes, scores, *arguments, **values)
 
-    monkeypatch.setattr(experience, "build", kept)
+    monkeypatch.setattr(experience, "build", recording_build)
     expected = trainer.step()
     [(episodes, scores)] = batches
     assert len(set(episodes.response_lengths_B.tolist())) > 1
@@ -67,15 +67,15 @@ def test_one_update_moves_the_weights_as_the_trainers_does(monkeypatch: pytest.M
     )
     assert metrics["score"] == pytest.approx(expected["objective/scores"])
     assert metrics["kl"] == pytest.approx(expected["objective/kl"], abs=1e-5)
-    theirs = {**bank.models["policy"].state_dict()}
-    moved = max(float((theirs[name] - before[name]).abs().max()) for name in theirs)
+    expected_weights = {**bank.models["policy"].state_dict()}
+    moved = max(float((expected_weights[name] - before[name]).abs().max()) for name in expected_weights)
     assert moved > 1e-3
     for name, weight in policy.lm.state_dict().items():
-        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-3 * moved, msg=name)
+        torch.testing.assert_close(weight, expected_weights[name], rtol=0, atol=1e-3 * moved, msg=name)
     torch.testing.assert_close(policy.head.weight, bank.heads["policy"].weight, rtol=0, atol=1e-3 * moved)
 
 
-def test_it_learns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reward_rises(capsys: pytest.CaptureFixture[str]) -> None:
     history = ppo_loop.main(updates=8)
     assert history[-1]["score"] > history[0]["score"] + 3
     assert history[-1]["kl"] > 1

@@ -1,5 +1,5 @@
-"""SFT, reward training and export on a quantised base, and for a grid: what is saved says the same when reloaded,
-and an interruption changes no bit."""
+"""SFT and reward training on a quantised base and with quantisation-aware training: reloaded models give the same
+outputs, and resumed runs are bit-identical."""
 
 import pytest
 import tiny
@@ -40,7 +40,7 @@ def inputs(request, tmp_path):
 
 
 def stop_after(monkeypatch, steps):
-    """Ends the process's work, as a kill would, once a Trainer has made so many steps."""
+    """Raises Interrupted after a Trainer's step number `steps`."""
     from stages.training.trainer import StageCallback
 
     on_step_end = StageCallback.on_step_end
@@ -57,10 +57,10 @@ def files(folder):
     return {path.name: load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
     for file in expected:
-        assert all(torch.equal(found[file][name], tensor) for name, tensor in expected[file].items()), file
+        assert all(torch.equal(actual[file][name], tensor) for name, tensor in expected[file].items()), file
 
 
 def train_sft(inputs, out, ctx, **trainer):
@@ -70,30 +70,30 @@ def train_sft(inputs, out, ctx, **trainer):
     return Artifact("sft", out, "sft"), metrics
 
 
-def test_sft_resumes_to_the_bit_and_reloads(inputs, tmp_path, training_context, monkeypatch):
-    whole, metrics = train_sft(inputs, tmp_path / "whole", training_context(state="one")[0])
+def test_sft_resumes_bit_identically_and_reloads(inputs, tmp_path, training_context, monkeypatch):
+    uninterrupted, metrics = train_sft(inputs, tmp_path / "whole", training_context(state="one")[0])
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Interrupted):
             train_sft(inputs, tmp_path / "cut", training_context(state="two")[0])
-    cut, _ = train_sft(inputs, tmp_path / "cut", training_context(state="two")[0])
-    expected = files(whole.path)
-    assert_same(files(cut.path), expected)
+    resumed, _ = train_sft(inputs, tmp_path / "cut", training_context(state="two")[0])
+    expected = files(uninterrupted.path)
+    assert_same(files(resumed.path), expected)
     tensors = [tensor for file in expected.values() for tensor in file.values()]
     assert all(tensor.dtype == torch.float32 for tensor in tensors)
-    # The loss that the Trainer saw last is that of the reloaded policy.
-    policy = load_actor(inputs["base"], whole, "cpu")
+    # The Trainer's last eval loss is that of the reloaded policy.
+    policy = load_actor(inputs["base"], uninterrupted, "cpu")
     losses = []
     with torch.no_grad():
         for row in sft.encode_demonstrations(inputs["data"], tiny.codec(), "eval", 40)[0]:
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
             logp = torch.log_softmax(policy.project(policy.hidden(ids)[0, :-1]), -1)
-            kept = labels >= 0
-            losses.append(-logp[kept].gather(1, labels[kept, None])[:, 0])
+            has_label = labels >= 0
+            losses.append(-logp[has_label].gather(1, labels[has_label, None])[:, 0])
     assert float(torch.cat(losses).mean()) == pytest.approx(metrics["eval_loss"], rel=1e-4)
 
 
-def test_a_reward_model_resumes_to_the_bit_and_reloads_with_its_scores(
+def test_a_reward_model_resumes_bit_identically_and_reloads_with_its_scores(
     inputs, tmp_path, training_context, monkeypatch
 ):
     inputs = inputs | {"sft": tiny.policy_artifact(tmp_path / "sft", inputs["base"])}
@@ -105,25 +105,25 @@ def test_a_reward_model_resumes_to_the_bit_and_reloads_with_its_scores(
         reward_stage.run(config, inputs, out, training_context(state=state)[0])
         return Artifact("reward", out, "reward")
 
-    whole = run("whole", "one")
+    uninterrupted = run("whole", "one")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Interrupted):
             run("cut", "two")
-    assert_same(files(run("cut", "two").path), files(whole.path))
-    # Loading checks the fingerprints; here that it would have noticed, and how close they are.
-    assert len(whole.json(reward_model.SPEC)["fingerprints"]) > 0
-    loaded = reward_model.load_reward(whole, inputs["base"], "cpu")
-    assert reward_model.verify(whole, loaded, "cpu") < 1e-4
+    assert_same(files(run("cut", "two").path), files(uninterrupted.path))
+    # Loading checks the fingerprints. Check that there are some, and how close they are.
+    assert len(uninterrupted.json(reward_model.SPEC)["fingerprints"]) > 0
+    loaded = reward_model.load_reward(uninterrupted, inputs["base"], "cpu")
+    assert reward_model.verify(uninterrupted, loaded, "cpu") < 1e-4
 
 
-def test_sft_with_moments_in_8_bits(inputs, tmp_path, training_context):
+def test_sft_with_8_bit_optimizer_state(inputs, tmp_path, training_context):
     artifact, metrics = train_sft(inputs, tmp_path / "out", training_context()[0], optim="adamw_8bit")
     assert metrics["train_loss"] > 0
     assert files(artifact.path)
 
 
-def test_weights_whose_rows_nf4_would_misread_are_refused(tmp_path):
+def test_weights_whose_rows_do_not_fill_nf4_blocks_are_refused(tmp_path):
     tiny.lm(0, hidden_size=32).save_pretrained(tmp_path / "model")
     from stages.models.loading import load_causal_lm
 

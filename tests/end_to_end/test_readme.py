@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/overview.md runs, on a small model; the README's first screen stays true."""
+"""Every command in README.md and docs/overview.md runs on a small model; the README's first screen is correct."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from stages.__main__ import app
 README = ROOT / "README.md"
 COMMANDS = list(dict.fromkeys([*commands(README), *commands(ROOT / "docs/overview.md")]))
 TINY = f"{SMALL} ppo.checkpoint=last dpo.max_length=128"
-"""By a few looks of a small model the best policy may be the one that PPO started from, and nothing to compare."""
+"""With few evaluation points the best checkpoint may be PPO's initial policy, which leaves nothing to compare."""
 
 SHORTER = (
     "sft.max_length=128 reward.max_length=128 dpo.max_length=128 ppo.max_prompt_length=96 eval.max_prompt_length=96"
 )
-"""What the default recipe's model can read, in the place of one with a longer context."""
+"""Lengths that fit the default recipe's model, which has a shorter context than a downloaded model."""
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of the finished runs, and what the program printed."""
+    """The runs folder of a finished run, and the printed output."""
     folder = tmp_path_factory.mktemp("runs")
     result = CliRunner().invoke(app, ["run", "quickstart", "-s", f"{TINY} device=cpu", "--runs", str(folder)])
     assert result.exit_code == 0, result.output
@@ -45,7 +45,7 @@ def runs(finished: tuple[Path, str]) -> Path:
 
 
 def restaurants(folder: Path) -> list[str]:
-    """Small files in the place of those that recipes/e2e-human.yaml fetches."""
+    """Arguments that replace the files that recipes/e2e-human.yaml downloads by small ones."""
     demonstrations, rankings = folder / "demonstrations.csv", folder / "rankings.csv"
     names = [f"Place {number}" for number in range(60)]
     demonstrations.write_text(
@@ -65,7 +65,7 @@ def restaurants(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_the_readme_shows_commands() -> None:
+def test_the_readme_names_the_main_commands() -> None:
     assert {"make run", "make test"} <= set(commands(README))
 
 
@@ -97,7 +97,7 @@ def test_the_readme_shows_what_the_program_prints(finished: tuple[Path, str]) ->
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("make ", "tutelage "))])
-def test_command(command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_command_runs(command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if command == "make help":
         shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for stage in ("base", "data", "sft", "collect", "rank", "reward", "ppo", "eval", "export", "publish"):
@@ -130,9 +130,9 @@ def test_command(command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def let_people_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks all there is, in the place of the people who would while the page is served."""
+    """Ranks every item, in place of the people who use the served page."""
 
-    def rank_all(store: Store, campaign: Campaign, *given: Any) -> None:
+    def rank_all(store: Store, campaign: Campaign, *arguments: Any) -> None:
         for name in campaign.annotators:
             while task := next_task(store, campaign, name):
                 store.submit(task.id, f"{task.id:016}", Assessment(ranks=list(range(1, len(task.shown) + 1))))
@@ -142,7 +142,7 @@ def let_people_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiny_model(runs: Path) -> Path:
-    """The default recipe's exported model, in the place of a downloaded one."""
+    """The default recipe's exported model, in place of a downloaded one."""
     return runner(runs, TINY).planner.summary().stages["export"].artifact.path
 
 

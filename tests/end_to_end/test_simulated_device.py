@@ -1,4 +1,4 @@
-"""Every stage on a device other than the CPU, without one (tests/simulated_device.py)."""
+"""Every stage on a simulated device (tests/simulated_device.py)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERYTHING = "ppo.value=adapter ppo.ptx_coef=0.1 ppo.gradient_checkpointing=true
 
 
 def pytest_on_the_device(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # Not by pytest's own end: the thread that autograd starts for a device in Python outlives the interpreter.
+    # os._exit, because the thread that autograd starts for a device in Python outlives the interpreter.
     code = "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
     return subprocess.run(
         [sys.executable, "-c", code, "-q", "-p", "no:cacheprovider", "tests/device", *arguments],
@@ -74,7 +74,7 @@ def test_the_command_line_runs_to_eval_dpo_and_export(tmp_path: Path, sets: str)
         check=False,
     )
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-8000:]
-    found = json.loads(report.read_text(encoding="utf-8"))
-    assert found["refused"] == []
+    operations = json.loads(report.read_text(encoding="utf-8"))
+    assert operations["refused"] == []
     assert list(tmp_path.glob("runs/*/export/*/out/model.safetensors"))
     assert list(tmp_path.glob("runs/*/dpo/*/out/adapter")) or "lora=null" in sets

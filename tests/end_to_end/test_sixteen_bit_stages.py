@@ -1,5 +1,5 @@
-"""SFT, reward training and DPO in 16 bits: what learns is float32, steps are those of float32 but for rounding, and
-an interruption changes no bit."""
+"""SFT, reward training and DPO in 16 bits: trainable weights are float32, losses match float32 up to rounding, and
+resumed runs are bit-identical."""
 
 import pytest
 import tiny
@@ -37,7 +37,7 @@ def case(request):
     return CASES[request.param]
 
 
-def given(folder, dtype):
+def make_inputs(folder, dtype):
     folder.mkdir(exist_ok=True)
     return {
         "base": tiny.base_artifact(folder / "base", dtype=dtype),
@@ -73,47 +73,47 @@ def losses(notes):
 
 @pytest.fixture
 def products(monkeypatch):
-    """The precisions of what the blocks' linear layers make, in passes with gradient."""
+    """The dtypes of the outputs of the blocks' linear layers, in passes with gradients."""
     seen = set()
     call = nn.Linear.__call__
 
     def watched(self, *args, **kwargs):
-        made = call(self, *args, **kwargs)
+        output = call(self, *args, **kwargs)
         if torch.is_grad_enabled() and self.out_features in (24, tiny.HIDDEN):
-            seen.add(made.dtype)
-        return made
+            seen.add(output.dtype)
+        return output
 
     monkeypatch.setattr(nn.Linear, "__call__", watched)
     return seen
 
 
 @pytest.mark.parametrize("train", [train_sft, train_reward, train_dpo])
-def test_every_stage_trains_as_in_float32_but_for_rounding(case, train, tmp_path, training_context, products):
+def test_losses_match_float32_up_to_rounding(case, train, tmp_path, training_context, products):
     dtype, lora = case
-    found = {}
+    losses_by_dtype = {}
     for name in ("float32", dtype):
-        inputs = given(tmp_path / name, name)
+        inputs = make_inputs(tmp_path / name, name)
         if train is not train_sft:
             inputs["sft"] = tiny.policy_artifact(tmp_path / name / "sft", inputs["base"], lora=lora is not None)
         products.clear()
         ctx, notes = training_context(state=f"{name} state")
         artifact, _ = train(inputs, tmp_path / name / "out", ctx, lora)
-        found[name] = losses(notes)
+        losses_by_dtype[name] = losses(notes)
         for tensors in saved(artifact).values():
             assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
         if train is train_reward:  # loading verifies the scores
             reward_model.load_reward(artifact, inputs["base"], "cpu")
     assert getattr(torch, dtype) in products
-    assert found[dtype] == pytest.approx(found["float32"], rel=0.05)
-    assert found[dtype] != found["float32"]
+    assert losses_by_dtype[dtype] == pytest.approx(losses_by_dtype["float32"], rel=0.05)
+    assert losses_by_dtype[dtype] != losses_by_dtype["float32"]
 
 
-def test_resume_equals_no_interruption(case, tmp_path, training_context, monkeypatch):
-    """The loss scale is part of the checkpoint: here it changes at every second step."""
+def test_a_resumed_run_equals_an_uninterrupted_run(case, tmp_path, training_context, monkeypatch):
+    """The loss scale is part of the checkpoint; in this test it changes at every second step."""
     monkeypatch.setattr(loss_scale.LossScale, "growth_interval", 2)
     dtype, lora = case
-    inputs = given(tmp_path / "inputs", dtype)
-    whole, _ = train_sft(inputs, tmp_path / "whole", training_context(state="whole state")[0], lora)
+    inputs = make_inputs(tmp_path / "inputs", dtype)
+    uninterrupted, _ = train_sft(inputs, tmp_path / "whole", training_context(state="whole state")[0], lora)
     on_step_end = StageCallback.on_step_end
 
     def stop(self, args, state, control, **kwargs):
@@ -126,35 +126,35 @@ def test_resume_equals_no_interruption(case, tmp_path, training_context, monkeyp
         with pytest.raises(InterruptedError):
             train_sft(inputs, tmp_path / "cut", training_context(state="cut state")[0], lora)
     resumed, _ = train_sft(inputs, tmp_path / "resumed", training_context(state="cut state")[0], lora)
-    expected = saved(whole)
+    expected = saved(uninterrupted)
     assert saved(resumed).keys() == expected.keys()
     for file, tensors in saved(resumed).items():
         assert all(torch.equal(tensor, expected[file][name]) for name, tensor in tensors.items()), file
 
 
-def test_steps_that_overflow_are_left_out(tmp_path, training_context, monkeypatch):
+def test_steps_that_overflow_are_skipped(tmp_path, training_context, monkeypatch):
     class Huge(loss_scale.LossScale):
         def __init__(self, active):
             super().__init__(active)
             self.value = 2.0**90
 
     monkeypatch.setattr("stages.training.batches.LossScale", Huge)
-    inputs = given(tmp_path / "inputs", "float16")
+    inputs = make_inputs(tmp_path / "inputs", "float16")
     artifact, _ = train_sft(inputs, tmp_path / "out", training_context()[0], tiny.LORA)
     (tensors,) = saved(artifact).values()
     fresh = [tensor for name, tensor in tensors.items() if "lora_B" in name]
     assert fresh
-    assert not any(tensor.any() for tensor in fresh), "no step was taken"
+    assert not any(tensor.any() for tensor in fresh), "no step may be taken"
 
 
-def test_a_gradient_that_no_scale_explains_ends_the_stage(tmp_path, training_context, monkeypatch):
+def test_a_gradient_that_is_nan_at_any_scale_ends_the_stage(tmp_path, training_context, monkeypatch):
     class Low(loss_scale.LossScale):
         def __init__(self, active):
             super().__init__(active)
             self.value = 1.0
 
     monkeypatch.setattr("stages.training.batches.LossScale", Low)
-    inputs = given(tmp_path / "inputs", "float16")
+    inputs = make_inputs(tmp_path / "inputs", "float16")
     compute = sft.DemonstrationTrainer.compute_loss
     monkeypatch.setattr(
         sft.DemonstrationTrainer, "compute_loss", lambda *args, **kwargs: compute(*args, **kwargs) * torch.nan
@@ -163,10 +163,10 @@ def test_a_gradient_that_no_scale_explains_ends_the_stage(tmp_path, training_con
         train_sft(inputs, tmp_path / "out", training_context()[0], tiny.LORA)
 
 
-def test_rows_share_a_prompt_in_16_bits_too(case, tmp_path, training_context):
-    """Packed rows differ by rounding from plain ones, which is no reason to compute each prompt many times."""
+def test_completions_share_a_prompt_in_16_bits(case, tmp_path, training_context):
+    """Packed rows differ from unpacked rows by rounding only, so completions still share their prompt's pass."""
     dtype, lora = case
-    inputs = given(tmp_path, dtype)
+    inputs = make_inputs(tmp_path, dtype)
     inputs["sft"] = tiny.policy_artifact(tmp_path / "sft", inputs["base"], lora=lora is not None)
     ctx, notes = training_context()
     train_reward(inputs, tmp_path / "out", ctx, lora)

@@ -1,4 +1,4 @@
-"""docs/tutorial.md from its first command to its last, on small tables of its own form and a tiny model."""
+"""All commands of docs/tutorial.md run in order, on small tables in its format and a tiny model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY = (
 
 
 def write_tables(folder: Path) -> None:
-    """As many rows as a run needs, with the tutorial's headers and after its own rows."""
+    """The tutorial's tables, extended to the number of rows that a run needs."""
     demonstrations, rankings = re.findall(r"```csv\n(.*?)```", PAGE, re.DOTALL)
     (folder / "my").mkdir()
     with (folder / "my/demonstrations.csv").open("w") as file:
@@ -47,13 +47,13 @@ def write_tables(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner(tmp_path / "models").run("export")  # a tiny model in the place of a downloaded one
+    runner(tmp_path / "models").run("export")  # a tiny model in place of a downloaded one
     model = runner(tmp_path / "models").planner.summary().need("export").artifact.path
     write_tables(tmp_path)
     monkeypatch.chdir(tmp_path)
     let_people_rank(monkeypatch)
     tiny = f"{TINY} base.model={model}"
-    said = []
+    outputs = []
     with serving() as hub:
         for command in commands(ROOT / "docs/tutorial.md"):
             [[program, *arguments]] = recorded(command, tmp_path)
@@ -66,11 +66,11 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
                 result = CliRunner().invoke(app, [*arguments, *extra], input="Where is room 3?\n\n")
                 output, code = result.output, result.exit_code
             assert code == 0, f"{command}\n{output}"
-            said.append(output)
+            outputs.append(output)
         assert {name for _, name in hub.repositories} == {"me/my-assistant", "me/my-rankings"}
         assert len(hub.collections) == 1
         card = hub.repositories["datasets", "me/my-rankings"].files["README.md"]
     assert isinstance(card, bytes)
     assert b"two annotators agree on a strict pair" in card
-    assert not re.search(rb"\bana\b|\bben\b", card), "annotators leave as pseudonyms"
-    assert any("2 people compared the answers" in output for output in said)
+    assert not re.search(rb"\bana\b|\bben\b", card), "annotators are published as pseudonyms"
+    assert any("2 people compared the answers" in output for output in outputs)

@@ -1,4 +1,4 @@
-"""Tests of a CUDA device: `make gpu`. Without one they are skipped."""
+"""Tests on a CUDA device (`make gpu`), skipped if available is none."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    there = torch.cuda.is_available()
+    available = torch.cuda.is_available()
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            if not there:
-                item.add_marker(pytest.mark.skip(reason="there is no CUDA device here"))
+            if not available:
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""PPO on a CUDA device: the same as on a CPU, whole batches or micro-batches, from a checkpoint or not."""
+"""PPO on a CUDA device gives the CPU's results, with micro-batches and from a checkpoint too."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ KINDS = ["lora", "full"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", ["trunk", "adapter"])
-def test_an_update_is_the_cpus(kind: str, value: str) -> None:
-    """With every switch on, from the same random numbers: the tokens are the same, so the weights are equal up to
-    the order of sums."""
+def test_an_update_matches_the_cpu(kind: str, value: str) -> None:
+    """With every option on. The random numbers and so the tokens are the same; weights differ only by the order of
+    sums."""
     values = ppo_case.EVERYTHING | {"value": value}
     trainers = [ppo_case.make(kind, device=device, **values) for device in ("cpu", "cuda")]
     metrics = [trainer.step() for trainer in trainers]
@@ -29,7 +29,7 @@ def test_an_update_is_the_cpus(kind: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_micro_batches_change_nothing(kind: str) -> None:
+def test_micro_batches_do_not_change_an_update(kind: str) -> None:
     trainers = [ppo_case.make(kind, device="cuda", micro_batch_size=size, **ppo_case.EVERYTHING) for size in (4, 1)]
     for trainer in trainers:
         trainer.step()
@@ -37,21 +37,21 @@ def test_micro_batches_change_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_goes_on_where_it_was_written(kind: str) -> None:
-    straight = ppo_case.make(kind, device="cuda", **ppo_case.EVERYTHING)
-    straight.step()
-    state = copy.deepcopy(straight.state_dict())
-    straight.step()
+def test_a_resumed_run_equals_an_uninterrupted_run(kind: str) -> None:
+    uninterrupted = ppo_case.make(kind, device="cuda", **ppo_case.EVERYTHING)
+    uninterrupted.step()
+    state = copy.deepcopy(uninterrupted.state_dict())
+    uninterrupted.step()
     resumed = ppo_case.make(kind, device="cuda", seed=9, **ppo_case.EVERYTHING)
     resumed.load_state_dict(state)
     resumed.step()
-    ppo_case.assert_close(ppo_case.weights(resumed), ppo_case.weights(straight), tolerance=1e-5)
+    ppo_case.assert_close(ppo_case.weights(resumed), ppo_case.weights(uninterrupted), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8", {"qat": "q4_0"}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_updates_pass_their_own_checks(quantization: str | dict[str, str], dtype: torch.dtype) -> None:
-    """Ratio one at each update's first step, KL zero at the start, and frozen roles that stay."""
+def test_updates_pass_the_trainers_checks(quantization: str | dict[str, str], dtype: torch.dtype) -> None:
+    """The ratio is one at each update's first step, KL is zero at the start, and frozen roles do not change."""
     bank = tiny.lora_bank(value="trunk", seed=2, quantization=quantization, device="cuda")
     if quantization == "none" or isinstance(quantization, dict):
         for name, parameter in bank.model.named_parameters():
@@ -64,7 +64,7 @@ def test_updates_pass_their_own_checks(quantization: str | dict[str, str], dtype
     trainer.check_frozen()
 
 
-def test_memory_that_runs_out_halves_a_pass() -> None:
+def test_running_out_of_memory_halves_the_micro_batch() -> None:
     torch.cuda.set_per_process_memory_fraction(0.05)
     try:
         room = torch.cuda.get_device_properties(0).total_memory // 80
@@ -83,7 +83,7 @@ def test_memory_that_runs_out_halves_a_pass() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_no_host_waits_inside_a_micro_batch() -> None:
+def test_the_host_does_not_wait_inside_a_micro_batch() -> None:
     trainer = ppo_case.make(device="cuda", value="trunk")
     trainer.step()
     data = ppo_case.make(device="cuda", value="trunk").sample(ppo_case.PROMPTS[:8])

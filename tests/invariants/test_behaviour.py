@@ -1,4 +1,4 @@
-"""PPO does what it is for: a rewarded token becomes frequent, unless the price of KL forbids it."""
+"""PPO learns: a rewarded token becomes frequent, unless the KL penalty prevents it."""
 
 import ppo_case
 import pytest
@@ -7,7 +7,7 @@ import torch
 from pipeline.config.ppo import KLConfig
 
 TOKEN = 20
-RIGGED = {
+REWARDED_TOKEN = {
     "scorer": ppo_case.count_of(TOKEN),
     "bank_seed": 1,
     "batch_size": 64,
@@ -21,21 +21,21 @@ RIGGED = {
 
 
 def learn(kind="lora", **values):
-    trainer = ppo_case.make(kind, **(RIGGED | values))
+    trainer = ppo_case.make(kind, **(REWARDED_TOKEN | values))
     return trainer, [trainer.step() for _ in range(trainer.updates)]
 
 
 @pytest.mark.parametrize(("kind", "value"), [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")])
-def test_a_rigged_reward_rises(kind, value):
+def test_a_rewarded_token_becomes_frequent(kind, value):
     _, metrics = learn(kind, value=value, kl=KLConfig(kind="fixed", init=0.02))
     scores = [m["objective/scores"] for m in metrics]
-    assert scores[0] < 0.5, "the token must be rare at first"
+    assert scores[0] < 0.5, "the token must be rare at the start"
     assert scores[-1] > scores[0] + 2.0, scores
-    assert metrics[-1]["objective/kl"] > 3.0, "which is not to be had for nothing"
+    assert metrics[-1]["objective/kl"] > 3.0, "a higher reward costs KL"
 
 
 @pytest.mark.parametrize("num_generations", [1, 4])
-def test_a_rigged_reward_rises_without_a_critic(num_generations):
+def test_a_rewarded_token_becomes_frequent_without_a_critic(num_generations):
     trainer, metrics = learn(
         value="trunk",
         value_learning_rate=None,
@@ -50,23 +50,23 @@ def test_a_rigged_reward_rises_without_a_critic(num_generations):
     assert "loss/value_avg" not in metrics[-1]
 
 
-def test_a_huge_price_of_kl_keeps_the_policy_where_it_is():
+def test_a_huge_kl_coefficient_keeps_the_policy_at_its_reference():
     gentle = {"learning_rate": 3e-3, "lr_scheduler_type": "linear"}
     _, free = learn(kl=KLConfig(kind="fixed", init=0.0), **gentle)
-    _, priced = learn(kl=KLConfig(kind="fixed", init=100.0), **gentle)
+    _, penalised = learn(kl=KLConfig(kind="fixed", init=100.0), **gentle)
     assert free[-1]["objective/kl_k3"] > 1.0
-    assert priced[-1]["objective/kl_k3"] < 0.2
+    assert penalised[-1]["objective/kl_k3"] < 0.2
     assert free[-1]["objective/scores"] > free[0]["objective/scores"] + 0.7
-    assert abs(priced[-1]["objective/scores"] - priced[0]["objective/scores"]) < 0.3
+    assert abs(penalised[-1]["objective/scores"] - penalised[0]["objective/scores"]) < 0.3
 
 
 def test_the_adaptive_controller_steers_towards_its_target():
-    """From far too cheap, the price rises; from far too dear, it falls."""
+    """The KL coefficient rises when it starts far too low and falls when it starts far too high."""
     short = {"total_episodes": 6 * 64}
-    _, cheap = learn(kl=KLConfig(kind="adaptive", init=1e-3, target=0.05, horizon=200), **short)
-    _, dear = learn(kl=KLConfig(kind="adaptive", init=10.0, target=5.0, horizon=200), **short)
-    assert cheap[-1]["objective/kl_coef"] > 1.1e-3
-    assert dear[-1]["objective/kl_coef"] < 10 / 1.2
+    _, low = learn(kl=KLConfig(kind="adaptive", init=1e-3, target=0.05, horizon=200), **short)
+    _, high = learn(kl=KLConfig(kind="adaptive", init=10.0, target=5.0, horizon=200), **short)
+    assert low[-1]["objective/kl_coef"] > 1.1e-3
+    assert high[-1]["objective/kl_coef"] < 10 / 1.2
 
 
 def test_the_value_role_learns_to_predict_returns():

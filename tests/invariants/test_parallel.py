@@ -1,4 +1,4 @@
-"""How the work is divided, into micro-batches or among processes, changes nothing."""
+"""Micro-batches and the number of processes do not change the result."""
 
 import socket
 
@@ -12,7 +12,7 @@ KINDS = [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")]
 
 
 @pytest.mark.parametrize(("kind", "value"), KINDS)
-def test_micro_batches(kind, value):
+def test_micro_batches_do_not_change_an_update(kind, value):
     lengths = []
 
     def scorer(prompts, responses):
@@ -36,14 +36,14 @@ def test_micro_batches(kind, value):
 
 
 @pytest.mark.parametrize("rollout_batch_size", [1, 3])
-def test_rollout_batches(rollout_batch_size):
-    whole, parts = ppo_case.make(), ppo_case.make(rollout_batch_size=rollout_batch_size)
-    whole.step()
+def test_rollout_batches_do_not_change_an_update(rollout_batch_size):
+    full, parts = ppo_case.make(), ppo_case.make(rollout_batch_size=rollout_batch_size)
+    full.step()
     parts.step()
-    ppo_case.assert_close(ppo_case.weights(parts), ppo_case.weights(whole), tolerance=1e-5)
+    ppo_case.assert_close(ppo_case.weights(parts), ppo_case.weights(full), tolerance=1e-5)
 
 
-# Minibatches of two among two processes: now and then one of them has no share.
+# Minibatches of two on two processes: sometimes one process has no share.
 SHARED = ppo_case.EVERYTHING | {"num_mini_batches": 4, "target_kl": 0.5}
 CASES = {
     "adapter": {"value": "adapter"},
@@ -74,19 +74,19 @@ def worker(rank, port, case, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one(tmp_path, case):
+def test_two_processes_match_a_single_process(tmp_path, case):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(worker, args=(port, case, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    alone = run_steps(case)
+    single_process = run_steps(case)
     for name, tensor in first["weights"].items():
         assert torch.equal(tensor, second["weights"][name]), f"the processes differ in {name}"
-    ppo_case.assert_close(first["weights"], alone["weights"], tolerance=2e-5)
-    assert first["kl"] == pytest.approx(alone["kl"], rel=1e-5)
-    assert first["scores"] == pytest.approx(alone["scores"], rel=1e-5)
-    for ours, theirs in zip(first["metrics"], alone["metrics"], strict=True):
-        for name, number in theirs.items():
+    ppo_case.assert_close(first["weights"], single_process["weights"], tolerance=2e-5)
+    assert first["kl"] == pytest.approx(single_process["kl"], rel=1e-5)
+    assert first["scores"] == pytest.approx(single_process["scores"], rel=1e-5)
+    for actual, expected in zip(first["metrics"], single_process["metrics"], strict=True):
+        for name, number in expected.items():
             if "second" not in name and name != "mfu" and not name.startswith("time/"):
-                assert ours[name] == pytest.approx(number, rel=1e-3, abs=1e-5), name
+                assert actual[name] == pytest.approx(number, rel=1e-3, abs=1e-5), name

@@ -1,4 +1,4 @@
-"""A run that was interrupted and resumed equals one that was not, bit for bit."""
+"""A resumed run equals an uninterrupted run, bit for bit."""
 
 import ppo_case
 import pytest
@@ -9,22 +9,22 @@ from pipeline.errors import StageError
 KINDS = [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")]
 
 
-def sums(trainer):
+def checksums(trainer):
     return {role: trainer.bank.checksum(role) for role in trainer.bank.roles}
 
 
 @pytest.mark.parametrize(("kind", "value"), KINDS)
 @pytest.mark.parametrize("scheduler", ["linear", "cosine"])
-def test_resume_equals_no_interruption(kind, value, scheduler, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_run(kind, value, scheduler, tmp_path):
     values = ppo_case.EVERYTHING | {
         "value": value,
         "lr_scheduler_type": scheduler,
         "warmup_updates": 1,
         "weight_decay": 0.01,
     }
-    whole = ppo_case.make(kind, **values)
-    whole.start()
-    expected = [whole.step() for _ in range(4)]
+    uninterrupted = ppo_case.make(kind, **values)
+    uninterrupted.start()
+    expected = [uninterrupted.step() for _ in range(4)]
 
     first = ppo_case.make(kind, **values)
     first.start()
@@ -33,29 +33,29 @@ def test_resume_equals_no_interruption(kind, value, scheduler, tmp_path):
     torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
 
     second = ppo_case.make(kind, seed=99, **values)
-    torch.rand(13)  # another process's random numbers stand elsewhere
+    torch.rand(13)  # a new process has another state of the global generator
     second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
-    found = [second.step() for _ in range(2)]
+    resumed = [second.step() for _ in range(2)]
 
-    assert sums(second) == sums(whole)
-    assert second.kl.value == whole.kl.value
-    assert second.normalizer.state_dict() == whole.normalizer.state_dict()
-    for ours, theirs in zip(found, expected[2:], strict=True):
-        for name, number in theirs.items():
+    assert checksums(second) == checksums(uninterrupted)
+    assert second.kl.value == uninterrupted.kl.value
+    assert second.normalizer.state_dict() == uninterrupted.normalizer.state_dict()
+    for actual, metrics in zip(resumed, expected[2:], strict=True):
+        for name, number in metrics.items():
             if "second" not in name and name != "mfu" and not name.startswith("time/"):
-                assert ours[name] == number, name
+                assert actual[name] == number, name
 
 
-def test_resume_with_moments_in_8_bits(tmp_path):
+def test_8_bit_optimizer_state_is_resumed(tmp_path):
     values = {"value": "trunk", "optimizer": "adamw_8bit"}
 
     def make(seed=0):
         trainer = ppo_case.make(seed=seed, **values)
-        trainer.optimisation.optimizers["policy"].optimizer.args.min_8bit_size = 16  # the adapters here are tiny
+        trainer.optimisation.optimizers["policy"].optimizer.args.min_8bit_size = 16  # these adapters are tiny
         return trainer
 
-    whole, first = make(), make()
-    for trainer, steps in ((whole, 3), (first, 2)):
+    uninterrupted, first = make(), make()
+    for trainer, steps in ((uninterrupted, 3), (first, 2)):
         for _ in range(steps):
             trainer.step()
     moments = [state["state1"].dtype for state in first.optimisation.optimizers["policy"].optimizer.state.values()]
@@ -64,17 +64,17 @@ def test_resume_with_moments_in_8_bits(tmp_path):
     second = make(seed=99)
     second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     second.step()
-    assert sums(second) == sums(whole)
+    assert checksums(second) == checksums(uninterrupted)
 
 
-def test_the_state_holds_whatever_an_update_changes(tmp_path):
-    """Leave out any entry that a run of this kind uses, and the resumed run differs."""
+def test_a_checkpoint_holds_all_state_that_an_update_changes(tmp_path):
+    """Without any one of its entries, the resumed run differs."""
     values = ppo_case.EVERYTHING
     first = ppo_case.make(**values)
     first.step()
     torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
     first.step()
-    expected = sums(first)
+    expected = checksums(first)
     same = []
     for left_out in ("nothing", "roles", "optimizers", "kl", "scores", "order", "cursor", "generator"):
         state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -86,7 +86,7 @@ def test_the_state_holds_whatever_an_update_changes(tmp_path):
             state["order"] = torch.arange(len(ppo_case.PROMPTS))
         second.load_state_dict(state)
         second.step()
-        if sums(second) == expected:
+        if checksums(second) == expected:
             same.append(left_out)
     assert same == ["nothing"]
 

@@ -1,4 +1,4 @@
-"""PPO whose roles are divided among processes makes the model that one makes, and each holds a part of it."""
+"""PPO with sharded roles trains the same model as a single process, and each process holds one shard."""
 
 import socket
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from stages.models.bank import checkpoint_activations
 from stages.scoring.reward_model import RewardEnsemble
 from stages.scoring.scorer import TokenScorer
 
-# Nine episodes in minibatches of three, row by row, among two processes: shares and numbers of passes are unequal.
+# Nine episodes in minibatches of three, one row per pass, on two processes: unequal shares and numbers of passes.
 VALUES = ppo_case.EVERYTHING | {
     "total_episodes": 36,
     "batch_size": 9,
@@ -50,8 +50,8 @@ def result(trainer, metrics):
 
 
 def resident(trainer):
-    """Bytes that this process holds of parameters and moments, and whether each is a part."""
-    kept, divided = 0, True
+    """Bytes of parameters and optimizer state on this process, and whether all tensors are sharded."""
+    held, sharded = 0, True
     moments = [
         v
         for o in trainer.optimisation.optimizers.values()
@@ -60,10 +60,10 @@ def resident(trainer):
         if k != "step"
     ]
     for tensor in [*trainer.bank.parameters(), *moments]:
-        divided &= isinstance(tensor, DTensor)
+        sharded &= isinstance(tensor, DTensor)
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        kept += local.untyped_storage().nbytes()
-    return kept, divided
+        held += local.untyped_storage().nbytes()
+    return held, sharded
 
 
 def worker(rank, port, value, folder):
@@ -78,20 +78,20 @@ def worker(rank, port, value, folder):
             state = trainer.state_dict()
             if rank == 0:
                 torch.save(state, folder / "checkpoint.pt")
-    found = result(trainer, metrics) | {"resident": resident(trainer)}
+    outcome = result(trainer, metrics) | {"resident": resident(trainer)}
     trainer.check_frozen()
     dist.barrier()
     again = make(value, sharded=True, checkpointing=True)
     torch.rand(13)
     again.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True))
-    found["again"] = result(again, [again.step() for _ in range(1, STEPS)])
-    torch.save(found, folder / f"{rank}.pt")
+    outcome["again"] = result(again, [again.step() for _ in range(1, STEPS)])
+    torch.save(outcome, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ["adapter", "trunk"])
-def test_two_processes_with_a_part_each_are_one(tmp_path, value):
+def test_two_sharded_processes_match_a_single_process(tmp_path, value):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -100,28 +100,30 @@ def test_two_processes_with_a_part_each_are_one(tmp_path, value):
     trainer = make(value, sharded=False)
     trainer.start()
     before = ppo_case.weights(trainer)
-    alone = result(trainer, [trainer.step() for _ in range(STEPS)])
-    moved = max(float((alone["weights"][name] - before[name]).abs().max()) for name in before)
+    single = result(trainer, [trainer.step() for _ in range(STEPS)])
+    moved = max(float((single["weights"][name] - before[name]).abs().max()) for name in before)
     assert moved > 1e-2, "the updates must move the weights"
-    ppo_case.assert_close(first["weights"], alone["weights"], tolerance=2e-5)
-    assert not second["weights"], "whole weights are gathered for rank 0"
+    ppo_case.assert_close(first["weights"], single["weights"], tolerance=2e-5)
+    assert not second["weights"], "full weights are gathered on rank 0 only"
     assert first["sums"] == second["sums"]
-    assert first["kl"] == pytest.approx(alone["kl"], rel=1e-5)
-    assert first["scores"] == pytest.approx(alone["scores"], rel=1e-5)
-    for ours, others, theirs in zip(first["metrics"], second["metrics"], alone["metrics"], strict=True):
-        for name, number in theirs.items():
+    assert first["kl"] == pytest.approx(single["kl"], rel=1e-5)
+    assert first["scores"] == pytest.approx(single["scores"], rel=1e-5)
+    for metrics, other_metrics, expected in zip(
+        first["metrics"], second["metrics"], single["metrics"], strict=True
+    ):
+        for name, number in expected.items():
             if "second" not in name and name != "mfu" and not name.startswith("time/"):
-                assert ours[name] == pytest.approx(number, rel=1e-3, abs=1e-5), name
-                assert ours[name] == others[name], name
-    # Each holds about a half, at rest, of weights and moments alike.
-    whole, _ = resident(trainer)
-    for kept, divided in (first["resident"], second["resident"]):
-        assert divided
-        assert 0.4 * whole < kept < 0.6 * whole
-    # Killed after the first update and resumed, here with layers recomputed: the same to the bit.
+                assert metrics[name] == pytest.approx(number, rel=1e-3, abs=1e-5), name
+                assert metrics[name] == other_metrics[name], name
+    # Between steps each process holds about half of the weights and of the optimizer state.
+    total, _ = resident(trainer)
+    for held, is_sharded in (first["resident"], second["resident"]):
+        assert is_sharded
+        assert 0.4 * total < held < 0.6 * total
+    # Resumed from the first update's checkpoint, with activation checkpointing: identical to the bit.
     assert first["again"]["sums"] == first["sums"]
     assert first["again"]["kl"] == first["kl"]
-    # Its checkpoint is anybody's.
+    # A single process can resume from the sharded run's checkpoint.
     trainer = make(value, sharded=False)
     trainer.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     for _ in range(1, STEPS):

@@ -1,4 +1,4 @@
-"""SFT and reward training whose model is divided among processes makes the model that one makes, killed or not."""
+"""Sharded SFT, reward training and DPO train the same model as a single process, interrupted or not."""
 
 import os
 import shutil
@@ -16,7 +16,8 @@ from stages.training import batches
 from stages.training.distributed import World
 
 BATCH = {"sft": 5, "reward": 3, "dpo": 5}
-# Steps of five (three) among two processes, two at once: unequal passes; of an epoch's last step one has no share.
+# Steps of five (three) on two processes, two rows per pass: unequal passes. One process has no share of an epoch's
+# last step.
 VALUES = {"micro": 2, "save_steps": 2, "weight_decay": 0.01, "max_grad_norm": 0.5}
 INTERRUPTED = 4
 
@@ -25,9 +26,11 @@ class Killed(Exception):
     pass
 
 
-def watched(killed_at=None):
-    """Makes every step note what this process holds of weights and moments, and one of them fail."""
-    steps, kept = [], []
+def recording_step(killed_at=None):
+    """A training step that records the bytes of weights and optimizer state on this process, and those records.
+
+    The step number `killed_at` raises Killed."""
+    steps, resident = [], []
     step = batches.GlobalBatchTrainer.training_step
 
     def training_step(trainer, *args):
@@ -37,14 +40,14 @@ def watched(killed_at=None):
         states = trainer.optimizer.state.values()
         tensors = [*trainer.model.parameters(), *(v for s in states for name, v in s.items() if name != "step")]
         locals_ = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
-        kept.append(sum(t.untyped_storage().nbytes() for t in locals_))
+        resident.append(sum(t.untyped_storage().nbytes() for t in locals_))
         loss = step(trainer, *args)
         for parameter in trainer.model.parameters():
             if parameter.grad is not None:
                 assert isinstance(parameter.grad, DTensor) == isinstance(parameter, DTensor)
         return loss
 
-    return training_step, kept
+    return training_step, resident
 
 
 def worker(rank, port, stage, inputs, out):
@@ -56,11 +59,11 @@ def worker(rank, port, stage, inputs, out):
     values = VALUES | {"sharded": True, "per_device_train_batch_size": BATCH[stage], "gradient_checkpointing": True}
     patch = pytest.MonkeyPatch()
     with processes.together(stage, "cpu"):
-        training_step, kept = watched()
+        training_step, resident = recording_step()
         with patch.context() as during:
             during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
             undisturbed = shared.run(stage, inputs, out / f"whole {rank}", None, state=out / "whole", **values)
-        training_step, _ = watched(INTERRUPTED)
+        training_step, _ = recording_step(INTERRUPTED)
         with patch.context() as during:
             during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
             with pytest.raises(Killed):
@@ -69,19 +72,19 @@ def worker(rank, port, stage, inputs, out):
             shutil.copytree(out / "killed", out / "copy")
         World().wait()
         resumed = shared.run(stage, inputs, out / f"second {rank}", None, state=out / "killed", **values)
-    torch.save({"undisturbed": undisturbed, "resumed": resumed, "kept": kept}, out / f"{rank}.pt")
+    torch.save({"undisturbed": undisturbed, "resumed": resumed, "resident": resident}, out / f"{rank}.pt")
     processes.finish() if rank == 0 else list(processes.tasks())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
-def test_two_processes_with_a_part_each_are_one(folder, tmp_path, monkeypatch, stage):  # noqa: F811
+def test_two_sharded_processes_match_a_single_process(folder, tmp_path, monkeypatch, stage):  # noqa: F811
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(worker, args=(port, stage, folder, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    training_step, whole = watched()
+    training_step, single_resident = recording_step()
     monkeypatch.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
     batch = BATCH[stage]
     tensors, log, _ = shared.run(
@@ -89,13 +92,13 @@ def test_two_processes_with_a_part_each_are_one(folder, tmp_path, monkeypatch, s
     )
     shared.close(first["undisturbed"][0], tensors)
     shared.close(first["resumed"][0], first["undisturbed"][0], tolerance=0)
-    for (step, ours), (_, theirs) in zip(first["undisturbed"][1], log, strict=True):
-        for name in {"loss", "grad_norm", "learning_rate", "num_tokens", "eval_accuracy"} & theirs.keys():
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), (step, name)
+    for (step, actual), (_, expected) in zip(first["undisturbed"][1], log, strict=True):
+        for name in {"loss", "grad_norm", "learning_rate", "num_tokens", "eval_accuracy"} & expected.keys():
+            assert actual[name] == pytest.approx(expected[name], rel=1e-4), (step, name)
     assert not second["undisturbed"][0], "only rank 0 writes"
-    # The checkpoint is anybody's.
-    steps = len(whole)
-    found, _, _ = shared.run(
+    # A single process can resume from the sharded run's checkpoint.
+    steps = len(single_resident)
+    from_checkpoint, _, _ = shared.run(
         stage,
         folder,
         tmp_path / "after",
@@ -104,7 +107,7 @@ def test_two_processes_with_a_part_each_are_one(folder, tmp_path, monkeypatch, s
         per_device_train_batch_size=batch,
         **VALUES,
     )
-    shared.close(found, tensors)
-    assert 0 < len(whole) - steps < steps
-    for kept in (first["kept"], second["kept"]):
-        assert 0.4 * whole[-1] < kept[-1] < 0.6 * whole[-1]
+    shared.close(from_checkpoint, tensors)
+    assert 0 < len(single_resident) - steps < steps
+    for resident in (first["resident"], second["resident"]):
+        assert 0.4 * single_resident[-1] < resident[-1] < 0.6 * single_resident[-1]

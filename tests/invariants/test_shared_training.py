@@ -1,4 +1,4 @@
-"""SFT, reward training and DPO make the same model, however the work is divided: in micro-batches or processes."""
+"""Micro-batches and the number of processes do not change the model that SFT, reward training and DPO make."""
 
 import os
 import socket
@@ -21,8 +21,8 @@ from stages.reward import stage as reward
 from stages.training import batches
 from stages.training.distributed import World
 
-# 16 demonstrations in steps of five, and 8 prompts in steps of three: the last step of an epoch is a short one, of
-# which a second process has no share at all.
+# 16 demonstrations in steps of five, and 8 prompts in steps of three: the last step of an epoch is short, and a
+# second process has no share of it.
 TRAINER = {
     "learning_rate": 1e-2,
     "num_train_epochs": 2,
@@ -33,7 +33,7 @@ GATE = GateConfig(min_accuracy=0.0, max_length_correlation=1.0)
 
 
 def run(stage, folder, out, lora, micro=None, sharded=False, state=None, **trainer):
-    """The tensors that a stage makes, and its metrics log."""
+    """The tensors that a stage writes, its metrics log and its metrics."""
     out.mkdir()
     log = []
     notes = SimpleNamespace(log=lambda step, **values: log.append((step, values)), truncate=lambda step: None)
@@ -86,31 +86,31 @@ def folder(tmp_path_factory):
     return folder
 
 
-def close(found, expected, tolerance=2e-5):
-    assert found.keys() == expected.keys()
+def close(actual, expected, tolerance=2e-5):
+    assert actual.keys() == expected.keys()
     assert expected
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance, msg=name)
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
-def test_accumulation_and_micro_batches_change_nothing(folder, tmp_path, stage):
-    whole, log, _ = run(stage, folder, tmp_path / "whole", tiny.LORA, per_device_train_batch_size=6)
+def test_accumulation_and_micro_batches_do_not_change_the_model(folder, tmp_path, stage):
+    expected, log, _ = run(stage, folder, tmp_path / "whole", tiny.LORA, per_device_train_batch_size=6)
     ways = {
         "two of three": {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2},
         "in fours": {"per_device_train_batch_size": 6, "micro": 4},
     }
     for name, values in ways.items():
-        found, other_log, _ = run(stage, folder, tmp_path / name, tiny.LORA, **values)
-        close(found, whole)
+        tensors, other_log, _ = run(stage, folder, tmp_path / name, tiny.LORA, **values)
+        close(tensors, expected)
         assert [step for step, _ in other_log] == [step for step, _ in log]
         losses = [values["loss"] for _, values in log if "loss" in values]
         assert [v["loss"] for _, v in other_log if "loss" in v] == pytest.approx(losses, rel=1e-4)
 
 
-def test_a_step_out_of_memory_is_taken_again(folder, tmp_path, monkeypatch):
-    """Memory runs out with a part of the step's gradient in place: the step starts anew, with fewer at once. What
-    comes out is, to the bit, what comes out when there were as few from the start."""
+def test_a_step_that_runs_out_of_memory_is_retried_with_smaller_micro_batches(folder, tmp_path, monkeypatch):
+    """Memory runs out when part of the step's gradient is accumulated: the step restarts with smaller
+    micro-batches. The result is bit-identical to a run that used these from the start."""
     expected, _, _ = run("reward", folder, tmp_path / "ones", tiny.LORA, 1, per_device_train_batch_size=6)
     passes = []
     backward = batches.ShardedTrainer.training_step
@@ -123,9 +123,9 @@ def test_a_step_out_of_memory_is_taken_again(folder, tmp_path, monkeypatch):
         return loss
 
     monkeypatch.setattr(batches.ShardedTrainer, "training_step", scarce)
-    found, _, metrics = run("reward", folder, tmp_path / "auto", tiny.LORA, "auto", per_device_train_batch_size=6)
+    tensors, _, metrics = run("reward", folder, tmp_path / "auto", tiny.LORA, "auto", per_device_train_batch_size=6)
     assert passes == [6, 3, 3] + 16 * [1], "two epochs of eight prompts"
-    close(found, expected, tolerance=0)
+    close(tensors, expected, tolerance=0)
     assert metrics["micro_batch_size"] == 1
     passes.clear()
     with pytest.raises(torch.OutOfMemoryError):
@@ -141,7 +141,7 @@ def worker(rank, port, stage, folder, out, full):
     batch = 3 if stage == "reward" else 5
     with processes.together(stage, "cpu"):
         assert World().size == 2
-        # Each process says what it has; a real run writes once, from rank 0, into a folder that both see.
+        # Each process has its own folder here; in a real run rank 0 alone writes, to a folder that both see.
         result = run(stage, folder, out / str(rank), None if full else tiny.LORA, per_device_train_batch_size=batch)
     assert "WORLD_SIZE" not in os.environ
     torch.save(result, out / f"{rank}.pt")
@@ -151,7 +151,7 @@ def worker(rank, port, stage, folder, out, full):
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
-def test_two_processes_are_one(folder, tmp_path, stage, full):
+def test_two_processes_match_a_single_process(folder, tmp_path, stage, full):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -159,14 +159,14 @@ def test_two_processes_are_one(folder, tmp_path, stage, full):
     (tensors, log, metrics), (nothing, other_log, _) = (torch.load(tmp_path / f"{i}.pt") for i in (0, 1))
     assert not nothing, "only rank 0 writes"
     batch = 3 if stage == "reward" else 5
-    alone = run(stage, folder, tmp_path / "alone", None if full else tiny.LORA, per_device_train_batch_size=batch)
-    close(tensors, alone[0])
-    assert [step for step, _ in log] == [step for step, _ in alone[1]]
-    for (step, ours), (_, theirs), (_, others) in zip(log, alone[1], other_log, strict=True):
-        for name, number in theirs.items():
+    single = run(stage, folder, tmp_path / "alone", None if full else tiny.LORA, per_device_train_batch_size=batch)
+    close(tensors, single[0])
+    assert [step for step, _ in log] == [step for step, _ in single[1]]
+    for (step, logged), (_, expected), (_, other) in zip(log, single[1], other_log, strict=True):
+        for name, number in expected.items():
             if name in ("loss", "grad_norm", "learning_rate", "eval_loss", "num_tokens"):
-                assert ours[name] == pytest.approx(number, rel=1e-4), (step, name)
-                assert ours[name] == others[name]
-    for name, number in alone[2].items():
+                assert logged[name] == pytest.approx(number, rel=1e-4), (step, name)
+                assert logged[name] == other[name]
+    for name, number in single[2].items():
         if isinstance(number, float):
             assert metrics[name] == pytest.approx(number, rel=1e-3, abs=1e-4), name

@@ -1,4 +1,4 @@
-"""What one update does, seen from outside."""
+"""The observable effects of one PPO update."""
 
 import copy
 import math
@@ -23,10 +23,10 @@ def norm(trainer, role):
     return float(torch.stack([g.norm() for g in gradients]).norm())
 
 
-def watch(trainer, role, look):
-    """Calls `look()` before each optimizer step of a role; returns what it gave."""
+def watch(trainer, role, probe):
+    """Calls `probe()` before each optimizer step of a role; returns the list of its results."""
     seen = []
-    trainer.optimisation.optimizers[role].optimizer.register_step_pre_hook(lambda *_: seen.append(look()))
+    trainer.optimisation.optimizers[role].optimizer.register_step_pre_hook(lambda *_: seen.append(probe()))
     return seen
 
 
@@ -47,38 +47,38 @@ def data():
     trainer = ppo_case.make(bank=tiny.lora_bank(distinct=True), gamma=1.0, lam=1.0)
     episodes = trainer.sample(trainer.next_prompts())
     scores, rewards = torch.arange(8.0), torch.arange(8.0) / 2 - 1
-    made = experience.build(trainer.bank, episodes, scores, rewards, trainer.config, 0.3, trainer.world)
-    return made, rewards, trainer
+    batch = experience.build(trainer.bank, episodes, scores, rewards, trainer.config, 0.3, trainer.world)
+    return batch, rewards, trainer
 
 
-def test_returns_are_the_rewards_to_go(data):
-    made, rewards, _ = data
-    mask = made.episodes.mask_BT.numpy()
-    log_ratio = (made.logp_BT - made.ref_logp_BT).numpy().astype(float)
+def test_returns_are_rewards_to_go(data):
+    batch, rewards, _ = data
+    mask = batch.episodes.mask_BT.numpy()
+    log_ratio = (batch.logp_BT - batch.ref_logp_BT).numpy().astype(float)
     assert np.abs(log_ratio[mask]).max() > 0.1
     for row, length in enumerate(mask.sum(1)):
         for t in range(length):
             penalty = np.clip(log_ratio[row, t:length], -10, 10).sum()
             expected = float(rewards[row]) - 0.3 * penalty
-            assert made.returns_BT[row, t].item() == pytest.approx(expected, abs=1e-4), (row, t)
-    assert not made.returns_BT[~made.episodes.mask_BT].any()
+            assert batch.returns_BT[row, t].item() == pytest.approx(expected, abs=1e-4), (row, t)
+    assert not batch.returns_BT[~batch.episodes.mask_BT].any()
 
 
-def test_advantages_are_white_and_their_order_that_of_returns_less_values(data):
-    made, _, _ = data
-    mask = made.episodes.mask_BT
-    raw = (made.returns_BT - made.values_BT)[mask].numpy().astype(float)
-    found = made.advantages_BT[mask].numpy()
-    np.testing.assert_allclose(found, (raw - raw.mean()) / raw.std(), atol=1e-4)
-    assert not made.advantages_BT[~mask].any()
+def test_advantages_are_whitened_returns_minus_values(data):
+    batch, _, _ = data
+    mask = batch.episodes.mask_BT
+    raw = (batch.returns_BT - batch.values_BT)[mask].numpy().astype(float)
+    advantages = batch.advantages_BT[mask].numpy()
+    np.testing.assert_allclose(advantages, (raw - raw.mean()) / raw.std(), atol=1e-4)
+    assert not batch.advantages_BT[~mask].any()
 
 
-def test_metrics_by_their_definitions(data):
-    made, rewards, trainer = data
-    mask = made.episodes.mask_BT.numpy()
-    ratio = (made.logp_BT - made.ref_logp_BT).numpy().astype(float)[mask]
-    returns, values = (x[made.episodes.mask_BT].numpy().astype(float) for x in (made.returns_BT, made.values_BT))
-    scored = experience.score_tokens(trainer.bank, "policy", made.episodes, trainer.config, entropy=True)
+def test_metrics_match_their_definitions(data):
+    batch, rewards, trainer = data
+    mask = batch.episodes.mask_BT.numpy()
+    ratio = (batch.logp_BT - batch.ref_logp_BT).numpy().astype(float)[mask]
+    returns, values = (x[batch.episodes.mask_BT].numpy().astype(float) for x in (batch.returns_BT, batch.values_BT))
+    scored = experience.score_tokens(trainer.bank, "policy", batch.episodes, trainer.config, entropy=True)
     expected = {
         "objective/entropy": float(scored.entropy_BT.sum()) / mask.sum(),
         "objective/kl": np.clip(ratio, -10, 10).sum() / 8,
@@ -92,14 +92,14 @@ def test_metrics_by_their_definitions(data):
         "val/explained_variance": 1 - np.var(returns - values) / np.var(returns),
     }
     for name, number in expected.items():
-        assert made.metrics[name] == pytest.approx(number, rel=1e-3, abs=1e-4), name
+        assert batch.metrics[name] == pytest.approx(number, rel=1e-3, abs=1e-4), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kl_is_zero_and_ratio_one_before_the_first_step(kind):
+def test_kl_is_zero_and_the_ratio_is_one_before_the_first_step(kind):
     trainer = ppo_case.make(kind, learning_rate=1e-12, temperature=0.7)
     metrics = trainer.step()
-    # Not exactly: the policy's log-probs are those of the rollout, from other shapes of the same products.
+    # Not exactly: the policy's log-probs come from the rollout, whose matrix products have other shapes.
     assert metrics["objective/kl"] == pytest.approx(0.0, abs=1e-5)
     assert metrics["objective/kl_k3"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-5)
@@ -107,18 +107,20 @@ def test_kl_is_zero_and_ratio_one_before_the_first_step(kind):
     assert metrics["policy/clipfrac_avg"] == 0.0
 
 
-def test_the_first_gradient_is_that_of_reinforce():
-    """At ratio one the policy's gradient is -sum(A grad log p) / tokens, here from the model's own logits."""
+def test_the_first_gradient_equals_reinforce():
+    """At ratio one the policy's gradient is -sum(A grad log p) / tokens, computed here from the model's logits."""
     trainer = ppo_case.make(num_mini_batches=1, num_ppo_epochs=1, max_grad_norm=1e9, temperature=0.8)
-    made = []
+    batches = []
     build = experience.build
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experience, "build", lambda *args, **values: made.append(build(*args, **values)) or made[-1])
-        found = watch(trainer, "policy", lambda: gradients(trainer))
+        patch.setattr(
+            experience, "build", lambda *args, **values: batches.append(build(*args, **values)) or batches[-1]
+        )
+        observed = watch(trainer, "policy", lambda: gradients(trainer))
         start = trainer.bank.state_of("policy")
         trainer.step()
     trainer.bank.load_state_of("policy", start)
-    episodes, advantages = made[0].episodes, made[0].advantages_BT
+    episodes, advantages = batches[0].episodes, batches[0].advantages_BT
     total, count = 0.0, int(episodes.mask_BT.sum())
     with trainer.bank.active("policy", train=True) as actor:
         for row in range(8):
@@ -129,9 +131,9 @@ def test_the_first_gradient_is_that_of_reinforce():
                 position = start_of_response + t
                 total = total - advantages[row, t] * logp[position - 1, ids[0, position]] / count
         total.backward()
-    assert any(g.abs().max() > 1e-3 for g in found[0])
-    for ours, expected in zip(found[0], gradients(trainer), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-6)
+    assert any(g.abs().max() > 1e-3 for g in observed[0])
+    for actual, expected in zip(observed[0], gradients(trainer), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6)
 
 
 # --- Steps of the optimizers ---
@@ -152,7 +154,7 @@ def test_minibatches_of_an_epoch_cover_the_batch_once():
     trainer = ppo_case.make(num_mini_batches=4)
     epochs = [torch.cat(list(trainer.shares.mini_batches(4, trainer.generator))).tolist() for _ in range(3)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
-    assert epochs[0] != epochs[1] or epochs[1] != epochs[2], "in another order each time"
+    assert epochs[0] != epochs[1] or epochs[1] != epochs[2], "each epoch has another order"
 
 
 @pytest.mark.parametrize("role", ["policy", "value"])
@@ -161,11 +163,12 @@ def test_gradients_are_clipped(kind, role):
     trainer = ppo_case.make(kind, max_grad_norm=1e-3)
     norms = watch(trainer, role, lambda: norm(trainer, role))
     metrics = trainer.step()
-    assert metrics["policy/grad_norm" if role == "policy" else "val/grad_norm"] > 1e-2, "there was more to clip"
+    unclipped = metrics["policy/grad_norm" if role == "policy" else "val/grad_norm"]
+    assert unclipped > 1e-2
     assert norms == pytest.approx([1e-3] * 4, rel=1e-2)
 
 
-def test_small_gradients_are_left_alone():
+def test_small_gradients_are_not_clipped():
     trainer = ppo_case.make(max_grad_norm=1e9)
     norms = watch(trainer, "policy", lambda: norm(trainer, "policy"))
     metrics = trainer.step()
@@ -173,7 +176,7 @@ def test_small_gradients_are_left_alone():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_critic_warm_up_leaves_the_policy_alone(kind):
+def test_critic_warm_up_does_not_change_the_policy(kind):
     trainer = ppo_case.make(kind, critic_warmup_updates=2)
     policy, value = trainer.bank.checksum("policy"), trainer.bank.checksum("value")
     for _ in range(2):
@@ -185,17 +188,17 @@ def test_critic_warm_up_leaves_the_policy_alone(kind):
     assert trainer.bank.checksum("policy") != policy
 
 
-def test_target_kl_ends_an_updates_epochs():
+def test_reaching_target_kl_ends_the_epochs_of_an_update():
     trainer = ppo_case.make(target_kl=1e-7, num_ppo_epochs=4, num_mini_batches=2)
     policy = steps(trainer, "policy")
     trainer.step()
-    # The first minibatch is looked at before any step was taken: its KL is zero. The second one's is not.
+    # The first minibatch is measured before any step: its KL is zero. The second minibatch's is not.
     assert len(policy) == 2
     trainer.step()
-    assert len(policy) == 4, "the next update starts anew"
+    assert len(policy) == 4, "the next update starts over"
 
 
-def test_a_target_kl_that_is_not_reached_ends_nothing():
+def test_an_update_below_target_kl_runs_all_epochs():
     trainer = ppo_case.make(target_kl=1e3)
     policy = steps(trainer, "policy")
     trainer.step()
@@ -211,7 +214,7 @@ def test_a_target_kl_that_is_not_reached_ends_nothing():
         ({"lr_scheduler_type": "linear", "warmup_updates": 2}, [1 / 3, 2 / 3, 1, 0.5]),
     ],
 )
-def test_learning_rates(values, factors):
+def test_learning_rates_follow_the_schedule(values, factors):
     trainer = ppo_case.make(num_ppo_epochs=1, num_mini_batches=1, value_learning_rate=1e-2, **values)
     used = watch(trainer, "value", lambda: trainer.optimisation.optimizers["value"].lr)
     rates = [trainer.step()["lr"] for _ in range(4)]
@@ -231,16 +234,16 @@ def test_every_prompt_is_used_before_any_is_used_again():
 
 
 @pytest.mark.parametrize("penalty", [None, 0.75])
-def test_missing_eos_penalty_knows_every_stop_id(penalty):
-    kept = []
+def test_missing_eos_penalty_accepts_every_stop_id(penalty):
+    sampled = []
 
     def scorer(prompts, responses):
-        kept.extend(responses)
+        sampled.extend(responses)
         return torch.zeros(len(responses))
 
     trainer = ppo_case.make(scorer=scorer, missing_eos_penalty=penalty, batch_size=32, num_mini_batches=1)
     metrics = trainer.step()
-    ends = [response[-1] for response in kept]
+    ends = [response[-1] for response in sampled]
     assert len(set(ends) & ppo_case.STOPS) > 1, "responses must end with several of the stop ids"
     unended = sum(end not in ppo_case.STOPS for end in ends) / 32
     assert 0 < unended < 1
@@ -248,7 +251,7 @@ def test_missing_eos_penalty_knows_every_stop_id(penalty):
     assert metrics["objective/rlhf_reward"] == pytest.approx(-(penalty or 0) * unended, abs=1e-5)
 
 
-def test_scores_are_normalised_by_the_references_answers():
+def test_scores_are_normalised_by_reference_responses():
     seen = []
 
     def scorer(prompts, responses):
@@ -266,11 +269,11 @@ def test_scores_are_normalised_by_the_references_answers():
 
 def test_ptx_adds_the_language_modelling_gradient():
     """`ptx_coef` times the mean cross-entropy over all labels of the demonstrations."""
-    found = {}
+    observed = {}
     for coef in (0.0, 0.5):
         trainer = ppo_case.make(ptx_coef=coef, max_grad_norm=1e9, temperature=0.7)
         start = trainer.bank.state_of("policy")
-        found[coef] = watch(trainer, "policy", lambda t=trainer: gradients(t))
+        observed[coef] = watch(trainer, "policy", lambda t=trainer: gradients(t))
         metrics = trainer.step()
     trainer.bank.load_state_of("policy", start)
     ids, labels = ppo_case.demonstrations(torch.Generator())
@@ -280,16 +283,15 @@ def test_ptx_adds_the_language_modelling_gradient():
         loss.backward()
     expected = gradients(trainer)
     assert any(g.abs().max() > 1e-3 for g in expected)
-    for plain, mixed, language in zip(found[0.0][0], found[0.5][0], expected, strict=True):
+    for plain, mixed, language in zip(observed[0.0][0], observed[0.5][0], expected, strict=True):
         torch.testing.assert_close(mixed - plain, 0.5 * language, rtol=1e-3, atol=1e-6)
-    assert metrics["loss/ptx_avg"] == pytest.approx(loss.item(), rel=0.2), "of all steps' mean"
+    assert metrics["loss/ptx_avg"] == pytest.approx(loss.item(), rel=0.2), "the mean over all steps"
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_ptx_goes_through_micro_batches(size, monkeypatch):
-    """No pass is over more demonstrations than a micro-batch of episodes, and the gradient is that of the whole
-    batch."""
-    found, sizes = {}, []
+def test_ptx_uses_micro_batches(size, monkeypatch):
+    """No pass has more rows than a micro-batch of episodes, and the gradient equals that of the full batch."""
+    results, sizes = {}, []
     hidden = Actor.hidden
 
     def watched(actor, ids):
@@ -303,19 +305,19 @@ def test_ptx_goes_through_micro_batches(size, monkeypatch):
             del sizes[:]
             with trainer.bank.active("policy", train=True) as actor:
                 loss = trainer.optimisation._ptx(actor, micro, trainer.generator)
-        found[micro] = (
+        results[micro] = (
             loss,
             [p.grad.clone() for p in trainer.optimisation.optimizers["policy"].parameters],
             list(sizes),
         )
-    assert found[None][2] == [3]
-    assert found[size][2] == ([1, 1, 1] if size == 1 else [2, 1])
-    torch.testing.assert_close(found[size][0], found[None][0])
-    for small, whole in zip(found[size][1], found[None][1], strict=True):
-        torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-7)
+    assert results[None][2] == [3]
+    assert results[size][2] == ([1, 1, 1] if size == 1 else [2, 1])
+    torch.testing.assert_close(results[size][0], results[None][0])
+    for small, full in zip(results[size][1], results[None][1], strict=True):
+        torch.testing.assert_close(small, full, rtol=1e-4, atol=1e-7)
 
 
-def test_entropy_bonus_pulls_entropy_up():
+def test_entropy_bonus_raises_entropy():
     entropies = {}
     for coef in (0.0, 1.0):
         trainer = ppo_case.make(entropy_coef=coef, learning_rate=1e-2, scorer=lambda _, r: torch.zeros(len(r)))
@@ -327,7 +329,7 @@ def test_entropy_bonus_pulls_entropy_up():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frozen_roles_stay_and_tampering_is_found(kind):
+def test_frozen_roles_do_not_change_and_tampering_is_detected(kind):
     trainer = ppo_case.make(kind)
     trainer.step()
     trainer.step()
@@ -339,23 +341,23 @@ def test_frozen_roles_stay_and_tampering_is_found(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shared_weights_stay(kind):
+def test_shared_weights_do_not_change(kind):
     trainer = ppo_case.make(kind)
-    own = {id(p) for role in trainer.bank.trainable for p in trainer.bank.parameters_of(role)}
-    shared = [(name, p, p.clone()) for name, p in trainer.bank.named_parameters() if id(p) not in own]
+    trainable = {id(p) for role in trainer.bank.trainable for p in trainer.bank.parameters_of(role)}
+    shared = [(name, p, p.clone()) for name, p in trainer.bank.named_parameters() if id(p) not in trainable]
     trainer.step()
     assert shared
     for name, parameter, before in shared:
         assert torch.equal(parameter, before), name
 
 
-def test_a_policy_that_is_not_the_references_copy_is_refused():
+def test_a_policy_that_differs_from_the_reference_is_refused():
     trainer = ppo_case.make(bank=tiny.lora_bank(distinct=True))
     with pytest.raises(StageError, match="policy and reference differ before the first step"):
         trainer.step()
 
 
-def test_a_random_policy_is_refused():
+def test_a_policy_with_random_outputs_is_refused():
     trainer = ppo_case.make()
     layer = trainer.bank.model.get_base_model().model.layers[0].self_attn.q_proj
     layer.register_forward_hook(lambda module, _, y: y + torch.randn_like(y) if module.training else y)
@@ -363,7 +365,7 @@ def test_a_random_policy_is_refused():
         trainer.step()
 
 
-def test_a_role_without_gradient_is_found():
+def test_a_role_without_gradient_is_an_error():
     trainer = ppo_case.make(cliprange_value=1e-9, vf_coef=0.0)
     for parameter in trainer.bank.parameters_of("value"):
         parameter.register_hook(torch.zeros_like)
@@ -371,7 +373,7 @@ def test_a_role_without_gradient_is_found():
         trainer.step()
 
 
-def test_a_gradient_that_is_not_finite_is_found():
+def test_a_gradient_that_is_not_finite_is_an_error():
     trainer = ppo_case.make()
     trainer.step()
     trainer.bank.parameters_of("policy")[0].register_hook(lambda g: g * float("nan"))
@@ -385,15 +387,15 @@ def test_a_gradient_that_is_not_finite_is_found():
 
 
 def with_scarce_memory(monkeypatch, trainer, *failing):
-    """Steps once with memory that runs out in given backward passes, counted from one, after their gradient is in
-    place. Returns the number of sequences in each pass that recorded a gradient."""
+    """Steps once. Memory runs out in the backward passes `failing`, counted from one, after their gradient is
+    accumulated. Returns the number of sequences in each pass that records a gradient."""
     hidden, done, sizes, passes = Actor.hidden, torch.Tensor.backward, [], []
 
     def watched(actor, ids):
-        made = hidden(actor, ids)
-        if made.requires_grad:
+        states = hidden(actor, ids)
+        if states.requires_grad:
             sizes.append(len(ids))
-        return made
+        return states
 
     def backward(tensor, *args, **kwargs):
         done(tensor, *args, **kwargs)
@@ -409,10 +411,9 @@ def with_scarce_memory(monkeypatch, trainer, *failing):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_minibatch_out_of_memory_is_taken_again(kind, monkeypatch):
-    """The minibatch of four starts as a whole, fails, starts anew in twos, fails half-way, and starts anew in ones,
-    with the demonstrations of PPO-ptx that it had drawn. A run that was in ones from then on makes the same, bit
-    for bit."""
+def test_a_minibatch_that_runs_out_of_memory_is_retried_with_smaller_passes(kind, monkeypatch):
+    """The minibatch of four fails as one pass, is retried in twos, fails half-way, and is retried in ones, with the
+    PPO-ptx demonstrations that it drew first. The result is bit-identical to a run that used ones throughout."""
     values = ppo_case.EVERYTHING | {"num_ppo_epochs": 1, "rollout_batch_size": "auto"}
     drawn = []
 
@@ -420,13 +421,13 @@ def test_a_minibatch_out_of_memory_is_taken_again(kind, monkeypatch):
         drawn.append(torch.rand(1, generator=generator).item())
         return ppo_case.demonstrations(generator)
 
-    said = []
+    messages = []
     trainer = ppo_case.make(kind, micro_batch_size="auto", **values)
-    trainer.optimisation.demonstrations, trainer.micro._say = demonstrations, said.append
+    trainer.optimisation.demonstrations, trainer.micro._say = demonstrations, messages.append
     sizes = with_scarce_memory(monkeypatch, trainer, 1, 3)
     assert sizes[:3] == [4, 2, 2]
     assert trainer.micro.size == 1
-    assert said == [
+    assert messages == [
         "out of memory: training goes on with 2 sequences at once instead of 4",
         "out of memory: training goes on with 1 sequences at once instead of 2",
     ]
@@ -442,19 +443,19 @@ def test_a_minibatch_out_of_memory_is_taken_again(kind, monkeypatch):
 
     plenty.optimisation._fitting = smaller
     plenty.step()
-    assert len(drawn) == 2, "one draw for each minibatch"
+    assert len(drawn) == 2, "one draw per minibatch"
     ppo_case.assert_close(ppo_case.weights(trainer), ppo_case.weights(plenty), tolerance=0)
     assert torch.equal(trainer.generator.get_state(), plenty.generator.get_state())
 
 
-def test_memory_that_a_fixed_micro_batch_lacks_is_an_error(monkeypatch):
+def test_running_out_of_memory_with_a_fixed_micro_batch_is_an_error(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         with_scarce_memory(monkeypatch, ppo_case.make(micro_batch_size=2), 2)
     with pytest.raises(torch.OutOfMemoryError):  # one sequence does not fit
         with_scarce_memory(monkeypatch, ppo_case.make(micro_batch_size="auto"), 1, 2, 3)
 
 
-def test_the_micro_batch_that_was_found_is_in_the_checkpoint(monkeypatch):
+def test_the_reduced_micro_batch_is_checkpointed(monkeypatch):
     first = ppo_case.make(micro_batch_size="auto")
     with_scarce_memory(monkeypatch, first, 1)
     second = ppo_case.make(micro_batch_size="auto", seed=9)
@@ -462,14 +463,14 @@ def test_the_micro_batch_that_was_found_is_in_the_checkpoint(monkeypatch):
     assert second.micro.size == first.micro.size == 2
     fixed = ppo_case.make(micro_batch_size=4, seed=9)
     fixed.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert fixed.micro.size == 4, "what the recipe says now counts"
+    assert fixed.micro.size == 4, "the current recipe takes precedence"
     first.step()
     second.step()
     ppo_case.assert_close(ppo_case.weights(second), ppo_case.weights(first), tolerance=0)
 
 
 @pytest.mark.parametrize("wanted", ["auto", 8])
-def test_decoding_out_of_memory_halves_its_batch(wanted, monkeypatch):
+def test_decoding_halves_its_batch_when_memory_runs_out(wanted, monkeypatch):
     expected = ppo_case.make(rollout_batch_size=4).sample(ppo_case.PROMPTS[:8])
     trainer = ppo_case.make(rollout_batch_size=wanted)
     decode, sizes = Actor.decode, []
@@ -490,7 +491,7 @@ def test_decoding_out_of_memory_halves_its_batch(wanted, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trunk_trains_head_and_policy_in_one_step(kind):
+def test_a_trunk_value_head_and_the_policy_train_in_one_step(kind):
     trainer = ppo_case.make(kind, value="trunk", num_ppo_epochs=1, num_mini_batches=1)
     before = trainer.bank.state_of("policy")
     taken = steps(trainer, "policy")
@@ -503,21 +504,21 @@ def test_trunk_trains_head_and_policy_in_one_step(kind):
     assert "loss/value_avg" in metrics
 
 
-def test_trunk_weighs_the_value_loss():
-    """The head's gradient is that of vf_coef times the value loss; with a weight of zero it has none."""
-    found = {}
+def test_vf_coef_weights_the_value_loss_of_a_trunk():
+    """The head's gradient is proportional to vf_coef, and zero when vf_coef is zero."""
+    grads = {}
     for coef in (0.0, 0.1, 0.4):
         trainer = ppo_case.make(value="trunk", vf_coef=coef, max_grad_norm=1e9)
         seen = watch(trainer, "policy", lambda t=trainer: t.bank.heads["policy"].weight.grad.clone())
         trainer.step()
-        found[coef] = seen[0]
-    assert not found[0.0].any()
-    assert found[0.1].any()
-    torch.testing.assert_close(found[0.4], 4 * found[0.1])
+        grads[coef] = seen[0]
+    assert not grads[0.0].any()
+    assert grads[0.1].any()
+    torch.testing.assert_close(grads[0.4], 4 * grads[0.1])
 
 
 def test_episodes_are_sampled_at_the_temperature_of_their_log_probs():
-    """The mean log-prob of what was sampled is minus the mean entropy of what it was sampled from."""
+    """The mean log-prob of sampled tokens is minus the mean entropy of the distributions they are drawn from."""
     trainer = ppo_case.make(
         batch_size=512, num_mini_batches=1, temperature=0.5, kl=KLConfig(kind="fixed", init=0.0)
     )

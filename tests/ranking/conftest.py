@@ -1,4 +1,4 @@
-"""A campaign served for real."""
+"""A campaign with a real HTTP server."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
             links = Links(store.path.with_suffix(".key"))
             listener = stack.enter_context(serve._listening(config))
             address = serve._address(config.host, listener.getsockname()[1])
-            made = Site(store, campaign, links, address)
-            pages = Pages(store, campaign, links, made.finished.set, address)
+            served = Site(store, campaign, links, address)
+            pages = Pages(store, campaign, links, served.finished.set, address)
             stack.enter_context(serve._running(pages.app([]), listener))
-            return made
+            return served
 
         yield make

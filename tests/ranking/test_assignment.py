@@ -13,7 +13,7 @@ from ranking.store import Assessment, Store
 
 
 class Desk:
-    """A campaign at a clock that the test moves."""
+    """A campaign with a clock that the test controls."""
 
     def __init__(self, folder: Path, items: int, names: str, **values: Any) -> None:
         self.clock = 0.0
@@ -31,8 +31,8 @@ class Desk:
 
     @property
     def progress(self) -> tuple[int, int]:
-        found = progress(self.store, self.campaign)
-        return found.done, found.wanted
+        state = progress(self.store, self.campaign)
+        return state.done, state.wanted
 
 
 def test_each_item_gets_its_overlap_of_different_annotators(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_each_item_gets_its_overlap_of_different_annotators(tmp_path: Path) -> N
     assert desk.progress == (14, 14)
 
 
-def test_what_is_under_way_is_kept_until_its_lease_ends(tmp_path: Path) -> None:
+def test_an_assigned_item_is_reserved_until_its_lease_ends(tmp_path: Path) -> None:
     desk = Desk(tmp_path, 1, "ana ben", overlap=1, lease=60.0)
     mine = desk.next("ana")
     assert desk.next("ana") == mine
@@ -56,7 +56,7 @@ def test_what_is_under_way_is_kept_until_its_lease_ends(tmp_path: Path) -> None:
     desk.clock = 61.0
     taken = desk.next("ben")
     assert taken.item == mine.item
-    assert desk.next("ana") is None  # ben has it now
+    assert desk.next("ana") is None  # assigned to ben
     desk.send(taken)
     assert desk.progress == (1, 1)
     desk.send(mine)  # came late, and is kept
@@ -64,7 +64,7 @@ def test_what_is_under_way_is_kept_until_its_lease_ends(tmp_path: Path) -> None:
     assert desk.progress == (1, 1)
 
 
-def test_what_lapsed_is_given_again_when_nobody_else_takes_it(tmp_path: Path) -> None:
+def test_an_expired_item_is_assigned_again_if_nobody_else_takes_it(tmp_path: Path) -> None:
     desk = Desk(tmp_path, 1, "ana ben", overlap=1, lease=60.0)
     mine = desk.next("ana")
     desk.clock = 61.0
@@ -75,7 +75,7 @@ def test_what_lapsed_is_given_again_when_nobody_else_takes_it(tmp_path: Path) ->
     assert desk.next("ana") == mine
 
 
-def test_a_skipped_item_goes_to_another_and_ends_when_nobody_is_left(tmp_path: Path) -> None:
+def test_a_skipped_item_is_reassigned_until_no_annotator_is_left(tmp_path: Path) -> None:
     desk = Desk(tmp_path, 1, "ana ben cem", overlap=2)
     desk.send(desk.next("ana"), skip=True)
     assert desk.next("ana") is None
@@ -97,21 +97,21 @@ def test_items_with_a_ranking_come_first(tmp_path: Path) -> None:
 
 def test_repeats_come_later_and_in_another_order(tmp_path: Path) -> None:
     desk = Desk(tmp_path, 40, "ana", overlap=1, repeats=0.25)
-    given = []
+    assigned = []
     while task := desk.next("ana"):
-        given.append(task)
+        assigned.append(task)
         desk.send(task)
-    repeats = [task for task in given if task.repeat]
+    repeats = [task for task in assigned if task.repeat]
     assert len(repeats) in (9, 10)
     for task in repeats:
-        at = given.index(task)
-        [(before, earlier)] = [(i, t) for i, t in enumerate(given[:at]) if t.item == task.item]
+        at = assigned.index(task)
+        [(before, earlier)] = [(i, t) for i, t in enumerate(assigned[:at]) if t.item == task.item]
         assert at - before >= GAP
         assert earlier.shown != task.shown
     assert desk.progress == (40, 40)
 
 
-def test_the_order_on_the_screen_is_random_and_stays(tmp_path: Path) -> None:
+def test_the_display_order_is_random_and_stable(tmp_path: Path) -> None:
     desk = Desk(tmp_path, 60, "ana ben", overlap=2)
     orders = Counter()
     for _ in range(60):
@@ -120,10 +120,10 @@ def test_the_order_on_the_screen_is_random_and_stays(tmp_path: Path) -> None:
         assert desk.next("ana").shown == task.shown
         orders[task.shown[0]] += 1
         desk.send(task)
-    assert min(orders.values()) >= 5  # 15 of each are expected; below 5 comes once in a thousand orders
+    assert min(orders.values()) >= 5  # the expected count is 15; below 5 has a chance of one in a thousand
 
 
-def test_what_was_ranked_counts_again_when_it_comes_again(tmp_path: Path) -> None:
+def test_earlier_rankings_count_when_an_item_returns(tmp_path: Path) -> None:
     desk = Desk(tmp_path, 3, "ana ben", overlap=1)
     for _ in range(3):
         desk.send(desk.next("ana"))
@@ -133,11 +133,11 @@ def test_what_was_ranked_counts_again_when_it_comes_again(tmp_path: Path) -> Non
     assert desk.next("ben").item == ask(7).item
     desk.campaign = Campaign("rank", [ask(i) for i in (2, 7, 1)], ["ben"], overlap=1)
     desk.store.open(desk.campaign)
-    assert desk.progress == (0, 3)  # ana is not listed any more
+    assert desk.progress == (0, 3)  # ana is no longer an annotator
 
 
 @pytest.mark.parametrize("name", ["judge", "other"])
-def test_another_campaign_is_another_question(tmp_path: Path, name: str) -> None:
+def test_rankings_do_not_count_for_another_campaign(tmp_path: Path, name: str) -> None:
     desk = Desk(tmp_path, 1, "ana", overlap=1)
     desk.send(desk.next("ana"))
     desk.campaign = Campaign(name, [ask(0)], ["ana"], overlap=1)

@@ -1,4 +1,4 @@
-"""The page in a browser: by mouse, by keys alone, by touch; what the database then holds; what a reader is told."""
+"""The ranking page in a browser by mouse, keyboard and touch; the stored rankings; accessibility."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Make = Callable[..., Site]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """The system's Chromium, or else Playwright's own."""
+    """The system's Chromium, or else Playwright's."""
     system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with playwright.sync_playwright() as driver:
         if system is None and not os.path.exists(driver.chromium.executable_path):
@@ -31,7 +31,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens an annotator's page. Whatever the page complains of fails the test."""
+    """Opens an annotator's page. Any error, console error or dialog fails the test."""
     complaints: list[str] = []
     contexts = []
 
@@ -53,7 +53,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
 
 def _grave(message: Any) -> bool:
-    return message.type == "error" and "502" not in message.text  # which a test makes on purpose
+    return message.type == "error" and "502" not in message.text  # a test causes 502 on purpose
 
 
 def order(page: Any) -> str:
@@ -66,7 +66,7 @@ def order(page: Any) -> str:
 
 
 def stored(served: Site, at: int = -1) -> str:
-    """The same of what the database holds."""
+    """The order in the database, in the format of `order`."""
     row = contents(served)[at]
     task = served.store.task(row["task"])
     assert task is not None
@@ -79,13 +79,13 @@ def stored(served: Site, at: int = -1) -> str:
 
 
 def sent(page: Any, act: Callable[[], Any]) -> None:
-    """Does what sends the form, and waits for the next page."""
+    """Runs an action that sends the form, and waits for the next page."""
     with page.expect_navigation():
         act()
 
 
 def drag(page: Any, letter: str, onto: str) -> None:
-    """By the number, to the far edge of another answer."""
+    """Drags an answer by its number to the far edge of another answer."""
     grip = page.locator(f".answer[data-letter={letter}] .grip")
     grip.scroll_into_view_if_needed()
     box = grip.bounding_box()
@@ -97,7 +97,7 @@ def drag(page: Any, letter: str, onto: str) -> None:
     page.mouse.up()
 
 
-def test_by_mouse(site: Make, visit: Callable[..., Any]) -> None:
+def test_ranking_by_mouse(site: Make, visit: Callable[..., Any]) -> None:
     served = site([ask(0), ask(1), ask(2)], ratings=True)
     page = visit(served)
     assert order(page) == "ABCD"
@@ -108,7 +108,7 @@ def test_by_mouse(site: Make, visit: Callable[..., Any]) -> None:
     page.get_by_role("button", name="Answer C as good as the one above").click()
     assert order(page) == "D(BC)A"
     page.get_by_role("button", name="Answer D down").click()
-    assert order(page) == "(BDC)A"  # put between two tied ones, it joins them
+    assert order(page) == "(BDC)A"  # dropped between tied answers, it joins the tie
     page.get_by_role("button", name="Answer D up").click()
     assert order(page) == "D(BC)A"
     page.get_by_text("Rate and label").nth(0).click()
@@ -125,11 +125,11 @@ def test_by_mouse(site: Make, visit: Callable[..., Any]) -> None:
     assert 0 <= row["seconds"] < 60
 
 
-def test_by_keys_alone(site: Make, visit: Callable[..., Any]) -> None:
+def test_ranking_by_keyboard_alone(site: Make, visit: Callable[..., Any]) -> None:
     served = site([ask(i) for i in range(5)])
     page = visit(served)
     press = page.keyboard.press
-    press("Enter")  # nothing was moved: asks first
+    press("Enter")  # asks for confirmation, because nothing was moved
     assert contents(served) == []
     assert "You have not changed the order" in page.get_by_role("status").inner_text()
     press("j")
@@ -140,7 +140,7 @@ def test_by_keys_alone(site: Make, visit: Callable[..., Any]) -> None:
     press("j")
     press("1")
     assert order(page) == "CBAD"
-    press("t")  # the first has none above it
+    press("t")  # no-op: there is no answer above the first
     press("j")
     press("=")
     assert order(page) == "(CB)AD"
@@ -153,21 +153,21 @@ def test_by_keys_alone(site: Make, visit: Callable[..., Any]) -> None:
     assert stored(served) == "(ABCD)"
 
     press("f")
-    page.keyboard.type("two are the same b")  # letters are text here
+    page.keyboard.type("two are the same b")  # in a text field, letters are not shortcuts
     press("Shift+Tab")
     assert not page.locator("#all_bad").is_checked()
     sent(page, lambda: press("s"))
     assert contents(served)[-1]["kind"] == "skipped"
     assert contents(served)[-1]["flag"] == "two are the same b"
 
-    sent(page, lambda: press("p"))  # back to the skipped one, and to the one before
+    sent(page, lambda: press("p"))  # back to the skipped item, and to the one before
     sent(page, lambda: press("p"))
     assert page.locator("#all_bad").is_checked()
     press("b")
     press("j")
     press("4")
     changed = order(page)
-    assert changed == "(BCD)A"  # all were tied, and the first went to the last place
+    assert changed == "(BCD)A"  # all were tied, and the first moved to the last place
     sent(page, lambda: press("Enter"))
     assert stored(served) == changed
     assert contents(served)[-1]["task"] == contents(served)[1]["task"]
@@ -185,7 +185,7 @@ def test_shortcuts_can_be_turned_off(site: Make, visit: Callable[..., Any]) -> N
     assert not page.locator("#all_bad").is_checked()
 
 
-def test_by_touch_on_a_phone(site: Make, visit: Callable[..., Any]) -> None:
+def test_ranking_by_touch_on_a_phone(site: Make, visit: Callable[..., Any]) -> None:
     served = site([ask(0), ask(1)])
     page = visit(served, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -201,7 +201,7 @@ def test_by_touch_on_a_phone(site: Make, visit: Callable[..., Any]) -> None:
     finger("touchStart", x, y)
     for part in range(1, 13):
         finger("touchMove", x, y + (target["y"] + target["height"] - 4 - y) * part / 12)
-    for _ in range(6):  # comes to rest: lifted in full swing it would be a fling, which swallows the next tap
+    for _ in range(6):  # rest before lifting: a fling would swallow the next tap
         page.wait_for_timeout(30)
         finger("touchMove", x, target["y"] + target["height"] - 4)
     finger("touchEnd", 0, 0)
@@ -221,7 +221,7 @@ def test_by_touch_on_a_phone(site: Make, visit: Callable[..., Any]) -> None:
         assert min(box["width"], box["height"]) >= 43.9, target.inner_text()
 
 
-def test_going_back_and_changing(site: Make, visit: Callable[..., Any]) -> None:
+def test_going_back_and_changing_a_ranking(site: Make, visit: Callable[..., Any]) -> None:
     served = site([ask(0), ask(1)])
     page = visit(served)
     page.get_by_role("button", name="Answer B up").click()
@@ -237,7 +237,7 @@ def test_going_back_and_changing(site: Make, visit: Callable[..., Any]) -> None:
     assert order(page) == "BADC"
 
 
-def test_two_answers_by_keys_and_by_mouse(site: Make, visit: Callable[..., Any]) -> None:
+def test_comparing_two_answers_by_keyboard_and_mouse(site: Make, visit: Callable[..., Any]) -> None:
     served = site([ask(i, k=2) for i in range(3)])
     page = visit(served)
     page.keyboard.press("Enter")
@@ -253,7 +253,7 @@ def test_two_answers_by_keys_and_by_mouse(site: Make, visit: Callable[..., Any])
     assert stored(served) == "AB"
 
 
-def test_without_javascript(site: Make, visit: Callable[..., Any]) -> None:
+def test_ranking_without_javascript(site: Make, visit: Callable[..., Any]) -> None:
     served = site([ask(0), ask(1)])
     page = visit(served, java_script_enabled=False)
     for letter, rank in zip("ABCD", "2122", strict=True):
@@ -263,14 +263,14 @@ def test_without_javascript(site: Make, visit: Callable[..., Any]) -> None:
     assert page.get_by_role("link", name="Previous").is_visible()
 
 
-def test_a_server_that_does_not_answer_is_asked_again(site: Make, visit: Callable[..., Any]) -> None:
+def test_a_failed_submission_is_retried(site: Make, visit: Callable[..., Any]) -> None:
     served = site([ask(0), ask(1)])
     page = visit(served)
     lost = []
 
     def lose(route: Any) -> None:
         if len(lost) < 2:
-            lost.append(route.fetch().status)  # it is stored, but the answer is lost
+            lost.append(route.fetch().status)  # stored, but the response is lost
             route.fulfill(status=502, body="")
         else:
             route.continue_()
@@ -285,7 +285,7 @@ def test_a_server_that_does_not_answer_is_asked_again(site: Make, visit: Callabl
     assert stored(served) == "BACD"
 
 
-def test_hostile_answers_do_nothing(site: Make, visit: Callable[..., Any]) -> None:
+def test_hostile_answers_are_inert(site: Make, visit: Callable[..., Any]) -> None:
     attacks = [
         "<script>document.title = 'owned'</script>",
         '"><img src=x onerror="document.title=\'owned\'">',
@@ -314,7 +314,7 @@ def test_hostile_answers_do_nothing(site: Make, visit: Callable[..., Any]) -> No
     assert len(contents(served)) == 1
 
 
-def test_what_assistive_technology_is_told(site: Make, visit: Callable[..., Any]) -> None:
+def test_the_page_is_accessible(site: Make, visit: Callable[..., Any]) -> None:
     prompt = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
     served = site([Source(prompt, ["x", "y", "z"]), ask(1)], ratings=True)
     page = visit(served)
@@ -340,7 +340,7 @@ def test_what_assistive_technology_is_told(site: Make, visit: Callable[..., Any]
     assert dangling == []
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
     assert len(ids) == len(set(ids))
-    # Tab goes down the page in the order in which it reads, each stop is seen and none traps.
+    # Tab follows the reading order, every stop has a visible focus, and none traps the focus.
     page.reload()
     stops = []
     for _ in range(60):
@@ -365,7 +365,7 @@ def test_what_assistive_technology_is_told(site: Make, visit: Callable[..., Any]
         if "action" in names
         else 1
     )
-    # What moved is said, the focus stays on it, and pressed is not told by colour alone.
+    # Moves are announced, the focus stays on the moved answer, and "pressed" is not shown by colour alone.
     page.get_by_role("button", name="Answer C: place 3 of 3").focus()
     page.keyboard.press("ArrowUp")
     assert page.get_by_role("status").inner_text() == "Answer C: place 2 of 3."
@@ -376,8 +376,8 @@ def test_what_assistive_technology_is_told(site: Make, visit: Callable[..., Any]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast(site: Make, visit: Callable[..., Any], scheme: str) -> None:
-    """WCAG 2.2 AA: 4.5 to 1 for every text that is not disabled."""
+def test_text_has_enough_contrast(site: Make, visit: Callable[..., Any], scheme: str) -> None:
+    """WCAG 2.2 AA: a contrast of 4.5 to 1 for all text that is not disabled."""
     page = visit(site([ask(0), ask(1)], ratings=True), color_scheme=scheme)
     page.get_by_role("button", name="Answer B as good").click()
     for details in page.locator("summary").all():
@@ -398,16 +398,16 @@ def test_contrast(site: Make, visit: Callable[..., Any], scheme: str) -> None:
         };
         const light = (c) => c.map((v) => v / 255).map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
           .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-        const found = [];
+        const low = [];
         for (const e of document.querySelectorAll("body *")) {
-          const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-          if (!own || !e.checkVisibility() || e.closest(":disabled, .spoken, .jump")) continue;
+          const hasText = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+          if (!hasText || !e.checkVisibility() || e.closest(":disabled, .spoken, .jump")) continue;
           const back = behind(e), fore = rgb(getComputedStyle(e).color, back);
           const [a, b] = [light(back), light(fore)].sort((x, y) => y - x);
           const ratio = (a + .05) / (b + .05);
-          if (ratio < 4.5) found.push([e.className, e.innerText, ratio]);
+          if (ratio < 4.5) low.push([e.className, e.innerText, ratio]);
         }
-        return found;
+        return low;
         }"""
     )
     assert low == []

@@ -1,4 +1,4 @@
-"""Eight annotators at once, and a server that is killed under them: what was acknowledged is there, once."""
+"""Eight concurrent annotators and a server that is killed repeatedly: every acknowledged ranking is stored once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ITEMS, KILLS = 625, 10
 
 
 class Server:
-    """`tutelage annotate` in a process of its own."""
+    """`tutelage annotate` in a separate process."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
         self.log = folder / "log"
         self.command = [sys.executable, "-P", "-m", "stages", "annotate", str(folder / "items.jsonl")]
         self.command += ["--out", str(folder / "out.jsonl"), "--annotators", ",".join(NAMES)]
@@ -50,7 +50,7 @@ class Server:
 
 
 @pytest.mark.slow
-def test_nothing_acknowledged_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
+def test_no_acknowledged_ranking_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
     with (tmp_path / "items.jsonl").open("w") as file:
         for i in range(ITEMS):
             file.write(json.dumps({"prompt": f"Question {i}", "completions": [f"{w} {i}" for w in "abcd"]}) + "\n")
@@ -108,9 +108,11 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(tmp_path: Path) 
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     db.close()
     assert len(rows) == total
-    kept = {submission: (task, json.loads(shown), json.loads(content)) for submission, task, shown, content in rows}
+    by_submission = {
+        submission: (task, json.loads(shown), json.loads(content)) for submission, task, shown, content in rows
+    }
     for item, submission, ranks in acknowledged:
-        task, shown, content = kept[submission]
+        task, shown, content = by_submission[submission]
         assert task == item
         levels = sorted(set(ranks))
         assert [content["ranks"][completion] for completion in shown] == [levels.index(rank) + 1 for rank in ranks]

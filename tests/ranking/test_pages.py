@@ -1,4 +1,4 @@
-"""What the server hands out, takes in and refuses, over HTTP and without a browser."""
+"""The pages and requests that the server serves, accepts and refuses, over HTTP without a browser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def two(site: Make) -> Site:
     return site([ask(0), ask(1)])
 
 
-def test_a_ranking_comes_back_as_it_was_given(two: Site) -> None:
+def test_a_submitted_ranking_is_stored_unchanged(two: Site) -> None:
     ana = two.client("ana")
     item = ana.current()
     assert item is not None
@@ -46,7 +46,7 @@ def test_a_ranking_comes_back_as_it_was_given(two: Site) -> None:
     assert 0 < ranking.metadata["seconds"] <= 4.5
 
 
-def test_without_javascript_the_form_does_all(two: Site) -> None:
+def test_the_form_works_without_javascript(two: Site) -> None:
     ana = two.client("ana")
     page = ana.get().text
     fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page))
@@ -64,7 +64,7 @@ def test_without_javascript_the_form_does_all(two: Site) -> None:
     assert contents(two)[-1]["ranks"] == [1, 1, 1, 1]
 
 
-def test_a_submit_sent_again_is_taken_once(two: Site) -> None:
+def test_a_resent_submission_is_stored_once(two: Site) -> None:
     ana = two.client("ana")
     item = ana.current()
     assert item is not None
@@ -76,13 +76,13 @@ def test_a_submit_sent_again_is_taken_once(two: Site) -> None:
     other = ana.rank(item, [4, 3, 2, 1], **fields)
     assert (other.status, "sent before" in other.text) == (409, True)
     ben = two.client("ben")
-    theirs = ben.current()
-    assert theirs is not None
-    assert ben.rank(theirs, [1, 2, 3, 4], **fields).status == 409
+    bens_item = ben.current()
+    assert bens_item is not None
+    assert ben.rank(bens_item, [1, 2, 3, 4], **fields).status == 409
     assert len(contents(two)) == 1
 
 
-def test_links_open_their_own_pages_only(two: Site) -> None:
+def test_a_link_opens_only_its_annotators_pages(two: Site) -> None:
     ana, ben = two.client("ana"), two.client("ben")
     item = ana.current()
     assert item is not None
@@ -112,7 +112,7 @@ def test_links_open_their_own_pages_only(two: Site) -> None:
     assert contents(two) == []
 
 
-def test_only_this_machines_names_are_answered(two: Site) -> None:
+def test_requests_for_foreign_hosts_are_refused(two: Site) -> None:
     ana = two.client("ana")
     for host in ("127.0.0.1:1", "localhost", "LOCALHOST:8000", "[::1]:80", "10.1.2.3"):
         assert ana.get(Host=host).status == 200, host
@@ -125,7 +125,7 @@ def test_only_this_machines_names_are_answered(two: Site) -> None:
         assert ana.submit(item, {}, Sec_Fetch_Site=site).status == 403
 
 
-def test_a_body_that_is_too_long_or_no_form_is_refused(two: Site) -> None:
+def test_a_body_that_is_too_long_or_not_a_form_is_refused(two: Site) -> None:
     ana = two.client("ana")
     item = ana.current()
     assert item is not None
@@ -145,7 +145,7 @@ def test_a_body_that_is_too_long_or_no_form_is_refused(two: Site) -> None:
     assert contents(two)[0].keys() == {"task", "kind", "ranks"}
 
 
-def test_every_page_forbids_what_it_does_not_need(two: Site) -> None:
+def test_every_page_has_a_restrictive_security_policy(two: Site) -> None:
     reply = two.client("ana").get()
     policy = reply.headers["content-security-policy"]
     assert "unsafe" not in policy
@@ -157,7 +157,7 @@ def test_every_page_forbids_what_it_does_not_need(two: Site) -> None:
     assert not re.search(r"<script(?! src=)|\son\w+=|style=|https?://", reply.text)
 
 
-def test_answers_are_text_whatever_they_hold(site: Make) -> None:
+def test_answers_are_escaped(site: Make) -> None:
     hostile = "</div><script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     strange = "a\x00b\u202ecod.exe\u2066x\ud83dy\x1b[31m\x85"
     prompt = [{"role": "assistant'\"><b>", "content": hostile}, {"role": "user", "content": "\ufeff" + hostile}]
@@ -173,7 +173,7 @@ def test_answers_are_text_whatever_they_hold(site: Make) -> None:
     assert "x" * 100_000 in page
 
 
-def test_skip_all_bad_and_the_end(two: Site) -> None:
+def test_skipping_all_bad_and_the_final_page(two: Site) -> None:
     ana, ben = two.client("ana"), two.client("ben")
     item = ana.current()
     assert item is not None
@@ -193,7 +193,7 @@ def test_skip_all_bad_and_the_end(two: Site) -> None:
     assert "skipped" in ana.get("done").text
 
 
-def test_the_admin_sees_and_ends_it(two: Site) -> None:
+def test_the_admin_sees_progress_and_can_finish(two: Site) -> None:
     ana, ben = two.client("ana"), two.client("ben")
     admin = f"/admin/{two.links.token('admin')}/"
     assert ana.request("POST", f"{admin}finish").status == 409
@@ -202,7 +202,7 @@ def test_the_admin_sees_and_ends_it(two: Site) -> None:
         assert item is not None
         task = two.store.task(item)
         assert task is not None
-        # By completion: ben orders one of the six pairs the other way.
+        # Ranks by completion: ben orders one of the six pairs the other way.
         wanted = ranks if client is ana else [2, 1, 3, 4]
         client.rank(item, [wanted[c] for c in task.shown], note="<i>note</i>")
     page = ana.request("GET", admin).text
@@ -216,7 +216,7 @@ def test_the_admin_sees_and_ends_it(two: Site) -> None:
     assert two.finished.is_set()
 
 
-def test_two_answers_are_compared(site: Make) -> None:
+def test_two_answers_are_compared_by_choice(site: Make) -> None:
     served = site([ask(0, k=2)], overlap=2)
     wanted = {"ana": ("first", 1), "ben": ("tie", 0)}
     for name, (choice, _) in wanted.items():
@@ -232,7 +232,7 @@ def test_two_answers_are_compared(site: Make) -> None:
     assert ben.ranks == [1, 1]
 
 
-def test_ratings_and_answers_that_are_the_same_text(site: Make) -> None:
+def test_identical_answers_share_rank_and_rating(site: Make) -> None:
     prompt = [{"role": "user", "content": "q"}]
     source = Source(prompt, ["x", "y", "x"], ["m1", "m2", "m3"], "eval")
     served = site([source], overlap=1, ratings=True)

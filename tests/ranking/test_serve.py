@@ -1,4 +1,4 @@
-"""A campaign from the links on the terminal to the rankings in the file, with clients for people."""
+"""A campaign from the printed links to the rankings file, with HTTP clients as annotators."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ranking.security import Links
 
 
 class Terminal:
-    """Takes down what is said, and lets people loose on the links as soon as they are printed."""
+    """Records printed lines, and starts the workers on their links once these are printed."""
 
     def __init__(self, *workers: Any) -> None:
         self.lines: list[str] = []
@@ -39,9 +39,9 @@ class Terminal:
 
     def say(self, line: str) -> None:
         self.lines.append(line)
-        found = re.search(r"^  (\S+?)(?: \(.*\))?: (http://[^/]+)(\S+)$", line)
-        if found:
-            self.links[found[1]] = Client(found[2], found[3])
+        match = re.search(r"^  (\S+?)(?: \(.*\))?: (http://[^/]+)(\S+)$", line)
+        if match:
+            self.links[match[1]] = Client(match[2], match[3])
         if line.startswith("Ctrl-C"):
             for worker in self.workers:
                 worker.start()
@@ -52,14 +52,14 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Terminal]:
         self.counted.append(done)
-        yield Terminal() if name == "rank: measures" else self  # what is counted here is rankings
+        yield Terminal() if name == "rank: measures" else self  # count rankings only
 
     def advance(self, steps: int = 1, **numbers: float) -> None:
         self.counted.append(steps)
 
 
 def ranks_all(name: str, limit: int = 10**6) -> Any:
-    """Prefers the first completion in the alphabet."""
+    """A worker that prefers the alphabetically first completion."""
 
     def work(terminal: Terminal) -> None:
         client = terminal.links[name]
@@ -117,7 +117,7 @@ def app_config(*names: str, **values: Any) -> RankConfig:
 def test_the_rank_stage_ends_when_every_item_has_its_overlap(collected: Artifact, tmp_path: Path) -> None:
     terminal = Terminal(ranks_all("ana"), ranks_all("ben"))
     metrics, rankings = stage(app_config("ana", "ben"), collected, tmp_path, terminal)
-    assert sum(terminal.counted) == 2 * len(rankings) == 12  # while they came in, and when they were read
+    assert sum(terminal.counted) == 2 * len(rankings) == 12  # once when submitted, once when read
     assert [r.annotator for r in rankings].count("ana") == 3
     assert [r.split for r in rankings] == ["train"] * 4 + ["eval"] * 2
     for ranking in rankings:
@@ -131,7 +131,7 @@ def test_the_rank_stage_ends_when_every_item_has_its_overlap(collected: Artifact
     assert metrics["dropped_prompts"] == metrics["dropped_prompts/all answers are the same"] == 1
     assert (tmp_path / "rankings.sqlite").exists()
 
-    # Other answers to rank, and nothing that was given is asked for again; nobody needs to be there.
+    # With other labels, existing rankings are reused: no annotator is needed.
     again, same = stage(app_config("ana", "ben", labels=["other"]), collected, tmp_path, Terminal())
     assert same == rankings
     assert again["rankings"] == 6
@@ -141,7 +141,7 @@ def test_the_rank_stage_ends_when_every_item_has_its_overlap(collected: Artifact
     assert len(more) == 9
 
 
-def test_the_admin_ends_it_and_the_links_stay(collected: Artifact, tmp_path: Path) -> None:
+def test_the_admin_can_finish_and_links_stay_valid(collected: Artifact, tmp_path: Path) -> None:
     def ends(terminal: Terminal) -> None:
         ranks_all("ana", limit=2)(terminal)
         admin = terminal.links["admin"]
@@ -157,7 +157,7 @@ def test_the_admin_ends_it_and_the_links_stay(collected: Artifact, tmp_path: Pat
     assert (tmp_path / "rankings.key").stat().st_mode & 0o777 == 0o600
 
 
-def test_stopping_frees_the_port_and_keeps_all(
+def test_stopping_frees_the_port_and_keeps_rankings(
     collected: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranked = threading.Event()
@@ -173,9 +173,9 @@ def test_stopping_frees_the_port_and_keeps_all(
             return super().wait(timeout)
 
     monkeypatch.setattr(serve.threading, "Event", Stopped)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     config = RankConfig(source="app", app=AppConfig(annotators=["ana", "ben"], port=port))
     with pytest.raises(KeyboardInterrupt):
         stage(config, collected, tmp_path, Terminal(some))
@@ -187,7 +187,7 @@ def test_stopping_frees_the_port_and_keeps_all(
     assert len(rankings) == 6
 
 
-def test_nothing_to_rank_and_a_port_that_is_taken(tmp_path: Path) -> None:
+def test_an_empty_campaign_and_a_taken_port_are_errors(tmp_path: Path) -> None:
     terminal = Terminal()
     values: dict[str, Any] = {"say": terminal.say, "progress": terminal.progress}
     same = Campaign("rank", [Source([{"role": "user", "content": "q"}], ["x", "x"])], ["ana"])
@@ -202,7 +202,7 @@ def test_nothing_to_rank_and_a_port_that_is_taken(tmp_path: Path) -> None:
             serve.collect_rankings(tmp_path / "r.sqlite", campaign, config, **values)
 
 
-def test_a_file_is_ranked(tmp_path: Path) -> None:
+def test_a_file_of_items_is_ranked(tmp_path: Path) -> None:
     file, out = tmp_path / "items.jsonl", tmp_path / "new" / "rankings.jsonl"
     rows = [{"prompt": "q", "completions": ["bad answer to 1", "good answer to 1"], "models": ["m", "n"]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -218,14 +218,14 @@ def test_a_file_is_ranked(tmp_path: Path) -> None:
         ["m", "n"],
         [{"role": "user", "content": "q"}],
     )
-    for broken, said in (
+    for broken, message in (
         ({"prompt": "q", "completions": ["x"]}, "at least 2"),
         ({"prompt": "", "completions": ["x", "y"]}, "needs a prompt"),
         ({"prompt": "q", "completions": "xy"}, "must be a list"),
         ({"prompt": "q", "completions": ["x", "y"], "models": ["m"]}, "1 models"),
     ):
         file.write_text(json.dumps(broken) + "\n")
-        with pytest.raises(DataError, match=said) as error:
+        with pytest.raises(DataError, match=message) as error:
             rank_file(file, out, config, say=terminal.say, progress=terminal.progress)
         assert "items.jsonl" in error.value.where
 
@@ -236,29 +236,29 @@ def judged(number: int, judge: str, ranks: list[int], repeat: bool = False) -> R
     return Ranking(source.prompt, source.completions, ranks, judge, human=True, metadata=metadata)
 
 
-def test_the_win_rate_is_of_prompts() -> None:
+def test_the_win_rate_is_averaged_over_prompts() -> None:
     sources = [ask(i, k=2) for i in range(4)]
     sources[2] = Source(sources[2].prompt, ["same", "same"])
-    given = [
+    rankings = [
         judged(0, "ana", [1, 2]), judged(0, "ben", [2, 1]), judged(0, "ana", [2, 1], repeat=True),
         judged(1, "ana", [1, 2]), judged(1, "ben", [1, 2]),
         judged(3, "ana", [1, 1]),
     ]  # fmt: skip
-    found = result(sources, given, resamples=4000, seed=0)
-    assert found["win_rate"]["value"] == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
-    assert found["win_rate"]["ties"] == found["both_bad"] == pytest.approx(1 / 5)
-    assert (found["prompts"], found["identical"], found["judgements"], found["judges"]) == (4, 1, 5, 2)
-    assert (found["agreement"]["value"], found["agreement"]["pairs"]) == (0.5, 2)
-    # Of four prompts one wins: with n draws of it the mean is 0.5 + n / 8, and P(n = 0) = 0.32, P(n > 2) = 0.05.
-    assert found["win_rate"]["low"] == 0.5
-    assert found["win_rate"]["high"] in (0.75, 0.875)
+    summary = result(sources, rankings, resamples=4000, seed=0)
+    assert summary["win_rate"]["value"] == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
+    assert summary["win_rate"]["ties"] == summary["both_bad"] == pytest.approx(1 / 5)
+    assert (summary["prompts"], summary["identical"], summary["judgements"], summary["judges"]) == (4, 1, 5, 2)
+    assert (summary["agreement"]["value"], summary["agreement"]["pairs"]) == (0.5, 2)
+    # One of four prompts wins: with n draws of it the mean is 0.5 + n / 8, and P(n = 0) = 0.32, P(n > 2) = 0.05.
+    assert summary["win_rate"]["low"] == 0.5
+    assert summary["win_rate"]["high"] in (0.75, 0.875)
     early = result(sources, [judged(0, "ana", [1, 2])], resamples=10, seed=0)
     assert (early["prompts"], early["win_rate"]["value"], early["agreement"]["value"]) == (1, 1.0, None)
     with pytest.raises(StageError, match="nobody compared anything"):
         result(sources, [], resamples=10, seed=0)
 
 
-def test_prompts_with_broken_characters_have_keys() -> None:
+def test_prompts_with_lone_surrogates_have_keys() -> None:
     assert prompt_key([{"role": "user", "content": "\ud800"}]) != prompt_key(
         [{"role": "user", "content": "\ud801"}]
     )

@@ -20,19 +20,19 @@ def campaign() -> Campaign:
 
 @pytest.fixture
 def store(tmp_path: Path, campaign: Campaign) -> Store:
-    made = Store(tmp_path / "r.sqlite")
-    made.open(campaign)
-    return made
+    opened = Store(tmp_path / "r.sqlite")
+    opened.open(campaign)
+    return opened
 
 
-def given(store: Store, campaign: Campaign, name: str = "ana") -> Task:
+def assigned(store: Store, campaign: Campaign, name: str = "ana") -> Task:
     task = next_task(store, campaign, name)
     assert task is not None
     return task
 
 
-def test_a_submission_counts_once_however_often_it_comes(store: Store, campaign: Campaign) -> None:
-    task = given(store, campaign)
+def test_a_repeated_submission_counts_once(store: Store, campaign: Campaign) -> None:
+    task = assigned(store, campaign)
     answer = Assessment(ranks=[1, 2, 2, 3], note="clear", seconds=3.0)
     assert store.submit(task.id, "a" * 16, answer) is True
     assert store.submit(task.id, "a" * 16, answer) is False
@@ -40,14 +40,14 @@ def test_a_submission_counts_once_however_often_it_comes(store: Store, campaign:
     assert (stored.assessment, stored.revisions) == (answer, 1)
     with pytest.raises(Conflict):
         store.submit(task.id, "a" * 16, Assessment(ranks=[2, 1, 1, 1]))
-    other = given(store, campaign, "ben")
+    other = assigned(store, campaign, "ben")
     with pytest.raises(Conflict):
         store.submit(other.id, "a" * 16, answer)
     assert store.submitted("rank") == [stored]
 
 
-def test_a_changed_mind_is_a_new_row_and_the_newest_counts(store: Store, campaign: Campaign) -> None:
-    task = given(store, campaign)
+def test_a_revision_is_a_new_row_and_the_newest_counts(store: Store, campaign: Campaign) -> None:
+    task = assigned(store, campaign)
     store.submit(task.id, "a" * 16, Assessment(ranks=[1, 2, 3, 4], seconds=2.0))
     store.submit(task.id, "b" * 16, Assessment(ranks=[1, 1, 1, 1], all_bad=True, seconds=3.0))
     [stored] = store.submitted("rank")
@@ -61,33 +61,33 @@ def test_a_changed_mind_is_a_new_row_and_the_newest_counts(store: Store, campaig
 
 
 @pytest.mark.parametrize("statement", ["UPDATE submissions SET content = '{}'", "DELETE FROM submissions"])
-def test_submissions_can_be_neither_changed_nor_removed(store: Store, campaign: Campaign, statement: str) -> None:
-    store.submit(given(store, campaign).id, "a" * 16, Assessment(ranks=[1, 2, 3, 4]))
+def test_submissions_cannot_be_updated_or_deleted(store: Store, campaign: Campaign, statement: str) -> None:
+    store.submit(assigned(store, campaign).id, "a" * 16, Assessment(ranks=[1, 2, 3, 4]))
     with pytest.raises(sqlite3.DatabaseError, match="append-only"), store.transaction() as db:
         db.execute(statement)
     assert len(store.submitted("rank")) == 1
 
 
-def test_a_count_of_seconds_that_cannot_be_is_not_believed(tmp_path: Path, campaign: Campaign) -> None:
+def test_implausible_durations_are_capped(tmp_path: Path, campaign: Campaign) -> None:
     clock = [1000.0]
     store = Store(tmp_path / "r.sqlite", now=lambda: clock[0])
     store.open(campaign)
-    task = given(store, campaign)
+    task = assigned(store, campaign)
     clock[0] += 20
     store.submit(task.id, "a" * 16, Assessment(ranks=[1, 2, 3, 4], seconds=9e5))
-    other = given(store, campaign)
+    other = assigned(store, campaign)
     clock[0] += 40
     store.submit(other.id, "b" * 16, Assessment(ranks=[1, 2, 3, 4]))
     assert [s.seconds for s in store.submitted("rank")] == [25.0, 40.0]
 
 
-def test_commits_are_written_through_and_the_file_is_private(store: Store) -> None:
+def test_commits_are_durable_and_the_file_is_private(store: Store) -> None:
     assert store.read("PRAGMA synchronous") == [(2,)]
     assert store.read("PRAGMA journal_mode") == [("wal",)]
     assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
 
 
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+def test_unreadable_databases_are_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.sqlite"
     broken.write_text("no database at all, and long enough to look like a header")
     with pytest.raises(StageError, match="cannot be read"):
@@ -100,12 +100,12 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         Store(newer)
 
 
-def test_an_item_is_its_content() -> None:
-    one, two = ask(0), ask(0)
-    turned = type(one)(one.prompt, [*one.completions[::-1], one.completions[0]], ["m"] * 5)
-    assert one.item == two.item == turned.item
-    assert one.item is not None
-    assert turned.item is not None
-    assert one.item.key == turned.item.key != ask(1).item.key  # type: ignore[union-attr]
-    assert type(one)(one.prompt, ["same", "same"]).item is None
+def test_an_item_is_identified_by_its_content() -> None:
+    first, same = ask(0), ask(0)
+    reordered = type(first)(first.prompt, [*first.completions[::-1], first.completions[0]], ["m"] * 5)
+    assert first.item == same.item == reordered.item
+    assert first.item is not None
+    assert reordered.item is not None
+    assert first.item.key == reordered.item.key != ask(1).item.key  # type: ignore[union-attr]
+    assert type(first)(first.prompt, ["same", "same"]).item is None
     assert Item([{"role": "user", "content": "\ud800"}], ["\udfff", "a"]).key

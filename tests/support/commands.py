@@ -1,4 +1,4 @@
-"""The commands that the documentation shows, and what make would execute for them."""
+"""The commands in the documentation, and the commands that make would execute for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ with open(os.environ["RECORD"], "a") as out:
 
 
 def commands(page: Path) -> list[str]:
-    """Of a page's bash blocks, continued lines joined, comments cut."""
+    """The commands in a page's bash blocks, with continued lines joined and comments removed."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     return [
         re.split(r"\s+#\s", line)[0].strip()
@@ -33,7 +33,7 @@ def commands(page: Path) -> list[str]:
 
 
 def recorded(command: str, folder: Path) -> list[list[str]]:
-    """What make would execute: program and arguments, from stand-ins that only take note."""
+    """The programs and arguments that make would execute, recorded by stub programs."""
     programs = folder / "venv/bin"
     programs.mkdir(parents=True, exist_ok=True)
     for name in ("tutelage", "python", "ruff", "mypy"):

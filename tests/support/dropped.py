@@ -1,4 +1,4 @@
-"""The rows that a reader of a table left out."""
+"""The rows that a table reader dropped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from data.tables.sources import Dropped
 
 
 def rows_by_reason(dropped: Dropped) -> dict[str, list[int]]:
-    """Row numbers by reason, of the places that are kept."""
+    """Reason -> the row numbers recorded for it."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, reason in dropped.places:
         rows[reason].append(row)

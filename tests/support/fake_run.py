@@ -1,4 +1,4 @@
-"""A finished run whose stages write what the report and the card read."""
+"""A finished run of fake stages that write the files that the report and the card read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def interval(value: float, low: float, high: float, **more: Any) -> dict[str, An
 
 
 def evaluation() -> dict[str, Any]:
-    looks = zip((0, 8, 16), (0.0, 0.9, 1.86), (1.8, 2.4, 2.7), (0.13, 0.09, 0.06), strict=True)
+    points = zip((0, 8, 16), (0.0, 0.9, 1.86), (1.8, 2.4, 2.7), (0.13, 0.09, 0.06), strict=True)
     return {
         "judge": "venues",
         "prompts": 256,
@@ -46,20 +46,20 @@ def evaluation() -> dict[str, Any]:
         "reduction": interval(-0.55, -0.61, -0.48),
         "along": [
             {"update": update, "kl": kl, "score": score, "length": 21.0, "slot_error_rate": rate}
-            for update, kl, score, rate in looks
+            for update, kl, score, rate in points
         ],
     }
 
 
 def unjudged() -> dict[str, Any]:
-    """As `eval` writes it without a judge."""
-    made = evaluation()
-    del made["win_rate"], made["reduction"]
-    kept = ("score", "length", "ended", "distinct_2", "kl", "nll")
-    made["models"] = {name: {key: numbers[key] for key in kept} for name, numbers in made["models"].items()}
-    for look in made["along"]:
-        del look["slot_error_rate"]
-    return made | {"judge": None}
+    """The content of eval.json without a judge."""
+    result = evaluation()
+    del result["win_rate"], result["reduction"]
+    metrics = ("score", "length", "ended", "distinct_2", "kl", "nll")
+    result["models"] = {name: {key: numbers[key] for key in metrics} for name, numbers in result["models"].items()}
+    for point in result["along"]:
+        del point["slot_error_rate"]
+    return result | {"judge": None}
 
 
 QUALITY = {
@@ -122,7 +122,7 @@ def annotator(count: int, **more: Any) -> dict[str, Any]:
 
 
 def agreement() -> dict[str, Any]:
-    """As `rank` writes it; more annotators than the page has room for."""
+    """The content of agreement.json, with more annotators than the page shows."""
     return {
         "pairwise": part(0.69, 4321),
         "by_others": part(0.7),
@@ -156,7 +156,7 @@ SAMPLE = {
 
 
 class FakeRun:
-    """Makes a finished run of fake stages. What they find may be changed before."""
+    """Makes a finished run of fake stages. Change the attributes first to change their results."""
 
     def __init__(self, stages: FakeStages, runner: Callable[..., Runner]) -> None:
         self.runner = runner
@@ -171,9 +171,9 @@ class FakeRun:
             stages.does[name] = getattr(self, f"_{name}")
 
     def __call__(self, until: str | None = None, *sets: str) -> RunSummary:
-        made = self.runner(*sets)
-        made.run(until)
-        return made.planner.summary()
+        runner = self.runner(*sets)
+        runner.run(until)
+        return runner.planner.summary()
 
     def findings(self) -> Findings:
         return collect(self("eval"))
@@ -229,8 +229,8 @@ class FakeRun:
                 **{"objective/kl": 1.86 * share, "objective/scores": 1.8 + share},
                 **{name: share for _, _, name, _ in charts.PPO},
             )
-        looks = [look | {"prompts": [], "responses": []} for look in self.evaluation["along"]]
-        (out / "evaluations.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+        points = [point | {"prompts": [], "responses": []} for point in self.evaluation["along"]]
+        (out / "evaluations.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
         forced = {"forced_past_gate": self.forced_past_gate} if self.forced_past_gate else {}
         return {"updates": 16, "episodes": 2048, **forced}
 

@@ -1,4 +1,4 @@
-"""The command line and Python as a user has them: processes of their own, on a Hub of this machine."""
+"""The command line and Python in separate processes that use a local Hub server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from repository import ROOT
 
 
 def environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, str]:
-    """`home` keeps the client's cache: two homes are two machines."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
-    kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
-    kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "" if hub.xet else "1"}
-    return kept | ({"HF_TOKEN": token} if token else {})
+    """`home` holds the client's cache, so two homes act like two machines."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
+    variables |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
+    variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "" if hub.xet else "1"}
+    return variables | ({"HF_TOKEN": token} if token else {})
 
 
 def start(hub: Hub, home: Path, *arguments: str, token: str | None = TOKEN) -> subprocess.Popen[str]:
@@ -37,18 +37,18 @@ def publish(
     arguments: tuple[str, ...] = (),
     token: str | None = TOKEN,
 ) -> tuple[int, str]:
-    """`tutelage publish` in the working directory; its exit code and what it said."""
+    """Runs `tutelage publish` in the working directory. Returns its exit code and output."""
     values = [part for text in sets for part in ("--set", text)]
     process = start(
         hub, home, "-P", "-m", "stages", "publish", "--recipe", recipe, *values, *arguments, token=token
     )
-    said, _ = process.communicate(timeout=300)
-    return process.returncode, said
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
 
 
 def python(hub: Hub, home: Path, code: str) -> str:
-    """What a fresh process prints."""
+    """The output of `code` in a new process."""
     process = start(hub, home, "-c", code)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output

@@ -1,7 +1,7 @@
-"""A Hub on this machine: the part of its HTTP API that huggingface_hub 2 uses to upload, to look and to load.
+"""A local Hub server: the part of the HTTP API that huggingface_hub 2 uses to upload, query and download.
 
-Files live in memory, by SHA-256; with xet, hf_xet itself writes and reads them in a local folder. `interrupt`
-breaks uploads off. The client is another process, with `HF_ENDPOINT` set: huggingface_hub reads it at import.
+Files are kept in memory by SHA-256; with xet, hf_xet reads and writes them in a local folder. `interrupt` breaks
+off uploads. The client must run in another process with `HF_ENDPOINT` set: huggingface_hub reads it at import.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server holds, and what it was asked.
+    """The state of the server, and the requests that it received.
 
     Attributes:
-        stored: large files by SHA-256, whether a commit names them or not.
-        received: (method, path, bytes) of each request that was served to its end.
-        interrupt: called with the SHA-256 before a large file is taken; what it returns is done instead of storing:
-            "drop" closes the connection in the middle, "hold" reads half and waits.
-        xet: the folder that hf_xet uses; None: large files come by LFS.
+        stored: large files by SHA-256, committed or not.
+        received: (method, path, bytes) of each request served to its end.
+        interrupt: called with the SHA-256 before a large file is stored. It returns None to store the file, "drop"
+            to close the connection half-way, or "hold" to read half and wait.
+        xet: the folder that hf_xet uses; None if large files are uploaded by LFS.
     """
 
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
@@ -61,17 +61,17 @@ class Hub:
     xet: Path | None = None
     url: str = ""
     xet_files: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """SHA-256 -> xet hash and size. The Hub reads it from what hf_xet sends; here tests say it."""
+    """SHA-256 -> xet hash and size. The real Hub reads them from hf_xet's upload; here the tests register them."""
 
     def will_get(self, *files: Path) -> None:
-        """Tells the server the xet hashes of files that are about to come."""
+        """Registers the xet hashes of files that will be uploaded."""
         import hf_xet
 
         for path, info in zip(files, hf_xet.hash_files([str(path) for path in files]), strict=True):
             self.xet_files[hashlib.sha256(path.read_bytes()).hexdigest()] = (info.hash, path.stat().st_size)
 
     def sent(self, part: str) -> list[str]:
-        """Paths of served requests whose method and path hold `part`."""
+        """Paths of served requests whose 'method path' contains `part`."""
         return [path for method, path, _ in self.received if part in f"{method} {path}"]
 
 
@@ -104,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     state: Hub
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *given: Any) -> None: ...
+    def log_message(self, *arguments: Any) -> None: ...
 
     def do_GET(self) -> None:
         self._serve()
@@ -120,10 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._body = self.rfile.read(length)
         for method, form, answer in ROUTES:
-            found = re.fullmatch(form, path)
-            if found and self.command in method:
+            match = re.fullmatch(form, path)
+            if match and self.command in method:
                 try:
-                    answer(self, **found.groupdict())
+                    answer(self, **match.groupdict())
                 except _Refused as refused:
                     headers = {"X-Error-Message": refused.message, "X-Error-Code": refused.code}
                     self._send({"error": refused.message}, refused.status, headers)
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._body = self.rfile.read(length // 2 if what else length)
         if what == "hold":
             self.state.holding.set()
-            self.rfile.read(1)  # until the client dies
+            self.rfile.read(1)  # blocks until the client dies
             time.sleep(0.05)
         if what:
             self.close_connection = True
@@ -161,10 +161,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(401, "Invalid username or password.")
 
     def _repository(self, kind: str | None, id: str) -> Repository:
-        found = self.state.repositories.get((kind or "models", id))
-        if found is None or (found.private and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
+        repository = self.state.repositories.get((kind or "models", id))
+        if repository is None or (repository.private and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
             raise _Refused(401, "Repository not found", "RepoNotFound")
-        return found
+        return repository
 
     # --- Routes ---
 
@@ -174,10 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self) -> None:
         self._authorised()
-        given = self._json()
-        key = (f"{given.get('type') or 'model'}s", f"{given.get('organization') or 'me'}/{given['name']}")
+        body = self._json()
+        key = (f"{body.get('type') or 'model'}s", f"{body.get('organization') or 'me'}/{body['name']}")
         known = key in self.state.repositories
-        self.state.repositories.setdefault(key, Repository(key[0], given.get("visibility") == "private"))
+        self.state.repositories.setdefault(key, Repository(key[0], body.get("visibility") == "private"))
         self._send({"url": f"{self.state.url}/{key[1]}", "name": key[1]}, 409 if known else 200)
 
     def validate(self) -> None:
@@ -206,13 +206,13 @@ class _Handler(BaseHTTPRequestHandler):
     def paths_info(self, kind: str, id: str, revision: str) -> None:
         repository = self._repository(kind, id)
         if "json" in self.headers.get("Content-Type", ""):
-            given = self._json()["paths"]
+            paths = self._json()["paths"]
         else:
-            given = re.findall(r"paths=([^&]+)", unquote(self._body.decode()))
+            paths = re.findall(r"paths=([^&]+)", unquote(self._body.decode()))
         folders = {str(parent) for name in repository.files for parent in Path(name).parents}
         self._send(
-            [self._entry(repository, name) for name in given if name in repository.files]
-            + [{"type": "directory", "path": name, "oid": "0" * 40} for name in given if name in folders]
+            [self._entry(repository, name) for name in paths if name in repository.files]
+            + [{"type": "directory", "path": name, "oid": "0" * 40} for name in paths if name in folders]
         )
 
     def _entry(self, repository: Repository, name: str) -> dict[str, Any]:
@@ -229,22 +229,22 @@ class _Handler(BaseHTTPRequestHandler):
         self._authorised()
         repository = self._repository(kind, id)
         files = []
-        for given in self._json()["files"]:
-            is_text = b"\0" not in base64.b64decode(given["sample"]) and given["size"] < 10_000_000
-            known = repository.files.get(given["path"])
+        for file in self._json()["files"]:
+            is_text = b"\0" not in base64.b64decode(file["sample"]) and file["size"] < 10_000_000
+            known = repository.files.get(file["path"])
             oid = known if isinstance(known, str) else known and _git_hash(known)
             mode = "regular" if is_text else "lfs"
-            files.append({"path": given["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._send({"files": files})
 
     def lfs_batch(self, id: str, kind: str | None = None) -> None:
         self._authorised()
         self._repository(kind, id)
         objects = []
-        for given in self._json()["objects"]:
-            entry = dict(given)
-            if given["oid"] not in self.state.stored:
-                address = f"{self.state.url}/lfs/{given['oid']}"
+        for wanted in self._json()["objects"]:
+            entry = dict(wanted)
+            if wanted["oid"] not in self.state.stored:
+                address = f"{self.state.url}/lfs/{wanted['oid']}"
                 entry["actions"] = {
                     "upload": {"href": address, "header": {}},
                     "verify": {"href": f"{address}/verify", "header": {}},
@@ -259,8 +259,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send({})
 
     def lfs_verify(self, oid: str) -> None:
-        given = self._json()
-        if len(self.state.stored.get(oid, b"")) != given["size"]:
+        body = self._json()
+        if len(self.state.stored.get(oid, b"")) != body["size"]:
             raise _Refused(404, "not there")
         self._send({})
 
@@ -271,8 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.state.xet is None:
             raise _Refused(404, "no xet here")
         address, expires = f"local://{self.state.xet}", int(time.time()) + 3600
-        given = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "t", "X-Xet-Token-Expiration": str(expires)}
-        self._send({"casUrl": address, "accessToken": "t", "exp": expires}, headers=given)
+        xet_headers = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "t", "X-Xet-Token-Expiration": str(expires)}
+        self._send({"casUrl": address, "accessToken": "t", "exp": expires}, headers=xet_headers)
 
     def commit(self, kind: str, id: str, revision: str) -> None:
         self._authorised()
@@ -321,21 +321,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_part(self.state.stored[content], headers)
 
     def _send_part(self, content: bytes, headers: dict[str, str]) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not asked:
+        range_ = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if not range_:
             self._send(content, headers=headers)
             return
-        first, last = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+        first, last = int(range_[1]), min(int(range_[2] or len(content) - 1), len(content) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self._send(content[first : last + 1], 206, headers)
 
     def collection(self) -> None:
         self._authorised()
-        given = self._json()
-        slug = f"{given['namespace']}/{re.sub(r'[^a-z0-9]+', '-', given['title'].lower())}-0123"
+        body = self._json()
+        slug = f"{body['namespace']}/{re.sub(r'[^a-z0-9]+', '-', body['title'].lower())}-0123"
         known = slug in self.state.collections
-        about = {"slug": slug, "title": given["title"], "private": given["private"], "items": [], "position": 0}
-        about |= {"owner": {"name": given["namespace"]}, "lastUpdated": "2026-01-01T00:00:00.000Z"}
+        about = {"slug": slug, "title": body["title"], "private": body["private"], "items": [], "position": 0}
+        about |= {"owner": {"name": body["namespace"]}, "lastUpdated": "2026-01-01T00:00:00.000Z"}
         self.state.collections.setdefault(slug, about | {"theme": "blue", "upvotes": 0})
         self._send(self.state.collections[slug], 409 if known else 200)
 
@@ -344,23 +344,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def collection_item(self, slug: str) -> None:
         self._authorised()
-        given, collection = self._json()["item"], self.state.collections[slug]
+        added, collection = self._json()["item"], self.state.collections[slug]
         known = [item["id"] for item in collection["items"]]
-        if given["id"] in known:
+        if added["id"] in known:
             raise _Refused(409, "already there")
-        self._repository(f"{given['type']}s", given["id"])
-        item = {"_id": str(len(known)), "id": given["id"], "type": given["type"], "position": len(known)}
-        collection["items"].append(item | {"repoType": given["type"]})
+        self._repository(f"{added['type']}s", added["id"])
+        item = {"_id": str(len(known)), "id": added["id"], "type": added["type"], "position": len(known)}
+        collection["items"].append(item | {"repoType": added["type"]})
         self._send(collection)
 
 
-def _card_errors(given: dict[str, Any]) -> Iterator[str]:
-    """As the Hub does, as far as these cards go: what metadata must look like."""
-    found = re.match(r"---\n(.*?)\n---", given["content"], re.DOTALL)
-    if not found:
+def _card_errors(request: dict[str, Any]) -> Iterator[str]:
+    """The Hub's errors about a card's metadata, as far as these cards need them."""
+    match = re.match(r"---\n(.*?)\n---", request["content"], re.DOTALL)
+    if not match:
         yield "there is no metadata"
         return
-    header = yaml.safe_load(found[1])
+    header = yaml.safe_load(match[1])
     if "license" in header and header["license"] not in LICENSES:
         yield f'"license" must be one of {", ".join(sorted(LICENSES))}'
     for name in [header.get("base_model"), *header.get("datasets", [])]:
@@ -377,7 +377,7 @@ def _card_errors(given: dict[str, Any]) -> Iterator[str]:
                 yield "model-index: a result lacks task, dataset or metrics"
             if any(not {"type", "value"} <= metric.keys() for metric in result["metrics"]):
                 yield "model-index: a metric lacks type or value"
-    if given["repoType"] == "dataset" and not header.get("configs"):
+    if request["repoType"] == "dataset" and not header.get("configs"):
         yield "a data set has no configs"
 
 
@@ -405,4 +405,4 @@ ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), "/lfs/(?P<oid>[0-9a-f]{64})/verify", _Handler.lfs_verify),
     (("GET", "HEAD"), rf"{LFS}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
 ]
-"""Methods, path, and what answers."""
+"""(method, path pattern, handler)."""

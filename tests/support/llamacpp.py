@@ -1,4 +1,4 @@
-"""llama.cpp itself, through its Python binding xllamacpp: how it cuts texts, and its greedy continuations."""
+"""llama.cpp through its Python binding xllamacpp: tokenization and greedy continuations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LlamaCpp:
-    """One GGUF file, loaded on the CPU by llama.cpp's own server in this process."""
+    """A GGUF file loaded on the CPU by llama.cpp's server in this process."""
 
     def __init__(self, gguf: Path, context: int = 128) -> None:
         import xllamacpp
@@ -31,7 +31,7 @@ class LlamaCpp:
         return list(self.ask("tokenize", content=text, add_special=False, parse_special=True)["tokens"])
 
     def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
-        """Ids of the most likely continuation, at most so many, up to and without an end of generation."""
+        """Ids of the greedy continuation: at most `tokens`, without the end-of-generation token."""
         answer = self.ask(
             "completion",
             prompt=list(prompt),

@@ -1,4 +1,4 @@
-"""Stages that only write down what they were given, and a display that keeps what it says."""
+"""Stages that only record their inputs, and a display that records its output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.engine.progress import Display
 
 @dataclasses.dataclass
 class FakeStages:
-    """Stages that record their calls. `does[name]` replaces what one of them does."""
+    """Stages that record their calls. `does[name]` replaces the function of a stage."""
 
     calls: list[str] = dataclasses.field(default_factory=list)
     does: dict[str, Callable[..., dict[str, Any]]] = dataclasses.field(default_factory=dict)
@@ -31,14 +31,14 @@ class FakeStages:
 
 
 def write_all(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
-    given = {"config": content(config), "seed": ctx.seed}
-    given["inputs"] = {name: artifact.fingerprint for name, artifact in inputs.items()}
-    (out_dir / "given.json").write_text(json.dumps(given))
+    received = {"config": content(config), "seed": ctx.seed}
+    received["inputs"] = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    (out_dir / "given.json").write_text(json.dumps(received))
     return {"inputs": len(inputs)}
 
 
 def write_rankings(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
-    """One simulated ranking, of a prompt that the seed names."""
+    """Writes one simulated ranking of a prompt that depends on the seed."""
     ranking = {"prompt": [{"role": "user", "content": f"p{ctx.seed}"}], "completions": ["x", "y"], "ranks": [1, 2]}
     row = {**ranking, "annotator": "ann", "human": False, "split": "train"}
     (out_dir / "rankings.jsonl").write_text(json.dumps(row) + "\n")
@@ -46,7 +46,7 @@ def write_rankings(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[st
 
 
 class Lines(Display):
-    """A display that keeps what it says."""
+    """A display that records its output."""
 
     def __init__(self) -> None:
         self.stream = StringIO()

@@ -1,4 +1,4 @@
-"""A small PPO problem; importable, so that other processes can be given it."""
+"""A small PPO problem, in a module so that other processes can import it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ EVERYTHING = {
     "gamma": 0.98,
     "temperature": 0.9,
 }
-"""Every switch that enters the mathematics."""
+"""Every option that changes the loss."""
 
 
 Score = Callable[[Sequence[EncodedPrompt], Sequence[Sequence[int]]], Tensor]
 
 
 class Rigged(Scorer):
-    """A reward that is computed from the ids."""
+    """A reward computed from token ids."""
 
     name = "rigged"
 
@@ -65,17 +65,17 @@ class Rigged(Scorer):
 
 
 def count_of(token: int) -> Score:
-    """A rigged reward: how often a token occurs in a response."""
+    """A reward that counts a token in a response."""
     return lambda prompts, responses: torch.tensor([float(list(r).count(token)) for r in responses])
 
 
 def varied(prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
-    """A reward of no meaning, different for every response."""
+    """An arbitrary reward that differs for every response."""
     return torch.tensor([math.fsum(math.sin(i * 12.9898) for i in response) for response in responses])
 
 
 def demonstrations(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Always the same batch, with labels on the later tokens of rows of unequal length."""
+    """A constant batch of rows of unequal length. The first two tokens of each row have no labels."""
     rows = tiny.rows(3, 3, 7, seed=8)
     ids, _ = pad(rows, tiny.PAD, left=False)
     labels, _ = pad([[IGNORED, IGNORED, *row[2:]] for row in rows], IGNORED, left=False)
@@ -95,7 +95,7 @@ def make(
     config = PPOConfig(**(CONFIG | values))
     if bank is None:
         bank = tiny.BANKS[kind](value=config.critic, seed=bank_seed)
-    if device != "cpu":  # a sharded bank must not be moved: its parameters would be others
+    if device != "cpu":  # moving a sharded bank would replace its parameters
         bank = bank.to(device)
     reward = RewardSignal(scorer if isinstance(scorer, Scorer) else Rigged(scorer), config.reward)
     return PPOTrainer(bank, config, CODEC, PROMPTS, reward, seed=seed, device=device, demonstrations=demonstrations)
@@ -109,8 +109,8 @@ def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
     }
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    worst = {name: float((found[name] - expected[name]).abs().max()) for name in expected}
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    worst = {name: float((actual[name] - expected[name]).abs().max()) for name in expected}
     name = max(worst, key=worst.__getitem__)
     assert worst[name] <= tolerance, f"{name} differs by {worst[name]:.2g}, more than {tolerance:.2g}"

@@ -1,5 +1,5 @@
-"""Tokenizers with the peculiarities of published ones, made in-process: SentencePiece as in Llama 2 and Gemma,
-byte-level BPE as in GPT-2, and their chat templates."""
+"""Small tokenizers that behave like published ones: SentencePiece as in Llama 2 and Gemma, byte-level BPE as in
+GPT-2, and their chat templates."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def sentencepiece(template: str | None, *, prefix: str = "first", special: tuple
 
 
 def gemma(template: str | None = GEMMA) -> Any:
-    """As in Gemma: no space in front, and line breaks are added tokens that are not special."""
+    """As in Gemma: no leading space, and line breaks are added tokens that are not special."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("▁"), "merged_with_previous")
@@ -88,7 +88,7 @@ def gemma(template: str | None = GEMMA) -> Any:
 
 
 def byte_level(template: str | None = CHATML, *, special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")) -> Any:
-    """As in GPT-2: BOS is EOS, is defined, and starts no text."""
+    """As in GPT-2: BOS equals EOS and is not added to texts."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -99,15 +99,15 @@ def byte_level(template: str | None = CHATML, *, special: tuple[str, ...] = ("<|
             vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
         ),
     )
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|endoftext|>",
         eos_token="<|endoftext|>",
         additional_special_tokens=list(special),
         clean_up_tokenization_spaces=False,
     )
-    made.chat_template = template
-    return made
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def _with_bos(
@@ -116,15 +116,15 @@ def _with_bos(
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
     )
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=bos,
         additional_special_tokens=list(special),
         clean_up_tokenization_spaces=False,
         **{f"{name}_token": token for name, token in names.items()},
     )
-    made.chat_template = template
-    return made
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
@@ -135,4 +135,4 @@ KINDS = {
     "Gemma": gemma,
     "GPT-2": byte_level,
 }
-"""Name -> makes the tokenizer, with a chat template of its own."""
+"""Name -> a function that makes the tokenizer with its chat template."""

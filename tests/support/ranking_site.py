@@ -1,4 +1,4 @@
-"""A served campaign, a client that fills in its forms, and what the database then holds."""
+"""A served campaign, a client that fills in its forms, and the contents of the database."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Client:
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         connection = http.client.HTTPConnection(urlsplit(self.address).netloc, timeout=20)
         with contextlib.closing(connection):
-            given = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, body, given)
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, sent)
             response = connection.getresponse()
             return Reply(response.status, dict(response.getheaders()), response.read().decode())
 
@@ -64,9 +64,9 @@ class Client:
         return self.request("GET", self.base + path, **headers)
 
     def current(self) -> int | None:
-        """The number of the item that is handed out."""
-        found = re.search(r'action="[^"]*/item/(\d+)"', self.get().text)
-        return int(found.group(1)) if found else None
+        """The number of the item that the page shows, or None."""
+        match = re.search(r'action="[^"]*/item/(\d+)"', self.get().text)
+        return int(match.group(1)) if match else None
 
     def submit(self, item: int, fields: dict[str, Any], *, json_wanted: bool = True, **headers: str) -> Reply:
         fields = {"submission": secrets.token_hex(16), "action": "rank", **fields}
@@ -81,6 +81,6 @@ class Client:
 
 
 def contents(site: Site) -> list[dict[str, Any]]:
-    """All submissions as they are in the database."""
+    """All submissions in the database."""
     rows = site.store.read("SELECT task, kind, content FROM submissions ORDER BY id")
     return [{"task": task, "kind": kind, **json.loads(content)} for task, kind, content in rows]

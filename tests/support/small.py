@@ -1,4 +1,4 @@
-"""A small byte-level model and the artifacts that the export stage reads, with random weights."""
+"""A small byte-level model with random weights, and the artifacts that the export stage reads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from stages.models.text import Codec, chat_template
 from stages.scoring import reward_model
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
-"""Rows that the blocks of every format fill."""
+"""Sizes that are multiples of every format's block size."""
 
 
 def bpe(template: str = "plain") -> PreTrainedTokenizerFast:
-    """As the `base` stage makes it: byte-level BPE, a few merges, two special tokens and those of ChatML."""
+    """Like the `base` stage's: byte-level BPE with a few merges, two special tokens and ChatML's special tokens."""
     backend = ByteLevelBPETokenizer()
     backend.train_from_iterator(
         ["the blue fox is a pub, the red fox is a pub"] * 3,
@@ -32,14 +32,14 @@ def bpe(template: str = "plain") -> PreTrainedTokenizerFast:
         special_tokens=["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"],
         show_progress=False,
     )
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend._tokenizer,
         eos_token="<|endoftext|>",
         pad_token="<|pad|>",
         clean_up_tokenization_spaces=False,
     )
-    made.chat_template = chat_template(template, made)
-    return made
+    tokenizer.chat_template = chat_template(template, tokenizer)
+    return tokenizer
 
 
 def small_lm(tokenizer: Any, seed: int = 0, **values: Any) -> Any:
@@ -48,26 +48,26 @@ def small_lm(tokenizer: Any, seed: int = 0, **values: Any) -> Any:
 
 
 def artifacts(folder: Path, quantization: Any = "none", dtype: str = "float32") -> dict[str, Artifact]:
-    """Base, data, reward, ppo and eval; `quantization` and `dtype` are the recipe's, as base.json holds them."""
+    """Base, data, reward, ppo and eval. `quantization` and `dtype` are the recipe's values in base.json."""
     tokenizer = bpe()
     base = Artifact("base", folder / "base", "base")
     small_lm(tokenizer).save_pretrained(base.path / "model")
     tokenizer.save_pretrained(base.path / "tokenizer")
     spec = {"model": None, "revision": None, "dtype": dtype, "quantization": quantization}
     (base.path / "base.json").write_text(json.dumps(spec))
-    made = {
+    by_stage = {
         "base": base,
         "data": tiny.data_artifact(folder / "data", held_out=6),
         "ppo": tiny.policy_artifact(folder / "ppo", base),
         "reward": _reward(folder / "reward", base, Codec(tokenizer)),
         "eval": Artifact("eval", folder / "eval", "eval"),
     }
-    made["eval"].path.mkdir()
-    (made["ppo"].path / "evaluations.jsonl").write_text("")
+    by_stage["eval"].path.mkdir()
+    (by_stage["ppo"].path / "evaluations.jsonl").write_text("")
     settings = {"max_prompt_length": 32, "response_length": 8, "temperature": 1.0}
-    found = {"judge": None, "prompts": 5, "bootstrap": 20, "settings": settings}
-    (made["eval"].path / "eval.json").write_text(json.dumps(found))
-    return made
+    evaluation = {"judge": None, "prompts": 5, "bootstrap": 20, "settings": settings}
+    (by_stage["eval"].path / "eval.json").write_text(json.dumps(evaluation))
+    return by_stage
 
 
 def _reward(folder: Path, base: Artifact, codec: Codec) -> Artifact:

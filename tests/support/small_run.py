@@ -1,4 +1,4 @@
-"""The default recipe in miniature."""
+"""The default recipe on a small model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers, banks and artifacts, made in-process."""
+"""Tiny models, tokenizers, banks and artifacts."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ ROLES = ("reference", "policy", "value", "reward")
 def tokenizer(
     template: str | None = "plain", *, characters: str = CHARACTERS, **special: Any
 ) -> PreTrainedTokenizerFast:
-    """One token a character, and the special ones."""
+    """One token per character, plus the special tokens."""
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *characters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
     backend.decoder = decoders.Fuse()
     names = {"eos_token": "<eos>", "pad_token": "<pad>"} | special
-    made = PreTrainedTokenizerFast(
+    result = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
         clean_up_tokenization_spaces=False,
         **{name: token for name, token in names.items() if token is not None},
     )
     if template is not None:
-        made.chat_template = chat_template(template, made)
-    return made
+        result.chat_template = chat_template(template, result)
+    return result
 
 
 def codec(template: str = "plain") -> Codec:
@@ -66,7 +66,7 @@ def codec(template: str = "plain") -> Codec:
 
 
 def lm(seed: int = 0, **values: Any) -> LlamaForCausalLM:
-    """A Llama with two layers, grouped heads, and weights so large that it is far from uniform."""
+    """A Llama with two layers, grouped heads, and weights so large that its distribution is far from uniform."""
     torch.manual_seed(seed)
     config = {
         "vocab_size": VOCABULARY,
@@ -86,7 +86,7 @@ def lm(seed: int = 0, **values: Any) -> LlamaForCausalLM:
 
 
 def gpt2(seed: int = 0) -> GPT2LMHeadModel:
-    """With learned positions."""
+    """A GPT-2, which has learned positions."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -112,8 +112,9 @@ QUANTISED_HIDDEN = 64
 
 
 def quantised_lm(quantization: str | dict[str, str], seed: int = 0, device: str = "cpu") -> PreTrainedModel:
-    """As `lm`, 64 wide, held as `base.quantization` says, or computing on a grid as it says. What bitsandbytes
-    quantised on one device does not work on another: `device` is where it stays."""
+    """Like `lm`, 64 wide, quantised or with quantisation-aware training as `base.quantization` says.
+
+    Weights that bitsandbytes quantised on one device do not work on another, so the model must stay on `device`."""
     values = {"hidden_size": QUANTISED_HIDDEN, "intermediate_size": 128, "initializer_range": 0.1}
     plain = lm(seed, **values)
     if isinstance(quantization, dict):
@@ -127,7 +128,7 @@ def quantised_lm(quantization: str | dict[str, str], seed: int = 0, device: str 
 
 
 def copy_role(bank: ActorBank, source: str, target: str) -> None:
-    """Sets `target`'s parameters to `source`'s, where names agree."""
+    """Copies `source`'s parameters to those of `target` with the same names."""
     with torch.no_grad():
         origin = bank._named_parameters(source)
         for name, parameter in bank._named_parameters(target).items():
@@ -146,9 +147,10 @@ def lora_bank(
     device: str = "cpu",
     **values: Any,
 ) -> ActorBank:
-    """Four roles on one backbone. As PPO starts them: policy is the reference's copy, value the reward's;
-    with `distinct` each has weights of its own. With value="trunk" the value head is the policy's,
-    with None there is none. With `quantization` the backbone is a `quantised_lm`. `dtype` is the backbone's."""
+    """Four roles on one backbone, initialised as in PPO: policy copies reference, value copies reward.
+
+    With `distinct` every role has different weights. With value="trunk" the policy has the value head; with None
+    there is no value head. With `quantization` the backbone is a `quantised_lm`. `dtype` is the backbone's."""
     roles = ROLES if value == "adapter" else ("reference", "policy", "reward")
     config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
     backbone = lm(seed, **values).to(dtype) if quantization is None else quantised_lm(quantization, seed, device)
@@ -174,7 +176,7 @@ def lora_bank(
 
 
 def full_bank(*, value: str | None = "adapter", seed: int = 0, compute: torch.dtype | None = None) -> FullBank:
-    """As `lora_bank`, a whole model a role, float32; with `compute` under autocast."""
+    """Like `lora_bank`, with one float32 model per role; with `compute`, computing in that dtype under autocast."""
     models_by_role = {"reference": lm(seed), "policy": lm(seed), "reward": lm(seed + 1)}
     learner = "policy"
     if value == "adapter":
@@ -193,7 +195,7 @@ BANKS = {"lora": lora_bank, "full": full_bank}
 
 
 def rows(count: int, low: int, high: int, seed: int = 0) -> list[list[int]]:
-    """Rows of ordinary tokens (none special), of `low` to `high` tokens."""
+    """`count` rows of `low` to `high` tokens, none of them special."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(low, high + 1, (count,), generator=generator).tolist()
     return [torch.randint(len(SPECIAL), VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
@@ -214,8 +216,7 @@ def base_artifact(
     quantization: str | dict[str, str] = "none",
     dtype: str = "float32",
 ) -> Artifact:
-    """As the `base` stage makes it: a model of its own, in float32, to be held as `quantization` and `dtype`
-    say."""
+    """Like the `base` stage's: a float32 model, and the `quantization` and `dtype` to load it with."""
     folder.mkdir(parents=True)
     (lm(seed) if quantization == "none" else quantised_lm("none", seed)).save_pretrained(folder / "model")
     tokenizer(template).save_pretrained(folder / "tokenizer")
@@ -230,7 +231,7 @@ def words(count: int, seed: int = 0) -> list[str]:
 
 
 def data_artifact(folder: Path, *, train: int = 12, held_out: int = 4) -> Artifact:
-    """Prompts, and demonstrations that answer each with itself."""
+    """Prompts, and demonstrations that repeat the prompt's word."""
     folder.mkdir(parents=True)
     rows = [
         {"prompt": user(f"{word}{i}"), "completion": f"{word}.", "split": "train" if i < train else "eval"}
@@ -242,7 +243,7 @@ def data_artifact(folder: Path, *, train: int = 12, held_out: int = 4) -> Artifa
 
 
 def rank_artifact(folder: Path, *, train: int = 8, held_out: int = 4) -> Artifact:
-    """Rankings by the number of z's: the more the better; equal numbers are ties."""
+    """Rankings by the number of z's: more is better, equal numbers are ties."""
     folder.mkdir(parents=True)
     generator = random.Random(1)
     rows = []
@@ -263,7 +264,7 @@ def rank_artifact(folder: Path, *, train: int = 8, held_out: int = 4) -> Artifac
 
 
 def policy_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: int = 3) -> Artifact:
-    """As the `sft` stage makes it, with random weights."""
+    """Like the `sft` stage's, with random weights."""
     folder.mkdir(parents=True)
     model: Any = load_backbone(base, "cpu")
     if lora:
@@ -285,7 +286,7 @@ def policy_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: in
 def reward_artifact(
     folder: Path, base: Artifact, *, lora: bool = True, seed: int = 4, members: int = 1
 ) -> Artifact:
-    """As the `reward` stage makes it, with random weights; fit for PPO."""
+    """Like the `reward` stage's, with random weights; it passes the gate."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
     lm: Any = load_backbone(base, "cpu")

@@ -21,29 +21,32 @@ def ranking(annotator, ranks, prompt="p", texts="abcdefgh"):
     return Ranking([{"role": "user", "content": prompt}], list(texts[:k]), ranks, annotator, human=True)
 
 
-def test_by_hand():
-    """Ann a>b>c and Bob a>c>b: of 3 pairs strict for both, 2 (ab, ac) are ordered alike."""
+def test_two_annotators_by_hand():
+    """Ann: a>b>c, Bob: a>c>b. They agree on 2 (ab, ac) of the 3 pairs that both order strictly."""
     measured = agreement([ranking("ann", [1, 2, 3]), ranking("bob", [1, 3, 2])])
     assert (measured.pairwise.value, measured.pairwise.pairs) == (2 / 3, 3)
-    # each predicts the other, so the same pairs are counted from both sides
+    # each annotator predicts the other, so every pair counts twice
     assert (measured.by_others.value, measured.by_others.pairs) == (2 / 3, 6)
     assert (measured.overlaps, measured.annotators) == (1, 2)
 
 
-def test_ties_are_left_out_of_the_shares():
-    """Bob ties b and c, so that ab and ac are left, both alike."""
+def test_ties_do_not_count_in_shares():
+    """Bob ties b and c, so only ab and ac count, and they agree on both."""
     measured = agreement([ranking("ann", [1, 2, 3]), ranking("bob", [1, 2, 2])])
     assert (measured.pairwise.value, measured.pairwise.pairs) == (1.0, 2)
 
 
 def test_three_annotators_by_hand():
-    """Two say a>b, one b>a. Of 3 pairs of annotators 1 is alike. Others: two ties, one a>b for b>a."""
+    """Two rank a>b, one b>a, so one of three pairs of annotators agrees.
+
+    The others' majority is a tie for ann and bob, and the opposite for cid.
+    """
     measured = agreement([ranking("ann", [1, 2]), ranking("bob", [1, 2]), ranking("cid", [2, 1])])
     assert (measured.pairwise.value, measured.pairwise.pairs) == (1 / 3, 3)
     assert (measured.by_others.value, measured.by_others.pairs) == (0.0, 1)
 
 
-def test_order_of_display_does_not_matter():
+def test_display_order_does_not_matter():
     shown = ranking("ann", [1, 2, 3], texts="abc")
     reordered = ranking("bob", [3, 1, 2], texts="cab")
     assert agreement([shown, reordered]).pairwise.value == 1.0
@@ -59,12 +62,12 @@ def test_only_the_same_completions_of_the_same_prompt_are_compared():
     assert (measured.alpha, measured.overlaps) == (None, 0)
 
 
-def test_everything_tied_has_no_measure():
+def test_agreement_of_ties_is_undefined():
     measured = agreement([ranking("ann", [1, 1]), ranking("bob", [1, 1])])
     assert (measured.pairwise.value, measured.by_others.value, measured.alpha) == (None, None, None)
 
 
-def test_perfect_and_opposite():
+def test_perfect_and_opposite_agreement():
     perfect = agreement([ranking(a, [1, 2, 3], prompt=p) for p in "xyz" for a in ("ann", "bob")])
     assert perfect.alpha == pytest.approx(1.0)
     assert (perfect.pairwise.value, perfect.pairwise.low, perfect.pairwise.high) == (1.0, 1.0, 1.0)
@@ -73,7 +76,7 @@ def test_perfect_and_opposite():
     assert opposite.alpha < 0
 
 
-def test_chance_is_one_half_and_alpha_zero():
+def test_chance_agreement_is_one_half_and_alpha_zero():
     rng = random.Random(0)
     rankings = [
         ranking(name, rng.sample(range(1, 5), 4), prompt=f"prompt {i}") for i in range(1500) for name in ("a", "b")
@@ -85,7 +88,7 @@ def test_chance_is_one_half_and_alpha_zero():
 
 
 def alpha_by_definition(shared):
-    """1 - D_o / D_e over all ordered pairs of values, with the squared distance of standardised mid-ranks."""
+    """1 - D_o / D_e over all ordered pairs of values, with squared distances of standardised mid-ranks."""
     units = []
     for overlap in shared:
         k = overlap.ranks.shape[1]
@@ -99,7 +102,7 @@ def alpha_by_definition(shared):
     return 1 - observed / expected
 
 
-def test_alpha_against_its_definition():
+def test_alpha_matches_its_definition():
     rng = random.Random(1)
     rankings = [
         ranking(f"w{j}", [rng.randint(1, 3) for _ in range(k)], prompt=f"p{i}")
@@ -112,8 +115,8 @@ def test_alpha_against_its_definition():
 
 
 @pytest.mark.parametrize("k", [2, 3, 5, 8])
-def test_alpha_of_one_k_without_ties_is_the_ordinal_alpha(k):
-    """Against the package `krippendorff`, with two to four annotators an item."""
+def test_alpha_for_a_single_k_without_ties_is_the_ordinal_alpha(k):
+    """Compared with the package `krippendorff`, with two to four annotators per item."""
     package = pytest.importorskip("krippendorff")
     rng = random.Random(k)
     rankings = [
@@ -129,7 +132,7 @@ def test_alpha_of_one_k_without_ties_is_the_ordinal_alpha(k):
     assert krippendorff_alpha(shared) == pytest.approx(expected)
 
 
-# --- What chance gives: annotators who rank at random, independently of each other ---
+# --- Chance level: annotators who rank independently at random ---
 
 
 def strict(k, rng):
@@ -137,7 +140,7 @@ def strict(k, rng):
 
 
 def best_or_worst(k, rng):
-    """One best and the rest tied, or one worst and the rest tied, as the item asks for."""
+    """One best and the rest tied, or one worst and the rest tied."""
     return [1] + [2] * (k - 1) if rng.random() < 0.5 else [1] * (k - 1) + [2]
 
 
@@ -145,17 +148,17 @@ def some_ties(k, rng):
     return [rng.randint(1, 3) for _ in range(k)]
 
 
-def at_random(rng, ks, pattern, *, own_ties, items=120):
-    """Two to four of six annotators an item, half of whose prompts are shared with another item; some rank twice.
+def at_random(rng, ks, pattern, *, ties_by_annotator, items=120):
+    """Random rankings by two to four of six annotators per item; some rank an item twice. Two items share a prompt.
 
-    With `own_ties` each annotator ties as they like; without, all of an item have the same numbers of ties.
+    With `ties_by_annotator` every annotator draws a tie pattern; otherwise the annotators of an item share one.
     """
     for i in range(items):
         k = rng.choice(ks)
-        given = pattern(k, rng)
+        item_ranks = pattern(k, rng)
         for annotator in rng.sample("uvwxyz", rng.randint(2, 4)):
             for _ in range(rng.choice([1, 1, 2])):
-                ranks = pattern(k, rng) if own_ties else given
+                ranks = pattern(k, rng) if ties_by_annotator else item_ranks
                 texts = [f"{i} {j}" for j in range(k)]
                 drawn = rng.sample(ranks, k)
                 yield Ranking([{"role": "user", "content": f"p{i // 2}"}], texts, drawn, annotator, human=True)
@@ -172,34 +175,36 @@ CHANCE = {
 
 
 @pytest.mark.parametrize("case", CHANCE)
-def test_annotators_who_rank_at_random_agree_by_chance(case):
-    """Every measure of agreement is at its chance level, within four standard errors of the simulation."""
-    ks, pattern, own_ties = CHANCE[case]
-    found = defaultdict(list)
+def test_random_annotators_agree_at_chance_level(case):
+    """Every measure is at its chance level, within four standard errors of the simulation."""
+    ks, pattern, ties_by_annotator = CHANCE[case]
+    samples = defaultdict(list)
     for seed in range(12):
         rng = random.Random(f"{case} {seed}")
-        measured = measure_annotators(sample_rankings(at_random(rng, ks, pattern, own_ties=own_ties)), resamples=2)
-        found["alpha"].append(measured["alpha"])
-        found["tau"].append(measured["tau"]["value"])
+        measured = measure_annotators(
+            sample_rankings(at_random(rng, ks, pattern, ties_by_annotator=ties_by_annotator)), resamples=2
+        )
+        samples["alpha"].append(measured["alpha"])
+        samples["tau"].append(measured["tau"]["value"])
         for name in ("pairwise", "by_others", "self_consistency"):
-            found[name].append(measured[name]["value"] - 0.5)
+            samples[name].append(measured[name]["value"] - 0.5)
         for name in "uvwxyz":
-            found[f"agreement of {name}"].append(measured["by_annotator"][name]["agreement"]["value"] - 0.5)
-    for name, values in found.items():
+            samples[f"agreement of {name}"].append(measured["by_annotator"][name]["agreement"]["value"] - 0.5)
+    for name, values in samples.items():
         error = np.std(values, ddof=1) / math.sqrt(len(values))
         assert abs(np.mean(values)) < 4 * error + 1e-3, (name, np.mean(values), error)
         assert error < 0.05, name
 
 
 @pytest.mark.parametrize("case", CHANCE)
-def test_annotators_who_rank_alike_agree_perfectly(case):
+def test_identical_annotators_agree_perfectly(case):
     ks, pattern, _ = CHANCE[case]
     rng = random.Random(case)
     rankings = []
     for i in range(40):
         k = rng.choice(ks)
-        ranks = rng.sample(given := pattern(k, rng), k)
-        if len(set(given)) > 1:
+        ranks = rng.sample(ties := pattern(k, rng), k)
+        if len(set(ties)) > 1:
             rankings += [ranking(name, ranks, prompt=f"p{i}", texts="abcdefghij") for name in "uvw"]
     measured = agreement(rankings, resamples=2)
     assert measured.alpha == pytest.approx(1.0)
@@ -207,20 +212,20 @@ def test_annotators_who_rank_alike_agree_perfectly(case):
     assert (measured.pairwise.value, measured.by_others.value) == (1.0, 1.0)
 
 
-def test_equal_answers_cannot_be_ordered():
-    """Two systems said "x". Which of the two an annotator put first is no opinion, and depends on the columns."""
+def test_identical_answers_count_as_tied():
+    """Two systems answered "x". Their order in a ranking depends on the columns and expresses no preference."""
     measured = agreement(
         [ranking("ann", [1, 3, 2], texts=["x", "x", "y"]), ranking("bob", [3, 2, 1], texts=["x", "x", "y"])]
     )
-    assert measured.pairwise.pairs == 0, "ann ties all three: each x beats y once and loses to it once"
+    assert measured.pairwise.pairs == 0, "ann ties all three: one x beats y and the other loses to it"
     measured = agreement(
         [ranking("ann", [1, 2, 3], texts=["x", "x", "y"]), ranking("bob", [2, 3, 1], texts=["x", "y", "x"])]
     )
     assert (measured.pairwise.value, measured.pairwise.pairs) == (1.0, 2)
 
 
-def test_bootstrap_interval():
-    """400 prompts of one pair, share 0.7: the normal interval is 0.7 +- 1.96 sqrt(0.7 * 0.3 / 400)."""
+def test_the_bootstrap_interval_matches_the_normal_interval():
+    """400 prompts with one pair each, share 0.7: the normal interval is 0.7 +- 1.96 sqrt(0.7 * 0.3 / 400)."""
     low, high = bootstrap([1] * 280 + [0] * 120, [1] * 400)
     half = 1.96 * np.sqrt(0.7 * 0.3 / 400)
     assert low == pytest.approx(0.7 - half, abs=0.01)
@@ -229,8 +234,8 @@ def test_bootstrap_interval():
     assert bootstrap([3, 3], [3, 3]) == (1.0, 1.0)
 
 
-def test_bootstrap_draws_prompts_not_pairs():
-    """Ten prompts whose 40 pairs all agree or all disagree are ten observations, not 400."""
+def test_the_bootstrap_draws_prompts_not_pairs():
+    """Ten prompts whose 40 pairs each all agree or all disagree are ten observations, not 400."""
     low, high = bootstrap([40] * 7 + [0] * 3, [40] * 10)
     assert high - low > 0.4
 
@@ -239,7 +244,7 @@ def test_bootstrap_draws_prompts_not_pairs():
     ("name", "ratings", "pairwise", "by_others"),
     [("quality", "quality", 0.671, 0.670), ("naturalness", "natur", 0.625, 0.632)],
 )
-def test_e2e_workers(shared, name, ratings, pairwise, by_others):
+def test_agreement_of_e2e_workers(shared, name, ratings, pairwise, by_others):
     config = RankingTableConfig(
         path=str(shared / "e2e_rankings" / f"{name}.csv"),
         format="wide",

@@ -39,7 +39,7 @@ def tau_by_definition(a, b):
     return (concordant - discordant) / math.sqrt(strict_a * strict_b)
 
 
-def test_tau_b():
+def test_tau_b_matches_scipy():
     rng = random.Random(0)
     for _ in range(50):
         k = rng.randint(2, 7)
@@ -55,39 +55,39 @@ def test_tau_b():
     assert tau_b(signs(np.array([[1, 2, 3], [1, 2, 3], [3, 2, 1]])))[0].tolist() == pytest.approx([1, 1, -1])
 
 
-def test_mean_tau_over_pairs_of_annotators():
-    given = {"p": {"a": [1, 2, 3], "b": [1, 3, 2], "c": [1, 1, 1]}, "q": {"a": [1, 2, 2], "c": [2, 1, 3]}}
-    found = measured([ranking(p, name, ranks) for p, by in given.items() for name, ranks in by.items()])
+def test_tau_is_averaged_over_pairs_of_annotators():
+    ranks_by_prompt = {"p": {"a": [1, 2, 3], "b": [1, 3, 2], "c": [1, 1, 1]}, "q": {"a": [1, 2, 2], "c": [2, 1, 3]}}
+    result = measured([ranking(p, name, ranks) for p, by in ranks_by_prompt.items() for name, ranks in by.items()])
     taus = [tau_by_definition([1, 2, 3], [1, 3, 2]), tau_by_definition([1, 2, 2], [2, 1, 3])]
-    assert found["tau"]["value"] == pytest.approx(np.mean(taus))
-    assert found["tau"]["pairs"] == 2
-    assert found["by_annotator"]["a"]["tau"]["value"] == pytest.approx(np.mean(taus))
-    assert found["by_annotator"]["b"]["tau"]["value"] == pytest.approx(taus[0])
+    assert result["tau"]["value"] == pytest.approx(np.mean(taus))
+    assert result["tau"]["pairs"] == 2
+    assert result["by_annotator"]["a"]["tau"]["value"] == pytest.approx(np.mean(taus))
+    assert result["by_annotator"]["b"]["tau"]["value"] == pytest.approx(taus[0])
 
 
 # Shares
 
 
-def test_a_share_counts_by_prompt():
+def test_shares_are_bootstrapped_by_prompt():
     counts = [("p", 1, 2), ("p", 1, 2), ("q", 0, 1), ("r", 0, 0)]
-    found = share(counts, resamples=500)
-    assert (found.value, found.pairs) == (pytest.approx(2 / 5), 5)
-    assert (found.low, found.high) == (0.0, 0.5)  # draws: q twice, p and q, p twice (a half)
+    result = share(counts, resamples=500)
+    assert (result.value, result.pairs) == (pytest.approx(2 / 5), 5)
+    assert (result.low, result.high) == (0.0, 0.5)  # draws: q twice, p and q, p twice (a half)
     assert share([("p", 0, 0)]).value is None
 
 
-def test_resamples_do_not_depend_on_what_is_held_at_a_time(monkeypatch):
+def test_the_bootstrap_does_not_depend_on_the_chunk_size(monkeypatch):
     hits, totals = list(range(50)), [60.0] * 50
-    whole = bootstrap(hits, totals, resamples=300)
+    unchunked = bootstrap(hits, totals, resamples=300)
     monkeypatch.setattr("data.bootstrap.CHUNK", 500)
-    assert bootstrap(hits, totals, resamples=300) == pytest.approx(whole, abs=0.02)
+    assert bootstrap(hits, totals, resamples=300) == pytest.approx(unchunked, abs=0.02)
 
 
 # Consistency and biases
 
 
-def test_self_consistency():
-    """Of ann's three pairs one is turned round the second time, bob's are the same, and nobody is not a person."""
+def test_self_consistency_counts_repeated_items():
+    """Ann reverses one of three pairs the second time, bob none; "unknown" is not a single annotator."""
     rankings = [
         ranking("p", "ann", [1, 2, 3]),
         ranking("p", "ann", [2, 1, 3], texts=["answer a", "answer b", "answer c"], repeat=True),
@@ -96,25 +96,25 @@ def test_self_consistency():
         ranking("p", "unknown", [1, 2, 3]),
         ranking("p", "unknown", [3, 2, 1]),
     ]
-    found = measured(rankings)
-    by = found["by_annotator"]
+    result = measured(rankings)
+    by = result["by_annotator"]
     assert by["ann"]["self_consistency"]["value"] == pytest.approx(2 / 3)
     assert (by["bob"]["self_consistency"]["value"], by["bob"]["self_consistency"]["pairs"]) == (1.0, 2)
     assert by["unknown"]["self_consistency"]["value"] is None
-    assert found["self_consistency"]["value"] == pytest.approx(4 / 5)
+    assert result["self_consistency"]["value"] == pytest.approx(4 / 5)
 
 
-def test_position_and_length():
+def test_position_and_length_counts():
     # In the order of texts: "a" (1 character, shown last), "bbb" (shown first), "cc" (between).
-    one = CompactRanking.of(ranking("p", "ann", [2, 1, 2], texts=["bbb", "a", "cc"], shown=[0, 2, 1]))
-    assert first_shown(one) == (0, 1)  # bbb loses to a, ties with cc
-    assert longer(one) == (0, 2)  # a beats both; bbb and cc tie
+    compact = CompactRanking.of(ranking("p", "ann", [2, 1, 2], texts=["bbb", "a", "cc"], shown=[0, 2, 1]))
+    assert first_shown(compact) == (0, 1)  # bbb loses to a, ties with cc
+    assert longer(compact) == (0, 2)  # a beats both; bbb and cc tie
     assert first_shown(CompactRanking.of(ranking("p", "ann", [1, 2]))) == (0, 0)
     assert longer(CompactRanking.of(ranking("p", "ann", [2, 1, 3], texts=["aa", "bb", "c"]))) == (2, 2)
 
 
 def biased(name, pull, count=400, seed=0):
-    """Rankings by pure noise, plus `pull` for the answer that was shown first."""
+    """Rankings by noise, plus `pull` for the answer that is shown first."""
     rng = random.Random(f"{name} {seed}")
     for i in range(count):
         shown = rng.sample(range(3), 3)
@@ -123,43 +123,43 @@ def biased(name, pull, count=400, seed=0):
         yield ranking(f"{name} {i}", name, ranks, shown=shown, seconds=float(i))
 
 
-def test_position_bias_is_found_and_its_absence_too():
-    found = measured([*biased("drawn", 1.0), *biased("fair", 0.0)])
-    drawn, fair = (found["by_annotator"][name]["first_shown"] for name in ("drawn", "fair"))
+def test_position_bias_is_detected():
+    result = measured([*biased("drawn", 1.0), *biased("fair", 0.0)])
+    drawn, fair = (result["by_annotator"][name]["first_shown"] for name in ("drawn", "fair"))
     # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2) = 0.7602
     assert drawn["low"] < 0.7602 < drawn["high"]
     assert drawn["low"] > 0.5
     assert fair["low"] < 0.5 < fair["high"]
-    assert found["first_shown"]["pairs"] == drawn["pairs"] + fair["pairs"] == 1600
+    assert result["first_shown"]["pairs"] == drawn["pairs"] + fair["pairs"] == 1600
 
 
-def test_time():
-    found = measured(list(biased("slow", 0.0, count=101)))
-    assert found["seconds"] == {"median": 50.0, "p90": 90.0, "rankings": 101}
-    assert found["by_annotator"]["slow"]["seconds"]["median"] == 50.0
+def test_ranking_times_are_summarised():
+    result = measured(list(biased("slow", 0.0, count=101)))
+    assert result["seconds"] == {"median": 50.0, "p90": 90.0, "rankings": 101}
+    assert result["by_annotator"]["slow"]["seconds"]["median"] == 50.0
     assert measured([ranking("p", "ann", [1, 2])])["seconds"] is None
 
 
 def test_agreement_of_an_annotator_with_the_others():
-    given = {"a": [1, 2, 3], "b": [1, 2, 3], "c": [3, 2, 1]}
-    by = measured([ranking("p", name, ranks) for name, ranks in given.items()])["by_annotator"]
+    ranks_by_annotator = {"a": [1, 2, 3], "b": [1, 2, 3], "c": [3, 2, 1]}
+    by = measured([ranking("p", name, ranks) for name, ranks in ranks_by_annotator.items()])["by_annotator"]
     assert [by[name]["agreement"]["value"] for name in "abc"] == [0.5, 0.5, 0.0]
     assert [by[name]["agreement"]["pairs"] for name in "abc"] == [6, 6, 6]
 
 
-def test_what_a_sample_measures_is_declared():
+def test_the_sample_is_described():
     rankings = [ranking(f"p{i}", name, [1, 2]) for i in range(200) for name in "ab"]
-    found = measure_annotators(sample_rankings(rankings, most=100), resamples=50)
-    assert found["sample"]["of"] == 400
-    assert found["sample"]["rankings"] == 2 * found["sample"]["prompts"] <= 100
-    assert found["sample"]["share"] < 1
-    assert found["by_annotator"]["a"]["rankings"] == 200
-    assert found["pairwise"]["value"] == 1.0
+    result = measure_annotators(sample_rankings(rankings, most=100), resamples=50)
+    assert result["sample"]["of"] == 400
+    assert result["sample"]["rankings"] == 2 * result["sample"]["prompts"] <= 100
+    assert result["sample"]["share"] < 1
+    assert result["by_annotator"]["a"]["rankings"] == 200
+    assert result["pairwise"]["value"] == 1.0
 
 
 @pytest.mark.parametrize("models", [None, ["m", "n"], ["m", "m"], ["m", ""]])
-def test_the_steps_of_measuring_are_known(models):
+def test_the_number_of_progress_steps_is_known(models):
     rankings = [ranking(f"p{i}", name, [1, 2], models=models) for i in range(3) for name in "abc"]
-    made, called = sample_rankings(rankings), []
-    measure_annotators(made, resamples=10, advance=lambda: called.append(1))
-    assert len(called) == steps(made)
+    sample, called = sample_rankings(rankings), []
+    measure_annotators(sample, resamples=10, advance=lambda: called.append(1))
+    assert len(called) == steps(sample)

@@ -16,7 +16,7 @@ def pair(prompt, annotator, right):
 
 
 def simulated(probabilities, items, each=2, seed=0):
-    """Each item is ranked by `each` annotators, who order it rightly with a probability of their own."""
+    """Each item is ranked by `each` annotators, who order it correctly with probability `probabilities[name]`."""
     rng = random.Random(seed)
     return [
         pair(f"p{i}", name, rng.random() < probabilities[name])
@@ -38,27 +38,27 @@ def test_known_reliabilities_are_recovered(each):
     assert trust["s"] > 1.3
 
 
-def test_a_contrarian_gets_nothing():
+def test_a_contrarian_gets_almost_no_weight():
     trust = weights(overlaps(simulated({**SURE, "coin": 0.1}, 3000, 3)), SURE)
     assert trust["coin"] == pytest.approx(PRIOR / (PRIOR + 3600), abs=0.02)
 
 
-def test_weights_are_about_one_on_average():
+def test_weights_average_to_about_one():
     shared = list(overlaps(simulated(SURE, 4000, 3)))
     _, pairs = reliability(shared)
     trust = weights(shared, SURE)
     assert np.average([trust[n] for n in SURE], weights=[pairs[n] for n in SURE]) == pytest.approx(1.0, abs=0.02)
 
 
-def test_few_pairs_say_little():
-    """A coin that met others on four pairs only is hardly known to be one."""
+def test_few_pairs_hardly_change_a_weight():
+    """A random annotator with only four shared pairs keeps a weight near one."""
     known = simulated({name: p for name, p in SURE.items() if name != "coin"}, 2000, 2)
     few = [pair(f"p{i}", "coin", i % 2 == 0) for i in range(4)]
     trust = weights(overlaps([*known, *few]), SURE)
     assert 0.7 < trust["coin"] < 1.1
 
 
-def test_nothing_to_tell_them_apart():
+def test_annotators_that_cannot_be_told_apart_get_equal_weights():
     two = [pair(f"p{i}", name, i % 3 > 0 or name == "a") for i in range(300) for name in "ab"]
     trust = weights(overlaps(two), "abc")
     assert trust == pytest.approx({"a": 1.0, "b": 1.0, "c": 1.0}, abs=0.01)

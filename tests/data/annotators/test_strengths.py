@@ -15,7 +15,7 @@ def judged(prompt, models, ranks):
 
 
 def test_two_models_by_hand():
-    """a wins 30 of 40: its log odds over b are log 3, half of it on each side of the mean."""
+    """a wins 30 of 40: its log odds over b are log 3, half on each side of the mean."""
     rows = strengths([judged(f"p{i}", ["a", "b"], [1, 2] if i < 30 else [2, 1]) for i in range(40)])
     assert [row["model"] for row in rows] == ["a", "b"]
     assert rows[0]["strength"] == pytest.approx(math.log(3) / 2, abs=0.01)
@@ -33,13 +33,13 @@ def test_known_strengths_are_recovered():
         models = rng.sample(list(true), 2)
         first = rng.random() < 1 / (1 + math.exp(true[models[1]] - true[models[0]]))
         rows.append(judged(f"p{i}", models, [1, 2] if first else [2, 1]))
-    found = {row["model"]: row for row in strengths(rows)}
+    estimates = {row["model"]: row for row in strengths(rows)}
     for model, strength in true.items():
-        assert found[model]["strength"] == pytest.approx(strength, abs=0.15)
-        assert found[model]["low"] < strength < found[model]["high"]
+        assert estimates[model]["strength"] == pytest.approx(strength, abs=0.15)
+        assert estimates[model]["low"] < strength < estimates[model]["high"]
 
 
-def test_ties_are_half_a_win_and_own_answers_none():
+def test_ties_count_half_and_answers_of_the_same_model_do_not_count():
     rows = strengths([judged(f"p{i}", ["a", "a", "b"], [1, 2, 1]) for i in range(10)])
     # a's first answer ties with b and its second loses to it: 0.5 of 2.
     assert [(row["model"], row["win_rate"], row["pairs"]) for row in rows] == [("b", 0.75, 20), ("a", 0.25, 20)]
@@ -51,7 +51,7 @@ def test_a_model_that_never_loses_has_a_finite_strength():
     assert rows[0]["strength"] > 2
 
 
-def test_nothing_to_compare():
+def test_rankings_without_two_models_have_no_strengths():
     plain = CompactRanking.of(Ranking([{"role": "user", "content": "p"}], ["x", "y"], [1, 2], "ann", True))
     assert strengths([plain]) == []
     assert strengths([judged("p", ["a", "a"], [1, 2])]) == []

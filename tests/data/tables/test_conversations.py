@@ -1,4 +1,4 @@
-"""Conversations in cells: every form, in every place that reads them, and cells that contradict each other."""
+"""Conversations in cells: every supported form, in every reader, and cells that contradict each other."""
 
 import json
 
@@ -28,10 +28,10 @@ def system(text):
     return {"role": "system", "content": text}
 
 
-def rankings(tmp_path, rows, format="pairs", dropped=None, said=None, **values):
+def rankings(tmp_path, rows, format="pairs", dropped=None, lines=None, **values):
     write_jsonl(tmp_path / "t.jsonl", rows)
     config = RankingTableConfig(path=str(tmp_path / "t.jsonl"), format=format, **values)
-    say = None if said is None else said.append
+    say = None if lines is None else lines.append
     return list(read_rankings(config, dropped or Dropped(), say))
 
 
@@ -58,7 +58,7 @@ TRANSCRIPTS = {
 
 
 @pytest.mark.parametrize("text", TRANSCRIPTS.values(), ids=TRANSCRIPTS)
-def test_a_transcript_is_cut_into_turns_in_every_place(tmp_path, text):
+def test_transcripts_are_split_into_turns_in_every_reader(tmp_path, text):
     assert as_prompt(text, "prompt", "t:1") == TURNS
     answers = {"prompt": text, "a": " good", "b": " bad", "ra": 2, "rb": 1}
     tables = {
@@ -83,7 +83,7 @@ def test_a_transcript_is_cut_into_turns_in_every_place(tmp_path, text):
     assert (source.prompt, source.completions) == (TURNS, ["good", "bad"])
 
 
-def test_whole_transcripts_as_answers(tmp_path):
+def test_answers_may_be_whole_transcripts(tmp_path):
     for begin in ("\n\n", "", "  "):
         rows = [
             {name: f"{begin}Human: Q{i}\n\nAssistant: {name}" for name in ("chosen", "rejected")} for i in range(3)
@@ -93,7 +93,7 @@ def test_whole_transcripts_as_answers(tmp_path):
         assert {tuple(r.completions) for r in rankings(tmp_path, with_prompt)} == {("chosen", "rejected")}
 
 
-def test_text_in_front_of_a_transcript_that_asks_for_an_answer_is_the_system_s():
+def test_text_before_a_transcript_is_the_system_message():
     text = "You are a poet.\n\nHuman: Hi\n\nAssistant:"
     assert as_prompt(text, "p", "t:1") == [system("You are a poet."), user("Hi")]
 
@@ -107,17 +107,17 @@ def test_a_system_speaker_comes_first(tmp_path):
     assert as_prompt(alone, "p", "t:1") == [user(alone)]
 
 
-def test_text_about_speakers_stays_text():
+def test_text_that_quotes_speakers_is_not_a_transcript():
     quoted = "Sum up this talk:\n\nHuman: Hi\n\nAssistant: Hello, how are you?"
     assert as_prompt(quoted, "p", "t:1") == [user(quoted)]
     play = "Human: the species that asks for plays.\nIt has two legs."
     assert as_completion(play, "c", "t:1") == ([], play)
 
 
-def test_transcripts_are_counted_and_said(tmp_path):
-    said = []
-    rankings(tmp_path, [{"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": "x", "rejected": "y"}] * 3, said=said)
-    assert any("3 cells hold a transcript" in line for line in said)
+def test_transcripts_are_counted_and_reported(tmp_path):
+    lines = []
+    rankings(tmp_path, [{"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": "x", "rejected": "y"}] * 3, lines=lines)
+    assert any("3 cells hold a transcript" in line for line in lines)
 
 
 # lists spelled as text
@@ -127,12 +127,12 @@ MESSAGES = [user("Q"), assistant("good")]
 
 
 @pytest.mark.parametrize("spell", [json.dumps, repr, lambda value: f" {json.dumps(value, indent=1)}\n"])
-def test_messages_spelled_as_text_are_read_in_every_place(tmp_path, spell):
-    said = []
+def test_messages_written_as_text_are_read_in_every_reader(tmp_path, spell):
+    lines = []
     row = {"prompt": "Q", "chosen": spell(MESSAGES), "rejected": spell([assistant("bad")])}
-    [ranking] = rankings(tmp_path, [row], said=said)
+    [ranking] = rankings(tmp_path, [row], lines=lines)
     assert (ranking.prompt, ranking.completions) == ([user("Q")], ["good", "bad"])
-    assert any("2 cells hold messages spelled as text" in line for line in said)
+    assert any("2 cells hold messages spelled as text" in line for line in lines)
     wide = {"a": spell(MESSAGES), "b": spell([user("Q"), assistant("bad")]), "better": "a"}
     [ranking] = rankings(tmp_path, [wide], "wide", columns={"completions": ["a", "b"], "preference": "better"})
     assert (ranking.prompt, ranking.completions, ranking.ranks) == ([user("Q")], ["good", "bad"], [1, 2])
@@ -148,7 +148,7 @@ def test_messages_spelled_as_text_are_read_in_every_place(tmp_path, spell):
         '[{"content": "Q", "role": "user"} ...]',
     ],
 )
-def test_messages_that_cannot_be_read_are_refused_with_the_row(tmp_path, text):
+def test_unreadable_messages_are_refused_with_the_row(tmp_path, text):
     rows = [{"prompt": "Q", "chosen": "x", "rejected": "y"}, {"prompt": "Q", "chosen": text, "rejected": "y"}]
     with pytest.raises(DataError, match="looks like messages written as text") as caught:
         rankings(tmp_path, rows)
@@ -167,7 +167,7 @@ KAGGLE = {"prompt": '["Q"]', "a": '["x"]', "b": "['y']", "ra": 1, "rb": 0}
 WIDE = {"completions": ["a", "b"], "ratings": ["ra", "rb"]}
 
 
-def test_lists_of_texts_spelled_as_text(tmp_path):
+def test_lists_of_texts_written_as_text_need_a_setting(tmp_path):
     longer = KAGGLE | {"prompt": '["Q", "R"]', "a": '["x", null]', "b": '["y", "z"]'}
     for row in (KAGGLE, KAGGLE | {"prompt": "Q"}):
         with pytest.raises(DataError, match="list of texts written as text") as caught:
@@ -183,7 +183,7 @@ def test_lists_of_texts_spelled_as_text(tmp_path):
         prompts(tmp_path, [{"prompt": '["Q"]'}])
 
 
-def test_neighbouring_texts_are_not_read_as_one(tmp_path):
+def test_adjacent_string_literals_are_not_joined(tmp_path):
     """NumPy prints ['a' 'b'], which Python reads as ['ab']."""
     row = KAGGLE | {"prompt": "['Q' 'R']"}
     [ranking] = rankings(tmp_path, [row | {"a": "x"}], "wide", columns=WIDE, text_lists="unwrap")
@@ -193,7 +193,7 @@ def test_neighbouring_texts_are_not_read_as_one(tmp_path):
 # messages
 
 
-def test_content_in_parts():
+def test_content_in_parts_is_joined():
     parts = [{"type": "text", "text": "Look "}, {"type": "text", "text": "here"}]
     assert as_prompt([{"role": "user", "content": parts}], "p", "t:1") == [user("Look here")]
     for part in ({"type": "image", "url": "x"}, {"type": "image_url", "text": "x"}, "text"):
@@ -202,8 +202,8 @@ def test_content_in_parts():
         assert caught.value.reason == "content that is not text"
 
 
-def test_messages_as_lists_of_roles_and_contents():
-    """What older versions of datasets give for a sequence of structs."""
+def test_messages_may_be_lists_of_roles_and_contents():
+    """Older versions of `datasets` return this for a sequence of structs."""
     assert as_prompt({"role": ["user"], "content": ["Q"]}, "p", "t:1") == [user("Q")]
 
 
@@ -219,7 +219,7 @@ CALL = [{"type": "function", "function": {"name": "w", "arguments": "{}"}}]
         [assistant("Wait"), {"role": "tool", "content": "22", "name": "w"}],
     ],
 )
-def test_rows_with_tool_calls_are_left_out_and_counted(tmp_path, middle):
+def test_rows_with_tool_calls_are_dropped_and_counted(tmp_path, middle):
     plain = {name: [user("Q"), assistant(name)] for name in ("chosen", "rejected")}
     tools = {name: [user("Q"), *middle, assistant(name)] for name in ("chosen", "rejected")}
     dropped = Dropped()
@@ -234,24 +234,24 @@ def test_rows_with_tool_calls_are_left_out_and_counted(tmp_path, middle):
     assert dropped.rows_out == {"tool calls or turns": 1}
 
 
-def test_no_tool_calls_are_no_loss(tmp_path):
+def test_rows_with_empty_tool_calls_are_kept(tmp_path):
     chosen = [user("Q"), {"role": "assistant", "content": "x", "tool_calls": None, "function_call": {}}]
     assert len(rankings(tmp_path, [{"chosen": chosen, "rejected": [user("Q"), assistant("y")]}])) == 1
 
 
-def test_conversations_that_end_with_the_user_are_left_out_and_counted(tmp_path):
-    whole = {name: [user("Q"), assistant(name)] for name in ("chosen", "rejected")}
-    open_ = {name: [*turns, user("thanks")] for name, turns in whole.items()}
+def test_conversations_that_end_with_the_user_are_dropped_and_counted(tmp_path):
+    complete = {name: [user("Q"), assistant(name)] for name in ("chosen", "rejected")}
+    open_ = {name: [*turns, user("thanks")] for name, turns in complete.items()}
     dropped = Dropped()
-    assert len(rankings(tmp_path, [whole, open_, whole | {"chosen": open_["chosen"]}], dropped=dropped)) == 1
+    assert len(rankings(tmp_path, [complete, open_, complete | {"chosen": open_["chosen"]}], dropped=dropped)) == 1
     assert dropped.rows_out == {"the conversation ends with the user's turn": 2}
     dropped = Dropped()
-    rows = [{"messages": turns["chosen"]} for turns in (whole, open_)]
+    rows = [{"messages": turns["chosen"]} for turns in (complete, open_)]
     assert len(demonstrations(tmp_path, rows, dropped)) == 1
     assert dropped.rows_out == {"the conversation ends with the user's turn": 1}
 
 
-def test_prompts_that_end_with_the_assistant_are_left_out_and_counted(tmp_path):
+def test_prompts_that_end_with_the_assistant_are_dropped_and_counted(tmp_path):
     dropped = Dropped()
     rows = [{"prompt": [user("Q")], "completion": "x"}, {"prompt": MESSAGES, "completion": "x"}]
     assert len(demonstrations(tmp_path, rows, dropped)) == 1
@@ -277,14 +277,14 @@ def test_an_empty_user_turn_is_an_empty_prompt(tmp_path, prompt):
 
 
 @pytest.mark.parametrize("role", [None, 3, ["user"], "developer"])
-def test_roles_that_are_not_known_are_refused(role):
+def test_unknown_roles_are_refused(role):
     with pytest.raises(DataError, match="which is not a message") as caught:
         as_prompt([{"role": role, "content": "x"}], "p", "t:1")
     assert "system, user, assistant" in caught.value.hint
 
 
 @pytest.mark.parametrize("cell", [4, 4.5, True])
-def test_numbers_are_refused_with_a_way_forward(tmp_path, cell):
+def test_numbers_are_refused_with_a_hint(tmp_path, cell):
     with pytest.raises(DataError, match=r"column 'chosen' must be text .*, got") as caught:
         rankings(tmp_path, [{"prompt": "Q", "chosen": cell, "rejected": 5}])
     assert 'in quotes ("4")' in caught.value.hint
@@ -355,19 +355,19 @@ def test_messages_and_a_completion_that_differ_are_refused(tmp_path):
     assert named == [([Q], "bad")]
 
 
-def test_one_answer_with_the_conversation_and_one_without(tmp_path):
+def test_only_some_answers_may_repeat_the_conversation(tmp_path):
     [ranking] = rankings(tmp_path, [{"prompt": "Q", "chosen": [Q, assistant("x")], "rejected": "y"}])
     assert (ranking.prompt, ranking.completions) == ([Q], ["x", "y"])
     with pytest.raises(DataError, match="differ before the last answer"):
         rankings(tmp_path, [{"chosen": [Q, assistant("x")], "rejected": "y"}])
 
 
-def test_a_table_without_prompts_says_which_column_is_missing(tmp_path):
+def test_a_table_without_prompts_names_the_missing_column(tmp_path):
     with pytest.raises(DataError, match="no column 'prompt'"):
         rankings(tmp_path, [{"chosen": "x", "rejected": "y"}])
 
 
-def test_native_prompts_are_checked_as_others_are(tmp_path):
+def test_native_prompts_are_checked(tmp_path):
     row = {"completions": ["x", "y"], "ranks": [1, 2], "annotator": "a", "human": True}
     good = row | {"prompt": [Q]}
     rows = [good, row | {"prompt": []}, row | {"prompt": [Q, A]}, row | {"prompt": [user("")]}]
@@ -376,7 +376,7 @@ def test_native_prompts_are_checked_as_others_are(tmp_path):
     assert rows_by_reason(dropped) == {"empty prompt": [2, 4], "the prompt ends with the assistant's turn": [3]}
 
 
-def test_a_corpus_splits_transcripts_as_every_other_table_does(tmp_path):
+def test_a_corpus_splits_transcripts_like_other_tables(tmp_path):
     write_jsonl(
         tmp_path / "c.jsonl", [{"prompt": f"Human: Q{i}\n\nAssistant:", "completion": " x"} for i in range(40)]
     )

@@ -21,12 +21,12 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
-def test_columns_by_name(tmp_path):
+def test_columns_are_mapped_by_name(tmp_path):
     config = table(tmp_path, [{"mr": "name[X]", "ref": "X is a pub."}], prompt="mr", completion="ref")
     assert list(read_demonstrations(config, 0.0, Dropped())) == [Demonstration(user("name[X]"), "X is a pub.")]
 
 
-def test_conversations(tmp_path):
+def test_conversations_are_read(tmp_path):
     conversation = [*user("hi"), {"role": "assistant", "content": "hello"}]
     for row in ({"messages": conversation}, {"prompt": user("hi"), "completion": conversation[1:]}):
         config = table(tmp_path, [row])
@@ -35,7 +35,7 @@ def test_conversations(tmp_path):
     assert list(read_demonstrations(config, 0.0, Dropped())) == [Demonstration(user("hi"), "hello")]
 
 
-def test_empty_cells_are_dropped_and_named(tmp_path):
+def test_rows_with_empty_cells_are_dropped_with_a_reason(tmp_path):
     rows = [
         {"prompt": "a", "completion": "x"},
         {"prompt": "", "completion": "x"},
@@ -48,20 +48,20 @@ def test_empty_cells_are_dropped_and_named(tmp_path):
     assert dropped.counts == {"empty prompt": 1, "empty completion": 2}
 
 
-def test_split_is_that_of_the_prompt(tmp_path):
+def test_the_split_depends_on_the_prompt(tmp_path):
     rows = [{"prompt": f"prompt {i}", "completion": "x"} for i in range(50)]
     for d in read_demonstrations(table(tmp_path, rows), 0.3, Dropped()):
         assert d.split == split_of_prompt(d.prompt, 0.3)
 
 
-def test_prompts(tmp_path):
+def test_prompts_are_read(tmp_path):
     dropped = Dropped()
     config = table(tmp_path, [{"q": "a"}, {"q": ""}, {"q": user("b")}], prompt="q")
     assert list(read_prompts(config, 0.0, dropped)) == [Prompt(user("a")), Prompt(user("b"))]
     assert rows_by_reason(dropped) == {"empty prompt": [2]}
 
 
-def test_wrong_columns(tmp_path):
+def test_wrong_columns_are_errors(tmp_path):
     rows = [{"prompt": "a", "answer": "x"}]
     with pytest.raises(DataError, match="no column 'completion'"):
         list(read_demonstrations(table(tmp_path, rows), 0.0, Dropped()))

@@ -1,4 +1,4 @@
-"""Every ranking, demonstration and prompt that is left out is counted once, with its reason."""
+"""Every dropped ranking, demonstration and prompt is counted once, with its reason."""
 
 import random
 
@@ -55,18 +55,18 @@ TABLES = {
 
 
 @pytest.mark.parametrize("format", TABLES)
-def test_rows_kept_and_rows_left_out_are_all_rows(tmp_path, format):
+def test_rankings_and_dropped_rows_add_up_to_all_rows(tmp_path, format):
     make, columns = TABLES[format]
     rng = random.Random(format)
     rows = [make(GOOD | rng.choice([{}, {}, *SPOILED])) for _ in range(200)]
     rankings, dropped = read(tmp_path, rows, format, **columns)
     assert len(rankings) + dropped.rows_out.total() == dropped.read == 200
     assert dropped.rows_out.total() > 50
-    kept = sum(len(ranking.completions) for ranking in rankings)
-    assert kept + dropped.completions_out.total() == 3 * len(rankings)
+    read_completions = sum(len(ranking.completions) for ranking in rankings)
+    assert read_completions + dropped.completions_out.total() == 3 * len(rankings)
 
 
-def test_null_lists_are_empty(tmp_path):
+def test_null_lists_count_as_empty(tmp_path):
     rows = [
         {"prompt": "Q", "completions": ["x", "y"], "ratings": [1, 2]},
         {"prompt": "Q", "completions": None, "ratings": None},
@@ -89,7 +89,7 @@ def test_null_lists_are_empty(tmp_path):
     assert dropped.rows_out == {"fewer than 2 completions left": 1}
 
 
-def test_lists_spelled_in_text_cells(tmp_path):
+def test_lists_written_in_text_cells_are_read(tmp_path):
     (tmp_path / "t.csv").write_text(
         'prompt,completions,ratings\nQ,"[""x"", ""y""]","[1, 2]"\nQ,"[\'x\', \'y\']","[2, 1]"\nQ,,\n'
     )
@@ -99,7 +99,7 @@ def test_lists_spelled_in_text_cells(tmp_path):
     assert dropped.rows_out == {"fewer than 2 completions left": 1}
 
 
-def test_rows_of_a_long_table_without_a_group(tmp_path):
+def test_long_rows_without_a_group_are_dropped(tmp_path):
     rows = [
         {"prompt": "Q", "completion": x, "rating": i, "g": g}
         for g in (1, None, float("nan"), 2)
@@ -117,7 +117,7 @@ def node(text, role, *replies, **more):
     return {"text": text, "role": role, "replies": list(replies), **more}
 
 
-def test_deleted_messages_take_what_follows_them_along(tmp_path):
+def test_replies_to_deleted_messages_are_dropped(tmp_path):
     ranked = [node("r1", "assistant", rank=0), node("r2", "assistant", rank=1)]
     trees = [
         node(
@@ -135,15 +135,15 @@ def test_deleted_messages_take_what_follows_them_along(tmp_path):
     assert rows_by_reason(dropped) == {"deleted message": [1, 1, 2]}
     write_jsonl(tmp_path / "d.jsonl", [{"prompt": tree} for tree in trees])
     dropped = Dropped()
-    made = list(read_demonstrations(TableConfig(path=str(tmp_path / "d.jsonl")), 0.1, dropped))
-    assert [d.completion for d in made] == ["x", "r1"]
+    best_replies = list(read_demonstrations(TableConfig(path=str(tmp_path / "d.jsonl")), 0.1, dropped))
+    assert [d.completion for d in best_replies] == ["x", "r1"]
     assert dropped.rows_out == {"deleted message": 1}
 
 
 # ratings and ranks
 
 
-def test_ratings_and_ranks_that_agree(tmp_path):
+def test_ratings_and_ranks_that_agree_are_read(tmp_path):
     rows = [{"prompt": "Q", "completions": ["x", "y"], "ratings": [1, 5], "ranks": [2, 1]}]
     [ranking], _ = read(tmp_path, rows, "scored")
     assert (ranking.ranks, ranking.ratings) == ([2, 1], [1.0, 5.0])
@@ -174,7 +174,7 @@ def test_ratings_and_ranks_that_contradict_each_other_are_refused(tmp_path, rank
         assert ranking.ranks == [2, 1]
 
 
-def test_a_column_called_rank_that_holds_no_numbers_ranks_nothing(tmp_path):
+def test_a_rank_column_without_numbers_is_ignored(tmp_path):
     long = [{"prompt": "Q", "completion": x, "rating": i, "rank": "n/a"} for i, x in enumerate("xy")]
     lists = [{"prompt": "Q", "completions": ["x", "y"], "ratings": [0, 1], "ranks": "see ratings"}]
     for format, rows in (("long", long), ("scored", lists)):
@@ -196,14 +196,14 @@ def test_rows_of_one_ranking_with_different_orders_are_refused(tmp_path):
         read(tmp_path, rows, "long")
 
 
-def test_ranks_of_our_own_schema_count_and_contradicting_ratings_are_said(tmp_path):
+def test_native_ranks_take_precedence_over_ratings_with_a_warning(tmp_path):
     row = {"prompt": [user("Q")], "completions": ["x", "y"], "annotator": "a", "human": True, "ranks": [1, 2]}
     write_jsonl(
         tmp_path / "t.jsonl", [row | {"ratings": ratings} for ratings in ([5.0, 1.0], [1.0, 5.0], [2.0, 2.0])]
     )
-    said = []
+    lines = []
     config = RankingTableConfig(path=str(tmp_path / "t.jsonl"), format="native")
-    assert [r.ranks for r in read_rankings(config, Dropped(), said.append)] == [[1, 2]] * 3
-    assert [line for line in said if "ratings" in line] == [
+    assert [r.ranks for r in read_rankings(config, Dropped(), lines.append)] == [[1, 2]] * 3
+    assert [line for line in lines if "ratings" in line] == [
         f"{tmp_path / 't.jsonl'}: ratings contradict the ranks in 1 rankings; the ranks count"
     ]

@@ -16,11 +16,11 @@ KEY = b"k" * 64
 
 
 def rankings(count=40, human=True):
-    """Every field in use, of some rankings: ties, empty answers, ratings, models, metadata, both splits."""
-    made = []
+    """Rankings that use every field: ties, empty answers, ratings, models, metadata, both splits."""
+    rows = []
     for i in range(count):
         prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"question {i // 2} ü\n"}]
-        made.append(
+        rows.append(
             Ranking(
                 prompt=prompt,
                 completions=[f"x {i // 2}", "", "longer answer"],
@@ -33,20 +33,20 @@ def rankings(count=40, human=True):
                 metadata={"seconds": 1.5, "shown": [2, 0, 1], "labels": {"a": ["b"]}} if i % 4 else {},
             )
         )
-    return made
+    return rows
 
 
-def source(tmp_path, made, name="rankings.jsonl"):
-    write_jsonl(tmp_path / name, made)
+def source(tmp_path, originals, name="rankings.jsonl"):
+    write_jsonl(tmp_path / name, originals)
     return tmp_path / name
 
 
-def hidden(made):
-    return [Ranking(**{**vars(r), "annotator": pseudonym(r.annotator, KEY)}) for r in made]
+def pseudonymised(originals):
+    return [Ranking(**{**vars(r), "annotator": pseudonym(r.annotator, KEY)}) for r in originals]
 
 
-def by_split(made):
-    return {split: [r for r in made if r.split == split] for split in ("train", "eval")}
+def by_split(originals):
+    return {split: [r for r in originals if r.split == split] for split in ("train", "eval")}
 
 
 def load(folder):
@@ -54,45 +54,45 @@ def load(folder):
     return list(read_rankings(config, Dropped()))
 
 
-def test_our_reader_gets_back_what_went_in(tmp_path, monkeypatch):
+def test_our_reader_reads_the_export_unchanged(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "BATCH", 4)
     monkeypatch.setattr(export, "SHARD", 8)
-    made = rankings()
-    out = export_rankings([source(tmp_path, made)], tmp_path / "out", name="Test", key=KEY)
+    originals = rankings()
+    out = export_rankings([source(tmp_path, originals)], tmp_path / "out", name="Test", key=KEY)
     assert out.splits == {"train": 32, "eval": 8}
     assert out.files == [
         "README.md",
         "data/eval-00000-of-00001.parquet",
         *(f"data/train-{i:05d}-of-00004.parquet" for i in range(4)),
     ]
-    assert by_split(load(tmp_path / "out")) == by_split(hidden(made))
+    assert by_split(load(tmp_path / "out")) == by_split(pseudonymised(originals))
     [*shards] = sorted((tmp_path / "out" / "data").glob("train-*"))
-    assert load(shards[0]) == by_split(hidden(made))["train"][:8]
+    assert load(shards[0]) == by_split(pseudonymised(originals))["train"][:8]
 
 
-def test_datasets_gets_back_what_went_in(tmp_path, monkeypatch):
+def test_the_datasets_library_reads_the_export_unchanged(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made = rankings()
-    export_rankings([source(tmp_path, made)], tmp_path / "out", name="Test", key=KEY)
+    originals = rankings()
+    export_rankings([source(tmp_path, originals)], tmp_path / "out", name="Test", key=KEY)
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {split: len(table) for split, table in loaded.items()} == {"train": 32, "eval": 8}
     for split, table in loaded.items():
         rows = write_jsonl(tmp_path / f"{split}.jsonl", table)
         assert rows == len(table)
-        assert load(tmp_path / f"{split}.jsonl") == by_split(hidden(made))[split]
+        assert load(tmp_path / f"{split}.jsonl") == by_split(pseudonymised(originals))[split]
     features = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])["dataset_info"][
         "features"
     ]
     assert loaded["train"].features == datasets.Features._from_yaml_list(features)
 
 
-def test_names_do_not_leave(tmp_path):
-    made = rankings()
-    export_rankings([source(tmp_path, made)], tmp_path / "out", name="Test", key=KEY)
-    found = Counter(r.annotator for r in load(tmp_path / "out"))
-    assert sorted(found.values()) == sorted(Counter(r.annotator for r in made).values())
+def test_annotator_names_are_not_exported(tmp_path):
+    originals = rankings()
+    export_rankings([source(tmp_path, originals)], tmp_path / "out", name="Test", key=KEY)
+    annotators = Counter(r.annotator for r in load(tmp_path / "out"))
+    assert sorted(annotators.values()) == sorted(Counter(r.annotator for r in originals).values())
     for path in (tmp_path / "out").rglob("*.*"):
         assert b"example.org" not in path.read_bytes()
         assert KEY not in path.read_bytes()
@@ -100,7 +100,7 @@ def test_names_do_not_leave(tmp_path):
     assert pseudonym("unknown", KEY) == "unknown"
 
 
-def test_the_key_is_made_once_and_is_nobody_elses(tmp_path):
+def test_the_key_is_created_once_and_private(tmp_path):
     key = key_file(tmp_path / "run" / "annotators.key")
     assert key_file(tmp_path / "run" / "annotators.key") == key != key_file(tmp_path / "other.key")
     assert stat.S_IMODE((tmp_path / "run" / "annotators.key").stat().st_mode) == 0o600
@@ -109,7 +109,7 @@ def test_the_key_is_made_once_and_is_nobody_elses(tmp_path):
         key_file(tmp_path / "other.key")
 
 
-def test_the_card_says_whose_and_how_far_they_agree(tmp_path):
+def test_the_card_states_the_annotators_and_their_agreement(tmp_path):
     human, simulated = rankings(), rankings(human=False)
     files = [source(tmp_path, human), source(tmp_path, simulated, "simulated.jsonl")]
     export_rankings(files[:1], tmp_path / "a", name="Test", key=KEY, license="cc-by-4.0")
@@ -134,19 +134,19 @@ def test_the_card_says_whose_and_how_far_they_agree(tmp_path):
     assert {r.annotator for r in load(tmp_path / "c")} == {r.annotator for r in simulated}
 
 
-def test_the_card_has_the_terms_of_another_licence(tmp_path):
+def test_the_card_links_another_licence(tmp_path):
     files = [source(tmp_path, rankings())]
     link = "https://example.org/mine"
     export_rankings(
         files, tmp_path / "a", name="Test", key=KEY, license="other", license_name="mine", license_link=link
     )
     text = (tmp_path / "a" / "README.md").read_text()
-    found = yaml.safe_load(text.split("---")[1])
-    assert [found[key] for key in ("license", "license_name", "license_link")] == ["other", "mine", link]
+    header = yaml.safe_load(text.split("---")[1])
+    assert [header[key] for key in ("license", "license_name", "license_link")] == ["other", "mine", link]
     assert f"License: [mine]({link})." in text
 
 
-def test_an_export_is_replaced_when_the_new_one_is_whole_and_nothing_else_is(tmp_path):
+def test_only_a_complete_new_export_replaces_an_old_one(tmp_path):
     path = source(tmp_path, rankings())
     export_rankings([path], tmp_path / "out", name="Old", key=KEY)
     simulated = source(tmp_path, rankings(human=False), "s.jsonl")

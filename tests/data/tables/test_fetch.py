@@ -55,44 +55,44 @@ def files():
     return [path for path in cache_dir().rglob("*") if path.is_file()]
 
 
-def test_fetched_once_and_kept(server):
-    said = []
-    path = fetch(url(server), said.append)
+def test_a_file_is_fetched_once(server):
+    messages = []
+    path = fetch(url(server), messages.append)
     assert path.read_bytes() == CONTENT
     assert path.name == "t.csv"
-    assert fetch(url(server), said.append) == path
+    assert fetch(url(server), messages.append) == path
     assert server.requests == 1
-    assert len(said) == 1
-    assert "t.csv" in said[0]
+    assert len(messages) == 1
+    assert "t.csv" in messages[0]
     assert files() == [path]
 
 
-def test_rows_come_from_the_cache(server):
+def test_tables_are_read_from_the_cache(server):
     assert list(read_table(TableConfig(path=url(server)))) == [{"a": "1", "b": "2"}]
 
 
-def test_another_content_is_refused_and_leaves_nothing(server):
+def test_a_wrong_hash_is_refused_and_leaves_no_file(server):
     with pytest.raises(DataError, match="not the one expected") as caught:
         fetch(url(server, sha256="0" * 64))
     assert HASH in str(caught.value)
     assert files() == []
 
 
-def test_damaged_copy_is_fetched_again(server):
+def test_a_damaged_copy_is_fetched_again(server):
     path = fetch(url(server))
     path.write_bytes(b"damaged")
     assert fetch(url(server)).read_bytes() == CONTENT
     assert server.requests == 2
 
 
-def test_interrupted_transfer_leaves_nothing(server):
+def test_an_interrupted_transfer_leaves_no_file(server):
     server.declared = len(CONTENT) + 5
     with pytest.raises(DataError, match="cannot be fetched"):
         fetch(url(server))
     assert files() == []
 
 
-def test_http_error_names_the_url(server):
+def test_an_http_error_names_the_url(server):
     server.status = 404
     with pytest.raises(DataError, match="404") as caught:
         fetch(url(server))
@@ -100,7 +100,7 @@ def test_http_error_names_the_url(server):
     assert files() == []
 
 
-def test_no_network(server):
+def test_a_missing_network_is_an_error_with_a_hint(server):
     address = url(server)
     server.shutdown()
     server.server_close()
@@ -109,7 +109,7 @@ def test_no_network(server):
     assert "t.csv" in caught.value.hint
 
 
-def test_unwritable_cache(server, tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_an_error(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match="cannot be fetched"):
@@ -123,7 +123,7 @@ def test_plain_http_needs_a_hash(server):
 
 
 @pytest.mark.parametrize("fragment", ["sha256=abc", "md5=" + "0" * 64, "row"])
-def test_malformed_hash(fragment):
+def test_a_malformed_hash_is_refused(fragment):
     with pytest.raises(DataError, match="is not a hash"):
         fetch(f"https://example.org/t.csv#{fragment}")
 

@@ -1,4 +1,4 @@
-"""Files and folders as other programs write them: CSV dialects, encodings, folders of tables, saved data sets."""
+"""Files and folders written by other programs: CSV dialects, encodings, folders of tables, saved data sets."""
 
 import codecs
 import csv
@@ -54,7 +54,7 @@ def test_every_dialect_gives_the_same_rows(tmp_path, suffix, separator, end, enc
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16-le", "utf-16-be"])
-def test_json_in_other_encodings(tmp_path, encoding):
+def test_json_is_read_in_other_encodings(tmp_path, encoding):
     bom = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}.get(encoding, b"")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in ROWS)
     (tmp_path / "t.jsonl").write_bytes(bom + lines.encode(encoding))
@@ -62,7 +62,7 @@ def test_json_in_other_encodings(tmp_path, encoding):
     assert read(tmp_path / "t.jsonl") == read(tmp_path / "t.json") == ROWS
 
 
-def test_rows_are_placed_in_every_dialect(tmp_path):
+def test_rows_have_line_numbers_in_every_dialect(tmp_path):
     path = tmp_path / "t.csv"
     for end in ("\r", "\r\n"):
         path.write_bytes(end.join(["sep=;", "a;b", "1;2", "3"]).encode())
@@ -82,7 +82,7 @@ def test_a_stray_line_end_in_a_cell_is_refused(tmp_path):
     fails(tmp_path / "t.csv", "malformed", "t.csv:2")
 
 
-def test_long_cells(tmp_path, monkeypatch):
+def test_long_cells_are_read_up_to_a_limit(tmp_path, monkeypatch):
     row = {"a": "x" * 300_000, "b": "y"}
     (tmp_path / "t.csv").write_text(csv_text(rows=[row]))
     assert read(tmp_path / "t.csv") == [row]
@@ -91,7 +91,7 @@ def test_long_cells(tmp_path, monkeypatch):
     assert error.where.endswith("t.csv:2")
 
 
-def test_bytes_that_are_not_utf_16(tmp_path):
+def test_invalid_utf_16_is_refused(tmp_path):
     (tmp_path / "t.csv").write_bytes(codecs.BOM_UTF16_LE + "a,b\n1,".encode("utf-16-le") + b"\x00\xd8\x00")
     fails(tmp_path / "t.csv", "is not UTF-16", "save the file with the encoding UTF-8")
 
@@ -110,7 +110,7 @@ def write_kind(path, suffix, rows):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"])
-def test_folders_of_tables(tmp_path, suffix):
+def test_folders_of_tables_are_read(tmp_path, suffix):
     (tmp_path / "part").mkdir()
     (tmp_path / ".cache").mkdir()
     (tmp_path / "README.md").write_text("# Rows\n")
@@ -122,7 +122,7 @@ def test_folders_of_tables(tmp_path, suffix):
     assert f"b{suffix}" in rows[3].where
 
 
-def test_folders_that_cannot_be_read(tmp_path):
+def test_folders_without_a_single_format_are_refused(tmp_path):
     fails(tmp_path, "there is no file with rows in the folder", "save_to_disk")
     write_kind(tmp_path / "a.csv", ".csv", ROWS)
     write_kind(tmp_path / "dataset_infos.json", ".json", ROWS)
@@ -131,7 +131,7 @@ def test_folders_that_cannot_be_read(tmp_path):
     fails(tmp_path, "tables of several formats: .csv, .jsonl")
 
 
-def test_folders_that_save_to_disk_wrote(tmp_path):
+def test_folders_written_by_save_to_disk_are_read(tmp_path):
     import datasets
 
     rows = [{"prompt": f"Q{i}", "chosen": [{"role": "assistant", "content": "x"}]} for i in range(5)]

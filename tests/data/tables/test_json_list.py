@@ -29,7 +29,7 @@ def value(rng, depth=0):
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 10**6])
 @pytest.mark.parametrize("indent", [None, 2])
-def test_as_the_standard_parser(size, indent):
+def test_values_match_the_standard_parser(size, indent):
     rng = random.Random(size)
     for _ in range(20):
         values = [value(rng) for _ in range(rng.randrange(12))]
@@ -37,7 +37,7 @@ def test_as_the_standard_parser(size, indent):
         assert list(ListReader(pieces(text, size))) == values
 
 
-def test_values_come_before_the_rest_is_read():
+def test_values_are_streamed():
     read = 0
 
     def endless():
@@ -68,7 +68,7 @@ def test_values_come_before_the_rest_is_read():
     ],
 )
 @pytest.mark.parametrize("size", [1, 100_000])
-def test_malformed(text, message, line, size):
+def test_malformed_lists_are_refused_with_the_line(text, message, line, size):
     if size == 1 and len(text) > 1000:
         pytest.skip("one character at a time takes long")
     with pytest.raises(NotAList, match=message) as caught:

@@ -1,4 +1,4 @@
-"""Labels of two answers: what is documented is read, everything else is refused or named by the recipe."""
+"""Preference labels: documented values are read; others are refused unless the recipe's `labels` define them."""
 
 import json
 import random
@@ -18,7 +18,7 @@ COLUMNS = {"prompt": "input", "completions": ["output_1", "output_2"], "preferen
 
 
 def read(tmp_path, values, labels=None, format="wide", dropped=None, **columns):
-    """The ranks of a table with these labels, as LLMBar's: input, output_1, output_2, label."""
+    """The ranks of a table with these labels and LLMBar's columns: input, output_1, output_2, label."""
     rows = [{"input": f"Q{i}", "output_1": "x", "output_2": "y", "label": v} for i, v in enumerate(values)]
     if format == "choice":
         rows = [{"prompt": r["input"], "completions": ["x", "y"], "choice": r["label"]} for r in rows]
@@ -41,7 +41,7 @@ FIRST, SECOND, TIE = [1, 2], [2, 1], [1, 1]
         ([-3, 0, 2, "-1", "1.5"], [FIRST, TIE, SECOND, FIRST, SECOND]),
     ],
 )
-def test_documented_values(tmp_path, values, ranks):
+def test_documented_labels_are_read(tmp_path, values, ranks):
     assert read(tmp_path, values) == ranks
 
 
@@ -52,13 +52,13 @@ def test_documented_values(tmp_path, values, ranks):
         ["1", "2", "1", "1", "2", "2"],
         [0, 1, 1, 0, 1, 0],  # SHP: 1 where the first is better
         [1, 0, 0, 0, 0, 0],
-        [0.7, 0.2, 0.9, 0.5, 0.1],  # a chance
+        [0.7, 0.2, 0.9, 0.5, 0.1],  # a probability
         [1, 2, 3, 4, 5, 3],  # a Likert scale
         [-1, -2, -1, -1, -3],
         [[1, 2, 1], [0, 1, 2]],  # qa_feedback: a number for each pair of four answers
     ],
 )
-def test_numbers_of_one_sign_are_refused_with_the_row(tmp_path, values):
+def test_numbers_of_a_single_sign_are_refused_with_the_row(tmp_path, values):
     with pytest.raises(
         DataError, match=r"as signed strengths they never prefer the (first|second) answer"
     ) as caught:
@@ -75,7 +75,7 @@ def test_other_values_are_refused_with_the_row(tmp_path, value):
     assert "labels:" in caught.value.hint
 
 
-def test_labels_say_what_values_mean(tmp_path):
+def test_labels_define_the_meaning_of_values(tmp_path):
     llmbar = {"1": "first", "2": "second"}
     assert read(tmp_path, [1, 2, 1, 1, 1, 1], llmbar) == [FIRST, SECOND, *[FIRST] * 4]
     assert read(tmp_path, ["1", 2.0, " 1 "], llmbar) == [FIRST, SECOND, FIRST]
@@ -90,27 +90,27 @@ def test_labels_say_what_values_mean(tmp_path):
     assert caught.value.where.endswith("t.jsonl:3")
 
 
-def test_a_label_is_no_rating(tmp_path):
+def test_a_label_is_not_a_rating(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"input": "Q", "output_1": "x", "output_2": "y", "label": "B"}) + "\n")
     [ranking] = read_rankings(RankingTableConfig(path=str(path), format="wide", columns=COLUMNS), Dropped())
     assert ranking.ratings is None
 
 
-def test_a_choice_that_counts_from_one_is_refused(tmp_path):
+def test_a_choice_counted_from_one_is_refused(tmp_path):
     with pytest.raises(DataError, match="the choice is 2, and there are 2 completions") as caught:
         read(tmp_path, [1, 2], format="choice")
     assert "counted from 0" in caught.value.hint
 
 
-def test_a_choice_by_letter_is_refused_with_a_way_forward(tmp_path):
+def test_a_choice_by_letter_is_refused_with_a_hint(tmp_path):
     with pytest.raises(DataError, match="must be a number, got 'A'") as caught:
         read(tmp_path, ["A"], format="choice")
     assert "labels: {1: first" in caught.value.hint
 
 
-def test_a_value_for_each_pair_of_many_answers_is_not_one_per_annotator(tmp_path):
-    """As qa_feedback has it: four predictions, six preferences."""
+def test_a_value_per_pair_is_not_read_as_a_value_per_annotator(tmp_path):
+    """As in qa_feedback: four predictions, six preferences."""
     row = {"question": "Q", **{f"prediction {i}": f"p{i}" for i in range(1, 5)}}
     path = tmp_path / "t.jsonl"
     columns = {"prompt": "question", "completions": ["prediction 1", "prediction 2"], "preference": "preference"}
@@ -126,7 +126,7 @@ def test_a_value_for_each_pair_of_many_answers_is_not_one_per_annotator(tmp_path
 @pytest.mark.parametrize(
     ("value", "key"), [(1, "1"), (1.0, "1"), ("1", "1"), (" A ", "a"), (True, "true"), (0.5, "0.5")]
 )
-def test_keys(value, key):
+def test_label_keys_are_normalised(value, key):
     assert key_of(value) == key
 
 
@@ -148,7 +148,7 @@ def test_labels_in_a_recipe(tmp_path):
         load_recipe(path)
 
 
-# How often the first wins
+# The share of pairs whose first answer wins
 
 
 def ranking(ranks):
@@ -163,7 +163,7 @@ def counted(rows, format="wide"):
     return wins
 
 
-def test_the_share_is_of_strict_pairs():
+def test_the_share_counts_strict_pairs():
     wins = counted([FIRST, SECOND, FIRST, TIE, [1, 2, 3]])
     assert wins.metrics() == {"first_wins": pytest.approx(2 / 3)}
     assert [*wins.lines()] == ["data.rankings: the first of two answers is better in 66.7 % of 3"]
@@ -172,7 +172,7 @@ def test_the_share_is_of_strict_pairs():
 
 
 @pytest.mark.parametrize("ranks", [FIRST, SECOND])
-def test_nearly_always_is_a_warning(ranks):
+def test_a_nearly_constant_winner_is_a_warning(ranks):
     [line] = counted([ranks] * 20).lines()
     assert "WARNING" in line
     [line] = counted([ranks] * 19).lines()

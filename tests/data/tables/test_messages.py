@@ -8,16 +8,16 @@ ASSISTANT = {"role": "assistant", "content": "hello"}
 SYSTEM = {"role": "system", "content": "be kind"}
 
 
-def test_text_is_one_user_turn():
+def test_text_is_a_single_user_turn():
     assert as_prompt("hi", "prompt", "t:1") == [USER]
 
 
 @pytest.mark.parametrize("empty", [None, "", "  ", [], [{"role": "user", "content": ""}]])
-def test_empty_prompts(empty):
+def test_empty_prompts_have_no_messages(empty):
     assert as_prompt(empty, "prompt", "t:1") == []
 
 
-def test_conversations_keep_their_turns_and_lose_other_keys():
+def test_conversations_keep_only_roles_and_contents():
     assert as_prompt([SYSTEM, {**USER, "id": 3}], "prompt", "t:1") == [SYSTEM, USER]
     assert as_messages([{"role": "prompter", "content": "hi"}], "prompt", "t:1") == [USER]
 
@@ -34,13 +34,13 @@ def test_conversations_keep_their_turns_and_lose_other_keys():
         (3, "must be text or a list of messages"),
     ],
 )
-def test_malformed_prompts(value, message):
+def test_malformed_prompts_are_refused(value, message):
     with pytest.raises(DataError, match=message) as caught:
         as_prompt(value, "column 'prompt'", "t:1")
     assert caught.value.where == "t:1"
 
 
-def test_completions():
+def test_completions_are_read():
     assert as_completion("x", "c", "t:1") == ([], "x")
     assert as_completion(None, "c", "t:1") == ([], "")
     assert as_completion([ASSISTANT], "c", "t:1") == ([], "hello")
@@ -49,7 +49,7 @@ def test_completions():
         as_completion([ASSISTANT, USER], "c", "t:1")
 
 
-def test_system_message_goes_first_unless_there_is_one():
+def test_the_system_message_is_added_unless_there_is_one():
     assert with_system([USER], "be kind") == [SYSTEM, USER]
     assert with_system([{"role": "system", "content": "own"}, USER], "be kind")[0]["content"] == "own"
     assert with_system([USER], None) == [USER]

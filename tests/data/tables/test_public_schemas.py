@@ -1,4 +1,4 @@
-"""Rows in the schemas of public data sets, through the formats that docs/rankings/formats.md names for them."""
+"""Rows in the schemas of public data sets are read by the formats that docs/rankings/formats.md names for them."""
 
 import json
 
@@ -91,7 +91,7 @@ def test_ultrafeedback_binarized(tmp_path):
 
 
 def test_helpsteer2_ratings(tmp_path):
-    """nvidia/HelpSteer2: a row a response, five attributes; rows of a prompt are one ranking."""
+    """nvidia/HelpSteer2: one row per response, five attributes; the rows of a prompt form a ranking."""
     rows = [
         {"prompt": "p", "response": text, "helpfulness": h, "correctness": 4, "coherence": 4, "complexity": 2}
         for text, h in (("x", 3), ("y", 4))
@@ -125,7 +125,7 @@ def test_helpsteer2_preferences(tmp_path, strength, ranks, ratings):
 
 
 def test_helpsteer3(tmp_path):
-    """nvidia/HelpSteer3: a conversation, one overall preference, and those of up to three annotators."""
+    """nvidia/HelpSteer3: a conversation, an overall preference, and the preferences of up to three annotators."""
     context = [user("p"), assistant("a"), user("q")]
     rows = [
         {
@@ -199,7 +199,7 @@ def test_malformed_native_rows(tmp_path, change, message):
 
 def hh(*turns, last):
     """A transcript as in Anthropic/hh-rlhf."""
-    return "".join(f"\n\n{who}: {said}" for who, said in turns) + f"\n\nAssistant: {last}"
+    return "".join(f"\n\n{who}: {text}" for who, text in turns) + f"\n\nAssistant: {last}"
 
 
 def test_hh_rlhf(tmp_path):
@@ -227,8 +227,8 @@ def test_hh_rlhf(tmp_path):
 def test_hh_rlhf_as_demonstrations(tmp_path):
     write_jsonl(tmp_path / "t.jsonl", [{"chosen": hh(("Human", "Hi"), last="Hello."), "rejected": "-"}])
     config = TableConfig(path=str(tmp_path / "t.jsonl"), columns={"messages": "chosen"})
-    [made] = read_demonstrations(config, 0.1, Dropped())
-    assert (made.prompt, made.completion) == ([user("Hi")], "Hello.")
+    [demonstration] = read_demonstrations(config, 0.1, Dropped())
+    assert (demonstration.prompt, demonstration.completion) == ([user("Hi")], "Hello.")
 
 
 TLDR = "SUBREDDIT: r/{info[subreddit]}\n\nTITLE: {info[title]}\n\nPOST: {info[post]}\n\nTL;DR:"
@@ -280,8 +280,8 @@ def test_oasst_trees_as_demonstrations(tmp_path):
     replies = [reply("x", 1), reply("y", 0, [follow_up]), reply("z", None)]
     root = {"text": "Hi", "role": "prompter", "replies": replies}
     write_jsonl(tmp_path / "t.jsonl", [{"message_tree_id": "1", "tree_state": "ready_for_export", "prompt": root}])
-    made = list(read_demonstrations(TableConfig(path=str(tmp_path / "t.jsonl")), 0.1, Dropped()))
-    assert [(d.prompt, d.completion) for d in made] == [
+    demonstrations = list(read_demonstrations(TableConfig(path=str(tmp_path / "t.jsonl")), 0.1, Dropped()))
+    assert [(d.prompt, d.completion) for d in demonstrations] == [
         ([user("Hi")], "y"),
         ([user("Hi"), assistant("y"), user("more")], "v"),
     ]

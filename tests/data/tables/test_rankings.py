@@ -57,7 +57,7 @@ def wide_row(*ratings, texts=("x", "y", "z"), **more):
 # wide
 
 
-def test_wide(tmp_path):
+def test_wide_tables_are_read(tmp_path):
     rows = [wide_row(3, 5, 3, who="w1", s="m1", t="m2", u="m3")]
     config = table(tmp_path, "wide", rows, **WIDE, annotator="who", models=["s", "t", "u"])
     [ranking] = read(config)
@@ -73,7 +73,7 @@ def test_wide(tmp_path):
     assert ranking.where.endswith("t.csv:2")
 
 
-def test_wide_ranks_count_up_from_the_best(tmp_path):
+def test_wide_ranks_count_from_the_best(tmp_path):
     columns = {**WIDE, "ranks": WIDE["ratings"]}
     del columns["ratings"]
     [ranking] = read(table(tmp_path, "wide", [wide_row(0, 7, 1.5)], **columns))
@@ -82,13 +82,13 @@ def test_wide_ranks_count_up_from_the_best(tmp_path):
     assert ranking.annotator == ANONYMOUS
 
 
-def test_simulated_rankings_are_not_called_human(tmp_path):
+def test_simulated_rankings_are_not_marked_human(tmp_path):
     config = table(tmp_path, "wide", [wide_row(1, 2, 3)], **WIDE)
     config = RankingTableConfig(path=config.path, format="wide", columns=config.columns, human=False)
     assert not read(config)[0].human
 
 
-def test_empty_cells_leave_out_the_completion_and_then_the_ranking(tmp_path):
+def test_empty_cells_drop_the_completion_and_short_rankings(tmp_path):
     rows = [
         wide_row(1, 2, 3),
         wide_row(1, "", 3),
@@ -109,12 +109,12 @@ def test_empty_cells_leave_out_the_completion_and_then_the_ranking(tmp_path):
 
 
 @pytest.mark.parametrize("rating", ["good", "4/5", "nan", "inf"])
-def test_rating_that_is_no_number_is_placed(tmp_path, rating):
+def test_a_rating_that_is_not_a_number_is_refused_with_the_row(tmp_path, rating):
     config = table(tmp_path, "wide", [wide_row(1, 2, 3), wide_row(1, rating, 3)], **WIDE)
     assert fails(config, "'rb'", rating).where.endswith("t.csv:3")
 
 
-def test_wide_with_one_completion_column(tmp_path):
+def test_wide_needs_two_completion_columns(tmp_path):
     config = table(tmp_path, "wide", [wide_row(1, 2, 3)], prompt="q", completions=["a"], ratings=["ra"])
     fails(config, "at least 2 completions", error=RecipeError)
 
@@ -132,20 +132,20 @@ def test_wide_with_one_completion_column(tmp_path):
         ({"prompt": "q"}, "the format wide needs completions"),
     ],
 )
-def test_columns_that_do_not_fit_the_format(tmp_path, columns, message):
+def test_columns_that_do_not_fit_the_format_are_refused(tmp_path, columns, message):
     fails(table(tmp_path, "wide", [wide_row(1, 2, 3)], **columns), message, error=RecipeError)
 
 
-def test_missing_column(tmp_path):
+def test_a_missing_column_is_an_error(tmp_path):
     config = table(tmp_path, "wide", [wide_row(1, 2, 3)], **(WIDE | {"completions": ["a", "b", "cc"]}))
     fails(config, "no column 'cc'", "nearest")
 
 
-def test_nothing_left(tmp_path):
+def test_a_table_without_usable_rankings_is_an_error(tmp_path):
     fails(table(tmp_path, "wide", [wide_row("", "", 1)] * 2, **WIDE), "no ranking is left", "4 x missing rating")
 
 
-def test_limit(tmp_path):
+def test_limit_is_respected(tmp_path):
     config = table(tmp_path, "wide", [wide_row(1, 2, 3)] * 5, **WIDE)
     assert len(read(RankingTableConfig(path=config.path, format="wide", columns=WIDE, limit=2))) == 2
 
@@ -184,7 +184,7 @@ def test_long_order_of_rows_does_not_matter(tmp_path):
     assert ranks(rows[::-1]) == expected
 
 
-def test_long_with_a_group_column_and_ranks(tmp_path):
+def test_long_tables_with_a_group_column_and_ranks(tmp_path):
     rows = [
         {"g": g, "prompt": "p", "completion": text, "rank": rank, "model": model}
         for g, text, rank, model in [(1, "x", 1, "m"), (1, "y", 2, "n"), (2, "x", 2, "m"), (2, "y", 1, "")]
@@ -194,17 +194,17 @@ def test_long_with_a_group_column_and_ranks(tmp_path):
     assert (first.models, second.models) == (["m", "n"], ["m", ""])
 
 
-def test_long_group_with_two_prompts(tmp_path):
+def test_a_long_group_with_two_prompts_is_refused(tmp_path):
     rows = [{"g": 1, "prompt": p, "completion": "x", "rating": 1} for p in ("p", "q")]
     fails(table(tmp_path, "long", rows, group="g"), "group '1'", "t.csv:3", "t.csv:2")
 
 
-def test_long_with_single_completions_only(tmp_path):
+def test_long_needs_groups_of_two_completions(tmp_path):
     rows = long_rows(("p", "ann", "x", 1), ("q", "ann", "y", 2))
     fails(table(tmp_path, "long", rows), "at least 2 completions", "every group of this table has 1")
 
 
-def test_long_single_among_others_is_dropped(tmp_path):
+def test_a_long_group_of_a_single_completion_is_dropped(tmp_path):
     dropped = Dropped()
     rows = long_rows(("p", "ann", "x", 1), ("p", "ann", "y", 2), ("q", "ann", "y", 2))
     assert len(read(table(tmp_path, "long", rows), dropped)) == 1
@@ -214,13 +214,13 @@ def test_long_single_among_others_is_dropped(tmp_path):
 # pairs
 
 
-def test_pairs_of_text(tmp_path):
+def test_pairs_of_texts_are_read(tmp_path):
     [ranking] = read(table(tmp_path, "pairs", [{"prompt": "p", "chosen": "x", "rejected": "y"}]))
     assert (ranking.prompt, ranking.completions, ranking.ranks) == ([user("p")], ["x", "y"], [1, 2])
     assert ranking.ratings is None
 
 
-def test_pairs_of_conversations(tmp_path):
+def test_pairs_of_conversations_are_read(tmp_path):
     before = [user("p"), assistant("what?"), user("that")]
     rows = [
         {"chosen": [*before, assistant("x")], "rejected": [*before, assistant("y")]},
@@ -233,14 +233,14 @@ def test_pairs_of_conversations(tmp_path):
         assert (ranking.prompt, ranking.completions) == (before, ["x", "y"])
 
 
-def test_pairs_with_margins(tmp_path):
+def test_margins_of_pairs_are_read(tmp_path):
     rows = [{"prompt": "p", "chosen": "x", "rejected": "y", "margin": m} for m in (2.5, None)]
     first, second = read(table(tmp_path, "pairs", rows))
     assert (first.ratings, second.ratings) == ([2.5, 0.0], None)
     fails(table(tmp_path, "pairs", [rows[0] | {"margin": -1}]), "the margin must be at least 0, got -1")
 
 
-def test_pairs_that_differ_earlier(tmp_path):
+def test_pairs_whose_prompts_differ_are_refused(tmp_path):
     rows = [{"chosen": [user("p"), assistant("x")], "rejected": [user("q"), assistant("y")]}]
     fails(table(tmp_path, "pairs", rows), "differ before the last answer")
 
@@ -259,7 +259,7 @@ def node(text, role, *replies, **more):
     return {"text": text, "role": role, "replies": list(replies), **more}
 
 
-def test_tree(tmp_path):
+def test_trees_are_read(tmp_path):
     tree = node(
         "hi",
         "prompter",
@@ -287,7 +287,7 @@ def test_tree(tmp_path):
     assert rows_by_reason(dropped) == {"missing rating": [1], "deleted message": [1]}
 
 
-def test_deep_tree(tmp_path):
+def test_deep_trees_are_read(tmp_path):
     tree = node("end", "prompter", node("x", "assistant", rank=0), node("y", "assistant", rank=1))
     for i in range(200):
         tree = node(f"q{i}", "prompter", node(f"a{i}", "assistant", tree, rank=0))
@@ -308,14 +308,14 @@ def test_deep_tree(tmp_path):
         ({"role": "prompter"}, "no column 'text'"),
     ],
 )
-def test_malformed_trees(tmp_path, tree, message):
+def test_malformed_trees_are_refused(tmp_path, tree, message):
     assert fails(table(tmp_path, "tree", [{"prompt": tree}]), message).where.endswith("t.jsonl:1")
 
 
 # scored
 
 
-def test_scored_objects(tmp_path):
+def test_scored_objects_are_read(tmp_path):
     answers = [{"text": "x", "score": 1, "by": "m"}, {"text": "y", "score": 4.5, "by": "n"}]
     rows = [{"prompt": "p", "completions": answers, "annotator": "judge"}]
     [ranking] = read(table(tmp_path, "scored", rows, model="by"))
@@ -327,7 +327,7 @@ def test_scored_objects(tmp_path):
     assert (ranking.completions, ranking.ranks, ranking.ratings) == (["x", "y"], [2, 1], None)
 
 
-def test_scored_parallel_lists(tmp_path):
+def test_scored_parallel_lists_are_read(tmp_path):
     rows = [{"prompt": "p", "completions": ["x", "y", "z"], "ratings": [2, 2, None]}]
     dropped = Dropped()
     [ranking] = read(table(tmp_path, "scored", rows), dropped)
@@ -356,7 +356,7 @@ def test_scored_rows_that_are_too_short_are_dropped(tmp_path):
         (["x", {"text": "y", "score": 1}], "must all be objects or all be texts"),
     ],
 )
-def test_malformed_scored_rows(tmp_path, completions, message):
+def test_malformed_scored_rows_are_refused(tmp_path, completions, message):
     rows = [
         {"prompt": "p", "completions": [{"text": "x", "score": 1}, {"text": "y", "score": 2}]},
         {"prompt": "p", "completions": completions},
@@ -386,7 +386,7 @@ def test_every_format_gives_the_same_ranking(tmp_path):
         assert dict(zip(ranking.completions, ranking.ranks, strict=True)) == {"x": 1, "y": 2}, name
 
 
-def test_e2e_quality(shared):
+def test_e2e_quality_ratings_are_read(shared):
     columns = {
         "prompt": "mr",
         "completions": [f"ref{i}" for i in range(1, 6)],
@@ -403,7 +403,7 @@ def test_e2e_quality(shared):
     assert rows_by_reason(dropped) == {}
 
 
-def test_oasst_trees(shared):
+def test_oasst_trees_are_read(shared):
     path = shared / "oasst_sample" / "en_100_tree.jsonl"
     rankings = read(RankingTableConfig(path=str(path), format="tree", columns={"model": "model_name"}))
     sizes = Counter(len(r.completions) for r in rankings)

@@ -1,4 +1,4 @@
-"""A table 200 times as large needs no more memory than the sample and the caches that are held in any case."""
+"""Memory does not grow with the table: a table 200 times larger adds at most the size of the sample and caches."""
 
 import re
 import subprocess
@@ -9,17 +9,17 @@ from repository import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "rankings_memory.py"
 MOST = {"data": 30.0, "rank": 50.0}
-"""MB above what a thousand rankings need."""
+"""Stage -> the most MB above the peak of a thousand rankings."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["wide", "long"])
 def test_peak_memory_does_not_grow_with_the_table(format):
     command = [sys.executable, str(SCRIPT), "--format", format, "--sizes", "1000", "200000"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     peaks = {}
-    for size, stage, megabytes in re.findall(r"([\d,]+) rankings\s+(\w+)\s+([\d.]+) MB", said):
+    for size, stage, megabytes in re.findall(r"([\d,]+) rankings\s+(\w+)\s+([\d.]+) MB", output):
         peaks[stage, int(size.replace(",", ""))] = float(megabytes)
-    assert len(peaks) == 4, said
+    assert len(peaks) == 4, output
     for stage, most in MOST.items():
-        assert peaks[stage, 200_000] - peaks[stage, 1000] < most, said
+        assert peaks[stage, 200_000] - peaks[stage, 1000] < most, output

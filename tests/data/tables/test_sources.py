@@ -20,7 +20,7 @@ def read(path, **options) -> list[Row]:
 
 
 def fails(path, *parts: str, **options) -> DataError:
-    """The one error of reading `path`, whose message holds all `parts`."""
+    """The error of reading `path`, whose message contains all `parts`."""
     with pytest.raises(DataError) as caught:
         read(path, **options)
     for part in parts:
@@ -54,7 +54,7 @@ def test_every_text_format_gives_the_same_rows(tmp_path, name):
     assert read(path) == ROWS
 
 
-def test_parquet(tmp_path):
+def test_parquet_is_read(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
@@ -65,7 +65,7 @@ def test_parquet(tmp_path):
     assert [row.number for row in read_back] == list(range(1, 3001))
 
 
-def test_damaged_parquet(tmp_path):
+def test_damaged_parquet_is_refused(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and nothing of the kind")
     fails(tmp_path / "t.parquet", "not Parquet", "t.parquet")
 
@@ -76,7 +76,7 @@ def test_rows_are_numbered_by_the_line_they_start_on(tmp_path):
     assert rows[1].where == f"{tmp_path / 't.csv'}:4"
 
 
-def test_limit_reads_no_further(tmp_path):
+def test_limit_stops_reading(tmp_path):
     path = write_csv(tmp_path / "t.csv", "a,b\n1,2\n3,4\nbroken\n")
     assert read(path, limit=2) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
     fails(path, "1 fields", ":4")
@@ -87,7 +87,7 @@ def test_rows_are_streamed(tmp_path):
     assert next(read_table(TableConfig(path=str(path)))) == {"a": "1"}
 
 
-def test_byte_order_mark_is_not_part_of_the_header(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_header(tmp_path):
     assert read(write_csv(tmp_path / "t.csv", "\ufeffa,b\n1,2\n")) == [{"a": "1", "b": "2"}]
 
 
@@ -103,12 +103,12 @@ def test_byte_order_mark_is_not_part_of_the_header(tmp_path):
         ("a,a\n1,2\n", 1, "twice: 'a'"),
     ],
 )
-def test_malformed_csv_is_placed(tmp_path, text, line, message):
+def test_malformed_csv_is_refused_with_the_row(tmp_path, text, line, message):
     path = write_csv(tmp_path / "t.csv", text)
     assert fails(path, message).where == f"{path}:{line}"
 
 
-def test_bad_utf8_is_placed(tmp_path):
+def test_invalid_utf_8_is_refused_with_the_row(tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes(b"a,b\n1,2\n3,caf\xe9\n")
     assert fails(path, "0xe9, which is not UTF-8").where == f"{path}:3"
@@ -123,7 +123,7 @@ def test_bad_utf8_is_placed(tmp_path):
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_bad_json_line_is_placed(tmp_path, line, message):
+def test_a_malformed_json_line_is_refused_with_the_row(tmp_path, line, message):
     path = tmp_path / "t.jsonl"
     path.write_text('{"a": 1}\n' + line + "\n")
     assert fails(path, message).where == f"{path}:2"
@@ -132,12 +132,12 @@ def test_bad_json_line_is_placed(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("text", "message"), [('{"a": 1}', "list of objects"), ("[1]", "row 1"), ('[\n{"a": }]', ":2")]
 )
-def test_bad_json_file(tmp_path, text, message):
+def test_a_malformed_json_file_is_refused(tmp_path, text, message):
     (tmp_path / "t.json").write_text(text)
     fails(tmp_path / "t.json", message)
 
 
-def test_truncated_gzip(tmp_path):
+def test_truncated_gzip_is_refused(tmp_path):
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(CSV.encode() * 1000)[:-20])
     fails(path, "cannot be read", "t.csv.gz")
@@ -145,26 +145,26 @@ def test_truncated_gzip(tmp_path):
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.tsv"])
 @pytest.mark.parametrize("text", ["", "\n\n", "a,b\n"])
-def test_empty_data_set(tmp_path, name, text):
+def test_an_empty_data_set_is_an_error(tmp_path, name, text):
     if name == "t.jsonl" and text.strip():
         text = ""
     (tmp_path / name).write_text(text)
     fails(tmp_path / name, "empty", name)
 
 
-def test_empty_json_list(tmp_path):
+def test_an_empty_json_list_is_an_error(tmp_path):
     (tmp_path / "t.json").write_text("[]")
     fails(tmp_path / "t.json", "empty")
 
 
-def test_missing_file_and_unknown_format(tmp_path):
+def test_a_missing_file_and_an_unknown_format_are_errors(tmp_path):
     fails(tmp_path / "t.csv", "there is no file", "t.csv")
     fails(tmp_path, "there is no file")
     (tmp_path / "t.xlsx").write_text("x")
     fails(tmp_path / "t.xlsx", "name of t.xlsx does not tell its format")
 
 
-def test_missing_column_names_the_nearest():
+def test_a_missing_column_names_the_nearest():
     row = Row(7, {"prompt": "x", "completion": "y"}, "t.csv:7")
     with pytest.raises(DataError, match="no column 'promt'; the nearest is 'prompt'") as caught:
         row["promt"]
@@ -172,7 +172,7 @@ def test_missing_column_names_the_nearest():
     assert "prompt, completion" in caught.value.hint
 
 
-def test_text_cells():
+def test_cells_are_converted_to_text():
     row = Row(1, {"a": None, "b": "x", "c": 3, "d": "\ud800"}, "t:1")
     assert (row.text("a"), row.text("b")) == ("", "x")
     for column in "cd":
@@ -183,12 +183,12 @@ def test_text_cells():
 @pytest.mark.parametrize(
     ("cell", "number"), [("3", 3), (" 2.5 ", 2.5), (4, 4), ("", None), ("  ", None), (None, None)]
 )
-def test_numbers(cell, number):
+def test_cells_are_converted_to_numbers(cell, number):
     assert as_number(cell, "a rating", "t:1") == number
 
 
 @pytest.mark.parametrize("cell", ["good", "n/a", True, "nan", float("inf"), [1], {}, "1,5", 10**400])
-def test_what_is_no_number(cell):
+def test_cells_that_are_not_numbers_are_refused(cell):
     with pytest.raises(DataError, match="a rating must be a number"):
         as_number(cell, "a rating", "t:1")
 
@@ -212,11 +212,11 @@ def test_hub_data_sets_are_streamed_at_the_revision(monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["hub://name@abc", "hub://owner/name", "hub://owner/name@", "hub://a/b/c/d@e"])
-def test_malformed_hub_address(path):
+def test_a_malformed_hub_address_is_refused(path):
     fails(path, "does not name a Hub data set")
 
 
-def test_hub_failure_is_one_error(monkeypatch):
+def test_a_hub_failure_is_a_single_error(monkeypatch):
     def load(*args, **options):
         raise ConnectionError("no route to host")
 
@@ -224,7 +224,7 @@ def test_hub_failure_is_one_error(monkeypatch):
     fails("hub://owner/name@abc", "no route to host", "hub://owner/name@abc")
 
 
-def test_long_single_line_of_json(tmp_path):
+def test_a_long_line_of_json_is_read(tmp_path):
     rows = [{"a": i, "b": "ü" * 50} for i in range(5000)]
     (tmp_path / "t.json").write_text(json.dumps(rows, ensure_ascii=False))
     assert list(map(dict, read(tmp_path / "t.json"))) == rows
@@ -232,7 +232,7 @@ def test_long_single_line_of_json(tmp_path):
     fails(tmp_path / "t.json", "0xff, which is not UTF-8", "t.json:1")
 
 
-def test_folder_of_parquet_files(tmp_path):
+def test_folders_of_parquet_files_are_read(tmp_path):
     for i in range(3):
         rows = [{"a": 10 * i + j} for j in range(2)]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"train-0000{i}.parquet")
@@ -242,13 +242,13 @@ def test_folder_of_parquet_files(tmp_path):
     assert rows[3].where.endswith("train-00001.parquet, row 2")
 
 
-def test_several_splits_of_a_hub_data_set(monkeypatch):
+def test_several_splits_of_a_hub_data_set_are_read(monkeypatch):
     import datasets
 
-    asked = []
+    requests = []
 
     def load_dataset(name, subset, *, split, revision, streaming):
-        asked.append((name, subset, split, revision, streaming))
+        requests.append((name, subset, split, revision, streaming))
         return [{"a": f"{split} {i}"} for i in range(2)]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -256,4 +256,4 @@ def test_several_splits_of_a_hub_data_set(monkeypatch):
     rows = list(read_table(config))
     assert [row["a"] for row in rows] == ["train 0", "train 1", "eval 0", "eval 1"]
     assert rows[2].where == "hub://me/rankings/some@abc, split eval, row 1"
-    assert asked == [("me/rankings", "some", split, "abc", True) for split in ("train", "eval")]
+    assert requests == [("me/rankings", "some", split, "abc", True) for split in ("train", "eval")]

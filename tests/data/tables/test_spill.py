@@ -10,11 +10,11 @@ from pipeline.errors import DataError
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    """A cache of 64 kB, so that a few thousand rows go to the disk."""
+    """A cache of 64 kB, so that a few thousand rows spill to disk."""
     monkeypatch.setattr(spill, "CACHE_KIB", 64)
 
 
-def test_groups_in_order_of_first_appearance(little_memory):
+def test_groups_come_in_order_of_first_appearance(little_memory):
     rng = random.Random(0)
     items = [(f"group {rng.randrange(500)}", [i, "ü" * rng.randrange(200)]) for i in range(5000)]
     expected = defaultdict(list)
@@ -28,12 +28,12 @@ def test_groups_in_order_of_first_appearance(little_memory):
         assert list(groups) == list(expected.values())
 
 
-def test_no_groups():
+def test_an_empty_table_has_no_groups():
     with grouping() as groups:
         assert (groups.groups, groups.largest(), list(groups)) == (0, 0, [])
 
 
-def test_seen(little_memory):
+def test_seen_recognises_first_occurrences(little_memory):
     rng = random.Random(0)
     keys = [f"key {rng.randrange(3000)}" for _ in range(10_000)]
     with seen() as known:
@@ -41,7 +41,7 @@ def test_seen(little_memory):
     assert firsts == list(dict.fromkeys(keys))
 
 
-def test_a_full_disk_is_an_error_that_can_be_mended():
+def test_a_full_disk_is_an_error_with_a_hint():
     def fill():
         with seen() as known:
             known._connection.execute("PRAGMA max_page_count = 5")

@@ -1,4 +1,4 @@
-"""Exports of labelling tools, in the shapes that Argilla 2.8 and Label Studio's converter (SDK 2.1) write."""
+"""Exports of labelling tools, in the formats of Argilla 2.8 and Label Studio's converter (SDK 2.1)."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_argilla_flattened_records(tmp_path, suffix):
 
 
 def test_argilla_datasets(tmp_path):
-    """What `to_datasets().to_parquet(path)` leaves: the same columns, as Arrow has them."""
+    """The output of `to_datasets().to_parquet(path)`: the same columns, with Arrow types."""
     rows = [FLAT | {"ranking.responses.status": ["submitted", "submitted"]}] * 3
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     config = RankingTableConfig(path=str(tmp_path / "t.parquet"), format="argilla", columns=ARGILLA)
@@ -154,14 +154,14 @@ ARGILLA_1 = {
 
 
 @pytest.mark.parametrize("record", ARGILLA_1.values(), ids=ARGILLA_1)
-def test_argilla_1(tmp_path, record):
+def test_argilla_1_exports_are_read(tmp_path, record):
     unranked = {**FIELDS, "ranking": None}
     rankings, dropped = read(export(tmp_path, "argilla", [record, unranked], ARGILLA))
     assert [(r.annotator, r.ranks) for r in rankings] == [("u1", [2, 1, 3]), (ANONYMOUS, [1, 2, 1])]
     assert rows_by_reason(dropped) == {"discarded response": [1], "no response": [2]}
 
 
-def test_argilla_1_with_gaps(tmp_path):
+def test_argilla_1_exports_with_gaps_are_read(tmp_path):
     gap = {"user_id": "u", "value": {"rank": [2, None, 1], "value": OPTIONS}, "status": "submitted"}
     rows = [{**FIELDS, "ranking": [gap]}, {**FIELDS, "ranking": [gap | {"value": None}]}]
     [ranking], dropped = read(export(tmp_path, "argilla", rows, ARGILLA))
@@ -171,12 +171,12 @@ def test_argilla_1_with_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("record", [FLAT, NESTED, *ARGILLA_1.values()])
-def test_a_question_that_is_not_there_is_named(tmp_path, record):
+def test_a_missing_question_is_an_error_that_names_it(tmp_path, record):
     config = export(tmp_path, "argilla", [record], ARGILLA | {"question": "preference"})
     fails(config, "1 x no response", "question: NAME", "ranking")
 
 
-def test_argilla_that_does_not_fit(tmp_path):
+def test_argilla_exports_that_do_not_fit_are_refused(tmp_path):
     fails(export(tmp_path, "argilla", [FLAT], ARGILLA | {"options": list("ABC")}), "not one of A, B, C")
     fails(
         export(tmp_path, "argilla", [FLAT], ARGILLA | {"completions": ["response1"]}), "1 fields", error=RecipeError
@@ -268,7 +268,7 @@ def test_label_studio_ranker_json(tmp_path):
     assert ranking.metadata["shown"] == [0, 1, 2]
 
 
-def test_label_studio_buckets_tie_and_leave_out(tmp_path):
+def test_label_studio_buckets_tie_and_drop_answers(tmp_path):
     value = {"ranker": {"bad": ["llm_2"], "good": ["llm_1", "3"], "_": []}}
     items = {**ITEMS, "items": [*ITEMS["items"], {"id": "llm_4", "title": "LLM 4", "body": "Nothing."}]}
     tasks = [task(annotation(value, "ranker", name="rank"), **items)]
@@ -280,7 +280,7 @@ def test_label_studio_buckets_tie_and_leave_out(tmp_path):
 
 
 def test_label_studio_json_min(tmp_path):
-    """`prettify_result` takes the type away and leaves a list of values under the control's name."""
+    """`prettify_result` removes the type and writes a list of values under the control's name."""
     rest = {"id": 7, "annotator": 2, "annotation_id": 11, "created_at": "", "updated_at": "", "lead_time": 3.0}
     [pair], _ = read(export(tmp_path, "label_studio", [{**PAIR, "pw": [{"selected": "left"}], **rest}], PAIRWISE))
     assert (pair.ranks, pair.annotator, pair.metadata["seconds"]) == ([1, 2], "2", 3.0)
@@ -298,7 +298,7 @@ def test_label_studio_with_several_controls(tmp_path):
     assert ranking.ranks == [2, 1]
 
 
-def test_label_studio_that_does_not_fit(tmp_path):
+def test_label_studio_exports_that_do_not_fit_are_refused(tmp_path):
     tasks = [task(annotation({"selected": "up"}, "pairwise"), **PAIR)]
     fails(export(tmp_path, "label_studio", tasks, PAIRWISE), "must select left or right, got 'up'")
     fails(

@@ -32,12 +32,12 @@ FULL = (
         "riverside. Kids are not welcome. near raja indian cuisine .",
     ],
 )
-def test_faithful_texts(lexicon, text):
-    found = check(lexicon, FULL, text)
-    assert (found.missing, found.wrong, found.invented) == ([], [], [])
+def test_faithful_texts_have_no_errors(lexicon, text):
+    result = check(lexicon, FULL, text)
+    assert (result.missing, result.wrong, result.invented) == ([], [], [])
 
 
-def test_each_attribute_is_missed_when_it_is_left_out(lexicon):
+def test_each_omitted_attribute_is_reported(lexicon):
     facts = {
         "name": "The Vaults",
         "eatType": "pub",
@@ -50,11 +50,11 @@ def test_each_attribute_is_missed_when_it_is_left_out(lexicon):
     }
     assert check(lexicon, FULL, "; ".join(facts.values())).errors == 0
     for name in facts:
-        found = check(lexicon, FULL, "; ".join(text for other, text in facts.items() if other != name))
-        assert (found.missing, found.wrong, found.invented) == ([name], [], []), name
+        result = check(lexicon, FULL, "; ".join(text for other, text in facts.items() if other != name))
+        assert (result.missing, result.wrong, result.invented) == ([name], [], []), name
 
 
-def test_each_attribute_is_found_when_it_is_made_up(lexicon):
+def test_each_invented_attribute_is_reported(lexicon):
     facts = {
         "eatType": "a coffee shop",
         "food": "Chinese food",
@@ -65,12 +65,12 @@ def test_each_attribute_is_found_when_it_is_made_up(lexicon):
         "near": "near Burger King",
     }
     for name, text in facts.items():
-        found = check(lexicon, "name[Giraffe]", f"Giraffe, {text}.")
-        assert (found.missing, found.wrong, found.invented) == ([], [], [name]), name
+        result = check(lexicon, "name[Giraffe]", f"Giraffe, {text}.")
+        assert (result.missing, result.wrong, result.invented) == ([], [], [name]), name
 
 
 @pytest.mark.parametrize(
-    ("given", "text", "right"),
+    ("mr", "text", "right"),
     [
         ("priceRange[cheap]", "an inexpensive place", True),
         ("priceRange[cheap]", "an expensive place", False),
@@ -110,31 +110,31 @@ def test_each_attribute_is_found_when_it_is_made_up(lexicon):
         ("name[The Wrestlers]", "The Vaults is nice", False),
     ],
 )
-def test_wordings(lexicon, given, text, right):
-    """True: stated; False: another value is stated; None: nothing is said of the attribute."""
-    [(name, _)] = parse_mr(given).items()
-    found = check(lexicon, given, text)
+def test_wordings_of_attributes(lexicon, mr, text, right):
+    """True: stated; False: another value is stated; None: the attribute is not mentioned."""
+    [(name, _)] = parse_mr(mr).items()
+    result = check(lexicon, mr, text)
     expected = {True: [], False: ["wrong"], None: ["missing"]}[right]
     assert [
-        kind for kind in ("missing", "wrong", "invented") for n in getattr(found, kind) if n == name
+        kind for kind in ("missing", "wrong", "invented") for n in getattr(result, kind) if n == name
     ] == expected
 
 
 def test_human_references_are_mostly_faithful(lexicon, shared):
-    """The writers left facts out themselves (mostly rating, family friendliness and food) but made up few."""
+    """The writers omitted facts (mostly rating, family friendliness and food) but invented few."""
     for name in ("devset.csv", "testset_w_refs.csv"):
         with (shared / "e2e_dataset" / name).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))[::4]
-        found = [check(lexicon, row["mr"], row["ref"]) for row in rows]
-        given = sum(c.given for c in found)
-        assert slot_error_rate(found) < 0.1
-        assert sum(len(c.invented) for c in found) / given < 0.005
-        assert sum(len(c.wrong) for c in found) / given < 0.02
-        assert sum("name" in c.missing for c in found) / len(found) < 0.01
+        checks = [check(lexicon, row["mr"], row["ref"]) for row in rows]
+        facts = sum(c.given for c in checks)
+        assert slot_error_rate(checks) < 0.1
+        assert sum(len(c.invented) for c in checks) / facts < 0.005
+        assert sum(len(c.wrong) for c in checks) / facts < 0.02
+        assert sum("name" in c.missing for c in checks) / len(checks) < 0.01
 
 
-def test_agrees_with_people_who_checked(lexicon, shared):
-    """Against the majority of at least three workers, who themselves agree in pairs on 64 % of texts."""
+def test_the_lexicon_agrees_with_human_checks(lexicon, shared):
+    """Compared with the majority of at least three workers, whose pairwise agreement is 64 % of texts."""
     votes = defaultdict(list)
     with (shared / "e2e_rankings" / "quality.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
