@@ -290,7 +290,7 @@ def encoder():
 
 def test_an_encoder_is_refused():
     with pytest.raises(
-        StageError, match="BertLMHeadModel cannot be trained here: what it makes of a token depends on later"
+        StageError, match="BertLMHeadModel cannot be trained here: the output at a token depends on later"
     ):
         Actor(encoder())
 

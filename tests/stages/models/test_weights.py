@@ -83,7 +83,7 @@ DAMAGED = {
         {},
         ["AutoModelForCausalLMWithValueHead", 'take "pretrained_model."', r"v_head\."],
     ),
-    "value head beside the model": (with_value_head, {}, [r"v_head\.summary\.weight", "value head of a PPO run"]),
+    "value head beside the model": (with_value_head, {}, [r"v_head\.summary\.weight", "value head from a PPO run"]),
     "quantised, but not said": (as_gptq, {}, ["qweight", "base.quantization"]),
 }
 
