@@ -184,7 +184,7 @@ def _architecture_refusal(config: dict[str, Any]) -> Refusal | None:
         )
     if config.get("auto_map"):
         return (
-            f"its architecture ({kind}) needs code from the checkpoint, and Tutelage never runs such code",
+            f"its architecture ({kind}) needs code from the checkpoint, which is never run here",
             "use a model whose architecture is part of transformers",
         )
     return (
@@ -298,7 +298,7 @@ def _unreadable(error: Exception, source: str | Path, what: str) -> StageError:
     elif isinstance(error, ImportError):
         hint = "install the missing package, or use a checkpoint that does not need it"
     elif "trust_remote_code" in str(error):
-        reason = f"its {what} needs code from the checkpoint, and Tutelage never runs such code"
+        reason = f"its {what} needs code from the checkpoint, which is never run here"
         hint = "use a model whose architecture and tokenizer are part of transformers"
     elif "Unrecognized configuration class" in reason:
         kind = reason.partition("<class '")[2].partition("'")[0].rpartition(".")[2].removesuffix("Config")
