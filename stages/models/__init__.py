@@ -1,1 +1,1 @@
-"""Models as the stages see them: loading, text codec, LoRA roles on one backbone, scalar heads."""
+"""The models that stages use: loading, text encoding, one LoRA adapter per role on one backbone, scalar heads."""

@@ -1,4 +1,4 @@
-"""What may be asked of a causal LM: hidden states, log-probs, scalars, and responses token by token."""
+"""The interface to a causal LM: hidden states, log-probs, scalars, and token-by-token decoding."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from stages.models.passes import OwnPass, Pass, Steps
 from stages.models.precision import computing
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-"""What configs call the bound that `cap tanh(logits / cap)` puts on logits."""
+"""Config names of the soft cap: logits become `cap * tanh(logits / cap)`."""
 
 
 class Actor:
-    """A causal LM and, if it has one, its scalar head.
+    """A causal LM with an optional scalar head.
 
     Args:
-        route: names what is active in a model that several roles share; a gradient that arrives under another
-            route than its forward had is an error.
-        passes: those that are right for the model; None: they are tested.
+        route: returns what is active in a model that several roles share. A backward pass under a different route
+            than its forward pass raises `RuntimeError`.
+        passes: the passes to use; None: determined by `stages.models.acceptance`.
 
-    Raises `StageError` when no pass is right for the model.
+    Raises `StageError` when no pass is correct for the model.
     """
 
     def __init__(
@@ -62,12 +62,14 @@ class Actor:
         return self.lm.device
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:
-        """As `stages.models.precision.computing`. `decode` and its steps are called inside it."""
+        """As `stages.models.precision.computing`. Call `decode` and its steps inside it."""
         return computing(self.lm)
 
     def hidden(self, ids_BL: Tensor) -> Tensor:
-        """Last hidden states (B, L, H) of right-padded rows. Causal attention never looks right, so that padding
-        needs no mask; what stands at padded positions is meaningless."""
+        """Last hidden states (B, L, H) of right-padded rows. Values at padded positions are meaningless.
+
+        Causal attention never reads later positions, so right padding needs no mask.
+        """
         with self.computing():
             hidden = self._pass(ids_BL.shape[1]).hidden(ids_BL)
         if hidden.requires_grad:
@@ -84,31 +86,31 @@ class Actor:
         return hidden
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> Steps:
-        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens. To be called,
-        as its steps are, inside `computing()`."""
+        """Decodes at most `length` tokens after left-padded prompts; the mask is true at tokens. Call it and its
+        steps inside `computing()`."""
         return self._pass(ids_BL.shape[1] + length).decode(ids_BL, mask_BL, length)
 
     @property
     def passes(self) -> Passes:
-        """The passes that the model is computed with."""
+        """The passes in use."""
         return self._accepted if self._plain else replace(self._accepted, plain=0)
 
     def _pass(self, length: int) -> Pass:
-        """The pass for rows of so many positions."""
+        """The pass for rows of `length` positions."""
         if self._plain is not None and length <= self._accepted.plain:
             return self._plain
         if length > self._accepted.own:
             raise StageError(
-                f"a row has {length} tokens, and what {type(self.lm).__name__} makes of more than "
-                f"{self._accepted.longest:g} depends on the other rows of its batch",
+                f"a row has {length} tokens: beyond {self._accepted.longest:g} tokens, the output of "
+                f"{type(self.lm).__name__} depends on the other rows of the batch",
                 where="base.model",
                 hint="lower the recipe's max_prompt_length, response_length and max_length",
             )
         return self._own
 
     def project(self, hidden_NH: Tensor) -> Tensor:
-        """Logits (N, V) of hidden states, as the model's own forward makes them, but in float32 where it computes
-        in 16 bits (`stages.models.fast.wide`)."""
+        """Logits (N, V) of hidden states (N, H), as the model's own forward computes them. 16-bit models return
+        float32 logits (`stages.models.fast.wide`)."""
         config = self.lm.config.get_text_config()
         with self.computing():
             logits = logits_of(self.lm.get_output_embeddings(), hidden_NH)
@@ -128,7 +130,8 @@ class Actor:
         chunk_size: int | None,
         entropy: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """As `stages.models.logprobs.token_logprobs`; without a chunk size, as many positions as do little harm."""
+        """As `stages.models.logprobs.token_logprobs`. Without a chunk size, the vocabulary sets it
+        (`pipeline.memory.limits.positions_at_once`)."""
         if chunk_size is None:
             chunk_size = positions_at_once(self.lm.get_output_embeddings().weight.shape[0], hidden_NH.device.type)
         return token_logprobs(
@@ -140,7 +143,7 @@ class Actor:
         return self._head is not None
 
     def scalar(self, hidden: Tensor) -> Tensor:
-        """The role's scalar head on hidden states (..., H) -> (...)."""
+        """The scalar head's output (...) for hidden states (..., H). Raises `RuntimeError` without a head."""
         if self._head is None:
             raise RuntimeError("this role has no scalar head")
         return self._head(hidden)
@@ -151,12 +154,12 @@ def _number(config: Any, name: str) -> float:
 
 
 def check_projection(actor: Actor, ids_BL: Tensor | None = None) -> None:
-    """Compares `hidden` and `project` with the model's own forward, as far as its precision shows a difference.
+    """Checks that `hidden` and `project` give the logits of the model's own forward, within `tolerance`.
 
     Args:
-        ids_BL: a row of ordinary text, of which the start is taken; None: tokens from all over the vocabulary.
+        ids_BL: a row of ordinary text, of which the start is used; None: tokens spread over the vocabulary.
 
-    Raises `StageError` when they differ.
+    Raises `StageError` when the logits differ.
     """
     spread_BL = spread_tokens(actor.lm, actor.passes.longest)
     ids_BL = spread_BL if ids_BL is None else ids_BL[:, : spread_BL.shape[1]]
@@ -166,8 +169,8 @@ def check_projection(actor: Actor, ids_BL: Tensor | None = None) -> None:
     error = relative_error(ours, theirs)
     if not error <= tolerance(actor.lm):
         raise StageError(
-            f"{type(actor.lm).__name__} computes its logits in a way that is not supported here: they differ from "
-            f"the model's own by {error:.2g} of their spread",
+            f"{type(actor.lm).__name__} computes its logits in an unsupported way: the head applied to the last "
+            f"hidden states differs from the model's logits by {error:.2g} of their spread",
             where="base.model",
-            hint="use a model whose logits are its head applied to its last hidden states",
+            hint="use a model that applies only its output layer, a scale and a soft cap to the last hidden states",
         )

@@ -1,4 +1,4 @@
-"""Policies on disk and in memory: LoRA adapters on the frozen backbone, or whole models.
+"""Policies on disk and in memory: LoRA adapters on the frozen backbone, or full models.
 
 A trained policy's artifact holds either `adapter/` (peft's format) or `model/` (a full fine-tune).
 """
@@ -30,7 +30,7 @@ ADAPTER, MODEL = "adapter", "model"
 
 
 def new_adapter(backbone: PreTrainedModel, lora: LoRAConfig, name: str = "default") -> PeftModel:
-    """`backbone` with a fresh, trainable LoRA adapter, which changes nothing yet."""
+    """`backbone` with a new, trainable LoRA adapter. B is zero, so the outputs do not change yet."""
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -46,24 +46,25 @@ def new_adapter(backbone: PreTrainedModel, lora: LoRAConfig, name: str = "defaul
 
 @contextlib.contextmanager
 def adaptable(lora: LoRAConfig) -> Iterator[None]:
-    """Turns peft's refusal of a model's modules into a `StageError`. (`pipeline.config.fit` refuses what it can
-    before anything is trained.)"""
+    """Converts peft's errors about a model's modules into a `StageError`. (`pipeline.config.fit` reports those it
+    can detect before training.)"""
     try:
         yield
     except (ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StageError(
-            f"LoRA cannot be put on this model: {reason}",
+            f"LoRA cannot be applied to this model: {reason}",
             where=f"target_modules: {lora.target_modules}",
-            hint="name linear layers of the model in lora.target_modules",
+            hint="set lora.target_modules to the names of linear layers of the model",
         ) from error
 
 
 def attach_adapter(model: Any, folder: Path, name: str = "default", *, trainable: bool = False) -> PeftModel:
-    """Loads the adapter in `folder` under `name`, beside those that a peft model has, or onto a bare backbone.
+    """Loads the adapter in `folder` as `name` into a peft model, next to its other adapters, or onto a bare
+    backbone.
 
-    Raises `StageError` when its files cannot be read or do not hold exactly this model's adapter: peft would leave
-    what it misses at its start, which changes nothing, and drop what it has no layer for.
+    Raises `StageError` when the files cannot be read, or when their weights are not exactly those of an adapter of
+    this model. peft would leave missing weights at their initial values and drop unexpected ones.
     """
     with readable_checkpoint(folder, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # compared below
@@ -77,24 +78,25 @@ def attach_adapter(model: Any, folder: Path, name: str = "default", *, trainable
 
 
 def adapter_weights(model: PeftModel, name: str) -> set[str]:
-    """Names of an adapter's weights, as peft's files have them."""
+    """Names of an adapter's weights, as in peft's files."""
     return set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
 
 
 def float32_trainables(model: torch.nn.Module) -> None:
-    """Adam in 16 bits loses small updates, and trl casts the adapters of a 4-bit model to bfloat16."""
+    """Casts trainable parameters to float32. Adam in 16 bits loses small updates, and trl casts the adapters of a
+    4-bit model to bfloat16."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def is_adapter(artifact: Artifact) -> bool:
-    """Whether an artifact's policy is an adapter (else: a whole model)."""
+    """Whether an artifact's policy is an adapter rather than a full model."""
     return (artifact.path / ADAPTER).is_dir()
 
 
 def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
-    """The policy of a `sft` or `ppo` artifact, frozen; the bare backbone when `artifact` is None."""
+    """The frozen policy of a `sft` or `ppo` artifact; the bare backbone if `artifact` is None."""
     if artifact is not None and not is_adapter(artifact):
         return load_full(base, artifact.file(MODEL), device)
     backbone = load_backbone(base, device)
@@ -106,7 +108,7 @@ def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
 
 
 def load_actor(base: Artifact, artifact: Artifact | None, device: str) -> Actor:
-    """As `load_policy`, to speak and to be asked for log-probs; its parameters stay frozen."""
+    """The policy as an `Actor`, for sampling and log-probs. Its parameters are frozen."""
     model = load_policy(base, artifact, device)
     speed_up(model)
     for layer in qat.quantised(model):
@@ -115,12 +117,12 @@ def load_actor(base: Artifact, artifact: Artifact | None, device: str) -> Actor:
 
 
 def causal_lm(model: Any) -> Any:
-    """The causal LM itself, whether peft has wrapped it or not; its adapters stay at work."""
+    """The causal LM without peft's wrapper. Its adapters stay active."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def load_full(base: Artifact, folder: Path, device: str) -> Any:
-    """A fully fine-tuned model, in the precision it was saved in, frozen, computing as `base` says."""
+    """A fully fine-tuned model, frozen, in its saved precision. It computes in the precision of `base`."""
     model: Any = load_pretrained(AutoModelForCausalLM, folder, dtype="auto").to(device)
     model.requires_grad_(False)
     mark_as(base, model)
@@ -129,22 +131,22 @@ def load_full(base: Artifact, folder: Path, device: str) -> Any:
 
 
 def trained_in_full(model: Any, base: Artifact, device: str) -> Any:
-    """Prepares a model for full fine-tuning: float32 weights that all learn, products in `base.dtype`."""
+    """Prepares a model for full fine-tuning: trainable float32 weights, products in `base.dtype`."""
     model.float().requires_grad_(True)
     compute_as(base, model, device)
     return model
 
 
 def compute_as(base: Artifact, model: Any, device: str) -> None:
-    """Makes a model with float32 weights compute in bfloat16 where `base.dtype` resolves to it. Models under
-    quantisation-aware training stay in float32: their layers round float32 weights."""
+    """Makes a model with float32 weights compute in bfloat16 if `base.dtype` resolves to it. Under
+    quantisation-aware training it computes in float32, because its layers round float32 weights."""
     spec = base.json("base.json")
     if dtype_of(spec["dtype"], device) == torch.bfloat16 and isinstance(spec["quantization"], str):
         compute_in(model, torch.bfloat16)
 
 
 def save_adapter(model: Any, name: str, folder: Path, target_name: str = ADAPTER) -> None:
-    """Writes adapter `name` of a peft model as `folder/adapter`, loadable as any peft adapter."""
+    """Writes adapter `name` of a peft model to `folder/target_name`, in peft's format."""
     model.save_pretrained(folder, selected_adapters=[name])
     target = folder / target_name
     source = folder if name == "default" else folder / name
@@ -156,12 +158,12 @@ def save_adapter(model: Any, name: str, folder: Path, target_name: str = ADAPTER
         source.rename(target)
     (folder / "README.md").unlink(missing_ok=True)
     (target / "README.md").unlink(missing_ok=True)
-    _settle(target / "adapter_config.json")
+    _make_reproducible(target / "adapter_config.json")
 
 
-def _settle(file: Path) -> None:
-    """Takes out of peft's file what differs between runs that are the same: the order of a set, and the folder that
-    the base lay in (a Hub id stays)."""
+def _make_reproducible(file: Path) -> None:
+    """Removes what differs between identical runs from peft's config: the order of a set, and the path of the base
+    model (a Hub id stays)."""
     config = json.loads(file.read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
     if base is not None and Path(base).exists():

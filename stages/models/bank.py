@@ -1,17 +1,20 @@
-"""One backbone, four roles.
+"""The models of PPO's roles: one frozen backbone with one LoRA adapter per role, or one full model per role.
 
-`ActorBank` holds one frozen backbone that carries a LoRA adapter a role; `FullBank` holds a whole model a role, for
-full fine-tuning. Both are used in one way only:
+`ActorBank` holds the backbone with adapters; `FullBank` holds full models, for full fine-tuning. Both are used the
+same way:
 
     with bank.active("policy", train=True) as actor:
         loss = f(actor.hidden(ids))
         loss.backward()
 
-Three properties of peft make the rule "activate, forward, backward, then switch" (measured with 0.21):
-`set_adapter` flips `requires_grad`, so that a backward after a switch gives the first adapter no gradient, in
-silence; gradient checkpointing recomputes with whatever adapter is active *then*; and a switch through peft costs
-50 times what routing by each layer's active adapter does. So `requires_grad` is set once, routes are changed by
-attribute, and a gradient that arrives under another route than its forward had is an error.
+The order is always: activate, forward, backward, then switch. Three properties of peft (0.21) require it:
+
+- `set_adapter` changes `requires_grad`. A backward after a switch silently gives the first adapter no gradient.
+- Gradient checkpointing recomputes with the adapter that is active during the backward pass.
+- A switch through peft takes 50 times as long as setting each layer's active adapter.
+
+So `requires_grad` is set once, adapters are switched by attribute, and a backward pass under a different adapter
+than its forward pass raises an error.
 """
 
 from __future__ import annotations
@@ -37,18 +40,18 @@ from stages.models.sharding import Shards, gathered
 from stages.training.distributed import World
 
 BASE = "base"
-"""The role of the bare backbone, no adapter active."""
+"""The role of the bare backbone, with no adapter active."""
 
 
 class Bank(nn.Module, ABC):
-    """What both kinds share. Subclasses say which modules a role has and how it is made active.
+    """Base class of both banks. Subclasses define a role's modules and how the role is activated.
 
     Attributes:
         heads: scalar heads by role.
-        trainable: the roles that learn.
-        roles: all that can be made active.
-        sharded: whether its parameters are divided among the processes. Then all of them call its methods, and in
-            training make equally many passes.
+        trainable: the roles that are trained.
+        roles: the roles that can be activated.
+        sharded: whether the parameters are sharded over the processes. If so, every process must call the methods,
+            and in training every process must make the same number of passes.
     """
 
     roles: tuple[str, ...]
@@ -60,56 +63,65 @@ class Bank(nn.Module, ABC):
         self.trainable = frozenset(trainable)
         self._role: str | None = None
         self._actors: dict[str, Actor] = {}
-        self._rounded: dict[str, list[qat.Quantised]] = {}
+        self._quantised: dict[str, list[qat.Quantised]] = {}
         self._lora: list[FastLoRA] = []
 
     @contextlib.contextmanager
     def active(self, role: str, *, train: bool = False, decode: bool = False) -> Iterator[Actor]:
-        """The only way in. Without `train` no gradient is recorded. With `decode` adapters may be merged into
-        copies of their weights for the time. Roles do not nest."""
+        """Activates a role and yields its actor.
+
+        Args:
+            train: records gradients. Without it the context runs under `no_grad`.
+            decode: lets adapters be merged into copies of the weights inside the context.
+
+        Raises `RuntimeError` when a role is already active, or when `train` is set for a frozen role.
+        """
         if self._role is not None:
-            raise RuntimeError(f"role {role!r} inside role {self._role!r}: roles do not nest")
+            raise RuntimeError(f"role {role!r} activated inside role {self._role!r}: roles do not nest")
         if train and role not in self.trainable:
             raise RuntimeError(f"role {role!r} is frozen")
         self._role = role
         try:
-            # Who only reads does it at a pace of its own, as in decoding.
-            read = contextlib.nullcontext() if train else self.whole(role)
-            with read, self._routed(role) as lm:
-                # All of it is in one mode: to walk it each time would cost a small model a twentieth of its step.
+            # Read-only callers, such as decoding, do not synchronise: they use gathered weights.
+            unsharded = contextlib.nullcontext() if train else self.whole(role)
+            with unsharded, self._routed(role) as lm:
+                # All modules share one mode. Calling `train` every time would cost a small model 5 % of its step.
                 if lm.training != train:
                     lm.train(train)
                 if role not in self._actors:
                     head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
                     self._actors[role] = Actor(lm, head, self._route)  # type: ignore[arg-type]
-                    self._rounded[role] = qat.quantised(lm)
-                faster = merged(self._lora) if decode else contextlib.nullcontext()
-                rounded = qat.kept(self._rounded[role])
-                with torch.enable_grad() if train else torch.no_grad(), faster, rounded:
+                    self._quantised[role] = qat.quantised(lm)
+                merging = merged(self._lora) if decode else contextlib.nullcontext()
+                rounded_once = qat.kept(self._quantised[role])
+                with torch.enable_grad() if train else torch.no_grad(), merging, rounded_once:
                     yield self._actors[role]
         finally:
             self._role = None
 
     def whole(self, role: str, *, changes: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Inside it a sharded role has all of its weights on every process; of another one it does nothing.
-        `changes`: what is done to them there is kept."""
+        """Gathers a sharded role's weights on every process for the duration of the context. A no-op otherwise.
+
+        Args:
+            changes: writes changes to the gathered weights back to the shards.
+        """
         return contextlib.nullcontext()
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
-        """A role's own parameters, scalar head included; without what it shares with others."""
-        return list(self._own(role).values())
+        """A role's parameters with its scalar head, without those that roles share."""
+        return list(self._role_parameters(role).values())
 
-    def _own(self, role: str) -> dict[str, nn.Parameter]:
-        own = {f"model.{name}": p for name, p in self._named_parameters(role).items()}
+    def _role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        parameters = {f"model.{name}": p for name, p in self._named_parameters(role).items()}
         if role in self.heads:
-            own |= {f"head.{name}": p for name, p in self.heads[role].named_parameters()}
-        return own
+            parameters |= {f"head.{name}": p for name, p in self.heads[role].named_parameters()}
+        return parameters
 
     def state_of(self, role: str) -> dict[str, Tensor]:
-        """A role's own tensors by name, on the CPU, for a checkpoint. Those of a sharded role are whole, and on
-        rank 0 only: elsewhere there are none."""
+        """A role's parameters by name, on the CPU, for a checkpoint. A sharded role's are gathered and returned on
+        rank 0 only; other ranks get an empty dict."""
         state = {}
-        for name, parameter in self._own(role).items():
+        for name, parameter in self._role_parameters(role).items():
             tensor = gathered(parameter).cpu()
             if not self.sharded or World().rank == 0:
                 state[name] = tensor.clone()
@@ -118,43 +130,43 @@ class Bank(nn.Module, ABC):
     def load_state_of(self, role: str, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state_of`. Raises `StageError` when the names or shapes differ."""
         with torch.no_grad(), self.whole(role, changes=True):
-            own = self._own(role)
-            if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
+            parameters = self._role_parameters(role)
+            if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in state.items()}:
                 raise StageError(
                     f"the checkpoint of role {role!r} has other parameters than the model",
-                    hint="start the stage afresh, with --fresh",
+                    hint="restart the stage with --fresh",
                 )
-            for name, parameter in own.items():
+            for name, parameter in parameters.items():
                 parameter.copy_(state[name])
 
     def checksum(self, role: str) -> str:
-        """SHA-256 of a role's own parameters: equal sums mean equal weights."""
+        """SHA-256 of a role's parameters. Equal checksums mean equal weights."""
         digest = hashlib.sha256()
-        for name, parameter in sorted(self._own(role).items()):
+        for name, parameter in sorted(self._role_parameters(role).items()):
             digest.update(name.encode())
             digest.update(gathered(parameter).cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @abstractmethod
     def _routed(self, role: str) -> contextlib.AbstractContextManager[PreTrainedModel]:
-        """Makes a role's model the one that computes."""
+        """Activates a role's model and yields its causal LM."""
 
     @abstractmethod
     def _route(self) -> Any:
-        """What is active now, to be compared between forward and backward."""
+        """What is active now, for comparison between the forward and the backward pass."""
 
     @abstractmethod
     def _named_parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """A role's own parameters, by names that are the same for every role."""
+        """A role's parameters without its head, under names that do not depend on the role."""
 
 
 class ActorBank(Bank):
     """LoRA adapters on one frozen backbone.
 
     Args:
-        model: a peft model that holds an adapter named after each role.
+        model: a peft model with one adapter per role, named after it.
         heads: scalar heads by role.
-        trainable: the roles that learn; all else is frozen, once.
+        trainable: the roles to train. All other parameters are frozen.
     """
 
     def __init__(self, model: PeftModel, heads: Mapping[str, ScalarHead], trainable: Sequence[str]) -> None:
@@ -165,10 +177,10 @@ class ActorBank(Bank):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for role in self.roles:
-            learns = role in self.trainable
+            trainable_role = role in self.trainable
             for parameter in self._named_parameters(role).values():
                 parameter.data = parameter.data.float()
-                parameter.requires_grad_(learns)
+                parameter.requires_grad_(trainable_role)
         for role, head in self.heads.items():
             head.requires_grad_(role in self.trainable)
         self._switch(None)
@@ -187,7 +199,7 @@ class ActorBank(Bank):
             self._switch(None)
 
     def _switch(self, adapter: str | None) -> None:
-        # peft's own set_adapter would also flip requires_grad, and take 50 times as long.
+        # peft's set_adapter would also change requires_grad, and take 50 times as long.
         for layer in self._layers:
             layer._disable_adapters = adapter is None
             layer._active_adapter = [] if adapter is None else [adapter]
@@ -196,18 +208,18 @@ class ActorBank(Bank):
         return {(layer._disable_adapters, *layer._active_adapter) for layer in self._layers}
 
     def _named_parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """By names without the adapter's, so that roles can be compared and copied."""
-        mark = f".{role}."
-        return {n.replace(mark, "."): p for n, p in self.model.named_parameters() if "lora_" in n and mark in n}
+        # Names without the adapter's, so that roles can be compared and copied.
+        infix = f".{role}."
+        return {n.replace(infix, "."): p for n, p in self.model.named_parameters() if "lora_" in n and infix in n}
 
 
 class FullBank(Bank):
-    """A whole model a role, for full fine-tuning.
+    """One full model per role, for full fine-tuning.
 
     Args:
-        models: causal LMs by role, no two the same object.
+        models: causal LMs by role, each a distinct object.
         heads: scalar heads by role.
-        trainable: the roles that learn.
+        trainable: the roles to train.
     """
 
     def __init__(
@@ -225,7 +237,7 @@ class FullBank(Bank):
         self.eval()
 
     def shard(self, device: str) -> None:
-        """Divides every role among the processes, onto `device` (`stages.models.sharding`)."""
+        """Shards every role over the processes, on `device` (`stages.models.sharding`)."""
         self.sharded = True
         for role, model in self.models.items():
             heads = [self.heads[role]] if role in self.heads else []
@@ -239,16 +251,19 @@ class FullBank(Bank):
         yield self.models[role]  # type: ignore[misc]
 
     def _route(self) -> Any:
-        return None  # each role has weights of its own: no route can be wrong
+        return None  # roles share no weights, so no route can be wrong
 
     def _named_parameters(self, role: str) -> dict[str, nn.Parameter]:
         return dict(self.models[role].named_parameters())
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """PPO's ratio compares one policy with itself a few steps later: dropout would be noise in it (Huang et al.
-    2024, arXiv:2403.17031, detail 3.2). Sets every dropout's probability to zero, those included that attention
-    layers keep as a number (`attention_dropout`) and pass to a function."""
+    """Sets every dropout probability to zero, including those that attention layers keep as a number
+    (`attention_dropout`) and pass to a function.
+
+    PPO's ratio compares a policy with itself a few steps later: dropout would add noise to it (Huang et al. 2024,
+    arXiv:2403.17031, detail 3.2).
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -261,7 +276,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     """Recomputes activations in the backward pass instead of keeping them (`ppo.gradient_checkpointing`)."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            # transformers is renaming it: the old name warns, and the oldest versions know no other.
+            # transformers renames this method: new versions warn about the old name, older ones lack the new one.
             name = "activation_checkpointing_enable"
             enable = getattr(module, name, None) or module.gradient_checkpointing_enable
             enable({"use_reentrant": False})

@@ -1,6 +1,6 @@
-"""Control tokens that are spelled in messages, and how they are encoded as ordinary text.
+"""Encodes control tokens that are spelled in messages as ordinary text.
 
-A tokenizer turns `</s>` into the token that ends a response wherever it occurs, also inside a user's message. Only
+A tokenizer turns `</s>` into the token that ends a response wherever it occurs, even inside a user's message. Only
 the markers that a chat template writes around messages should become control tokens.
 """
 
@@ -13,15 +13,15 @@ from typing import Any
 from pipeline.errors import StageError
 
 START, END = "\ufdd0", "\ufdd1"
-"""Marks around a spelled token while a chat template renders it: characters that Unicode reserves for this."""
+"""Marks around a spelled token while a chat template renders it: Unicode noncharacters, reserved for such use."""
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: its special tokens, and those of its added tokens that the chat template
-    writes around turns (some tokenizers do not call their turn markers special).
+    """The control tokens of a tokenizer: its special tokens, and the added tokens that the chat template writes
+    around turns (some tokenizers do not declare their turn markers special).
 
     Args:
-        rendered: a conversation as the chat template renders it; "" without a template.
+        rendered: a conversation rendered by the chat template; "" without a template.
     """
 
     def __init__(self, tokenizer: Any, rendered: str = "") -> None:
@@ -32,7 +32,7 @@ class ControlTokens:
             if token.content and (token.special or (token.content in rendered and _is_marker(token.content)))
         }
         self.ids = frozenset(by_id)
-        # The longest first: a token goes before those that it contains.
+        # Longest first, so that a token is matched before the tokens that it contains.
         spelled = "|".join(re.escape(text) for text in sorted(by_id.values(), key=len, reverse=True)) or "(?!)"
         self._spelled = re.compile(spelled)
         self._marked = re.compile(f"{START}({spelled}){END}|[{START}{END}]")
@@ -42,29 +42,29 @@ class ControlTokens:
         return self._spelled.search(text) is not None
 
     def mark(self, text: str) -> str:
-        """The text with marks around each control token that it spells; itself without one."""
+        """The text with marks around each control token that it spells; unchanged if it spells none."""
         if not self.spelled(text):
             return text
         return self._spelled.sub(f"{START}\\g<0>{END}", text.replace(START, "").replace(END, ""))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, no special tokens added: what is marked as text, everything else as the tokenizer does.
-        A text without marks has the very ids that the tokenizer gives it.
+        """Ids of a text, without added special tokens. Marked tokens are encoded as text; a text without marks is
+        passed to the tokenizer unchanged.
 
-        What is marked, and what stands between marks, is encoded piece by piece. Raises `StageError` when the
-        tokenizer cannot write a control token as text.
+        The marked tokens and the text between them are encoded piece by piece. Raises `StageError` when the
+        tokenizer cannot encode a control token as text.
         """
         if START not in text:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         ids: list[int] = []
         for number, piece in enumerate(self._marked.split(text)):
-            if piece:  # None where a template tore a pair of marks apart
+            if piece:  # None if the template separated a pair of marks
                 ids += self._as_text(piece, inner=bool(ids)) if number % 2 else self._piece(piece, inner=bool(ids))
         return ids
 
     def _as_text(self, token: str, *, inner: bool) -> list[int]:
         ids = self._piece(token, inner=inner, split=True)
-        if self.ids.intersection(ids):  # not called special, and therefore not split
+        if self.ids.intersection(ids):  # not declared special, so `split_special_tokens` does not split it
             ids = self._piece(token[0], inner=inner) + self._piece(token[1:], inner=True)
         if self.ids.intersection(ids):
             raise StageError(
@@ -76,8 +76,8 @@ class ControlTokens:
 
     def _piece(self, piece: str, *, inner: bool, split: bool = False) -> list[int]:
         encode = partial(self.tokenizer.encode, add_special_tokens=False, split_special_tokens=split)
-        # SentencePiece puts a space in front of a text. A piece from within a text must not get one: it is encoded
-        # after a character whose tokens stay the same with the piece behind them.
+        # SentencePiece adds a space before a text. To avoid it for a piece inside a text, encode the piece after an
+        # anchor character, and remove the anchor's tokens if they come out the same as alone.
         for anchor in ("\n", "a", "<") if inner else ():
             before, ids = encode(anchor), encode(anchor + piece)
             if ids[: len(before)] == before:
@@ -86,5 +86,5 @@ class ControlTokens:
 
 
 def _is_marker(text: str) -> bool:
-    """Whether an added token looks like markup, not like a word or white space that a template may also write."""
+    """Whether an added token looks like markup rather than a word or white space that a template may also write."""
     return not text.isspace() and not text.strip().isalnum()

@@ -1,4 +1,4 @@
-"""Scalar heads: what turns a backbone into a reward or a value model. Float32, outside peft."""
+"""Scalar heads, which turn a backbone into a reward or value model. Float32, and not managed by peft."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ScalarHead(nn.Linear):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size, 1)
-        # Stiennon et al. 2020 (arXiv:2009.01325), appendix B.1: small at first, whatever the width.
+        # Stiennon et al. 2020 (arXiv:2009.01325), appendix B.1: outputs start small at any width.
         nn.init.normal_(self.weight, std=1 / (hidden_size + 1) ** 0.5)
         nn.init.zeros_(self.bias)
 
@@ -26,7 +26,7 @@ class ScalarHead(nn.Linear):
             return super().forward(hidden.float()).squeeze(-1)
 
     def rescale_(self, mean: float, std: float) -> None:
-        """Makes the head's output `(output - mean) / std`, in place."""
+        """Changes the head in place so that its output becomes `(output - mean) / std`."""
         with torch.no_grad():
             self.weight /= std
             self.bias.sub_(mean).div_(std)
@@ -36,18 +36,18 @@ class ScalarHead(nn.Linear):
 
     @classmethod
     def load(cls, path: Path) -> ScalarHead:
-        """Raises `StageError` when the file is damaged."""
+        """Loads a head written by `save`. Raises `StageError` when the file is damaged."""
         try:
             state = load_file(path)
             head = cls(state["weight"].shape[1])
             head.load_state_dict(state)
         except Exception as error:
             raise StageError(
-                f"the head cannot be loaded: {error}", where=str(path), hint="make it again"
+                f"the head cannot be loaded: {error}", where=str(path), hint="rerun the stage that wrote it"
             ) from error
         return head
 
 
 def at_last_token(values_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    """(B, T, ...) and the number of real tokens of each right-padded row -> (B, ...) at each row's last one."""
+    """The values (B, ...) at each row's last token, from right-padded rows (B, T, ...) and their lengths (B,)."""
     return values_BT[torch.arange(len(lengths_B), device=values_BT.device), lengths_B - 1]

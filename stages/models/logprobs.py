@@ -1,4 +1,5 @@
-"""Log-probabilities of given tokens, with logits in chunks: a batch x length x vocabulary tensor never exists."""
+"""Log-probabilities of target tokens. Logits are computed in chunks, never as a (batch, length, vocabulary)
+tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Project = Callable[[Tensor], Tensor]
-"""Hidden states (N, H) -> logits (N, V), a tensor of its own: it is overwritten."""
+"""Hidden states (N, H) -> logits (N, V). The logits must be a new tensor, because they are overwritten."""
 
 
 def token_logprobs(
@@ -28,11 +29,11 @@ def token_logprobs(
 
     Args:
         hidden_NH: last hidden states at the positions that predict the targets.
-        project: the language-model head, soft-capping and the like included.
+        project: the language-model head, including scaling and soft-capping.
         temperature: divides the logits, as in sampling.
-        chunk_size: positions whose logits exist at once. With more than one chunk they are recomputed in the
-            backward pass instead of kept.
-        entropy: without it the entropies are zeros, and cost nothing.
+        chunk_size: positions whose logits are in memory at once. With more than one chunk, the backward pass
+            recomputes them.
+        entropy: if false, the entropies are zeros and cost nothing.
     """
     chunks = list(zip(hidden_NH.split(chunk_size), targets_N.split(chunk_size), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
@@ -50,14 +51,14 @@ def _chunk(
 
 
 class ChosenLogprob(Function):
-    """`log_softmax(logits / temperature)` at one target a row, and the entropy of each row: (N, V) and (N,) -> (N,)
-    and (N,).
+    """`log_softmax(logits / temperature)` at one target per row, and the entropy of each row: (N, V) and (N,) ->
+    (N,) and (N,).
 
-    All happens in the logits' own place, and so does the gradient: `grad (onehot - p)` of the log-prob and
-    `-grad p (log p + entropy)` of the entropy. A second backward pass through it is an error of PyTorch's.
+    Computed in place in the logits' memory, as is the gradient: `grad (onehot - p)` for the log-prob and
+    `-grad p (log p + entropy)` for the entropy. PyTorch raises `RuntimeError` for a second backward pass.
 
     Args:
-        entropy: without it the entropies are zeros, and a second pass over the vocabulary is saved.
+        entropy: if false, the entropies are zeros, which saves a second pass over the vocabulary.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""How many sequences go through a model at once: the number that was asked for, or fewer where memory runs out.
+"""The number of sequences in a forward pass: the configured size, or fewer if memory runs out.
 
-The size changes memory, not mathematics: losses are divided by counts of the whole batch, so that the gradients of
-micro-batches add up, and what a pass without gradients says of a row does not depend on the others.
+The size affects memory, not results. Losses are divided by counts over the full batch, so the gradients of
+micro-batches add up, and without gradients the result for a row does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Rows = TypeVar("Rows", bound=Sequence[int] | torch.Tensor)
 
 
 class MicroBatch:
-    """A size, and what to do when memory does not suffice for it.
+    """A micro-batch size that can shrink when memory runs out.
 
     Args:
-        wanted: sequences; None: all at once; "auto": all at once, halved whenever memory runs out. Only a device
-            that reports it instead of killing the process allows this: CUDA does, the system's memory mostly does
-            not, so that on a CPU `auto` is None except for a very large allocation.
-        what: what it is the size of, for the message.
+        wanted: number of sequences; None: all at once; "auto": all at once, halved whenever memory runs out. `auto`
+            needs a device that reports this as an error, as CUDA does. On a CPU the system usually kills the
+            process instead, so there `auto` acts like None except for a very large allocation.
+        what: the activity that the size belongs to, for the message, such as "sampling".
         say: called with a message when the size is halved.
 
     Attributes:
-        size: sequences at once now; None: all.
+        size: the current number of sequences; None: all.
     """
 
     def __init__(self, wanted: Size, what: str = "", say: Callable[[str], None] = lambda text: None) -> None:
@@ -40,13 +40,16 @@ class MicroBatch:
 
     @classmethod
     def of(cls, size: int | MicroBatch | None) -> MicroBatch:
-        """What callers give as a batch size: a number, or an object that remembers what turned out to fit."""
+        """Converts a batch size. A `MicroBatch` is returned as it is, so that it remembers a size that fits."""
         return size if isinstance(size, MicroBatch) else cls(size)
 
     def run(self, work: Callable[[int | None], T], count: int, undo: Callable[[], None] = lambda: None) -> T:
-        """`work(size)` on `count` sequences, which must all count together or not at all, such as gradients. When
-        memory runs out and the size is `auto`: `undo()`, and the whole work again, with the same random numbers, at
-        half the size. Nothing of a failed attempt is kept."""
+        """Calls `work(size)` for `count` sequences whose results must come from a single attempt, such as
+        gradients.
+
+        When memory runs out and the size is `auto`, it calls `undo()` and then repeats all of the work at half the
+        size, with the same random numbers.
+        """
         random = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         while True:
@@ -55,7 +58,7 @@ class MicroBatch:
             except (RuntimeError, MemoryError) as error:
                 if not self.auto or not self._halvable(error, count):
                     raise
-            # Outside of the handler, where the traceback no longer holds the tensors that did not fit.
+            # Outside the handler, so that the traceback no longer keeps the failed attempt's tensors alive.
             undo()
             self._halve(count)
             if cuda is not None:
@@ -63,9 +66,11 @@ class MicroBatch:
             torch.set_rng_state(random)
 
     def each(self, rows: Rows, work: Callable[[Rows], None]) -> None:
-        """`work` on consecutive parts of `rows`, for passes whose results belong to rows. Where memory runs out the
-        same part is tried again at half the size, whatever size was asked for: finished parts stay, and the results
-        do not depend on the size."""
+        """Calls `work` on consecutive parts of `rows`, for passes whose results belong to single rows.
+
+        When memory runs out, it retries the part at half the size, even if the size is not `auto`. Finished parts
+        are kept, since their results do not depend on the size.
+        """
         start = 0
         while start < len(rows):
             part = rows[start : start + (self.size or len(rows))]
@@ -83,17 +88,17 @@ class MicroBatch:
         return min(self.size or count, count) > 1 and out_of_memory(error)
 
     def _halve(self, count: int) -> None:
-        now = min(self.size or count, count)
+        current = min(self.size or count, count)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.size = now // 2
-        self._say(f"out of memory: {self._what} goes on with {self.size} sequences at once instead of {now}")
+        self.size = current // 2
+        self._say(f"out of memory: {self._what} goes on with {self.size} sequences at once instead of {current}")
 
     def state_dict(self) -> dict[str, int | None]:
         return {"size": self.size}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Of `auto` only: a size that the recipe gives now is the one that counts."""
+        """Restores an `auto` size. Otherwise the recipe's current size takes precedence."""
         if self.auto:
             self.size = state["size"]

@@ -1,9 +1,9 @@
-"""A small random float32 copy of a model's architecture, on which a way to compute it is tested within a second.
+"""Builds a small random float32 copy of a model's architecture, on which passes can be tested within a second.
 
-The copy keeps what decides how a model computes: kinds of layers, numbers of heads, multipliers, rotary scaling. It
-shrinks what decides how much: the vocabulary, the number of experts, the layers to one of each kind, and all widths
-by one divisor, so that products such as heads x head width still agree. Windows and original contexts become
-shorter than the rows of the test or, with `within`, longer.
+The copy keeps what determines how a model computes: kinds of layers, numbers of heads, multipliers, rotary scaling.
+It shrinks what determines how much it computes: the vocabulary, the number of experts, the layers (to one of each
+kind), and all widths by a common divisor, so that products such as heads x head width stay consistent. Windows and
+original contexts become shorter than the test rows or, with `within`, longer.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY, SPECIAL = 96, 8
-"""Tokens of a copy's vocabulary; ids of special tokens are below `SPECIAL`."""
+"""Size of a copy's vocabulary. Ids of special tokens are below `SPECIAL`."""
 POSITIONS = 48
-"""What a copy has at least, in positions."""
+"""Minimum number of positions of a copy."""
 WINDOW, CONTEXT, CHUNK = 6, 20, 8
-"""Windows, original contexts, and chunks that state-space layers compute in, of a copy, in positions. All rows of
-the test are longer than a window or a chunk; some are longer than the context and some are not."""
+"""A copy's sliding window, original context, and chunk size of state-space layers, in positions. All test rows are
+longer than a window or a chunk; only some are longer than the context."""
 LARGEST = 2**27
-"""Weights of a copy. More would take seconds."""
+"""Maximum number of weights of a copy. A larger one would take seconds."""
 EXPERTS = 16
-"""Experts of a copy's mixtures, at most."""
+"""Maximum number of experts of a copy."""
 HEAD_WIDTH = 8
-"""What widths of heads shrink to."""
+"""Minimum head width of a copy."""
 
 _POSITIONS = re.compile(r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len|seq_length|context_length)$")
 _ORIGINAL = "original_max_position_embeddings"
@@ -40,40 +40,41 @@ _CHUNK = re.compile(r"chunk_size$")
 _HEAD_WIDTH = re.compile(r"(^|_)(head_dim|kv_channels|rotary_dim)$")
 _WIDTH = re.compile(r"(^|_)(hidden_size|n_embd|d_model|d_ssm|d_head|embed_proj_dim|lru_width)$")
 _FREE_WIDTH = re.compile(r"intermediate_size|ffn_|(^|_)(n_inner|ff_dim|rank|hidden_size_per_layer_input)$")
-"""Widths that nothing else is a multiple of."""
+"""Widths that need not divide, or be multiples of, other widths."""
 
 
 class NoMiniature(Exception):
-    """No small copy of a model can be made."""
+    """No small copy of a model can be built."""
 
 
 def reach(config: Any) -> float:
-    """The most positions (infinity: no limit) within all sliding windows and original contexts of a config."""
+    """The longest row, in positions, that fits all sliding windows and original contexts of a config; infinity if
+    it has none."""
     values = config.to_dict()
-    found = [
+    limits = [
         value
         for section in _sections(values)
         for name, value in section.items()
         if _is_int(value) and (_WINDOW.search(name) or name == _ORIGINAL) and value > 0
     ]
     if _dynamic(values):
-        found.append(config.max_position_embeddings)
-    return min(found, default=math.inf)
+        limits.append(config.max_position_embeddings)
+    return min(limits, default=math.inf)
 
 
 def miniature(lm: PreTrainedModel, *, within: bool = False) -> PreTrainedModel:
     """A copy of the model's architecture with random weights, float32 on the CPU, in evaluation mode.
 
     Args:
-        lm: any causal LM; it may carry adapters, be quantised or live on another device.
-        within: makes windows and original contexts longer than `POSITIONS`.
+        lm: any causal LM, possibly with adapters, quantised or on another device.
+        within: makes windows and original contexts as long as `POSITIONS`, so that the test rows fit them.
 
-    Raises `NoMiniature`.
+    Raises `NoMiniature` when no copy can be built or runs.
     """
     config: Any = lm.config.get_text_config(decoder=True)
     build: Any = type(lm)._from_config if config is lm.config else AutoModelForCausalLM.from_config
     groups = layer_groups(lm)
-    for layers in _choices(groups):
+    for layers in _layer_candidates(groups):
         for divisor in _divisors(config):
             try:
                 values = _shrunk(config.to_dict(), len(groups), layers, divisor, within)
@@ -81,23 +82,23 @@ def miniature(lm: PreTrainedModel, *, within: bool = False) -> PreTrainedModel:
                     continue
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
-                    made = build(type(config).from_dict(values), dtype=torch.float32)
-                    _randomise(made)
-                made.requires_grad_(False).eval()
-                hidden = made.get_decoder()(
+                    model = build(type(config).from_dict(values), dtype=torch.float32)
+                    _randomise(model)
+                model.requires_grad_(False).eval()
+                hidden = model.get_decoder()(
                     input_ids=torch.full((1, 2), SPECIAL), use_cache=False
                 ).last_hidden_state
-            except Exception:  # whatever a config or a model objects to: the next copy
+            except Exception:  # configs and models raise anything: try the next copy
                 continue
-            if torch.isfinite(hidden).all() and layer_groups(made) == _renumbered([groups[i] for i in layers]):
-                return made
-            break  # other widths would not change that
-    raise NoMiniature(f"no small copy of {type(lm).__name__} can be made")
+            if torch.isfinite(hidden).all() and layer_groups(model) == _renumbered([groups[i] for i in layers]):
+                return model
+            break  # smaller divisors would not help
+    raise NoMiniature(f"no small copy of {type(lm).__name__} can be built")
 
 
 def layer_groups(lm: Any) -> list[int]:
-    """A number for each layer of the decoder, the same for layers of one kind: those whose modules have the same
-    names and settings, whatever adapters they carry."""
+    """One number per decoder layer, equal for layers of the same kind. Layers are of the same kind if their modules
+    have the same names and settings, adapters aside."""
     stacks = [module for module in lm.get_decoder().modules() if isinstance(module, nn.ModuleList)]
     return _renumbered([_signature(layer) for layer in max(stacks, key=len, default=[])])
 
@@ -119,17 +120,18 @@ def _renumbered(kinds: Sequence[Any]) -> list[int]:
     return [seen.setdefault(kind, len(seen)) for kind in kinds]
 
 
-def _choices(groups: Sequence[int]) -> list[list[int]]:
-    """Layers to copy: one of each kind (two, where all are alike); all up to the last kind's first; all."""
+def _layer_candidates(groups: Sequence[int]) -> list[list[int]]:
+    """Candidate sets of layers to copy, without duplicates: the first of each kind (two if there is only one kind);
+    all up to the first of the last kind; all."""
     firsts = [groups.index(group) for group in dict.fromkeys(groups)]
     if len(firsts) == 1:
         firsts = list(range(min(2, len(groups))))
-    up_to, every = list(range(max(firsts, default=-1) + 1)), list(range(len(groups)))
-    return [choice for i, choice in enumerate([firsts, up_to, every]) if choice not in [firsts, up_to, every][:i]]
+    candidates = [firsts, list(range(max(firsts, default=-1) + 1)), list(range(len(groups)))]
+    return [layers for i, layers in enumerate(candidates) if layers not in candidates[:i]]
 
 
 def _sections(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A config's own values, and those of the tables inside it (rotary parameters)."""
+    """A config's values and, recursively, those of its nested dicts (such as rotary parameters)."""
     yield values
     for name, value in values.items():
         if isinstance(value, dict) and name not in ("id2label", "label2id"):
@@ -145,21 +147,22 @@ def _dynamic(values: dict[str, Any]) -> bool:
 
 
 def _divisors(config: Any) -> list[int]:
-    """What widths can be divided by, most first: common divisors that leave heads at least `HEAD_WIDTH` wide."""
+    """Candidate divisors of all widths, largest first, at most four: common divisors that keep heads at least
+    `HEAD_WIDTH` wide."""
     values = {name: value for name, value in config.to_dict().items() if _is_int(value) and value > 0}
     heads = [value for name, value in values.items() if _HEAD_WIDTH.search(name)]
     if not heads and hasattr(config, "num_attention_heads"):
         heads = [config.hidden_size // config.num_attention_heads]
     widths = [value for name, value in values.items() if _WIDTH.search(name) and not _FREE_WIDTH.search(name)]
     common = math.gcd(*heads, *widths)
-    most = max(1, min(heads or (width // 8 for width in widths), default=1) // HEAD_WIDTH)
-    return [divisor for divisor in range(most, 0, -1) if common % divisor == 0][:4]
+    largest = max(1, min(heads or (width // 8 for width in widths), default=1) // HEAD_WIDTH)
+    return [divisor for divisor in range(largest, 0, -1) if common % divisor == 0][:4]
 
 
 def _shrunk(
     values: dict[str, Any], count: int, layers: Sequence[int], divisor: int, within: bool
 ) -> dict[str, Any]:
-    """A config's values with `layers` of its `count` layers, widths over `divisor`."""
+    """A config's values with only `layers` of its `count` layers, and widths divided by `divisor`."""
     values = copy.deepcopy(values)
     for name in ("quantization_config", "auto_map", "dtype", "torch_dtype", "_name_or_path"):
         values.pop(name, None)
@@ -171,9 +174,9 @@ def _shrunk(
         if isinstance(value, list | tuple):
             if "token_id" not in name and len(value) == count:
                 value = [value[i] for i in layers]
-            if name.endswith("_factor"):  # of longrope: a factor for each rotary frequency
+            if name.endswith("_factor"):  # longrope: one factor per rotary frequency
                 return value[::divisor]
-            if "section" in name:  # of multimodal rotary positions: frequencies of each kind
+            if "section" in name:  # multimodal rotary positions: number of frequencies of each kind
                 rest = [part // divisor for part in value[1:]]
                 return [sum(value) // divisor - sum(rest), *rest]
             return [shrunk(name, part) for part in value]
@@ -205,13 +208,13 @@ def _shrunk(
         section.update(
             {name: shrunk(name, value) for name, value in section.items() if not isinstance(value, dict)}
         )
-    if "attention_types" in values:  # GPT-Neo says it twice
+    if "attention_types" in values:  # GPT-Neo stores the layer types twice
         values["attention_types"] = [[values["attention_layers"], 1]]
     return values
 
 
 def _weights(values: dict[str, Any]) -> int:
-    """About how many weights a model of these values has."""
+    """Estimates the number of weights of a model with these config values."""
     numbers = {name: value for name, value in values.items() if _is_int(value)}
     hidden = max((v for n, v in numbers.items() if n in ("hidden_size", "n_embd", "d_model")), default=1)
     wide = [v for n, v in numbers.items() if "intermediate" in n or "ffn" in n or n == "n_inner"] or [4 * hidden]
@@ -222,9 +225,11 @@ def _weights(values: dict[str, Any]) -> int:
 
 @torch.no_grad()
 def _randomise(lm: Any) -> None:
-    """Weights so large that a mistake in any part shows in the last hidden states: the outputs of each product are
-    1.5 times its inputs; norms and biases are off their starts, which would hide that one is left out; logits are
-    large enough for a soft cap to show."""
+    """Sets weights large enough for a mistake in any part to affect the last hidden states.
+
+    The outputs of each product are 1.5 times as large as its inputs. Norms and biases differ from their initial
+    values, which would hide that one is left out. Logits are large enough for a soft cap to have an effect.
+    """
     head = lm.get_output_embeddings()
     for parameter in lm.parameters():
         if parameter.dim() < 2:

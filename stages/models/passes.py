@@ -1,7 +1,8 @@
-"""Ways to compute a causal LM's hidden states: over whole rows, and token by token after prompts.
+"""Passes compute a causal LM's hidden states: over full rows, and token by token after prompts.
 
-The plain pass (`stages.models.fast.plain`) is ours, for Llama-like models; here are those that call the model's own
-forward. `stages.models.acceptance` finds out which of them are right for an architecture.
+This module has the passes that call the model's own forward. The plain pass (`stages.models.fast.plain`)
+reimplements it for Llama-like models. `stages.models.acceptance` determines which passes are correct for an
+architecture.
 
 Shapes: B rows, L positions, H hidden.
 """
@@ -18,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 
 class Steps(Protocol):
-    """Decoding under way. Each call returns the last position's hidden states (B, H) of the rows that are left."""
+    """A decoding in progress. `start` and `next` return the last hidden states (B, H) of the remaining rows."""
 
     def start(self) -> Tensor:
         """After the prompts."""
@@ -27,21 +28,22 @@ class Steps(Protocol):
         """After one more token of each row."""
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these."""
+        """Keeps only these rows."""
 
 
 class Pass(Protocol):
-    """One way to compute a model."""
+    """A way to compute a model's hidden states."""
 
     def hidden(self, ids_BL: Tensor) -> Tensor:
         """Last hidden states (B, L, H) of right-padded rows; meaningless at padding."""
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> Steps:
-        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens."""
+        """Decodes at most `length` tokens after left-padded prompts; the mask is true at tokens."""
 
 
 class OwnPass:
-    """The model's own forward. It decodes with the model's cache or, `full`, by a whole pass for each token."""
+    """The model's own forward. It decodes with the model's cache or, if `full`, with a pass over the rows per
+    token."""
 
     def __init__(self, lm: PreTrainedModel, decoding: Literal["cached", "full"] = "cached") -> None:
         self._lm, self._decoding = lm, decoding
@@ -63,7 +65,8 @@ class CachedSteps:
         self._decoder, self._ids, self._mask = lm.get_decoder(), ids_BL, mask_BL.long()
         self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
         self._cache: Any = DynamicCache(config=lm.config)
-        # Mamba has its own name for the cache, ignores any other, and takes the mask of the new tokens only.
+        # Mamba names the cache argument differently, ignores the usual one, and expects a mask of the new tokens
+        # only.
         self._is_mamba = "cache_params" in inspect.signature(self._decoder.forward).parameters
 
     def start(self) -> Tensor:
@@ -75,25 +78,28 @@ class CachedSteps:
         return self._pass(token_B[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        # `batch_select_indices` leaves out what layers with a state (linear attention, convolutions) keep.
+        # `batch_select_indices` skips the state of recurrent layers (linear attention, convolutions).
         self._cache.reorder_cache(rows)
         self._mask, self._positions = self._mask[rows], self._positions[rows]
 
     def _pass(self, ids: Tensor) -> Tensor:
         if self._is_mamba:
-            known: dict[str, Any] = {"attention_mask": self._mask[:, -ids.shape[1] :], "cache_params": self._cache}
+            context: dict[str, Any] = {
+                "attention_mask": self._mask[:, -ids.shape[1] :],
+                "cache_params": self._cache,
+            }
         else:
-            known = {"attention_mask": self._mask, "past_key_values": self._cache}
-        output: Any = self._decoder(input_ids=ids, position_ids=self._positions, use_cache=True, **known)
+            context = {"attention_mask": self._mask, "past_key_values": self._cache}
+        output: Any = self._decoder(input_ids=ids, position_ids=self._positions, use_cache=True, **context)
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
 
 
 class FullSteps:
-    """Decoding without a cache: a pass over the whole rows for each token."""
+    """Decoding without a cache: a pass over the full rows per token."""
 
-    def __init__(self, whole: OwnPass, ids_BL: Tensor, mask_BL: Tensor) -> None:
-        self._pass = whole
+    def __init__(self, row_pass: OwnPass, ids_BL: Tensor, mask_BL: Tensor) -> None:
+        self._pass = row_pass
         self._ids, self._lengths = right_padded(ids_BL, mask_BL)
 
     def start(self) -> Tensor:
@@ -110,7 +116,7 @@ class FullSteps:
 
 
 def right_padded(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Left-padded rows, padded on the right instead, and their lengths (B,)."""
+    """Moves the padding of left-padded rows to the right. Returns ids (B, L) and lengths (B,)."""
     width, lengths = ids_BL.shape[1], mask_BL.long().sum(1)
     places = (torch.arange(width, device=ids_BL.device) - lengths[:, None]) % width
     return ids_BL.gather(1, places), lengths

@@ -1,14 +1,13 @@
-"""A full fine-tune's weights, gradients and optimizer moments, divided among the processes of a run.
+"""Shards the weights, gradients and optimizer moments of full fine-tuning over the processes of a run.
 
-Of each parameter a process keeps its part, a DTensor (ZeRO stage 3: Rajbhandari et al. 2020, arXiv:1910.02054;
-FSDP: Zhao et al. 2023, arXiv:2304.11277). In training a weight is gathered where a module reads it, and the
-gradient of what was gathered is summed over the processes and scattered as soon as it is known; both are steps of
-autograd, as in SimpleFSDP (Zhang et al. 2024, arXiv:2411.00284). Then every process must make the same passes, as
-many of them. Where processes do different things, as in decoding, `Shards.whole` gathers a model once for all of
-it.
+Each process keeps its shard of every parameter as a DTensor (ZeRO stage 3: Rajbhandari et al. 2020,
+arXiv:1910.02054; FSDP: Zhao et al. 2023, arXiv:2304.11277). In training, a weight is gathered when a module reads
+it, and its gradient is reduce-scattered as soon as it is known. Both are autograd operations, as in SimpleFSDP
+(Zhang et al. 2024, arXiv:2411.00284), so every process must make the same passes in the same number. Where
+processes diverge, as in decoding, `Shards.whole` gathers a model once for the duration.
 
-PyTorch's `fully_shard` gathers in hooks around the calls of modules: `stages.models.fast.plain` calls no layer, and
-how often a language-model head is called depends on how many tokens a process has.
+PyTorch's `fully_shard` does not work here: it gathers in hooks around module calls, but `stages.models.fast.plain`
+does not call the layers, and the number of calls of the language-model head depends on a process's tokens.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from pipeline.errors import StageError
 
 
 class Shards:
-    """The parameters of some modules, divided among all processes, in place and onto `device`. Names stay.
+    """Shards the parameters of modules over all processes, in place and on `device`. Parameter names do not change.
 
-    Raises `StageError` for a mixture of experts: which weights it reads, and with that what processes would wait
-    for, depends on the tokens.
+    Raises `StageError` for a mixture of experts: the weights that it reads depend on the tokens, so processes would
+    wait for different collectives.
     """
 
     def __init__(self, *modules: nn.Module, device: str) -> None:
         if any("experts" in name for module in modules for name, _ in module.named_modules()):
-            raise StageError("a mixture of experts cannot be sharded", where="sharding", hint="set it to none")
+            raise StageError("a mixture of experts cannot be sharded", where="sharding", hint="set sharding: none")
         self._mesh = init_device_mesh(device, (dist.get_world_size(),))
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._whole = False
-        made: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
+        sharded: dict[nn.Parameter, nn.Parameter] = {}  # by original, so that tied weights stay tied
         for root in modules:
-            # A layer's weights are read once a pass, and anew when it is recomputed. What stands outside of the
-            # layers may be read for every chunk of logits, of which processes have unequal numbers.
+            # A layer's weights are read once per pass, and again when it is recomputed. Weights outside the layers
+            # may be read once per chunk of logits, and processes have different numbers of chunks.
             layered = {
                 id(module)
                 for stack in root.modules()
@@ -57,21 +56,21 @@ class Shards:
                 for name in names:
                     parameter = module._parameters[name]
                     assert parameter is not None
-                    if parameter not in made:
-                        made[parameter] = self._divided(parameter)
-                        made[parameter].reread = id(module) not in layered  # type: ignore[attr-defined]
-                    module._parameters[name] = made[parameter]
-                    self._places.append((module, name, made[parameter]))
+                    if parameter not in sharded:
+                        sharded[parameter] = self._sharded(parameter)
+                        sharded[parameter].reread = id(module) not in layered  # type: ignore[attr-defined]
+                    module._parameters[name] = sharded[parameter]
+                    self._places.append((module, name, sharded[parameter]))
                 if names:
                     kind: Any = type(module)
                     module.__class__ = _gathering(kind, names)
 
-    def _divided(self, parameter: nn.Parameter) -> nn.Parameter:
+    def _sharded(self, parameter: nn.Parameter) -> nn.Parameter:
         shape = parameter.shape
-        # Along the longest dimension, that no process goes without.
+        # The longest dimension, so that no process gets an empty shard.
         along: Placement = Shard(max(range(len(shape)), key=shape.__getitem__)) if len(shape) else Replicate()
-        own = divide(parameter.detach(), self._mesh, (along,))
-        return nn.Parameter(own, requires_grad=parameter.requires_grad)
+        shard = divide(parameter.detach(), self._mesh, (along,))
+        return nn.Parameter(shard, requires_grad=parameter.requires_grad)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -79,8 +78,12 @@ class Shards:
 
     @contextlib.contextmanager
     def whole(self, *, changes: bool = False) -> Iterator[None]:
-        """The modules with all of their weights, a copy that every process must come for; inside, none waits for
-        another. `changes`: what is done to the weights is kept. Inside itself it does nothing."""
+        """Gathers full copies of the weights for the duration of the context. Every process must enter and leave
+        it; inside, no process waits for another. Nested uses are no-ops.
+
+        Args:
+            changes: writes changes to the gathered weights back to the shards.
+        """
         if self._whole:
             yield
             return
@@ -102,24 +105,23 @@ class Shards:
             self._set({parameter: parameter for parameter in copies})
 
     def release(self) -> None:
-        """Makes the modules whole again, for good. Every process must ask."""
+        """Gathers the parameters permanently. Every process must call it."""
         self.forget()
-        learns = {parameter: parameter.requires_grad for parameter in self.parameters}
-        self._set({p: nn.Parameter(gathered(p), requires_grad=learn) for p, learn in learns.items()})
+        self._set({p: nn.Parameter(gathered(p), requires_grad=p.requires_grad) for p in self.parameters})
         self._places = []
 
-    def _set(self, now: dict[nn.Parameter, nn.Parameter]) -> None:
+    def _set(self, replacements: dict[nn.Parameter, nn.Parameter]) -> None:
         for module, name, parameter in self._places:
-            module._parameters[name] = now[parameter]
+            module._parameters[name] = replacements[parameter]
 
     def forget(self) -> None:
-        """Drops what a pass that was given up had gathered."""
+        """Frees the weights gathered by an aborted pass."""
         for parameter in self.parameters:
             parameter.kept = None  # type: ignore[attr-defined]
 
 
 def divide(tensor: Tensor, mesh: Any, placements: Any) -> DTensor:
-    """This process's part of a tensor that every process has, in memory of its own."""
+    """This process's shard, as a copy, of a tensor that every process holds in full."""
     part = distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None).to_local().clone()
     return DTensor.from_local(
         part, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.contiguous().stride()
@@ -127,20 +129,20 @@ def divide(tensor: Tensor, mesh: Any, placements: Any) -> DTensor:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, detached; every process must ask for it. What is not divided comes back as it is."""
+    """The full tensor, detached. Every process must call it. A tensor that is not sharded is returned unchanged."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _copied(parameter: Any) -> Tensor:
-    """As `gathered`, in memory of its own even where nothing had to be gathered."""
-    whole, part = gathered(parameter), parameter.to_local()
-    return whole.clone() if whole.data_ptr() == part.data_ptr() else whole
+    """As `gathered`, but never shares memory with the shard."""
+    full, shard = gathered(parameter), parameter.to_local()
+    return full.clone() if full.data_ptr() == shard.data_ptr() else full
 
 
 @functools.cache
 def _gathering(kind: Any, names: tuple[str, ...]) -> type:
-    """A module's class whose parameters are gathered as they are read."""
+    """A subclass of a module's class whose parameters are gathered on access."""
 
     def reads(name: str) -> property:
         return property(lambda module: _read(module._parameters[name]))
@@ -150,57 +152,60 @@ def _gathering(kind: Any, names: tuple[str, ...]) -> type:
 
 def _read(parameter: Any) -> Tensor:
     if not isinstance(parameter, DTensor):
-        whole: Tensor = parameter
-        return whole
+        unsharded: Tensor = parameter
+        return unsharded
     kept: Tensor | None = getattr(parameter, "kept", None)
     if kept is not None:
         return kept
-    whole = parameter.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
-    if whole.requires_grad and parameter.reread:  # type: ignore[attr-defined]
+    full: Tensor = parameter.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    if full.requires_grad and parameter.reread:  # type: ignore[attr-defined]
 
-        def done(gradient: Tensor) -> None:
+        def release(gradient: Tensor) -> None:
             parameter.kept = None  # type: ignore[attr-defined]
 
-        parameter.kept = whole  # type: ignore[attr-defined]
-        whole.register_hook(done)
-    return whole
+        parameter.kept = full  # type: ignore[attr-defined]
+        full.register_hook(release)
+    return full
 
 
 # --- Optimizers ---
 
 
 def whole_states(optimizer: torch.optim.Optimizer) -> None:
-    """From now on, if what it steps is divided, its `state_dict` is that of an optimizer of whole parameters, on
-    the CPU of rank 0 (elsewhere empty; every process must ask), and what it loads is such a one."""
-    if any(isinstance(parameter, DTensor) for parameter in _steps(optimizer)):
+    """Makes an optimizer of sharded parameters save and load the state of an unsharded one. A no-op for others.
+
+    `state_dict` then returns the gathered state on the CPU of rank 0, and no state on other ranks. Every process
+    must call it. `load_state_dict` expects the gathered state on every process.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in _parameters(optimizer)):
         optimizer.register_state_dict_post_hook(_gather)
         optimizer.register_load_state_dict_pre_hook(_scatter)
 
 
-def _steps(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _gather(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    first = dist.get_rank() == 0
-    found: dict[int, dict[str, Any]] = {}
+    is_first = dist.get_rank() == 0
+    full_state: dict[int, dict[str, Any]] = {}
     for index, values in state["state"].items():
         for name, value in values.items():
-            whole = gathered(value).cpu() if isinstance(value, Tensor) else value
-            if first:
-                found.setdefault(index, {})[name] = whole
-    return state | {"state": found}
+            full = gathered(value).cpu() if isinstance(value, Tensor) else value
+            if is_first:
+                full_state.setdefault(index, {})[name] = full
+    return state | {"state": full_state}
 
 
 def _scatter(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    steps = _steps(optimizer)
-    found: dict[int, dict[str, Any]] = {}
+    parameters = _parameters(optimizer)
+    shards: dict[int, dict[str, Any]] = {}
     for index, values in state["state"].items():
-        parameter = steps[index]
-        found[index] = {
+        parameter = parameters[index]
+        shards[index] = {
             name: divide(value.to(parameter.device), parameter.device_mesh, parameter.placements)
             if isinstance(parameter, DTensor) and name != "step" and value.shape == parameter.shape
             else value
             for name, value in values.items()
         }
-    return state | {"state": found}
+    return state | {"state": shards}

@@ -1,8 +1,7 @@
-"""Chat templates: which of them is used, and what it makes of a conversation.
+"""Chat templates: selects one, renders conversations with it, and checks how it behaves.
 
-A template is somebody else's program. It may refuse a conversation (a system turn, two user turns in a row), print
-today's date, leave a turn out or ignore the generation prompt. All of that shows by rendering probes, which is how
-this module finds out.
+A template is third-party code. It may refuse a conversation (a system turn, two user turns in a row), print today's
+date, leave out a turn or ignore the generation prompt. This module detects all of that by rendering probes.
 """
 
 from __future__ import annotations
@@ -23,28 +22,28 @@ from pipeline.errors import DataError, StageError
 TEMPLATES = Path(__file__).parent / "chat_templates"
 DEFAULT = "default"
 PUBLISHED = "published"
-"""The name under which a tokenizer keeps its own `default` when the recipe names another of its templates."""
+"""The name of the tokenizer's published `default` after the recipe has selected another of its templates."""
 
 DATE = "2024-07-26"
-"""What a template that prints the day's date prints unless a recipe says otherwise: Llama 3's own default."""
+"""The date that templates print unless the recipe sets another. It is the default of Llama 3's template."""
 
 CLOCK = "strftime_now"
-"""The only clock that transformers gives to a template."""
+"""The function through which transformers gives templates the current time."""
 
 SYSTEM, USER, ANSWER, AGAIN = "zSz", "zQz", "zAz", "zVz"
-"""Texts of the probes: no template and no tokenizer treats them in a special way."""
+"""Texts of the probes. No template or tokenizer treats them specially."""
 
 
 class Refused(DataError):
-    """A chat template does not take a conversation.
+    """A chat template rejects a conversation.
 
     Attributes:
-        words: why, in the template's own words.
+        words: the template's error message.
     """
 
     def __init__(self, words: str, where: str) -> None:
         super().__init__(
-            f"the chat template refuses a conversation. Its words: {words}",
+            f"the chat template refuses a conversation: {words}",
             where=where,
             hint="remove such conversations, set base.fold_turns: true, or choose another template",
         )
@@ -53,34 +52,36 @@ class Refused(DataError):
 
 @contextmanager
 def named(conversation: str) -> Iterator[None]:
-    """Adds to a `Refused` which conversation it is about."""
+    """Adds the conversation to the location of a `Refused`."""
     try:
         yield
     except Refused as refused:
         raise Refused(refused.words, f"{refused.where}: {conversation}") from refused
 
 
-# --- Which template ---
+# --- Template selection ---
 
 
 def chat_template(choice: str, tokenizer: Any, where: str = "base.chat_template") -> str | dict[str, str]:
-    """What `tokenizer.chat_template` becomes under `base.chat_template`: a template, or several by name of which
-    `default` is used. Raises `StageError`.
+    """The value of `tokenizer.chat_template` for a `base.chat_template`: one template, or several by name, of which
+    `default` is used.
 
-    `auto` keeps what the tokenizer has, or takes `plain` where it has none. Another value is looked up among the
-    tokenizer's own named templates first, then among those in data/templates/, then as a file. Nothing that the
-    tokenizer was published with is lost when one of its own is named.
+    `auto` keeps the tokenizer's template, or uses `plain` if it has none. Any other value is looked up among the
+    tokenizer's named templates, then among those in `chat_templates/`, then as a file. Selecting one of the
+    tokenizer's templates keeps the others.
+
+    Raises `StageError` when there is no such template or it cannot be read.
     """
-    own = tokenizer.chat_template
-    by_name: dict[str, str] = own if isinstance(own, dict) else {}
+    published = tokenizer.chat_template
+    by_name: dict[str, str] = published if isinstance(published, dict) else {}
     if choice == "auto":
-        if own:
-            default_of(own, where)
-            return dict(by_name) or str(own)
+        if published:
+            default_of(published, where)
+            return dict(by_name) or str(published)
         choice = "plain"
     elif choice in by_name:
-        kept = {PUBLISHED: by_name[DEFAULT]} if by_name.get(DEFAULT, by_name[choice]) != by_name[choice] else {}
-        return {**kept, **by_name, DEFAULT: by_name[choice]}
+        replaced = {PUBLISHED: by_name[DEFAULT]} if by_name.get(DEFAULT, by_name[choice]) != by_name[choice] else {}
+        return {**replaced, **by_name, DEFAULT: by_name[choice]}
     path = TEMPLATES / f"{choice}.jinja"
     if not path.exists():
         path = Path(choice)
@@ -95,51 +96,51 @@ def chat_template(choice: str, tokenizer: Any, where: str = "base.chat_template"
         raise StageError(
             f"the chat template cannot be read: {error}", where=str(path), hint="save it as UTF-8 text"
         ) from error
-    # A tokenizer that starts every text with BOS was pretrained so; the template has to say it, because
-    # conversations are encoded without special tokens.
+    # The model of a tokenizer that starts every text with BOS was pretrained with it. Conversations are encoded
+    # without special tokens, so the template has to write BOS.
     return "{%- set add_bos = true %}" + template if starts_with_bos(tokenizer) else template
 
 
 def default_of(template: str | dict[str, str], where: str = "base.chat_template") -> str:
-    """The template that is used: the only one, or of several the `default`. Raises `StageError` without one."""
+    """The template in use: the only one, or the `default` of several. Raises `StageError` if there is none."""
     if not isinstance(template, dict):
         return template
     if DEFAULT not in template:
         raise StageError(
             f"the tokenizer has several chat templates and none of them is the default: {', '.join(template)}",
             where=where,
-            hint=f"name one of them, e.g. base.chat_template: {next(iter(template))}",
+            hint=f"select one of them, e.g. base.chat_template: {next(iter(template))}",
         )
     return template[DEFAULT]
 
 
 def starts_with_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts BOS in front of a text by itself."""
+    """Whether the tokenizer adds BOS at the start of a text."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
-# --- What it renders ---
+# --- Rendering ---
 
 
 def pinned(template: str, date: str) -> str:
-    """The template with a clock that stands at midnight of `date` (YYYY-MM-DD), and otherwise the same.
+    """The template with its clock fixed at midnight of `date` (YYYY-MM-DD).
 
-    `strftime_now` becomes a macro that replaces each directive of its format. transformers gives no way to set the
-    date, and a template that is pinned as text renders the same in every process.
+    `strftime_now` becomes a macro that replaces each directive of its format. transformers offers no way to set the
+    date, and a template that is pinned in its text renders the same in every process.
     """
     at, escaped = datetime.fromisoformat(date), "\ufdd0"
     values = {f"%{flag}{letter}": at.strftime(f"%{flag}{letter}") for flag in "-" for letter in "demHIjMSyUW"}
     values |= {f"%{letter}": at.strftime(f"%{letter}") for letter in "aAwdbBmyYHIpMSfjUWVGucxXDFTReh"}
     replaced = "".join(f"|replace({old!r},{new!r})" for old, new in values.items())
     body = f"{{{{ format|replace('%%','{escaped}'){replaced}|replace('{escaped}','%') }}}}"
-    # The newline is the one that a block tag swallows: the template itself starts on a line of its own.
+    # The block tag swallows this newline. It puts the template on a new line, so its line numbers are off by one.
     return f"{{%- macro {CLOCK}(format) %}}{body}{{% endmacro %}}\n{template}"
 
 
 def fold(messages: Sequence[Message], *, system: bool) -> list[Message]:
-    """What one role says in several turns in a row as one turn, joined by blank lines; with `system`, a system turn
-    counts as the user's."""
+    """Merges consecutive turns of one role into one, joined by blank lines. With `system`, system turns become user
+    turns."""
     roles = {"system": "user"} if system else {}
     turns = [(roles.get(message["role"], message["role"]), message["content"]) for message in messages]
     return [
@@ -152,17 +153,19 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     Args:
-        date: what it prints as today's, YYYY-MM-DD.
-        folds: whether turns that it cannot take are folded into others (`fold`) rather than refused.
-        where: what to name in an error.
+        date: the current date as the template sees it, YYYY-MM-DD.
+        folds: whether turns that the template does not accept are merged into others (`fold`) instead of refused.
+        where: the location to report in errors.
 
     Attributes:
         source: the template as published.
-        no_system: why it does not take a system turn or leaves out its text; None if it takes one.
-        exchange: a question and its answer as it renders them.
-        talk: a conversation with a turn of each role, up to the next answer: all that it writes around turns.
+        no_system: why the template does not accept a system turn or leaves out its text; None if it accepts one.
+        exchange: a rendered question and answer.
+        talk: a rendered conversation with a turn of each role, up to the next answer. It contains everything that
+            the template writes around turns.
 
-    Raises `StageError` when it has no default, a syntax error, or refuses a question with its answer.
+    Raises `StageError` when the tokenizer has no default template, or when the template has a syntax error or
+    refuses a question with its answer.
     """
 
     def __init__(
@@ -197,11 +200,11 @@ class ChatTemplate:
         return self.as_given(messages, generation=generation)
 
     def as_given(self, messages: Sequence[Message], *, generation: bool = False) -> str:
-        """As `render`, nothing folded."""
+        """As `render`, without folding."""
         return self._rendered(self._text, messages, generation)
 
     def prints_date(self) -> bool:
-        """Whether what it prints depends on the day."""
+        """Whether the template's output depends on the date."""
         if CLOCK not in self.source:
             return False
         turns = _turns(USER) if not self.takes_system else [{"role": "system", "content": SYSTEM}, *_turns(USER)]
@@ -214,7 +217,7 @@ class ChatTemplate:
             talk = [{"role": "system", "content": SYSTEM}, *talk]
         try:
             return self.as_given(talk, generation=True)
-        except Refused:  # one exchange is all that it takes
+        except Refused:  # the template accepts a single exchange only
             return self.as_given(_turns(USER), generation=True) + self.exchange
 
     def _rendered(self, template: str, messages: Sequence[Message], generation: bool) -> str:
@@ -229,9 +232,9 @@ class ChatTemplate:
             raise StageError(
                 f"the chat template has a syntax error{line}: {error.message}",
                 where=self._where,
-                hint="correct the template of the tokenizer, or set base.chat_template to another",
+                hint="fix the tokenizer's template, or set base.chat_template to another one",
             ) from error
-        except Exception as error:  # a template refuses in whatever way it likes: TemplateError, TypeError, ...
+        except Exception as error:  # templates raise anything to refuse: TemplateError, TypeError, ...
             raise Refused(str(error) or type(error).__name__, self._where) from error
 
     def _why_no_system(self) -> str | None:
@@ -244,29 +247,31 @@ class ChatTemplate:
 
 
 def check(template: ChatTemplate) -> list[str]:
-    """What to tell the user of a template before training, one line each. Raises `StageError` when it cannot be
-    trained with: it loses a user's text, or prompts end before the assistant's turn begins.
+    """Warnings about a template for the user, one line each.
 
-    What is trained on is `render(prompt, generation=True)` and the answer after it; that should be how the template
-    renders the whole conversation.
+    Training uses `render(prompt, generation=True)` followed by the answer. The template should render the full
+    conversation the same way.
+
+    Raises `StageError` when the template leaves out a user's text, or when prompts end before the header of the
+    assistant's turn.
     """
     question = _turns(USER)
     prompt, bare = template.as_given(question, generation=True), template.as_given(question)
-    whole = template.exchange
+    exchange = template.exchange
     if _loses_a_turn(template):
         raise StageError(
             "the chat template leaves out the text of a user's turn",
             where="base.chat_template",
-            hint="choose a template that prints every turn, e.g. base.chat_template: chatml",
+            hint="use a template that prints every turn, e.g. base.chat_template: chatml",
         )
-    if whole.startswith(prompt + ANSWER):
+    if exchange.startswith(prompt + ANSWER):
         return []
-    if not whole.startswith(prompt):
+    if not exchange.startswith(prompt):
         return [
-            "the chat template renders a conversation otherwise than its prompt and answer: training and sampling "
-            f"use {prompt[-40:] + ANSWER!r}, a whole conversation has {whole[-60:]!r}"
+            "the chat template renders a full conversation differently from a prompt followed by its answer: "
+            f"training and sampling use {prompt[-40:] + ANSWER!r}, a full conversation has {exchange[-60:]!r}"
         ]
-    header = whole[len(prompt) :].partition(ANSWER)[0]
+    header = exchange[len(prompt) :].partition(ANSWER)[0]
     if not header.strip():
         return []
     if prompt == bare:
@@ -275,10 +280,10 @@ def check(template: ChatTemplate) -> list[str]:
             "assistant's turn",
             where="base.chat_template",
             hint="copy the template to a .jinja file, end it with {% if add_generation_prompt %}{{ "
-            f"{header!r} }}}}{{% endif %}} and name the file under base.chat_template",
+            f"{header!r} }}}}{{% endif %}} and set base.chat_template to the file",
         )
     return [
-        f"the chat template writes {header!r} before the last answer of a conversation and not at the end of a "
+        f"the chat template writes {header!r} before the last answer of a conversation but not at the end of a "
         "prompt: answers are trained and sampled without it"
     ]
 
@@ -287,7 +292,7 @@ def _loses_a_turn(template: ChatTemplate) -> bool:
     for texts in ((USER,), (USER, ANSWER, AGAIN)):
         try:
             talk = template.as_given(_turns(*texts), generation=True)
-        except Refused:  # conversations that it refuses are named where they are read
+        except Refused:  # the stages report refused conversations when they read them
             continue
         if not all(_has(talk, text) for text in texts[::2]):
             return True
@@ -295,7 +300,7 @@ def _loses_a_turn(template: ChatTemplate) -> bool:
 
 
 def ending(template: ChatTemplate) -> str:
-    """What the template writes after the last answer; empty where it changes the answer's text."""
+    """The text that the template writes after the last answer; empty if it changes the answer's text."""
     _, answer, after = template.exchange.rpartition(ANSWER)
     return after if answer else ""
 

@@ -1,7 +1,7 @@
-"""Conversations and answers as token ids, and back: the one place where text is encoded.
+"""Encodes conversations and answers as token ids, and decodes them. All text is encoded here.
 
-A sequence is always `prompt(messages) + completion(answer)`, two encodings joined as ids, in SFT, in the reward
-model and in PPO alike, so that what was trained on is what is sampled and what is scored.
+A sequence is always `prompt(messages) + completion(answer)`: two encodings, joined as ids. SFT, the reward model
+and PPO all use it, so the tokens that are trained on are the tokens that are sampled and scored.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from stages.models.templates import DATE, ChatTemplate, ending, starts_with_bos
 from stages.models.templates import chat_template as chat_template
 
 IGNORED = -100
-"""The label of a token that a loss leaves out."""
+"""The label of tokens that the loss ignores."""
 
 
 class Codec:
     """Encodes prompts and completions for one tokenizer.
 
     Args:
-        stop_ids: further tokens that end a response, such as those of the model's generation config.
-        date: what a chat template that prints the date prints, YYYY-MM-DD.
-        control_tokens: `text` encodes what spells a control token in a message as text, `tokens` as the token.
-        fold_turns: as `ChatTemplate.folds`.
+        stop_ids: additional tokens that end a response, such as those of the model's generation config.
+        date: the date that the chat template prints, if it prints one, YYYY-MM-DD.
+        control_tokens: `text` encodes a control token spelled in a message as text, `tokens` as the token.
+        fold_turns: as `folds` of `ChatTemplate`.
 
     Attributes:
         template: the chat template.
         end_id: the token that ends an assistant's turn under the chat template.
         stop_ids: every token that ends a response: `end_id`, EOS, the tokens between them if the template writes
-            EOS after `end_id`, and the given ones.
-        pad_id: what fills a batch. Masks, never this id, say what is padding.
+            EOS after `end_id`, and the `stop_ids` passed in.
+        pad_id: the token that pads a batch. Padding is identified by masks, never by this id.
+
+    Raises `StageError` when the tokenizer has no EOS token or no usable chat template.
     """
 
     def __init__(
@@ -65,21 +67,21 @@ class Codec:
         self.pad_id = int(eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
     def _turn_ends(self, eos: int) -> list[int]:
-        """The control tokens that the template writes right after an answer, up to EOS. Without EOS among them,
-        only the first: the others may start the next turn. EOS alone if there are none."""
-        found: list[int] = []
+        """The control tokens that the template writes directly after an answer, up to EOS. If EOS is not among
+        them, only the first, because the others may start the next turn. EOS alone if there are none."""
+        ends: list[int] = []
         for i in self.tokenizer.encode(ending(self.template).strip(), add_special_tokens=False):
             if i in self.control.ids:
-                found.append(int(i))
+                ends.append(int(i))
                 if i == eos:
-                    return found
+                    return ends
             elif self.tokenizer.decode([i]).strip():
                 break
-        return found[:1] or [eos]
+        return ends[:1] or [eos]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation, up to where the assistant's answer begins; BOS in front where the tokenizer starts
-        texts with it. Raises `templates.Refused` when the chat template does not take the conversation."""
+        """Ids of a conversation up to the start of the assistant's answer, with a leading BOS if the tokenizer adds
+        one. Raises `templates.Refused` when the chat template rejects the conversation."""
         ids = self._rendered(messages)
         return [self._bos, *ids] if self._bos is not None and ids[:1] != [self._bos] else ids
 
@@ -91,45 +93,45 @@ class Codec:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether prompts get a BOS that the chat template does not write."""
+        """Whether `prompt` adds a BOS that the chat template does not write."""
         return self._bos is not None and self._rendered([{"role": "user", "content": "a"}])[:1] != [self._bos]
 
     def completion(self, text: str) -> list[int]:
-        """Ids of an answer, ended by `end_id`."""
+        """Ids of an answer, followed by `end_id`."""
         return [*self.encode(self.without_stop(text)), self.end_id]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, no special tokens added."""
+        """Ids of a text, without special tokens."""
         return self.control.encode(self.control.mark(text) if self.literal else text)
 
     def cleaned(self, message: Message) -> Message:
-        """The message, `without_stop` if it is an answer."""
+        """The message; an answer is passed through `without_stop`."""
         if message["role"] != "assistant":
             return message
         return {**message, "content": self.without_stop(message["content"])}
 
     def without_stop(self, text: str) -> str:
-        """An answer without the stop tokens that it spells at its end: it is ended here, and never twice."""
+        """An answer without the stop tokens spelled at its end, so that `completion` does not end it twice."""
         end = text.rstrip()
         while stop := next((stop for stop in self._stops if end.endswith(stop)), None):
             text = end = end.removesuffix(stop).rstrip()
         return text
 
     def ended_as_trained(self, response: Sequence[int]) -> list[int]:
-        """A response that ended by some stop token, ended by `end_id` instead: as reward models saw answers end."""
+        """A response with its final stop token, if any, replaced by `end_id`, as in the reward model's training
+        data."""
         ids = list(response)
         return [*ids[:-1], self.end_id] if ids and ids[-1] in self.stop_ids else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a response: what stands before its first stop token."""
+        """The text of a response, up to its first stop token."""
         ids = [int(i) for i in ids]
         end = next((k for k, i in enumerate(ids) if i in self.stop_ids), len(ids))
         return str(self.tokenizer.decode(ids[:end], skip_special_tokens=True))
 
 
 def load_codec(base: Artifact) -> Codec:
-    """The codec of a `base` artifact: its tokenizer, and what the `base` stage found out about it. Every stage uses
-    this one."""
+    """The codec of a `base` artifact, with the settings that the `base` stage recorded. Every stage uses it."""
     spec = base.json("base.json")
     return Codec(
         load_tokenizer(base),
@@ -141,7 +143,7 @@ def load_codec(base: Artifact) -> Codec:
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> ids (B, T) and mask (B, T), bool, true on real tokens. `left` pads in front."""
+    """Pads rows of ids to ids (B, T) and a bool mask (B, T) that is true at real tokens. `left`: on the left."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)

@@ -1,8 +1,7 @@
-"""Whether every weight of a loaded model came from its checkpoint.
+"""Checks that the weights of a loaded model are exactly those of its checkpoint.
 
-transformers fills a weight that the checkpoint lacks with random numbers, drops one that the model has no place
-for, reports both and goes on. Here either is an error that names the weights and, where the names tell, what kind
-of checkpoint it is.
+transformers initialises missing weights randomly, drops unexpected ones, and only reports both. Here, either raises
+an error that lists the weights and, if their names reveal it, explains what kind of checkpoint it is.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from pipeline.errors import StageError
 
 SHOWN = 3
-"""Names in a message; the rest are counted."""
+"""Number of names to list in a message; the rest are counted."""
 
 BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|(^|\.)(position_ids|inv_freq)$")
 """Constants that old checkpoints of GPT-like models hold (causal masks, rotary frequencies)."""
@@ -36,7 +35,7 @@ WRAPPERS = {
     "base_model.model.": "it was saved from a model wrapped by peft",
     "pretrained_model.": "it is trl's AutoModelForCausalLMWithValueHead, a language model inside a wrapper",
 }
-"""What wrappers add to names, and where that comes from."""
+"""Prefixes that wrappers add to weight names, with their explanation."""
 
 Names = Collection[str]
 
@@ -47,16 +46,16 @@ def check_loaded(
     """Raises `StageError` unless the checkpoint and the model have the same weights, of the same shapes.
 
     Args:
-        info: what `from_pretrained(output_loading_info=True)` returns beside the model. Tied weights and those that
-            the architecture declares ignorable are no longer in it.
-        ignored: weights that need not agree, such as those of a head that is about to be trained.
+        info: the loading info from `from_pretrained(output_loading_info=True)`. It no longer contains tied weights
+            and those that the architecture declares ignorable.
+        ignored: whether a weight may differ, such as those of a head that is about to be trained.
         head: name of the model's output layer, without `.weight`.
     """
     ignored = ignored or (lambda name: False)
     missing = sorted(name for name in info["missing_keys"] if not ignored(name))
     unexpected = sorted(name for name in info["unexpected_keys"] if not (ignored(name) or BUFFERS.search(name)))
     shapes = {name: (tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"]}
-    mismatched = {name: found for name, found in sorted(shapes.items()) if not ignored(name)}
+    mismatched = {name: pair for name, pair in sorted(shapes.items()) if not ignored(name)}
     errors = [str(error) for error in info.get("error_msgs") or ()]
     if missing or unexpected or mismatched or errors:
         raise StageError(
@@ -67,19 +66,19 @@ def check_loaded(
 
 
 def check_names(stored: Names, wanted: Names, source: str | Path, what: str) -> None:
-    """As `check_loaded`, for weights that are compared by their names alone."""
+    """As `check_loaded`, but compares names only."""
     missing, unexpected = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or unexpected:
         raise StageError(
             f"{what} does not fit the model: {_differences(missing, unexpected, {}, [])}",
             where=str(source),
-            hint="it was trained on another model, or its files are damaged: make it again",
+            hint="it was trained on another model, or its files are damaged: retrain it",
         )
 
 
 @torch.no_grad()
 def check_finite(model: Any, source: str | Path, what: str = "the model") -> None:
-    """Raises `StageError` with the names of weights that hold NaN or infinity."""
+    """Raises `StageError` with the names of the weights that contain NaN or infinity."""
     broken = [
         name
         for name, parameter in model.named_parameters()
@@ -89,7 +88,7 @@ def check_finite(model: Any, source: str | Path, what: str = "the model") -> Non
         raise StageError(
             f"weights of {what} are NaN or infinite ({shown(broken)})",
             where=str(source),
-            hint="it was saved from a run that had diverged, or in 16 bits that could not hold it: use another",
+            hint="it comes from a run that diverged, or overflowed when saved in 16 bits: use another checkpoint",
         )
 
 
@@ -114,7 +113,7 @@ def _count(names: Names) -> str:
 
 
 def shown(names: Iterable[str], most: int = SHOWN) -> str:
-    """The first few, and how many more there are."""
+    """The first `most` names, and how many more there are."""
     names = list(names)
     rest = [f"and {len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *rest])
@@ -123,51 +122,51 @@ def shown(names: Iterable[str], most: int = SHOWN) -> str:
 def _hint(missing: Names, unexpected: Names, mismatched: Names, head: str) -> str:
     if any(QUANTIZED.search(name) for name in unexpected):
         return (
-            "its weights are stored quantised, which its config.json does not say: use the original model, and "
-            "base.quantization to hold it in 4 or 8 bits"
+            "its weights are quantised, but its config.json does not say so: use the original model, and set "
+            "base.quantization to load it in 4 or 8 bits"
         )
     added = _added(missing, unexpected)
     if added:
-        reason = WRAPPERS.get(added, "another program put its own prefix before every name")
+        reason = WRAPPERS.get(added, "another program added a prefix to every name")
         value_head = ", and drop those that start with v_head." if any("v_head." in n for n in unexpected) else ""
         return (
             f'{reason}: take "{added}" out of the names of the tensors{value_head} (safetensors.torch.load_file and'
-            " save_file), or save the model itself with its own save_pretrained"
+            " save_file), or save the unwrapped model with save_pretrained"
         )
     if unexpected and not missing and all(name.startswith("v_head.") for name in unexpected):
-        return "v_head is the value head of a PPO run of trl: save the checkpoint without these tensors"
+        return "v_head is the value head from a PPO run with trl: save the checkpoint without these tensors"
     if head and missing and not unexpected and {name.removesuffix(".weight") for name in missing} == {head}:
         return (
-            "config.json says tie_word_embeddings: false. If the model was trained with its head tied to the "
-            "embedding, set it to true there; else the head is lost, and the model has to be fetched again"
+            "config.json has tie_word_embeddings: false. If the model was trained with its head tied to the "
+            "embedding, set it to true there; otherwise the head is missing: download the model again"
         )
     if missing and all(
         re.search(r"(^(score|classifier|classification_head)|\bpooler)\b", name) for name in missing
     ):
         return "it has no trained scoring head: use a classifier that was trained to score answers (num_labels=1)"
     if mismatched and not missing and not unexpected:
-        return "config.json is not this checkpoint's own: restore it, or fetch the model again"
+        return "config.json belongs to another checkpoint: restore it, or download the model again"
     if unexpected and not missing:
-        return "config.json describes a smaller model than the file holds: restore it, or fetch the model again"
-    return "the checkpoint is incomplete, or config.json is another model's: fetch the model again"
+        return "config.json describes a smaller model than the weights: restore it, or download the model again"
+    return "the checkpoint is incomplete, or config.json belongs to another model: download the model again"
 
 
 def _added(missing: Names, unexpected: Names) -> str:
-    """What has to be taken out of the names in the file to make them the model's, where one string does that for at
-    least half of the weights that are missed; else nothing."""
-    wanted, found = set(missing), Counter[str]()
+    """The string to remove from the names in the file to get the model's names, if one string does so for at least
+    half of the missing weights; otherwise empty."""
+    wanted, prefixes = set(missing), Counter[str]()
     for name in unexpected:
         for wrapper in WRAPPERS:
             if wrapper in name and name.replace(wrapper, "") in wanted:
-                found[wrapper] += 1
+                prefixes[wrapper] += 1
                 break
         else:
             parts = name.split(".")
             ends = (".".join(parts[i:]) for i in range(1, len(parts)))
             end = next((end for end in ends if end in wanted), None)
             if end is not None:
-                found[name.removesuffix(end)] += 1
-    if not found:
+                prefixes[name.removesuffix(end)] += 1
+    if not prefixes:
         return ""
-    added, count = found.most_common(1)[0]
+    added, count = prefixes.most_common(1)[0]
     return added if 2 * count >= len(wanted) else ""

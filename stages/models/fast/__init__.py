@@ -1,1 +1,1 @@
-"""Fast layers and passes: LoRA in one step, a plain pass for Llama-like models, float32 logits in 16 bits."""
+"""Fast layers and passes: fused LoRA, a plain pass for Llama-like models, float32 logits of 16-bit models."""

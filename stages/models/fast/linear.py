@@ -1,10 +1,10 @@
-"""Linear layers whose weights mostly stand still: frozen backbones, and the LoRA adapters on them.
+"""Fast linear layers for frozen backbones and the LoRA adapters on them.
 
-`LoRALinear` does in one autograd step what peft's layer does in ten: it keeps one copy of the input, in the
-backbone's precision, casts nothing that needs no cast, and computes no gradient of a frozen weight. `LoRADelta`
-does the same beside a layer of bitsandbytes. `matmul` takes oneDNN for float32 on a CPU: PyTorch's own route is
-MKL, which on CPUs that are not Intel's runs at a fraction of the speed. `speed_up` puts these to work in a model,
-whose parameters, names and results stay what they are.
+`LoRALinear` is one autograd step where peft's layer takes ten. It keeps one copy of the input, in the backbone's
+precision, avoids needless casts, and computes no gradient for a frozen weight. `LoRADelta` is the equivalent for
+bitsandbytes layers. `matmul` uses oneDNN for float32 on a CPU, because PyTorch's default, MKL, runs at a fraction
+of the speed on CPUs not made by Intel. `speed_up` installs these in a model without changing its parameters, names
+or results.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from torch.autograd.function import once_differentiable
 from pipeline.memory.limits import MERGED_COPIES
 
 ROWS = 16
-"""oneDNN takes longer than MKL for fewer rows than this."""
+"""Below this number of rows, oneDNN is slower than MKL."""
 QUANTISED = "quantised"
-"""The attribute of layers that compute with a rounded weight (stages/models/quantization/qat.py), and so are not
-sped up."""
+"""The attribute of layers that compute with a rounded weight (stages/models/quantization/qat.py). `speed_up` skips
+them."""
 PACKED = ("Linear4bit", "Linear8bitLt")
-"""Layers of bitsandbytes, by name: importing it is for those who use it."""
+"""Class names of bitsandbytes layers. Names, so that bitsandbytes is imported only when it is used."""
 
 
 @cache
 def onednn_works() -> bool:
-    """Whether this PyTorch has the operator and it gives what `F.linear` gives, on a strided weight too."""
+    """Whether this PyTorch has the oneDNN operator and it agrees with `F.linear`, including on a strided weight."""
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
@@ -48,7 +48,7 @@ def onednn_works() -> bool:
 
 
 def matmul(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """`F.linear` without a gradient, (N, O)."""
+    """`F.linear` without autograd: (N, I) and (O, I) -> (N, O)."""
     large = len(x_NI) >= ROWS and x_NI.shape[1] > 0
     if large and x_NI.dtype == torch.float32 and x_NI.device.type == "cpu" and onednn_works():
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
@@ -56,12 +56,11 @@ def matmul(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 
 
 class Linear(Function):
-    """`F.linear` whose backward computes what is asked for: of a frozen weight, the input's gradient only."""
+    """`F.linear` whose backward computes only the gradients that are needed: for a frozen weight, the input's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        learns = weight.requires_grad
-        ctx.save_for_backward(x if learns else None, weight)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
         return matmul(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
@@ -109,7 +108,7 @@ class LoRALinear(Function):
 
 
 class LoRADelta(Function):
-    """`y + scaling (x A^T) B^T`, where y (..., O) is what a quantised layer makes of x (..., I)."""
+    """`y + scaling (x A^T) B^T`, where y (..., O) is a quantised layer's output for x (..., I)."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
@@ -140,17 +139,17 @@ def _adapter_gradients(
     scaling: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of `x A^T` (scaling included), of A and of B, in the adapter's precision."""
+    """Gradients with respect to `x A^T` (scaling included), A and B, in the adapter's precision."""
     wide_NO = grad_NO.to(b_OR.dtype)
     grad_low = matmul(wide_NO, b_OR.t()).mul_(scaling)
     grad_a = grad_low.t() @ x_NI.to(a_RI.dtype) if needs[0] else None
-    # The few rows on the left: the same product the other way round takes up to three times as long.
+    # The matrix with few rows goes on the left: the transposed product takes up to three times as long.
     grad_b = (low_NR.t() @ wide_NO).t() if needs[1] else None
     return grad_low, grad_a, grad_b
 
 
 class FastLinear:
-    """What `nn.Linear.forward` becomes."""
+    """Replaces the forward of an `nn.Linear`."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self._layer = layer
@@ -158,14 +157,14 @@ class FastLinear:
     def __call__(self, x: Tensor) -> Tensor:
         layer = self._layer
         if torch.is_autocast_enabled(x.device.type):
-            # Which casts a weight once for all passes, and knows the way back.
+            # Autocast casts the weight once for all passes, and its gradient back.
             return F.linear(x, layer.weight, layer.bias)
         return Linear.apply(x, layer.weight, layer.bias)
 
 
 class FastLoRA:
-    """What the forward of a LoRA layer becomes: at most one adapter, no dropout. Its base is an `nn.Linear` or a
-    layer of bitsandbytes."""
+    """Replaces the forward of a LoRA layer with at most one active adapter and no dropout. Its base layer is an
+    `nn.Linear` or a bitsandbytes layer."""
 
     def __init__(self, layer: Any) -> None:
         self._layer, self._base = layer, layer.get_base_layer()
@@ -189,16 +188,17 @@ class FastLoRA:
 
     @property
     def mergeable(self) -> bool:
-        """Without rounding that matters: a sum in 16 bits would lose small adapters."""
+        """Whether merging loses no precision. A sum in 16 bits would lose small adapters."""
         return bool(self._base.weight.dtype == torch.float32)
 
     @property
     def size(self) -> int:
+        """Bytes of a merged copy."""
         return self._base.weight.nbytes
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Until `unmerge` the layer computes with `W + scaling B A`, a copy."""
+        """Makes the layer compute with a copy, `W + scaling B A`, until `unmerge`."""
         if not self._layer.disable_adapters:
             a_RI, b_OR, scaling = self._adapter()
             self._merged = torch.addmm(self._base.weight, b_OR, a_RI, alpha=scaling)
@@ -208,7 +208,7 @@ class FastLoRA:
 
 
 def speed_up(model: nn.Module) -> list[FastLoRA]:
-    """Makes the linear layers and LoRA layers of a model compute as above; returns what LoRA layers became."""
+    """Replaces the forward of a model's linear and LoRA layers with the fast ones. Returns those of LoRA layers."""
     layers = []
     for module in model.modules():
         base = module.get_base_layer() if isinstance(module, LoraLayer) else module
@@ -224,8 +224,9 @@ def speed_up(model: nn.Module) -> list[FastLoRA]:
 
 @contextlib.contextmanager
 def merged(layers: Sequence[FastLoRA]) -> Iterator[None]:
-    """Decoding takes hundreds of small passes: inside this, each LoRA layer computes with one merged copy of its
-    weight, where that is exact and the copies are small (`MERGED_COPIES`)."""
+    """Merges the adapter of each LoRA layer into a copy of its weight for the duration of the context, which speeds
+    up the many small passes of decoding. A no-op if merging loses precision or the copies exceed `MERGED_COPIES`
+    bytes."""
     fits = all(layer.mergeable for layer in layers) and sum(layer.size for layer in layers) <= MERGED_COPIES
     try:
         for layer in layers if fits else ():

@@ -1,17 +1,17 @@
-"""A plain forward pass for Llama-like models, on the very modules that transformers made.
+"""A plain forward pass for Llama-like models, on the modules that transformers created.
 
-Small models spend most of a pass between the matrix products: in mask building, cache objects, casts, and
-elementwise kernels one by one. This is the same arithmetic (pre-norm blocks, rotary positions, grouped queries,
-gated MLP) with fewer and larger steps, and with a cache that is one tensor a layer. Linear layers, and the LoRA
-adapters on them, are called as the modules they are. It knows no sliding windows and no other block: whether it is
-right for an architecture, and up to which length, `stages.models.acceptance` finds out.
+Small models spend most of a pass outside the matrix products: in mask construction, cache objects, casts, and
+single elementwise kernels. This pass does the same arithmetic (pre-norm blocks, rotary positions, grouped queries,
+gated MLP) in fewer and larger steps, with one key and one value tensor per layer as cache. Linear layers, and the
+LoRA adapters on them, are called as modules. Sliding windows and other kinds of block are not supported:
+`stages.models.acceptance` determines whether the pass is correct for an architecture, and up to which length.
 
-Attention never gets a mask together with grouped queries, which PyTorch's fused kernels refuse: rows are padded on
-the right, so that a pass over whole rows is causal and needs no mask, and a step of decoding, which needs one, has
-the queries of a group below each other.
+PyTorch's fused attention kernels do not accept a mask together with grouped queries, so attention never passes
+both. Rows are padded on the right, so a pass over full rows is causal and needs no mask. A decoding step needs one,
+and stacks the queries of a group along the length dimension instead.
 
 Shapes: B rows, L positions of this pass, S positions in the cache, N query heads, M key and value heads, G = N / M
-queries to a key, D a head's width, H hidden.
+query heads per key head, D head width, H hidden size.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ class Cache:
         self.length = 0
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these."""
+        """Keeps only these rows."""
         for tensors in (self.keys, self.values):
             for i, tensor in enumerate(tensors):
                 tensors[i] = tensor.index_select(0, rows)
 
 
 class PlainDecoder:
-    """What `model.get_decoder()` does. Raises `AttributeError` when the model has other parts than a Llama."""
+    """Computes what `model.get_decoder()` computes. Raises `AttributeError` when the model lacks a module or
+    setting of a Llama."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._trunk: Any = model.get_decoder()
@@ -63,11 +64,11 @@ class PlainDecoder:
         self._groups = config.num_attention_heads // self._kv_heads
 
     def hidden(self, ids_BL: Tensor) -> Tensor:
-        """Last hidden states (B, L, H) of right-padded rows, with gradients as the modules' parameters ask."""
+        """Last hidden states (B, L, H) of right-padded rows, differentiable in the trainable parameters."""
         return self._norm(self._trunk.norm, self._blocks(ids_BL))
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> PlainSteps:
-        """Decoding of at most `length` tokens after left-padded prompts; the mask is true at tokens."""
+        """Decodes at most `length` tokens after left-padded prompts; the mask is true at tokens."""
         return PlainSteps(self, ids_BL, mask_BL, length)
 
     def new_cache(self, rows: int, length: int) -> Cache:
@@ -75,15 +76,15 @@ class PlainDecoder:
         return Cache(len(self._trunk.layers), (rows, self._kv_heads, length, self._width), weight)
 
     def fill(self, ids_BL: Tensor, last_B: Tensor, cache: Cache) -> Tensor:
-        """The hidden states (B, H) at positions `last_B` of right-padded rows, which enter an empty cache."""
+        """Fills an empty cache with right-padded rows; returns the hidden states (B, H) at positions `last_B`."""
         x = self._blocks(ids_BL, cache)
         return self._norm(self._trunk.norm, x[torch.arange(len(x), device=x.device), last_B])
 
     def extend(self, token_B: Tensor, position_B: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """The hidden states (B, H) of one more token of each row, which enters the cache.
+        """Appends one token per row to the cache; returns its hidden states (B, H).
 
         Args:
-            mask: added to the scores, broadcast over (B, N, 1, S).
+            mask: added to the attention scores, broadcast over (B, N, 1, S).
         """
         x = self._trunk.embed_tokens(token_B[:, None])
         turn = self._turn(x, position_B[:, None])
@@ -93,7 +94,8 @@ class PlainDecoder:
         return self._norm(self._trunk.norm, x[:, -1])
 
     def _blocks(self, ids_BL: Tensor, cache: Cache | None = None) -> Tensor:
-        """What all blocks make of right-padded rows, (B, L, H); keys and values enter an empty cache, if given."""
+        """The output (B, L, H) of the last block for right-padded rows. Fills an empty cache with keys and values,
+        if there is one."""
         length = ids_BL.shape[1]
         x = self._trunk.embed_tokens(ids_BL)
         turn = self._turn(x, torch.arange(length, device=x.device)[None])
@@ -147,7 +149,7 @@ class PlainDecoder:
         mlp, inner = layer.mlp, self._norm(layer.post_attention_layernorm, x)
         gate, up = mlp.gate_proj(inner), mlp.up_proj(inner)
         gated = GatedSiLU.apply(gate, up)
-        # A block that is computed anew as a whole keeps nothing, and must not keep what this would start from.
+        # Under gradient checkpointing the block must keep nothing, not even the inputs of this recomputation.
         if torch.is_grad_enabled() and not layer.gradient_checkpointing:
             with _recomputed(gated, partial(GatedSiLU.of, gate, up)):
                 return x + mlp.down_proj(gated)
@@ -155,7 +157,8 @@ class PlainDecoder:
         return x + mlp.down_proj(gated)
 
     def _attend(self, query_BNLD: Tensor, key_BMSD: Tensor, value_BMSD: Tensor, mask: Tensor | None) -> Tensor:
-        """Causal without a mask; with one, a step of decoding, or what a CPU writes out."""
+        """Attention, (B, N, L, D). Causal without a mask. The mask of a decoding step marks padding; on a CPU with
+        explicit attention it is the causal mask."""
         if mask is not None and _written_out(query_BNLD, key_BMSD.shape[2]):
             return Attention.apply(query_BNLD, key_BMSD, value_BMSD, mask, self._scale)
         if mask is not None:
@@ -176,15 +179,15 @@ class PlainDecoder:
 
     @staticmethod
     def _norm(norm: Any, x: Tensor) -> Tensor:
-        # Under autocast each of the layers that read it would cast it for itself, and keep what it cast.
+        # Under autocast, each layer that reads the result would otherwise cast it and keep its own copy.
         return RMSNorm.apply(x, norm.weight, norm.variance_epsilon).to(working_dtype(x))
 
 
 class PlainSteps:
     """Decoding after left-padded prompts (`stages.models.passes.Steps`).
 
-    The prompts stand in the cache padded on the right, and every row's first new token behind the longest of them:
-    attention does not care where a key stands, as its position was turned into it.
+    The cache holds the prompts padded on the right. The first new token of every row comes after the longest
+    prompt: the order of keys does not matter to attention, since rotary embeddings already encode their positions.
     """
 
     def __init__(self, decoder: PlainDecoder, ids_BL: Tensor, mask_BL: Tensor, length: int) -> None:
@@ -216,8 +219,8 @@ def _written_out(x: Tensor, length: int) -> bool:
 
 
 def _takes_groups(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether a fused kernel takes grouped queries here. The one that older cards and float32 get (memory-efficient
-    attention) does not: PyTorch would write all scores out."""
+    """Whether a fused kernel accepts grouped queries here. Memory-efficient attention, which PyTorch selects for
+    older GPUs and float32, does not: PyTorch would fall back to materialising all scores."""
     if query.device.type != "cuda":
         return True
     return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, True))
@@ -252,7 +255,7 @@ class RMSNorm(Function):
 
 class Rotary(Function):
     """Rotates the pairs (x_i, x_{i + D/2}) by their position's angles (Su et al. 2021, arXiv:2104.09864, equation
-    34, in the halves' order that transformers uses). The gradient turns back."""
+    34, with the pairs that transformers uses). The backward pass applies the inverse rotation."""
 
     @staticmethod
     def forward(ctx: Any, x_BLND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -276,7 +279,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 class GatedSiLU(Function):
-    """`silu(gate) * up` (Shazeer 2020, arXiv:2002.05202, equation 5); keeps its inputs only."""
+    """`silu(gate) * up` (Shazeer 2020, arXiv:2002.05202, equation 5). Saves only its inputs for backward."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -295,8 +298,8 @@ class GatedSiLU(Function):
 
 
 class Attention(Function):
-    """`softmax(scale * q k^T + mask) v` (Vaswani et al. 2017, arXiv:1706.03762, equation 1), with grouped queries;
-    keeps its inputs only, and computes the weights again for the gradient.
+    """`softmax(scale * q k^T + mask) v` (Vaswani et al. 2017, arXiv:1706.03762, equation 1), with grouped queries.
+    Saves only its inputs, and recomputes the weights in the backward pass.
 
     Shapes: query (B, N, L, D), key and value (B, M, S, D), mask broadcast over (B, N, L, S) and without a gradient.
     """
@@ -310,8 +313,8 @@ class Attention(Function):
 
     @staticmethod
     def _weights(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Weights, and the scaled queries that they come from, with a group's queries below each other: one product
-        for each key head, nothing repeated."""
+        """Attention weights and the scaled queries. The queries of a group are stacked along the length dimension,
+        so each key head needs one product and keys are not repeated."""
         rows, heads, length, width = query.shape
         grouped = (query * scale).reshape(rows, key.shape[1], -1, width)
         scores = (grouped @ key.transpose(-1, -2)).view(rows, heads, length, -1).add_(mask)
@@ -330,14 +333,14 @@ class Attention(Function):
         return grad_query, grad_scores.transpose(-1, -2) @ grouped, grad_value, None, None
 
 
-def _recomputed(product: Tensor, again: Callable[[], Tensor]) -> Any:
-    """Inside this context, what wants to keep `product` for its backward pass gets it computed anew instead."""
-    place = product.data_ptr()  # autograd keeps the hooks: one that held the product would keep it too
+def _recomputed(product: Tensor, recompute: Callable[[], Tensor]) -> Any:
+    """Inside this context, operations that would save `product` for their backward pass recompute it instead."""
+    address = product.data_ptr()  # autograd keeps the hooks alive: a reference to `product` would keep it alive too
 
-    def keep(tensor: Tensor) -> Any:
-        return tensor.shape if tensor.data_ptr() == place else tensor
+    def pack(tensor: Tensor) -> Any:
+        return tensor.shape if tensor.data_ptr() == address else tensor
 
-    def give(kept: Any) -> Tensor:
-        return kept if isinstance(kept, Tensor) else again().view(kept)
+    def unpack(packed: Any) -> Tensor:
+        return packed if isinstance(packed, Tensor) else recompute().view(packed)
 
-    return saved_tensors_hooks(keep, give)
+    return saved_tensors_hooks(pack, unpack)

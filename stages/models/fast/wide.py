@@ -1,9 +1,9 @@
 """The language-model head of a 16-bit model, with float32 logits.
 
-A head's own forward rounds each logit to 8 (bfloat16) or 11 bits. Sampling and training round different hidden
-states, so the same token gets log-probs that differ by the rounding of a logit as well: about half of the
-difference between them (docs/log/ppo.md). Operands stay in 16 bits here: their products are exact in float32, and
-so are the sums but for float32's own rounding.
+A head's own forward rounds each logit to 8 (bfloat16) or 11 bits. Sampling and training compute slightly different
+hidden states, and rounding their logits causes about half of the difference between their log-probs
+(docs/log/ppo.md). The operands stay in 16 bits here: their products are exact in float32, and the sums are exact up
+to float32 rounding.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from stages.models.fast.linear import QUANTISED, matmul
 from stages.models.precision import without_autocast, working_dtype
 
 CHUNK = 2**22
-"""Bytes of the head's weight that a CPU has in float32 at once: about its caches."""
+"""Bytes of the head's weight that are cast to float32 at a time on a CPU: about the size of its caches."""
 CHUNK_ELSEWHERE = 2**26
-"""The same on a device that has no product of 16-bit numbers with a float32 result."""
+"""The same on a device without a 16-bit matrix product that returns float32."""
 
 
 @functools.cache
 def _widens(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `torch.mm` on this device takes 16-bit operands and gives float32 (CUDA, from PyTorch 2.8 on)."""
+    """Whether `torch.mm` on this device can return float32 for 16-bit operands (CUDA, since PyTorch 2.8)."""
     if device.type != "cuda":
         return False
     ones = torch.ones((16, 16), dtype=dtype, device=device)
@@ -46,11 +46,11 @@ def _chunks(weight_VH: Tensor) -> Iterator[slice]:
 
 
 class WideLinear(Function):
-    """`x W^T + bias` (N, V) in float32, of x (N, H) in 16 bits.
+    """`x W^T + bias` (N, V) in float32, for x (N, H) in 16 bits.
 
-    W (V, H) is in x's precision, or in float32 and then rounded to it, as under autocast. What there is beside the
-    result: on CUDA the gradient of the logits in 16 bits and, of a float32 weight, its copy in 16 bits; elsewhere
-    `CHUNK` or `CHUNK_ELSEWHERE` bytes. Never a float32 copy of a whole 16-bit weight.
+    W (V, H) has x's dtype, or is float32 and rounded to it, as under autocast. Temporary memory: on CUDA, the
+    gradient of the logits in 16 bits and a 16-bit copy of a float32 weight; elsewhere, `CHUNK` or `CHUNK_ELSEWHERE`
+    bytes. A 16-bit weight is never copied to float32 as a whole.
     """
 
     @staticmethod
@@ -91,9 +91,8 @@ class WideLinear(Function):
 
 
 def logits_of(head: nn.Module, hidden: Tensor) -> Tensor:
-    """What `head` makes of hidden states (..., H): logits (..., V), in float32 where it is a plain linear layer
-    that computes in 16 bits. Other heads (with an adapter, quantised, of a class of their own) and float32 ones
-    compute as they do."""
+    """Logits (..., V) of hidden states (..., H), in float32 if `head` is a plain linear layer that computes in 16
+    bits. Other heads (float32, quantised, with an adapter, or of another class) are called as they are."""
     dtype = working_dtype(hidden)
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and not hasattr(head, QUANTISED)
     if not plain or dtype == torch.float32:

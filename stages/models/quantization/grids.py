@@ -1,9 +1,9 @@
-"""The grids that low-precision formats store weights on: quantise, then dequantise, in one step.
+"""The quantisation grids of low-precision formats: quantise, then dequantise, in one step.
 
-Each function takes a weight to the values that the deployed file will hold, bit for bit: gguf's Q4_0 and Q8_0,
-bitsandbytes' NF4 with double quantisation as its CPU build makes it, torchao's symmetric integers in groups of 32.
-`onto` is the way in. The grid is computed in float32 whatever the weight's dtype, and on every device alike: a
-division is never by a Python number, which CUDA turns into a product with its reciprocal.
+Each function rounds a weight to the values that the exported file will hold, bit for bit: gguf's Q4_0 and Q8_0,
+bitsandbytes' NF4 with double quantisation as in its CPU build, torchao's symmetric integers in groups of 32. Call
+them through `onto`. The grid is computed in float32 for every dtype of the weight, with the same result on every
+device: the code never divides by a Python number, which CUDA would turn into a multiplication by the reciprocal.
 
 Shapes: blocks are (N, K), N blocks of K consecutive weights of a row.
 """
@@ -24,7 +24,7 @@ Grid = Callable[[Tensor], Tensor]
 GROUP, NF4_BLOCK = 32, 64
 """Consecutive weights of a row that share a scale."""
 NF4_STATISTICS = 256
-"""Scales of NF4 blocks that share a scale of their own (double quantisation)."""
+"""Scales of NF4 blocks that share a second-level scale (double quantisation)."""
 
 # Dettmers et al. 2023 (arXiv:2305.14314), appendix E: quantiles of a normal distribution.
 NF4 = (
@@ -43,17 +43,17 @@ def onto(name: str, weight: Tensor) -> Tensor:
 
 
 def check(name: str, shape: Sequence[int]) -> None:
-    """Raises `StageError` when rows of a weight of this shape are no multiple of the grid's block.
+    """Raises `StageError` when the row length of a weight of this shape is not a multiple of the grid's block size.
 
-    The formats refuse it too, but for bitsandbytes, whose blocks run on over the ends of rows, and whose CPU build
-    (0.50, with AVX-512) then reads them back wrongly.
+    The formats refuse such weights too, except bitsandbytes, whose blocks cross the ends of rows. Its CPU build
+    (0.50, with AVX-512) then dequantises them incorrectly.
     """
     if shape[-1] % block(name):
         raise StageError(
-            f"{name} stores rows in blocks of {block(name)} weights, and a weight of shape {tuple(shape)} has rows "
-            "that are no multiple of it",
+            f"{name} stores rows in blocks of {block(name)} weights, but a weight of shape {tuple(shape)} has rows "
+            f"that are no multiple of {block(name)}",
             where="base.quantization",
-            hint="use a model whose hidden sizes are multiples of it, or another quantisation",
+            hint=f"use a model whose hidden sizes are multiples of {block(name)}, or another quantisation",
         )
 
 
@@ -79,8 +79,8 @@ def q8_0(weight: Tensor) -> Tensor:
     step = blocks.abs().amax(1, keepdim=True) / torch.full((), 127.0, device=weight.device)
     exact = blocks * _inverse(step)
     size = exact.abs()
-    whole = size.floor()
-    codes = whole.add_((size - whole).mul_(2).floor_()).mul_(exact.sign_())
+    floor = size.floor()
+    codes = floor.add_((size - floor).mul_(2).floor_()).mul_(exact.sign_())
     return codes.mul_(step.half().float()).view(weight.shape)
 
 
@@ -88,8 +88,8 @@ def nf4(weight: Tensor) -> Tensor:
     """bitsandbytes' NF4 with double quantisation: `Linear4bit(compress_statistics=True, quant_type="nf4")`.
 
     Each block of 64 is divided by its largest magnitude and rounded to the nearest of 16 levels. The blocks'
-    scales, less their mean, are rounded to 8 bits in blocks of 256. (The mean of more than 2 million weights'
-    scales may differ in its last bit with the number of CPU threads, here as there.)
+    scales, minus their mean, are rounded to 8 bits in blocks of 256. (Above 2 million weights, the last bit of that
+    mean may depend on the number of CPU threads, in bitsandbytes too.)
     """
     blocks = weight.reshape(-1, NF4_BLOCK)
     scales = blocks.abs().amax(1)
@@ -100,15 +100,15 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def _nf4_scales(scales_N: Tensor) -> Tensor:
-    """The blocks' scales after their own quantisation (`bitsandbytes.functional.quantize_blockwise`)."""
+    """The blocks' scales, themselves quantised and dequantised (`bitsandbytes.functional.quantize_blockwise`)."""
     mean = scales_N.mean()
     count = len(scales_N)
     blocks = F.pad(scales_N - mean, (0, -count % NF4_STATISTICS)).view(-1, NF4_STATISTICS)
     largest = blocks.abs().amax(1, keepdim=True)
     unit = (blocks * _inverse(largest)).clamp_(-1, 1)
     levels, nearest = _table("dynamic", scales_N.device)
-    # The C code looks the nearest level up in a table of 65,536 bins, at `(x + 1) / 2 * 65535 + 1/2`, which it
-    # multiplies and adds with one rounding. (x + 1) / 2 is a multiple of 2^-25: in integers both are exact.
+    # The C code looks up the nearest level in a table of 65,536 bins, at `(x + 1) / 2 * 65535 + 1/2`, computed with
+    # a fused multiply-add. (x + 1) / 2 is a multiple of 2^-25, so integers give the exact value.
     place = (unit + 1).mul_(2.0**24).long().mul_(65535).add_(2**24)
     bins = place.float().mul_(2.0**-25).int().clamp_(max=65535)
     values = levels[nearest[bins]] * largest
@@ -117,7 +117,7 @@ def _nf4_scales(scales_N: Tensor) -> Tensor:
 
 @cache
 def _table(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The levels in order and, for nf4, the bounds between them, or for 8 bits each bin's nearest level."""
+    """The sorted levels, and for "nf4" the bounds between them, for "dynamic" the nearest level of each bin."""
     if name == "nf4":
         levels = torch.tensor(NF4)
         return levels.to(device), ((levels[:-1] + levels[1:]) / 2).to(device)
@@ -128,8 +128,8 @@ def _table(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _dynamic_levels() -> list[float]:
-    """The signed 8-bit dynamic data type (Dettmers 2015, arXiv:1511.04561): the smaller the number, the more of its
-    bits are exponent."""
+    """The signed 8-bit dynamic data type (Dettmers 2015, arXiv:1511.04561): small numbers use more exponent
+    bits."""
     levels = [0.0, 1.0]
     for exponent in range(7):
         edges = torch.linspace(0.1, 1, 2**exponent + 1)
@@ -173,7 +173,7 @@ GRIDS: dict[str, Grid] = {
     "int3-g32": integers(3),
     "int2-g32": integers(2),
 }
-"""Grids by the name that recipes give them."""
+"""Grids by their name in recipes."""
 
 
 def _inverse(step: Tensor) -> Tensor:

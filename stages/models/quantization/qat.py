@@ -1,11 +1,12 @@
-"""Quantisation-aware training: forward on the grid that is deployed, gradients straight through the rounding.
+"""Quantisation-aware training: the forward pass uses the export format's grid, with straight-through gradients.
 
-A linear layer's weight W, or with LoRA `W + scaling B A` of the active adapter, is put onto a grid of
-`stages.models.quantization.grids` before it is multiplied; the gradient takes the rounding for the identity (Bengio
-et al. 2013, arXiv:1308.3432). So each role is what it will be once merged and exported, in training as in sampling.
+The weight W of a linear layer, or with LoRA `W + scaling B A` of the active adapter, is rounded to a grid of
+`stages.models.quantization.grids` before the product. The gradient treats the rounding as the identity (Bengio et
+al. 2013, arXiv:1308.3432). So training and sampling use the weights that each role will have after merging and
+export.
 
-`mark` says which layers of a backbone are so, and makes them so; `adapt` does it for the adapters that came after.
-A weight is rounded anew in every pass, but once only inside `kept`, while nothing learns.
+`mark` makes the linear layers of a backbone round their weights; `adapt` does the same for adapters added later. A
+weight is rounded in every pass, or once inside `kept`, where no weight may change.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from stages.models.quantization import grids
 
 
 class StraightThrough(Function):
-    """`x Q^T + b`, where Q is W, or `W + scaling B A`, on a grid, and x may be on one of its own. The gradients of
-    W, B and A are what they were if Q had not been rounded."""
+    """`x Q^T + b`, where Q is W or `W + scaling B A`, rounded to a grid; x may be rounded too. The gradients of W,
+    B and A are those of the unrounded Q."""
 
     @staticmethod
     def forward(
@@ -42,8 +43,8 @@ class StraightThrough(Function):
         scaling: float,
     ) -> Tensor:
         x_NI = x.flatten(0, -2)
-        learns = any(ctx.needs_input_grad[3:6])
-        ctx.save_for_backward(x_NI if learns else None, q_OI, a_RI, b_OR)
+        trains_weights = any(ctx.needs_input_grad[3:6])
+        ctx.save_for_backward(x_NI if trains_weights else None, q_OI, a_RI, b_OR)
         ctx.scaling = scaling
         return matmul(x_NI, q_OI, bias).view(*x.shape[:-1], len(q_OI))
 
@@ -51,20 +52,20 @@ class StraightThrough(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, q_OI, a_RI, b_OR = ctx.saved_tensors
-        of_x, _, of_bias, of_weight, of_a, of_b, _ = ctx.needs_input_grad
+        needs_x, _, needs_bias, needs_weight, needs_a, needs_b, _ = ctx.needs_input_grad
         grad_NO = grad.flatten(0, -2)
-        grad_x = matmul(grad_NO, q_OI.t()).view(*grad.shape[:-1], q_OI.shape[1]) if of_x else None
-        grad_weight = matmul(grad_NO.t(), x_NI.t()) if of_weight else None
+        grad_x = matmul(grad_NO, q_OI.t()).view(*grad.shape[:-1], q_OI.shape[1]) if needs_x else None
+        grad_weight = matmul(grad_NO.t(), x_NI.t()) if needs_weight else None
         grad_a = grad_b = None
-        if of_a or of_b:
+        if needs_a or needs_b:
             wide_NO, wide_NI = grad_NO.to(a_RI.dtype), x_NI.to(a_RI.dtype)
-            grad_a = (matmul(wide_NO, b_OR.t()).mul_(ctx.scaling)).t() @ wide_NI if of_a else None
-            grad_b = wide_NO.t() @ matmul(wide_NI, a_RI).mul_(ctx.scaling) if of_b else None
-        return grad_x, None, grad_NO.sum(0) if of_bias else None, grad_weight, grad_a, grad_b, None
+            grad_a = (matmul(wide_NO, b_OR.t()).mul_(ctx.scaling)).t() @ wide_NI if needs_a else None
+            grad_b = wide_NO.t() @ matmul(wide_NI, a_RI).mul_(ctx.scaling) if needs_b else None
+        return grad_x, None, grad_NO.sum(0) if needs_bias else None, grad_weight, grad_a, grad_b, None
 
 
 class Int8PerToken(Function):
-    """x on torchao's dynamic int8 grid (`grids.int8_per_token`); the gradient passes as if it were not."""
+    """Rounds x to torchao's dynamic int8 grid (`grids.int8_per_token`), with a straight-through gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -76,8 +77,8 @@ class Int8PerToken(Function):
 
 
 class Quantised:
-    """What a marked linear layer's forward becomes, or that of the LoRA layer on it: at most one adapter, no
-    dropout."""
+    """Replaces the forward of a marked linear layer, or of the LoRA layer on it, with at most one active adapter
+    and no dropout."""
 
     def __init__(self, layer: nn.Linear, grid: str, activations: str) -> None:
         self.layer, self.grid, self.activations = layer, grid, activations
@@ -100,7 +101,7 @@ class Quantised:
 
     @torch.no_grad()
     def latent(self) -> Tensor:
-        """What is rounded (O, I), float32: the weight, the active adapter merged into it as peft merges it."""
+        """The unrounded weight (O, I), float32, with the active adapter merged into it as peft does."""
         weight, adapter = self.layer.weight.float(), self._adapter()
         if adapter is None:
             return weight
@@ -108,10 +109,11 @@ class Quantised:
         return weight + (b_OR @ a_RI) * scaling
 
     def weight(self) -> Tensor:
-        """What the layer multiplies with (O, I), in the backbone's precision."""
+        """The rounded weight (O, I), in the backbone's precision."""
         return grids.onto(self.grid, self.latent()).to(self.layer.weight.dtype)
 
     def keep(self, keeps: bool) -> None:
+        """Whether to reuse the rounded weight of the first pass. Every call discards the one in use."""
         self.keeps, self._kept = keeps, None
 
     def _adapter(self) -> tuple[Tensor, Tensor, float] | None:
@@ -122,51 +124,55 @@ class Quantised:
 
 
 def linears(model: Any) -> dict[str, nn.Linear]:
-    """The layers that training rounds and every export quantises, by name: the linear layers of a causal LM's
-    blocks. Embeddings and the output layer (often the same weight) stay as they are."""
+    """The linear layers of a causal LM's blocks, by name. Training rounds them, and every export quantises them.
+    Embeddings and the output layer (often the same weight) stay unquantised."""
     output = model.get_output_embeddings()
-    found = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    return {name: module for name, module in found.items() if module is not output}
+    return {
+        name: module for name, module in model.named_modules() if type(module) is nn.Linear and module is not output
+    }
 
 
 def mark(model: Any, quantization: Mapping[str, str]) -> None:
     """Makes the linear layers of a backbone's blocks compute on a grid.
 
     Args:
-        quantization: `base.quantization` of a recipe, as `base.json` holds it.
+        quantization: `base.quantization` of a recipe, as in `base.json`.
 
-    Raises `StageError` when the grid cannot hold them.
+    Raises `StageError` when the model has no such layers or their shapes do not fit the grid.
     """
     layers = linears(model)
     if not layers:
         raise StageError(
-            f"{type(model).__name__} has no nn.Linear in its blocks: quantisation-aware training knows no other",
+            f"{type(model).__name__} has no nn.Linear in its blocks: quantisation-aware training supports no other "
+            "layer",
             where="base.quantization",
             hint="use a model of another architecture, or base.quantization: nf4",
         )
     for layer in layers.values():
         grids.check(quantization["qat"], layer.weight.shape)
-        made = Quantised(layer, quantization["qat"], quantization["activations"])
-        setattr(layer, MARK, made)
-        layer.forward = made  # type: ignore[assignment, method-assign]
+        quantised_layer = Quantised(layer, quantization["qat"], quantization["activations"])
+        setattr(layer, MARK, quantised_layer)
+        layer.forward = quantised_layer  # type: ignore[assignment, method-assign]
 
 
 def adapt(model: nn.Module) -> None:
-    """Makes the LoRA layers on marked linear layers round weight and adapter as one."""
+    """Makes the LoRA layers on marked linear layers round the sum of weight and adapter."""
     for module in model.modules():
-        if isinstance(module, LoraLayer) and (made := getattr(module.get_base_layer(), MARK, None)) is not None:
-            made.lora = module
-            module.forward = made
+        layer = getattr(module.get_base_layer(), MARK, None) if isinstance(module, LoraLayer) else None
+        if layer is not None:
+            layer.lora = module
+            module.forward = layer
 
 
 def quantised(model: nn.Module) -> list[Quantised]:
-    """What the marked layers of a model became."""
+    """The quantised forwards of a model's marked layers."""
     return [getattr(module, MARK) for module in model.modules() if hasattr(module, MARK)]
 
 
 @contextlib.contextmanager
 def kept(layers: list[Quantised]) -> Iterator[None]:
-    """Inside, each layer rounds its weight once. Nothing may learn and no other adapter become active there."""
+    """Makes each layer round its weight only once inside the context. No weight and no active adapter may change
+    there."""
     for layer in layers:
         layer.keep(True)
     try:
@@ -178,7 +184,7 @@ def kept(layers: list[Quantised]) -> Iterator[None]:
 
 @torch.no_grad()
 def settle(model: Any) -> None:
-    """Writes the rounded weights into a marked model without adapters, which is a plain model from then on."""
+    """Writes the rounded weights into a marked model without adapters, and removes the marks."""
     for layer in quantised(model):
         layer.layer.weight.copy_(layer.weight())
         del layer.layer.forward

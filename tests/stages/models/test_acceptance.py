@@ -1,4 +1,4 @@
-"""Which pass each architecture gets, and that it gives what the model's own forward over a row alone gives."""
+"""The pass of each architecture, compared with the model's own forward over single rows."""
 
 import math
 
@@ -51,7 +51,7 @@ def rope(kind, **values):
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 16, "factor": 4.0}
 
-# What each architecture is given: its pass, and its config.
+# Name of the pass, model type and config values of each architecture.
 FAST = {
     "llama": ("plain", "llama", SHAPE),
     "mistral": ("plain up to 8 tokens, own beyond", "mistral", {**SHAPE, "sliding_window": 8}),
@@ -177,7 +177,7 @@ LIMITED = {
 
 
 def make(kind, values) -> PreTrainedModel:
-    """A model whose weights, norms and biases are such that a mistake shows."""
+    """A model with weights, norms and biases that make mistakes visible."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**values), dtype=torch.float32)
     with torch.no_grad():
@@ -191,13 +191,13 @@ def make(kind, values) -> PreTrainedModel:
 
 
 def logprobs_alone(model, prompt, response):
-    """Of each response token, by the model's own forward over one row without padding or cache."""
+    """Log-probs of the response tokens, from the model's own forward over one row without padding or cache."""
     logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
 
 
 def check(kind, values, expected, lengths=(3, 25, 9, 18, 6, 12)):
-    """What is sampled, with rows that stop and are dropped, and what a pass over right-padded rows says of it."""
+    """Compares sampling (rows stop and are dropped) and a pass over right-padded rows with single rows."""
     model = make(kind, values)
     speed_up(model)
     actor = Actor(model)
@@ -236,7 +236,7 @@ def test_decoding_and_padded_rows_of_more_architectures(name):
 
 @pytest.mark.parametrize("name", LIMITED)
 def test_positions_that_depend_on_the_longest_row_bound_the_length(name):
-    """Their frequencies change for the whole batch where its longest row passes the original context."""
+    """Rotary frequencies change for the entire batch when its longest row exceeds the original context."""
     expected, kind, values = LIMITED[name]
     model = make(kind, values)
     actor = Actor(model)
@@ -264,7 +264,7 @@ def test_rows_within_a_window_get_the_plain_pass_and_longer_ones_do_not(monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_keep_the_plain_pass(dtype):
-    """Also with a few weights that are much larger than the others, as trained models have."""
+    """Even with a few weights that are much larger than the others, as in trained models."""
     model = make("llama", SHAPE)
     with torch.no_grad():
         for layer in model.get_decoder().layers:
@@ -272,8 +272,8 @@ def test_sixteen_bits_keep_the_plain_pass(dtype):
     assert Actor(model.to(dtype)).passes.name == "plain"
 
 
-def test_a_plain_pass_that_fails_on_the_real_model_is_left():
-    """A module that something replaced: its architecture says plain, its numbers do not."""
+def test_a_plain_pass_that_fails_on_the_real_model_is_not_used():
+    """The plain pass is correct for the architecture, but one of the modules was replaced."""
     model = make("llama", SHAPE)
     norm = model.get_decoder().layers[0].input_layernorm
     norm.forward = lambda x: x * norm.weight * 3
@@ -290,12 +290,12 @@ def encoder():
 
 def test_an_encoder_is_refused():
     with pytest.raises(
-        StageError, match="BertLMHeadModel cannot be trained here: what it makes of a token depends on later"
+        StageError, match="BertLMHeadModel cannot be trained here: the output at a token depends on later"
     ):
         Actor(encoder())
 
 
-def test_without_a_small_copy_the_model_itself_is_tried(monkeypatch):
+def test_without_a_small_copy_the_model_itself_is_tested(monkeypatch):
     def none(lm, within=False):
         raise NoMiniature
 
@@ -312,8 +312,8 @@ def test_without_a_small_copy_the_model_itself_is_tried(monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["rows", "decoding"])
-def test_numbers_that_are_not_finite_are_not_accepted(where, monkeypatch):
-    """Compared with anything, they are neither larger nor smaller."""
+def test_nan_is_not_accepted(where, monkeypatch):
+    """NaN compares false with any tolerance."""
     monkeypatch.setattr(acceptance, "_accepted", {})
     if where == "rows":
         monkeypatch.setattr(PlainDecoder, "hidden", lambda self, ids: torch.full((*ids.shape, 32), torch.nan))
@@ -326,7 +326,7 @@ def test_each_config_is_tested_once(monkeypatch):
     calls = []
     test = acceptance._test
     monkeypatch.setattr(acceptance, "_accepted", {})
-    monkeypatch.setattr(acceptance, "_test", lambda *given: calls.append(1) or test(*given))
+    monkeypatch.setattr(acceptance, "_test", lambda *args: calls.append(1) or test(*args))
     for _ in range(2):
         assert Actor(make("llama", SHAPE)).passes == Passes(math.inf, math.inf)
     Actor(make("llama", {**SHAPE, "attention_bias": True}))
@@ -362,7 +362,7 @@ PHI = {"hidden_size": 640, "intermediate_size": 2560, "num_attention_heads": 8, 
     ],
 )
 def test_a_copy_is_small_and_has_every_kind_of_layer(kind, values, layers):
-    """Of models with shapes as they are published, on no device."""
+    """For models with published shapes, on the meta device."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**values))
     copy = miniature(model)

@@ -18,7 +18,7 @@ def outputs(bank, role):
 
 
 def backward(bank, role):
-    """A loss on log-probs and (where there is one) the scalar head, and its gradients by role and name."""
+    """The gradients, by role, of a loss on log-probs and on the scalar head, if there is one."""
     for parameter in bank.parameters():
         parameter.grad = None
     with bank.active(role, train=True) as actor:
@@ -55,13 +55,13 @@ def test_roles_differ_and_the_base_is_the_bare_backbone(lora):
     bare = tiny.lm(0).get_decoder()(input_ids=IDS).last_hidden_state
     seen = [outputs(lora, role)[..., : tiny.HIDDEN] for role in lora.roles] + [outputs(lora, BASE)]
     torch.testing.assert_close(seen[-1], bare)
-    for i, one in enumerate(seen):
+    for i, hidden in enumerate(seen):
         for other in seen[:i]:
-            assert (one - other).abs().max() > 0.01
+            assert (hidden - other).abs().max() > 0.01
 
 
-def test_an_adapters_output_is_that_of_merged_weights():
-    """W + (alpha / r) * B @ A, by hand."""
+def test_an_adapters_output_equals_that_of_merged_weights():
+    """W + (alpha / r) * B @ A, computed explicitly."""
     bank = tiny.lora_bank(distinct=True)
     merged = tiny.lm(0)
     state = dict(bank.model.named_parameters())
@@ -78,9 +78,9 @@ def test_an_adapters_output_is_that_of_merged_weights():
 
 @pytest.mark.parametrize("role", ["policy", "value"])
 def test_gradients_land_on_the_active_role_only(bank, role):
-    for other, found in backward(bank, role).items():
+    for other, gradients in backward(bank, role).items():
         if other != role:
-            assert all(gradient is None for gradient in found), f"{other} got a gradient from {role}"
+            assert all(gradient is None for gradient in gradients), f"{other} got a gradient from {role}"
     assert all(gradient is not None for gradient in backward(bank, role)[role][:4])
     assert sum(float(g.abs().sum()) for g in backward(bank, role)[role] if g is not None) > 0
     shared = [p for p in bank.parameters() if not p.requires_grad]
@@ -89,7 +89,7 @@ def test_gradients_land_on_the_active_role_only(bank, role):
 
 @pytest.mark.parametrize("role", ["policy", "value"])
 def test_gradient_by_finite_differences(lora, role):
-    """The sum of last hidden states, by one weight of the role's adapter."""
+    """Of a sum over last hidden states with respect to one weight of the role's adapter."""
     parameter = lora.parameters_of(role)[1]
     with lora.active(role, train=True) as actor:
         actor.hidden(IDS).sin().sum().backward()
@@ -98,16 +98,16 @@ def test_gradient_by_finite_differences(lora, role):
         with torch.no_grad():
             parameter[0, 0] += step
         with lora.active(role) as actor:
-            found = float(actor.hidden(IDS).double().sin().sum())
+            total = float(actor.hidden(IDS).double().sin().sum())
         with torch.no_grad():
             parameter[0, 0] -= step
-        return found
+        return total
 
     numeric = (value(1e-2) - value(-1e-2)) / 2e-2
     assert parameter.grad[0, 0].item() == pytest.approx(numeric, rel=0.05, abs=1e-3)
 
 
-def test_what_learns_is_set_once(bank):
+def test_requires_grad_is_set_once(bank):
     def learning():
         return {name for name, p in bank.named_parameters() if p.requires_grad}
 
@@ -134,7 +134,7 @@ def test_roles_do_not_nest(bank):
         bank.active("reference"),
     ):
         pass
-    with bank.active("reference"):  # and the refusal leaves the bank usable
+    with bank.active("reference"):  # the error leaves the bank usable
         pass
 
 
@@ -184,14 +184,14 @@ def test_gradient_checkpointing_changes_no_gradient(kind, role):
     owner = bank.models[role] if kind == "full" else bank.model.get_base_model()
     owner.model.layers[0].mlp.up_proj.register_forward_pre_hook(lambda *_: runs.append(1))
     checkpointed = backward(bank, role)[role]
-    assert len(runs) == 2, "the layer must run again in the backward pass, or this shows nothing"
-    for one, other in zip(plain, checkpointed, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+    assert len(runs) == 2, "the layer must run again in the backward pass for this test to be meaningful"
+    for expected, actual in zip(plain, checkpointed, strict=True):
+        assert (expected is None) == (actual is None)
+        if expected is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_checksum_tells_any_change_of_a_role(bank):
+def test_checksum_detects_any_change_of_a_role(bank):
     before = {role: bank.checksum(role) for role in bank.roles}
     assert before == {role: bank.checksum(role) for role in bank.roles}
     with torch.no_grad():
@@ -220,11 +220,11 @@ def test_state_round_trip(kind, role, tmp_path):
 
 def test_state_is_a_copy(lora):
     state = lora.state_of("value")
-    kept = {name: tensor.clone() for name, tensor in state.items()}
+    copies = {name: tensor.clone() for name, tensor in state.items()}
     with torch.no_grad():
         for parameter in lora.parameters_of("value"):
             parameter.zero_()
-    assert all(torch.equal(state[name], kept[name]) for name in kept)
+    assert all(torch.equal(state[name], copies[name]) for name in copies)
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape"])
@@ -249,7 +249,7 @@ def test_right_padding_changes_nothing(lora):
         torch.testing.assert_close(actor.hidden(padded)[:, :4], actor.hidden(torch.tensor([short])))
 
 
-def test_logprobs_are_those_of_the_models_own_logits(lora):
+def test_logprobs_equal_those_of_the_models_own_logits(lora):
     with lora.active("policy") as actor, torch.no_grad():
         logits = actor.lm(input_ids=IDS).logits.double().numpy() / 0.7
         hidden = actor.hidden(IDS)
@@ -262,7 +262,7 @@ def test_logprobs_are_those_of_the_models_own_logits(lora):
     np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(-1)[:, :-1].ravel(), atol=1e-4)
 
 
-def test_dropout_is_off_wherever_it_is_kept():
+def test_every_dropout_is_disabled():
     """In modules, and in numbers that attention layers pass to a function."""
     model = tiny.lm(attention_dropout=0.5)
     model.extra = torch.nn.Dropout(0.5)
@@ -275,7 +275,7 @@ def test_dropout_is_off_wherever_it_is_kept():
 
 
 def scaled(name):
-    """Tiny models whose logits are more than a matrix product."""
+    """Tiny models whose logits are scaled or soft-capped."""
     import transformers
 
     shape = {
@@ -305,9 +305,9 @@ def test_projections_of_several_architectures(name):
     check_projection(Actor(scaled(name), None, lambda: None))
 
 
-def test_an_architecture_that_does_more_is_refused():
+def test_an_architecture_with_other_logits_is_refused():
     model = scaled("Llama")
-    model.config.logit_scale = 0.5  # which Llama itself does not know
+    model.config.logit_scale = 0.5  # an attribute that Llama ignores
     with pytest.raises(StageError, match="LlamaForCausalLM cannot be trained here: its logits"):
         Actor(model)
     with pytest.raises(StageError, match="LlamaForCausalLM computes its logits"):

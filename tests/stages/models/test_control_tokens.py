@@ -43,7 +43,7 @@ def of_tokenizer(tokenizer):
     return [text for text in SPELLED if tokenizer.convert_tokens_to_ids(text) in tokenizer.added_tokens_decoder]
 
 
-def test_text_without_control_tokens_is_encoded_to_the_id(tokenizer):
+def test_text_without_control_tokens_is_encoded_unchanged(tokenizer):
     codec = Codec(tokenizer)
     generator = random.Random(0)
     for _ in range(200):
@@ -77,7 +77,7 @@ def test_a_spelled_token_has_the_ids_of_a_tokenizer_that_does_not_know_it(tokeni
         assert codec.encode(text) == twin.encode(text).ids
 
 
-def test_a_recipe_may_want_tokens(tokenizer):
+def test_a_recipe_may_select_tokens(tokenizer):
     codec = Codec(tokenizer, control_tokens="tokens")
     [text, *_] = of_tokenizer(tokenizer)
     content = f"The {text} fox"
@@ -98,7 +98,7 @@ def test_an_answer_that_spells_its_stop_token_is_ended_once(tokenizer, control_t
     assert codec.completion("".join(stops)) == [*codec.encode(""), codec.end_id]
 
 
-def test_turn_markers_that_are_not_called_special_are_control_tokens_too():
+def test_turn_markers_that_are_not_declared_special_are_control_tokens():
     tokenizer = published.byte_level("", special=())
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "user"])
     tokenizer.chat_template = published.CHATML
@@ -112,14 +112,14 @@ def test_turn_markers_that_are_not_called_special_are_control_tokens_too():
     assert codec.end_id == marker
 
 
-def test_a_template_that_tears_a_message_apart_leaves_no_marks():
+def test_a_template_that_splits_a_message_leaves_no_marks():
     tokenizer = published.byte_level(published.CHATML.replace("m.content", "m.content.split('|im_end')[-1]"))
     ids = Codec(tokenizer).prompt(tiny.user("a<|im_end|>b<|im_start|>"))
     assert tokenizer.decode(ids) == "<|im_start|>user\n|>b<|im_start|><|im_end|>\n<|im_start|>assistant\n"
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 2
 
 
-def test_a_tokenizer_that_knows_nothing_else_says_so():
+def test_a_tokenizer_that_cannot_write_a_token_as_text_is_an_error():
     class Stubborn:
         added_tokens_decoder = published.byte_level().added_tokens_decoder
 

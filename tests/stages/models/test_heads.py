@@ -9,9 +9,9 @@ from stages.models.heads import ScalarHead, at_last_token
 @pytest.fixture
 def head():
     torch.manual_seed(0)
-    made = ScalarHead(8)
-    torch.nn.init.constant_(made.bias, 0.3)
-    return made
+    head = ScalarHead(8)
+    torch.nn.init.constant_(head.bias, 0.3)
+    return head
 
 
 def test_output_is_a_scalar_in_float32(head):
@@ -37,7 +37,7 @@ def test_save_and_load(head, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "other tensors"])
-def test_a_damaged_file_is_a_stage_error(head, tmp_path, damage):
+def test_a_damaged_file_raises_a_stage_error(head, tmp_path, damage):
     path = tmp_path / "head.safetensors"
     head.save(path)
     content = path.read_bytes()
@@ -62,6 +62,6 @@ def test_the_initial_scale_does_not_grow_with_width():
 
 def test_at_last_token():
     values = torch.arange(24.0).view(2, 4, 3)
-    found = at_last_token(values, torch.tensor([2, 4]))
-    assert found.tolist() == [[3.0, 4.0, 5.0], [21.0, 22.0, 23.0]]
+    last = at_last_token(values, torch.tensor([2, 4]))
+    assert last.tolist() == [[3.0, 4.0, 5.0], [21.0, 22.0, 23.0]]
     assert at_last_token(values[..., 0], torch.tensor([1, 3])).tolist() == [0.0, 18.0]

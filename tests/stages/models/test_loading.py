@@ -17,7 +17,7 @@ from stages.models.loading import (
 
 
 @pytest.mark.parametrize("error", [OSError(), ValueError("first line\nsecond line"), KeyError("weight")])
-def test_whatever_is_wrong_with_a_checkpoint_is_one_message(error):
+def test_any_error_while_reading_a_checkpoint_is_one_message(error):
     with pytest.raises(StageError, match="checkpoint cannot be loaded: ") as caught, readable_checkpoint("x"):
         raise error
     assert "second line" not in str(caught.value)
@@ -43,14 +43,14 @@ def card(request, monkeypatch):
     return request.param
 
 
-def test_auto_is_bfloat16_only_where_the_card_computes_in_it(card):
+def test_auto_is_bfloat16_only_on_cards_that_support_it(card):
     expected = {"computes": torch.bfloat16, "emulates": torch.float32}[card]
     assert dtype_of("auto", "cuda") == expected
     assert str(expected).removeprefix("torch.") in describe_dtype("auto", "cuda")
     assert ("Tesla T4" in describe_dtype("auto", "cuda")) == (card == "emulates")
 
 
-def test_an_explicit_dtype_is_taken_and_an_emulated_one_is_warned_of(card):
+def test_an_explicit_dtype_is_used_with_a_warning_if_it_is_emulated(card):
     assert dtype_of("bfloat16", "cuda") == torch.bfloat16
     assert dtype_of("float16", "cuda") == torch.float16
     assert describe_dtype("bfloat16", "cuda").startswith("warning") == (card == "emulates")
@@ -58,8 +58,8 @@ def test_an_explicit_dtype_is_taken_and_an_emulated_one_is_warned_of(card):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_quantised_model_leaves_its_file(quantization, tmp_path):
-    """Pages that were read to be quantised would else stay with the process, as many as the model has in full."""
+def test_a_quantised_model_releases_its_file(quantization, tmp_path):
+    """Otherwise the pages read for quantisation, the size of the full model, would count towards the process."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("only Linux says what is mapped")
@@ -93,7 +93,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("case", [*SPOILED, *VALUES])
-def test_no_way_to_spoil_a_checkpoint_ends_in_a_traceback(case, tmp_path):
+def test_damaged_checkpoints_raise_a_stage_error(case, tmp_path):
     tiny.lm().save_pretrained(tmp_path)
     if case in SPOILED:
         SPOILED[case](tmp_path)
@@ -106,14 +106,14 @@ def test_no_way_to_spoil_a_checkpoint_ends_in_a_traceback(case, tmp_path):
     assert caught.value.hint
 
 
-def test_a_file_is_no_checkpoint(tmp_path):
+def test_a_file_is_not_a_checkpoint(tmp_path):
     tiny.lm().save_pretrained(tmp_path)
     with pytest.raises(StageError, match="it is a file"):
         load_causal_lm(str(tmp_path / "model.safetensors"), "cpu", dtype="float32")
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"version": "1.0"}'])
-def test_nor_does_a_tokenizer(content, tmp_path):
+def test_a_damaged_tokenizer_raises_a_stage_error(content, tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path)
     garbled(tmp_path, "tokenizer.json", content)
     with pytest.raises(StageError, match="the tokenizer cannot be loaded"):

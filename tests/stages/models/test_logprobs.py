@@ -33,7 +33,7 @@ def test_values_by_enumeration(case, temperature, chunk_size):
     assert logp.dtype == entropy.dtype == torch.float32
 
 
-def test_entropy_of_a_uniform_and_of_a_certain_distribution():
+def test_entropy_of_a_uniform_and_of_a_one_point_distribution():
     logits = torch.tensor([[0.0] * 8, [100.0] + [0.0] * 7])
     _, entropy = token_logprobs(logits, torch.zeros(2, dtype=torch.long), lambda h: h)
     np.testing.assert_allclose(entropy, [np.log(8), 0.0], atol=1e-6)
@@ -42,14 +42,14 @@ def test_entropy_of_a_uniform_and_of_a_certain_distribution():
 @pytest.mark.parametrize("chunk_size", [1, 2, 5])
 def test_chunks_change_neither_value_nor_gradient(case, chunk_size):
     hidden, weight, targets = case
-    found = []
+    results = []
     for size in (7, chunk_size):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         logp, entropy = token_logprobs(h, targets, lambda x, w=w: x @ w.T, temperature=0.7, chunk_size=size)
         (logp.sin().sum() + entropy.cos().sum()).backward()
-        found.append((logp.detach(), entropy.detach(), h.grad, w.grad))
-    for whole, chunked in zip(*found, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)
+        results.append((logp.detach(), entropy.detach(), h.grad, w.grad))
+    for expected, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_of_a_log_prob_in_closed_form(case):
@@ -63,7 +63,7 @@ def test_gradient_of_a_log_prob_in_closed_form(case):
     np.testing.assert_allclose(h.grad, expected, atol=1e-5)
 
 
-def test_logits_of_no_more_than_a_chunk_exist_at_once(case):
+def test_logits_are_computed_one_chunk_at_a_time(case):
     hidden, weight, targets = case
     sizes = []
 
@@ -89,8 +89,8 @@ def test_gradients_by_finite_differences(case, weights):
     rows = torch.arange(1.0, 8.0)
 
     def weighted(x):
-        found = ChosenLogprob.apply(x.clone(), targets, 0.7, True)
-        return sum(w * (rows * part).sum() for w, part in zip(weights, found, strict=True))
+        outputs = ChosenLogprob.apply(x.clone(), targets, 0.7, True)
+        return sum(w * (rows * part).sum() for w, part in zip(weights, outputs, strict=True))
 
     leaf = logits.clone().requires_grad_()
     weighted(leaf).backward()
@@ -105,7 +105,7 @@ def test_gradients_by_finite_differences(case, weights):
 def test_without_entropies_value_and_gradient_are_the_same(case, chunk_size):
     hidden, weight, targets = case
     h = hidden.clone().requires_grad_()
-    logp, none = token_logprobs(
+    logp, entropy = token_logprobs(
         h, targets, lambda x: x @ weight.T, temperature=0.7, chunk_size=chunk_size, entropy=False
     )
     (logp * torch.arange(7)).sum().backward()
@@ -115,10 +115,10 @@ def test_without_entropies_value_and_gradient_are_the_same(case, chunk_size):
     np.testing.assert_allclose(logp.detach(), np.log(p[rows, targets.numpy()]), atol=1e-5)
     expected = rows[:, None] * (np.eye(11)[targets.numpy()] - p) @ weight.numpy() / 0.7
     np.testing.assert_allclose(h.grad, expected, atol=1e-4)
-    assert not none.any()
+    assert not entropy.any()
 
 
-def test_a_hopeless_token_has_a_finite_log_prob():
+def test_a_very_unlikely_token_has_a_finite_log_prob():
     logits = torch.tensor([[300.0, 0.0, -40.0]], requires_grad=True)
     logp, _ = ChosenLogprob.apply(logits.clone(), torch.tensor([2]), 1.0, False)
     assert logp.item() == pytest.approx(-340.0)

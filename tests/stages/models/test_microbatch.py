@@ -1,4 +1,4 @@
-"""What happens when memory runs out: which errors say so, and how passes go on."""
+"""Out-of-memory errors: which exceptions count, and how passes continue."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_shortages_of_every_allocator_are_recognised(error: Exception) -> None:
     [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("CUDA out of memory"), KeyError("x")],
     ids=str,
 )
-def test_other_errors_are_not_taken_for_shortages(error: Exception) -> None:
+def test_other_errors_are_not_shortages(error: Exception) -> None:
     assert not out_of_memory(error)
 
 
 class Scarce:
-    """Passes that fit up to so many rows."""
+    """Work that runs out of memory above `room` rows."""
 
     def __init__(self, room: int, error: Exception = SHORTAGES[0]) -> None:
         self.room, self.error, self.sizes, self.done = room, error, [], []  # type: ignore[var-annotated]
@@ -51,20 +51,20 @@ class Scarce:
 
 
 @pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: (str(error) or "MemoryError")[:40])
-def test_passes_go_on_with_the_rows_that_are_left(error: Exception) -> None:
-    said: list[str] = []
-    micro, work = MicroBatch(8, "scoring", said.append), Scarce(3, error)
+def test_passes_continue_with_the_remaining_rows(error: Exception) -> None:
+    messages: list[str] = []
+    micro, work = MicroBatch(8, "scoring", messages.append), Scarce(3, error)
     micro.each(list(range(20)), work)
     assert work.done == list(range(20)), "each row once, in order"
     assert work.sizes == [8, 4] + [2] * 10
     assert micro.size == 2
-    assert said == [
+    assert messages == [
         "out of memory: scoring goes on with 4 sequences at once instead of 8",
         "out of memory: scoring goes on with 2 sequences at once instead of 4",
     ]
 
 
-def test_a_last_part_that_does_not_fit_is_halved_from_its_own_size() -> None:
+def test_a_part_that_does_not_fit_is_halved_from_its_size() -> None:
     micro, work = MicroBatch(None), Scarce(4)
     micro.each(list(range(10)), work)
     assert work.sizes == [10, 5, 2, 2, 2, 2, 2]
@@ -78,7 +78,7 @@ def test_a_single_row_that_does_not_fit_is_an_error() -> None:
     assert work.sizes == [2, 1]
 
 
-def test_errors_of_another_kind_are_raised_at_once() -> None:
+def test_other_errors_are_raised_immediately() -> None:
     work = Scarce(1, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"):
         MicroBatch(2).each([1, 2], work)

@@ -1,4 +1,4 @@
-"""What rounding may change, and what it may not be taken for."""
+"""Tolerances for rounding, and errors that they must not hide."""
 
 import json
 
@@ -22,13 +22,13 @@ TEXTS = tiny.rows(32, 4, 24, seed=5)
 def test_a_deviation_by_its_definition():
     rng = np.random.default_rng(0)
     expected = rng.normal(3, 2, size=50)
-    found = expected + rng.normal(0, 0.1, size=50)
-    made = Deviation.between(torch.tensor(found), torch.tensor(expected))
-    assert made.largest == pytest.approx(np.abs(found - expected).max())
-    assert made.relative == pytest.approx(np.sqrt(((found - expected) ** 2).mean()) / expected.std())
+    actual = expected + rng.normal(0, 0.1, size=50)
+    deviation = Deviation.between(torch.tensor(actual), torch.tensor(expected))
+    assert deviation.largest == pytest.approx(np.abs(actual - expected).max())
+    assert deviation.relative == pytest.approx(np.sqrt(((actual - expected) ** 2).mean()) / expected.std())
 
 
-def test_its_limits():
+def test_the_limits_of_rounding():
     assert Deviation.between(torch.ones(0), torch.ones(0)).is_rounding(True)
     assert Deviation(9e-4, 9.0).is_rounding(True), "in float32 the largest difference counts"
     assert not Deviation(2e-3, 0.0).is_rounding(True)
@@ -40,15 +40,15 @@ def test_its_limits():
         assert not broken.is_rounding(exactly)
 
 
-def test_numbers_that_lie_close_together_are_compared_by_their_size():
-    """Rounding is a share of a number, however small the differences among the numbers are."""
+def test_values_that_lie_close_together_are_compared_relative_to_their_magnitude():
+    """Rounding errors scale with the magnitude of the values, however close together they lie."""
     scores = torch.tensor([100.0, 100.1, 99.9, 100.05])
     assert Deviation.between(scores.bfloat16(), scores).is_rounding(False)
     assert not Deviation.between(1.1 * scores, scores).is_rounding(False)
     assert Deviation.between(torch.zeros(3), torch.zeros(3)).is_rounding(False)
 
 
-def test_autocast_is_for_models_that_ask_for_it():
+def test_autocast_applies_only_to_models_that_request_it():
     model, x = tiny.lm(), torch.ones(1)
     with computing(model):
         assert working_dtype(x) == torch.float32
@@ -74,16 +74,16 @@ def test_a_scalar_head_stays_in_float32_under_autocast():
 
 
 def trained(seed=0):
-    """A model with what trained ones have and random ones do not: a few dimensions of the residual stream that are
-    many times larger than the others, and embeddings of unequal size."""
-    made = tiny.lm(seed, hidden_size=64, intermediate_size=128, initializer_range=0.1, num_hidden_layers=4)
+    """A model with two properties of trained models: a few dimensions of the residual stream are many times larger
+    than the others, and embeddings differ in size."""
+    model = tiny.lm(seed, hidden_size=64, intermediate_size=128, initializer_range=0.1, num_hidden_layers=4)
     with torch.no_grad():
         outliers = [3, 40]
-        made.get_input_embeddings().weight[:, outliers] *= 30
-        for layer in made.model.layers:
+        model.get_input_embeddings().weight[:, outliers] *= 30
+        for layer in model.model.layers:
             layer.mlp.down_proj.weight[outliers] *= 10
-        made.model.norm.weight[outliers] *= 0.1
-    return made
+        model.model.norm.weight[outliers] *= 0.1
+    return model
 
 
 def reward_of(dtype, seed=0):
@@ -99,14 +99,14 @@ def reward_of(dtype, seed=0):
 
 
 def stored(lm, head, folder):
-    """As the reward stage leaves it: scores by the library's own forward, all texts at once."""
+    """An artifact as the reward stage writes it: scores from the library's own forward, all texts at once."""
     rows = reward_model.fingerprints_of(RewardModel(lm, head).eval(), TEXTS, "cpu")
     (folder / "reward.json").write_text(json.dumps({"fingerprints": rows}))
     return Artifact("reward", folder, "")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_reward_models_rounding_passes_and_another_model_does_not(dtype, tmp_path, monkeypatch):
+def test_verification_accepts_rounding_and_rejects_another_model(dtype, tmp_path, monkeypatch):
     lm, head = reward_of(dtype)
     artifact = stored(lm, head, tmp_path)
     ensemble = RewardEnsemble(ActorBank(lm, {"reward": head}, ()), ["reward"])

@@ -1,5 +1,5 @@
-"""Parameters that are gathered where they are read: here of one process, which holds all parts. What several
-processes make of it: tests/invariants/test_sharded_*.py."""
+"""Sharded parameters in a single process, which holds all shards. For several processes, see
+tests/invariants/test_sharded_*.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _one_process():
 
 
 def gradients(lm):
-    """Of the mean log-prob of some tokens, with logits in two chunks."""
+    """Gradients of the mean log-prob of some tokens, with logits in two chunks."""
     lm.train().requires_grad_(True)
     actor = Actor(lm)
     hidden = actor.hidden(IDS).flatten(0, 1)
@@ -38,13 +38,13 @@ def gradients(lm):
 
 
 def mixed():
-    made = tiny.lm()
-    compute_in(made, torch.bfloat16)
-    return made
+    model = tiny.lm()
+    compute_in(model, torch.bfloat16)
+    return model
 
 
 @pytest.mark.parametrize("kind", ["untied", "tied", "gpt2", "under autocast"])
-def test_gradients_are_those_of_a_whole_model(kind):
+def test_gradients_equal_those_of_an_unsharded_model(kind):
     make = {
         "untied": tiny.lm,
         "tied": lambda: tiny.lm(tie_word_embeddings=True),
@@ -53,21 +53,21 @@ def test_gradients_are_those_of_a_whole_model(kind):
     }[kind]
     expected, lm = gradients(make()), make()
     Shards(lm, device="cpu")
-    found = gradients(lm)
-    assert found.keys() == expected.keys()
+    actual = gradients(lm)
+    assert actual.keys() == expected.keys()
     for name, parameter in lm.named_parameters():
         assert isinstance(parameter, DTensor)
         assert isinstance(parameter.grad, DTensor)
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-6)
 
 
-def test_a_parameter_is_cut_along_its_longest_dimension():
+def test_a_parameter_is_sharded_along_its_longest_dimension():
     head = tiny.head()
     shards = Shards(head, device="cpu")
     assert [p.placements for p in shards.parameters] == [(Shard(1),), (Shard(0),)]
 
 
-def test_a_head_of_logits_is_gathered_once_a_pass_and_a_layer_when_it_is_read():
+def test_the_lm_head_is_gathered_once_per_pass_and_a_layer_on_every_read():
     lm = tiny.lm().train().requires_grad_(True)
     Shards(lm, device="cpu")
     head, layer = lm.lm_head, lm.model.layers[0].mlp.up_proj
@@ -78,7 +78,7 @@ def test_a_head_of_logits_is_gathered_once_a_pass_and_a_layer_when_it_is_read():
     assert head.weight is not first
 
 
-def test_a_whole_model_is_plain_and_keeps_what_it_is_told_to():
+def test_a_gathered_model_is_plain_and_keeps_changes_on_request():
     lm = tiny.lm()
     before = lm.lm_head.weight.detach().clone()
     shards = Shards(lm, device="cpu")
@@ -86,7 +86,7 @@ def test_a_whole_model_is_plain_and_keeps_what_it_is_told_to():
         with shards.whole(changes=changes), torch.no_grad():
             assert type(lm.lm_head.weight) is nn.Parameter
             lm.lm_head.weight += 1
-            with shards.whole():  # inside itself it does nothing
+            with shards.whole():  # nested uses are no-ops
                 assert type(lm.lm_head.weight) is nn.Parameter
         assert isinstance(dict(lm.named_parameters())["lm_head.weight"], DTensor)
         torch.testing.assert_close(lm.lm_head.weight.detach(), before + changes)
@@ -95,7 +95,7 @@ def test_a_whole_model_is_plain_and_keeps_what_it_is_told_to():
     torch.testing.assert_close(lm.lm_head.weight.detach(), before + 1)
 
 
-def test_what_fails_inside_changes_nothing():
+def test_an_error_inside_the_context_discards_changes():
     head = tiny.head()
     before = head.weight.detach().clone()
     shards = Shards(head, device="cpu")
@@ -110,7 +110,7 @@ def test_what_fails_inside_changes_nothing():
     torch.testing.assert_close(head.weight.detach(), before, rtol=0, atol=0)
 
 
-def test_an_optimizer_stores_whole_moments_and_loads_them():
+def test_an_optimizer_saves_and_loads_unsharded_moments():
     def step(head, optimizer):
         head(torch.ones(3, tiny.HIDDEN)).sum().backward()
         optimizer.step()
@@ -124,9 +124,9 @@ def test_an_optimizer_stores_whole_moments_and_loads_them():
     step(plain, theirs)
     for index, values in theirs.state_dict()["state"].items():
         for name, value in values.items():
-            found = ours.state_dict()["state"][index][name]
-            assert not isinstance(found, DTensor)
-            torch.testing.assert_close(found, value)
+            actual = ours.state_dict()["state"][index][name]
+            assert not isinstance(actual, DTensor)
+            torch.testing.assert_close(actual, value)
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
     moments = [state["exp_avg"] for state in ours.state.values()]
     assert all(isinstance(moment, DTensor) for moment in moments)

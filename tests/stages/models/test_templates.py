@@ -1,4 +1,4 @@
-"""Chat templates as they are published: by name, dated, refusing, without a generation prompt."""
+"""Published kinds of chat templates: named, dated, refusing turns, without a generation prompt."""
 
 from datetime import datetime
 
@@ -36,7 +36,7 @@ def test_of_several_templates_the_default_is_used_and_all_are_kept(tmp_path):
     assert Codec(read).prompt(tiny.user("a")) == Codec(with_template(published.CHATML)).prompt(tiny.user("a"))
 
 
-def test_without_a_default_the_names_and_the_recipes_line_are_given():
+def test_without_a_default_the_error_lists_the_names_and_the_recipes_line():
     tokenizer = with_template({"rag": "x", "tool_use": "y"})
     with pytest.raises(StageError, match="rag, tool_use") as caught:
         chat_template("auto", tokenizer, "base.chat_template (my.yaml:3)")
@@ -46,7 +46,7 @@ def test_without_a_default_the_names_and_the_recipes_line_are_given():
         Codec(tokenizer)
 
 
-def test_a_name_goes_before_a_template_of_ours_and_the_published_ones_are_kept():
+def test_a_named_template_takes_precedence_and_the_published_ones_are_kept():
     tokenizer = with_template(NAMED)
     for name in ("rag", "plain"):
         chosen = chat_template(name, tokenizer)
@@ -72,7 +72,7 @@ def test_a_template_file_that_is_not_utf_8_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "template", ["{% for m in messages %}{{ m.content }}", "{{ messages[0.content }}", "{{ messages | nofilter }}"]
 )
-def test_a_syntax_error_is_named_with_its_line(template):
+def test_a_syntax_error_is_reported_with_its_line(template):
     with pytest.raises(StageError, match="syntax error, line 2: ") as caught:
         Codec(with_template(f"{{# one #}}\n\n{template}".replace("\n\n", "\n", 1)))
     assert caught.value.where == "base.chat_template"
@@ -89,7 +89,7 @@ def test_a_syntax_error_is_named_with_its_line(template):
         ("messages.append(1)", "unsafe|immutable|append"),
     ],
 )
-def test_whatever_a_template_raises_is_a_refusal_in_its_words(condition, words):
+def test_any_exception_of_a_template_is_a_refusal_with_its_message(condition, words):
     inner = published.CHATML.replace("m.content", f"({condition} if m.content == 'user 1' else m.content)")
     template = ChatTemplate(with_template(inner))
     assert template.render(turns("user")) == "<|im_start|>user\nuser 0<|im_end|>\n"
@@ -112,8 +112,8 @@ def test_turns_that_a_template_refuses_are_refused_or_folded():
         with pytest.raises(Refused, match=words):
             template.render(turns(*roles), generation=True)
     folding = ChatTemplate(published.gemma(), folds=True)
-    told = turns("system", "user", "assistant", "assistant", "user", "user")
-    assert folding.render(told, generation=True) == (
+    conversation = turns("system", "user", "assistant", "assistant", "user", "user")
+    assert folding.render(conversation, generation=True) == (
         "<bos><start_of_turn>user\nsystem 0\n\nuser 1<end_of_turn>\n"
         "<start_of_turn>model\nassistant 2\n\nassistant 3<end_of_turn>\n"
         "<start_of_turn>user\nuser 4\n\nuser 5<end_of_turn>\n<start_of_turn>model\n"
@@ -122,7 +122,7 @@ def test_turns_that_a_template_refuses_are_refused_or_folded():
         folding.render(turns("assistant", "user"))
 
 
-def test_a_system_turn_stays_one_where_the_template_takes_it():
+def test_a_system_turn_is_kept_if_the_template_accepts_it():
     folding = ChatTemplate(published.byte_level(), folds=True)
     assert folding.render(turns("system", "user", "user")) == (
         "<|im_start|>system\nsystem 0<|im_end|>\n<|im_start|>user\nuser 1\n\nuser 2<|im_end|>\n"
@@ -171,7 +171,7 @@ def test_prompts_are_the_same_on_every_day(clock):
 @pytest.mark.parametrize("day", ["2024-07-26", "2031-03-05", "2000-12-31"])
 @pytest.mark.parametrize("text", ["", "\n", "  \n x", "{%- if true %}\n  {{ 'a' }}{% endif %}"])
 def test_a_pinned_template_is_the_template_on_that_day(clock, day, text):
-    """Against transformers' own clock, for every directive, with the white space around."""
+    """Compared with transformers' own clock, for every directive, including surrounding white space."""
     clock.today_is = datetime.fromisoformat(day)
     formats = ["%d %b %Y", "%-d. %B %y", "%A %a %w %j %U %W", "%H:%M:%S %p %I %f", "%c|%x|%X", "%%d 100%%", "%F %T"]
     source = text + "".join(f"{{{{ strftime_now('{f}') }}}}\n" for f in formats)
@@ -180,11 +180,11 @@ def test_a_pinned_template_is_the_template_on_that_day(clock, day, text):
     tokenizer = with_template(source)
     expected = tokenizer.apply_chat_template(tiny.user("a"), tokenize=False)
     clock.today_is = datetime(1999, 1, 1)
-    given = tokenizer.apply_chat_template(tiny.user("a"), tokenize=False, chat_template=pinned(source, day))
-    assert given == expected
+    rendered = tokenizer.apply_chat_template(tiny.user("a"), tokenize=False, chat_template=pinned(source, day))
+    assert rendered == expected
 
 
-def test_dates_are_found_by_rendering():
+def test_dates_are_detected_by_rendering():
     conditional = published.CHATML + "{% if tools %}{{ strftime_now('%Y') }}{% endif %}"
     for template, dated in ((published.DATED, True), (published.CHATML, False), (conditional, False)):
         assert ChatTemplate(with_template(template)).prints_date() == dated
@@ -205,14 +205,14 @@ def test_prompt_and_answer_are_the_conversation(kind):
     assert check(ChatTemplate(published.KINDS[kind]())) == []
 
 
-def test_what_stands_before_the_last_answer_only_is_said():
+def test_a_header_before_the_last_answer_only_is_reported():
     thinking = published.CHATML.replace("'\n' + m.content", "'\n' + ('<think></think>' if loop.last and m.role == "
                                         "'assistant' else '') + m.content")  # fmt: skip
     [line] = check(ChatTemplate(with_template(thinking)))
     assert "'<think></think>' before the last answer" in line
 
 
-def test_a_conversation_that_is_no_continuation_of_its_prompt_is_said():
+def test_a_conversation_that_does_not_continue_its_prompt_is_reported():
     other = published.CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>bot: '")
     [line] = check(ChatTemplate(with_template(other)))
     assert "bot: zAz" in line
@@ -231,7 +231,7 @@ def test_a_template_that_loses_a_users_text_is_refused(template):
 
 
 @pytest.mark.parametrize("kind", published.KINDS)
-def test_a_prompt_has_one_bos_where_the_tokenizer_starts_with_it(kind):
+def test_a_prompt_has_one_bos_if_the_tokenizer_adds_it(kind):
     tokenizer = published.KINDS[kind]()
     codec = Codec(tokenizer)
     starts = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
@@ -244,7 +244,7 @@ def test_a_prompt_has_one_bos_where_the_tokenizer_starts_with_it(kind):
     assert tokenizer.bos_token_id not in codec.completion("fox")[:-1]
 
 
-def test_a_template_that_forgets_bos_gets_it_once():
+def test_a_missing_bos_is_added_once():
     tokenizer = published.sentencepiece(published.CHATML, special=published.MARKERS)
     codec = Codec(tokenizer)
     rendered = tokenizer.apply_chat_template(tiny.user("fox"), tokenize=False, add_generation_prompt=True)
@@ -265,13 +265,13 @@ def test_end_of_turn_tokens_before_eos_stop_too():
     assert codec.decode([*codec.encode("fox"), codec.end_id, *codec.encode("pub")]) == "fox"
 
 
-def test_what_starts_the_next_turn_does_not_stop():
+def test_tokens_that_start_the_next_turn_are_no_stop_tokens():
     eager = published.byte_level(published.CHATML + "{% if not add_generation_prompt %}<|im_start|>{% endif %}")
     assert tokens(eager, Codec(eager).stop_ids) == {"<|im_end|>", "<|endoftext|>"}
 
 
 @pytest.mark.parametrize("end", ["#", " over", "\n", ""])
-def test_ordinary_text_after_an_answer_does_not_stop(end):
+def test_ordinary_text_after_an_answer_is_no_stop_token(end):
     plain = published.byte_level(f"{{% for m in messages %}}{{{{ m.content }}}}{end}{{% endfor %}}")
     codec = Codec(plain)
     assert codec.stop_ids == {codec.end_id} == {plain.eos_token_id}

@@ -36,13 +36,13 @@ def test_chatml():
 
 
 @pytest.mark.parametrize("template", ["plain", "chatml"])
-def test_prompt_and_completion_are_the_templates_own_conversation(template):
-    """What is trained on piece by piece is what the template says as a whole (less its last line break)."""
+def test_prompt_and_completion_equal_the_rendered_conversation(template):
+    """Prompt and completion give the tokens of the rendered conversation, except its last line break."""
     codec = tiny.codec(template)
     talk = [*TURN, {"role": "assistant", "content": "de"}]
-    whole = codec.tokenizer.apply_chat_template(talk, tokenize=False)
+    conversation = codec.tokenizer.apply_chat_template(talk, tokenize=False)
     pieces = codec.prompt(TURN) + codec.completion("de")
-    assert codec.tokenizer.decode(pieces) == whole.rstrip("\n")
+    assert codec.tokenizer.decode(pieces) == conversation.rstrip("\n")
 
 
 @pytest.mark.parametrize("template", ["plain", "chatml"])
@@ -56,7 +56,7 @@ def test_decode_ends_at_the_first_stop_token(template):
         assert codec.decode([*ids("ab"), tiny.IM_END, tiny.EOS]) == "ab"
 
 
-def test_a_tokenizer_that_starts_with_bos_prompts_with_it_once():
+def test_a_tokenizer_that_adds_bos_starts_prompts_with_one():
     tokenizer = tiny.tokenizer(None, bos_token="<bos>")
     tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", tiny.BOS)]
@@ -69,7 +69,7 @@ def test_a_tokenizer_that_starts_with_bos_prompts_with_it_once():
     assert codec.completion("de") == [*ids("de"), tiny.EOS]
 
 
-def test_a_bos_token_that_is_only_defined_is_not_used():
+def test_a_bos_token_that_the_tokenizer_does_not_add_is_not_used():
     tokenizer = tiny.tokenizer("plain", bos_token="<bos>")
     assert Codec(tokenizer).prompt(TURN) == ids("abc\n")
 
@@ -100,7 +100,7 @@ def test_an_unknown_template_is_refused():
         (lambda: tiny.tokenizer("chatml", eos_token=None), "no EOS"),
     ],
 )
-def test_tokenizers_that_cannot_serve(tokenizer, message):
+def test_unusable_tokenizers_are_refused(tokenizer, message):
     with pytest.raises(StageError, match=message):
         Codec(tokenizer())
 

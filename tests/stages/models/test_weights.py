@@ -1,4 +1,4 @@
-"""No model computes with a weight that its checkpoint does not hold."""
+"""Models are never loaded with weights that their checkpoint does not contain."""
 
 import json
 import re
@@ -83,8 +83,8 @@ DAMAGED = {
         {},
         ["AutoModelForCausalLMWithValueHead", 'take "pretrained_model."', r"v_head\."],
     ),
-    "value head beside the model": (with_value_head, {}, [r"v_head\.summary\.weight", "value head of a PPO run"]),
-    "quantised, but not said": (as_gptq, {}, ["qweight", "base.quantization"]),
+    "value head beside the model": (with_value_head, {}, [r"v_head\.summary\.weight", "value head from a PPO run"]),
+    "quantised, but not declared": (as_gptq, {}, ["qweight", "base.quantization"]),
 }
 
 
@@ -103,8 +103,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_names(case, quantiza
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_is_legitimately_absent_or_left_over_is_accepted(tied, tmp_path):
-    """A tied head is stored once; old GPT-2 files hold their causal masks."""
+def test_legitimately_missing_or_unexpected_weights_are_accepted(tied, tmp_path):
+    """A tied head is stored once; old GPT-2 files contain their causal masks."""
     folder = checkpoint(tmp_path / "llama", dict, tie_word_embeddings=tied)
     assert ("lm_head.weight" in load_file(folder / "model.safetensors")) != tied
     model = load_causal_lm(str(folder), "cpu", dtype="float32")
@@ -164,7 +164,7 @@ def bert(kind, **values):
 
 
 def test_a_classifier_without_its_head_is_refused(tmp_path):
-    """The head would be random, and every score of PPO with it."""
+    """Its head would be random, and so would every score in PPO."""
     tiny.lm(num_labels=1).save_pretrained(tmp_path / "lm")
     bert(BertForMaskedLM, num_labels=1).save_pretrained(tmp_path / "encoder")
     for name, head in (("lm", "score.weight"), ("encoder", "classifier.bias")):
@@ -194,7 +194,7 @@ def test_a_new_head_may_be_missing_but_no_layer_of_the_trunk(tmp_path):
             load_pretrained(kind, tmp_path / name, new_head=True, num_labels=1)
 
 
-def test_a_whole_classifier_loads(tmp_path):
+def test_a_complete_classifier_loads(tmp_path):
     models = {
         "decoder": LlamaForSequenceClassification(tiny.lm(num_labels=1).config),
         "encoder": bert(BertForSequenceClassification, num_labels=1),

@@ -1,4 +1,4 @@
-"""The fast linear and LoRA layers against peft's and PyTorch's own, in value and in gradient."""
+"""Compares outputs and gradients of the fast linear and LoRA layers with those of PyTorch and peft."""
 
 import pytest
 import torch
@@ -37,19 +37,19 @@ def with_adapters(net, targets):
 
 
 def outcome(model, x):
-    """Output, and the gradients of all that learns and of the input, for an uneven loss."""
+    """The output, and the gradients of the input and of all trainable parameters, for an uneven loss."""
     x = x.clone().requires_grad_(True)
     y = model(x)
     (y.float() * torch.arange(y.numel()).view_as(y).cos()).sum().backward()
-    found = {"y": y.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    actual = {"y": y.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return found
+    return actual
 
 
-def equal(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
+def equal(actual, expected, **tolerance):
+    assert actual.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+        torch.testing.assert_close(actual[name], expected[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
 
 
 @pytest.fixture(params=["onednn", "plain"])
@@ -63,7 +63,7 @@ def route(request, monkeypatch):
 @pytest.mark.parametrize("shape", [(40, 6), (5, 9, 6), (2, 6), (0, 6)])
 @pytest.mark.parametrize("targets", [["first", "last"], ["last"]])
 @pytest.mark.parametrize("bias", [True, False])
-def test_lora_is_pefts(route, bias, targets, shape):
+def test_lora_equals_peft(route, bias, targets, shape):
     model = adapted(bias, targets)
     x = torch.randn(shape)
     expected = outcome(model, x)
@@ -80,15 +80,15 @@ def test_lora_in_half_precision_keeps_its_adapters_in_float32(route):
     x = torch.randn(40, 6, dtype=torch.bfloat16)
     expected = outcome(model, x)
     speed_up(model)
-    found = outcome(model, x)
-    assert found["y"].dtype == torch.bfloat16
-    assert all(g.dtype == torch.float32 for name, g in found.items() if "lora_" in name)
-    equal(found, expected, rtol=0.1, atol=1.0)
+    actual = outcome(model, x)
+    assert actual["y"].dtype == torch.bfloat16
+    assert all(g.dtype == torch.float32 for name, g in actual.items() if "lora_" in name)
+    equal(actual, expected, rtol=0.1, atol=1.0)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("learns", ["all", "weights", "none"])
-def test_linear_is_pytorchs(route, bias, learns):
+def test_linear_equals_pytorch(route, bias, learns):
     torch.manual_seed(0)
     model = Net(bias)
     for name, parameter in model.named_parameters():
@@ -101,13 +101,13 @@ def test_linear_is_pytorchs(route, bias, learns):
 
 
 def test_a_frozen_weight_keeps_no_input():
-    """What autograd holds until the backward pass: the weight alone, which is there anyway."""
+    """Autograd saves only the weight for the backward pass, which takes no extra memory."""
     layer = nn.Linear(6, 10).requires_grad_(False)
     speed_up(layer)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         layer(torch.randn(50, 6, requires_grad=True) * 2)
-    assert [tuple(t.shape) for t in kept] == [(10, 6)]
+    assert [tuple(t.shape) for t in saved] == [(10, 6)]
 
 
 def test_adapters_switch_and_switch_off():
@@ -138,7 +138,7 @@ def test_merged_copies_compute_the_same_and_leave_no_trace(monkeypatch):
     weights = {name: p.clone() for name, p in model.named_parameters()}
     with torch.no_grad(), merged(layers):
         inside = model(x)
-    assert not calls, "inside, no adapter is multiplied on its own"
+    assert not calls, "inside, no adapter is multiplied separately"
     monkeypatch.undo()
     with torch.no_grad():
         torch.testing.assert_close(inside, model(x), rtol=1e-5, atol=1e-5)
@@ -157,7 +157,7 @@ def test_sixteen_bits_are_never_merged(monkeypatch):
 
 
 def packed(kind, targets, dtype, bias):
-    """Layers of bitsandbytes with two adapters, computing in `dtype`."""
+    """bitsandbytes layers with two adapters, computing in `dtype`."""
     torch.manual_seed(0)
     bnb = pytest.importorskip("bitsandbytes")
     model = Net(bias, width=64)
@@ -165,11 +165,11 @@ def packed(kind, targets, dtype, bias):
         plain = getattr(model, name)
         shape = (plain.in_features, plain.out_features, bias)
         if kind == "nf4":
-            made = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
+            quantised = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
         else:
-            made = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
-        made.load_state_dict(plain.state_dict())
-        setattr(model, name, made.to("cpu"))
+            quantised = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+        quantised.load_state_dict(plain.state_dict())
+        setattr(model, name, quantised.to("cpu"))
     if bias:
         for layer in (model.first, model.last):
             layer.bias.data = layer.bias.data.to(dtype)
@@ -179,7 +179,7 @@ def packed(kind, targets, dtype, bias):
 @pytest.mark.parametrize("shape", [(40, 64), (5, 9, 64), (2, 64)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_lora_on_quantised_layers_is_pefts(route, kind, bias, shape):
+def test_lora_on_quantised_layers_equals_peft(route, kind, bias, shape):
     model = packed(kind, ["first", "last"], torch.float32, bias)
     x = torch.randn(shape)
     expected = outcome(model, x)
@@ -198,7 +198,7 @@ def test_lora_on_quantised_layers_is_pefts(route, kind, bias, shape):
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_lora_on_quantised_layers_keeps_one_input_in_its_own_precision(kind):
-    """peft keeps a float32 copy of the input besides."""
+    """peft also keeps a float32 copy of the input."""
     model = packed(kind, ["first"], torch.bfloat16, False)
     x = torch.randn(40, 64, dtype=torch.bfloat16)
     expected = outcome(model, x)
@@ -215,12 +215,12 @@ def test_lora_on_quantised_layers_keeps_one_input_in_its_own_precision(kind):
     speed_up(model)
     assert {dtype for _, dtype in kept()} == {torch.bfloat16}
     assert len(kept()) == 1
-    found = outcome(model, x)
-    assert all(g.dtype == torch.float32 for name, g in found.items() if "lora_" in name)
-    equal(found, expected, rtol=0.1, atol=4.0)
+    actual = outcome(model, x)
+    assert all(g.dtype == torch.float32 for name, g in actual.items() if "lora_" in name)
+    equal(actual, expected, rtol=0.1, atol=4.0)
 
 
-def test_layers_of_bitsandbytes_without_an_adapter_are_left_alone():
+def test_other_linear_classes_without_an_adapter_are_not_replaced():
     class Packed(nn.Linear):
         pass
 

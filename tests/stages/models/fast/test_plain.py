@@ -1,4 +1,4 @@
-"""The plain pass against transformers' own, in value and in gradient; and what it must leave alone."""
+"""Compares outputs and gradients of the plain pass with transformers, and checks which models it rejects."""
 
 import weakref
 
@@ -80,7 +80,7 @@ def test_hidden_states_and_gradients(kind):
     decoder = PlainDecoder(model)
     assert Actor(model).passes.name == "plain"
     weigh = torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(1))
-    found = []
+    runs = []
     for run in (
         lambda: model.get_decoder()(input_ids=IDS, use_cache=False).last_hidden_state,
         lambda: decoder.hidden(IDS),
@@ -89,8 +89,8 @@ def test_hidden_states_and_gradients(kind):
         (hidden * weigh).sum().backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         model.zero_grad(set_to_none=True)
-        found.append((hidden.detach(), grads))
-    (theirs, expected), (ours, grads) = found
+        runs.append((hidden.detach(), grads))
+    (theirs, expected), (ours, grads) = runs
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert grads.keys() == expected.keys()
     for name, grad in expected.items():
@@ -103,8 +103,7 @@ def test_other_architectures_keep_their_own_pass(kind):
 
 
 def test_a_long_row_goes_through_the_fused_kernel(monkeypatch):
-    """Past `EXPLICIT_ATTENTION` positions, where scores written out would take too much memory; the same
-    numbers."""
+    """Beyond `EXPLICIT_ATTENTION` positions, explicit scores would take too much memory."""
     model = llama()
     ids = torch.randint(40, (2, 30), generator=torch.Generator().manual_seed(0))
     decoder = PlainDecoder(model)
@@ -115,7 +114,7 @@ def test_a_long_row_goes_through_the_fused_kernel(monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [8, 128])
-def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
+def test_decoding_equals_a_pass_over_full_rows(limit, monkeypatch):
     """Left-padded prompts, a row dropped on the way, short and long caches."""
     monkeypatch.setattr("stages.models.fast.plain.EXPLICIT_ATTENTION", limit)
     model = llama()
@@ -137,13 +136,13 @@ def test_decoding_is_a_pass_over_the_whole(limit, monkeypatch):
                     live = [0, 2]
                 hidden = steps.next(torch.tensor([more[i][t - 1] for i in live]))
             for row, i in enumerate(live):
-                whole = torch.tensor([prompts[i] + more[i][:t]])
-                theirs = model.get_decoder()(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
+                full = torch.tensor([prompts[i] + more[i][:t]])
+                theirs = model.get_decoder()(input_ids=full, use_cache=False).last_hidden_state[0, -1]
                 torch.testing.assert_close(hidden[row], theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_gets_no_mask_together_with_grouped_queries(monkeypatch):
-    """PyTorch's fused kernels refuse the two together, and its other one writes all scores out."""
+    """PyTorch's fused kernels do not accept both, and its fallback materialises all scores."""
     calls = []
     attend = plain.F.scaled_dot_product_attention
 
@@ -175,8 +174,8 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(lambda x: Rotary.apply(x, angle.cos(), angle.sin()), random(2, 3, 2, 4))
     assert torch.autograd.gradcheck(GatedSiLU.apply, (random(3, 4), random(3, 4)))
     mask = torch.full((3, 3), -torch.inf, dtype=torch.float64).triu_(1)
-    heads = random(2, 4, 3, 2), random(2, 2, 3, 2), random(2, 2, 3, 2)  # two queries to a key
-    assert torch.autograd.gradcheck(lambda *given: Attention.apply(*given, mask, 0.7), heads)
+    heads = random(2, 4, 3, 2), random(2, 2, 3, 2), random(2, 2, 3, 2)  # two query heads per key head
+    assert torch.autograd.gradcheck(lambda *args: Attention.apply(*args, mask, 0.7), heads)
 
 
 def test_rms_norm_by_its_formula():
@@ -189,46 +188,45 @@ def test_rms_norm_by_its_formula():
     expected = torch.autograd.grad((formula * weigh).sum(), (x, weight))
     ours = RMSNorm.apply(x, weight, 1e-3)
     torch.testing.assert_close(ours, formula)
-    for found, wanted in zip(torch.autograd.grad((ours * weigh).sum(), (x, weight)), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    for actual, gradient in zip(torch.autograd.grad((ours * weigh).sum(), (x, weight)), expected, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_what_can_be_recomputed_is_not_kept(monkeypatch):
-    """The gated product, as wide as the MLP, is neither kept for its own gradient nor for the next layer's, nor by
-    the hooks that see to it."""
+def test_the_gated_product_is_recomputed_instead_of_saved(monkeypatch):
+    """The gated product, as wide as the MLP, is not saved: for its gradient, the next layer's, or by the hooks."""
     model = llama()
     model.requires_grad_(False)
     decoder = PlainDecoder(model)
     model.get_input_embeddings().weight.requires_grad_(True)
     weigh = [layer.mlp.down_proj.weight.requires_grad_(True) for layer in model.get_decoder().layers]
-    kept, made = [], []
+    saved, products = [], []
     apply = GatedSiLU.apply
 
     def applied(gate, up):
         product = apply(gate, up)
-        made.append(weakref.ref(product))
+        products.append(weakref.ref(product))
         return product
 
     monkeypatch.setattr(GatedSiLU, "apply", applied)
-    with saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
+    with saved_tensors_hooks(lambda tensor: saved.append(tensor.shape) or tensor, lambda tensor: tensor):
         hidden = decoder.hidden(IDS)
-        assert len(made) == len(weigh)
-        assert not any(product() is not None for product in made)
+        assert len(products) == len(weigh)
+        assert not any(product() is not None for product in products)
         hidden.sum().backward()
-    wide = [shape for shape in kept if shape[-1] == model.config.intermediate_size and len(shape) == 3]
+    wide = [shape for shape in saved if shape[-1] == model.config.intermediate_size and len(shape) == 3]
     assert len(wide) == 2 * len(weigh), "gate and up of each layer"
     assert all(weight.grad.any() for weight in weigh)
 
 
-def test_a_checkpointed_block_keeps_nothing_of_its_mlp(monkeypatch):
+def test_a_checkpointed_block_saves_nothing_of_its_mlp(monkeypatch):
     model = llama()
     checkpoint_activations(model)
     decoder = PlainDecoder(model)
-    made = []
+    gates = []
     apply = GatedSiLU.apply
-    monkeypatch.setattr(GatedSiLU, "apply", lambda gate, up: made.append(weakref.ref(gate)) or apply(gate, up))
+    monkeypatch.setattr(GatedSiLU, "apply", lambda gate, up: gates.append(weakref.ref(gate)) or apply(gate, up))
     hidden = decoder.hidden(IDS)
-    assert len(made) == model.config.num_hidden_layers
-    assert not any(gate() is not None for gate in made)
+    assert len(gates) == model.config.num_hidden_layers
+    assert not any(gate() is not None for gate in gates)
     hidden.sum().backward()
     assert all(layer.mlp.up_proj.weight.grad.any() for layer in model.get_decoder().layers)

@@ -1,4 +1,4 @@
-"""Float32 logits of 16-bit heads, against numpy in float64."""
+"""Float32 logits of 16-bit heads, compared with numpy in float64."""
 
 import numpy as np
 import pytest
@@ -29,33 +29,33 @@ def test_logits_carry_only_float32_rounding(dtype, bias, chunks):
     torch.manual_seed(0)
     head, hidden = nn.Linear(64, 50, bias=bias).to(dtype), torch.randn(20, 64, dtype=dtype)
     expected = exactly(hidden) @ exactly(head.weight).T + (exactly(head.bias) if bias else 0)
-    found = logits_of(head, hidden)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(exactly(found), expected, atol=1e-5)
-    assert torch.equal(logits_of(head, hidden.view(4, 5, 64)), found.view(4, 5, 50))
+    actual = logits_of(head, hidden)
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(exactly(actual), expected, atol=1e-5)
+    assert torch.equal(logits_of(head, hidden.view(4, 5, 64)), actual.view(4, 5, 50))
     assert logits_of(head, hidden[:0]).shape == (0, 50), "a process may have no tokens"
     assert np.abs(exactly(head(hidden)) - expected).max() > 1e-4, "the head's own forward rounds"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_by_numpy(dtype, chunks):
+def test_gradients_equal_numpy(dtype, chunks):
     torch.manual_seed(1)
     hidden = torch.randn(20, 64, dtype=dtype, requires_grad=True)
     head = nn.Linear(64, 50).to(dtype)
     upstream = torch.randn(20, 50)
     (logits_of(head, hidden) * upstream).sum().backward()
     rounding = torch.finfo(dtype).eps
-    for found, expected in (
+    for actual, expected in (
         (hidden.grad, exactly(upstream) @ exactly(head.weight)),
         (head.weight.grad, exactly(upstream).T @ exactly(hidden)),
         (head.bias.grad, exactly(upstream).sum(0)),
     ):
-        assert found.dtype == dtype
-        np.testing.assert_allclose(exactly(found), expected, rtol=rounding, atol=rounding)
+        assert actual.dtype == dtype
+        np.testing.assert_allclose(exactly(actual), expected, rtol=rounding, atol=rounding)
 
 
 def test_a_float32_weight_is_rounded_and_its_gradient_is_not(chunks):
-    """Full fine-tuning under autocast: the master weight is in float32."""
+    """As in full fine-tuning under autocast, with a float32 master weight."""
     torch.manual_seed(2)
     head = nn.Linear(64, 50, bias=False)
     hidden = torch.randn(20, 64, requires_grad=True)
@@ -70,13 +70,13 @@ def test_a_float32_weight_is_rounded_and_its_gradient_is_not(chunks):
     np.testing.assert_allclose(exactly(hidden.grad), exactly(upstream) @ rounded[1], rtol=0.01, atol=0.01)
 
 
-def test_a_float32_model_computes_as_before_to_the_bit():
+def test_a_float32_models_logits_are_bit_identical():
     model = tiny.lm()
     hidden = torch.randn(30, tiny.HIDDEN)
     assert torch.equal(Actor(model).project(hidden), model.lm_head(hidden))
 
 
-def test_heads_that_are_not_plain_compute_as_they_do():
+def test_other_heads_are_called_unchanged():
     class Scaled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -87,13 +87,13 @@ def test_heads_that_are_not_plain_compute_as_they_do():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rollout_and_training_differ_less_than_with_rounded_logits(dtype):
-    """The same tokens, one hidden state at a time and all at once: what is left is the hidden states' rounding."""
+    """Logits add almost nothing to the rounding of the hidden states."""
     actor = Actor(tiny.lm().to(dtype))
     hidden = torch.randn(200, tiny.HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
     exact = torch.log_softmax(hidden.double() @ actor.lm.lm_head.weight.double().T, -1)
-    found = torch.log_softmax(actor.project(hidden).double(), -1)
+    actual = torch.log_softmax(actor.project(hidden).double(), -1)
     rounded = torch.log_softmax(actor.lm.lm_head(hidden).double(), -1)
-    assert (found - exact).abs().max() < 1e-4 < (rounded - exact).abs().max()
+    assert (actual - exact).abs().max() < 1e-4 < (rounded - exact).abs().max()
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -101,10 +101,10 @@ def test_no_float32_copy_of_the_weight_exists(monkeypatch, grad):
     monkeypatch.setattr(wide, "CHUNK", 3 * 4 * 64)
     sizes, product = [], wide.matmul
     monkeypatch.setattr(wide, "matmul", lambda x, w: sizes.append(w.numel()) or product(x, w))
-    kept = []
+    saved = []
     hidden = torch.randn(20, 64).bfloat16().requires_grad_(grad)
     weight = torch.randn(50, 64).bfloat16()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         WideLinear.apply(hidden, weight, None)
     assert max(sizes) == 3 * 64
-    assert [tuple(t.shape) for t in kept] == ([(50, 64)] if grad else []), "a frozen head keeps no hidden states"
+    assert [tuple(t.shape) for t in saved] == ([(50, 64)] if grad else []), "a frozen head keeps no hidden states"

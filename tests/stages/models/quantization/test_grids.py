@@ -1,4 +1,4 @@
-"""Every grid against the library whose files it stands for, bit for bit."""
+"""Compares every grid, bit for bit, with the library that defines its format."""
 
 import gguf
 import numpy as np
@@ -13,18 +13,18 @@ from stages.models.quantization import grids
 def weights():
     """Weights of many kinds, by name."""
     torch.manual_seed(0)
-    made = {f"normal x {scale}": scale * torch.randn(48, 192) for scale in (1e-20, 1e-6, 0.02, 1.0, 3e4)}
-    made["large"] = torch.randn(512, 1024) * 0.02
-    made["one row"] = torch.randn(1, 64)
-    made["heavy tails"] = torch.randn(64, 256) ** 5
-    made["on a grid already"] = torch.randint(-8, 8, (64, 128)) * 0.125
-    made["ties of magnitude"] = torch.tensor([[1.0, -1.0] * 32, [-1.0, 1.0] * 32, [3.0] * 64, [-3.0] * 64])
-    made["halves"] = torch.arange(-64, 64).repeat(3, 1) / 2 + torch.tensor([[0.0], [0.25], [-0.25]])
+    cases = {f"normal x {scale}": scale * torch.randn(48, 192) for scale in (1e-20, 1e-6, 0.02, 1.0, 3e4)}
+    cases["large"] = torch.randn(512, 1024) * 0.02
+    cases["one row"] = torch.randn(1, 64)
+    cases["heavy tails"] = torch.randn(64, 256) ** 5
+    cases["on a grid already"] = torch.randint(-8, 8, (64, 128)) * 0.125
+    cases["ties of magnitude"] = torch.tensor([[1.0, -1.0] * 32, [-1.0, 1.0] * 32, [3.0] * 64, [-3.0] * 64])
+    cases["halves"] = torch.arange(-64, 64).repeat(3, 1) / 2 + torch.tensor([[0.0], [0.25], [-0.25]])
     blocks = torch.randn(40, 128)
     blocks[:9], blocks[9:20], blocks[20], blocks[21, :32] = 0, blocks[9:20] * 1e-8, -0.0, 0
-    made["zero and tiny blocks"] = blocks
-    made["bfloat16"] = torch.randn(32, 64, dtype=torch.bfloat16).float()
-    return made
+    cases["zero and tiny blocks"] = blocks
+    cases["bfloat16"] = torch.randn(32, 64, dtype=torch.bfloat16).float()
+    return cases
 
 
 WEIGHTS = weights()
@@ -42,7 +42,7 @@ def test_ggufs(name, weight):
     assert np.array_equal(grids.onto(name, weight).numpy(), expected)
 
 
-def test_beyond_float16_gguf_has_no_step_and_neither_have_we():
+def test_steps_beyond_float16_overflow_as_in_gguf():
     weight = torch.tensor([[1e6, *[0.0] * 31]])
     with np.errstate(all="ignore"):
         expected = gguf.dequantize(gguf.quantize(weight.numpy(), kind := gguf.GGMLQuantizationType.Q4_0), kind)
@@ -55,22 +55,22 @@ def test_bitsandbytes_nf4(weight):
     assert torch.equal(grids.onto("nf4", weight), dequantize_4bit(packed, state))
 
 
-def test_the_8_bit_scales_of_nf4_are_no_others_near_a_bound():
-    """Scales spread so finely that many fall between two levels of the scales' own grid."""
+def test_the_8_bit_scales_of_nf4_match_near_bounds():
+    """Scales so finely spaced that many fall near a bound between two levels of the scales' grid."""
     torch.manual_seed(1)
     weight = torch.rand(256, 64 * 64) * torch.linspace(1e-3, 1, 256 * 64).view(256, 64).repeat_interleave(64, 1)
     packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
     assert torch.equal(grids.onto("nf4", weight), dequantize_4bit(packed, state))
 
 
-def test_levels_are_bitsandbytes():
+def test_levels_equal_bitsandbytes():
     assert torch.equal(torch.tensor(sorted(grids._dynamic_levels())), create_dynamic_map())
     assert torch.equal(torch.tensor(grids.NF4), get_4bit_type("nf4", device="cpu"))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_torchaos(bits, weight):
+def test_torchao_integers(bits, weight):
     torchao = pytest.importorskip("torchao.quantization", reason="torchao is optional")
     layer = torch.nn.Linear(weight.shape[1], len(weight), bias=False)
     layer.weight.data = weight.clone()
@@ -80,15 +80,15 @@ def test_torchaos(bits, weight):
 
 
 @pytest.mark.parametrize("name", grids.GRIDS)
-def test_what_is_on_a_grid(name):
-    """As many values a block as bits allow, and rounding no further than half the widest gap between levels."""
+def test_number_of_values_and_rounding_error(name):
+    """A block has at most 2^bits values, and rounding errors are at most half a step."""
     torch.manual_seed(0)
     weight = torch.randn(64, 128)
-    given = weight.clone()
-    found = grids.onto(name, weight)
-    assert weight.equal(given), "the weight itself is left alone"
+    original = weight.clone()
+    rounded = grids.onto(name, weight)
+    assert weight.equal(original), "the weight itself does not change"
     levels = {"q8_0": 256, "q4_0": 16, "nf4": 16, "int4-g32": 16, "int3-g32": 8, "int2-g32": 4}[name]
-    blocks = found.view(-1, grids.block(name))
+    blocks = rounded.view(-1, grids.block(name))
     assert max(len(row.unique()) for row in blocks) <= levels
     if name != "nf4":
         step = 2 * weight.view_as(blocks).abs().amax(1, keepdim=True) / (levels - 1)
@@ -99,7 +99,7 @@ def test_what_is_on_a_grid(name):
 
 
 @pytest.mark.parametrize("name", grids.GRIDS)
-def test_other_precisions_and_strides(name):
+def test_other_dtypes_and_strides(name):
     weight = torch.randn(64, 128)
     rounded = weight.bfloat16()
     assert torch.equal(grids.onto(name, rounded), grids.onto(name, rounded.float()).bfloat16())

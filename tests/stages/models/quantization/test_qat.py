@@ -1,5 +1,4 @@
-"""Quantisation-aware training: what is computed, what learns, and that it is what plain transformers computes with
-the weights that are deployed."""
+"""Quantisation-aware training: outputs and gradients, compared with plain transformers on the exported weights."""
 
 import copy
 
@@ -19,7 +18,7 @@ IDS = torch.tensor(tiny.rows(3, 9, 9))
 
 
 def adapted(quantization, seed=0):
-    """A model with adapters one and two, on a backbone that is marked (or not), both far from nothing."""
+    """A model with adapters one and two, both with large weights, on a backbone that may be marked."""
     config = LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(tiny.quantised_lm(quantization, seed), config, adapter_name="one")
     model.add_adapter("two", config)
@@ -43,15 +42,17 @@ def deployed(grid, model):
 
 @pytest.mark.parametrize("grid", grids.GRIDS)
 @pytest.mark.parametrize("fast", [False, True])
-def test_with_lora_it_computes_what_is_deployed(grid, fast):
+def test_with_lora_it_computes_the_exported_model(grid, fast):
     model, plain = adapted({"qat": grid}), adapted("none")
     if fast:
-        assert not speed_up(model), "layers that round are left alone"
+        assert not speed_up(model), "layers that round are not replaced"
     expected = deployed(grid, plain)
     with torch.no_grad():
-        found = model(IDS).logits
-        torch.testing.assert_close(found, expected(IDS).logits, rtol=1e-4, atol=1e-4)
-        assert (found - plain(IDS).logits).abs().max() > 1e-3, "rounding must show, or this shows nothing"
+        actual = model(IDS).logits
+        torch.testing.assert_close(actual, expected(IDS).logits, rtol=1e-4, atol=1e-4)
+        assert (actual - plain(IDS).logits).abs().max() > 1e-3, (
+            "rounding must have an effect for this test to be meaningful"
+        )
     weights = dict(expected.named_parameters())
     for name, module in model.base_model.model.named_modules():
         if hasattr(module, qat.MARK):
@@ -75,7 +76,7 @@ def test_adapters_switch_and_switch_off():
 
 
 def explicit(x, base, a, b, scaling, grid):
-    """The same layer, left to autograd: the rounding is added as a constant."""
+    """The same layer through autograd: the rounding error is added as a constant."""
     latent = base.weight + scaling * (b @ a)
     return F.linear(x, latent + (grids.onto(grid, latent) - latent).detach(), base.bias)
 
@@ -85,7 +86,7 @@ def explicit(x, base, a, b, scaling, grid):
 def test_gradients_pass_straight_through(learns, shape):
     torch.manual_seed(0)
     layer = nn.Linear(64, 32)
-    made = qat.Quantised(layer, "int3-g32", "none")
+    quantised = qat.Quantised(layer, "int3-g32", "none")
     a, b = nn.Parameter(torch.randn(3, 64)), nn.Parameter(torch.randn(32, 3))
     if learns == "adapter":
         layer.requires_grad_(False)
@@ -99,25 +100,25 @@ def test_gradients_pass_straight_through(learns, shape):
             )
 
         Lora.lora_A["x"].weight, Lora.lora_B["x"].weight = a, b
-        made.lora = Lora
+        quantised.lora = Lora
     x = torch.randn(shape, requires_grad=True)
     learners = [x, *((a, b) if learns == "adapter" else (layer.weight, layer.bias))]
     scaling = 2.0 if learns == "adapter" else 0.0
     weights = torch.randn(*shape[:-1], 32)
     expected = explicit(x, layer, a, b, scaling, "int3-g32")
-    torch.testing.assert_close(made(x), expected, rtol=1e-4, atol=1e-4)
-    found = torch.autograd.grad((made(x) * weights).sum(), learners)
-    for ours, theirs in zip(found, torch.autograd.grad((expected * weights).sum(), learners), strict=True):
+    torch.testing.assert_close(quantised(x), expected, rtol=1e-4, atol=1e-4)
+    actual = torch.autograd.grad((quantised(x) * weights).sum(), learners)
+    for ours, theirs in zip(actual, torch.autograd.grad((expected * weights).sum(), learners), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
-def test_a_step_changes_what_is_rounded_and_inside_kept_it_is_rounded_once(monkeypatch):
+def test_weights_are_rounded_in_every_pass_and_only_once_inside_kept(monkeypatch):
     model = adapted({"qat": "q4_0"})
     layers = qat.quantised(model)
     assert len(layers) == 2 * 7
     rounded = []
     onto = grids.onto
-    monkeypatch.setattr(grids, "onto", lambda *given: rounded.append(1) or onto(*given))
+    monkeypatch.setattr(grids, "onto", lambda *args: rounded.append(1) or onto(*args))
     with torch.no_grad():
         before = model(IDS).logits
         with qat.kept(layers):
@@ -134,7 +135,7 @@ def test_a_step_changes_what_is_rounded_and_inside_kept_it_is_rounded_once(monke
     assert (after - before).abs().max() > 0.01
 
 
-def test_embeddings_and_the_output_layer_stay_as_they_are():
+def test_embeddings_and_the_output_layer_are_not_quantised():
     model = tiny.quantised_lm({"qat": "int2-g32"})
     names = qat.linears(model)
     kinds = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -147,7 +148,7 @@ def test_embeddings_and_the_output_layer_stay_as_they_are():
     assert packed == set(names)
 
 
-def test_settled_it_is_a_plain_model_with_the_rounded_weights():
+def test_settle_gives_a_plain_model_with_the_rounded_weights():
     model = adapted({"qat": "int4-g32"})
     expected = deployed("int4-g32", adapted("none"))
     merged = model.merge_and_unload()
@@ -161,28 +162,28 @@ def test_settled_it_is_a_plain_model_with_the_rounded_weights():
         torch.testing.assert_close(merged(IDS).logits, before, rtol=1e-4, atol=1e-4)
 
 
-def test_activations_are_rounded_by_token():
+def test_activations_are_rounded_per_token():
     torch.manual_seed(0)
     x = torch.randn(6, 64) * torch.tensor([0.0, 1e-6, 0.1, 1.0, 50.0, 1.0])[:, None]
     x[5] = x[5].abs() + 3
-    found = grids.int8_per_token(x)
-    for row, given in zip(found, x, strict=True):
-        step = (given.max().clamp(min=0) - given.min().clamp(max=0)) / 255
+    actual = grids.int8_per_token(x)
+    for row, x_row in zip(actual, x, strict=True):
+        step = (x_row.max().clamp(min=0) - x_row.min().clamp(max=0)) / 255
         assert len(row.unique()) <= 256
-        assert (row - given).abs().max() <= 0.51 * step + 1e-12
-        assert torch.equal(grids.int8_per_token(given[None])[0], row), "a token's grid depends on itself only"
+        assert (row - x_row).abs().max() <= 0.51 * step + 1e-12
+        assert torch.equal(grids.int8_per_token(x_row[None])[0], row), "a token's grid depends on itself only"
     layer = nn.Linear(64, 8)
-    made = qat.Quantised(layer, "q8_0", "int8")
+    quantised = qat.Quantised(layer, "q8_0", "int8")
     y = x.clone().requires_grad_(True)
-    made(y).sum().backward()
+    quantised(y).sum().backward()
     q = grids.onto("q8_0", layer.weight.data)
-    torch.testing.assert_close(made(x), F.linear(found, q, layer.bias))
+    torch.testing.assert_close(quantised(x), F.linear(actual, q, layer.bias))
     torch.testing.assert_close(y.grad, q.sum(0).expand(6, -1))
-    torch.testing.assert_close(layer.weight.grad, found.sum(0).expand(8, -1))
+    torch.testing.assert_close(layer.weight.grad, actual.sum(0).expand(8, -1))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_activations_are_torchaos():
+def test_activations_equal_torchao():
     name = "torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor"
     theirs = pytest.importorskip(name)._apply_int8_act_asym_per_token_quant_dequant
     torch.manual_seed(0)
@@ -191,14 +192,14 @@ def test_activations_are_torchaos():
     assert torch.equal(grids.int8_per_token(x), theirs(x))
 
 
-def test_what_it_cannot_round_is_refused():
+def test_unsupported_models_are_refused():
     with pytest.raises(StageError, match="in its blocks: quantisation-aware"):
         qat.mark(tiny.gpt2(), {"qat": "q4_0", "activations": "none"})
     with pytest.raises(StageError, match="blocks of 32 weights"):
         qat.mark(tiny.lm(), {"qat": "q4_0", "activations": "none"})
 
 
-def test_rounded_inputs_are_known():
+def test_models_with_rounded_inputs_are_not_exact():
     assert not exact(tiny.quantised_lm("int8"))
     assert not exact(adapted({"qat": "q4_0", "activations": "int8"}))
     assert not exact(tiny.lm().bfloat16())
