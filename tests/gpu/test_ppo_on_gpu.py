@@ -61,7 +61,7 @@ def test_updates_pass_the_trainers_checks(quantization: str | dict[str, str], dt
     for _ in range(2):
         metrics = trainer.step()
         assert all(math.isfinite(number) for number in metrics.values())
-    trainer.check_frozen()
+    trainer.frozen.check()
 
 
 def test_running_out_of_memory_halves_the_micro_batch() -> None:

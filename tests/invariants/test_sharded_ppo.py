@@ -55,7 +55,7 @@ def resident(trainer):
     moments = [
         v
         for o in trainer.optimisation.optimizers.values()
-        for s in o.state.values()
+        for s in o.optimizer.state.values()
         for k, v in s.items()
         if k != "step"
     ]
@@ -79,7 +79,7 @@ def worker(rank, port, value, folder):
             if rank == 0:
                 torch.save(state, folder / "checkpoint.pt")
     outcome = result(trainer, metrics) | {"resident": resident(trainer)}
-    trainer.check_frozen()
+    trainer.frozen.check()
     dist.barrier()
     again = make(value, sharded=True, checkpointing=True)
     torch.rand(13)
