@@ -50,7 +50,7 @@ def chat(
         name: load_actor(base, None if name == "base" else summary.need(name).artifact, device) for name in models
     }
     console = Console(highlight=False)
-    console.print("An empty line leaves, /clear starts anew.", style="dim")
+    console.print("An empty line quits, /clear resets the conversation.", style="dim")
     histories: dict[str, list[dict[str, str]]] = {name: [] for name in models}
     while True:
         try:

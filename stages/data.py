@@ -50,7 +50,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     own_system = 0  # rows that already have a system message
     pairs = FirstWins(config.rankings)
     with ExitStack() as opened:
-        known = opened.enter_context(seen())
+        seen_prompts = opened.enter_context(seen())
         distinct = opened.enter_context((out_dir / "prompts.jsonl").open("w", encoding="utf-8"))
         prompts: Counter[str] = Counter()
 
@@ -63,7 +63,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     row = replace(read, prompt=with_system(read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
-                    if known.first(prompt_key(row.prompt)):
+                    if seen_prompts.first(prompt_key(row.prompt)):
                         distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
                     yield row
@@ -106,9 +106,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         },
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
-        **{f"read_{table}": noted.read for table, noted in dropped.items() if noted.read},
-        **{f"dropped_{table}": noted.rows_out.total() for table, noted in dropped.items()},
-        **_by_reason({table: noted.rows_out for table, noted in dropped.items()}),
+        **{f"read_{table}": rows.read for table, rows in dropped.items() if rows.read},
+        **{f"dropped_{table}": rows.rows_out.total() for table, rows in dropped.items()},
+        **_by_reason({table: rows.rows_out for table, rows in dropped.items()}),
     }
     if config.system is not None:
         metrics["own_system_message"] = own_system
@@ -146,8 +146,8 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
 
 def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:
     return {
-        f"dropped_{what}/{reason}": count
-        for what, counts in dropped.items()
+        f"dropped_{name}/{reason}": count
+        for name, counts in dropped.items()
         for reason, count in sorted(counts.items())
         if count
     }
@@ -166,8 +166,8 @@ def _distinct(row: Demonstration | Prompt | Ranking, table: str) -> dict[str, An
 
 def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:
     """Lines of dropped.jsonl. They omit the table's path, so that moving the file does not change the artifact."""
-    for table, noted in dropped.items():
-        for row, reason in noted.places:
+    for table, rows in dropped.items():
+        for row, reason in rows.places:
             yield {"table": table, "row": row, "reason": reason}
 
 

@@ -52,8 +52,8 @@ def _context(model: Any, passes: Passes) -> int | None:
     depends on the rest of its batch, as with rotary positions that change with the longest row (`dynamic`,
     `longrope`)."""
     limits = [context_length(model.config.to_dict()), passes.longest]
-    known = [int(limit) for limit in limits if limit is not None and limit < math.inf]
-    return min(known, default=None)
+    finite = [int(limit) for limit in limits if limit is not None and limit < math.inf]
+    return min(finite, default=None)
 
 
 def _unsupported(model: Any, linear: list[str]) -> list[str]:

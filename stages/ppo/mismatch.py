@@ -30,7 +30,7 @@ def importance_weights(logp_BT: Tensor, sampled_logp_BT: Tensor, clip_max: float
     return log_ratio(logp_BT, sampled_logp_BT).exp().clamp(max=clip_max).detach()
 
 
-def measured(data: Experience, config: PPOConfig, world: World) -> Experience:
+def with_mismatch(data: Experience, config: PPOConfig, world: World) -> Experience:
     """Adds the mismatch metrics (docs/ppo.md) to experience with recomputed log-probs and, with
     `ppo.importance_sampling_clip_max`, the importance weights. Returns it unchanged if the sampler recorded no
     log-probs."""

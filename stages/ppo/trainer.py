@@ -116,7 +116,7 @@ class PPOTrainer:
             reuse=self.exact, micro=self.micro,
         )  # fmt: skip
         if not self.exact:
-            data = mismatch.measured(data, config, self.world)
+            data = mismatch.with_mismatch(data, config, self.world)
         if self.update == 0 and self.is_copy:
             checks.same_start(data, self.exact)
         trim_memory()  # training's tensors do not fit into the blocks that the KV cache left in the allocator

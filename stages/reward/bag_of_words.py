@@ -71,11 +71,11 @@ def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: 
             advance()
 
     counts = hashing.transform(passing() if texts else [""])
-    known = np.unique(counts.indices)
-    if not len(known):
+    features = np.unique(counts.indices)
+    if not len(features):
         return lambda texts: np.zeros(len(texts))
     weighting = TfidfTransformer(sublinear_tf=True)
-    rows = weighting.fit_transform(counts[:, known])
+    rows = weighting.fit_transform(counts[:, features])
     better, worse = (rows[[texts[pair[side]] for pair in pairs]] for side in (0, 1))
     # Each pair in both orders at half the weight: the same optimum, and always two classes for scikit-learn.
     both = np.repeat([1, -1], len(pairs))
@@ -86,7 +86,7 @@ def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: 
     def score(texts: Sequence[str]) -> np.ndarray:
         if not len(texts):
             return np.zeros(0)
-        return np.asarray(weighting.transform(hashing.transform(texts)[:, known]) @ weights)
+        return np.asarray(weighting.transform(hashing.transform(texts)[:, features]) @ weights)
 
     return score
 

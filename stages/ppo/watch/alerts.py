@@ -360,12 +360,12 @@ class AlertLog:
     def _note(self, update: int, symptoms: Sequence[tuple[Rule, str]]) -> list[str]:
         lines = []
         for rule, symptom in symptoms:
-            known = next((event for event in self.events if event["rule"] == rule.name), None)
-            if known is None:
+            event = next((event for event in self.events if event["rule"] == rule.name), None)
+            if event is None:
                 event = {"rule": rule.name, "update": update, "last": update, "updates": 1, "symptom": symptom}
                 self.events.append(event | {"cause": rule.cause, "hint": rule.hint})
                 lines.append(f"alert, update {update}: {symptom}. Likely cause: {rule.cause}. Hint: {rule.hint}.")
             else:
-                known["last"] = update
-                known["updates"] += 1
+                event["last"] = update
+                event["updates"] += 1
         return lines

@@ -81,7 +81,7 @@ def run(folder: Path, tmp_path: Path, context, **values):
     [
         (bert, ["BertLMHeadModel", "encoder"]),
         (bart, ["encoder-decoder (bart)"]),
-        (alone, ["LlamaForCausalLM cannot be"]),
+        (alone, ["LlamaForCausalLM is not supported"]),
     ],
     ids=["encoder", "encoder-decoder", "no decoder apart from the head"],
 )
