@@ -130,7 +130,7 @@ def check_usable(model: Any, ids: list[int]) -> Passes:
     except (AttributeError, TypeError, IndexError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StageError(
-            f"{type(model).__name__} is not supported: its decoder or output layer has a non-standard interface "
+            f"{type(model).__name__} cannot be used: its decoder or output layer has a non-standard interface "
             f"({reason})",
             where="base.model",
             hint="use a model of another architecture, such as Llama, Mistral, Qwen or Gemma",

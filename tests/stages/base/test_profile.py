@@ -81,7 +81,7 @@ def run(folder: Path, tmp_path: Path, context, **values):
     [
         (bert, ["BertLMHeadModel", "encoder"]),
         (bart, ["encoder-decoder (bart)"]),
-        (alone, ["LlamaForCausalLM is not supported"]),
+        (alone, ["LlamaForCausalLM cannot be"]),
     ],
     ids=["encoder", "encoder-decoder", "no decoder apart from the head"],
 )
