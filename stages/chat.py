@@ -1,4 +1,4 @@
-"""Talk to the models of a run, one or two side by side, from the terminal."""
+"""Chat in the terminal with one or more models of a run, side by side."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def chat(
     top_p: float = 1.0,
     max_new_tokens: int = 128,
 ) -> None:
-    """Reads lines until end of input, answers with each of `models` (base, sft or ppo).
+    """Reads lines, and prints the answer of each of `models` (base, sft or ppo).
 
-    Each model keeps a conversation of its own. `/clear` forgets it; an empty line or end of input leaves.
+    Each model has a separate conversation. `/clear` resets them; an empty line or end of input quits.
 
     Args:
-        summary: the recipe's finished stages; raises `StageError` for one that is not finished.
+        summary: the recipe's finished stages.
         temperature, top_k, top_p, max_new_tokens: as in `SamplingParams`.
+
+    Raises `StageError` if a model's stage is not finished.
     """
     base = summary.need("base").artifact
     codec = load_codec(base)
@@ -44,11 +46,11 @@ def chat(
         top_k=top_k,
         top_p=top_p,
     )
-    speakers = {
+    actors = {
         name: load_actor(base, None if name == "base" else summary.need(name).artifact, device) for name in models
     }
     console = Console(highlight=False)
-    console.print("An empty line leaves, /clear starts anew.", style="dim")
+    console.print("An empty line quits, /clear resets the conversation.", style="dim")
     histories: dict[str, list[dict[str, str]]] = {name: [] for name in models}
     while True:
         try:
@@ -62,7 +64,7 @@ def chat(
             histories = {name: [] for name in models}
             continue
         panels = []
-        for name, actor in speakers.items():
+        for name, actor in actors.items():
             histories[name].append({"role": "user", "content": line})
             episodes = sampler.sample(actor, [codec.prompt(histories[name])], params, torch.default_generator)
             answer = codec.decode(episodes.responses[0])

@@ -1,8 +1,8 @@
 """The `collect` stage: K answers of the newest policy to each prompt, for annotators to rank.
 
-The first round samples from the SFT model, for the first prompts in the order of a hash. A later round samples from
-the PPO policy of the round before, for prompts that were not ranked yet: random ones, or those on whose answers the
-newest reward ensemble disagrees most.
+The first round samples from the SFT model, for the first prompts in hash order. A later round samples from the
+previous round's PPO policy, for prompts that are not ranked yet: random ones, or those on whose answers the newest
+reward ensemble disagrees most.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
             hint="raise collect.max_prompt_length",
         )
     ranked = _ranked(inputs)
-    chooses = bool(ranked) and config.select == "disagreement" and config.num_prompts is not None
-    candidates = _next(train, config.num_prompts, ranked, ctx.seed, times=config.pool if chooses else 1)
-    # Held-out prompts are never selected by disagreement: measurements on them must not be biased.
+    by_disagreement = bool(ranked) and config.select == "disagreement" and config.num_prompts is not None
+    candidates = _next(train, config.num_prompts, ranked, ctx.seed, times=config.pool if by_disagreement else 1)
+    # Held-out prompts are not selected by disagreement, which would bias metrics on them.
     measured = _next(held_out, config.eval_prompts, ranked, ctx.seed)
     answered = _answer(candidates + measured, config, inputs, codec, ctx)
     metrics: Metrics = {}
-    if chooses:
+    if by_disagreement:
         assert config.num_prompts is not None
         gain_N = _information_gain(answered[: len(candidates)], config, inputs, codec, ctx)
         selected = gain_N.argsort(descending=True, stable=True)[: config.num_prompts].sort().values.tolist()
@@ -85,7 +85,7 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
 
 
 def _ranked(inputs: Mapping[str, Artifact]) -> set[str]:
-    """The keys of the prompts that earlier rounds ranked; none in the first."""
+    """Keys of the prompts that earlier rounds ranked; empty in the first round."""
     rankings = by_round(inputs, "rank").values()
     return {prompt_key(row["prompt"]) for ranked in rankings for row in ranked.jsonl("rankings.jsonl")}
 
@@ -93,8 +93,8 @@ def _ranked(inputs: Mapping[str, Artifact]) -> set[str]:
 def _next(
     prompts: Sequence[EncodedPrompt], count: int | None, ranked: set[str], seed: int, times: int = 1
 ) -> list[EncodedPrompt]:
-    """`count` prompts (None: all). In the first round, the first in the order of a hash; later, up to `times` as
-    many random ones that were not ranked yet and, if there are fewer than `count` of these, others again."""
+    """Selects `count` prompts (None: all). In the first round, the first in hash order. Later, up to `count *
+    times` random prompts that are not ranked yet, filled up to `count` with ranked ones."""
     count = len(prompts) if count is None else count
     if not ranked:
         return mixed(prompts)[:count]
@@ -130,7 +130,7 @@ def _information_gain(
     codec: Codec,
     ctx: RunContext,
 ) -> Tensor:
-    """(N,): by which each prompt's answers would tell the newest reward model's members apart, nats."""
+    """Expected information gain (N,) of ranking each prompt's answers, about the newest reward ensemble, nats."""
     prompts = [row.prompt for row in answered for _ in row.responses]
     responses = [ids for row in answered for ids in row.responses]
     with ctx.progress("collect: disagreement", total=len(responses)) as bar:

@@ -1,12 +1,12 @@
 """The `data` stage: demonstrations, prompts and rankings, split by prompt group and checked.
 
-1. Read or generate the demonstrations; read the extra prompts and the rankings. Rows pass through one by one: no
-   table is held in memory.
-2. Put the system message in front and give every prompt group its split.
-3. Check that every row is on the side of its prompt group, whichever table it comes from.
-4. Write demonstrations.jsonl, prompts.jsonl (each prompt of any table once, and its first row), rankings.jsonl, and
-   dropped.jsonl: the first rows of each table of which something was left out, with row number (line, in text
-   files) and reason.
+1. Read or generate the demonstrations; read the extra prompts and the rankings. Rows are streamed; no table is held
+   in memory.
+2. Prepend the system message, and assign every prompt group to a split.
+3. Check that every row is in the split of its prompt group, across tables.
+4. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row), rankings.jsonl and
+   dropped.jsonl (for each table the first rows that were dropped or shortened, with row number, or line number in
+   text files, and reason).
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 
 
 def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    """Writes the artifact; returns counts by split, what was dropped, and what the rankings are made of.
+    """Writes the artifact. Returns counts by split, counts of dropped rows, and statistics of the rankings.
 
-    `dropped_demonstrations`, `dropped_prompts` and `dropped_rankings` count what was left out once, and
-    `dropped_completions` what was left out of rankings that were kept; each is the sum of its reasons,
-    `dropped_rankings/empty prompt`. `first_wins` is the share of strict pairs whose first answer is better.
+    `dropped_demonstrations`, `dropped_prompts` and `dropped_rankings` count dropped rows, `dropped_completions` the
+    answers dropped from rankings that stay. Each is the sum over its reasons, such as `dropped_rankings/empty
+    prompt`. `first_wins` is the share of strict pairs whose first answer is better.
     """
     held_out = config.eval_fraction
     dropped = {table: Dropped() for table in ("demonstrations", "prompts", "rankings")}
     sizes: Counter[int] = Counter()
     annotators: set[str] = set()
     human = True
-    own_system = 0  # rows with a system message of their own
+    own_system = 0  # rows that already have a system message
     pairs = FirstWins(config.rankings)
     with ExitStack() as opened:
-        known = opened.enter_context(seen())
+        seen_prompts = opened.enter_context(seen())
         distinct = opened.enter_context((out_dir / "prompts.jsonl").open("w", encoding="utf-8"))
         prompts: Counter[str] = Counter()
 
         def passing(rows: Iterable[Text], table: str) -> Iterator[Text]:
-            """The rows as they are written; each new prompt goes to prompts.jsonl."""
+            """Yields the rows to write, and writes each new prompt to prompts.jsonl."""
             nonlocal own_system
             with ctx.progress(f"data: {table}") as bar:
                 dropped[table].on_read = lambda number: bar.advance(0, read=number)
@@ -63,7 +63,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     row = replace(read, prompt=with_system(read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
-                    if known.first(prompt_key(row.prompt)):
+                    if seen_prompts.first(prompt_key(row.prompt)):
                         distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
                     yield row
@@ -106,9 +106,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         },
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
-        **{f"read_{table}": noted.read for table, noted in dropped.items() if noted.read},
-        **{f"dropped_{table}": noted.rows_out.total() for table, noted in dropped.items()},
-        **_by_reason({table: noted.rows_out for table, noted in dropped.items()}),
+        **{f"read_{table}": rows.read for table, rows in dropped.items() if rows.read},
+        **{f"dropped_{table}": rows.rows_out.total() for table, rows in dropped.items()},
+        **_by_reason({table: rows.rows_out for table, rows in dropped.items()}),
     }
     if config.system is not None:
         metrics["own_system_message"] = own_system
@@ -134,11 +134,11 @@ def _demonstrations(config: DataConfig, dropped: Dropped, ctx: RunContext) -> It
 
 
 def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
-    """Writes the rows; returns how many there are by split."""
+    """Writes the rows. Returns their number by split."""
     counts: Counter[str] = Counter()
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
-            # The artifact's content must not depend on the folder of its source: no `where`.
+            # Without `where`: the artifact's content must not depend on the path of its source.
             out.write(as_line(replace(row, where="")))
             counts[row.split] += 1
     return counts
@@ -146,15 +146,15 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
 
 def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:
     return {
-        f"dropped_{what}/{reason}": count
-        for what, counts in dropped.items()
+        f"dropped_{name}/{reason}": count
+        for name, counts in dropped.items()
         for reason, count in sorted(counts.items())
         if count
     }
 
 
 def _distinct(row: Demonstration | Prompt | Ranking, table: str) -> dict[str, Any]:
-    """A line of prompts.jsonl. `row` is the number of the first row with this prompt, 0 if it was generated."""
+    """A line of prompts.jsonl. Its `row` is the number of the first row with this prompt, 0 for generated data."""
     numbers = re.findall(r"\d+", row.where)
     return {
         "prompt": row.prompt,
@@ -165,9 +165,9 @@ def _distinct(row: Demonstration | Prompt | Ranking, table: str) -> dict[str, An
 
 
 def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:
-    """The table's file is in the manifest: it may be moved without making another artifact."""
-    for table, noted in dropped.items():
-        for row, reason in noted.places:
+    """Lines of dropped.jsonl. They omit the table's path, so that moving the file does not change the artifact."""
+    for table, rows in dropped.items():
+        for row, reason in rows.places:
             yield {"table": table, "row": row, "reason": reason}
 
 

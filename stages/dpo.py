@@ -1,11 +1,11 @@
-"""The `dpo` stage: direct preference optimisation on the rankings, with trl's DPOTrainer; a baseline to PPO.
+"""The `dpo` stage: direct preference optimisation on the rankings, with trl's DPOTrainer. A baseline for PPO.
 
-1. The strict pairs of the training rankings, encoded by `Codec` as everywhere.
-2. Each distinct answer's log-prob under the SFT model, the reference, once.
-3. Train from the SFT model: its adapter goes on, or every weight where SFT trained every weight.
-4. What the policy's implicit reward, beta log(policy / reference), says of held-out pairs.
+1. Extract and encode the strict pairs of the training rankings.
+2. Compute the log-prob of each distinct answer under the SFT model, the reference, once.
+3. Train from the SFT model: its adapter, or all weights if SFT trained all weights.
+4. Evaluate the implicit reward, beta log(policy / reference), on held-out pairs.
 
-It makes `adapter/`, or `model/` when every weight is trained.
+Writes `adapter/`, or `model/` after a full fine-tune.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from stages.training.trainer import train as train_to_end
 
 @dataclass(frozen=True)
 class Pair:
-    """Ids of a prompt and of two answers to it, and the reference's log-probs of these, nats."""
+    """Ids of a prompt and two answers to it, and the answers' log-probs under the reference, nats."""
 
     key: str
     prompt: list[int]
@@ -72,7 +72,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     held_out, _ = read_pairs(inputs, codec, config, "eval")
     if not pairs:
         raise DataError(
-            f"the training rankings give no strict pair: {left_out.describe('rankings') or 'there are none'}",
+            f"the training rankings have no strict pair: {left_out.describe('rankings') or 'there are none'}",
             where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else str(inputs["data"].path),
             hint=left_out.hint(learns=False) or "give rankings with at least one strict preference",
         )
@@ -81,10 +81,10 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         ctx.say(f"dpo: {line}. To use them: {left_out.hint(learns=False)}")
     # 2.
     reference = load_actor(base, sft, ctx.device)
-    reads = MicroBatch(config.precompute_ref_batch_size, "dpo", ctx.say)
+    scoring = MicroBatch(config.precompute_ref_batch_size, "dpo", ctx.say)
     with ctx.progress("dpo reference", total=len(distinct(pairs)) + len(distinct(held_out))) as bar:
-        pairs = with_reference(pairs, reference, codec, reads, bar.advance)
-        held_out = with_reference(held_out, reference, codec, reads, bar.advance)
+        pairs = with_reference(pairs, reference, codec, scoring, bar.advance)
+        held_out = with_reference(held_out, reference, codec, scoring, bar.advance)
     del reference
     # 3.
     torch.manual_seed(ctx.seed)
@@ -105,11 +105,11 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         processing_class=codec.tokenizer,
         callbacks=[StageCallback(ctx, "dpo")],
     )
-    _undo(trainer.model, start)
+    _restore(trainer.model, start)
     sharded = ctx.sharded and not is_adapter(sft)
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
+    training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     metrics: Metrics = {
-        **found,
+        **training_metrics,
         "pairs": len(pairs),
         **left_out.metrics(),
         "prompts": len({pair.key for pair in pairs}),
@@ -118,7 +118,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     }
     # 4.
     if held_out:
-        metrics |= measure(held_out, Actor(causal_lm(trainer.model).eval()), codec, config.beta, reads)
+        metrics |= measure(held_out, Actor(causal_lm(trainer.model).eval()), codec, config.beta, scoring)
     if trainer.world.rank == 0:
         if is_adapter(sft):
             save_adapter(trainer.model, "default", out_dir)
@@ -130,7 +130,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 def read_pairs(
     inputs: Mapping[str, Artifact], codec: Codec, config: DPOConfig, split: str
 ) -> tuple[list[Pair], LeftOut]:
-    """The strict pairs of a split's rankings, of all rounds, and what is left out of these."""
+    """The strict pairs of a split's rankings, of all rounds, and counts of the rankings left out."""
     rankings = (
         ranking
         for artifact in by_round(inputs, "rank").values()
@@ -149,7 +149,8 @@ def read_pairs(
 
 
 def strict_pairs(order: Order, which: str) -> Iterator[tuple[int, int]]:
-    """(better, worse) of an order's rows: `all` strict pairs, or of the `extremes` one, none if all are tied."""
+    """Yields (better, worse) rows of an order, by `which`: `all` strict pairs, or the best and worst answer
+    (`extremes`), none if all are tied."""
     places = range(len(order.rows))
     if which == "extremes":
         best, worst = min(places, key=order.ranks.__getitem__), max(places, key=order.ranks.__getitem__)
@@ -173,17 +174,17 @@ def with_reference(
     pairs: Sequence[Pair],
     reference: Actor,
     codec: Codec,
-    reads: MicroBatch,
+    micro: MicroBatch,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Pair]:
-    """The pairs with the reference's log-probs, each distinct answer read once."""
+    """Adds the reference's log-probs to the pairs. Each distinct answer is scored once."""
     rows = distinct(pairs)
-    known = dict(zip(rows, _logps(rows, reference, codec, reads, on_batch).tolist(), strict=True))
+    logps = dict(zip(rows, _logps(rows, reference, codec, micro, on_batch).tolist(), strict=True))
     return [
         replace(
             pair,
-            ref_chosen=known[tuple(pair.prompt), tuple(pair.chosen)],
-            ref_rejected=known[tuple(pair.prompt), tuple(pair.rejected)],
+            ref_chosen=logps[tuple(pair.prompt), tuple(pair.chosen)],
+            ref_rejected=logps[tuple(pair.prompt), tuple(pair.rejected)],
         )
         for pair in pairs
     ]
@@ -193,7 +194,7 @@ def _logps(
     rows: Iterable[tuple[Sequence[int], Sequence[int]]],
     actor: Actor,
     codec: Codec,
-    reads: MicroBatch,
+    micro: MicroBatch,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     prompts, answers = [list(row[0]) for row in rows], [list(row[1]) for row in rows]
@@ -204,14 +205,14 @@ def _logps(
         codec.stop_ids,
         codec.pad_id,
         temperature=1.0,
-        batch_size=reads,
+        batch_size=micro,
         on_batch=on_batch,
     )
     return totals_B
 
 
 def as_dataset(pairs: Sequence[Pair]) -> Dataset:
-    """In the columns of trl's collator."""
+    """A dataset with the columns of trl's collator."""
     return Dataset.from_list(
         [
             {
@@ -227,15 +228,15 @@ def as_dataset(pairs: Sequence[Pair]) -> Dataset:
 
 
 def trainable_policy(base: Artifact, sft: Artifact, device: str) -> Any:
-    """The SFT model, to be trained further."""
+    """The SFT model with its trained weights unfrozen: its adapter, or all weights."""
     if not is_adapter(sft):
         return trained_in_full(load_full(base, sft.file(MODEL), device), base, device)
     return attach_adapter(load_backbone(base, device), sft.file(ADAPTER), trainable=True)
 
 
-def _undo(model: Any, start: Mapping[str, Tensor]) -> None:
-    """Takes back what trl does to a model: a copy of the adapter as the reference, whose log-probs are known
-    here, and adapters of a 4-bit model rounded to bfloat16."""
+def _restore(model: Any, start: Mapping[str, Tensor]) -> None:
+    """Reverts trl's changes to the model: it adds a copy of the adapter as the reference, whose log-probs are
+    already computed here, and casts adapters of a 4-bit model to bfloat16."""
     if isinstance(model, PeftModel):
         if "ref" in model.peft_config:
             model.delete_adapter("ref")
@@ -247,17 +248,18 @@ def _undo(model: Any, start: Mapping[str, Tensor]) -> None:
                 parameter.copy_(start[name])
 
 
-def measure(pairs: Sequence[Pair], actor: Actor, codec: Codec, beta: float, reads: MicroBatch) -> Metrics:
-    """Loss and accuracy of the implicit reward on held-out pairs, as the reward model's is measured; the interval
-    is over prompts."""
-    ours = [
-        _logps([(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)], actor, codec, reads)
+def measure(pairs: Sequence[Pair], actor: Actor, codec: Codec, beta: float, micro: MicroBatch) -> Metrics:
+    """Loss and accuracy of the implicit reward on held-out pairs, with a bootstrap interval over prompts as for the
+    reward model."""
+    policy_logps = [
+        _logps([(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)], actor, codec, micro)
         for answers in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
     ]
-    theirs = torch.tensor([[pair.ref_chosen for pair in pairs], [pair.ref_rejected for pair in pairs]])
-    margins = beta * ((ours[0] - theirs[0]) - (ours[1] - theirs[1]))
-    right = 0.5 * (1 + margins.sign())
-    accuracy = share((pair.key, hit, 1.0) for pair, hit in zip(pairs, right.tolist(), strict=True))
+    reference_logps = torch.tensor([[pair.ref_chosen for pair in pairs], [pair.ref_rejected for pair in pairs]])
+    log_ratios = [ours - theirs for ours, theirs in zip(policy_logps, reference_logps, strict=True)]
+    margins = beta * (log_ratios[0] - log_ratios[1])
+    correct = 0.5 * (1 + margins.sign())
+    accuracy = share((pair.key, hit, 1.0) for pair, hit in zip(pairs, correct.tolist(), strict=True))
     return {
         "eval_loss": float(-torch.nn.functional.logsigmoid(margins).mean()),
         "eval_pairs": len(pairs),
@@ -268,8 +270,8 @@ def measure(pairs: Sequence[Pair], actor: Actor, codec: Codec, beta: float, read
 
 
 class PreferenceTrainer(TrlTrainer, DPOTrainer):
-    """trl's DPOTrainer on pairs that are encoded already and know the reference, whose steps do not depend on how
-    the work is divided."""
+    """trl's DPOTrainer on encoded pairs with precomputed reference log-probs. Its steps depend on neither
+    micro-batch size nor number of processes."""
 
     loss_is_scaled_for_ga = True
 
@@ -283,10 +285,10 @@ class PreferenceTrainer(TrlTrainer, DPOTrainer):
         return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
 
     def count(self, examples: list[Any]) -> Tensor:
-        """Pairs: the loss of a step is their mean."""
+        """The number of pairs, which a step's loss is averaged over."""
         return torch.tensor(float(len(examples)))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         loss = super().compute_loss(model, inputs)
-        here = len(inputs["input_ids"]) // 2
-        return loss if num_items_in_batch is None else loss * (here / float(num_items_in_batch))
+        pairs = len(inputs["input_ids"]) // 2
+        return loss if num_items_in_batch is None else loss * (pairs / float(num_items_in_batch))

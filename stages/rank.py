@@ -1,8 +1,8 @@
-"""The `rank` stage: passes existing rankings on, or has people or simulated annotators rank the collected answers.
+"""The `rank` stage: copies existing rankings, or has people or simulated annotators rank the collected answers.
 
-It measures the agreement of the annotators, which bounds the accuracy of a reward model, each annotator's
-consistency, biases and weight, and the strength of each model that wrote answers (data/annotators/measures.py): on
-all rankings, or on those of a sample of the prompts where there are very many.
+It measures the agreement of the annotators, which bounds the accuracy of a reward model; each annotator's
+consistency, biases and weight; and the strength of each model that wrote answers (data/annotators/measures.py).
+Large sets of rankings are measured on a sample of the prompts.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
 
 def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], Counter[str]]:
-    """Has people rank the answers on a web page, until they are done or the admin ends it.
+    """Serves the ranking web page until people have ranked all answers or the admin ends the campaign.
 
-    Their earlier rankings of the same answers count. Returns the rankings, and the number of prompts without any,
-    by reason. Raises `StageError` when there is no ranking.
+    Earlier rankings of the same answers are included. Returns the rankings, and the number of prompts without a
+    ranking, by reason. Raises `StageError` if there is no ranking.
     """
     from ranking.campaign import Campaign
     from ranking.export import rankings
@@ -82,7 +82,7 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[
     from ranking.serve import collect_rankings
 
     campaign = Campaign.of("rank", sources(collected.jsonl("answers.jsonl")), config.app)
-    (ctx.state_dir / "asked").touch()  # so that a stopped run is seen to go on
+    (ctx.state_dir / "asked").touch()  # marks a stopped run as one to resume
     database = ctx.recipe_dir / RANKINGS_DATABASE
     store = collect_rankings(database, campaign, config.app, say=ctx.say, progress=ctx.progress)
     try:
@@ -91,9 +91,9 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[
         store.close()
     if not ranked:
         raise StageError(
-            "nobody ranked anything: all items were skipped",
+            "there are no rankings: all items were skipped",
             where=str(database),
-            hint="list other annotators under rank.app.annotators, or rank what was skipped",
+            hint="add annotators to rank.app.annotators, or rank the skipped items",
         )
     prompts = {prompt_key(ranking.prompt) for ranking in ranked}
     return ranked, Counter(
@@ -104,13 +104,16 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[
 
 
 def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterator[Ranking]:
-    """Has every prompt's answers ranked by `annotators_per_prompt` of the annotators, who take turns."""
+    """Simulates rankings: `annotators_per_prompt` of the annotators, in rotation, rank each prompt's answers.
+
+    Raises `RecipeError` if `annotators_per_prompt` is out of range.
+    """
     if not 1 <= config.annotators_per_prompt <= len(config.annotators):
         raise RecipeError(
             f"rank.annotators_per_prompt must be from 1 to {len(config.annotators)}, the number of annotators, "
             f"got {config.annotators_per_prompt}",
             where=ctx.describe("rank.annotators_per_prompt"),
-            hint="list more under rank.annotators, or lower rank.annotators_per_prompt",
+            hint="add annotators to rank.annotators, or lower rank.annotators_per_prompt",
         )
     rng = random.Random(f"rank {ctx.seed}")
     annotators = list(config.annotators)

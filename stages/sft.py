@@ -1,7 +1,7 @@
 """The `sft` stage: supervised fine-tuning on demonstrations, with trl's SFTTrainer.
 
-Demonstrations are encoded by `Codec`, as everywhere, and reach the trainer as ids with labels on the completion
-only. It makes `adapter/`, or `model/` when every weight is trained.
+`Codec` encodes the demonstrations; the loss covers completions only. Writes `adapter/`, or `model/` after a full
+fine-tune.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     )
     float32_trainables(trainer.model)
     sharded = ctx.sharded and config.lora is None
-    found = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
+    training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     metrics: Metrics = {
-        **found,
+        **training_metrics,
         **checked,
         "demonstrations": len(rows),
         "demonstrations_too_long": too_long,
@@ -85,4 +85,4 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 
 
 class DemonstrationTrainer(TrlTrainer, SFTTrainer):
-    """trl's SFTTrainer, whose steps do not depend on how the work is divided."""
+    """trl's SFTTrainer, with steps that depend on neither micro-batch size nor number of processes."""

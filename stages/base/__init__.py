@@ -1,1 +1,1 @@
-"""The `base` stage: loads or pretrains the model, and finds out what can be done with it."""
+"""The `base` stage: loads or pretrains the model, checks it and records its capabilities."""

@@ -1,4 +1,4 @@
-"""What a loaded model can do for the stages to come: its `ModelProfile`, and the checks of the `base` stage."""
+"""Capabilities of a loaded model: its `ModelProfile`, and the checks of the `base` stage."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from stages.models.quantization import qat
 from stages.models.text import Codec
 
 LEAST_QUANTIZED = 0.5
-"""Below this share of the blocks' weights, holding or training a model on a grid is refused: the memory that the
-recipe was planned for, or the model that is deployed, would be another."""
+"""The least share of the blocks' weights that quantisation must cover. Below it the memory estimate of the recipe,
+or the deployed model, would be wrong."""
 
 
 def profile(model: Any, codec: Codec, passes: Passes) -> ModelProfile:
-    """Of a causal LM as the `base` stage loads it, quantised or not. `passes`: those that it is computed with."""
+    """The profile of a causal LM as the `base` stage loads it, quantised or not. `passes`: its forward passes."""
     output = output_name(model)
     modules = {name: module for name, module in model.named_modules() if name}
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
@@ -48,16 +48,17 @@ def profile(model: Any, codec: Codec, passes: Passes) -> ModelProfile:
 
 
 def _context(model: Any, passes: Passes) -> int | None:
-    """The model's own limit, or an earlier one: past it a row would depend on the rest of its batch, as with rotary
-    positions that change with the longest row (`dynamic`, `longrope`)."""
+    """The context length in tokens: the model's limit, or a lower one of its passes. Beyond the latter a row
+    depends on the rest of its batch, as with rotary positions that change with the longest row (`dynamic`,
+    `longrope`)."""
     limits = [context_length(model.config.to_dict()), passes.longest]
-    known = [int(limit) for limit in limits if limit is not None and limit < math.inf]
-    return min(known, default=None)
+    finite = [int(limit) for limit in limits if limit is not None and limit < math.inf]
+    return min(finite, default=None)
 
 
 def _unsupported(model: Any, linear: list[str]) -> list[str]:
-    """The last parts of the names of linear layers that peft refuses to adapt, such as those that Mamba's kernels
-    read past the module. It is asked on a copy without weights."""
+    """Last name components of linear layers that peft refuses to adapt, such as those whose weights Mamba's kernels
+    read directly. Tried on a copy without weights."""
     names = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
     return [] if _adapts(model, names) else [name for name in names if not _adapts(model, [name])]
 
@@ -68,7 +69,7 @@ def _adapts(model: Any, names: list[str]) -> bool:
     try:
         with torch.device("meta"):
             copy = type(model)(model.config)
-    except Exception:  # an architecture that needs numbers to be built: `new_adapter` refuses later what peft does
+    except Exception:  # this architecture cannot be built on `meta`: `new_adapter` will report what peft refuses
         return True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,7 +82,7 @@ def _adapts(model: Any, names: list[str]) -> bool:
 
 def _formats(model: Any, tokenizer: Any) -> dict[str, str]:
     """Export formats that cannot hold the model or its tokenizer, and why."""
-    found = {}
+    reasons = {}
     for name in QUANTISED | {f"gguf_{kind}" for kind in gguf_file.TYPES}:
         try:
             if name.startswith("gguf"):
@@ -90,35 +91,34 @@ def _formats(model: Any, tokenizer: Any) -> dict[str, str]:
             else:
                 checkpoints.check_rows(model, name)
         except StageError as error:
-            found[name] = error.what
-    return dict(sorted(found.items()))
+            reasons[name] = error.what
+    return dict(sorted(reasons.items()))
 
 
 @torch.no_grad()
 def check_causal(model: Any, ids: list[int]) -> None:
-    """Raises `StageError` when the second half of a text changes what is computed of its first, as in an encoder,
-    which transformers loads as a language model too.
+    """Raises `StageError` if the second half of a text changes the logits of the first, as in an encoder, which
+    transformers also loads as a language model.
 
     Args:
         ids: a text of at least two tokens.
     """
     vocabulary, half = model.get_input_embeddings().weight.shape[0], len(ids) // 2
     rows = torch.tensor([ids, ids[:half] + [(i + 1) % vocabulary for i in ids[half:]]], device=model.device)
-    one, other = model(input_ids=rows, use_cache=False).logits[:, :half].float()
-    # Both halves go through the same kernels, so that only rounding may differ.
+    logits, changed = model(input_ids=rows, use_cache=False).logits[:, :half].float()
+    # Both rows go through the same kernels, so only rounding may differ.
     tolerance = 1e-4 if exact(model) else 0.05
-    if not torch.allclose(one, other, rtol=0, atol=tolerance * float(one.std())):
+    if not torch.allclose(logits, changed, rtol=0, atol=tolerance * float(logits.std())):
         raise StageError(
-            f"{type(model).__name__} reads the tokens after a position too: it is an encoder, no causal language "
-            "model",
+            f"{type(model).__name__} is not causal: its logits depend on later tokens, as in an encoder",
             where="base.model",
             hint="use a decoder-only language model",
         )
 
 
 def check_usable(model: Any, ids: list[int]) -> Passes:
-    """How the model may be computed. Raises `StageError` when it cannot be used as PPO uses it: its decoder for
-    hidden states, and its output layer for their logits.
+    """The forward passes that the model supports. Raises `StageError` if it does not work as PPO uses it: the
+    decoder for hidden states, the output layer for their logits.
 
     Args:
         ids: ordinary text.
@@ -130,7 +130,7 @@ def check_usable(model: Any, ids: list[int]) -> Passes:
     except (AttributeError, TypeError, IndexError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StageError(
-            f"{type(model).__name__} cannot be used here: its decoder or output layer works in a way of its own "
+            f"{type(model).__name__} cannot be used: its decoder or output layer has a non-standard interface "
             f"({reason})",
             where="base.model",
             hint="use a model of another architecture, such as Llama, Mistral, Qwen or Gemma",
@@ -139,9 +139,9 @@ def check_usable(model: Any, ids: list[int]) -> Passes:
 
 
 def quantized_share(model: Any, quantization: str | dict[str, str]) -> tuple[float, list[str]]:
-    """Share of the weights in the blocks (all but embedding and output layer) that `base.quantization` puts onto a
-    grid, and the names of the larger ones that it leaves in 16 or 32 bits: mixtures of experts hold theirs as one
-    tensor for all experts, which is no linear layer."""
+    """Share of the blocks' weights (all but embedding and output layer) that `base.quantization` quantises, and the
+    names of the matrices that it does not, largest first. Mixtures of experts store all experts in one tensor,
+    which is not a linear layer."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     outside = {id(parameter) for module in ends if module is not None for parameter in module.parameters()}
     marked = {id(layer.layer) for layer in qat.quantised(model)}
@@ -163,12 +163,12 @@ def quantized_share(model: Any, quantization: str | dict[str, str]) -> tuple[flo
 
 
 def check_quantized(model: Any, quantization: str | dict[str, str]) -> float:
-    """The share of `quantized_share`. Raises `StageError` when it is below `LEAST_QUANTIZED`."""
+    """The share from `quantized_share`. Raises `StageError` if it is below `LEAST_QUANTIZED`."""
     share, left = quantized_share(model, quantization)
     if share < LEAST_QUANTIZED:
         raise StageError(
-            f"base.quantization would reach {share:.0%} of the weights in this model's blocks; the others "
-            f"({', '.join(left[:3])}) are no linear layers and stay as they are",
+            f"base.quantization covers only {share:.0%} of the weights in this model's blocks; the others "
+            f"({', '.join(left[:3])}) are not in linear layers",
             where="base.quantization",
             hint="set base.quantization to none, or use a dense model",
         )

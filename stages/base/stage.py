@@ -1,8 +1,7 @@
-"""The `base` stage: a pretrained language model, loaded and checked, or a small one pretrained from a corpus.
+"""The `base` stage: loads and checks a pretrained language model, or pretrains a small one from a corpus.
 
-What it makes: `base.json` (where the weights are, how to hold them, how text is encoded and which tokens end a
-response), `tokenizer/` (chat template included) and, unless the weights stay where they are (a Hub id, a local
-folder), `model/`.
+Writes `base.json` (location, precision and quantisation of the weights, text encoding, stop tokens), `tokenizer/`
+(with the chat template) and, unless the weights stay in place (a Hub id, a local folder), `model/`.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from stages.training.trainer import train as train_to_end
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 TEXT = "Explain in two sentences why the sky is blue, and name three fruits that grow in cold places."
-"""Ordinary words to compare two ways of computing a model on."""
+"""Ordinary text on which forward passes are compared."""
 
 
 def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -72,7 +71,7 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             local = Path(config.model)
             spec |= {"model": config.model, "revision": config.revision}
             if local.exists():
-                # The weights stay where they are; their hash tells later stages when they are no longer the same.
+                # The weights stay in place; the hash makes later stages notice a change.
                 hashes = {name: file_sha256(file) for name, file in files_below(local).items()}
                 spec |= {"model": str(local.resolve()), "content": combine(hashes)}
             check_trainable(config.model, config.revision)
@@ -84,19 +83,21 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
 
 def _compare(architecture: ArchitectureConfig, config: Any) -> None:
-    """What the memory was planned for must be what is loaded."""
-    given = {name: value for name, value in vars(architecture).items() if value is not None}
-    other = {name: getattr(config, name) for name, value in given.items() if getattr(config, name, value) != value}
-    if other:
+    """Raises `StageError` if the recipe's architecture, which memory was estimated for, is not the model's."""
+    expected = {name: value for name, value in vars(architecture).items() if value is not None}
+    different = {
+        name: getattr(config, name) for name, value in expected.items() if getattr(config, name, value) != value
+    }
+    if different:
         raise StageError(
-            f"base.architecture is not that of the model, which has {other}",
+            f"base.architecture differs from the model, which has {different}",
             where="base.architecture",
-            hint="correct it, or leave it out: the model's config.json is then read",
+            hint="correct it, or remove it: the model's config.json is then used",
         )
 
 
 def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: ArchitectureConfig | None) -> Metrics:
-    """Loads what the other stages will load and lets it speak; a model that cannot is found out here."""
+    """Loads the model as later stages do, checks it, samples from it and writes its profile. Returns metrics."""
     ctx.say(describe_dtype(base.json("base.json")["dtype"], ctx.device))
     model: Any = load_backbone(base, ctx.device)
     if architecture is not None:
@@ -104,9 +105,9 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
     codec = _record_text(base, model, ctx)
     if len(codec.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise StageError(
-            f"the tokenizer has {len(codec.tokenizer)} entries and the model embeds "
-            f"{model.get_input_embeddings().weight.shape[0]}",
-            hint="use the tokenizer that belongs to the model",
+            f"the tokenizer has {len(codec.tokenizer)} entries, but the model's embedding has only "
+            f"{model.get_input_embeddings().weight.shape[0]} rows",
+            hint="use the tokenizer of the model",
         )
     check_finite(model, "base.model")
     ids, prompt_ids = (codec.prompt([{"role": "user", "content": text}]) for text in (TEXT, "Hello"))
@@ -117,7 +118,7 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
     prompt = torch.tensor([prompt_ids], device=ctx.device)
     with torch.inference_mode(), qat.kept(qat.quantised(model)):
         logits = model(prompt).logits
-        spoken = model.generate(
+        generated = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
             pad_token_id=codec.pad_id,
         )  # fmt: skip
@@ -127,9 +128,9 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
     quantization = base.json("base.json")["quantization"]
     if quantization != "none":
         quantized["quantized_share"] = share = check_quantized(model, quantization)
-        ctx.say(f"base.quantization holds {share:.1%} of the weights in the model's blocks")
+        ctx.say(f"base.quantization covers {share:.1%} of the weights in the model's blocks")
     profile(model, codec, passes).write(base.path)
-    ctx.say(f"says: {codec.decode(spoken[0, prompt.shape[1] :].tolist())[:100]!r}")
+    ctx.say(f"sample: {codec.decode(generated[0, prompt.shape[1] :].tolist())[:100]!r}")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "resident_bytes": model.get_memory_footprint(),
@@ -148,23 +149,23 @@ def _save_tokenizer(tokenizer: Any, config: BaseConfig, out_dir: Path, ctx: RunC
 
 
 def _record_text(base: Artifact, model: Any, ctx: RunContext) -> Codec:
-    """Adds every stop token to base.json, those of the model's generation config included; says what a user should
-    know of the chat template. Raises `StageError` when it cannot be trained with."""
+    """Adds the stop tokens, including those of the model's generation config, to base.json. Prints notes on the
+    chat template. Raises `StageError` if the template cannot be used for training."""
     spec = base.json("base.json")
     ends = getattr(model.generation_config, "eos_token_id", None)
-    known = ends if isinstance(ends, list) else [ends]
-    spec["stop_ids"] = sorted({int(i) for i in known if i is not None} | load_codec(base).stop_ids)
+    end_ids = ends if isinstance(ends, list) else [ends]
+    spec["stop_ids"] = sorted({int(i) for i in end_ids if i is not None} | load_codec(base).stop_ids)
     base.file("base.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
     codec = load_codec(base)
     template, bos = codec.template, codec.tokenizer.bos_token
     for line in templates.check(template):
         ctx.say(line)
     if template.prints_date():
-        ctx.say(f"the chat template prints the date: {codec.date} in every stage (base.template_date)")
+        ctx.say(f"the chat template includes the date, fixed to {codec.date} in every stage (base.template_date)")
     if not template.takes_system and template.folds:
-        ctx.say("the chat template takes no system turn: its text goes before the first user turn")
+        ctx.say("the chat template has no system turn: system text is moved into the first user turn")
     if codec.adds_bos:
-        ctx.say(f"the chat template does not write {bos}, with which the tokenizer starts texts: prompts get it")
+        ctx.say(f"the chat template omits {bos}, with which the tokenizer starts texts: it is added to prompts")
     return codec
 
 
@@ -176,7 +177,7 @@ def _dequantise(path: Path, out_dir: Path) -> Any:
 
 
 def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: RunContext) -> Metrics:
-    """BPE tokenizer, then a Llama of the recipe's shape, one document a row."""
+    """Trains a BPE tokenizer and a Llama of the recipe's shape, with one document per row. Returns metrics."""
     documents = list(corpus.documents(pretrain.corpus, ctx.seed, pretrain.held_out))
     tokenizer = _train_tokenizer([text for turn in documents for text in turn], pretrain)
     tokenizer.chat_template = chat_template(config.chat_template, tokenizer)
@@ -209,12 +210,12 @@ def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: 
 
 
 def _rows(codec: Codec, document: tuple[str, ...], width: int) -> list[dict[str, list[int]]]:
-    """A document as rows of at most `width` tokens. The loss is on all of a running text, and on the completion
-    where there is a prompt: what is asked for is not to be foretold."""
+    """A document as rows of at most `width` tokens. The loss covers plain text, and only the completion of a
+    document with a prompt, because the prompt cannot be predicted."""
     *prompt, text = document
-    given = codec.prompt([{"role": "user", "content": prompt[0]}]) if prompt else []
+    prompt_ids = codec.prompt([{"role": "user", "content": prompt[0]}]) if prompt else []
     completion = codec.completion(text)
-    ids, labels = given + completion, [IGNORED] * len(given) + completion
+    ids, labels = prompt_ids + completion, [IGNORED] * len(prompt_ids) + completion
     cuts = range(0, len(ids), width)
     return [{"input_ids": ids[i : i + width], "labels": labels[i : i + width]} for i in cuts]
 
@@ -234,7 +235,7 @@ def _train_tokenizer(texts: list[str], pretrain: PretrainConfig) -> PreTrainedTo
 def _new_model(codec: Codec, vocabulary: int, pretrain: PretrainConfig, ctx: RunContext) -> LlamaForCausalLM:
     if vocabulary > pretrain.vocab_size:
         raise DataError(
-            f"the corpus needs {vocabulary} tokens and base.pretrain.vocab_size is {pretrain.vocab_size}",
+            f"the corpus needs {vocabulary} tokens, but base.pretrain.vocab_size is {pretrain.vocab_size}",
             hint="raise base.pretrain.vocab_size to at least 258",
         )
     torch.manual_seed(ctx.seed)

@@ -29,18 +29,18 @@ TEXT_WIDTH = 512
 
 
 Score = Callable[[Sequence[EncodedPrompt], Sequence[Sequence[int]]], Tensor | Sequence[float]]
-"""`score(prompts, responses)` -> one number per response: a `Scorer`, or the `scores` of a judge."""
+"""`score(prompts, responses)` -> one score per response: a `Scorer`, or the `scores` method of a judge."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """S answers of one model to each of P prompts.
+    """S answers of a model to each of P prompts.
 
     Attributes:
         ids, texts: by prompt, then by answer.
         weights_PS: the probability of each answer; rows sum to 1.
-        kl_P: log-ratio of a prompt's answer to the SFT model, nats; None where it was not measured.
-        losses: nats per token, of `nll` (held-out demonstrations) and `text_nll` (held-out text).
+        kl_P: log-ratio of each prompt's answer between the model and SFT, nats; None if not measured.
+        losses: nats per token, for `nll` (held-out demonstrations) and `text_nll` (held-out text).
     """
 
     ids: list[list[list[int]]]
@@ -61,14 +61,14 @@ class Answers:
         return mean
 
     def score(self, score: Score, prompts: Sequence[EncodedPrompt]) -> Array:
-        """(P, S): what a scorer, or a judge's `scores`, says of each answer."""
+        """(P, S): the score of each answer."""
         repeated = [prompt for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
         scores = score(repeated, [row for rows in self.ids for row in rows])
         return np.asarray(scores, dtype=float).reshape(len(prompts), -1)
 
 
 def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:
-    """The models to compare, by name, in order; None is the bare base model."""
+    """The models to compare, by name, in order. None stands for the base model without an adapter."""
     *earlier, last = by_round(inputs, "ppo").items()
     policies = {f"ppo-{number}": policy for number, policy in earlier} | {"ppo": last[1]}
     others = {"dpo": inputs["dpo"]} if "dpo" in inputs else {}
@@ -82,34 +82,35 @@ def answer_all(
     config: EvalConfig,
     ctx: RunContext,
 ) -> dict[str, Answers]:
-    """Each model's answers, drawn by the same random numbers, its KL from SFT where it comes from there, and its
-    loss on held-out demonstrations and text."""
-    read = {"nll": _demonstrations(inputs["data"], codec, config)}
+    """Samples each model's answers with the same random numbers, and measures its KL from SFT (for models trained
+    from it) and its loss on held-out demonstrations and text."""
+    datasets = {"nll": _demonstrations(inputs["data"], codec, config)}
     if config.text is not None:
-        read["text_nll"] = _text_rows(config.text, codec, ctx)
+        datasets["text_nll"] = _text_rows(config.text, codec, ctx)
     asked = [prompt.ids for prompt in prompts]
     reference = load_actor(inputs["base"], inputs["sft"], ctx.device)
-    found = {}
+    answers = {}
     for name, artifact in evaluated(inputs).items():
         actor = reference if name == "sft" else load_actor(inputs["base"], artifact, ctx.device)
         trained = name not in ("base", "sft")
-        steps = len(asked) * (2 if trained else 1) + sum(map(len, read.values()))
+        steps = len(asked) * (2 if trained else 1) + sum(map(len, datasets.values()))
         with ctx.progress(f"eval {name}", total=steps) as bar:
             ids = sample(actor, asked, codec, config, ctx.seed, bar.advance)
             kl = np.zeros(len(ids)) if name == "sft" else None
             if trained:
                 ours, theirs = (
-                    _logprobs(who, asked, ids, codec, config, config.temperature) for who in (actor, reference)
+                    _logprobs(model, asked, ids, codec, config, config.temperature) for model in (actor, reference)
                 )
                 kl = np.asarray((ours - theirs).double())
                 bar.advance(len(asked))
             losses = {}
-            for what, rows in read.items():
-                losses[what] = _loss(actor, rows, codec, config)
+            for metric, rows in datasets.items():
+                losses[metric] = _loss(actor, rows, codec, config)
                 bar.advance(len(rows))
-        one = np.ones((len(ids), 1))
-        found[name] = Answers([[row] for row in ids], [[codec.decode(row)] for row in ids], one, kl, losses)
-    return found
+        weights = np.ones((len(ids), 1))
+        texts = [[codec.decode(row)] for row in ids]
+        answers[name] = Answers([[row] for row in ids], texts, weights, kl, losses)
+    return answers
 
 
 def sample_sft(
@@ -120,7 +121,7 @@ def sample_sft(
     ctx: RunContext,
     count: int,
 ) -> Answers:
-    """`count` answers of the SFT model to each prompt, independent of those that it is compared by."""
+    """Samples `count` answers of the SFT model to each prompt, independently of those in `answer_all`."""
     actor = load_actor(inputs["base"], inputs["sft"], ctx.device)
     asked = [prompt.ids for prompt in prompts for _ in range(count)]
     with ctx.progress("eval best of n", total=len(asked)) as bar:
@@ -138,7 +139,7 @@ def sample(
     seed: int,
     on_batch: Callable[[int], None],
 ) -> list[list[int]]:
-    """One response per prompt."""
+    """Samples one response per prompt."""
     params = SamplingParams(
         max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature
     )
@@ -186,8 +187,8 @@ def _demonstrations(data: Artifact, codec: Codec, config: EvalConfig) -> Rows:
 
 
 def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
-    """Held-out text in rows of `TEXT_WIDTH` tokens, the first of which is the context; completions are not cut,
-    with their prompts as the context."""
+    """Held-out text in rows of `TEXT_WIDTH` tokens, with the first token as the context. Documents with a prompt
+    are single rows, with the prompt as the context."""
     rows: Rows = []
     for *prompt, text in corpus.documents(source, ctx.seed, 0.0):
         ids = codec.encode(text)
@@ -197,5 +198,5 @@ def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
         cuts: Any = (ids[i : i + TEXT_WIDTH] for i in range(0, len(ids), TEXT_WIDTH))
         rows += [(row[:1], row[1:]) for row in cuts if len(row) > 1]
     if not rows:
-        raise DataError("there is no text to read", where=source.path, hint="see eval.text.columns")
+        raise DataError("there is no text to evaluate on", where=source.path, hint="check eval.text.columns")
     return rows

@@ -1,13 +1,14 @@
-"""The frontier of reward and KL along a run, and where over-optimisation sets in.
+"""The frontier of reward and KL along a run, and the onset of over-optimisation.
 
 Gao et al. 2022 ("Scaling Laws for Reward Model Overoptimization", arXiv:2210.10760, section 3) find that a gold
-judge's gain over the initial policy follows, with d = sqrt(KL),
+judge's gain over the initial policy follows these forms, with d = sqrt(KL):
 
     R(d) = d (alpha - beta log d)    for reinforcement learning,
     R(d) = d (alpha - beta d)        for best-of-n.
 
-Both are linear in alpha and beta, so that least squares have a closed form, and both have one peak where beta > 0:
-beyond it the proxy still rises and the gold judge falls. Shapes: L evaluation steps, P prompts, R resamples.
+Both are linear in alpha and beta, so the least-squares fit has a closed form. Both have a single peak if beta > 0;
+beyond it the proxy still rises while the gold judge's score falls. Shapes: L evaluation steps, P prompts, R
+resamples.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from stages.eval.wins import Array
 
 Form = Literal["rl", "best_of_n"]
 NEAREST = 0.01
-"""Nats; steps nearer to the reference carry no information about the form, which goes through the origin."""
+"""Nats. Steps with a lower KL do not inform the fit, because the form passes through the origin."""
 FEWEST = 4
 SPREAD = 2.0
-"""The least ratio of the farthest step's KL to the nearest one's: two coefficients need points at different
-distances."""
+"""Least ratio of the highest KL to the lowest: fitting two coefficients needs points at different distances."""
 SURE = 0.975
 FAR = 5.0
-"""log d beyond which a peak counts as none: 22,000 nats."""
+"""log d beyond which a peak counts as absent: 22,000 nats."""
 CURVE = 33
 
 
@@ -42,7 +42,7 @@ class Fit:
     beta: Array
 
     def gain(self, kl: Array) -> Array:
-        """R(sqrt(kl)), broadcast over coefficients and KLs."""
+        """R(sqrt(kl)) for KL in nats, broadcast over coefficients and KLs."""
         first, second = features(np.sqrt(kl), self.form)
         return self.alpha * first + self.beta * second
 
@@ -54,14 +54,14 @@ class Fit:
 
 
 def features(d: Array, form: Form) -> tuple[Array, Array]:
-    """The factors of alpha and beta."""
+    """The regressors of alpha and beta."""
     if form == "best_of_n":
         return d, -(d**2)
-    return d, -d * np.log(np.where(d > 0, d, 1.0))  # its limit at 0 is 0
+    return d, -d * np.log(np.where(d > 0, d, 1.0))  # the limit at 0 is 0
 
 
 def fit(kl_RL: Array, gain_RL: Array, form: Form) -> Fit:
-    """Least squares of each row, through the normal equations. Steps nearer than `NEAREST` are ignored."""
+    """Least-squares fit of each row, by the normal equations. Steps with a KL of at most `NEAREST` are ignored."""
     used = kl_RL > NEAREST
     x, y = (np.where(used, column, 0.0) for column in features(np.sqrt(np.maximum(kl_RL, 0.0)), form))
     target = np.where(used, gain_RL, 0.0)
@@ -73,7 +73,7 @@ def fit(kl_RL: Array, gain_RL: Array, form: Form) -> Fit:
 
 
 def too_few(kl_L: Array) -> str | None:
-    """Why the form cannot be fitted to steps at these KLs; None when it can."""
+    """Why the form cannot be fitted to steps at these KLs; None if it can."""
     far = kl_L[kl_L > NEAREST]
     if len(far) < FEWEST:
         return f"{len(far)} evaluation points are away from the reference, and the form needs {FEWEST}"
@@ -83,16 +83,17 @@ def too_few(kl_L: Array) -> str | None:
 
 
 def overoptimisation(kl_LP: Array, gain_LP: Array, *, form: Form, resamples: int, seed: int) -> dict[str, Any]:
-    """The fitted form, and the KL beyond which more optimisation does harm.
+    """Fits the form, and estimates the KL beyond which further optimisation lowers the judge's score.
 
     Args:
-        kl_LP: log-ratio of each step's answer to each prompt, or its mean, repeated, where that is not known.
-        gain_LP: the judge's score of it minus that of the reference's answer.
+        kl_LP: log-ratio of each step's answer to each prompt, nats; or its mean, repeated, if unknown per prompt.
+        gain_LP: the judge's score of the answer minus that of the reference's answer.
 
     Returns only `reason` if the form cannot be fitted. Otherwise `alpha`, `beta` and `peak_kl` with intervals from
-    resampled prompts (the bounds of a peak may be infinite: None), `set_in` (whether the peak lies before the
-    farthest step, in all but 2.5 % of resamples), `share` (of resamples in which it does), `lost` (the fitted loss
-    from the peak to the farthest step; 0 without a peak) and the `curve`, pairs of KL and gain.
+    resampled prompts (None for an infinite bound), `set_in` (whether the peak lies before the farthest step in all
+    but
+    2.5 % of resamples), `share` (of resamples in which it does), `lost` (the fitted loss from the peak to the
+    farthest step; 0 without a peak) and `curve`, pairs of KL and gain.
     """
     kl_L, gain_L = kl_LP.mean(1), gain_LP.mean(1)
     if reason := too_few(kl_L):

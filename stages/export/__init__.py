@@ -1,1 +1,1 @@
-"""The `export` stage: the trained policy in the formats that others read, each measured as it was written."""
+"""The `export` stage: writes the trained policy in several formats, and evaluates each file as written."""

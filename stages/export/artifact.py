@@ -1,4 +1,4 @@
-"""`export.json` of the `export` stage: what was measured of each written file. Imports no torch."""
+"""`export.json` of the `export` stage: the metrics of each written file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ FILE = "export.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A model's measures: the reward model's mean score, perplexity on held-out demonstrations (None without any),
-    and with a judge the fact errors with their 95 % interval."""
+    """A model's metrics: the reward model's mean score, perplexity on held-out demonstrations (None without any)
+    and, with a judge, the slot error rate with its 95 % interval."""
 
     score: float
     perplexity: float | None
@@ -28,10 +28,10 @@ class ExportedFile(Measured):
     """A written format.
 
     Attributes:
-        change: what the format does to the policy, in words; "none" if nothing.
-        bytes: of all its files.
-        kl: from the policy, nats per response.
-        top_1: share of positions at which file and policy have the same likeliest token.
+        change: how the format changes the policy, in words; "none" if it does not.
+        bytes: total size of its files.
+        kl: KL from the policy, nats per response.
+        top_1: share of positions at which file and policy have the same most likely token.
     """
 
     format: str
@@ -43,7 +43,7 @@ class ExportedFile(Measured):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """`export.json`. `policy` is the policy before it was written; `json` is the file's content."""
+    """`export.json`. `policy` holds the metrics of the policy itself, `json` the file's content."""
 
     prompts: int
     judge: str | None
@@ -57,7 +57,7 @@ class ExportResult:
 
     @classmethod
     def read(cls, artifact: Artifact) -> ExportResult | None:
-        """None where nothing was measured."""
+        """Reads the artifact's file; None if there is none."""
         if not (artifact.path / FILE).exists():
             return None
         return cls.of(artifact.json(FILE), str(artifact.path / FILE))

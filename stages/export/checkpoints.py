@@ -1,4 +1,4 @@
-"""The policy as checkpoints that plain transformers and peft reload: merged, quantised, or adapter beside base."""
+"""Writes the policy as checkpoints for plain transformers and peft: merged, quantised, or adapter and base."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from stages.models.adapters import ADAPTER, attach_adapter, is_adapter, load_pol
 from stages.models.loading import dtype_of, keep_layout, load_backbone, load_pretrained
 
 BASE = "base"
-"""The folder of the base beside an adapter, when no Hub id says where it is."""
+"""The folder of the base next to an adapter, for a base that is not on the Hub."""
 
 TORCHAO = {f"torchao_int{bits}": f"int{bits}" for bits in (2, 3, 4, 8)}
 
 
 def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:
-    """The policy as one model in float32 on the CPU, its adapter merged: a sum in 16 bits would lose small
-    adapters, and not be what quantisation-aware training rounds. After such training the model still computes on
-    its grid, until `qat.settle` writes that into the weights. A base held in 4 or 8 bits is dequantised.
+    """The policy as a single float32 model on the CPU, with its adapter merged. Merging in 16 bits would round
+    small adapters away, and would differ from the weights that quantisation-aware training rounds. After such
+    training the model still rounds on the fly, until `qat.settle` rounds the weights. A base in 4 or 8 bits is
+    dequantised.
 
-    Loaded on `device`, because what a base is rounded to when it is loaded differs between devices; merged on the
-    CPU, where a float32 copy has room.
+    The base is loaded on `device`, because quantisation at load time differs between devices. It is merged on the
+    CPU, whose memory holds a float32 copy.
     """
     if is_adapter(policy) and base.json("base.json")["quantization"] in ("nf4", "int8"):
         backbone: Any = load_backbone(base, device)
@@ -45,9 +46,8 @@ def merged_policy(base: Artifact, policy: Artifact, device: str) -> Any:
 def save_adapter_beside_base(
     base: Artifact, policy: Artifact, folder: Path, device: str, stop_ids: Collection[int]
 ) -> None:
-    """Writes `folder/adapter` and, unless the base is on the Hub, `folder/base`: the base as it was in training,
-    quantised or not, with a generation config that stops at `stop_ids`. `reload_adapter` says how the two are put
-    together."""
+    """Writes `folder/adapter` and, unless the base is on the Hub, `folder/base`: the base as in training, quantised
+    or not, with a generation config that stops at `stop_ids`. `reload_adapter` loads the two."""
     spec = base.json("base.json")
     model = attach_adapter(load_backbone(base, device), policy.file(ADAPTER))
     save_adapter(model, "default", folder)
@@ -59,7 +59,7 @@ def save_adapter_beside_base(
 
 
 def reload_adapter(folder: Path, base: Artifact, device: str) -> Any:
-    """The adapter on its base, both as written, through plain transformers and peft."""
+    """Loads the adapter and its base as written, through plain transformers and peft."""
     spec = base.json("base.json")
     backbone: Any = load_backbone(base, device) if _on_hub(spec) else reload(folder / BASE, device)
     return attach_adapter(backbone, folder / ADAPTER).requires_grad_(False).eval()
@@ -70,7 +70,7 @@ def _on_hub(spec: dict[str, Any]) -> bool:
 
 
 def save_nf4(source: Path, folder: Path, dtype: str) -> None:
-    """Quantises the float32 checkpoint `source` to NF4 with double quantisation and writes it, packed."""
+    """Quantises the float32 checkpoint `source` to NF4 with double quantisation, and writes it packed."""
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
@@ -83,8 +83,8 @@ def save_nf4(source: Path, folder: Path, dtype: str) -> None:
 
 
 def save_torchao(source: Path, folder: Path, kind: str, dtype: str) -> None:
-    """Quantises the float32 checkpoint `source` to symmetric integers in groups of 32, by torchao, and writes it.
-    torchao 0.18 stores integers of any width in a byte each."""
+    """Quantises the float32 checkpoint `source` with torchao to symmetric integers in groups of 32, and writes it.
+    torchao 0.18 stores integers of any width in one byte each."""
     from torchao.quantization import IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerGroup
     from transformers import TorchAoConfig
@@ -96,33 +96,33 @@ def save_torchao(source: Path, folder: Path, kind: str, dtype: str) -> None:
 
 
 def check(model: Any, kind: str) -> None:
-    """Raises `StageError` when the quantised format `kind` cannot hold the model's linear layers, or its library is
+    """Raises `StageError` if the quantised format `kind` cannot store the model's linear layers, or its library is
     missing."""
     check_rows(model, kind)
     if kind in TORCHAO and importlib.util.find_spec("torchao") is None:
         raise StageError(
-            "the torchao formats need torchao, which is not installed",
+            "the torchao formats require torchao, which is not installed",
             where="export.formats",
             hint='install it: pip install "tutelage[torchao]"',
         )
 
 
 def check_rows(model: Any, kind: str) -> None:
-    """Raises `StageError` when rows of the model's linear layers are no whole numbers of the format's blocks."""
+    """Raises `StageError` if the row length of a linear layer is not a multiple of the format's block size."""
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and module is not head and module.in_features % BLOCKS[kind]:
             raise StageError(
-                f"{kind} stores rows in blocks of {BLOCKS[kind]}, and those of {name} have {module.in_features} "
-                "weights",
+                f"{kind} stores rows in blocks of {BLOCKS[kind]} weights, but rows of {name} have "
+                f"{module.in_features}",
                 where="export.formats",
-                hint=f"leave {kind} out",
+                hint=f"remove {kind} from export.formats",
             )
 
 
 def _save_quantised(source: Path, folder: Path, config: Any, dtype: str) -> None:
-    """On the CPU, whatever the run's device: bitsandbytes' CUDA kernel rounds 0.2 % of the weights elsewhere
-    (docs/gpu.md), and the grid of quantisation-aware training is the CPU's."""
+    """Quantises on the CPU on every device: bitsandbytes' CUDA kernel rounds 0.2 % of the weights differently
+    (docs/gpu.md), and quantisation-aware training uses the CPU's grid."""
     model: Any = load_pretrained(
         AutoModelForCausalLM,
         source,
@@ -134,7 +134,7 @@ def _save_quantised(source: Path, folder: Path, config: Any, dtype: str) -> None
 
 
 def reload(folder: Path, device: str) -> Any:
-    """A checkpoint as anybody loads it: what it holds says how."""
+    """Loads a checkpoint as a user would, with the settings stored in it. Frozen."""
     model: Any = load_pretrained(AutoModelForCausalLM, folder, dtype="auto", device_map={"": device})
     keep_layout(model)
     return model.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""The formats of an exported policy: how each is written, and how its users read it."""
+"""The formats of an exported policy: writes each, and loads it as a user would."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ GRIDS: dict[str, str] = {
     "gguf_q8_0": "q8_0",
     "gguf_q4_0": "q4_0",
 }
-"""Format -> the grid of quantisation-aware training that it stores bit for bit."""
+"""Format -> the grid of quantisation-aware training that it stores exactly."""
 
 QUANTISED = {*GRIDS, *checkpoints.TORCHAO}
-"""Formats that round the linear layers of the blocks."""
+"""Formats that quantise the linear layers of the blocks."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one policy: merged safetensors at the top of a folder, where `from_pretrained` and the Hub look,
-    every other format in a folder of its own name, with the tokenizer.
+    """The files of an exported policy: merged safetensors at the top of a folder, where `from_pretrained` and the
+    Hub expect them, and each other format in a subfolder of its name, with the tokenizer.
 
     Attributes:
-        folder: where they lie.
-        scratch: for float32 checkpoints, which other libraries quantise from.
-        dtype: of merged safetensors, and of what an nf4 or torchao checkpoint leaves unquantised.
+        folder: the output folder.
+        scratch: for float32 checkpoints that other libraries quantise.
+        dtype: the dtype of merged safetensors, and of the unquantised weights in nf4 and torchao checkpoints.
         temperature: written into Modelfiles.
-        name: of the model, written into GGUF files.
+        name: the model's name, written into GGUF files.
         progress: as `RunContext.progress`.
     """
 
@@ -53,10 +53,11 @@ class Files:
     progress: Callable[..., AbstractContextManager[Progress]]
 
     def write(self, formats: Sequence[str], base: Artifact, policy: Artifact, grid: str | None) -> Iterator[str]:
-        """Writes the formats, naming each when it is there. Raises `StageError` when one cannot hold this model.
+        """Writes the formats, and yields the name of each when it is written. Raises `StageError` if one cannot
+        store this model.
 
-        After training for `grid` a format that stores it is made from the weights before rounding, as the training
-        rounded them; every other from the rounded weights, which are the model that was trained.
+        After quantisation-aware training on `grid`, a format that stores this grid is quantised from the unrounded
+        weights, as in training. Other formats are written from the rounded weights, which are the trained model.
         """
         if "adapter" in formats:
             folder = self.of("adapter")
@@ -76,7 +77,7 @@ class Files:
             elif name.startswith("gguf"):
                 gguf_file.check(model)
         on_grid = [name for name in merged if grid is not None and GRIDS.get(name) == grid]
-        # safetensors last, since the model may then be rounded.
+        # safetensors last: writing them casts the model to `dtype`.
         others = sorted(set(merged) - set(on_grid), key=lambda name: (name == "safetensors", formats.index(name)))
         for group in (on_grid, others):
             if group is others:
@@ -89,7 +90,8 @@ class Files:
                 yield name
 
     def _write(self, name: str, model: Any, source: Path) -> None:
-        """One format of the merged model, which lies as a float32 checkpoint in `source`, where that is needed."""
+        """Writes one format of the merged model. `source` holds it as a float32 checkpoint for formats that need
+        one."""
         folder = self.of(name)
         folder.mkdir(exist_ok=True)
         if name.startswith("gguf"):
@@ -107,7 +109,7 @@ class Files:
         self.codec.tokenizer.save_pretrained(folder)
 
     def reload(self, name: str, base: Artifact) -> Any:
-        """A written format as its users load it: by plain transformers, a GGUF file dequantised."""
+        """Loads a written format as a user would, with plain transformers; a GGUF file is dequantised."""
         if name == "adapter":
             return checkpoints.reload_adapter(self.of(name), base, self.device)
         if name.startswith("gguf"):
@@ -122,7 +124,8 @@ class Files:
         return self.of(name) / f"model-{name.removeprefix('gguf_')}.gguf"
 
     def sizes(self, name: str) -> dict[str, int]:
-        """Bytes of a format's files, by their paths below `folder`; at the top, of those that are in no folder."""
+        """Size in bytes of each of a format's files, by path relative to `folder`. For safetensors, those at the
+        top."""
         folder = self.of(name)
         files = folder.iterdir() if folder == self.folder else folder.rglob("*")
         return {file.relative_to(self.folder).as_posix(): file.stat().st_size for file in files if file.is_file()}

@@ -1,8 +1,8 @@
-"""A causal LM as a GGUF file, for llama.cpp, Ollama and transformers.
+"""Writes a causal LM as a GGUF file, for llama.cpp, Ollama and transformers.
 
-Matrices of the decoder's layers are stored in the file's type, quantised by gguf's own code; embeddings (and an
-output matrix of its own) in the same where it is F32 or F16, else in F16; vectors in F32, which is all that
-llama.cpp reads. Names come from gguf's table.
+Matrices of the decoder's layers are stored in the file's type, quantised by the gguf package. Embeddings and an
+untied output matrix are stored in the file's type if that is F32 or F16, else in F16. Vectors are stored in F32,
+the only type that llama.cpp reads for them. Tensor names come from gguf's table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stages.models.loading import load_gguf
 from stages.models.text import Codec
 
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3}
-"""transformers' model type -> gguf's."""
+"""transformers' model type -> gguf's architecture."""
 
 TYPES = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
@@ -32,15 +32,15 @@ TYPES = {
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
-"""Type of a file's matrices, by its name in `export.formats`."""
+"""Suffix in `export.formats` -> type of the matrices, and file type."""
 
 GROUP = 32
-"""Weights of a row that share a scale in the quantised types."""
+"""Weights per scale in the quantised types."""
 
 
 def check(model: Any) -> None:
-    """Raises `StageError` when the model does what its GGUF architecture does not, or transformers would read it
-    back as another."""
+    """Raises `StageError` if the model uses a feature that its GGUF architecture lacks, or that transformers does
+    not restore from GGUF."""
     config = model.config
     kind = config.model_type
     problem = None
@@ -53,14 +53,14 @@ def check(model: Any) -> None:
     elif getattr(config, "use_sliding_window", False):
         problem = "sliding windows are not written as GGUF"
     elif config.hidden_act != "silu":
-        problem = f"llama.cpp computes {kind} with silu, and this model with {config.hidden_act}"
+        problem = f"llama.cpp computes {kind} with silu, but this model uses {config.hidden_act}"
     else:
         names = get_tensor_name_map(ARCHITECTURES[kind], config.num_hidden_layers)
         weights = (name for name, _ in model.named_parameters())
         unknown = next((name for name in weights if names.get_name(name, (".weight", ".bias")) is None), None)
         problem = f"gguf has no name for {unknown}" if unknown else None
     if problem:
-        raise StageError(problem, where=type(model).__name__, hint="leave the gguf formats out of export.formats")
+        raise StageError(problem, where=type(model).__name__, hint="remove the gguf formats from export.formats")
 
 
 def write(
@@ -72,15 +72,15 @@ def write(
     name: str,
     on_tensor: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
-    """Writes `model` to `path`; returns how many matrices are stored in which type.
+    """Writes `model` to `path`. Returns the number of tensors per stored type.
 
     Args:
-        model: a plain causal LM; its matrices are taken as float32.
+        model: a plain causal LM; its tensors are converted to float32 first.
         kind: a key of `TYPES`.
-        name: what the file calls the model.
-        on_tensor: called after each tensor, of which there are as many as in `tensors(model)`.
+        name: the model's name in the file.
+        on_tensor: called after each tensor of `tensors(model)`.
 
-    Raises `StageError` when the architecture, or the tokenizer, cannot be written.
+    Raises `StageError` if the architecture or the tokenizer cannot be written.
     """
     check(model)
     embedded = model.get_input_embeddings().weight.shape[0]
@@ -96,16 +96,16 @@ def write(
         writer.add_quantization_version(2)
     names = get_tensor_name_map(architecture, model.config.num_hidden_layers)
     counts: dict[str, int] = {}
-    for own, tensor in tensors(model):
-        theirs = names.get_name(own, try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise StageError(f"gguf has no name for {own}", where=type(model).__name__)
+    for tensor_name, tensor in tensors(model):
+        gguf_name = names.get_name(tensor_name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
+            raise StageError(f"gguf has no name for {tensor_name}", where=type(model).__name__)
         if model.config.model_type == "llama":
-            tensor = permuted(own, tensor, model.config)
+            tensor = permuted(tensor_name, tensor, model.config)
         array = tensor.detach().cpu().float().numpy()
-        held = _type_of(own, array, stored)
-        counts[held.name] = counts.get(held.name, 0) + 1
-        writer.add_tensor(theirs, quantize(array, held), raw_dtype=held)
+        dtype = _type_of(tensor_name, array, stored)
+        counts[dtype.name] = counts.get(dtype.name, 0) + 1
+        writer.add_tensor(gguf_name, quantize(array, dtype), raw_dtype=dtype)
         on_tensor()
     try:
         writer.write_header_to_file()
@@ -117,7 +117,7 @@ def write(
 
 
 def tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a GGUF file, under the model's names; not an output matrix tied to the embedding."""
+    """The tensors that a GGUF file stores, by the model's names: all but an output matrix tied to the embedding."""
     tied = model.config.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         if not (tied and name == "lm_head.weight"):
@@ -125,7 +125,7 @@ def tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def permuted(name: str, weight: Tensor, config: Any) -> Tensor:
-    """Rows of Llama's query and key matrices in the order of llama.cpp, which rotates neighbouring pairs where
+    """Reorders rows of Llama's query and key matrices for llama.cpp, which rotates adjacent pairs where
     transformers rotates halves."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for part, count in heads.items():
@@ -135,7 +135,7 @@ def permuted(name: str, weight: Tensor, config: Any) -> Tensor:
 
 
 def is_quantised(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is a matrix of the decoder's layers, of rows that blocks of 32 fill."""
+    """Whether a tensor is a matrix of the decoder's layers whose row length is a multiple of `GROUP`."""
     return ".layers." in name and len(shape) == 2 and shape[1] % GROUP == 0
 
 
@@ -165,8 +165,8 @@ def _hyperparameters(writer: GGUFWriter, config: Any) -> None:
 
 
 def reload(path: Path, device: str) -> Any:
-    """The file as transformers reads it: a plain model in float32, dequantised. Frozen."""
-    # The bar of its own that transformers shows, whatever it was told, goes to stderr.
+    """Loads the file with transformers: a plain model, dequantised to float32. Frozen."""
+    # Discards stderr, to which transformers prints a progress bar that cannot be disabled.
     with contextlib.redirect_stderr(io.StringIO()):
         model: Any = load_gguf(path)
     return model.to(device).requires_grad_(False).eval()

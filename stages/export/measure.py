@@ -1,8 +1,8 @@
-"""Measures an exported file beside the trained policy: the same metrics for both, on held-out prompts.
+"""Evaluates an exported file against the trained policy: the same metrics for both, on held-out prompts.
 
-The divergence is KL(policy || file), exact over the next token at each position of answers that the policy sampled:
-an expectation over prefixes by sampling, over tokens by summation. It is never negative, and has much less variance
-than an estimate from log-probs of the sampled tokens alone.
+The divergence is KL(policy || file): sampled over prefixes, from the policy's answers, and summed exactly over the
+next token at each position. It is non-negative, and has much less variance than an estimate from log-probs of the
+sampled tokens alone.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ Measures = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReferenceMetrics:
-    """What every file is measured with: held-out prompts and demonstrations, the reward model and the judge.
+    """Evaluates models on held-out prompts and demonstrations, with the reward model and the judge.
 
-    They are those of `eval`: its first prompts, lengths, temperature and judge. Every model samples its answers
-    from the same random numbers.
+    The first prompts, lengths, temperature and judge of `eval` are used. Every model samples with the same random
+    numbers.
 
     Attributes:
         scorer: the newest reward model.
-        judge: the slot lexicon of `eval`, if it had one.
+        judge: the slot lexicon of `eval`, if it has one.
     """
 
     prompts: Sequence[EncodedPrompt]
@@ -88,7 +88,7 @@ class ReferenceMetrics:
         )
 
     def answers(self, actor: Actor) -> list[list[int]]:
-        """One response per prompt, drawn with the same random numbers from every actor."""
+        """Samples one response per prompt, with the same random numbers for every actor."""
         asked = [prompt.ids for prompt in self.prompts]
         return sampler_of(self.codec, self.batch_size).sample(actor, asked, self.params, self.seed).responses
 

@@ -1,4 +1,4 @@
-"""Ollama's Modelfile beside a GGUF file: the model, its chat template in Go's language, and what ends an answer."""
+"""Writes Ollama's Modelfile for a GGUF file: the model, its chat template as a Go template, and stop strings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _MARKS = {"system": "zSz", "user": "zQz", "assistant": "zAz"}
 
 @dataclass(frozen=True)
 class Turns:
-    """A chat template that puts fixed text around each message: what most are.
+    """A chat template that puts fixed text around each message, as most do.
 
     Attributes:
-        start: before the first message, BOS left out: llama.cpp adds it where the tokenizer does.
+        start: text before the first message, without BOS, which llama.cpp adds if the tokenizer does.
         around: role -> text before and after the message.
-        answer: what follows the last message for the assistant to go on.
+        answer: the generation prompt after the last message.
     """
 
     start: str
@@ -27,16 +27,16 @@ class Turns:
 
     @classmethod
     def of(cls, codec: Codec) -> Turns | None:
-        """The template's turns, found by rendering marked messages, proved by rendering others; None when it does
-        more than put text around."""
-        one = _render(codec, ["user"])
+        """Extracts the turns from renderings of marked messages, and verifies them on other conversations. None if
+        the template does more than put fixed text around messages."""
+        single = _render(codec, ["user"])
         user, assistant = (
-            _around(_render(codec, ["user", role]).removeprefix(one), role) for role in ("user", "assistant")
+            _around(_render(codec, ["user", role]).removeprefix(single), role) for role in ("user", "assistant")
         )
         turn = user[0] + _MARKS["user"] + user[1]
-        start = one.removesuffix(turn)
+        start = single.removesuffix(turn)
         system = _around(_render(codec, ["system", "user"]).removeprefix(start).removesuffix(turn), "system")
-        answer = _render(codec, ["user"], generation=True).removeprefix(one)
+        answer = _render(codec, ["user"], generation=True).removeprefix(single)
         around = {"user": user, "assistant": assistant}
         for turns in (cls(start, {"system": system, **around}, answer), cls(start, around, answer)):
             tests = (["user"], ["user", "assistant", "user"], [*turns.around, "user"])
@@ -49,7 +49,7 @@ class Turns:
         return self.start + "".join(parts) + self.answer
 
     def go(self) -> str:
-        """The same in the language of Go's text/template."""
+        """The template in the language of Go's text/template."""
         cases = [
             f'{{{{ {"else if" if i else "if"} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
             for i, (role, (before, after)) in enumerate(sorted(self.around.items()))
@@ -63,7 +63,7 @@ def _around(text: str, role: str) -> tuple[str, str]:
 
 
 def _render(codec: Codec, roles: list[str], *, generation: bool = False) -> str:
-    """Marked messages under the tokenizer's template, less BOS; nothing when it refuses them."""
+    """Renders marked messages under the tokenizer's template, without BOS; empty if it refuses them."""
     messages = [{"role": role, "content": _MARKS[role]} for role in roles]
     try:
         text = codec.template.as_given(messages, generation=generation)
@@ -73,7 +73,7 @@ def _render(codec: Codec, roles: list[str], *, generation: bool = False) -> str:
 
 
 def modelfile(codec: Codec, gguf: str, temperature: float) -> str:
-    """The text of a Modelfile for the file `gguf` beside it."""
+    """The text of a Modelfile for the file `gguf` in the same folder."""
     turns = Turns.of(codec)
     stops = filter(None, codec.tokenizer.convert_ids_to_tokens(sorted(codec.stop_ids)))
     if turns is None:

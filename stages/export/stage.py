@@ -1,7 +1,7 @@
-"""The `export` stage: the trained policy in the formats that `export.formats` names, each read back and measured.
+"""The `export` stage: writes the trained policy in the formats of `export.formats`, and evaluates each file.
 
-What it makes: the files (`stages/export/formats.py`), and `export.json`, what each file says beside what the policy
-itself says. What is measured is the file, read as its users read it.
+Writes the files (`stages/export/formats.py`) and `export.json`, the metrics of each file and of the policy itself.
+Each file is loaded as a user would load it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from stages.models.text import load_codec
 ON_GRID, ROUNDED = "on the grid it was trained on", "rounded to 16 bits"
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Largest KL from the policy, nats per token, of a model that is only stored in another precision, not quantised:
-by the coarser of the precisions that the policy and the file compute in."""
+"""Largest KL from the policy, nats per token, of a file that stores it without quantisation, by the coarser of the
+precisions that policy and file compute in."""
 
 
 def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, policy = inputs["base"], newest(inputs, "ppo")
     quantization = base.json("base.json")["quantization"]
-    held = quantization if isinstance(quantization, str) else "none"
+    base_format = quantization if isinstance(quantization, str) else "none"
     trained_on = quantization if isinstance(quantization, dict) else {"qat": None, "activations": "none"}
-    formats = chosen(config, held)
+    formats = chosen(config, base_format)
     codec = load_codec(base)
     evaluation = Evaluation.read(inputs["eval"])
     assert evaluation.settings is not None
@@ -66,15 +66,22 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         for name in formats:
             model = files.reload(name, base)
             other = Actor(causal_lm(model))
-            found = reference.divergence(actor, other, answers) | reference.measure(other, reference.answers(other))
-            done = change(name, config, held, trained_on["qat"])
+            metrics = reference.divergence(actor, other, answers)
+            metrics |= reference.measure(other, reference.answers(other))
+            difference = change(name, config, base_format, trained_on["qat"])
             if trained_on["activations"] == "none":
-                _check(name, config, done, found, computed)
+                _check(name, config, difference, metrics, computed)
             sizes = files.sizes(name)
             rows.append(
-                {"format": name, "change": done, "files": sorted(sizes), "bytes": sum(sizes.values()), **found}
+                {
+                    "format": name,
+                    "change": difference,
+                    "files": sorted(sizes),
+                    "bytes": sum(sizes.values()),
+                    **metrics,
+                }
             )
-            bar.advance(kl=found["kl"])
+            bar.advance(kl=metrics["kl"])
             del model, other
     result = {
         "prompts": len(reference.prompts),
@@ -88,47 +95,47 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     return _flat(rows, trained)
 
 
-def chosen(config: ExportConfig, held: str) -> list[str]:
-    """The formats to write for a base that is held so: what is not merged silently is its adapter."""
+def chosen(config: ExportConfig, base_format: str) -> list[str]:
+    """The formats to write. The default for a quantised base is the adapter: merging would change the policy."""
     if config.formats is not None:
         return list(config.formats)
-    return ["safetensors"] if held == "none" else ["adapter"]
+    return ["safetensors"] if base_format == "none" else ["adapter"]
 
 
-def change(name: str, config: ExportConfig, held: str, grid: str | None) -> str:
-    """What a format does to the model that was trained, in words; `none` when the file is that model.
+def change(name: str, config: ExportConfig, base_format: str, grid: str | None) -> str:
+    """How a format changes the trained model, in words; `none` if the file stores it exactly.
 
     Args:
-        held: `nf4` or `int8` when the base was so in training, else `none`.
-        grid: of quantisation-aware training.
+        base_format: `nf4` or `int8` if the base was quantised so in training, else `none`.
+        grid: the grid of quantisation-aware training, if any.
     """
     if name == "adapter":
         return "none"
-    if held != "none":
-        return f"merged with its {held} base{' and quantised again' if name in QUANTISED else ''}"
+    if base_format != "none":
+        return f"merged with its {base_format} base{' and quantised again' if name in QUANTISED else ''}"
     if name in QUANTISED:
         return ON_GRID if grid is not None and GRIDS.get(name) == grid else "quantised after training"
     rounded = name == "gguf_f16" or (name == "safetensors" and config.dtype != "float32")
     return ROUNDED if rounded else "none"
 
 
-def _check(name: str, config: ExportConfig, done: str, found: Measures, computed: torch.dtype) -> None:
-    """A file that is the policy, by `change`, must say what the policy says but for rounding, or `StageError`.
+def _check(name: str, config: ExportConfig, difference: str, metrics: Measures, computed: torch.dtype) -> None:
+    """Raises `StageError` if a file that should equal the policy, by `change`, differs by more than rounding.
 
     Args:
         computed: the precision that the policy computes in.
     """
-    if done not in ("none", ROUNDED, ON_GRID):
+    if difference not in ("none", ROUNDED, ON_GRID):
         return
     stored = "float16" if name.startswith("gguf") else config.dtype
     if name in ("adapter", "gguf_f32"):
         stored = "float32"
     tolerance = max(TOLERANCE[computed], TOLERANCE[dtype_of(stored, "cpu")])
-    if not found["kl_per_token"] <= tolerance:
+    if not metrics["kl_per_token"] <= tolerance:
         raise StageError(
-            f"the {name} file is not the policy: KL {found['kl_per_token']:.3g} nats per token, and rounding makes "
-            f"up to {tolerance:g}",
-            hint="export in float32 (export.dtype), or report this",
+            f"the {name} file is not the policy: KL {metrics['kl_per_token']:.3g} nats per token, more than "
+            f"the {tolerance:g} that rounding explains",
+            hint="set export.dtype: float32; if that does not help, report this with the recipe",
         )
 
 

@@ -1,7 +1,7 @@
-"""A tokenizer as a GGUF file spells it: tokens, their kinds, merges, special ids and the name of its pre-tokenizer.
+"""Writes a tokenizer into a GGUF file: tokens, their types, merges, special ids and the name of the pre-tokenizer.
 
-Byte-level BPE only. llama.cpp does not read how a text is cut before merging from the file: it knows a list of
-pre-tokenizers by name, so that a tokenizer that cuts in a way of its own cannot be written.
+Byte-level BPE only. A GGUF file names its pre-tokenizer and does not define it: llama.cpp implements a fixed list.
+A tokenizer with another pre-tokenizer cannot be written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gguf import TokenType
 
 from pipeline.errors import StageError
 
-_MEND = "leave the gguf formats out of export.formats, or use a model with a byte-level BPE tokenizer"
+_HINT = "remove the gguf formats from export.formats, or use a model with a byte-level BPE tokenizer"
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -25,19 +25,19 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITS = {_QWEN2: "qwen2", _LLAMA3: "llama-bpe"}
-"""Regular expression that cuts a text -> llama.cpp's name of it."""
+"""Regular expression of a pre-tokenizer -> llama.cpp's name for it."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file holds of a tokenizer.
+    """The fields of a tokenizer in a GGUF file.
 
     Attributes:
-        tokens: by id, as many as the model embeds.
-        kinds: `gguf.TokenType` of each.
+        tokens: by id, one per row of the model's embedding.
+        kinds: the `gguf.TokenType` of each token.
         merges: pairs joined by a space, in order.
-        pre: llama.cpp's name of the pre-tokenizer.
-        adds_bos: whether every text is to start with BOS.
+        pre: llama.cpp's name for the pre-tokenizer.
+        adds_bos: whether every text starts with BOS.
     """
 
     tokens: list[str]
@@ -48,13 +48,13 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Any, size: int) -> Vocabulary:
-        """Reads a fast tokenizer. Raises `StageError` when llama.cpp has no name for what it does.
+        """Reads a fast tokenizer. Raises `StageError` if llama.cpp does not support it.
 
         Args:
-            size: rows of the model's embedding; ids without a token become placeholders, never produced by text.
+            size: rows of the model's embedding. Ids without a token become placeholders, which no text produces.
         """
         if not getattr(tokenizer, "is_fast", False):
-            raise StageError("a slow tokenizer is not written as GGUF", hint=_MEND)
+            raise StageError("a slow tokenizer is not written as GGUF", hint=_HINT)
         parts = json.loads(tokenizer.backend_tokenizer.to_str())
         pre = _pre_tokenizer(parts)
         tokens = [f"[PAD{i}]" for i in range(size)]
@@ -71,7 +71,8 @@ class Vocabulary:
         return cls(tokens, kinds, merges, pre, adds_bos)
 
     def write(self, writer: Any, tokenizer: Any, end_id: int) -> None:
-        """Adds the tokenizer's fields to a `gguf.GGUFWriter`. `end_id` ends a turn, and may not be EOS."""
+        """Adds the tokenizer's fields to a `gguf.GGUFWriter`. `end_id`: the token that ends a turn, EOS or
+        another."""
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -95,24 +96,24 @@ class Vocabulary:
 
 
 def _pre_tokenizer(parts: dict[str, Any]) -> str:
-    """llama.cpp's name for how `tokenizer.json` cuts a text. Raises `StageError` when there is none."""
+    """llama.cpp's name for the pre-tokenizer in `tokenizer.json`. Raises `StageError` if there is none."""
     kind = parts["model"]["type"]
     if kind != "BPE" or parts["model"].get("byte_fallback"):
-        what = "SentencePiece" if parts["model"].get("byte_fallback") else kind
-        raise StageError(f"a {what} tokenizer is not written as GGUF", where="tokenizer.json", hint=_MEND)
+        name = "SentencePiece" if parts["model"].get("byte_fallback") else kind
+        raise StageError(f"a {name} tokenizer is not written as GGUF", where="tokenizer.json", hint=_HINT)
     if parts["normalizer"] not in (None, {"type": "NFC"}):
-        raise StageError("llama.cpp normalises no text as this tokenizer does", where="tokenizer.json", hint=_MEND)
-    found = parts["pre_tokenizer"] or {"type": "none"}
-    steps = found["pretokenizers"] if found["type"] == "Sequence" else [found]
+        raise StageError(
+            "llama.cpp does not support this tokenizer's normaliser", where="tokenizer.json", hint=_HINT
+        )
+    pre_tokenizer = parts["pre_tokenizer"] or {"type": "none"}
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
     match [step["type"] for step in steps]:
         case ["ByteLevel"] if steps[0].get("use_regex", True) and not steps[0]["add_prefix_space"]:
             return "gpt-2"
         case ["Digits", "ByteLevel"] if steps[0]["individual_digits"] and steps[1].get("use_regex", True):
             return "smollm"
         case ["Split", "ByteLevel"] if not steps[1].get("use_regex", True):
-            name = SPLITS.get(steps[0]["pattern"].get("Regex", ""))
-            if name:
-                return name
-    raise StageError(
-        "llama.cpp knows no pre-tokenizer that cuts texts as this one does", where="tokenizer.json", hint=_MEND
-    )
+            split = SPLITS.get(steps[0]["pattern"].get("Regex", ""))
+            if split:
+                return split
+    raise StageError("llama.cpp has no pre-tokenizer that matches this one", where="tokenizer.json", hint=_HINT)

@@ -1,7 +1,7 @@
-"""Rewards of tokens, advantages, and whitening.
+"""Token rewards, advantage estimation and whitening.
 
-Shapes: B responses, T response tokens; masks are bool, true on the tokens that count. What stands at masked
-positions of an input never reaches a result.
+Shapes: B responses, T response tokens; masks are bool, true on valid tokens. Input values at masked positions never
+affect a result.
 GAE: Schulman et al. 2015 (arXiv:1506.02438), equation 16.
 """
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all processes; the identity on one."""
+"""Sums a tensor over all processes; the identity on a single process."""
 
 
 def token_rewards(penalty_BT: Tensor, score_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """(B, T): `-penalty` on every response token, and the score added at each response's last one."""
+    """(B, T): `-penalty` on every valid token, plus the score on each response's last valid token."""
     rewards = torch.where(mask_BT, -penalty_BT, torch.zeros_like(penalty_BT))
     position = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     last = (mask_BT * (position + 1)).argmax(dim=1)
@@ -28,8 +28,8 @@ def token_rewards(penalty_BT: Tensor, score_B: Tensor, mask_BT: Tensor) -> Tenso
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns (B, T), zero where masked. Masked tokens are skipped: the successor of a token is
-    the next one that counts, and after the last one there is nothing more to come."""
+    """Advantages and returns (B, T), zero where masked. Masked tokens are skipped: a token's successor is the next
+    valid token, and the value after the last valid token is zero."""
     advantages = torch.zeros_like(rewards_BT)
     next_value = torch.zeros_like(rewards_BT[:, 0])
     next_advantage = torch.zeros_like(next_value)
@@ -45,13 +45,13 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar: the sum over the tokens that count."""
+    """The scalar sum over valid tokens."""
     return torch.where(mask, values, 0.0).sum()
 
 
 def masked_moments(values: Tensor, mask: Tensor, reduce: Reduce = lambda x: x) -> tuple[Tensor, Tensor]:
-    """Mean and (population) variance over the tokens that count, of all processes. In float64, which not every
-    device has, hence on the CPU; `reduce` is given CPU tensors."""
+    """Mean and population variance over the valid tokens of all processes. Computed in float64, which
+    not every device supports, hence on the CPU; `reduce` is called with CPU tensors."""
     wide, mask = values.cpu().double(), mask.cpu()
     sums = torch.stack([masked_sum(wide, mask), mask.sum().double()])
     total, count = reduce(sums)
@@ -63,8 +63,8 @@ def masked_moments(values: Tensor, mask: Tensor, reduce: Reduce = lambda x: x) -
 def whiten(
     values: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce = lambda x: x, eps: float = 1e-8
 ) -> Tensor:
-    """Unit variance over all valid tokens of the batch and, unless `shift_mean` is false, zero mean. Zero where
-    masked."""
+    """Scales to unit variance over all valid tokens and, unless `shift_mean` is false, shifts to zero mean. Zero
+    where masked."""
     mean, variance = masked_moments(values, mask, reduce)
     white = (values - mean) * torch.rsqrt(variance + eps)
     return torch.where(mask, white if shift_mean else white + mean, 0.0)
@@ -74,10 +74,10 @@ def whiten(
 
 
 class AdvantageEstimator(Protocol):
-    """How rewards become advantages.
+    """Computes advantages and returns from rewards.
 
     Attributes:
-        critic: whether it reads the values of a critic, which then learns its returns.
+        critic: whether the estimator needs a critic, which is trained on the returns.
     """
 
     critic: bool
@@ -88,8 +88,8 @@ class AdvantageEstimator(Protocol):
         """Advantages and returns (B, T), zero where masked; on the CPU.
 
         Args:
-            values_BT: of the critic; zeros without one.
-            group_size: so many consecutive rows are responses to one prompt.
+            values_BT: the critic's values; zeros without a critic.
+            group_size: responses per prompt, in consecutive rows.
         """
 
 
@@ -109,8 +109,8 @@ class GAE:
 
 @dataclass(frozen=True)
 class Reinforce:
-    """REINFORCE with a mean baseline (Williams 1992, section 4): the discounted sum of the rewards still to come,
-    less the mean return of the prompt's responses, or of the whole batch where each prompt has one response."""
+    """REINFORCE with a mean baseline (Williams 1992, section 4): the return, minus the mean return of the prompt's
+    responses, or of the whole batch if each prompt has a single response."""
 
     gamma: float
     lam: float
@@ -119,7 +119,7 @@ class Reinforce:
     def __call__(
         self, rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, group_size: int, reduce: Reduce
     ) -> tuple[Tensor, Tensor]:
-        # With values of zero and lambda 1, GAE is the return.
+        # With zero values and lambda 1, GAE gives the return.
         _, returns_BT = gae(rewards_BT, torch.zeros_like(values_BT), mask_BT, self.gamma, 1.0)
         total_B = returns_BT[:, 0].double()
         if group_size > 1:

@@ -1,4 +1,4 @@
-"""What a finished `ppo` stage recorded: its evaluation points, alerts, settings and metrics. Imports no torch."""
+"""Reads the records of a finished `ppo` stage: evaluation points, alerts, settings, metrics. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POINTS, ALERTS = "evaluations.jsonl", "alerts.jsonl"
 STOPPED = "stopped"
 """The rule of the alert that stopped training."""
 JUDGE_FALLS = "judge-falls"
-"""The rule of the alert that the judge's mark falls while the score rises."""
+"""The rule of the alert for a judge's score that falls while the reward model's score rises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class EvaluationPoint:
     """Means over the answers to held-out prompts at one update.
 
     Attributes:
-        kl: from SFT, nats per response.
-        judge: the independent judge's mark, higher is better; None without a judge.
+        kl: KL from SFT, nats per response.
+        judge: the independent judge's mean score, higher is better; None without a judge.
         prompts: the held-out prompts, as conversations.
     """
 
@@ -36,7 +36,12 @@ class EvaluationPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """What a training monitor noted: between which updates, how often, and what to do about it."""
+    """An alert of a training monitor.
+
+    Attributes:
+        update, last: the first and the last update at which the rule held.
+        updates: number of updates at which it held.
+    """
 
     rule: str
     update: int
@@ -48,7 +53,7 @@ class Alert:
 
     @property
     def reason(self) -> str:
-        """The symptom, without the mark of the alert that stopped training."""
+        """The symptom, without the prefix of the alert that stopped training."""
         return self.symptom.removeprefix(f"{STOPPED}: ")
 
 
@@ -69,19 +74,19 @@ class PPOSettings:
 
     @property
     def kl_target(self) -> float | None:
-        """The KL that the controller aimed for; None with a fixed coefficient."""
+        """The KL target, nats per response; None with a fixed coefficient."""
         return self.kl.target if self.kl.kind == "adaptive" else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPOMetrics:
-    """The metrics of the stage that others read.
+    """The metrics that other packages read.
 
     Attributes:
         selected_update: the update whose policy is the stage's result; None: the last one.
         stopped_at: the update at which the training monitor stopped PPO; None if it did not.
         planned_updates: how many updates were planned, if it was stopped.
-        forced_past_gate: why the reward model was unfit, if PPO ran with --force all the same.
+        forced_past_gate: why the reward model failed the gate, if PPO ran with --force.
     """
 
     updates: int | None = None
@@ -99,7 +104,7 @@ class PPOResult:
     """A finished `ppo` stage.
 
     Attributes:
-        alerts: None for a run from before there were training monitors.
+        alerts: None if the run predates training monitors.
     """
 
     points: Sequence[EvaluationPoint]

@@ -1,4 +1,4 @@
-"""Files of tensors that a kill leaves whole, the old one or the new one."""
+"""Atomic checkpoint files: after a kill, either the old or the new file is intact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.errors import StageError
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Atomically. Raises `StageError` when it cannot be written."""
+    """Writes `state` atomically. Raises `StageError` if it cannot be written."""
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as out:
@@ -22,18 +22,18 @@ def save(path: Path, state: dict[str, Any]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise StageError(
-            f"the checkpoint cannot be written: {error}", where=str(path), hint="free some space"
+            f"the checkpoint cannot be written: {error}", where=str(path), hint="free disk space"
         ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote, read from the file as it is needed. Raises `StageError` when it is damaged."""
+    """Loads a state written by `save`, memory-mapped. Raises `StageError` if the file is damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise StageError(
             f"the checkpoint is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
             where=str(path),
-            hint="start the stage afresh, with --fresh",
+            hint="restart the stage with --fresh",
         ) from error
     return state

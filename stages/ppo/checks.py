@@ -1,4 +1,4 @@
-"""Checks of a run while it is under way: what must be equal before anything was learnt."""
+"""Consistency checks during a run: quantities that must agree before the first optimizer step."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from stages.ppo.experience import Experience
 
 
 def same_start(data: Experience, exact: bool) -> None:
-    """A policy that starts as the reference's copy gives its log-probs. Raises `StageError`."""
+    """Raises `StageError` if a policy that starts as a copy of the reference has different log-probs."""
     mask = data.episodes.mask_BT.cpu()
     deviation = Deviation.between(data.logp_BT.cpu()[mask], data.ref_logp_BT.cpu()[mask])
     if not deviation.is_rounding(exact):
         raise StageError(
             f"policy and reference differ before the first step, in nats per token: {deviation}",
-            hint="the policy must start as the reference's copy; train the SFT model again",
+            hint="the policy must start as a copy of the reference; rerun the sft stage",
         )
 
 
 def first_ratio(data: Experience, sums: dict[str, float], count: float, exact: bool) -> None:
-    """Before the first step of an update the policy's ratio to itself is 1. Raises `StageError`.
+    """Raises `StageError` if the policy's ratio to itself is not 1 before the first step of an update.
 
     Args:
-        sums, count: of `policy_loss` over the first minibatch, and its number of tokens.
+        sums: those of `policy_loss` over the first minibatch.
+        count: its number of valid tokens.
     """
     ratio, k3 = sums["ratio"] / count, sums["approxkl"] / count
     relative = 0.0
@@ -32,21 +33,23 @@ def first_ratio(data: Experience, sums: dict[str, float], count: float, exact: b
         relative = abs(2 * k3) ** 0.5 / spread_of(data.logp_BT.cpu()[data.episodes.mask_BT.cpu()])
     if not Deviation(abs(ratio - 1), relative).is_rounding(exact):
         raise StageError(
-            f"the policy's ratio to itself is {ratio:.4f} before its first step of an update, with a KL of "
-            f"{k3:.2g} nats per token",
-            hint="something in the model is random or depends on the batch; report this with the recipe",
+            f"the policy's ratio to itself is {ratio:.4f}, not 1, before the first step of an update (KL "
+            f"{k3:.2g} nats per token)",
+            hint="the model's output is random or depends on the batch; report this with the recipe",
         )
 
 
 class FrozenRoles:
-    """Remembers the weights of the roles that must not change."""
+    """Stores checksums of the frozen roles' weights."""
 
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
         self._checksums = {role: bank.checksum(role) for role in bank.roles if role not in bank.trainable}
 
     def check(self) -> None:
-        """Raises `StageError` when a frozen role has changed."""
+        """Raises `StageError` if a frozen role has changed."""
         for role, checksum in self._checksums.items():
             if self._bank.checksum(role) != checksum:
-                raise StageError(f"the frozen role {role!r} has changed during training", hint="report this")
+                raise StageError(
+                    f"the frozen role {role!r} has changed during training", hint="report this with the recipe"
+                )

@@ -1,6 +1,6 @@
-"""What an update costs on the model at hand: its shape, its operations, and what this machine reaches.
+"""The cost of an update: FLOPs from the model's shape, and utilisation against this machine's attainable rate.
 
-The arithmetic of operations is in pipeline/memory/flops.py, which the plan before a run shares.
+The FLOP formulas are in pipeline/memory/flops.py, shared with the estimate before a run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,11 @@ __all__ = ["PHASES", "Clock", "Meter", "ModelCost", "attainable", "shape_of", "u
 
 
 def shape_of(lm: Any) -> ModelCost:
-    """Counted on the modules themselves, whatever they are quantised to or wrapped in."""
+    """The model's cost shape, counted on its modules, whether quantised or wrapped by peft."""
     head = lm.get_output_embeddings()
     config = lm.config.get_text_config()
-    layers, heads = (
-        config.num_hidden_layers,
-        getattr(config, "num_attention_heads", 0),
-    )  # a recurrent model has none
+    layers = config.num_hidden_layers
+    heads = getattr(config, "num_attention_heads", 0)  # recurrent models have none
     width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return ModelCost(
@@ -43,7 +41,8 @@ def shape_of(lm: Any) -> ModelCost:
 
 
 def _weights(module: Any) -> int:
-    """A linear layer's, also a quantised one's or a transposed one's; what peft wraps it in has none of its own."""
+    """Number of weights of a linear layer, quantised or transposed (`Conv1D`) ones included; 0 for peft's
+    wrappers."""
     if isinstance(module, BaseTunerLayer):
         return 0
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
@@ -53,8 +52,8 @@ def _weights(module: Any) -> int:
 
 @cache
 def attainable(device: str, dtype: torch.dtype) -> float:
-    """Operations a second that this machine reaches in one large matrix product: what utilisation is measured
-    against. Takes a fifth of a second, once."""
+    """FLOPs per second that this machine attains in a large matrix product, the denominator of utilisation. Takes
+    0.2 s, once."""
     size = 4096 if torch.device(device).type == "cuda" else 1024
     a, b = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
     best, start = float("inf"), time.perf_counter()
@@ -68,7 +67,7 @@ def attainable(device: str, dtype: torch.dtype) -> float:
 
 
 class Meter:
-    """Throughput, operations and utilisation of the updates, and how many responses ended by a stop token."""
+    """Measures throughput, FLOPs and utilisation of updates, and the share of responses that end with EOS."""
 
     def __init__(self, bank: Bank, config: PPOConfig, device: str, world: World) -> None:
         self._bank, self._config, self._world = bank, config, world
@@ -82,9 +81,9 @@ class Meter:
         """Metrics of one update (docs/ppo.md), over all processes.
 
         Args:
-            episodes: this process's.
-            ended_B: bool, on the CPU.
-            seconds: that the update took.
+            episodes: this process's episodes.
+            ended_B: bool, whether each response ended with a stop token; on the CPU.
+            seconds: duration of the update.
         """
         counts = [
             float(ended_B.sum()),
@@ -104,8 +103,8 @@ class Meter:
 
     @property
     def mfu(self) -> float:
-        """Model-FLOPs utilisation of this process's updates so far: the operations per second that the mathematics
-        asks for, over what one large matrix product reaches."""
+        """Model FLOPs utilisation of this process's updates so far: the algorithm's FLOPs per second over the
+        attainable rate."""
         return self._operations / self._seconds / self._attainable if self._seconds else 0.0
 
     def _flops(self, episodes: Episodes) -> float:
@@ -122,7 +121,7 @@ class Meter:
 
 
 class Clock:
-    """Seconds of an update's phases."""
+    """Times the phases of an update, in seconds."""
 
     def __init__(self) -> None:
         self.start = self.last = time.perf_counter()

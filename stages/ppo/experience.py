@@ -1,6 +1,6 @@
-"""From episodes to what an update learns from: log-probs, values, rewards, advantages.
+"""Turns episodes into experience: log-probs, values, rewards, advantages and returns.
 
-The numbered steps are those of docs/ppo.md. Shapes: B responses, T response tokens.
+Step numbers follow docs/ppo.md. Shapes: B responses, T response tokens.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Experience:
     """Episodes and their (B, T) tensors, zero where masked, on the episodes' device.
 
     Attributes:
-        logp_BT, ref_logp_BT: log-probs of the policy that sampled and of the reference.
-        values_BT: of the critic; zeros without one.
+        logp_BT, ref_logp_BT: log-probs under the policy before the update and under the reference, nats.
+        values_BT: the critic's values; zeros without a critic.
         advantages_BT: whitened over the valid tokens of the whole batch.
-        returns_BT: what the critic learns.
-        metrics: docs/ppo.md.
-        weights_BT: of the policy loss (stages/ppo/mismatch.py); None: all 1.
+        returns_BT: the critic's regression targets.
+        metrics: see docs/ppo.md.
+        weights_BT: importance weights of the policy loss (stages/ppo/mismatch.py); None: all 1.
     """
 
     episodes: Episodes
@@ -47,9 +47,9 @@ class Experience:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a role's forward pass says of each response token, (B, T), zero where masked.
+    """Per-token outputs of a role's forward pass, (B, T), zero where masked.
 
-    `entropy_BT` and `values_BT` are zero where they were not asked for.
+    `entropy_BT` and `values_BT` are zero when not requested.
     """
 
     logp_BT: Tensor
@@ -58,12 +58,12 @@ class TokenScores:
 
     @classmethod
     def sampled(cls, episodes: Episodes) -> TokenScores | None:
-        """As noted while sampling; None where the sampler did not record it."""
+        """The values recorded while sampling; None if the sampler recorded none."""
         record, mask = episodes.sampled, episodes.mask_BT
         if record is None:
             return None
-        noted = (record.logp_BT, record.entropy_BT, record.values_BT)
-        return cls(*(torch.where(mask, values_BT[:, : mask.shape[1]], 0.0) for values_BT in noted))
+        recorded = (record.logp_BT, record.entropy_BT, record.values_BT)
+        return cls(*(torch.where(mask, values_BT[:, : mask.shape[1]], 0.0) for values_BT in recorded))
 
 
 @torch.no_grad()
@@ -77,10 +77,10 @@ def score_tokens(
     with_values: bool = False,
     micro: MicroBatch | None = None,
 ) -> TokenScores:
-    """Log-probs and, where wanted, entropies and the scalar head's values under a role, in one pass.
+    """Log-probs and, on request, entropies and values of the scalar head under a role, in one pass.
 
     Args:
-        micro: holds the micro-batch size that fits; None: as the config says.
+        micro: the micro-batch size, reduced when memory runs out; None: starts from the config's.
     """
     logp_BT, entropy_BT, values_BT = (torch.zeros(episodes.mask_BT.shape, device=episodes.device) for _ in range(3))
 
@@ -105,7 +105,7 @@ def score_tokens(
 def value_tokens(
     bank: Bank, role: str, episodes: Episodes, config: PPOConfig, *, micro: MicroBatch | None = None
 ) -> Tensor:
-    """V (B, T) under a value role of its own."""
+    """V (B, T) under a separate value role."""
     values_BT = torch.zeros(episodes.mask_BT.shape, device=episodes.device)
 
     def one_pass(actor: Actor, rows: Tensor, part: Episodes) -> None:
@@ -123,8 +123,10 @@ def _passes(
     micro: MicroBatch | None,
     one_pass: Callable[[Actor, Tensor, Episodes], None],
 ) -> None:
-    """`one_pass(actor, rows, their episodes)` for micro-batches that together are all episodes. By default as many
-    as training takes at once: a pass over the whole batch should not set the peak of memory."""
+    """Calls `one_pass(actor, rows, episodes)` for micro-batches that cover all episodes.
+
+    The default size is a minibatch, so that these passes do not raise the memory peak of training.
+    """
     minibatch = config.batch_size // config.num_mini_batches
 
     def passes(size: int | None) -> None:
@@ -147,17 +149,17 @@ def build(
     reuse: bool = False,
     micro: MicroBatch | None = None,
 ) -> Experience:
-    """Steps 3 to 5. The model's passes run on the device; rewards and advantages are computed on the CPU: their
+    """Runs steps 3 to 5. Forward passes run on the device. Rewards and advantages are computed on the CPU: their
     tensors are small, sums are in float64, and GAE is a loop over time.
 
     Args:
-        scores_B: raw scores of the reward model, for the log.
-        rewards_B: what enters the reward: normalised, clipped, less the penalty for a missing stop token.
-        kl_coef: beta.
-        reuse: take what was noted while sampling, where it was, for the policy's own pass.
-        micro: as for `score_tokens`.
+        scores_B: raw scores of the reward model, for the metrics.
+        rewards_B: normalised and clipped scores, minus the penalty for a missing stop token.
+        kl_coef: the KL coefficient, beta.
+        reuse: use the log-probs recorded while sampling, if any, instead of a pass of the policy.
+        micro: as in `score_tokens`.
     """
-    # 3. Log-probs of policy and reference, values of the critic.
+    # 3. Log-probs under policy and reference, and values.
     policy = TokenScores.sampled(episodes) if reuse else None
     if policy is None:
         with_values = config.critic == "trunk"
@@ -174,7 +176,7 @@ def build(
     rewards = token_rewards(kl_coef * kl, rewards_B.to(kl), mask)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False, reduce=world.sum)
-    # 5. Advantages, whitened over all valid tokens of the batch; returns are of the unwhitened ones.
+    # 5. Advantages, whitened over all valid tokens of the batch; returns use the unwhitened ones.
     estimator = ESTIMATORS[config.advantage_estimator](config.gamma, config.lam)
     advantages, returns = estimator(rewards, values, mask, config.num_generations, world.sum)
     white = whiten(advantages, mask, reduce=world.sum)
@@ -198,7 +200,7 @@ def build(
 
 
 def _metrics(sums: dict[str, Tensor], kl_coef: float, world: World) -> dict[str, float]:
-    """From sums over this process's episodes to means over all."""
+    """Means over the episodes of all processes, from sums over this process's episodes."""
     total = dict(zip(sums, world.sum(torch.stack([s.double() for s in sums.values()])).tolist(), strict=True))
     episodes, tokens = total["episodes"], total["tokens"]
     mean_score = total["score"] / episodes

@@ -1,9 +1,8 @@
-"""A few responses and their tokens' log-probs under policy and reference: stored with a policy, reproduced where
-it is loaded.
+"""Fingerprints: responses and their tokens' log-probs under policy and reference, stored with a policy and verified
+when it is loaded.
 
-In the first round the policy starts as the reference's copy, and the first batch shows that their KL is zero. A
-later round's policy starts elsewhere; that it starts where the round before ended, and against the same reference,
-is shown by the log-probs that were stored there.
+In the first round the policy starts as a copy of the reference, so the first batch checks that their KL is zero. A
+later round starts from the previous policy; fingerprints check that both it and the reference are unchanged.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ ROLES = ("policy", "reference")
 
 
 def write(trainer: PPOTrainer, prompts: Sequence[EncodedPrompt], seed: int, out_dir: Path) -> None:
-    """Writes, from rank 0, the policy's responses to `prompts`, and each role's log-prob of each of their tokens,
-    in nats. The processes of a sharded bank all take part."""
+    """Writes, from rank 0, the policy's responses to `prompts` and their tokens' log-probs under each role, nats.
+    All processes of a sharded bank must call it."""
     episodes = trainer.respond(prompts, seed)
     lengths = episodes.response_lengths_B.tolist()
-    found = {
+    content = {
         "prompts": [list(prompt.ids) for prompt in prompts],
         "responses": episodes.responses,
         **{
@@ -44,12 +43,12 @@ def write(trainer: PPOTrainer, prompts: Sequence[EncodedPrompt], seed: int, out_
         },
     }
     if trainer.world.rank == 0:
-        (out_dir / FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
+        (out_dir / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def verify(policy: Artifact, bank: Bank, config: PPOConfig, codec: Codec, device: str, exact: bool) -> float:
-    """Computes the stored log-probs again; returns the largest deviation, in nats. Raises `StageError` when
-    rounding does not explain it: the bank's policy or reference is not what the policy was trained as and against.
+    """Recomputes the stored log-probs and returns the largest deviation, in nats. Raises `StageError` if it exceeds
+    rounding error: the bank's policy or reference then differs from that of the stored run.
 
     Args:
         exact: whether the bank computes exactly (`stages.models.precision`).
@@ -65,9 +64,10 @@ def verify(policy: Artifact, bank: Bank, config: PPOConfig, codec: Codec, device
         deviation = Deviation.between(_logprobs(bank, role, episodes, config)[mask], expected)
         if not deviation.is_rounding(exact):
             raise StageError(
-                f"the {role} does not give the log-probs that {policy.stage} stored, nats per token: {deviation}",
+                f"the {role} does not reproduce the log-probs that {policy.stage} stored, "
+                f"nats per token: {deviation}",
                 where=str(policy.path),
-                hint=f"the files or the base changed since: run `tutelage run {policy.stage} --fresh`",
+                hint=f"its files or the base have changed: run `tutelage run {policy.stage} --fresh`",
             )
         worst = max(worst, deviation.largest)
     return worst

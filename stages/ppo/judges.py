@@ -1,4 +1,4 @@
-"""The judge of PPO's evaluation steps: says how good the answers are, independently of the reward."""
+"""Builds the judge of PPO's evaluation steps, which scores responses independently of the reward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WHERE = "ppo.monitor.judge"
 def build(
     config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, bank: Bank, device: str
 ) -> ScoringJudge | None:
-    """The judge that `config.monitor.judge` names; None for `none`, and for an `eval` that no recipe resolved.
+    """The judge that `config.monitor.judge` names; None for `none`, and for an unresolved `eval`.
 
     Raises `DataError` for an unknown lexicon.
     """
@@ -47,7 +47,7 @@ def _member(
     artifact = None if reward is None else token_artifact(reward)
     if artifact is None or len(reward_model.roles(artifact)) < 2:
         raise StageError(
-            f"{WHERE} is member, and the reward model has one member",
+            f"{WHERE} is member, but the reward model has one member",
             where=str(config.reward_model or "reward"),
             hint="train an ensemble (reward.ensemble), or name another judge",
         )

@@ -1,4 +1,4 @@
-"""KL divergence from the reference policy: its estimators, and the controllers of the KL coefficient.
+"""Estimators of the KL divergence from the reference policy, and controllers of the KL coefficient.
 
 Shapes: B responses, T response tokens.
 Estimators: J. Schulman, "Approximating KL Divergence" (2020). Controller: Ziegler et al. 2019
@@ -17,7 +17,8 @@ KL_LIMIT = 10.0
 
 
 def log_ratio(logp_BT: Tensor, other_logp_BT: Tensor) -> Tensor:
-    """`log p - log q` of each sampled token, float32, clamped to +-20 so that its exponential stays finite."""
+    """`log p - log q` of each sampled token (B, T), nats, float32, clamped to +-20 so that its exponential is
+    finite."""
     return (logp_BT.float() - other_logp_BT.float()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
@@ -30,8 +31,10 @@ def k1(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
 
 
 def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
-    """Unbiased, never negative, of lower variance: `ref/p - 1 - log(ref/p)`, at most 10. `expm1` keeps small
-    differences, whose square is lost beside 1."""
+    """Unbiased and non-negative estimate of lower variance than `k1`: `ref/p - 1 - log(ref/p)`, clamped to 10.
+
+    `expm1` preserves small log-ratios, which `exp(x) - 1` would round away.
+    """
     negative = -log_ratio(logp_BT, ref_logp_BT)
     return (torch.expm1(negative) - negative).clamp(0, KL_LIMIT)
 
@@ -40,15 +43,15 @@ class KLController(Protocol):
     """Sets the KL coefficient, beta.
 
     Attributes:
-        value: beta now.
-        target: the KL that it steers towards, nats per response; None: beta is fixed.
+        value: the current beta.
+        target: the KL target, nats per response; None for a fixed beta.
     """
 
     value: float
     target: float | None
 
     def update(self, kl: float, episodes: int) -> None:
-        """Called after each update with the batch's KL, nats per response, and its number of episodes."""
+        """Adapts beta after an update, from the batch's KL in nats per response and its number of episodes."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -77,9 +80,9 @@ class AdaptiveKL(FixedKL):
     """Proportional control of log(beta) towards a target KL (Ziegler et al. 2019, section 2.2).
 
     Args:
-        init: beta at the start.
-        target: wanted KL, nats per response.
-        horizon: episodes over which a constant error of 1 (errors are clipped at 0.2) would about double beta.
+        init: the initial beta.
+        target: the KL target, nats per response.
+        horizon: episodes over which a constant error of 1 would roughly double beta; errors are clipped to +-0.2.
     """
 
     def __init__(self, init: float, target: float, horizon: int) -> None:
@@ -94,5 +97,5 @@ class AdaptiveKL(FixedKL):
 
 
 def controller(kind: str, init: float, target: float, horizon: int) -> KLController:
-    """By `ppo.kl.kind`."""
+    """The controller for `ppo.kl.kind`."""
     return AdaptiveKL(init, target, horizon) if kind == "adaptive" else FixedKL(init)

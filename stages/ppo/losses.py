@@ -1,7 +1,7 @@
-"""The losses of PPO, as sums over valid tokens divided by a count that the caller gives.
+"""The losses of PPO: sums over valid tokens, divided by a count from the caller.
 
-The count is that of the whole minibatch over all processes: then neither the size of micro-batches nor the number
-of processes changes the gradient. Shapes: B responses, T response tokens; masks are bool.
+The count is the number of valid tokens of the whole minibatch over all processes, so that the gradient depends on
+neither the micro-batch size nor the number of processes. Shapes: B responses, T response tokens; masks are bool.
 PPO: Schulman et al. 2017 (arXiv:1707.06347), equations 7 and 9. Dual clip: Ye et al. 2020 (arXiv:1912.09729),
 equation 5. Value clip: Huang et al. 2024 (arXiv:2403.17031), detail 20.
 """
@@ -19,7 +19,7 @@ from stages.ppo.kl import k3, log_ratio
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss to call backward on, and sums over valid tokens of what to log about it (detached)."""
+    """A loss to backpropagate, and detached sums over valid tokens for its metrics."""
 
     loss: Tensor
     sums: dict[str, Tensor]
@@ -36,11 +36,11 @@ def policy_loss(
     dual_clip: float | None = None,
     weights_BT: Tensor | None = None,
 ) -> Loss:
-    """`-min(ratio A, clip(ratio, 1 +- cliprange) A)`; with `dual_clip` = c > 1 never above `-c A` where A < 0; with
-    `weights_BT`, each token's loss times its weight.
+    """`-min(ratio A, clip(ratio, 1 +- cliprange) A)`. With `dual_clip` = c > 1 the loss is at most `-c A` where
+    A < 0. `weights_BT` multiplies each token's loss.
 
-    Sums: `clipfrac` (tokens whose gradient the clip removes), `approxkl` (k3 of the behaviour policy from the
-    new one), `ratio`.
+    Sums: `clipfrac` (tokens whose gradient is clipped to zero), `approxkl` (k3 estimate of KL(old policy || new
+    policy)), `ratio`, `policy_loss`.
     """
     ratio = log_ratio(logp_BT, old_logp_BT).exp()
     plain = -advantages_BT * ratio
@@ -72,7 +72,7 @@ def value_loss(
 ) -> Loss:
     """`max((V - R)^2, (clip(V, V_old +- cliprange_value) - R)^2) / 2`.
 
-    Sums: `vf_clipfrac` (tokens whose gradient the clip removes), `value_loss`, `value`.
+    Sums: `vf_clipfrac` (tokens whose gradient is clipped to zero), `value_loss`, `value`.
     """
     clipped = torch.clamp(values_BT, old_values_BT - cliprange_value, old_values_BT + cliprange_value)
     plain_error, clipped_error = (values_BT - returns_BT) ** 2, (clipped - returns_BT) ** 2
@@ -87,6 +87,6 @@ def value_loss(
 
 
 def entropy_bonus(entropy_BT: Tensor, mask_BT: Tensor, *, count: float, coef: float) -> Loss:
-    """`-coef * entropy`. Sums: `entropy`, nats."""
+    """`-coef * entropy`. Sums: `entropy`, in nats."""
     total = masked_sum(entropy_BT, mask_BT)
     return Loss(-coef * total / count, {"entropy": total.detach()})

@@ -1,10 +1,9 @@
-"""What sampling and training compute differently in 16 bits: how much it is, and weights that correct for it.
+"""The mismatch between sampling and training in 16 bits: its size, and importance weights that correct for it.
 
-The policy that sampled is not quite the policy whose log-probs are recomputed in full passes: other shapes of the
-same products round otherwise. PPO's ratio is between the recomputed policy and the one being trained, so the
-difference makes it off-policy without showing (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You
-Off-Policy RL Training"). In float32 the log-probs noted while sampling are used as they are, and there is no
-difference.
+Decoding and full forward passes round differently, so the sampling policy differs slightly from the policy whose
+log-probs are recomputed. PPO's ratio compares the recomputed policy with the trained one and hides this difference,
+which makes training off-policy (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+Training"). In float32 the log-probs recorded while sampling are used directly, and there is no mismatch.
 
 Shapes: B responses, T response tokens; masks are bool.
 """
@@ -24,24 +23,24 @@ from stages.training.distributed import World
 
 
 def importance_weights(logp_BT: Tensor, sampled_logp_BT: Tensor, clip_max: float) -> Tensor:
-    """`min(p / q, clip_max)` of each token, p the recomputed policy and q the one that sampled it; no gradient.
+    """`min(p / q, clip_max)` of each token (B, T), p the recomputed policy and q the sampling policy; detached.
 
     Truncated importance sampling (Ionides 2008; Yao et al. 2025, equation 4), per token.
     """
     return log_ratio(logp_BT, sampled_logp_BT).exp().clamp(max=clip_max).detach()
 
 
-def measured(data: Experience, config: PPOConfig, world: World) -> Experience:
-    """Experience whose log-probs were recomputed, with the difference to those noted while sampling in its metrics
-    (docs/ppo.md) and, with `ppo.importance_sampling_clip_max`, the weights of its tokens. Unchanged where the
-    sampler noted none."""
+def with_mismatch(data: Experience, config: PPOConfig, world: World) -> Experience:
+    """Adds the mismatch metrics (docs/ppo.md) to experience with recomputed log-probs and, with
+    `ppo.importance_sampling_clip_max`, the importance weights. Returns it unchanged if the sampler recorded no
+    log-probs."""
     sampled = TokenScores.sampled(data.episodes)
     if sampled is None:
         return data
     sampled_BT = sampled.logp_BT
-    logp, noted, mask = data.logp_BT.cpu(), sampled_BT.cpu(), data.episodes.mask_BT.cpu()
-    _, variance = masked_moments(log_ratio(logp, noted), mask, world.sum)
-    sums = torch.stack([mask.sum(), masked_sum(k3(noted, logp), mask)])
+    logp, sampled_logp, mask = data.logp_BT.cpu(), sampled_BT.cpu(), data.episodes.mask_BT.cpu()
+    _, variance = masked_moments(log_ratio(logp, sampled_logp), mask, world.sum)
+    sums = torch.stack([mask.sum(), masked_sum(k3(sampled_logp, logp), mask)])
     count, divergence = world.sum(sums.double()).tolist()
     metrics = {
         "sampling/kl_k3": divergence / count,

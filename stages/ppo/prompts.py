@@ -1,4 +1,4 @@
-"""Which prompts a batch has, and which of its rows each process."""
+"""Draws the prompts of each batch, and divides a batch's rows among processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Prompt = TypeVar("Prompt")
 
 
 class PromptQueue(Generic[Prompt]):
-    """Prompts in a random order, and in a new one each time all were used.
+    """Yields prompts in a random order, reshuffled after each full pass.
 
     Args:
-        generator: drawn from when a new order is needed.
+        generator: draws each permutation.
     """
 
     def __init__(self, prompts: Sequence[Prompt], generator: torch.Generator) -> None:
@@ -26,7 +26,7 @@ class PromptQueue(Generic[Prompt]):
         self.order, self.cursor = torch.arange(0), 0
 
     def take(self, count: int) -> list[Prompt]:
-        """The next prompts."""
+        """The next `count` prompts."""
         chosen: list[int] = []
         while len(chosen) < count:
             if self.cursor == len(self.order):
@@ -44,11 +44,11 @@ class PromptQueue(Generic[Prompt]):
 
 
 class Shares:
-    """How the rows of a batch are divided among the processes: the responses to one prompt stay together.
+    """Divides the rows of a batch among the processes. All responses to a prompt stay on one process.
 
     Args:
-        batch_size: rows of the whole batch.
-        group_size: consecutive rows that are responses to one prompt.
+        batch_size: rows in the whole batch.
+        group_size: responses per prompt, in consecutive rows.
     """
 
     def __init__(self, batch_size: int, group_size: int, world: World) -> None:
@@ -62,12 +62,12 @@ class Shares:
         return Share(self.rows, self.batch_size)
 
     def of(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompt of each of this process's rows, from those of the whole batch, one per group."""
+        """The prompt of each of this process's rows. `prompts`: those of the whole batch, one per group."""
         return [prompts[row // self.group_size] for row in self.rows.tolist()]
 
     def mini_batches(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """This process's rows of each of `count` minibatches, as indices into its share: the whole batch in a
-        random order, cut into equal parts."""
+        """Shuffles the whole batch and splits it into `count` minibatches. Yields this process's rows of each, as
+        indices into its share."""
         order = torch.randperm(self.batch_size, generator=generator)
         for part in order.split(self.batch_size // count):
             yield torch.searchsorted(self.rows, part[torch.isin(part, self.rows)])

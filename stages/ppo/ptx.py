@@ -1,4 +1,4 @@
-"""PPO-ptx: the language-modelling loss on demonstrations beside PPO's (Ouyang et al. 2022, equation 2)."""
+"""PPO-ptx: adds a language-modelling loss on demonstrations to PPO (Ouyang et al. 2022, equation 2)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from stages.models.actor import Actor
 from stages.models.text import IGNORED
 
 LanguageModelBatch = tuple[Tensor, Tensor]
-"""Ids and labels (B, L), right-padded; labels of `IGNORED` are left out."""
+"""Ids and labels (B, L), right-padded; positions with the label `IGNORED` are not in the loss."""
 
 Demonstrations = Callable[[torch.Generator], LanguageModelBatch]
-"""Draws a batch. Every process draws the same one."""
+"""Draws a batch, the same one on every process."""
 
 
 @dataclass(frozen=True)
 class PtxBatch:
-    """A batch in micro-batches, on the device.
+    """A batch on the device, split into micro-batches.
 
     Attributes:
-        parts: of each micro-batch the ids (b, L), the places of the predicting positions in the flattened (b, L),
-            and their targets.
-        count: tokens in the loss.
+        parts: per micro-batch the ids (b, L), the indices of the predicting positions in the flattened (b, L), and
+            their targets.
+        count: number of tokens in the loss.
     """
 
     parts: list[tuple[Tensor, Tensor, Tensor]]
@@ -34,12 +34,12 @@ class PtxBatch:
 
     @classmethod
     def of(cls, batch: LanguageModelBatch, size: int | None, device: str) -> PtxBatch:
-        """In micro-batches of `size` rows; None: one."""
+        """Splits a batch into micro-batches of `size` rows; None: a single one."""
         ids_BL, labels_BL = batch[0][:, :-1], batch[1][:, 1:]
         size, keep_BL = size or len(ids_BL), labels_BL != IGNORED
         places = [part.flatten().nonzero()[:, 0] for part in keep_BL.split(size)]
         counts = [len(part) for part in places]
-        # Found on the host and copied before the first pass: no micro-batch makes the host wait.
+        # Indices are computed on the host and copied up front, so that no micro-batch synchronises with the device.
         tensors = ids_BL, torch.cat(places), labels_BL[keep_BL]
         ids, where, targets = (tensor.to(device) for tensor in tensors)
         parts = list(zip(ids.split(size), where.split(counts), targets.split(counts), strict=True))
@@ -51,11 +51,11 @@ class PtxBatch:
     def backward(
         self, actor: Actor, backward: Callable[[Tensor], None], passes: int, chunk_size: int | None
     ) -> Tensor:
-        """Backward of the mean negative log-likelihood per token; returns it, detached.
+        """Backpropagates the mean negative log-likelihood per token, in nats, and returns it, detached.
 
         Args:
             backward: called with each micro-batch's share of the loss.
-            passes: at least the number of micro-batches; more repeat the last one with weight zero.
+            passes: at least the number of micro-batches; extra passes repeat the last one with weight zero.
         """
         total = torch.zeros((), device=self.device)
         for number in range(passes):

@@ -1,4 +1,4 @@
-"""From a scorer's numbers to PPO's reward: aggregates an ensemble's members, then normalises and clips.
+"""PPO's reward: aggregates the scores of an ensemble's members, then normalises and clips them.
 
 Shapes: N responses of this process, M members of an ensemble.
 """
@@ -17,7 +17,7 @@ from stages.training.distributed import World
 
 
 class RewardSignal:
-    """What PPO optimises: a scorer's members as one score, by `ppo.reward`."""
+    """The score that PPO optimises: the scores of a scorer's members, aggregated by `ppo.reward`."""
 
     def __init__(self, scorer: Scorer, config: AggregateConfig) -> None:
         self.scorer, self.config = scorer, config
@@ -30,8 +30,8 @@ class RewardSignal:
         return aggregate(scores_MN, self.config)
 
     def disagreement(self, world: World) -> dict[str, float]:
-        """`objective/scores_disagreement`: the members' standard deviation, mean over the responses scored last, of
-        all processes. Nothing for a single model."""
+        """`objective/scores_disagreement`: the standard deviation over members, averaged over the last scored
+        responses of all processes. Empty for a single model."""
         if self.scorer.size == 1:
             return {}
         spread = self._spread_N.double()
@@ -41,12 +41,12 @@ class RewardSignal:
 
 
 def aggregate(scores_MN: Tensor, config: AggregateConfig) -> Tensor:
-    """Scores of M members -> one score each (N,): their mean, their lowest, or their mean minus
+    """Aggregates M members' scores per response, (N,): their mean, their minimum, or their mean minus
     `uncertainty_coef` standard deviations over members.
 
     Coste et al. 2023 (arXiv:2310.02743), section 3.3: worst-case and uncertainty-weighted optimisation. They
-    subtract the variance; the standard deviation has the unit of the scores, so that the coefficient means the same
-    on any scale.
+    subtract the variance. The standard deviation has the unit of the scores, so the coefficient does not depend on
+    their scale.
     """
     if config.aggregate == "min":
         return scores_MN.min(0).values
@@ -57,7 +57,7 @@ def aggregate(scores_MN: Tensor, config: AggregateConfig) -> Tensor:
 
 
 class ScoreNormalizer:
-    """Subtracts a mean, divides by a standard deviation, clips. The checkpoint holds the running mean and std."""
+    """Subtracts a mean, divides by a standard deviation, clips. Running mean and std are part of the checkpoint."""
 
     def __init__(self, config: ScoreConfig, world: World) -> None:
         self.config, self.world = config, world
@@ -68,7 +68,8 @@ class ScoreNormalizer:
         return max((self.square / self.count) ** 0.5 if self.count else 1.0, 1e-6)
 
     def observe(self, scores_B: Tensor) -> None:
-        """Updates the running mean and std with scores of all processes (Chan et al. 1979, parallel variance)."""
+        """Updates the running mean and std with the scores of all processes (parallel variance, Chan et al.
+        1979)."""
         wide = scores_B.double()
         count, total = self.world.sum(torch.stack([torch.tensor(float(len(wide))).double(), wide.sum()])).tolist()
         mean = total / count
@@ -79,7 +80,7 @@ class ScoreNormalizer:
         self.count = both
 
     def prepare(self, sample: Callable[[], Tensor]) -> None:
-        """Before training: takes the mean and std of the reference's scores, if the recipe asks for it."""
+        """Before training, sets mean and std to those of the reference's scores, if the recipe says so."""
         if self.config.normalization == "reference" and not self.count:
             self.observe(sample())
 

@@ -1,4 +1,4 @@
-"""The optimizer of one role: loss scale, sums over processes, clipping, the step, the schedule."""
+"""The optimizer of a role: loss scaling, gradient sums over processes, clipping, steps and schedule."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from stages.training.optimizers import adamw
 
 
 class RoleOptimizer:
-    """Steps the parameters of one role.
+    """Steps the parameters of a role.
 
     Attributes:
-        parameters: those that learn.
-        scale: of the loss, in float16.
+        parameters: the trainable ones.
+        scale: the loss scale, active in float16 only.
     """
 
     def __init__(self, bank: Bank, role: str, config: PPOConfig, device: str, world: World) -> None:
@@ -50,7 +50,7 @@ class RoleOptimizer:
         return rate
 
     def set_schedule(self, factor: float) -> None:
-        """Sets the learning rate to a factor of the initial one."""
+        """Sets the learning rate to `factor` times the initial one."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -61,19 +61,19 @@ class RoleOptimizer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, sums: dict[str, Tensor], update: int) -> dict[str, float]:
-        """Clips and applies the gradients. Returns the sums over all processes and the gradient's norm, and no
-        norm where the step was left out because a float16 gradient overflowed.
+        """Clips and applies the gradients. Returns the sums over all processes and the gradient norm before
+        clipping; no norm if the step was skipped because a float16 gradient overflowed.
 
         Args:
-            sums: this process's, over the minibatch's tokens.
-            update: for messages, counted from 0.
+            sums: this process's sums over the minibatch's tokens.
+            update: counted from 0, for error messages.
 
-        Raises `StageError` for a gradient that is not finite, or zero in the role's very first step.
+        Raises `StageError` if the gradient is not finite, or is zero in the role's first step.
         """
         self.world.sum_gradients(self.parameters)
         self.scale.unscale_(self.parameters)
         before_clipping = gathered(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        # The only time in a step that the host waits for the device.
+        # The only synchronisation with the device in a step.
         norm, *values = torch.stack([before_clipping, *sums.values()]).tolist()
         skipped = self.scale.skips(math.isfinite(norm))
         if not math.isfinite(norm) and not skipped:
@@ -81,7 +81,7 @@ class RoleOptimizer:
                 f"the {self.role} role's gradient is {norm} at update {update + 1}",
                 hint="lower ppo.learning_rate, or use base.dtype: float32",
             )
-        # Only in a role's very first step: later the clip may leave a small minibatch without any gradient.
+        # Only in the first step: later, clipping can leave a small minibatch with a zero gradient.
         if norm == 0 and not self.optimizer.state:
             raise StageError(f"the {self.role} role gets no gradient", hint="report this with the recipe")
         if not skipped:
@@ -100,10 +100,10 @@ class RoleOptimizer:
 
 
 def schedule(config: PPOConfig, update: int, updates: int) -> float:
-    """The factor of the learning rates at an update, counted from 0, of `updates`."""
+    """The learning-rate factor at `update`, counted from 0, of `updates`."""
     if update < config.warmup_updates:
         return (update + 1) / (config.warmup_updates + 1)
-    done = (update - config.warmup_updates) / max(1, updates - config.warmup_updates)
+    progress = (update - config.warmup_updates) / max(1, updates - config.warmup_updates)
     if config.lr_scheduler_type == "linear":
-        return 1 - done
-    return 0.5 * (1 + math.cos(math.pi * done)) if config.lr_scheduler_type == "cosine" else 1.0
+        return 1 - progress
+    return 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_scheduler_type == "cosine" else 1.0

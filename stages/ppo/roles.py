@@ -1,4 +1,4 @@
-"""Builds the bank of roles and the reward that a PPO run needs from its input artifacts."""
+"""Builds the bank of roles and the reward signal of a PPO run from its input artifacts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stages.scoring.reward_model import ROLE
 
 
 def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:
-    """The reward artifact to score with; None when `ppo.reward_model` names a sequence classifier."""
+    """The reward artifact that scores responses; None when `ppo.reward_model` names a sequence classifier."""
     if config.reward_model is None:
         return newest(inputs, "reward")
     artifact = as_artifact(config.reward_model)
@@ -40,28 +40,31 @@ def build(
     sharded: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Bank, RewardSignal]:
-    """The bank and the reward. The reference is the SFT model; the policy starts as its copy or, in a later round,
-    as the policy of the round before; the value role starts as the reward model's copy.
+    """Builds the bank and the reward signal.
+
+    The reference is the SFT model. The policy starts as a copy of it or, in a later round, as the previous round's
+    policy. The value role starts as a copy of the reward model.
 
     Args:
-        sharded: every role is divided among the processes.
-        say: called with a message when a batch to score did not fit into memory.
+        sharded: shard every role over the processes.
+        say: called with a message when a batch to score does not fit into memory.
 
-    Raises `StageError` when the reward model belongs to another base, is damaged or gives other scores.
+    Raises `StageError` when the reward model belongs to another base, is damaged or does not reproduce its
+    fingerprints.
     """
     base, sft, artifact = inputs["base"], inputs["sft"], reward_artifact(config, inputs)
     start = newest(inputs, "ppo", "sft")
-    # A classifier that reads text shares nothing with the policy.
+    # A classifier reads text and shares no weights with the policy.
     reward = None if artifact is None else token_artifact(artifact)
     if reward is not None:
         reward_model.check_base(reward, base)
     make = _lora_bank if is_adapter(sft) else _full_bank
-    # Roles that will be divided are whole on the CPU only.
+    # A role that will be sharded may not fit on one device: it is loaded on the CPU.
     bank = make(config, base, sft, start, reward, "cpu" if sharded else device)
     if isinstance(bank, FullBank) and sharded:
         bank.shard(device)
     disable_dropout(bank)
-    if config.gradient_checkpointing is True:  # `auto` is for the runner to decide
+    if config.gradient_checkpointing is True:  # the runner resolves `auto`
         checkpoint_activations(bank)
     with bank.active("policy") as actor:
         check_projection(actor)
@@ -86,14 +89,14 @@ def build(
 def _check_aggregate(config: PPOConfig, members: int) -> None:
     if config.reward.aggregate != "mean" and members == 1:
         raise StageError(
-            f"ppo.reward.aggregate is {config.reward.aggregate}, and the reward model has one member",
+            f"ppo.reward.aggregate is {config.reward.aggregate}, but the reward model has one member",
             where=str(config.reward_model or "reward"),
             hint="set ppo.reward.aggregate: mean, or train an ensemble (reward.ensemble)",
         )
 
 
 def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> None:
-    """A value head that starts as the reward model's copy predicts raw scores: makes it predict normalised ones."""
+    """Rescales a value head copied from the reward model: it predicts raw scores, and PPO's are normalised."""
     if config.critic == "adapter" and "reward" in bank.heads:
         with bank.whole("value", changes=True):
             bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
@@ -101,7 +104,7 @@ def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> N
 
 def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:
     if reward is None or value_role == "policy":
-        # The values of a random head would be noise of std 0.9 in the first advantages.
+        # A random head would add noise with a std of 0.9 to the first advantages.
         value = ScalarHead(hidden)
         torch.nn.init.zeros_(value.weight)
     else:
@@ -112,7 +115,7 @@ def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: s
 def _lora_bank(
     config: PPOConfig, base: Artifact, sft: Artifact, start: Artifact, reward: Artifact | None, device: str
 ) -> ActorBank:
-    # A reward model that is not an adapter has a bank of its own, and its head is not used for values.
+    # A reward model that is not an adapter gets a separate bank, and its head does not initialise the critic.
     shared = reward if reward is not None and is_adapter(reward) else None
     backbone = load_backbone(base, device)
     model = attach_adapter(backbone, sft.file(ADAPTER), "reference")

@@ -1,8 +1,9 @@
-"""The `ppo` stage: runs `PPOTrainer` from artifacts to artifact, with checkpoints, monitors and the gate.
+"""The `ppo` stage: trains the policy with `PPOTrainer`, with checkpoints, training monitors and the gate.
 
-It makes the policy (`adapter/` or `model/`), `value.safetensors` (the critic, if there is one), `fingerprints.json`
-for a next round to start from, `evaluations.jsonl` (answers to held-out prompts along the run, with the marks of a
-judge that PPO never sees) and `alerts.jsonl`. The policy is that of the best evaluation point, or the last one.
+Writes the policy (`adapter/` or `model/`), `value.safetensors` (the critic, if there is one), `fingerprints.json`
+(checked when a later round starts from this policy), `evaluations.jsonl` (responses to held-out prompts during the
+run, scored by a judge that PPO does not optimise) and `alerts.jsonl`. The policy is that of the best evaluation
+point, or of the last update.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from stages.training.demonstrations import encode_demonstrations
 from stages.training.distributed import World
 
 SHOWN = ("objective/scores", "objective/kl", "response/length", "objective/entropy")
-"""The few numbers of the progress display."""
+"""Metrics in the progress display."""
 
 SELECTED = ("kl", "score", "length", "judge")
-"""Metrics of the selected policy, for the manifest."""
+"""Metrics of the selected evaluation point that go into the manifest."""
 
 FINGERPRINTS = 8
 """Responses whose log-probs are stored with the policy."""
@@ -63,7 +64,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         )
     torch.manual_seed(ctx.seed)
     bank, reward = roles.build(config, inputs, codec, ctx.device, ctx.sharded, ctx.say)
-    before = by_round(inputs, "ppo")
+    earlier = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,
         config,
@@ -73,16 +74,16 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         seed=ctx.seed,
         device=ctx.device,
         demonstrations=_demonstrations(inputs["data"], codec, config) if config.ptx_coef else None,
-        is_copy=not before,
+        is_copy=not earlier,
         say=ctx.say,
     )
-    if before:
-        _go_on(trainer, before[max(before)])
+    if earlier:
+        _continue_from(trainer, earlier[max(earlier)])
     judge = judges.build(config, inputs, codec, bank, ctx.device) if config.eval_updates else None
     evaluations = Evaluations(trainer, evaluation_prompts(held_out, config.eval_prompts), judge, ctx)
     alerts = AlertLog(config)
     if judge is None and config.checkpoint == "best" and config.eval_updates:
-        ctx.say("no independent judge watches this run (ppo.monitor.judge): the last policy will be selected")
+        ctx.say("no independent judge (ppo.monitor.judge): the policy of the last update will be selected")
     _train(trainer, evaluations, alerts, ctx)
     trainer.frozen.check()
 
@@ -93,7 +94,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     if trainer.world.rank == 0:
         write_jsonl(out_dir / POINTS, evaluations.points)
         write_jsonl(out_dir / ALERTS, alerts.events)
-    whole = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
+    process_share = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
         "prompts": len(prompts),
         "prompts_too_long": too_long,
@@ -106,7 +107,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         "trainable_parameters": sum(p.numel() for p in bank.parameters() if p.requires_grad),
         "kl_coef": selected["kl_coef"] if selected else trainer.kl.value,
         "mfu": trainer.meter.mfu,
-        **({"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}),
+        **({"micro_batch_size": trainer.micro.size or process_share} if trainer.micro.auto else {}),
         **{f"final_{name}": selected[name] for name in SELECTED if selected and name in selected},
         **({"held_out_members": config.reward.held_out} if config.reward.held_out else {}),
         **({"forced_past_gate": forced} if forced else {}),
@@ -114,7 +115,8 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 
 
 def _write(out_dir: Path, bank: Bank, config: PPOConfig) -> None:
-    """From rank 0; of a sharded bank every process takes part. Without a critic there is no value head to write."""
+    """Writes the policy and, if there is one, the critic from rank 0. All processes of a sharded bank must call
+    it."""
     writes, value = World().rank == 0, bank.state_of("value" if config.critic == "adapter" else "policy")
     with bank.whole("policy"):
         if writes and isinstance(bank, ActorBank):
@@ -127,7 +129,10 @@ def _write(out_dir: Path, bank: Bank, config: PPOConfig) -> None:
 
 
 def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) -> list[str]:
-    """Refuses a reward model that its own stage found unfit, unless the user insists; returns the reasons."""
+    """Returns why the reward model failed its stage's gate, or nothing.
+
+    Raises `StageError` when it failed and the run is without --force.
+    """
     artifact = roles.reward_artifact(config, inputs)
     if artifact is None:
         return []
@@ -136,20 +141,20 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
         raise StageError(
             "the reward model is unfit for PPO: " + "; ".join(unfit),
             where=str(artifact.path),
-            hint="give it more or better rankings, or insist with --force (which is recorded)",
+            hint="train it on more or better rankings, or override with --force (which is recorded)",
         )
     return unfit
 
 
-def _go_on(trainer: PPOTrainer, before: Artifact) -> None:
-    """A later round continues from the policy of the previous one, and from its KL coefficient if that adapts."""
-    fingerprints.verify(before, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.exact)
+def _continue_from(trainer: PPOTrainer, previous: Artifact) -> None:
+    """Continues from the previous round: verifies its policy, and restores its KL coefficient if that adapts."""
+    fingerprints.verify(previous, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.exact)
     if trainer.kl.target is not None:
-        trainer.kl.value = before.metrics["kl_coef"]
+        trainer.kl.value = previous.metrics["kl_coef"]
 
 
 def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx: RunContext) -> None:
-    """The loop, from the checkpoint if there is one."""
+    """Runs the training loop, from the checkpoint if there is one."""
     path, config = ctx.state_dir / "checkpoint.pt", trainer.config
     if path.exists():
         state = checkpoint.load(path)
@@ -159,7 +164,7 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
         ctx.metrics.truncate(trainer.update)
         ctx.say(f"resuming from update {trainer.update} of {trainer.updates}")
     else:
-        ctx.metrics.truncate(-1)  # an interrupted run may have logged an update and not kept it
+        ctx.metrics.truncate(-1)  # an interrupted run may have logged updates without a checkpoint
         trainer.start()
         roles.start_value(trainer.bank, config, trainer.normalizer)
     with ctx.progress("ppo", total=trainer.updates, done=trainer.update) as bar:
@@ -187,7 +192,7 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
                 if writes:
                     checkpoint.save(path, state)
                     evaluations.prune()
-                del state  # a copy of all that learns, which training has no room for
+                del state  # a copy of all trainable weights, too large to hold during an update
 
 
 def _demonstrations(data: Artifact, codec: Codec, config: PPOConfig) -> Demonstrations:
@@ -196,9 +201,9 @@ def _demonstrations(data: Artifact, codec: Codec, config: PPOConfig) -> Demonstr
     rows, _ = encode_demonstrations(data, codec, "train", limit)
     if not rows:
         raise DataError(
-            "ppo.ptx_coef needs demonstrations and none fits into ppo.max_prompt_length + ppo.response_length",
+            "ppo.ptx_coef needs demonstrations, and none fits into ppo.max_prompt_length + ppo.response_length",
             where=str(data.path),
-            hint="raise them, or set ppo.ptx_coef to 0",
+            hint="raise these limits, or set ppo.ptx_coef to 0",
         )
     size = config.batch_size // config.num_mini_batches
 

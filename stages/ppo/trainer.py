@@ -1,9 +1,8 @@
 """PPO under a KL penalty (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022), one update at a time.
 
-Deviations from TRL's last PPO trainer, each a bug there: the score is placed on the last valid token; every
-minibatch is one optimizer step; gradients are clipped; means are over valid tokens; whitening is over all
-processes; value role and heads are in the checkpoint; logits exist in chunks only. The numbered steps are those
-of docs/ppo.md.
+It deviates from TRL's last PPO trainer where that has bugs: the score goes to the last valid token, each minibatch
+is one optimizer step, gradients are clipped, means are over valid tokens, whitening covers all processes, the
+checkpoint includes the value role and heads, and logits are computed in chunks. Step numbers follow docs/ppo.md.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from stages.training.distributed import World
 
 
 class PPOTrainer:
-    """Holds everything that an update changes; `state_dict` and `load_state_dict` are complete to the bit.
+    """Holds all training state. A run restored from `state_dict` continues bit for bit.
 
     Args:
-        bank: roles policy, reference and, where the critic has a role of its own, value.
+        bank: the roles policy and reference, and value if the critic is a separate role.
         prompts: the training prompts.
         reward: scores responses.
         demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
-        is_copy: whether the policy starts as the reference's copy, which the first batch must then show.
-        say: called with a line when a micro-batch did not fit into memory.
+        is_copy: whether the policy starts as a copy of the reference; if so, the first batch checks it.
+        say: called with a message when a micro-batch does not fit into memory.
     """
 
     def __init__(
@@ -88,8 +87,7 @@ class PPOTrainer:
         self.frozen = checks.FrozenRoles(bank)
 
     def start(self) -> None:
-        """Before the first update: the mean and std that scores are normalised by, from the reference's own
-        responses."""
+        """Prepares the score normaliser, before the first update, from scores of the reference's responses."""
 
         def scores() -> Tensor:
             prompts = self.next_prompts()
@@ -98,7 +96,7 @@ class PPOTrainer:
         self.normalizer.prepare(scores)
 
     def step(self) -> dict[str, float]:
-        """One update: sample a batch of episodes, learn from it. Returns its metrics (docs/ppo.md)."""
+        """Runs one update: samples a batch of episodes and trains on it. Returns its metrics (docs/ppo.md)."""
         config, clock = self.config, Clock()
         # 1. Sample responses.
         prompts = self.next_prompts()
@@ -118,13 +116,13 @@ class PPOTrainer:
             reuse=self.exact, micro=self.micro,
         )  # fmt: skip
         if not self.exact:
-            data = mismatch.measured(data, config, self.world)
+            data = mismatch.with_mismatch(data, config, self.world)
         if self.update == 0 and self.is_copy:
             checks.same_start(data, self.exact)
-        trim_memory()  # room that the sampling's cache took, and that training's tensors would not fit into
+        trim_memory()  # training's tensors do not fit into the blocks that the KV cache left in the allocator
         clock.lap("passes")
         # 6. Optimise.
-        learnt = self.optimisation.run(data, self.update, self.generator)
+        optimised = self.optimisation.run(data, self.update, self.generator)
         clock.lap("train")
         # 7. Adapt the KL coefficient.
         self.kl.update(data.metrics["objective/kl"], config.batch_size)
@@ -132,18 +130,18 @@ class PPOTrainer:
         return (
             data.metrics
             | disagreement
-            | learnt
+            | optimised
             | {f"time/{name}": seconds for name, seconds in clock.laps.items()}
             | {"episode": self.update * config.batch_size}
             | self.meter.measure(episodes, ended, clock.total)
         )
 
     def next_prompts(self) -> list[EncodedPrompt]:
-        """The prompt of each of this process's rows of the next batch."""
+        """The prompts of this process's rows of the next batch, one per row."""
         return self.shares.of(self.prompts.take(self.config.batch_size // self.config.num_generations))
 
     def sample(self, prompts: Sequence[EncodedPrompt], *, role: str = "policy", record: bool = False) -> Episodes:
-        """Episodes of this process's prompts of a batch."""
+        """Samples episodes for this process's prompts of a batch."""
         with self.bank.active(role, decode=True) as actor:
             return self.sampler.sample(
                 actor,
@@ -155,14 +153,14 @@ class PPOTrainer:
             )
 
     def respond(self, prompts: Sequence[EncodedPrompt], seed: int) -> Episodes:
-        """The policy's episodes of any prompts, outside of training: the same on every process."""
+        """Samples the policy's episodes for any prompts, outside of training. The same on every process."""
         with self.bank.active("policy", decode=True) as actor:
             return self.sampler.sample(actor, [prompt.ids for prompt in prompts], self.sampling, seed)
 
     # --- Checkpoints --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Of sharded roles complete on rank 0 only; every process must ask."""
+        """The training state. Sharded roles are complete on rank 0 only, and every process must call this."""
         return {
             "update": self.update,
             "roles": {role: self.bank.state_of(role) for role in sorted(self.bank.trainable)},

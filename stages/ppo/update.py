@@ -1,7 +1,7 @@
 """Step 6 of an update: optimisation of the policy and the critic on a batch of experience.
 
-Micro-batches change memory, not mathematics: losses are sums divided by counts of the whole minibatch over all
-processes. Every minibatch is one optimizer step per role. Shapes: B responses, L positions, T response tokens.
+Each minibatch is one optimizer step per role. The micro-batch size affects memory only: losses are sums divided by
+the token count of the whole minibatch over all processes. Shapes: B responses, L positions, T response tokens.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ METRICS = {
     "policy_norm": "policy/grad_norm",
     "value_norm": "val/grad_norm",
 }
-"""Sums over tokens -> names of their means (docs/ppo.md)."""
+"""Name of a sum over tokens -> metric name of its mean (docs/ppo.md)."""
 
 
 class Optimisation:
-    """Holds the optimizers of the roles that learn, and takes their steps.
+    """Holds and steps the optimizers of the trainable roles.
 
     Args:
-        exact: whether the bank computes in float32, so that the first ratio must be 1 exactly.
-        updates: of the whole run, for the learning-rate schedule.
-        micro: the micro-batch size, remembered from update to update.
+        exact: whether the bank computes in float32, in which case the first ratio must be exactly 1.
+        updates: number of updates in the run, for the learning-rate schedule.
+        micro: the micro-batch size, which persists from update to update.
         demonstrations: draws batches for PPO-ptx; needed when `config.ptx_coef` > 0.
     """
 
@@ -71,7 +71,7 @@ class Optimisation:
         }
 
     def run(self, data: Experience, update: int, generator: torch.Generator) -> dict[str, float]:
-        """All epochs over one batch. Returns metrics."""
+        """Runs all epochs over one batch and returns the metrics of the update, which is counted from 0."""
         config, totals = self.config, Totals()
         for optimizer in self.optimizers.values():
             optimizer.set_schedule(schedule(config, update, self.updates))
@@ -105,7 +105,7 @@ class Optimisation:
     def train_policy(
         self, data: Experience, rows: Tensor, count: float, generator: torch.Generator, update: int
     ) -> dict[str, float]:
-        """One optimizer step of the policy (and, on a shared trunk, of the value head)."""
+        """Takes one optimizer step of the policy and, with a shared trunk, of the value head."""
         with self.bank.active("policy", train=True) as actor:
             sums = self._fitting(
                 "policy",
@@ -124,7 +124,7 @@ class Optimisation:
         size: int | None,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Backward of a minibatch's losses in micro-batches of `size`. Returns sums over its tokens."""
+        """Accumulates a minibatch's gradients in micro-batches of `size`. Returns the loss sums over its tokens."""
         config = self.config
         sums: dict[str, Tensor] = {}
         for part_rows, part in self._parts(data, rows, size):
@@ -163,7 +163,7 @@ class Optimisation:
     def train_value(
         self, data: Experience, rows: Tensor, count: float, generator: torch.Generator, update: int
     ) -> dict[str, float]:
-        """One optimizer step of a value role of its own."""
+        """Takes one optimizer step of the separate value role."""
 
         def gradients(size: int | None) -> dict[str, Tensor]:
             sums: dict[str, Tensor] = {}
@@ -197,8 +197,11 @@ class Optimisation:
         return batch.backward(actor, lambda loss: optimizer.backward(weight * loss), passes, chunk_size)
 
     def _parts(self, data: Experience, rows: Tensor, size: int | None) -> Iterator[tuple[Tensor, Episodes]]:
-        """Micro-batches. Sharded roles need the same number of passes on every process: those with fewer
-        micro-batches make passes of weight zero."""
+        """Yields (rows, episodes) micro-batches.
+
+        Sharded roles need the same number of passes on every process, so processes with fewer micro-batches add
+        passes of weight zero.
+        """
         parts = list(data.episodes.micro_batches(rows, size))
         most = self.world.most(len(parts)) if self.bank.sharded else len(parts)
         yield from parts
@@ -212,7 +215,8 @@ class Optimisation:
         generator: torch.Generator,
         work: Callable[[int | None], dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """A minibatch's gradients, at the micro-batch size that fits: a failed attempt leaves nothing behind."""
+        """Computes a minibatch's gradients at the largest micro-batch size that fits. An attempt that runs out of
+        memory is undone."""
         state = generator.get_state()
 
         def undo() -> None:
@@ -239,7 +243,7 @@ def _accumulate(sums: dict[str, Tensor], losses: Sequence[Loss]) -> None:
 
 
 class Totals:
-    """Sums over an update's steps, to be divided by the tokens they were taken over."""
+    """Accumulates sums over an update's steps, and the number of tokens (or steps) in each."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}

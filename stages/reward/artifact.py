@@ -1,5 +1,5 @@
-"""`quality.json` of the `reward` stage: what was measured of the reward model on held-out rankings, and the gate's
-verdict. Imports no torch."""
+"""`quality.json` of the `reward` stage: the reward model's metrics on held-out rankings, and the gate's verdict.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipeline.engine.stage import Artifact, Metrics, parse
 
 FILE = "quality.json"
 HELD_OUT = "eval_"
-"""Prefix of the metrics that are measured on held-out rankings."""
+"""Prefix of metrics on held-out rankings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Metrics on held-out rankings; `stages.reward.quality` and `stages.reward.measure` define them. None where
-    there was nothing to measure.
+    """Metrics on held-out rankings, defined in `stages.reward.quality` and `stages.reward.measure`. None if there
+    was nothing to measure.
 
     Attributes:
         json: all metrics, by name.
@@ -54,7 +54,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, metrics: Mapping[str, Any], where: str) -> HeldOut:
-        """From the metrics of the stage."""
+        """Selects them from the metrics of the stage."""
         content = {
             name.removeprefix(HELD_OUT): value for name, value in metrics.items() if name.startswith(HELD_OUT)
         }
@@ -63,7 +63,7 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Pairs with about the same predicted chance, and how often they were ordered that way."""
+    """A bin of the calibration table: mean predicted probability, observed frequency and number of pairs."""
 
     predicted: float
     observed: float
@@ -94,10 +94,10 @@ class RewardQuality:
 
     Attributes:
         reliability: the calibration table; each pair counts from both sides.
-        by_annotator: those with the most pairs first.
-        by_prompt: histogram of the accuracy of a prompt's pairs.
+        by_annotator: sorted by number of pairs, descending.
+        by_prompt: histogram of accuracy per prompt.
         scores: histogram of the scores of held-out answers.
-        unfit: why PPO may not use the model; empty if it passes the gate.
+        unfit: why the model fails the gate; empty if it passes.
     """
 
     held_out: HeldOut
@@ -115,7 +115,7 @@ class RewardQuality:
 
 
 def read_unfit(artifact: Artifact) -> list[str]:
-    """Why PPO may not use the model; empty if it passed the gate."""
+    """Why the model failed the gate; empty if it passed."""
     return list(artifact.json(FILE)["unfit"])
 
 
@@ -123,7 +123,7 @@ def write(out_dir: Path, metrics: Metrics, tables: Metrics, unfit: Sequence[str]
     """Writes `quality.json`.
 
     Args:
-        metrics: the stage's metrics, those on held-out rankings with the prefix `HELD_OUT`.
+        metrics: the stage's metrics; those on held-out rankings have the prefix `HELD_OUT`.
         tables: reliability, by_annotator, by_prompt and scores.
     """
     content = {"metrics": metrics, **tables, "unfit": unfit, "warnings": warnings}

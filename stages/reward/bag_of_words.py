@@ -1,7 +1,7 @@
 """A baseline for reward models: logistic regression on the words of the answers.
 
-It never reads the prompt. A reward model that does no better on held-out pairs has learnt nothing beyond a list of
-words.
+It does not see the prompt. A reward model that is no better on held-out pairs has learnt nothing beyond word
+weights.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ WordScorer = Callable[[Sequence[str]], np.ndarray]
 """Texts -> scores (N,)."""
 
 PAIRS = 20_000
-"""The most training pairs that are used."""
+"""Upper limit on training pairs."""
 CHARACTERS = 20_000_000
-"""The most characters of training pairs that are used."""
+"""Upper limit on the characters of training pairs."""
 FEATURES = 2**18
-"""Hash buckets of words and pairs of neighbouring words."""
+"""Hash buckets for words and word bigrams."""
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
 """A word or a punctuation mark. Chinese and Japanese put no spaces between words: each character is one."""
 
 
 def strict_pairs(groups: Mapping[str, Group]) -> Iterator[tuple[str, str]]:
-    """(better, worse) answers of all rankings, up to `PAIRS` and `CHARACTERS`, by prompt key. Keys are hashes, so
-    that these are a random sample."""
+    """(better, worse) answers of the rankings, up to `PAIRS` and `CHARACTERS`, in the order of prompt keys. Keys
+    are hashes, so a truncated sequence is a random sample."""
     pairs = characters = 0
     for key in sorted(groups):
         texts = list(groups[key].completions)
@@ -46,17 +46,17 @@ def strict_pairs(groups: Mapping[str, Group]) -> Iterator[tuple[str, str]]:
 
 
 def distinct(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """The distinct texts of pairs -> their places."""
+    """Maps the distinct texts of pairs to indices."""
     return {text: place for place, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
 
 
 def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: None) -> WordScorer:
-    """Scores such that sigmoid(score of better - score of worse) is likely for `pairs` of (better, worse) texts.
+    """Fits a Bradley-Terry model on words: maximises the likelihood sigmoid(score of better - score of worse) of
+    `pairs` of (better, worse) texts.
 
-    Features are the words and pairs of neighbouring words of the training texts, hashed and weighted
-    (1 + log tf) idf with an L2 norm of 1. Their weights have a penalty of 1/2 |w|^2 beside the sum of the pairs'
-    losses; there is no intercept and no randomness. All scores are 0 when there is nothing to learn from.
-    `advance` is called for each of the `distinct` texts.
+    Features are the words and bigrams of the training texts, hashed, weighted by (1 + log tf) idf and scaled to an
+    L2 norm of 1. The loss is the sum over pairs plus 1/2 |w|^2, without an intercept; the fit is deterministic.
+    Without features all scores are 0. `advance` is called for each of the `distinct` texts.
     """
     from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
@@ -71,13 +71,13 @@ def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: 
             advance()
 
     counts = hashing.transform(passing() if texts else [""])
-    known = np.unique(counts.indices)
-    if not len(known):
+    features = np.unique(counts.indices)
+    if not len(features):
         return lambda texts: np.zeros(len(texts))
     weighting = TfidfTransformer(sublinear_tf=True)
-    rows = weighting.fit_transform(counts[:, known])
+    rows = weighting.fit_transform(counts[:, features])
     better, worse = (rows[[texts[pair[side]] for pair in pairs]] for side in (0, 1))
-    # Each pair in both orders, at half the weight: the same optimum as with one order, and always two classes.
+    # Each pair in both orders at half the weight: the same optimum, and always two classes for scikit-learn.
     both = np.repeat([1, -1], len(pairs))
     model = LogisticRegression(C=0.5, fit_intercept=False, max_iter=1000, tol=1e-6)
     model.fit(sparse.vstack([better - worse, worse - better], format="csr"), both)
@@ -86,7 +86,7 @@ def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: 
     def score(texts: Sequence[str]) -> np.ndarray:
         if not len(texts):
             return np.zeros(0)
-        return np.asarray(weighting.transform(hashing.transform(texts)[:, known]) @ weights)
+        return np.asarray(weighting.transform(hashing.transform(texts)[:, features]) @ weights)
 
     return score
 

@@ -1,5 +1,5 @@
-"""Builds the model that the `reward` stage trains: adapters and heads on the policy's backbone, a whole model, or
-an encoder."""
+"""Builds the model that the `reward` stage trains: adapters and heads on the policy's backbone, a full model, or an
+encoder."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from stages.scoring.text_encoder import TextEncoder
 
 
 class Builder(Protocol):
-    """Builds members one after another, and the artifact from all of them."""
+    """Builds the members one by one, and the artifact from all of them."""
 
     encoder: Encoder
 
     def member(self, number: int, seed: int) -> ScoringModule:
-        """A member to train, initialised from `seed`, after the one before has been trained."""
+        """A new member to train, initialised from `seed`. The previous member must be trained."""
 
     def finish(self, rows: Sequence[list[int]]) -> Any:
-        """The frozen reward model, its members on a common scale over `rows`."""
+        """The frozen reward model, with its members scaled to a common scale on `rows`."""
 
     def save(self, model: Any, out_dir: Path, rows: Sequence[list[int]]) -> None:
         """Writes the artifact, with fingerprints of `rows`."""
@@ -61,7 +61,7 @@ def builder_for(config: RewardConfig, inputs: Mapping[str, Artifact], codec: Cod
 
 
 class BackboneBuilder:
-    """LoRA adapters on the one backbone, each with a head; or one whole model."""
+    """LoRA adapters on a shared backbone, each with a head, or a single full model."""
 
     def __init__(self, config: RewardConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> None:
         self.config, self.base, self.sft = config, inputs["base"], inputs["sft"]
@@ -88,7 +88,7 @@ class BackboneBuilder:
                 self.lm = new_adapter(backbone, lora, name)
             else:
                 self.lm.add_adapter(name, self.lm.peft_config[ROLE])
-                self.lm.set_adapter(name)  # now the only one that is trained
+                self.lm.set_adapter(name)  # the other adapters stop training
             if self.config.init == "sft":
                 _copy_adapter(self.sft, self.lm, name)
         float32_trainables(self.lm)
@@ -99,8 +99,8 @@ class BackboneBuilder:
     def finish(self, rows: Sequence[list[int]]) -> RewardEnsemble:
         names = [numbered(ROLE, number) for number in range(len(self.heads))]
         heads = dict(zip(names, self.heads, strict=True))
-        # A bank, as in PPO: in 16 bits its forward pass differs from that of training, by a large part of the
-        # spread of the scores if the model was trained for a few steps only.
+        # A bank, as in PPO: in 16 bits its forward pass differs from that of training. The difference is a large
+        # part of the score spread if the model was trained for a few steps only.
         bank = FullBank({ROLE: self.lm}, heads, ()) if self.config.lora is None else ActorBank(self.lm, heads, ())
         ensemble = RewardEnsemble(bank, names)
         if len(names) > 1:
@@ -113,7 +113,8 @@ class BackboneBuilder:
 
 
 def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:
-    """Starts a reward adapter as the SFT adapter's copy."""
+    """Copies the SFT adapter's weights into a reward adapter. Raises `StageError` if there is none or the shapes
+    differ."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
     if not is_adapter(sft):
@@ -121,9 +122,9 @@ def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:
     with readable_checkpoint(sft.path, "SFT adapter"):
         weights = load_peft_weights(str(sft.file("adapter")), device=str(lm.device))
     problem = StageError(
-        "the reward adapter cannot start as the SFT adapter's copy: their LoRA shapes differ",
+        "the reward adapter cannot start as a copy of the SFT adapter: their LoRA shapes differ",
         where="reward.lora",
-        hint="give reward.lora the r and target_modules of sft.lora, or set reward.init: base",
+        hint="set r and target_modules of reward.lora to those of sft.lora, or set reward.init: base",
     )
     if weights.keys() != adapter_weights(lm, name):
         raise problem
@@ -134,7 +135,7 @@ def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:
 
 
 class ClassifierBuilder:
-    """One encoder with a head of its own."""
+    """An encoder with a classification head."""
 
     def __init__(self, config: RewardConfig, codec: Codec, device: str) -> None:
         self.classifier = classifier.new_classifier(config, device)

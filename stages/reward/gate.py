@@ -1,4 +1,4 @@
-"""The gate: may PPO trust this reward model?"""
+"""The gate: decides from held-out metrics whether PPO may use a reward model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.config.reward import GateConfig
 
 
 def _left_out(metrics: Mapping[str, Any]) -> str:
-    """The reasons why held-out rankings were left out, in brackets; empty without any."""
+    """The reasons why held-out rankings were left out, in parentheses; empty if none were."""
     reasons = [
         f"{count} {name.partition('/')[2]}"
         for name, count in metrics.items()
@@ -20,9 +20,9 @@ def _left_out(metrics: Mapping[str, Any]) -> str:
 
 
 def _agreement(metrics: Mapping[str, Any]) -> str:
-    """Agreement on the held-out prompts, which bounds the accuracy of a reward model."""
+    """Describes the annotators' agreement on the held-out prompts, which bounds the accuracy of a reward model."""
     if metrics.get("agreement") is None:
-        return "how far two annotators agree on these prompts is not known"
+        return "the agreement of two annotators on these prompts is unknown"
     return (
         f"two annotators agree on {metrics['agreement']:.3f} ({metrics['agreement_low']:.3f} to "
         f"{metrics['agreement_high']:.3f}) of {metrics['agreement_pairs']} pairs of these prompts"
@@ -30,7 +30,7 @@ def _agreement(metrics: Mapping[str, Any]) -> str:
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """A line with held-out accuracy, its baselines and the agreement; empty when nothing was measured."""
+    """A line with held-out accuracy, baselines and agreement; empty if nothing was measured."""
     if not metrics.get("pairs"):
         return ""
     return (
@@ -42,7 +42,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
 
 
 def _above_bag_of_words(metrics: Mapping[str, Any]) -> str | None:
-    """That the reward model may be no better than a bag of words, with the figures; None where it is better."""
+    """The warning that the reward model may be no better than a bag of words; None if it is better."""
     if metrics.get("above_bag_of_words_low") is None or metrics["above_bag_of_words_low"] > 0:
         return None
     accuracy, words = metrics["accuracy"], metrics["bag_of_words_accuracy"]
@@ -54,7 +54,7 @@ def _above_bag_of_words(metrics: Mapping[str, Any]) -> str | None:
 
 
 def warnings(config: GateConfig | None, metrics: Mapping[str, Any]) -> list[str]:
-    """Doubts about a reward model that no check of the gate covers."""
+    """Warnings about a reward model that do not fail the gate."""
     words = _above_bag_of_words(metrics)
     if words is None or (config is not None and config.above_bag_of_words):
         return []
@@ -62,8 +62,8 @@ def warnings(config: GateConfig | None, metrics: Mapping[str, Any]) -> list[str]
 
 
 def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
-    """The reasons why PPO should not trust a reward model with these held-out metrics (`stages.reward.measure`);
-    empty when it may. A metric that could not be measured gives no reason, unless none could."""
+    """The reasons why a reward model with these held-out metrics (`stages.reward.measure`) fails the gate; empty if
+    it passes. A missing metric fails no check, unless no pair was measured at all."""
     if not metrics.get("pairs"):
         return [f"it was measured on no held-out pair{_left_out(metrics)}"]
     if not all(math.isfinite(metrics[name]) for name in ("score_mean", "score_std")):

@@ -1,4 +1,5 @@
-"""Rankings as training examples of a reward model: by prompt, each distinct answer once, as token ids."""
+"""Groups rankings into training examples of a reward model: one group per prompt, each distinct answer encoded
+once."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Order:
     Attributes:
         rows: indices of the ranked completions in the group (or batch).
         ranks: one per completion, 1 = best; equal ranks are ties.
-        ratings: one per completion, from which the ranks were derived, if there were any.
-        weight: of this ranking in the loss; the mean over all rankings is 1.
+        ratings: one per completion, if the ranks were derived from ratings.
+        weight: the ranking's weight in the loss; the mean over all rankings is 1.
     """
 
     rows: list[int]
@@ -32,7 +33,7 @@ class Order:
 
 @dataclass
 class Group:
-    """One prompt: its distinct completions, each a row of ids of prompt and completion, and their rankings."""
+    """A prompt with its distinct completions, each a row of prompt and completion ids, and their rankings."""
 
     prompt_length: int
     completions: dict[str, int] = field(default_factory=dict)
@@ -40,10 +41,9 @@ class Group:
     orders: list[Order] = field(default_factory=list)
 
     def places(self, ranking: Ranking) -> dict[int, int]:
-        """Row -> place of the completion in a ranking of this prompt, for completions that have a row.
+        """Row -> index of the completion in a ranking of this prompt, for completions that have a row.
 
-        The first of equal completions counts: two systems may give the same answer, which cannot be better than
-        itself.
+        Of equal completions the first counts: an answer that two systems gave cannot be better than itself.
         """
         places: dict[int, int] = {}
         for place, text in enumerate(ranking.completions):
@@ -53,19 +53,19 @@ class Group:
 
 
 class Encoder(Protocol):
-    """Encodes prompts and completions for a reward model, whose rows are padded with `pad_id`."""
+    """Encodes prompts and completions for a reward model. Rows are padded with `pad_id`."""
 
     pad_id: int
 
     def prompt(self, messages: Sequence[Message]) -> Any: ...
 
     def row(self, prompt: Any, completion: str) -> list[int]:
-        """Ids of a prompt, as returned by `prompt`, and of an ended completion."""
+        """Ids of a prompt, as returned by `prompt`, and of a completion with its stop token."""
 
     def prompt_length(self, prompt: Any) -> int: ...
 
     def cut(self, row: list[int], prompt_length: int) -> list[int]:
-        """The row with the first half of its completion only, which is not ended."""
+        """The row with only the first half of its completion, without a stop token."""
 
 
 class TokenEncoder:
@@ -95,17 +95,17 @@ def group_rankings(
     *,
     ties_teach: bool = False,
 ) -> tuple[dict[str, Group], LeftOut]:
-    """Groups by prompt key, from rankings that are read once and not kept, and what is left out of them.
+    """Groups rankings by prompt key, in one pass over them, and counts what is left out.
 
-    A completion that is too long for the model is removed from its rankings.
+    A completion that exceeds `max_length` is removed from its rankings.
 
     Args:
-        weights: by annotator; they are scaled to a mean of 1 over the rankings.
-        ties_teach: whether the objective learns from rankings in which all answers are tied; otherwise these count
-            as left out. They stay in their groups in any case.
+        weights: by annotator; scaled to a mean of 1 over the rankings.
+        ties_teach: whether the objective learns from rankings in which all answers are tied. If not, these count as
+            left out, but stay in their groups.
 
-    Raises `StageError` when an annotator has no weight, and `templates.Refused` when a chat template does not
-    accept a prompt.
+    Raises `StageError` if an annotator has no weight, and `templates.Refused` if the chat template rejects a
+    prompt.
     """
     groups: dict[str, Group] = {}
     prompts: dict[str, Any] = {}
@@ -155,8 +155,8 @@ def _weight(weights: Mapping[str, float], annotator: str) -> float:
 
 
 def _scale_weights(groups: Sequence[Group]) -> None:
-    every = [order.weight for group in groups for order in group.orders]
-    mean = sum(every) / len(every)
+    weights = [order.weight for group in groups for order in group.orders]
+    mean = sum(weights) / len(weights)
     if not mean > 0:
         raise StageError(
             "no annotator of the training rankings has a weight above 0",
@@ -168,7 +168,8 @@ def _scale_weights(groups: Sequence[Group]) -> None:
 
 
 def as_pairs(groups: Iterable[Group]) -> Iterator[Group]:
-    """Each strict pair of each ranking as a separate group, whose two completions are scored for that pair only."""
+    """Yields each strict pair of each ranking as a separate group, so that its two completions are scored anew per
+    pair."""
     for group in groups:
         for order in group.orders:
             for i, better in enumerate(order.rows):
@@ -183,7 +184,7 @@ def as_pairs(groups: Iterable[Group]) -> Iterator[Group]:
 
 
 def tie_share(groups: Iterable[Group]) -> float:
-    """The share of ties among all pairs of completions that were ranked together."""
+    """The share of ties among all pairs of completions in the same ranking."""
     ties = pairs = 0
     for order in (order for group in groups for order in group.orders):
         k = len(order.ranks)
@@ -193,7 +194,7 @@ def tie_share(groups: Iterable[Group]) -> float:
 
 
 def mean_gap(groups: Iterable[Group], merits: str) -> float:
-    """Mean difference of merit (see `merits_of`) over the strict pairs of all rankings."""
+    """Mean merit gap (see `merits_of`) over the strict pairs of all rankings; 1 without a strict pair."""
     total, pairs = 0.0, 0
     for order in (order for group in groups for order in group.orders):
         values = merits_of(order, merits)
@@ -204,26 +205,26 @@ def mean_gap(groups: Iterable[Group], merits: str) -> float:
 
 
 def merits_of(order: Order, kind: str) -> list[float]:
-    """The annotator's value of each answer of a ranking, by `kind`: the ratings, or minus the ranks."""
+    """The merit of each answer of a ranking, by `kind`: its rating, or minus its rank."""
     if kind == "ranks":
         return [-float(rank) for rank in order.ranks]
     if order.ratings is None:
         raise DataError(
             "a training ranking has no ratings",
             where="reward.merits",
-            hint="set reward.merits: ranks, or give a table with ratings (or a `margin`)",
+            hint="set reward.merits: ranks, or use a table with ratings (or a `margin`)",
         )
     return order.ratings
 
 
 def collate(groups: Sequence[Group], pad_id: int) -> dict[str, Any]:
-    """Groups -> padded rows of all their completions, and rankings with indices into these rows."""
+    """Collates groups into padded rows of all their completions, and rankings with indices into these rows."""
     ids, mask = pad([row for group in groups for row in group.rows], pad_id, left=False)
     return {"rows": {"ids_BL": ids, "lengths_B": mask.sum(1)}, **orders_of(groups)}
 
 
 def orders_of(groups: Sequence[Group]) -> dict[str, Any]:
-    """All rankings of a batch, with indices into all its completions, and the span of each group's completions."""
+    """All rankings of a batch, with indices into its completions, and the span of each group's completions."""
     orders, spans, offset = [], [], 0
     for group in groups:
         orders += [replace(order, rows=[offset + i for i in order.rows]) for order in group.orders]

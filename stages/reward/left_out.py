@@ -1,4 +1,4 @@
-"""Counts of the rankings that training cannot use, by reason; each counts once."""
+"""Counts the rankings that training cannot use, by reason. Each ranking counts once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ TOO_LONG, EQUAL, TIED = "longer than max_length", "all answers equal", "all answ
 class LeftOut:
     """Counts of the rankings of a table that are left out.
 
-    A ranking is left out when it has no strict pair of distinct answers that fit into `max_length`. Otherwise it is
-    used without its answers that are too long.
+    A ranking is left out if it has no strict pair of distinct answers that fit into `max_length`. Otherwise it is
+    used without the answers that are too long.
 
     Attributes:
-        max_length: tokens of prompt and answer; `key` is the recipe's name for it.
-        ties_teach: whether the objective learns from a ranking that ties all its answers.
-        read: rankings that were read.
-        shortened: rankings that are used without some of their answers.
-        counts: rankings that are left out, by reason.
-        too_long: hashes of (prompt key, answer) that do not fit; there may be too many to keep the texts.
-        longest: tokens of the longest of these.
+        max_length: limit on prompt and answer together, in tokens.
+        ties_teach: whether the objective learns from a ranking whose answers are all tied.
+        read: number of rankings read.
+        shortened: number of rankings used without some of their answers.
+        counts: number of rankings left out, by reason.
+        too_long: hashes of (prompt key, answer) that exceed the limit; the texts could take too much memory.
+        longest: length of the longest of these, in tokens.
+        key: the recipe key of `max_length`.
     """
 
     max_length: int
@@ -38,16 +39,16 @@ class LeftOut:
     longest: int = 0
     key: str = "reward.max_length"
 
-    def count(self, ranking: Ranking, kept: Collection[int]) -> None:
-        """Counts a ranking. `kept`: the places of its distinct completions that fit."""
+    def count(self, ranking: Ranking, fitting: Collection[int]) -> None:
+        """Counts a ranking. `fitting`: the indices of its distinct completions that fit."""
         self.read += 1
         distinct = len(set(ranking.completions))
-        levels = len({ranking.ranks[place] for place in kept})
-        if levels > 1 or (len(kept) > 1 and self.ties_teach):
-            self.shortened += len(kept) < distinct
+        levels = len({ranking.ranks[place] for place in fitting})
+        if levels > 1 or (len(fitting) > 1 and self.ties_teach):
+            self.shortened += len(fitting) < distinct
         elif distinct < 2:
             self.counts[EQUAL] += 1
-        elif len(kept) == distinct or (len(kept) > 1 and len(set(ranking.ranks)) == 1):
+        elif len(fitting) == distinct or (len(fitting) > 1 and len(set(ranking.ranks)) == 1):
             self.counts[TIED] += 1
         else:
             self.counts[TOO_LONG] += 1
@@ -61,12 +62,13 @@ class LeftOut:
         return self.read - self.total
 
     def ties_count(self) -> None:
-        """Counts the rankings that are used as left out, too: for a table without any strict pair."""
+        """Counts the used rankings as left out too, for a table without a strict pair."""
         if self.used:
             self.counts[TIED] += self.used
 
     def metrics(self, prefix: str = "") -> Metrics:
-        """`dropped_rankings`, of `read_rankings`, is the sum of `dropped_rankings/<reason>`."""
+        """Metrics. `dropped_rankings` of `read_rankings` are left out; it is the sum over
+        `dropped_rankings/<reason>`."""
         return {
             f"{prefix}read_rankings": self.read,
             f"{prefix}dropped_rankings": self.total,
@@ -76,7 +78,7 @@ class LeftOut:
         }
 
     def describe(self, what: str) -> str:
-        """How many of `what` are left out, and why; empty when nothing is."""
+        """Says how many of `what` are left out, and why; empty if none are."""
         words = {
             TOO_LONG: f"longer than {self.key} = {self.max_length} tokens (the longest: {self.longest})",
             EQUAL: "with answers that are all the same text",
@@ -94,7 +96,7 @@ class LeftOut:
         return "; ".join(parts)
 
     def hint(self, *, learns: bool = True) -> str:
-        """What to change. `learns`: whether the rankings are for training rather than for measuring."""
+        """Says what to change. `learns`: whether the rankings are for training rather than evaluation."""
         hints = []
         if self.counts[TOO_LONG] or self.shortened:
             hints.append(f"raise {self.key}")

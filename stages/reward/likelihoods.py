@@ -1,5 +1,4 @@
-"""Losses of one ranking, given a score for each of its K answers: how unlikely is it, or how far off are the
-scores?
+"""Losses of a ranking, given a score for each of its K answers: negative log-likelihoods, and regression.
 
 Shapes: K answers to one prompt; `scores_K` float, `ranks_K` ints, 1 = best, equal ranks are ties.
 """
@@ -14,11 +13,10 @@ from torch.nn.functional import logsigmoid
 
 
 def bradley_terry(scores_K: Tensor, ranks_K: Tensor, margins_KK: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood of all pairs of a ranking, each weighted 1/C(K,2); ties add nothing.
+    """Negative log-likelihood of all pairs of a ranking, each weighted 1/C(K,2); ties contribute nothing.
 
-    Ouyang et al. 2022 (arXiv:2203.02155), equation 1: K forward passes serve all K(K-1)/2 pairs. With `margins_KK`,
-    `margins[i, j]` is by how much the score of i should exceed that of j before the loss levels off (Touvron et al.
-    2023, arXiv:2307.09288, equation 2).
+    Ouyang et al. 2022 (arXiv:2203.02155), equation 1: K forward passes serve all K(K-1)/2 pairs. `margins_KK[i, j]`
+    is subtracted from the score difference of i and j (Touvron et al. 2023, arXiv:2307.09288, equation 2).
     """
     k = len(scores_K)
     better = ranks_K[:, None] < ranks_K[None, :]
@@ -29,10 +27,11 @@ def bradley_terry(scores_K: Tensor, ranks_K: Tensor, margins_KK: Tensor | None =
 
 
 def davidson(scores_K: Tensor, ranks_K: Tensor, log_nu: float) -> Tensor:
-    """As `bradley_terry`, but a tie is an observation too, which draws its two scores together.
+    """As `bradley_terry`, but a tie is an observation too, which pulls its two scores together.
 
-    Davidson 1970 (JASA 65), equation 2.6: of i and j, i wins with a probability in proportion to exp(s_i), and they
-    tie in proportion to nu * exp((s_i + s_j) / 2). `davidson_nu` gives a nu from the share of ties.
+    Davidson 1970 (JASA 65), equation 2.6: of i and j, i wins with a probability proportional to exp(s_i), j with
+    one proportional to exp(s_j), and they tie with one proportional to nu * exp((s_i + s_j) / 2). `davidson_nu`
+    computes nu from the share of ties.
     """
     k = len(scores_K)
     halves = (scores_K[:, None] - scores_K[None, :]) / 2
@@ -44,34 +43,33 @@ def davidson(scores_K: Tensor, ranks_K: Tensor, log_nu: float) -> Tensor:
 
 
 def davidson_nu(tie_share: float) -> float:
-    """The nu under which answers of equal score tie with probability `tie_share`: nu / (nu + 2)."""
+    """The nu for which answers of equal score tie with probability `tie_share` = nu / (nu + 2)."""
     return 2 * tie_share / (1 - tie_share)
 
 
 def plackett_luce(scores_K: Tensor, ranks_K: Tensor) -> Tensor:
-    """Negative log-likelihood under Plackett-Luce: the best is chosen first, then the best of the rest, and so on,
-    each with probability softmax(score) over those left (Plackett 1975, section 3).
+    """Negative log-likelihood under Plackett-Luce: the best answer is chosen first, then the best of the rest, and
+    so on, each with probability softmax(score) over the remaining answers (Plackett 1975, section 3).
 
-    A tie says that its answers come next in *some* order: the sum over all of them, exactly (by a recursion over
-    the 2^m subsets of m tied answers). With K = 2 and no tie it is Bradley-Terry.
+    For m tied answers the likelihood is summed exactly over their orders, by a recursion over their 2^m subsets.
+    With K = 2 and no tie it equals Bradley-Terry.
     """
-    loss = scores_K[:0].sum()  # zero with a graph behind it: backward works when all are tied
+    loss = scores_K[:0].sum()  # zero with a graph, so that backward works if all are tied
     ranks = ranks_K.tolist()
     left = list(range(len(ranks)))
     for rank in sorted(set(ranks)):
         group = [i for i in left if ranks[i] == rank]
         if len(group) == len(left):
-            break  # whoever is left comes last, in whatever order
+            break  # the remaining answers come last in any order, with probability 1
         loss = loss - _log_chosen_first(scores_K, group, left)
         left = [i for i in left if ranks[i] != rank]
     return loss
 
 
 def _log_chosen_first(scores_K: Tensor, group: list[int], left: list[int]) -> Tensor:
-    """Log-probability that the answers of `group`, in any order, are the first ones chosen from `left`."""
-    log_reached: dict[tuple[int, ...], Tensor] = {
-        (): scores_K.new_zeros(())
-    }  # chosen so far (as a set) -> log-probability of getting there
+    """Log-probability that the answers of `group`, in any order, are chosen first from `left`."""
+    # Set of answers chosen so far -> log-probability that these are chosen first.
+    log_reached: dict[tuple[int, ...], Tensor] = {(): scores_K.new_zeros(())}
     for size in range(1, len(group) + 1):
         reached: dict[tuple[int, ...], Tensor] = {}
         for chosen in combinations(group, size):
@@ -86,27 +84,27 @@ def _log_chosen_first(scores_K: Tensor, group: list[int], left: list[int]) -> Te
 
 
 def regression(scores_K: Tensor, targets_K: Tensor) -> Tensor:
-    """Mean squared error of scores to targets, both less their mean: a ranking says nothing of the level."""
+    """Mean squared error between centred scores and centred targets: a ranking does not determine the offset."""
     return ((scores_K - scores_K.mean()) - (targets_K - targets_K.mean())).square().mean()
 
 
 def borda_targets(ranks_K: Tensor) -> Tensor:
     """Targets from ranks: an answer's log-odds of winning a comparison within the ranking, log((w + 1/2) / (l +
-    1/2)) with w the others that it beats (its Borda count; a tie is half a win) and l those that beat it. The
-    half keeps it finite (Haldane 1956); log-odds have the unit of Bradley-Terry's scores."""
+    1/2)). w is the number of answers that it beats (its Borda count; a tie is half a win), l the number that beat
+    it. Adding 1/2 keeps the log-odds finite (Haldane 1956). Log-odds have the unit of Bradley-Terry scores."""
     wins = (ranks_K[:, None] < ranks_K[None, :]).sum(1) + ((ranks_K[:, None] == ranks_K[None, :]).sum(1) - 1) / 2
     return ((wins + 0.5) / (len(ranks_K) - 1 - wins + 0.5)).log()
 
 
 def rating_targets(ratings_K: Tensor) -> Tensor:
-    """Targets from ratings: standardised within the ranking, since annotators use a scale each in their own
-    way; zero where all are equal."""
+    """Targets from ratings, standardised within the ranking because annotators use a scale differently. Zero if all
+    ratings are equal."""
     centred = ratings_K - ratings_K.mean()
     spread = centred.square().mean().sqrt()
     return centred / spread if spread > 0 else centred
 
 
 def centering(scores_K: Tensor) -> Tensor:
-    """Squared mean of a prompt's scores: pins the offset that rankings leave free (Eisenstein et al. 2023,
-    arXiv:2312.09244, equation 2, for K answers)."""
+    """Squared mean of a prompt's scores. It penalises the offset, which rankings leave free (Eisenstein et al.
+    2023, arXiv:2312.09244, equation 2, for K answers)."""
     return scores_K.mean() ** 2

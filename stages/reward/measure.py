@@ -1,4 +1,4 @@
-"""Measures a trained reward model on held-out rankings, for `quality.json` and the gate."""
+"""Evaluates a trained reward model on held-out rankings, for `quality.json` and the gate."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def measure_reward_model(
     config: RewardConfig,
     ctx: RunContext,
 ) -> tuple[Metrics, Metrics]:
-    """`stages.reward.quality.quality` of the model's scores (an ensemble's mean), and further:
+    """Metrics and tables of `stages.reward.quality.quality` for the model's scores (an ensemble's mean), and:
 
-    ended_preferred: share of answers that score above themselves cut in half, without a stop token;
+    ended_preferred: share of answers that score above their first half without a stop token;
     the agreement of the annotators, see `_ceiling`;
-    member_accuracy and disagreement, of an ensemble: each member's accuracy, and the mean standard deviation over
-    members.
+    for an ensemble, member_accuracy (each member's accuracy) and disagreement (standard deviation over members,
+    averaged over answers).
 
     Args:
-        groups: of the held-out prompts.
-        rankings: reads the held-out rankings anew each time it is called.
+        groups: those of the held-out prompts.
+        rankings: reads the held-out rankings from the start on each call.
     """
     texts = [(key, text) for key, group in groups.items() for text in group.completions]
     rows = [row for group in groups.values() for row in group.rows]
@@ -64,7 +64,7 @@ def measure_reward_model(
 
 
 def _measured(rankings: Iterable[Ranking], groups: Mapping[str, Group]) -> Iterator[Ranking]:
-    """The rankings, each with the completions that have a row in its group; those with one left are left out."""
+    """The rankings, reduced to the completions that have a row in their group; skips those with fewer than two."""
     for ranking in rankings:
         group = groups.get(prompt_key(ranking.prompt))
         places = group.places(ranking).values() if group else ()
@@ -80,19 +80,19 @@ def _measured(rankings: Iterable[Ranking], groups: Mapping[str, Group]) -> Itera
 
 
 def _ceiling(rankings: Iterable[Ranking], seed: int) -> Metrics:
-    """Agreement of the annotators on the pairs that the reward model is measured on, which bounds its accuracy.
-    None where no two of them ordered the same pair.
+    """Agreement of the annotators on the held-out pairs, which bounds the reward model's accuracy. Values are None
+    if no two annotators ordered the same pair.
 
     agreement, _low, _high, _pairs: `pairwise` of data/annotators/agreement.py, with a 95 % bootstrap interval over
     prompts;
     predicted_by_others, _pairs: `by_others`.
     """
-    agreed = agreement(sample_rankings(rankings), seed=seed)
+    measured = agreement(sample_rankings(rankings), seed=seed)
     return {
-        "agreement": agreed.pairwise.value,
-        "agreement_low": agreed.pairwise.low,
-        "agreement_high": agreed.pairwise.high,
-        "agreement_pairs": agreed.pairwise.pairs,
-        "predicted_by_others": agreed.by_others.value,
-        "predicted_by_others_pairs": agreed.by_others.pairs,
+        "agreement": measured.pairwise.value,
+        "agreement_low": measured.pairwise.low,
+        "agreement_high": measured.pairwise.high,
+        "agreement_pairs": measured.pairwise.pairs,
+        "predicted_by_others": measured.by_others.value,
+        "predicted_by_others_pairs": measured.by_others.pairs,
     }

@@ -1,7 +1,7 @@
-"""Several completions of a prompt in one row, so that the prompt is computed once, with the same gradients.
+"""Packs several completions of a prompt into one row, so that the prompt is computed once. Gradients are the same.
 
-A packed row is prompt, completion 1, completion 2, ...; each completion attends to the prompt and itself, and its
-positions continue from the prompt's end, as if it were the only one (`RewardModel` makes the mask).
+A packed row is prompt, completion 1, completion 2, ... Each completion attends to the prompt and itself only, and
+its positions continue from the end of the prompt (`RewardModel` builds the mask).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from stages.reward.groups import Group
 
 def pack(groups: Sequence[Group], pad_id: int, budget: int) -> dict[str, Tensor]:
     """Packed rows of about `budget` tokens, right-padded: ids_BL; positions_BL; segments_BL (0 for the prompt, the
-    completion's number, -1 for padding); ends_N, the index of each completion's last token in the flattened rows,
-    in the order of the groups' rows."""
+    completion's number from 1, -1 for padding); ends_N, the index of each completion's last token in the flattened
+    rows, in the order of the groups' rows."""
     ids: list[list[int]] = []
     positions: list[list[int]] = []
     segments: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""The quality of scores on held-out rankings: accuracy, also against baselines; calibration, length and spread."""
+"""The quality of scores on held-out rankings: accuracy against baselines, calibration, length bias and spread."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Scores = Mapping[tuple[str, str], float]
 def quality(
     rankings: Iterable[Ranking], scores: Scores, seed: int, baselines: Mapping[str, Scores] | None = None
 ) -> tuple[Metrics, Metrics]:
-    """Metrics over held-out rankings, read once, and tables for the report: reliability, by_annotator,
-    by_prompt, scores.
+    """Metrics over held-out rankings, in one pass, and tables for the report: reliability, by_annotator, by_prompt,
+    scores.
 
     accuracy: share of strict pairs that the scores order as the annotator did; equal scores count half;
     accuracy_by_prompt: mean over prompts instead of pairs;
-    <baseline>_accuracy: the same of each of `baselines` and of `length`, for which the answer with more characters
-    is the better one; above_<baseline>: accuracy less that of the baseline, on the same pairs. Intervals are 95 %
-    bootstrap intervals over prompts, the differences paired;
+    <baseline>_accuracy: accuracy of each of `baselines` and of `length`, which prefers the answer with more
+    characters; above_<baseline>: accuracy minus that of the baseline, on the same pairs. Intervals are 95 %
+    bootstrap intervals over prompts, paired for differences;
     ece, brier: of sigmoid(score difference) as the probability that the first of a pair is preferred, over 10 bins
     (Guo et al. 2017, arXiv:1706.04599, equation 3; Brier 1950);
-    length_correlation: Spearman's between score and characters of the answer;
-    score_spread: mean over prompts of the standard deviation of the scores of a prompt's answers.
+    length_correlation: Spearman correlation of score and length of the answer in characters;
+    score_spread: standard deviation of the scores of a prompt's answers, averaged over prompts.
     """
     sizes = {pair: float(len(pair[1])) for pair in scores}
     rivals = {"length": sizes, **(baselines or {})}
@@ -99,7 +99,7 @@ def _right_by_prompt(margins: Mapping[str, Sequence[float]]) -> np.ndarray:
 
 
 def _against(name: str, right: np.ndarray, rival: np.ndarray, pairs: np.ndarray, seed: int) -> Metrics:
-    """Accuracy of a baseline and by how much it is exceeded, from the pairs of each prompt that are right."""
+    """Accuracy of a baseline and the margin over it, from the number of correct pairs per prompt."""
     low, high = bootstrap(right - rival, pairs, seed=seed)
     return {
         f"{name}_accuracy": float(rival.sum() / pairs.sum()),
@@ -131,9 +131,9 @@ def _accuracy(margins: np.ndarray) -> float:
 
 
 def calibration(margins: np.ndarray, bins: int = 10) -> tuple[float, float, list[dict[str, float]]]:
-    """ECE, Brier score, and the reliability table, of sigmoid(margin) where the first was always preferred.
+    """ECE, Brier score and reliability table of sigmoid(margin), for pairs whose first answer is preferred.
 
-    Each pair is seen from both sides, so that the table is symmetric about one half.
+    Each pair counts from both sides, so the table is symmetric about one half.
     """
     p = 1 / (1 + np.exp(-np.concatenate([margins, -margins])))
     outcome = np.concatenate([np.ones_like(margins), np.zeros_like(margins)])
@@ -152,7 +152,7 @@ def calibration(margins: np.ndarray, bins: int = 10) -> tuple[float, float, list
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation; 0 when one of the two does not vary."""
+    """Spearman's rank correlation; 0 if either input is constant."""
     if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
         return 0.0
     return float(spearmanr(x, y).statistic)

@@ -1,12 +1,12 @@
-"""The `reward` stage: trains a scalar reward model on rankings of K answers, and measures it.
+"""The `reward` stage: trains a scalar reward model on rankings of K answers, and evaluates it.
 
-1. Read the training rankings by prompt. A training example is a prompt: its distinct completions, each scored once,
-   and all rankings of them. Count what is left out, and refuse when nothing is left.
-2. For each member of the ensemble (one, unless the recipe asks for more): build it, train it on the rankings of
-   `reward.pretrain_on` if there are any, then on the recipe's own.
-3. Put the members on a common scale.
-4. Measure it on held-out rankings, beside a bag of words that was trained on the same pairs and the annotators
-   themselves; decide whether PPO may trust it (the gate).
+1. Group the training rankings by prompt. A training example is a prompt with its distinct completions, each scored
+   once, and all their rankings. Count the rankings left out, and fail if no strict pair remains.
+2. For each member of the ensemble (one by default): build it, train it on `reward.pretrain_on`, if set, and then on
+   the rankings of the recipe.
+3. Scale the members to a common scale.
+4. Evaluate the model on held-out rankings, against a bag of words trained on the same pairs and the agreement of
+   the annotators. Decide whether PPO may use it (the gate).
 5. Write the model with its fingerprints, and `quality.json`.
 """
 
@@ -40,14 +40,14 @@ from stages.scoring.reward_model import numbered
 from stages.training.distributed import World
 
 COMMON = 1024
-"""Training completions that put the members on a common scale."""
+"""Training completions on which the members are scaled to a common scale."""
 TEACHES_TIES = ("davidson", "regression")
 """Objectives that learn from a ranking in which all answers are tied."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The groups of the training rankings, of `pretrain_on`, and of the held-out rankings."""
+    """Groups of the training rankings, of `reward.pretrain_on`, and of the held-out rankings."""
 
     training: list[Group]
     pretraining: list[Group]
@@ -116,10 +116,13 @@ def _read(
     where: str | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Group], LeftOut]:
-    """The groups of some rankings, and what is left out of them, which is printed in one line.
+    """Groups rankings, and counts and prints what is left out.
 
     Args:
-        where: the source of training rankings; `DataError` is raised when they order nothing. None: for evaluation.
+        name: of the rankings, for progress and messages.
+        where: the source of training rankings. None: the rankings are for evaluation.
+
+    Raises `DataError` if training rankings have no strict pair.
     """
     learns = where is not None
     with ctx.progress(f"reward: {name}") as bar:
@@ -140,22 +143,22 @@ def _read(
     if where is not None and not ordered:
         left_out.ties_count()
         raise DataError(
-            f"the {name} order nothing: {left_out.describe('rankings') or 'there are none'}",
+            f"the {name} have no strict pair: {left_out.describe('rankings') or 'there are none'}",
             where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else where,
             hint=left_out.hint() or "give rankings with at least one strict preference",
         )
     if left_out.total or left_out.shortened:
         ctx.say(f"reward: {left_out.describe(name)}. To use them: {left_out.hint(learns=learns)}")
     if not ordered:
-        refused = ", and PPO will refuse it" if config.gate else ""
-        ctx.say(f"no held-out ranking has a strict pair: the reward model cannot be measured{refused}")
+        refused = " and will fail the gate" if config.gate else ""
+        ctx.say(f"no held-out ranking has a strict pair: the reward model cannot be evaluated{refused}")
     return groups, left_out
 
 
 def _read_pretraining(
     config: PretrainOnConfig, data: Artifact, read: Callable[..., tuple[dict[str, Group], LeftOut]], ctx: RunContext
 ) -> tuple[dict[str, Group], Metrics]:
-    """The groups of `reward.pretrain_on`, and metrics."""
+    """The groups of `reward.pretrain_on`, and metrics of reading them."""
     dropped = Dropped()
     rankings = _pretraining(config, data, dropped, ctx)
     groups, left_out = read("rankings of reward.pretrain_on", rankings, where="reward.pretrain_on")
@@ -168,19 +171,19 @@ def _read_pretraining(
         **{f"pretraining_dropped_rows/{reason}": count for reason, count in sorted(dropped.rows_out.items())},
     }
     if not config.human:
-        metrics["human"] = False  # a model trained on simulated rankings is not called human
+        metrics["human"] = False  # so that no report calls a model human that was trained on simulated rankings
     return groups, metrics
 
 
 def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
-    """The rankings of all rounds. They are read from the file each time: as Python objects they would take many
-    times its size."""
+    """The rankings of a split, of all rounds. Streamed from the files: as Python objects they would take many times
+    their size."""
     rows = (row for ranked in rounds for row in read_rankings_file(rankings_file(ranked)))
     return (row for row in rows if row.split == split)
 
 
 def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, float] | None:
-    """By annotator, the mean over the rounds in which they ranked."""
+    """Weights by annotator, averaged over the rounds in which they ranked; None if rankings are not weighted."""
     if config.annotator_weights == "none":
         return None
     by_annotator: dict[str, list[float]] = defaultdict(list)
@@ -198,34 +201,34 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
 
 
 def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx: RunContext) -> Iterator[Ranking]:
-    """The rankings of `reward.pretrain_on`, under the recipe's system message, without those of held-out prompts,
-    which are counted in `dropped` beside the rows that reading the table leaves out."""
+    """The rankings of `reward.pretrain_on`, with the recipe's system message. Those of held-out prompts are
+    excluded and counted in `dropped`, like the rows that the reader leaves out."""
     held_out, system = set(), None
     for row in data.jsonl("prompts.jsonl"):
         if row["prompt"][0]["role"] == "system":
             system = row["prompt"][0]["content"]
         if row["split"] == "eval":
             held_out.add(group_of(row["prompt"]))
-    left = 0
+    count = 0
     for ranking in read_rankings(config, dropped, ctx.say):
         if group_of(ranking.prompt) not in held_out:
-            left += 1
+            count += 1
             yield replace(ranking, prompt=with_system(ranking.prompt, system))
         else:
             dropped.rows_out["held-out prompt"] += 1
-    if not left:
+    if not count:
         raise DataError(
-            "every ranking to train on first is of a held-out prompt",
+            "every ranking of reward.pretrain_on is of a held-out prompt",
             where="reward.pretrain_on",
-            hint="give other rankings, or set reward.pretrain_on to null",
+            hint="use other rankings, or set reward.pretrain_on to null",
         )
 
 
 def _train_members(
     builder: Builder, config: RewardConfig, data: TrainingData, ctx: RunContext
 ) -> tuple[Any, Metrics]:
-    """The finished reward model, and metrics: the number of trainable parameters, and the micro-batch if it was
-    `auto`."""
+    """Trains all members. Returns the finished reward model and, as metrics, the number of trainable parameters and
+    the micro-batch size if it was `auto`."""
     offset = parameters = 0
     metrics: Metrics = {}
     for number in range(config.ensemble):

@@ -1,5 +1,5 @@
-"""Trains a reward model on groups of rankings: the losses of a batch, a Trainer for them, the accuracy on held-out
-rankings along the way."""
+"""Trains a reward model on groups of rankings: objectives, the Trainer, and the accuracy curve on held-out
+rankings."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from stages.training.trainer import StageCallback, training_arguments
 from stages.training.trainer import train as train_to_end
 
 Objective = Callable[[Tensor, Order], Tensor]
-"""Scores (K,) of an order's completions -> its loss."""
+"""Maps the scores (K,) of an order's completions to its loss."""
 
 COMPARED = 8
-"""Prompts whose scores are compared before rows are packed."""
+"""Prompts on which packed and plain scores are compared before rows are packed."""
 CURVE_PROMPTS = 128
 """Held-out prompts whose accuracy is logged during training."""
 
 
 def objective_of(config: RewardConfig, groups: Sequence[Group]) -> Objective:
-    """The loss of one ranking, with the statistics that it needs of all training rankings: the share of ties
-    (Davidson), the mean difference of merit (margins)."""
+    """The loss of a ranking by `reward.objective`. It closes over statistics of all training rankings: the share of
+    ties (Davidson), the mean merit gap (margins)."""
     if config.objective == "plackett_luce":
         return lambda scores, order: likelihoods.plackett_luce(scores, _ranks(scores, order))
     if config.objective == "davidson":
@@ -70,8 +70,10 @@ def _regression(scores: Tensor, order: Order, *, merits: str) -> Tensor:
 
 
 def ranking_loss(scores: Tensor, orders: Sequence[Order], objective: Objective) -> tuple[Tensor, Tensor]:
-    """Mean weighted loss over rankings, and the share of strict pairs that the scores order correctly. Both on the
-    CPU: a ranking has few scores, and on a device the host would wait for each."""
+    """Mean weighted loss over rankings, and the share of strict pairs that the scores order correctly.
+
+    Computed on the CPU: a ranking has few scores, and each would synchronise with the device.
+    """
     scores, losses, correct = scores.cpu(), [], []
     for order in orders:
         chosen, ranks = scores[order.rows], _ranks(scores, order)
@@ -91,8 +93,8 @@ def train(
     *,
     name: str,
 ) -> tuple[int, Metrics]:
-    """Trains in place, from the newest checkpoint if there is one. Returns the number of steps, and metrics: the
-    micro-batch, if it was `auto`."""
+    """Trains in place, from the newest checkpoint if there is one. Returns the number of steps and, as metrics, the
+    micro-batch size if it was `auto`."""
     objective = objective_of(config, groups)
     if config.bootstrap:
         generator = torch.Generator().manual_seed(ctx.seed)
@@ -121,8 +123,8 @@ def train(
 
 @torch.no_grad()
 def can_pack(model: ScoringModule, groups: Sequence[Group], pad_id: int, ctx: RunContext) -> bool:
-    """Whether packed rows give the same scores as plain ones, up to rounding (`stages.models.precision`). False for
-    encoders, and for attention that ignores our mask or depends on more than positions and masks."""
+    """Whether packed rows give the same scores as plain rows, up to rounding (`stages.models.precision`). False for
+    encoders, and for attention that ignores the mask or depends on more than positions and masks."""
     if not isinstance(model, RewardModel):
         return False
     was_training = model.training
@@ -140,12 +142,12 @@ def can_pack(model: ScoringModule, groups: Sequence[Group], pad_id: int, ctx: Ru
         same = False
     model.train(was_training)
     if not same:
-        ctx.say("this model cannot share a prompt among its completions: each is computed with its own")
+        ctx.say("rows cannot be packed for this model: the prompt is computed again for each completion")
     return same
 
 
 class RankingTrainer(GlobalBatchTrainer):
-    """A Trainer with a loss of rankings, which also logs training accuracy."""
+    """A Trainer with a ranking loss, which also logs training accuracy."""
 
     objective: Objective
     center: float
@@ -160,26 +162,28 @@ class RankingTrainer(GlobalBatchTrainer):
         return sum(map(len, example.rows))
 
     def count(self, examples: list[Group]) -> Tensor:
-        """The numbers of rankings and of prompts, which the two terms of the loss are means over."""
+        """The numbers of rankings and prompts, which the two loss terms are averaged over."""
         return torch.tensor([sum(len(group.orders) for group in examples), len(examples)])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         scores = model(**inputs["rows"]).cpu()
         loss, accuracy = ranking_loss(scores, inputs["orders"], self.objective)
-        here = (len(inputs["orders"]), len(inputs["spans"]))
-        rankings, prompts = here if num_items_in_batch is None else num_items_in_batch.tolist()
-        loss = loss * (here[0] / rankings)
+        local = (len(inputs["orders"]), len(inputs["spans"]))
+        rankings, prompts = local if num_items_in_batch is None else num_items_in_batch.tolist()
+        loss = loss * (local[0] / rankings)
         if self.center:
             means = [likelihoods.centering(scores[start:end]) for start, end in inputs["spans"]]
             loss = loss + self.center * torch.stack(means).sum() / prompts
-        if not accuracy.isnan():  # it is NaN where all are ties
+        if not accuracy.isnan():  # NaN without a strict pair
             self._accuracies = [*getattr(self, "_accuracies", []), float(accuracy)]
         return (loss, scores) if return_outputs else loss
 
     def log(self, logs, *args, **kwargs):  # type: ignore[no-untyped-def]
         if "loss" in logs:
-            seen = getattr(self, "_accuracies", [])
-            total, count = self.world.sum(torch.tensor([sum(seen), len(seen)], dtype=torch.double)).tolist()
+            accuracies = getattr(self, "_accuracies", [])
+            total, count = self.world.sum(
+                torch.tensor([sum(accuracies), len(accuracies)], dtype=torch.double)
+            ).tolist()
             if count:
                 logs["accuracy"] = total / count
             self._accuracies = []
@@ -212,7 +216,7 @@ class HeldOutCurve(TrainerCallback):
 
 
 def accuracy_on(model: Any, groups: Sequence[Group], batch_size: int, device: str) -> float | None:
-    """The share of strict pairs that are ordered correctly; None when there is no strict pair."""
+    """The share of strict pairs that the scores order correctly; None without a strict pair."""
     scores = score_rows(model, [row for group in groups for row in group.rows], batch_size, device)
     _, accuracy = ranking_loss(scores, orders_of(groups)["orders"], lambda s, _: s.sum())
     return None if accuracy.isnan() else float(accuracy)
@@ -227,10 +231,10 @@ def run_phase(
     seed: int,
     offset: int,
 ) -> tuple[int, Metrics]:
-    """One of several successive trainings of the stage, with its own seed, state folder and metric names.
+    """Runs one training phase of the stage, with its own seed, state folder and metric names.
 
-    Its steps are logged after the `offset` steps of the phases before. Its result is kept in the state: a stage
-    that is interrupted later loads it instead of training again. Returns the result of `fit`.
+    Its steps are logged after the `offset` steps of the earlier phases. The result is saved in the state folder, so
+    that a resumed stage loads it instead of training again. Returns the result of `fit`.
     """
     folder = ctx.state_dir / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +253,7 @@ def run_phase(
 
 
 class ShiftedMetrics(MetricsLog):
-    """A phase's metrics, logged as `phase/loss` at steps that continue those of the phase before."""
+    """Logs a phase's metrics as `phase/loss`, at steps that continue those of the previous phase."""
 
     def __init__(self, log: MetricsLog, name: str, offset: int) -> None:
         self._log, self._prefix, self._offset = log, f"{name}/" if name else "", offset
@@ -258,5 +262,5 @@ class ShiftedMetrics(MetricsLog):
         self._log.log(step + self._offset, **{f"{self._prefix}{name}": value for name, value in values.items()})
 
     def truncate(self, step: int) -> None:
-        # Step 0 of this phase is the last step of the one before, which is kept.
+        # Step 0 of this phase is the last step of the previous phase, whose metrics stay.
         self._log.truncate(max(step, 0) + self._offset if self._offset else step)

@@ -1,1 +1,1 @@
-"""Sampling: prompts, samplers, and the episodes that they return."""
+"""Sampling: prompts, samplers, and the episodes they return."""

@@ -14,18 +14,19 @@ from stages.models.microbatch import MicroBatch
 from stages.models.text import pad
 
 COMPACT_AT = 0.75
-"""Finished rows are dropped once the unfinished are at most this share of those in the cache: a drop copies it."""
+"""Finished rows are dropped when at most this share of the cached rows is unfinished. Each drop copies the
+cache."""
 CHECK_EVERY = 8
-"""Tokens after which a device other than the CPU is asked which rows have finished. The host waits for the answer,
-and until then finished rows are decoded on, for nothing."""
+"""Tokens between checks for finished rows, on devices other than the CPU. A check synchronises with the device;
+between checks, finished rows are decoded needlessly."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the policy knew of each token as it was sampled, float32 (B, T).
+    """Log-probs, entropies and values of each token, recorded while sampling, float32 (B, T).
 
-    Equal to a forward pass over the finished sequences, up to rounding; values are zero without a scalar head.
-    Past a response's end, where the rows of its batch were still at work, it means nothing.
+    They equal those of a forward pass over the finished sequences, up to rounding. Values are zero without a scalar
+    head. Entries past a response's end are undefined.
     """
 
     logp_BT: Tensor
@@ -42,7 +43,7 @@ class Record:
         chosen = token[:, None]
         logp = probs.gather(1, chosen)[:, 0].log()
         self.logp_BT[rows, t] = logp
-        # H = log Z - E[logit], and log Z follows from the one log-prob that is known.
+        # H = log Z - E[logit], with log Z = logit - log-prob of the sampled token.
         log_z = logits.gather(1, chosen)[:, 0] - logp
         self.entropy_BT[rows, t] = log_z - torch.linalg.vecdot(probs, logits)
         if values is not None:
@@ -64,32 +65,33 @@ def generate(
     on_batch: Callable[[int], None] = lambda done: None,
     record: Record | None = None,
 ) -> list[list[int]]:
-    """A response to each prompt: token ids up to and including the first stop token, at most T.
+    """Samples a response to each prompt: token ids up to and including the first stop token, at most T.
 
     Args:
-        actor: the LM to sample from; it is put into evaluation mode.
-        uniform_BT: a number in [0, 1) for each (prompt, position), drawn beforehand: a response then depends
-            neither on what shares its batch nor on how many processes share the work.
+        actor: the LM to sample from; set to evaluation mode.
+        uniform_BT: a number in [0, 1) for each (prompt, position). Drawn in advance, so that a response depends on
+            neither the rest of its batch nor the number of processes.
         temperature, top_k, top_p: as in `stages.sampling.sampler.SamplingParams`.
-        batch_size: sequences decoded together, fewer where memory runs out; None: all.
-        on_batch: called with the number of prompts in each batch that is done.
-        record: filled in, when given.
+        batch_size: sequences decoded together, reduced when memory runs out; None: all.
+        on_batch: called with the number of prompts in each finished batch.
+        record: filled in, if not None.
     """
     actor.lm.eval()
     device = actor.device
     stops = torch.tensor(sorted(stop_ids), device=device)
-    # Prompts of like length share a batch, which saves padding; answers return to their places.
+    # Prompts of similar length share a batch, which reduces padding. Responses keep the order of the prompts.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     places, uniform_BT = torch.tensor(order, dtype=torch.long, device=device), uniform_BT.to(device)
     responses: list[list[int]] = [[] for _ in prompts]
     draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
 
     def work(part: range) -> None:  # positions in `order`
-        rows, here = order[part.start : part.stop], places[part.start : part.stop]
+        rows, batch_places = order[part.start : part.stop], places[part.start : part.stop]
         ids, mask = pad([prompts[i] for i in rows], pad_id, left=True)
         with actor.computing():
             steps = actor.decode(ids.to(device), mask.to(device), uniform_BT.shape[1])
-            decoded = _decode(actor, steps, uniform_BT[here], draw, temperature, stops, record, here)
+            uniform = uniform_BT[batch_places]
+            decoded = _decode(actor, steps, uniform, draw, temperature, stops, record, batch_places)
         for i, response in zip(rows, decoded, strict=True):
             responses[i] = response
         on_batch(len(rows))
@@ -129,10 +131,10 @@ def _decode(
             if left == 0:
                 break
             if left <= COMPACT_AT * len(live):
-                # Their number is known, so that sorting finds them without another wait, as `nonzero` would need.
-                kept = (~unfinished).byte().argsort(stable=True)[:left]
-                steps.keep(kept)
-                live, token, unfinished = live[kept], token[kept], unfinished[kept]
+                # Their number is known: sorting selects them without another synchronisation, unlike `nonzero`.
+                remaining = (~unfinished).byte().argsort(stable=True)[:left]
+                steps.keep(remaining)
+                live, token, unfinished = live[remaining], token[remaining], unfinished[remaining]
         hidden = steps.next(token)
     return [[i for i in row if i >= 0] for row in output.tolist()]
 
@@ -140,11 +142,12 @@ def _decode(
 def sample(
     logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Token ids (B,) by inverse CDF, the first token whose cumulative probability exceeds the uniform number, and
-    the probabilities (B, V) that they are drawn from before `top_k` and `top_p` (nucleus sampling, Holtzman et al.
-    2020, arXiv:1904.09751, section 3.1). At temperature 0 the most likely token, and the untempered probabilities.
+    """Samples token ids (B,) by inverse CDF: the first token whose cumulative probability exceeds the uniform
+    number. Also returns the probabilities (B, V) before `top_k` and `top_p` (nucleus sampling, Holtzman et al.
+    2020,
+    arXiv:1904.09751, section 3.1). At temperature 0: the most likely tokens, and the untempered probabilities.
 
-    `torch.multinomial` draws the same distribution 40 times as slowly on a CPU.
+    `torch.multinomial` samples the same distribution, but is 40 times slower on a CPU.
     """
     probs = torch.softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
@@ -155,7 +158,7 @@ def sample(
 
 
 def _truncated(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The probabilities, not normalised, with zeros for what is not among the `top_k`, or not in the nucleus of
+    """The probabilities, not renormalised, with zeros for tokens outside the `top_k` or outside the nucleus of
     these. The most likely token always stays."""
     if not top_k and top_p == 1:
         return probs_BV

@@ -1,4 +1,4 @@
-"""A batch of episodes: prompts, responses as sampled (token-in-token-out), and what is known of each token.
+"""A batch of episodes: prompts, responses as sampled (token-in-token-out), and per-token values.
 
 Shapes: B episodes, L tokens of prompt and response (right-padded), T response tokens.
 """
@@ -19,7 +19,7 @@ from stages.sampling.decoding import Record
 
 
 def response_mask(ids_BT: Tensor, lengths_B: Tensor, stop_ids: Collection[int]) -> Tensor:
-    """(B, T) bool: true up to and including the first stop token, and never past a response's length."""
+    """(B, T) bool: true up to and including the first stop token, and false beyond a response's length."""
     position = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     stops = torch.isin(ids_BT, torch.tensor(sorted(stop_ids), device=ids_BT.device))
     stopped_before = (stops.long().cumsum(1) - stops.long()) > 0
@@ -28,17 +28,18 @@ def response_mask(ids_BT: Tensor, lengths_B: Tensor, stop_ids: Collection[int]) 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Sequences and masks. Everything computed from them keeps their (B, T) layout.
+    """Sequences and masks. Values computed from them keep the (B, T) layout.
 
-    Lengths are kept on the host, whatever the device, and determine every shape: no method waits for the device.
+    Lengths are on the CPU for every device and determine all shapes, so that only `responses` synchronises with the
+    device.
 
     Attributes:
         ids_BL: prompt and response, right-padded.
-        responses_BT, mask_BT: response tokens, right-padded, and which of them count, the first ones of each row.
+        responses_BT, mask_BT: response tokens, right-padded, and whether each is valid. Valid tokens come first.
         starts_B: `prompt_lengths_B`, on the device.
-        prompt_lengths_B, lengths_B: tokens of the prompt; of prompt and response up to the first stop token. On the
-            CPU.
-        sampled: what the model gave each token as it was drawn, if the sampler recorded it. Not kept by `select`.
+        prompt_lengths_B, lengths_B: number of prompt tokens; number of tokens of prompt and response, up to the
+            first stop token. On the CPU.
+        sampled: log-probs, entropies and values recorded by the sampler, if any. `select` drops them.
     """
 
     ids_BL: Tensor
@@ -59,11 +60,11 @@ class Episodes:
         device: torch.device | str = "cpu",
         sampled: Record | None = None,
     ) -> Episodes:
-        """The only place where the response mask is made."""
+        """Builds episodes. The response mask is computed only here."""
         response_ids, present = pad(responses, pad_id, left=False)
         mask = response_mask(response_ids, present.sum(1), stop_ids)
-        kept = mask.sum(1)
-        rows = [[*p, *r[:n]] for p, r, n in zip(prompts, responses, kept.tolist(), strict=True)]
+        valid_lengths = mask.sum(1)
+        rows = [[*p, *r[:n]] for p, r, n in zip(prompts, responses, valid_lengths.tolist(), strict=True)]
         ids, _ = pad(rows, pad_id, left=False)
         prompt_lengths = torch.tensor([len(p) for p in prompts])
         return cls(
@@ -72,7 +73,7 @@ class Episodes:
             mask.to(device),
             prompt_lengths.to(device),
             prompt_lengths,
-            prompt_lengths + kept,
+            prompt_lengths + valid_lengths,
             sampled,
         )
 
@@ -85,17 +86,17 @@ class Episodes:
 
     @property
     def response_lengths_B(self) -> Tensor:
-        """Response tokens that count. On the CPU."""
+        """Number of valid response tokens. On the CPU."""
         return self.lengths_B - self.prompt_lengths_B
 
     @cached_property
     def responses(self) -> list[list[int]]:
-        """Token ids of each response, up to and including its first stop token. The host waits for the device."""
+        """Token ids of each response, up to and including its first stop token. Synchronises with the device."""
         lengths = self.response_lengths_B.tolist()
         return [row[:length] for row, length in zip(self.responses_BT.tolist(), lengths, strict=True)]
 
     def select(self, rows: Tensor) -> Episodes:
-        """Some episodes, trimmed to the longest among them in prompt and response; T stays. `rows`: on the CPU."""
+        """The episodes of `rows` (on the CPU), with L trimmed to the longest of them. T is unchanged."""
         return self._select(rows, rows.to(self.device))
 
     def _select(self, rows: Tensor, device_rows: Tensor) -> Episodes:
@@ -111,17 +112,17 @@ class Episodes:
 
     @cached_property
     def _tokens(self) -> tuple[Tensor, Tensor]:
-        """Row and response position (N,) of each valid response token, in order. What `mask_BT.nonzero()` gives,
-        but the number of tokens is known, so that the host does not wait for it."""
-        kept_B = self.mask_BT.sum(1)
-        count, device = int(self.response_lengths_B.sum()), kept_B.device
-        rows_N = torch.arange(len(kept_B), device=device).repeat_interleave(kept_B, output_size=count)
-        first_B = kept_B.cumsum(0) - kept_B
+        """Row and response position (N,) of each valid response token, in order. Equals `mask_BT.nonzero()`, but
+        does not synchronise with the device, because the number of tokens is known."""
+        valid_B = self.mask_BT.sum(1)
+        count, device = int(self.response_lengths_B.sum()), valid_B.device
+        rows_N = torch.arange(len(valid_B), device=device).repeat_interleave(valid_B, output_size=count)
+        first_B = valid_B.cumsum(0) - valid_B
         return rows_N, torch.arange(count, device=device) - first_B[rows_N]
 
     @property
     def _slots_N(self) -> Tensor:
-        """Where the valid response tokens stand in a flattened (B, T) tensor."""
+        """Indices of the valid response tokens in a flattened (B, T) tensor."""
         rows_N, t_N = self._tokens
         return rows_N * self.mask_BT.shape[1] + t_N
 
@@ -129,7 +130,7 @@ class Episodes:
         """(N, H): for each valid response token, in order, the hidden state that predicts it."""
         rows_N, t_N = self._tokens
         places = rows_N * hidden_BLH.shape[1] + self.starts_B[rows_N] + t_N - 1
-        # By one flat index: the gradient of indexing by rows and positions takes five times as long.
+        # A flat index: the gradient of indexing by rows and positions is five times slower.
         return hidden_BLH.flatten(0, 1).index_select(0, places)
 
     def targets(self) -> Tensor:
@@ -137,32 +138,31 @@ class Episodes:
         return self.responses_BT.flatten().index_select(0, self._slots_N)
 
     def scatter(self, values_N: Tensor) -> Tensor:
-        """(N,) values of valid response tokens -> (B, T), zero where masked."""
+        """Scatters values (N,) of valid response tokens into (B, T), zero where masked."""
         return values_N.new_zeros(self.mask_BT.numel()).scatter(0, self._slots_N, values_N).view_as(self.mask_BT)
 
     def ended(self, stop_ids: Collection[int]) -> Tensor:
-        """(B,) bool: whether the response stopped by itself."""
+        """(B,) bool: whether the response ended with a stop token."""
         last_B = self.starts_B + self.mask_BT.sum(1) - 1
         ids_B = self.ids_BL.gather(1, last_B[:, None])[:, 0]
         return torch.isin(ids_B, torch.tensor(sorted(stop_ids), device=ids_B.device))
 
     def micro_batches(self, rows: Tensor, size: int | None) -> Iterator[tuple[Tensor, Episodes]]:
-        """The episodes of `rows`, given on the CPU, in groups of at most `size`, those of like length together.
-        Yields each group's rows, on the device of the episodes. All rows are copied to it in one go."""
+        """Yields the episodes of `rows` (on the CPU) in groups of at most `size`, with similar lengths together,
+        and each group's rows on the device. All rows are copied to the device at once."""
         if not len(rows):
-            # A process that has no share of a minibatch still takes part in its step: with an episode of which no
-            # token counts.
+            # A process without rows of a minibatch still takes part in its step, with a fully masked episode.
             part = self.select(torch.zeros(1, dtype=torch.long))
             mask = torch.zeros_like(part.mask_BT)
             yield torch.zeros_like(part.starts_B), replace(part, mask_BT=mask, lengths_B=part.prompt_lengths_B)
             return
         rows = self.by_length(rows)
         device_rows, size = rows.to(self.device), size or len(rows)
-        for some, device_some in zip(rows.split(size), device_rows.split(size), strict=True):
-            yield device_some, self._select(some, device_some)
+        for part_rows, device_part in zip(rows.split(size), device_rows.split(size), strict=True):
+            yield device_part, self._select(part_rows, device_part)
 
     def by_length(self, rows: Tensor) -> Tensor:
-        """The rows, those of like length together, so that batches of them need little padding. On the CPU."""
+        """The rows sorted by sequence length, so that batches of them need little padding. On the CPU."""
         return rows[self.lengths_B[rows].argsort(stable=True)]
 
 
@@ -175,8 +175,8 @@ def logprobs(
     chunk_size: int | None,
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy (B, T) of the response tokens under the active role, zero where masked. Without
-    `entropy`, which costs a second pass over the vocabulary, the latter is zero everywhere."""
+    """Log-probs and entropies (B, T) of the response tokens under the active role, nats, zero where masked.
+    Entropies need a second pass over the vocabulary; they are zero unless `entropy` is set."""
     logps, entropies = actor.logprobs(
         episodes.predicting_hidden(hidden_BLH),
         episodes.targets(),
@@ -188,7 +188,7 @@ def logprobs(
 
 
 def values(actor: Actor, episodes: Episodes, hidden_BLH: Tensor) -> Tensor:
-    """V (B, T) of the state before each response token: the role's head where the token is predicted."""
+    """V (B, T) of the state before each response token: the role's head on the hidden state that predicts it."""
     return episodes.scatter(actor.scalar(episodes.predicting_hidden(hidden_BLH)))
 
 
@@ -204,12 +204,12 @@ def response_logprobs(
     batch_size: int | MicroBatch,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability (B,) of each whole response given its prompt, nats, and the number of its tokens (B,) up to
-    and including the first stop. Both on the CPU.
+    """Log-prob (B,) of each response given its prompt, nats, and its number of tokens (B,), up to and including the
+    first stop token. Both on the CPU.
 
     Args:
-        batch_size: responses read at once, fewer where memory runs out.
-        on_batch: called with the number of responses in each batch that is done.
+        batch_size: responses per forward pass, reduced when memory runs out.
+        on_batch: called with the number of responses in each finished batch.
     """
     episodes = Episodes.build(prompts, responses, stop_ids, pad_id, actor.device)
     totals_B = torch.zeros(len(episodes), device=actor.device)

@@ -1,4 +1,4 @@
-"""Prompts of the `data` artifact, encoded."""
+"""Loads and encodes the prompts of the `data` artifact."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class EncodedPrompt:
 
 
 def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) -> tuple[list[EncodedPrompt], int]:
-    """The prompts of a split, and how many were left out for their length in tokens.
+    """The prompts of a split, and the number left out because they exceed `max_length` tokens.
 
-    Held-out ones come in an order that has nothing to do with the table's, and is always the same: PPO,
-    evaluation and export take the last or first of them, and tables are often sorted.
+    Held-out prompts come in a fixed order that does not depend on the table's: PPO, evaluation and export take the
+    first or last of them, and tables are often sorted.
     """
     prompts, too_long = [], 0
     for row in data.jsonl("prompts.jsonl"):
@@ -36,5 +36,5 @@ def load_prompts(data: Artifact, codec: Codec, split: Split, max_length: int) ->
 
 
 def mixed(prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-    """In the order of a hash."""
+    """The prompts in hash order."""
     return sorted(prompts, key=lambda prompt: prompt_key(prompt.messages))

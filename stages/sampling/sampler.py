@@ -1,7 +1,7 @@
-"""Samplers: an actor, prompts, a seed and sampling parameters in, episodes out.
+"""Samplers: generate episodes from an actor, prompts, a seed and sampling parameters.
 
-Every stage that needs responses asks a `Sampler`. To add an engine, write another subclass and have `sampler_of`
-choose it; nothing else in the code base generates text.
+Every stage generates text through a `Sampler`. To add an inference engine, write a subclass and return it from
+`sampler_of`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from stages.sampling.episodes import Episodes
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How responses are drawn. The names are those of transformers' `GenerationConfig`.
+    """Sampling parameters, with the names of transformers' `GenerationConfig`.
 
     Attributes:
-        max_new_tokens: the longest response, in tokens, its stop token included.
-        stop_ids: tokens that end a response. The first of them is its last token.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: only the k most likely tokens are drawn; 0: all.
-        top_p: only the smallest set of tokens whose probabilities reach this sum is drawn; 1: all.
+        max_new_tokens: upper limit on the tokens of a response, stop token included.
+        stop_ids: tokens that end a response, which includes the first of them.
+        temperature: divides the logits; 0: always the most likely token.
+        top_k: sample from the k most likely tokens only; 0: from all.
+        top_p: sample from the smallest set of tokens whose probabilities reach this sum; 1: from all.
 
     Raises `ValueError` for a value out of range.
     """
@@ -50,8 +50,8 @@ class Share:
     """This process's rows of a batch that several processes sample together.
 
     Attributes:
-        rows: their numbers in the whole batch. On the CPU.
-        total: sequences in the whole batch.
+        rows: indices into the whole batch. On the CPU.
+        total: number of sequences in the whole batch.
     """
 
     rows: Tensor
@@ -59,7 +59,7 @@ class Share:
 
 
 class Sampler(ABC):
-    """Draws responses from an actor."""
+    """Samples responses from an actor."""
 
     @abstractmethod
     def sample(
@@ -73,31 +73,31 @@ class Sampler(ABC):
         record: bool = False,
         on_batch: Callable[[int], None] = lambda done: None,
     ) -> Episodes:
-        """One response per prompt; episodes in the prompts' order, on the actor's device.
+        """Samples one response per prompt. Episodes are in the order of the prompts, on the actor's device.
 
         Args:
             prompts: token ids.
-            seed: a seed, or a CPU generator that is advanced.
-            share: of a batch that several processes sample together; None: `prompts` are the whole batch.
-            record: whether the episodes carry what the model gave each token as it was drawn
-                (`Episodes.sampled`). An engine that does not know may leave it out.
-            on_batch: called with the number of prompts of each batch that is done.
+            seed: a seed, or a CPU generator, which is advanced.
+            share: the rows of a batch that several processes sample together; None: `prompts` are the whole batch.
+            record: whether to record log-probs, entropies and values (`Episodes.sampled`). An engine that does not
+                have them may ignore this.
+            on_batch: called with the number of prompts in each finished batch.
         """
 
 
 class BuiltinSampler(Sampler):
-    """Decoding with the actor's own passes (`stages.sampling.decoding`).
+    """Decodes with the actor's forward passes (`stages.sampling.decoding`).
 
-    Two guarantees, which other engines need not give:
+    It gives two guarantees, which other engines need not give:
 
-    - *A run that is resumed equals one that never stopped, to the bit* (on a CPU). A response depends on its
-      prompt and its own random numbers alone, and all of them are drawn from `seed` before decoding starts.
-    - *Several processes sample what one would.* Numbers are drawn for the whole batch, and each process takes
-      those of its `share`. Nor does the batch size matter, beyond rounding.
+    - *A resumed run equals an uninterrupted one bit for bit* (on a CPU). A response depends only on its prompt and
+      its random numbers, which are drawn from `seed` before decoding starts.
+    - *The number of processes does not change the samples.* Random numbers are drawn for the whole batch, and each
+      process uses those of its `share`. The batch size has no effect beyond rounding.
 
     Args:
-        pad_id: fills prompts on the left; never attended to.
-        batch_size: sequences decoded at once, fewer where memory runs out; None: all.
+        pad_id: pads prompts on the left; never attended to.
+        batch_size: sequences decoded together, reduced when memory runs out; None: all.
     """
 
     def __init__(self, pad_id: int, batch_size: int | MicroBatch | None = None) -> None:
@@ -137,5 +137,5 @@ class BuiltinSampler(Sampler):
 
 
 def sampler_of(codec: Codec, batch_size: int | MicroBatch | None = None) -> Sampler:
-    """The sampler that stages use."""
+    """The sampler for all stages."""
     return BuiltinSampler(codec.pad_id, batch_size)

@@ -1,1 +1,1 @@
-"""What stages that train share: Hugging Face Trainers, processes, demonstrations, optimizers, loss scaling."""
+"""Shared by training stages: Hugging Face Trainers, processes, demonstrations, optimizers, loss scaling."""

@@ -1,8 +1,8 @@
-"""Optimizer steps of a Hugging Face `Trainer` that do not depend on how the work is divided.
+"""Optimizer steps of a Hugging Face `Trainer` that depend on neither micro-batch size nor number of processes.
 
-A step is over the same examples, with the same weights, whether they go through the model at once, in
-micro-batches, or on several processes. accelerate's own sharding fills up an epoch's last batch with examples from
-its beginning and averages over processes whatever they held; this does neither.
+A step covers the same examples with the same weights, however they are divided. accelerate's sharding instead fills
+an epoch's last batch with examples from the start of the epoch, and averages over processes regardless of the
+number of examples on each.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from stages.training.sharded import ShardedTrainer
 
 
 class GlobalBatches(Sampler[list[int]]):
-    """This process's share of each optimizer step's examples, as indices. A share may be empty.
+    """Yields this process's share of each optimizer step's examples, as indices. A share may be empty.
 
-    The random order is that of accelerate's `SeedableRandomSampler`.
+    The random order equals that of accelerate's `SeedableRandomSampler`.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class _Loader(DataLoader[Any]):
 
 
 class GlobalBatchTrainer(ShardedTrainer):
-    """A Trainer, or with another one as the second base class that one, whose steps are over `GlobalBatches`.
+    """A Trainer whose steps are over `GlobalBatches`. A second base class may specialise the Trainer.
 
     Attributes:
-        micro: the examples that go through the model at once. To be set before training.
-        scale: of the loss, for a model with weights in float16.
+        micro: the micro-batch size. Must be set before training.
+        scale: the loss scale, active for a model with float16 weights.
     """
 
     micro: MicroBatch
@@ -84,14 +84,14 @@ class GlobalBatchTrainer(ShardedTrainer):
         self.world = World()
         if self.accelerator.num_processes != self.world.size:
             raise StageError(
-                f"{self.world.size} processes share this stage, and the trainer sees "
+                f"the stage runs on {self.world.size} processes, but the trainer uses "
                 f"{self.accelerator.num_processes}",
                 hint="report this with the recipe",
             )
-        # Gradients are summed here, once a step: DDP would average them, and cannot take back a part.
+        # No DDP: it averages gradients and cannot undo a micro-batch. `training_step` sums them once per step.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
-        learner: Any = self.model
-        self.scale, backward = LossScale(needs_loss_scale(learner)), self.accelerator.backward
+        model: Any = self.model
+        self.scale, backward = LossScale(needs_loss_scale(model)), self.accelerator.backward
         self.accelerator.backward = lambda loss, **kwargs: backward(self.scale(loss), **kwargs)
 
     # --- The examples of a step ---
@@ -127,7 +127,7 @@ class GlobalBatchTrainer(ShardedTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """All of the held-out examples on every process: accelerate's shares would weigh them in another way."""
+        """All held-out examples on every process: accelerate's sharding would change their weights."""
         self.accelerator.prepare = lambda loader: loader
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -145,48 +145,48 @@ class GlobalBatchTrainer(ShardedTrainer):
         return [examples], self.world.sum(self.count(examples).to(device))
 
     def count(self, examples: list[Any]) -> Tensor:
-        """What the loss of a step is divided by: here the labels of its examples."""
+        """The number that a step's loss is divided by: here the number of labels."""
         if not examples:
             return torch.tensor(0.0)
-        here = self._get_num_items_in_batch([self.data_collator(examples)], torch.device("cpu"))
-        return torch.as_tensor(here).float()
+        labels = self._get_num_items_in_batch([self.data_collator(examples)], torch.device("cpu"))
+        return torch.as_tensor(labels).float()
 
     # --- The step ---
 
     def autocast_smart_context_manager(
         self, cache_enabled: bool | None = True
     ) -> contextlib.AbstractContextManager[Any]:
-        """Around every forward pass: that of the model, not of accelerate's settings."""
+        """The context of every forward pass: the model's precision instead of accelerate's."""
         return computing(self.model)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Gradients of a whole step, over all micro-batches and processes; returns its loss."""
-        learner: Any = self.model  # not `model`, which may come wrapped
-        parameters = [p for p in learner.parameters() if p.requires_grad]
+        """Computes the gradients of a step over all micro-batches and processes. Returns its loss."""
+        unwrapped: Any = self.model  # `model` may be wrapped
+        parameters = [p for p in unwrapped.parameters() if p.requires_grad]
 
         def work(size: int | None) -> Tensor:
             total = torch.zeros((), device=self.args.device)
             for start in range(0, len(inputs), size or len(inputs)):
                 part = self.data_collator(inputs[start : start + (size or len(inputs))])
-                total += super(GlobalBatchTrainer, self).training_step(learner, part, num_items_in_batch)
+                total += super(GlobalBatchTrainer, self).training_step(unwrapped, part, num_items_in_batch)
             return total
 
         def undo() -> None:
             for parameter in parameters:
                 parameter.grad = None
 
-        made = -(-len(inputs) // (self.micro.size or max(1, len(inputs))))
-        most = made if self.shards is None else self.world.most(made)
+        passes = -(-len(inputs) // (self.micro.size or max(1, len(inputs))))
+        most = passes if self.shards is None else self.world.most(passes)
         loss = self.micro.run(work, len(inputs), undo) if inputs else torch.zeros((), device=self.args.device)
-        if most > made:
-            self.pass_idly(learner, most - made)
+        if most > passes:
+            self.pass_idly(unwrapped, most - passes)
         self.world.sum_gradients(parameters)
         self._unscale(parameters)
         return self.world.sum(loss)
 
     def _unscale(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Takes the loss scale out of the gradients, and all gradients away where one overflowed: without any the
-        optimizer's step changes nothing."""
+        """Divides the gradients by the loss scale. If one overflowed, removes all gradients, which makes the
+        optimizer step a no-op."""
         if not self.scale.active:
             return
         self.scale.unscale_(parameters)
@@ -204,10 +204,10 @@ class GlobalBatchTrainer(ShardedTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
-    # --- What a checkpoint of transformers leaves out ---
+    # --- State that is not in transformers' checkpoints ---
 
     def running_state(self) -> dict[str, Any]:
-        """Sums behind the logged numbers, and the micro-batch that was found: JSON values."""
+        """Running sums of logged metrics, the micro-batch size and the loss scale, as JSON values."""
         return {
             "loss": float(self._tr_loss),
             "total_loss": self._total_loss_scalar,
@@ -220,42 +220,44 @@ class GlobalBatchTrainer(ShardedTrainer):
         self._tr_loss.fill_(state["loss"])
         self._total_loss_scalar = state["total_loss"]
         self._globalstep_last_logged = state["logged_at"]
-        self._initial_global_step = 0  # the mean loss is over the whole training, not over this process's part
+        self._initial_global_step = 0  # the mean loss covers the whole training, not only the part since resuming
         self.micro.load_state_dict(state["micro_batch"])
-        if "loss_scale" in state:  # not in a checkpoint of before there was one
+        if "loss_scale" in state:  # missing from checkpoints of earlier versions
             self.scale.load_state_dict(state["loss_scale"])
 
 
 class TrlTrainer(GlobalBatchTrainer):
-    """The same for trl's trainers, one of which is the second base class: their metrics, too, are those of whole
+    """A `GlobalBatchTrainer` with one of trl's trainers as the second base class, whose metrics also cover whole
     steps."""
 
     _metrics: Any
     _total_train_tokens: int
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        # trl gathers its metrics in every pass, and processes need not make equally many: `log` does it instead.
+        # trl gathers metrics in every pass, but processes may make different numbers of passes: `log` gathers.
         self.accelerator.gather_for_metrics = self.accelerator.gather = lambda values: values
         before = self._total_train_tokens
         loss = super().training_step(model, inputs, num_items_in_batch)
         del self.accelerator.gather_for_metrics, self.accelerator.gather
-        seen = torch.tensor(self._total_train_tokens - before)
-        self._total_train_tokens = before + int(self.world.sum(seen))
+        tokens = torch.tensor(self._total_train_tokens - before)
+        self._total_train_tokens = before + int(self.world.sum(tokens))
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        learner: Any = self.model
-        if learner.training and self.world.size > 1:
-            # A process that had no share of the steps since the last time has nothing to say.
-            everywhere = self.world.together([dict(self._metrics["train"])], self.world.size)
-            for name in {name for there in everywhere for name in there}:
-                self._metrics["train"][name] = [number for there in everywhere for number in there.get(name, [])]
+        model: Any = self.model
+        if model.training and self.world.size > 1:
+            # A process without examples since the last log has no metrics.
+            by_process = self.world.together([dict(self._metrics["train"])], self.world.size)
+            for name in {name for metrics in by_process for name in metrics}:
+                self._metrics["train"][name] = [
+                    number for metrics in by_process for number in metrics.get(name, [])
+                ]
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
 
     def running_state(self) -> dict[str, Any]:
-        own = {"metrics": self._metrics["train"], "tokens": self._total_train_tokens}
-        return super().running_state() | own
+        state = {"metrics": self._metrics["train"], "tokens": self._total_train_tokens}
+        return super().running_state() | state
 
     def load_running_state(self, state: dict[str, Any]) -> None:
         super().load_running_state(state)

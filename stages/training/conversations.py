@@ -1,4 +1,4 @@
-"""What the policy's chat template and tokenizer make of the data, found out before anything is trained."""
+"""Checks the data against the policy's chat template and tokenizer, before training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from stages.models.text import Codec
 
 
 def check_conversations(data: Artifact, codec: Codec, say: Callable[[str], None]) -> Metrics:
-    """Renders every prompt of the `data` artifact, whichever table it is from. Raises `DataError` that names the
-    first row that the chat template refuses.
+    """Renders every prompt of the `data` artifact.
 
-    Returns, and says where it is not zero, how many prompts and answers spell a control token
-    (`texts_with_control_tokens`) and how many answers spell a stop token at their end (`answers_with_stop_token`).
+    Returns the number of prompts and answers that spell a control token (`texts_with_control_tokens`) and of
+    answers that end with a stop token (`answers_with_stop_token`), and prints those that are not zero.
+
+    Raises `DataError` that names the first row that the chat template refuses.
     """
     first: tuple[dict[str, Any], Refused] | None = None
     count = refused = spelled = stopped = 0
@@ -32,14 +33,14 @@ def check_conversations(data: Artifact, codec: Codec, say: Callable[[str], None]
     if first is not None:
         raise _refusal(*first, f"{refused:,} of {count:,}", data, codec)
     for text in _answers(data):
-        kept = codec.without_stop(text)
-        stopped += kept != text
-        spelled += codec.control.spelled(kept)
+        stripped = codec.without_stop(text)
+        stopped += stripped != text
+        spelled += codec.control.spelled(stripped)
     if stopped:
-        say(f"{stopped:,} answers spell a stop token at their end, which is removed")
+        say(f"{stopped:,} answers end with the text of a stop token, which is removed")
     if spelled:
-        how = "text" if codec.literal else "the tokens"
-        say(f"{spelled:,} prompts and answers spell control tokens, read as {how} (base.control_tokens)")
+        kind = "text" if codec.literal else "the tokens"
+        say(f"{spelled:,} prompts and answers spell control tokens, encoded as {kind} (base.control_tokens)")
     return {"texts_with_control_tokens": spelled, "answers_with_stop_token": stopped}
 
 
@@ -55,14 +56,14 @@ def _refusal(row: dict[str, Any], error: Refused, share: str, data: Artifact, co
     prompt, table = row["prompt"], row.get("table", "prompts")
     source = data.metrics.get(f"source_{table}", f"generated {table}")
     return DataError(
-        f"the chat template refuses {share} prompts. Its words: {error.words}",
+        f"the chat template refuses {share} prompts: {error.words}",
         where=f"{source}, row {row.get('row', 0)} (data.{table}): {', '.join(m['role'] for m in prompt)}",
-        hint=_way_out(prompt, codec),
+        hint=_hint(prompt, codec),
     )
 
 
-def _way_out(prompt: list[Message], codec: Codec) -> str:
-    def takes(messages: list[Message]) -> bool:
+def _hint(prompt: list[Message], codec: Codec) -> str:
+    def accepts(messages: list[Message]) -> bool:
         try:
             codec.template.as_given(messages, generation=True)
         except Refused:
@@ -70,9 +71,9 @@ def _way_out(prompt: list[Message], codec: Codec) -> str:
         return True
 
     other = "or choose another base.chat_template"
-    if not takes(fold(prompt, system=not codec.template.takes_system)):
+    if not accepts(fold(prompt, system=not codec.template.takes_system)):
         return f"remove such rows, {other}"
-    if takes([message for message in prompt if message["role"] != "system"]):
+    if accepts([message for message in prompt if message["role"] != "system"]):
         return (
             "set base.fold_turns: true, which puts system text before the first user turn; or remove data.system "
             f"and the system turns, {other}"

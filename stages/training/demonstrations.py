@@ -1,4 +1,4 @@
-"""Demonstrations of the `data` artifact, encoded."""
+"""Encodes the demonstrations of the `data` artifact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from stages.models.text import IGNORED, Codec
 def encode_demonstrations(
     data: Artifact, codec: Codec, split: str, max_length: int
 ) -> tuple[list[dict[str, list[int]]], int]:
-    """Rows of ids and labels for the demonstrations of a split, and how many were longer than `max_length`."""
+    """Rows of ids and labels for the demonstrations of a split, and the number of those left out because they
+    exceed `max_length` tokens. Labels of prompt tokens are `IGNORED`."""
     rows, too_long = [], 0
     for demonstration in data.jsonl("demonstrations.jsonl"):
         if demonstration["split"] != split:

@@ -1,4 +1,4 @@
-"""The processes that share one training run; one process alone is the simple case of it."""
+"""Collective operations over the processes of a training run, which may be a single one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 BUCKET = 1 << 24
-"""Numbers that are summed in one go: many small sums would each wait for the slowest process."""
+"""Elements per all-reduce: many small ones would each wait for the slowest process."""
 
 
 class World:
-    """Rank, size, and sums over all processes. Uses the default process group when there is one."""
+    """This process's rank, the world size, and collectives. Uses the default process group if there is one."""
 
     def __init__(self) -> None:
         joined = dist.is_available() and dist.is_initialized()
@@ -23,7 +23,7 @@ class World:
         self.size = dist.get_world_size() if joined else 1
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, a new tensor; on one process the tensor itself."""
+        """The sum over all processes, as a new tensor; the tensor itself on a single process."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
@@ -31,8 +31,8 @@ class World:
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds up gradients over all processes, in place. Losses must be divided by global counts. Those of sharded
-        parameters are sums already."""
+        """Sums gradients over all processes, in place. Losses must be divided by global counts. Gradients of
+        sharded parameters are already sums."""
         if self.size == 1:
             return
         for bucket in _buckets(p for p in parameters if not isinstance(p, DTensor)):
@@ -51,20 +51,20 @@ class World:
         return int(self.sum(counts).max())
 
     def first(self, number: float) -> float:
-        """Rank 0's number."""
+        """Rank 0's value of `number`."""
         return float(self.sum(torch.tensor([number if self.rank == 0 else 0.0], dtype=torch.float64))[0])
 
     def mine(self, count: int) -> Tensor:
-        """Indices of this process's share of `count` things."""
+        """Indices of this process's share of `count` items."""
         return torch.arange(self.rank, count, self.size)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits for all processes."""
         if self.size > 1:
             dist.barrier()
 
     def together(self, mine: list[Any], count: int) -> list[Any]:
-        """All `count` things in order on every process, of which each has its share (`mine`)."""
+        """Gathers all `count` items in order on every process, from each process's share (`mine`)."""
         if self.size == 1:
             return mine
         shares: list[Any] = [None] * self.size
@@ -73,7 +73,7 @@ class World:
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Neighbours of one kind, up to a size."""
+    """Groups consecutive parameters of the same dtype and device, up to `BUCKET` elements."""
     bucket: list[nn.Parameter] = []
     for parameter in parameters:
         full = sum(p.numel() for p in bucket) + parameter.numel() > BUCKET

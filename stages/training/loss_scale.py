@@ -1,9 +1,9 @@
-"""Loss scaling for float16, whose smallest number is so large that the gradients of activations become zero.
+"""Loss scaling for float16, in which gradients of activations underflow to zero.
 
 A loss is a mean over many tokens, so the gradient of each activation is small: at 65,000 tokens the gradient of a
-backbone in float16 has a cosine of 0.8 with that in float32. The loss is multiplied by a factor before the backward
-pass and the gradients of the parameters, which are float32, are divided by it (Micikevicius et al. 2018,
-arXiv:1710.03740, section 3.2). bfloat16 has float32's range and needs none.
+float16 backbone has a cosine similarity of 0.8 with the float32 gradient. The loss is multiplied by a factor before
+the backward pass, and the float32 gradients of the parameters are divided by it (Micikevicius et al. 2018,
+arXiv:1710.03740, section 3.2). bfloat16 has the range of float32 and needs no scaling.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 
 def needs_loss_scale(model: nn.Module) -> bool:
-    """Whether any of a model's weights is float16."""
+    """Whether any of the model's weights is float16."""
     return any(parameter.dtype == torch.float16 for parameter in model.parameters())
 
 
 class LossScale:
-    """A dynamic factor, as `torch.amp.GradScaler` has one: halved when a gradient overflows, and that step is left
-    out; doubled after `growth_interval` steps in a row without one. GradScaler itself steps the optimizer of one
-    process; here gradients are summed over processes first, and clipped as those of any other precision.
+    """A dynamic loss scale, as in `torch.amp.GradScaler`. It is halved when a gradient overflows, and that step is
+    skipped; it is doubled after `growth_interval` consecutive steps without overflow. GradScaler itself does not
+    fit: here gradients are summed over processes and clipped between unscaling and the step.
 
     Args:
-        active: whether there is a factor at all; without one it is 1.
+        active: whether to scale; otherwise the factor stays 1.
     """
 
     growth_interval = 2000
@@ -48,8 +48,12 @@ class LossScale:
                     parameter.grad.div_(self.value)
 
     def skips(self, finite: bool) -> bool:
-        """Adapts the factor to whether a step's gradients are finite. Returns whether the step must be left out
-        because a gradient overflowed; False once the factor is 1, when the factor did not make it overflow."""
+        """Adapts the factor after a step. Returns whether the step must be skipped because of overflow; False if
+        the factor is already 1, in which case scaling is not the cause.
+
+        Args:
+            finite: whether all gradients of the step are finite.
+        """
         if not self.active:
             return False
         if finite:
@@ -64,7 +68,7 @@ class LossScale:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The state, as JSON values."""
         return {"value": self.value, "good_steps": self._good_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

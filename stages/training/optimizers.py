@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), its moments in 32 bits or in 8."""
+"""AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), with optimizer state in 32 or 8 bits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pipeline.errors import StageError
 
 
 def adamw(kind: str, parameters: Sequence[nn.Parameter], device: str, **values: Any) -> torch.optim.Optimizer:
-    """An optimizer of `ppo.optimizer`.
+    """Builds the optimizer that `ppo.optimizer` names.
 
-    With 8 bits (Dettmers et al. 2022, arXiv:2110.02861) bitsandbytes keeps the moments of tensors of 4,096 numbers
-    and more in blocks of 256 that share a scale, those of smaller ones in float32; on a CPU too, but slowly.
+    With 8 bits (Dettmers et al. 2022, arXiv:2110.02861) bitsandbytes stores the state of tensors of at least 4,096
+    elements in blocks of 256 with a shared scale, and that of smaller tensors in float32. It also works on a CPU,
+    slowly.
 
     Args:
         kind: adamw, adamw_8bit or paged_adamw_8bit.
-        values: of `torch.optim.AdamW`.
+        values: keyword arguments of `torch.optim.AdamW`.
 
-    Raises `StageError` for paging without a CUDA device, where bitsandbytes would quietly do without.
+    Raises `StageError` for paging without a CUDA device, where bitsandbytes would silently not page.
     """
     if kind == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **values)
@@ -29,10 +30,10 @@ def adamw(kind: str, parameters: Sequence[nn.Parameter], device: str, **values: 
 
     if kind == "paged_adamw_8bit" and not device.startswith("cuda"):
         raise StageError(
-            f"{kind} moves moments between a CUDA device and the system's memory, and the device is {device}",
+            f"{kind} pages optimizer state between GPU and host memory, but the device is {device}",
             where="ppo.optimizer",
-            hint="set ppo.optimizer: adamw_8bit, which does the same arithmetic",
+            hint="set ppo.optimizer: adamw_8bit, which computes the same without paging",
         )
-    made: Any = getattr(optim, "AdamW8bit" if kind == "adamw_8bit" else "PagedAdamW8bit")
-    optimizer: torch.optim.Optimizer = made(parameters, **values)
+    optimizer_class: Any = getattr(optim, "AdamW8bit" if kind == "adamw_8bit" else "PagedAdamW8bit")
+    optimizer: torch.optim.Optimizer = optimizer_class(parameters, **values)
     return optimizer

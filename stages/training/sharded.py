@@ -1,5 +1,5 @@
-"""What a Hugging Face `Trainer` does otherwise while its model is divided among the processes: passes are made
-together, and what it stores and loads is whole."""
+"""A Hugging Face `Trainer` for a model sharded over processes: passes are synchronised, and checkpoints hold
+unsharded tensors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from stages.models.sharding import Shards, whole_states
 
 
 class ShardedTrainer(Trainer):
-    """A Trainer whose model may be divided.
+    """A Trainer whose model may be sharded.
 
     Attributes:
-        shards: of the model; None: it is whole. To be set before training, and taken back after it.
+        shards: the model's shards; None if it is not sharded. Must be set before training and released after it.
     """
 
     shards: Shards | None = None
 
     def idle(self, model: Any) -> Tensor:
-        """A forward pass through all that learns, for a process that has no more examples while others do."""
+        """A dummy forward pass through all trainable weights, for a process that has run out of examples."""
         output: Tensor = model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.args.device)).logits
         return output
 
     def pass_idly(self, model: Any, times: int) -> None:
-        """Takes part in passes of other processes, with gradients of zero."""
+        """Runs passes with zero gradients, which the collectives in other processes' passes need."""
         model.train()
         for _ in range(times):
             output = self.idle(model)
@@ -40,10 +40,10 @@ class ShardedTrainer(Trainer):
         return contextlib.nullcontext() if self.shards is None else self.shards.whole(changes=changes)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        made = super().create_optimizer(*args, **kwargs)
+        optimizer = super().create_optimizer(*args, **kwargs)
         assert self.optimizer is not None
         whole_states(self.optimizer)
-        return made
+        return optimizer
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         with self._whole():
@@ -52,14 +52,14 @@ class ShardedTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.shards is not None and not self.args.should_save:
             assert self.optimizer is not None
-            self.optimizer.state_dict()  # of which rank 0 writes the whole
+            self.optimizer.state_dict()  # a collective: rank 0 gathers and writes the full state
         super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.shards is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        # transformers would load the whole onto every card.
+        # transformers would load the full state onto every GPU.
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
         folder = Path(checkpoint)

@@ -1,4 +1,4 @@
-"""What every stage that trains with a Hugging Face `Trainer` shares: arguments, progress, metrics, checkpoints."""
+"""Shared by stages that train with a Hugging Face `Trainer`: arguments, progress, metrics, checkpoints."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from stages.training.distributed import World
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 COMPLETE = "complete.json"
-"""Written last into a checkpoint folder, since the Trainer's own saves are not atomic: its files and their sizes,
-and what the Trainer leaves out."""
+"""Written last into a checkpoint folder, because the Trainer's saves are not atomic. Holds the names and sizes of
+the files, and state that the Trainer does not save."""
 
 
 def training_arguments(kind: type[Arguments], values: dict[str, Any], ctx: RunContext, **owned: Any) -> Arguments:
-    """Builds `kind` from a recipe's `trainer:` values and what the runner owns. Raises `StageError`."""
+    """Builds `kind` from a recipe's `trainer:` values and `owned`, the values that the stage sets.
+
+    Raises `RecipeError` if the batch is smaller than the number of processes, and `StageError` for invalid values.
+    """
     defaults: dict[str, Any] = {
         "save_strategy": "steps",
         "save_steps": 200,
@@ -35,7 +38,7 @@ def training_arguments(kind: type[Arguments], values: dict[str, Any], ctx: RunCo
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
     }
-    # trl turns checkpointing on by itself, under the name that transformers is about to drop.
+    # trl enables activation checkpointing by default, under a name that transformers deprecates.
     checkpointing = values.get("activation_checkpointing", values.get("gradient_checkpointing", False))
     values = {name: value for name, value in values.items() if name != "gradient_checkpointing"}
     batch = values["per_device_train_batch_size"] * values.get("gradient_accumulation_steps", 1)
@@ -56,25 +59,23 @@ def training_arguments(kind: type[Arguments], values: dict[str, Any], ctx: RunCo
         "disable_tqdm": True,
         "push_to_hub": False,
         "dataloader_pin_memory": ctx.device == "cuda",
-        # An optimizer step is what the recipe says, however it is divided: see stages/training/batches.py.
+        # A step covers the whole batch of the recipe; stages/training/batches.py divides it.
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": 1,
         "average_tokens_across_devices": False,
         "save_total_limit": None,
     }
     try:
-        made = kind(**(defaults | values | fixed | owned))
-        if World().size == 1 and made.n_gpu > 1:
-            made._n_gpu = 1  # or one process would spread each batch over every card that it sees (DataParallel)
-        return made
+        arguments = kind(**(defaults | values | fixed | owned))
+        if World().size == 1 and arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # otherwise transformers would use DataParallel over all visible GPUs
+        return arguments
     except (TypeError, ValueError) as error:
-        raise StageError(
-            f"the trainer refuses its values: {error}", hint="correct this stage's `trainer:`"
-        ) from error
+        raise StageError(f"invalid trainer values: {error}", hint="correct this stage's `trainer:`") from error
 
 
 class StageCallback(TrainerCallback):
-    """Feeds a Trainer's steps to the stage's progress and metrics."""
+    """Reports a Trainer's steps to the stage's progress display and metrics log."""
 
     def __init__(self, ctx: RunContext, name: str) -> None:
         self.ctx, self.name = ctx, name
@@ -99,19 +100,20 @@ class StageCallback(TrainerCallback):
 
 
 class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint complete once every process has written its part, and only then removes older ones."""
+    """Marks a checkpoint complete after every process has written its part, and then removes older ones."""
 
     def __init__(self, trainer: GlobalBatchTrainer, resumed: Path | None, keep: int) -> None:
         self.trainer, self.resumed, self.keep = trainer, resumed, keep
 
     def on_train_begin(self, args, state, control, **_):  # type: ignore[no-untyped-def]
         if self.resumed is not None:
-            kept = _mark_of(self.resumed)["running"]  # of each process; there may have been fewer of them then
-            self.trainer.load_running_state(kept[min(self.trainer.world.rank, len(kept) - 1)])
+            states = _mark_of(self.resumed)["running"]  # one per process; their number may have changed since
+            self.trainer.load_running_state(states[min(self.trainer.world.rank, len(states) - 1)])
 
     def on_save(self, args, state, control, **_):  # type: ignore[no-untyped-def]
         world = self.trainer.world
-        running = world.together([self.trainer.running_state()], world.size)  # all have written when all are here
+        # Also a barrier: all processes have written their parts.
+        running = world.together([self.trainer.running_state()], world.size)
         if world.rank == 0:
             folder = Path(args.output_dir)
             _complete(folder / f"checkpoint-{state.global_step}", running)
@@ -128,25 +130,25 @@ def train(
     micro_batch_size: Size = None,
     sharded: bool = False,
 ) -> Metrics:
-    """Trains to the end, from the newest complete checkpoint if there is one. Returns what was found on the way:
-    the micro-batch, if it was to be.
+    """Trains to the end, from the newest complete checkpoint if there is one. Returns metrics: the micro-batch size
+    if it was `auto`.
 
     Args:
         values: the recipe's `trainer:` values.
-        micro_batch_size: examples that go through the model at once; None: `per_device_train_batch_size`.
-        sharded: whether the model, of which every process has the whole, is divided among them for the time.
+        micro_batch_size: examples per forward pass; None: `per_device_train_batch_size`.
+        sharded: whether to shard the model, which every process holds in full, during training.
 
-    Raises `StageError` when the loss is not finite.
+    Raises `StageError` if the loss is not finite.
     """
-    own = values.get("per_device_train_batch_size")
-    trainer.micro = MicroBatch(own if micro_batch_size is None else micro_batch_size, "training", ctx.say)
+    default = values.get("per_device_train_batch_size")
+    trainer.micro = MicroBatch(default if micro_batch_size is None else micro_batch_size, "training", ctx.say)
     if trainer.world.rank == 0:
         for path in _checkpoints(ctx.state_dir):
             if not _is_complete(path):
                 shutil.rmtree(path)
     trainer.world.wait()
     checkpoint = next(reversed(_checkpoints(ctx.state_dir)), None)
-    # What was logged after the checkpoint, or before there was one, is about to be logged again.
+    # Steps after the checkpoint are repeated and logged again.
     ctx.metrics.truncate(_step(checkpoint) if checkpoint else -1)
     if checkpoint is not None:
         ctx.say(f"resuming from step {_step(checkpoint)}")
@@ -161,12 +163,12 @@ def train(
     loss = trainer.state.log_history[-1].get("train_loss", 0.0)
     if not torch.isfinite(torch.tensor(loss)):
         raise StageError(f"the training loss is {loss}", hint="lower trainer.learning_rate")
-    whole = -(-trainer.args.per_device_train_batch_size // trainer.world.size)
-    return {"micro_batch_size": trainer.micro.size or whole} if trainer.micro.auto else {}
+    process_share = -(-trainer.args.per_device_train_batch_size // trainer.world.size)
+    return {"micro_batch_size": trainer.micro.size or process_share} if trainer.micro.auto else {}
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """In the order of their steps."""
+    """The checkpoint folders, in the order of their steps."""
     return sorted(folder.glob("checkpoint-*"), key=_step)
 
 
@@ -181,7 +183,7 @@ def _complete(checkpoint: Path, running: list[dict[str, Any]]) -> None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Whether all that the mark names is there: a kill may come while a checkpoint is written, or removed."""
+    """Whether all files are there with their sizes. A kill may interrupt the writing or removal of a checkpoint."""
     try:
         return bool(_mark_of(checkpoint)["files"] == _sizes(checkpoint))
     except FileNotFoundError:

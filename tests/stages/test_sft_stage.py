@@ -180,7 +180,7 @@ def test_nothing_that_fits(inputs, tmp_path, training_context):
 
 @pytest.mark.parametrize("trainer", [{"learning_rte": 1.0}, {"lr_scheduler_type": "bogus"}])
 def test_a_trainer_value_that_is_wrong(inputs, tmp_path, training_context, trainer):
-    with pytest.raises(StageError, match="the trainer refuses its values"):
+    with pytest.raises(StageError, match="invalid trainer values"):
         run(inputs, tmp_path / "out", training_context()[0], trainer=trainer)
 
 

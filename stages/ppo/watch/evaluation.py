@@ -1,7 +1,7 @@
-"""Evaluation points: at intervals the policy answers held-out prompts, and a judge marks the answers.
+"""Evaluation points: at intervals the policy answers held-out prompts, and a judge scores the answers.
 
-The prompts are the last of the held-out split in the order of a hash, and `eval` leaves them out: a checkpoint that
-was chosen on the prompts it is then reported on would point better than it is.
+The prompts are the last of the held-out split in hash order. The `eval` stage excludes them: results on the prompts
+that selected the checkpoint would be biased upwards.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from stages.scoring.judge import ScoringJudge
 
 
 def evaluation_prompts(held_out: Sequence[EncodedPrompt], count: int) -> list[EncodedPrompt]:
-    """The last `count`, or the last half where these are fewer."""
+    """The last `count` prompts, but at most half of them."""
     return list(held_out[len(held_out) - min(count, len(held_out) // 2) :])
 
 
 class Evaluations:
-    """The evaluation points of a run, and what follows from them.
+    """The evaluation points of a run, checkpoint selection and early stopping.
 
     Attributes:
-        points: one dict per point. Together with the weights of the best one in `ctx.state_dir`, the whole state.
-        regression: by how much the judge's mark has fallen at the newest point while the score rose; None: it has
-            not.
+        points: one dict per point. With the weights of the best point in `ctx.state_dir`, they are the whole state.
+        regression: the fall of the judge's score at the newest point while the reward model's score rose, or None.
         stop: whether training stops here; the same on every process.
     """
 
@@ -49,13 +48,13 @@ class Evaluations:
 
     @property
     def due(self) -> bool:
-        """Whether the policy is to be evaluated at the present update."""
+        """Whether the policy is evaluated at the current update."""
         every, update = self.config.eval_updates if self.prompts else 0, self.trainer.update
         return bool(every) and (update % every == 0 or update == self.trainer.updates)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Evaluates the policy as it is, with the same random numbers each time. Returns metrics."""
+        """Evaluates the current policy, with the same random numbers each time. Returns metrics."""
         trainer = self.trainer
         episodes = trainer.respond(self.prompts, self.seed)
         responses = episodes.responses
@@ -92,11 +91,11 @@ class Evaluations:
 
     @property
     def selected(self) -> int | None:
-        """Index of the point whose policy is to be handed on; None for the policy as it ends."""
+        """Index of the point whose policy is the stage's result; None for the policy of the last update."""
         return selection.selected(self.points, self.config.checkpoint)
 
     def restore(self, points: list[dict[str, Any]]) -> None:
-        """Continues after these points."""
+        """Restores the points of a checkpoint."""
         self.points = points
         self._conclude()
 
@@ -110,14 +109,14 @@ class Evaluations:
 
     def prune(self) -> None:
         """Removes the weights of all points but the best one."""
-        kept = None if self.selected is None else self._weights(self.points[self.selected])
+        best = None if self.selected is None else self._weights(self.points[self.selected])
         for path in self.folder.glob("best-*.pt"):
-            if path != kept:
+            if path != best:
                 path.unlink()
 
     def select(self) -> dict[str, Any] | None:
-        """Puts the chosen point's weights into the bank of the process that writes, of a sharded bank into all.
-        Returns that point, or the last one; None without evaluations."""
+        """Loads the selected point's weights into the bank, on rank 0 or, for a sharded bank, on every process.
+        Returns that point, or the last one if none is selected; None without evaluations."""
         world = self.trainer.world
         chosen = int(world.first(-1 if self.selected is None else self.selected))
         if chosen < 0:

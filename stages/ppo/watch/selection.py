@@ -1,4 +1,4 @@
-"""Checkpoint selection, and when PPO is over-optimised: decided by the judge, over the same prompts.
+"""Checkpoint selection and detection of over-optimisation, by the judge's scores on the same prompts.
 
 Pure functions of the points (dicts with `update`, `judged` and `scores`, one number per prompt, higher is better).
 """
@@ -16,12 +16,15 @@ Point = Mapping[str, Any]
 
 DRAWS = 20_000
 BATCH = 1000
-"""Exchanges held in memory at a time."""
+"""Permutations held in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Regression:
-    """The judge says that the point at index `now` is worse than the one at `best`, while the score rose."""
+    """The judge scores the point at index `now` lower than the one at `best`, while the reward model's score rose.
+
+    `p` is the chance of such a fall without a difference, corrected for the number of earlier points.
+    """
 
     best: int
     now: int
@@ -30,46 +33,46 @@ class Regression:
     def describe(self, points: Sequence[Point]) -> str:
         best, now = points[self.best], points[self.now]
         return (
-            f"since update {best['update']} the judge’s mark fell from {best['judge']:.3f} to {now['judge']:.3f} "
+            f"since update {best['update']} the judge’s score fell from {best['judge']:.3f} to {now['judge']:.3f} "
             f"on {len(now['judged'])} held-out prompts while the reward model's score rose from "
-            f"{best['score']:.3f} to {now['score']:.3f} (chance of such a fall by luck: {self.p:.2g})"
+            f"{best['score']:.3f} to {now['score']:.3f} (p = {self.p:.2g})"
         )
 
 
 def selected(points: Sequence[Point], checkpoint: Literal["best", "last"]) -> int | None:
-    """Index of the point whose policy is selected: the one that the judge marks highest, the earliest of equals.
-    None: the last policy, because the recipe asks for it or there is no judge."""
+    """Index of the selected point: the one with the judge's highest score, the earliest of equals. None selects the
+    last policy, because the recipe says so or there is no judge."""
     if checkpoint == "last" or not points or points[0].get("judge") is None:
         return None
     return best_of(points)
 
 
 def best_of(points: Sequence[Point]) -> int:
-    """Index of the point with the highest mean judgement, the earliest of equals."""
+    """Index of the point with the judge's highest mean score, the earliest of equals."""
     return max(range(len(points)), key=lambda i: (points[i]["judge"], -i))
 
 
 def regression(points: Sequence[Point], now: int, significance: float) -> Regression | None:
-    """Whether the judge prefers the best of the earlier points to the one at index `now`, and the reward model the
-    reverse.
+    """The regression at index `now`: the judge prefers the best of the earlier points, and the reward model prefers
+    the point at `now`. None if either difference is not significant.
 
-    Both by paired randomisation tests over prompts, one-sided. The best of `now` earlier points is partly the
-    luckiest one, so that the judge's test is at `significance / now` (Bonferroni).
+    Both are one-sided paired randomisation tests over prompts. The judge's test is at `significance / now`
+    (Bonferroni), because the best of `now` earlier points was selected by its score.
     """
     if not now or points[now].get("judge") is None:
         return None
     best = best_of(points[:now])
-    was, present = points[best], points[now]
-    if was["judge"] <= present["judge"] or was["score"] >= present["score"]:
+    earlier, current = points[best], points[now]
+    if earlier["judge"] <= current["judge"] or earlier["score"] >= current["score"]:
         return None
-    p = p_of_rise(present["judged"], was["judged"])
-    if p > significance / now or p_of_rise(was["scores"], present["scores"]) > significance:
+    p = p_of_rise(current["judged"], earlier["judged"])
+    if p > significance / now or p_of_rise(earlier["scores"], current["scores"]) > significance:
         return None
     return Regression(best, now, min(1.0, p * now))
 
 
 def overoptimised(points: Sequence[Point], *, significance: float, patience: int) -> Regression | None:
-    """The newest point's regression, if each of the last `patience` points has one."""
+    """The regression at the newest point, if each of the last `patience` points has one."""
     if len(points) <= patience:
         return None
     falls = [regression(points, now, significance) for now in range(len(points) - patience, len(points))]
@@ -77,12 +80,12 @@ def overoptimised(points: Sequence[Point], *, significance: float, patience: int
 
 
 def p_of_rise(before: Sequence[float], after: Sequence[float]) -> float:
-    """Chance of a mean rise from `before` to `after` as large as theirs, if the two numbers of each prompt were
-    exchangeable: the paired randomisation test (Fisher 1935, section 21), one-sided. All 2^n exchanges where these
-    are few, else a sample of them that is the same each time."""
+    """The p-value of the mean rise from `before` to `after`, one number per prompt, in the one-sided paired
+    randomisation test (Fisher 1935, section 21). Enumerates all 2^n sign flips if they are few, else draws a fixed
+    random sample."""
     differences = np.subtract(after, before, dtype=float)
     differences = differences[differences != 0]
-    if len(differences) < 2:  # fewer than scipy takes
+    if len(differences) < 2:  # scipy requires at least 2
         return 0.5 if differences.sum() > 0 else 1.0
     test = permutation_test(
         (differences,),
@@ -97,5 +100,5 @@ def p_of_rise(before: Sequence[float], after: Sequence[float]) -> float:
 
 
 def _rounded_sum(values: Any, axis: int) -> Any:
-    """Sums that differ by rounding only are equal, and count as rises of the same size."""
+    """Rounds sums, so that those that differ by rounding error only count as equal."""
     return values.sum(axis).round(12)

@@ -39,5 +39,5 @@ def test_the_pass_is_in_the_metrics(name, expected, dtype, tmp_path, context):
 
 
 def test_a_model_that_no_pass_is_right_for_is_refused(tmp_path, context):
-    with pytest.raises(StageError, match="BertLMHeadModel reads the tokens after a position too"):
+    with pytest.raises(StageError, match="BertLMHeadModel is not causal"):
         run("bert", tmp_path, context)

@@ -53,7 +53,7 @@ def test_what_the_recipe_says_of_text_holds_in_every_stage(make):
     )
     codec = load_codec(artifact)
     assert (codec.template.folds, codec.literal, codec.date) == (True, False, "2031-03-05")
-    assert "the chat template takes no system turn: its text goes before the first user turn" in lines
+    assert "the chat template has no system turn: system text is moved into the first user turn" in lines
     profile = ModelProfile.read(artifact.path)
     assert profile is not None
     assert profile.no_system == "System role not supported"
@@ -61,7 +61,10 @@ def test_what_the_recipe_says_of_text_holds_in_every_stage(make):
 
 def test_the_date_is_said_once_and_the_template_kept(make):
     artifact, _, lines = make(published.byte_level(published.DATED), template_date="2031-03-05")
-    assert lines.count("the chat template prints the date: 2031-03-05 in every stage (base.template_date)") == 1
+    assert (
+        lines.count("the chat template includes the date, fixed to 2031-03-05 in every stage (base.template_date)")
+        == 1
+    )
     codec = load_codec(artifact)
     assert "05 Mar 2031" in codec.tokenizer.decode(codec.prompt(tiny.user("a")))
     assert AutoTokenizer.from_pretrained(artifact.file("tokenizer")).chat_template == published.DATED
@@ -77,7 +80,7 @@ def test_a_named_template_is_used_and_the_published_ones_are_kept(make):
 
 def test_a_bos_that_the_template_forgets_is_said(make):
     _, _, lines = make(published.sentencepiece(published.CHATML, special=published.MARKERS))
-    assert any("does not write <s>" in line for line in lines)
+    assert any("omits <s>" in line for line in lines)
 
 
 @pytest.mark.parametrize(

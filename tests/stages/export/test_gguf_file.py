@@ -130,7 +130,7 @@ def test_rows_that_no_block_fills_stay_in_16_bits(codec: Codec, tmp_path: Path) 
     [
         (lambda t: tiny.gpt2(), "a gpt2 model is not written as GGUF"),
         (lambda t: small.small_lm(t, attention_bias=True), "biases"),
-        (lambda t: small.small_lm(t, hidden_act="gelu"), "computes llama with silu, and this model with gelu"),
+        (lambda t: small.small_lm(t, hidden_act="gelu"), "computes llama with silu, but this model uses gelu"),
         (
             lambda t: small.small_lm(t, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
             "rotary positions of type linear",

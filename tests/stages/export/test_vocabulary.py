@@ -52,7 +52,7 @@ def test_qwen_cuts_as_its_name_says() -> None:
         (lambda: tiny.tokenizer(), "a WordLevel tokenizer"),
         (lambda: cutting(pre_tokenizers.Whitespace()), "no pre-tokenizer"),
         (lambda: cutting(pre_tokenizers.ByteLevel(add_prefix_space=True)), "no pre-tokenizer"),
-        (lambda: cutting(REGEX, normalizers.Lowercase()), "normalises"),
+        (lambda: cutting(REGEX, normalizers.Lowercase()), "normaliser"),
         (
             lambda: cutting(pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("a+"), "isolated"), BYTES])),
             "no pre-tokenizer",

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config.ppo import PPOConfig
 from stages.ppo.experience import Experience
-from stages.ppo.mismatch import importance_weights, measured
+from stages.ppo.mismatch import importance_weights, with_mismatch
 from stages.sampling.decoding import Record
 from stages.training.distributed import World
 
@@ -48,7 +48,7 @@ def test_metrics_by_their_definitions(clip_max):
     sampled[:, :8] = np.where(mask, trained + rng.normal(0.01, 0.1, size=(6, 8)), 1e9)
     record = Record(torch.tensor(sampled, dtype=torch.float32), torch.zeros(6, 10), torch.zeros(6, 10))
     data = experience_of(torch.tensor(np.where(mask, trained, 0), dtype=torch.float32), torch.tensor(mask), record)
-    found = measured(data, PPOConfig(importance_sampling_clip_max=clip_max), World())
+    found = with_mismatch(data, PPOConfig(importance_sampling_clip_max=clip_max), World())
     d = (trained - sampled[:, :8])[mask]
     assert found.metrics["sampling/kl_k3"] == pytest.approx((np.exp(d) - 1 - d).mean(), rel=1e-3)
     assert found.metrics["sampling/logp_difference_std"] == pytest.approx(d.std(), rel=1e-4)

@@ -366,7 +366,7 @@ def test_a_policy_or_reference_that_is_not_the_stored_one_is_refused(
             shutil.copy(file, later["ppo"].file("adapter") / file.name)
     else:
         later["sft"] = tiny.policy_artifact(tmp_path / "other sft", base, seed=9)
-    with pytest.raises(StageError, match=f"the {wrong} does not give the log-probs that ppo stored") as caught:
+    with pytest.raises(StageError, match=f"the {wrong} does not reproduce the log-probs that ppo stored") as caught:
         run(later, tmp_path / "second out", training_context(state="second")[0])
     assert "tutelage run ppo --fresh" in caught.value.hint
 

@@ -80,7 +80,7 @@ def test_no_better_than_a_bag_of_words_is_a_warning_or_a_reason():
 def test_the_agreement_that_is_quoted_is_that_of_the_held_out_prompts():
     low = FIT | {"accuracy": 0.54, "accuracy_low": 0.51}
     (reason,) = gate(GateConfig(), low)
-    assert "how far two annotators agree on these prompts is not known" in reason
+    assert "the agreement of two annotators on these prompts is unknown" in reason
     known = {"agreement": 0.61, "agreement_low": 0.55, "agreement_high": 0.66, "agreement_pairs": 321}
     (reason,) = gate(GateConfig(), low | known)
     assert "two annotators agree on 0.610 (0.550 to 0.660) of 321 pairs of these prompts" in reason
@@ -97,6 +97,6 @@ def test_one_line_says_what_accuracy_is_to_be_compared_with():
     said = summary(FIT)
     assert said == (
         "of 100 held-out pairs the reward model orders 0.700 as annotators did (0.660 to 0.740), "
-        "a bag of words 0.650, the longer answer 0.600; how far two annotators agree on these prompts is not known"
+        "a bag of words 0.650, the longer answer 0.600; the agreement of two annotators on these prompts is unknown"
     )
     assert summary({"pairs": 0}) == ""

@@ -138,8 +138,8 @@ def test_when_everything_is_too_long_the_error_says_so(run):
         )
     longest = len(tiny.codec().prompt(tiny.user("train0")) + tiny.codec().completion(LONG + "bb"))
     assert raised.value.what == (
-        "the training rankings order nothing: 4 of 4 rankings left out: longer than reward.max_length = 12 tokens "
-        f"(the longest: {longest})"
+        "the training rankings have no strict pair: 4 of 4 rankings left out: longer than reward.max_length = 12 "
+        f"tokens (the longest: {longest})"
     )
     assert (raised.value.where, raised.value.hint) == ("recipe.yaml:7", "raise reward.max_length")
 
@@ -154,7 +154,7 @@ def test_when_everything_is_too_long_the_error_says_so(run):
 )
 @pytest.mark.parametrize("objective", ["bradley_terry", "davidson"])
 def test_nothing_to_learn_has_its_own_reason(run, values, reason, hint, objective):
-    with pytest.raises(DataError, match="order nothing") as raised:
+    with pytest.raises(DataError, match="have no strict pair") as raised:
         run([*several("train", **values), *several("eval")], objective=objective)
     assert raised.value.what.endswith(reason)
     assert raised.value.hint == hint
@@ -164,7 +164,7 @@ def test_a_held_out_split_without_a_strict_pair_is_said_before_training(run):
     held_out = [*several("eval", texts=("a", LONG)), ranking(["a", "b"], [1, 1], prompt="v", split="eval")]
     metrics, lines, quality = run([*several("train"), *held_out])
     assert "no held-out ranking has a strict pair" in lines[1]
-    assert "PPO will refuse it" in lines[1]
+    assert "and will fail the gate" in lines[1]
     assert metrics["eval_pairs"] == 0
     reason = "it was measured on no held-out pair (held-out rankings left out: 1 all answers tied, 4 longer"
     assert metrics["unfit"] == quality["unfit"] == [f"{reason} than max_length)"]

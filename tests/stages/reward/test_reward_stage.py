@@ -223,7 +223,7 @@ def test_rankings_that_order_nothing_are_refused(inputs, tmp_path, training_cont
     rows = list(inputs["rank"].jsonl("rankings.jsonl"))
     path = inputs["rank"].file("rankings.jsonl")
     path.write_text("".join(json.dumps(row | {"ranks": [1] * len(row["ranks"])}) + "\n" for row in rows))
-    with pytest.raises(DataError, match="order nothing"):
+    with pytest.raises(DataError, match="have no strict pair"):
         run(inputs, tmp_path / "out", training_context()[0])
 
 

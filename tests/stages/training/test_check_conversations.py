@@ -114,8 +114,8 @@ def test_spelled_control_tokens_are_counted_and_said(tmp_path, context):
         "answers_with_stop_token": 2,
     }
     assert lines == [
-        "2 answers spell a stop token at their end, which is removed",
-        "2 prompts and answers spell control tokens, read as text (base.control_tokens)",
+        "2 answers end with the text of a stop token, which is removed",
+        "2 prompts and answers spell control tokens, encoded as text (base.control_tokens)",
     ]
 
 

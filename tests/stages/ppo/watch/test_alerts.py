@@ -144,7 +144,7 @@ def test_the_fall_of_the_judge_and_the_stop_are_events_of_their_own():
         fall = selection.regression(evaluations[:n], n - 1, 0.05)
         lines.append(alerts.evaluation(evaluations[:n], fall, stop=n == 4))
     assert [len(said) for said in lines] == [0, 0, 1, 1]
-    assert "the judge’s mark fell from 1.035 to 0.535" in lines[2][0]
+    assert "the judge’s score fell from 1.035 to 0.535" in lines[2][0]
     assert lines[3][0].startswith("alert, update 12: stopped: since update 4")
     assert [(event["rule"], event["updates"]) for event in alerts.events] == [("judge-falls", 2), ("stopped", 1)]
 
@@ -158,7 +158,7 @@ def test_answers_that_become_alike():
     ]
     assert alerts.evaluation(evaluations[:2], None, stop=False) == []
     (line,) = alerts.evaluation(evaluations, None, stop=False)
-    assert "25% of the answers to held-out prompts are distinct, 100% were at first" in line
+    assert "25% of the answers to held-out prompts are distinct, 100% at the start" in line
 
 
 def test_the_rules_need_no_torch():

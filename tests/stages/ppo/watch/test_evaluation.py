@@ -189,7 +189,7 @@ def test_it_stops_when_the_judge_falls_while_the_score_rises(inputs, tmp_path, t
     assert artifact.metrics["selected_update"] == 0
     events = {event["rule"]: event for event in artifact.jsonl("alerts.jsonl")}
     assert events["judge-falls"]["update"] < events["stopped"]["update"] == evaluations[-1]["update"]
-    said = [line for line in notes.lines if "stopped: since update 0 the judge’s mark fell" in line]
+    said = [line for line in notes.lines if "stopped: since update 0 the judge’s score fell" in line]
     assert len(said) == 1
 
 

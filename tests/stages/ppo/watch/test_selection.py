@@ -128,5 +128,5 @@ def test_a_fall_says_from_what_to_what():
     assert (fall.best, fall.now) == (1, 2)
     assert fall.p < 0.05
     said = fall.describe(evaluations)
-    assert "since update 4 the judge’s mark fell from 1.0" in said
+    assert "since update 4 the judge’s score fell from 1.0" in said
     assert "on 40 held-out prompts" in said
