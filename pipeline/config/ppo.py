@@ -79,11 +79,11 @@ class MonitorConfig:
     or its path. `member`: the ensemble's last member, which then takes no part in the reward. `reward`: the run's
     own reward model, if `ppo.reward_model` names another. The folder of a reward model. Or `none`."""
     stop: bool = True
-    """Stop training when the judge's mark falls while the reward model's score rises."""
+    """Stop training when the judge's score falls while the reward model's score rises."""
     patience: Count = 2
     """Consecutive evaluation points that must show this before training stops."""
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Significance level of the tests over prompts that decide whether the judge's mark has fallen."""
+    """Significance level of the tests over prompts that decide whether the judge's score has fallen."""
 
 
 @section
