@@ -90,7 +90,7 @@ def caveats(monitors: Monitors) -> list[str]:
     notes = []
     if monitors.stopped_at:
         stops = [alert for alert in monitors.alerts if alert.rule == STOPPED]
-        reason = stops[0].reason if stops else "the judge’s mark fell while the score rose"
+        reason = stops[0].reason if stops else "the judge’s score fell while the score rose"
         notes.append(
             f"Training was stopped early as over-optimised, at update {monitors.stopped_at} of "
             f"{monitors.planned_updates}: {reason}."
