@@ -21,7 +21,7 @@ def test_libraries_are_set_up_before_torch_loads() -> None:
         "import os, sys\n"
         "from stages import __main__\n"
         "assert 'torch' not in sys.modules\n"
-        "__main__.app = lambda: print(os.environ['PYTORCH_ALLOC_CONF'], os.environ['GOMP_SPINCOUNT'])\n"
+        "__main__.app = lambda **_: print(os.environ['PYTORCH_ALLOC_CONF'], os.environ['GOMP_SPINCOUNT'])\n"
         "__main__.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
