@@ -33,11 +33,11 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
 from stages.models.actor import Actor
+from stages.models.distributed import World
 from stages.models.fast.linear import FastLoRA, merged, speed_up
 from stages.models.heads import ScalarHead
 from stages.models.quantization import qat
 from stages.models.sharding import Shards, gathered
-from stages.training.distributed import World
 
 BASE = "base"
 """The role of the bare backbone, with no adapter active."""

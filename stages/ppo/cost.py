@@ -16,10 +16,10 @@ from torch import Tensor
 from pipeline.config.ppo import PPOConfig
 from pipeline.memory.flops import PHASES, ModelCost, update_flops
 from stages.models.bank import Bank, FullBank
+from stages.models.distributed import World
 from stages.models.fast.linear import matmul
 from stages.models.precision import COMPUTE
 from stages.sampling.episodes import Episodes
-from stages.training.distributed import World
 
 __all__ = ["PHASES", "Clock", "Meter", "ModelCost", "attainable", "shape_of", "update_flops"]
 

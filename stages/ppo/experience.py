@@ -14,12 +14,12 @@ from torch import Tensor
 from pipeline.config.ppo import PPOConfig
 from stages.models.actor import Actor
 from stages.models.bank import Bank
+from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch
 from stages.ppo.advantages import ESTIMATORS, masked_moments, masked_sum, token_rewards, whiten
 from stages.ppo.kl import k1, k3
 from stages.sampling import episodes as sequences
 from stages.sampling.episodes import Episodes
-from stages.training.distributed import World
 
 
 @dataclass(frozen=True)

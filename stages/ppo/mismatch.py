@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
+from stages.models.distributed import World
 from stages.ppo.advantages import masked_moments, masked_sum
 from stages.ppo.experience import Experience, TokenScores
 from stages.ppo.kl import k3, log_ratio
-from stages.training.distributed import World
 
 
 def importance_weights(logp_BT: Tensor, sampled_logp_BT: Tensor, clip_max: float) -> Tensor:

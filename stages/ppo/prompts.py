@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from stages.models.distributed import World
 from stages.sampling.sampler import Share
-from stages.training.distributed import World
 
 Prompt = TypeVar("Prompt")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config.ppo import AggregateConfig, ScoreConfig
+from stages.models.distributed import World
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.scorer import Scorer
-from stages.training.distributed import World
 
 
 class RewardSignal:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from stages.models.bank import Bank
+from stages.models.distributed import World
 from stages.models.sharding import gathered, whole_states
-from stages.training.distributed import World
 from stages.training.loss_scale import LossScale, needs_loss_scale
 from stages.training.optimizers import adamw
 

@@ -23,6 +23,7 @@ from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, RecipeError, StageError
 from stages.models.adapters import MODEL, save_adapter
 from stages.models.bank import ActorBank, Bank, FullBank
+from stages.models.distributed import World
 from stages.models.text import IGNORED, Codec, load_codec, pad
 from stages.ppo import checkpoint, fingerprints, judges, roles
 from stages.ppo.artifact import ALERTS, POINTS
@@ -33,7 +34,6 @@ from stages.ppo.watch.evaluation import Evaluations, evaluation_prompts
 from stages.reward.artifact import read_unfit
 from stages.sampling.prompts import load_prompts
 from stages.training.demonstrations import encode_demonstrations
-from stages.training.distributed import World
 
 SHOWN = ("objective/scores", "objective/kl", "response/length", "objective/entropy")
 """Metrics in the progress display."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.config.ppo import PPOConfig
 from pipeline.machine import trim_memory
 from stages.models.bank import Bank
+from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch
 from stages.models.precision import exact
 from stages.models.text import Codec
@@ -29,7 +30,6 @@ from stages.ppo.update import Optimisation
 from stages.sampling.episodes import Episodes
 from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import SamplingParams, sampler_of
-from stages.training.distributed import World
 
 
 class PPOTrainer:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.config.ppo import PPOConfig
 from stages.models.actor import Actor
 from stages.models.bank import Bank
+from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch
 from stages.ppo import checks
 from stages.ppo.experience import Experience
@@ -24,7 +25,6 @@ from stages.ppo.ptx import Demonstrations, PtxBatch
 from stages.ppo.role_optimizer import RoleOptimizer, schedule
 from stages.sampling import episodes as sequences
 from stages.sampling.episodes import Episodes
-from stages.training.distributed import World
 
 METRICS = {
     "policy_loss": "loss/policy_avg",

@@ -29,6 +29,7 @@ from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
 from stages.artifacts import AGREEMENT, rankings_file, read_weights
+from stages.models.distributed import World
 from stages.models.text import load_codec
 from stages.reward import artifact, bag_of_words, training
 from stages.reward.builders import Builder, builder_for
@@ -37,7 +38,6 @@ from stages.reward.groups import Encoder, Group, group_rankings
 from stages.reward.left_out import TOO_LONG, LeftOut
 from stages.reward.measure import measure_reward_model
 from stages.scoring.reward_model import numbered
-from stages.training.distributed import World
 
 COMMON = 1024
 """Training completions on which the members are scaled to a common scale."""

@@ -16,13 +16,13 @@ from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.config.reward import REWARD_TRAINER, RewardConfig
 from pipeline.engine.stage import Metrics, MetricsLog, RunContext
+from stages.models.distributed import World
 from stages.models.precision import Deviation, exact
 from stages.reward import likelihoods
 from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
 from stages.reward.packing import pack
 from stages.scoring.reward_model import RewardModel, ScoringModule, score_rows
 from stages.training.batches import GlobalBatchTrainer
-from stages.training.distributed import World
 from stages.training.trainer import StageCallback, training_arguments
 from stages.training.trainer import train as train_to_end
 

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.errors import StageError
+from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch
 from stages.models.precision import computing
-from stages.training.distributed import World
 from stages.training.loss_scale import LossScale, needs_loss_scale
 from stages.training.sharded import ShardedTrainer
 

@@ -14,10 +14,10 @@ from transformers.trainer_callback import PrinterCallback
 from pipeline.engine.stage import Metrics, RunContext
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import sync_below, write_atomic
+from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch, Size
 from stages.models.sharding import Shards
 from stages.training.batches import GlobalBatchTrainer
-from stages.training.distributed import World
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 

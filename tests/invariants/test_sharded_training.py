@@ -12,8 +12,8 @@ from test_shared_training import folder  # noqa: F401 (a fixture)
 from torch.distributed.tensor import DTensor
 
 from pipeline.engine.processes import Processes
+from stages.models.distributed import World
 from stages.training import batches
-from stages.training.distributed import World
 
 BATCH = {"sft": 5, "reward": 3, "dpo": 5}
 # Steps of five (three) on two processes, two rows per pass: unequal passes. One process has no share of an epoch's

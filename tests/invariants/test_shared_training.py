@@ -17,9 +17,9 @@ from pipeline.engine.processes import Processes
 from pipeline.engine.runner import Silent
 from pipeline.engine.stage import RunContext
 from stages import dpo, sft
+from stages.models.distributed import World
 from stages.reward import stage as reward
 from stages.training import batches
-from stages.training.distributed import World
 
 # 16 demonstrations in steps of five, and 8 prompts in steps of three: the last step of an epoch is short, and a
 # second process has no share of it.

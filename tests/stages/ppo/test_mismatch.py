@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pipeline.config.ppo import PPOConfig
+from stages.models.distributed import World
 from stages.ppo.experience import Experience
 from stages.ppo.mismatch import importance_weights, with_mismatch
 from stages.sampling.decoding import Record
-from stages.training.distributed import World
 
 
 def test_weights_by_their_definition():

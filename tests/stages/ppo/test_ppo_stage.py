@@ -10,11 +10,11 @@ from pipeline.config.ppo import AggregateConfig, KLConfig, PPOConfig, ScoreConfi
 from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
 from stages.models.adapters import load_policy
+from stages.models.distributed import World
 from stages.ppo import checkpoint, roles, stage
 from stages.ppo.rewards import ScoreNormalizer
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring import reward_model
-from stages.training.distributed import World
 
 SMALL = {
     "value": "adapter",

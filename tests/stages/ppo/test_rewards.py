@@ -6,9 +6,9 @@ import torch
 from ppo_case import Rigged, varied
 
 from pipeline.config.ppo import AggregateConfig, ScoreConfig
+from stages.models.distributed import World
 from stages.ppo.rewards import RewardSignal, ScoreNormalizer, aggregate
 from stages.scoring.scorer import Scorer
-from stages.training.distributed import World
 
 BATCHES = [np.random.default_rng(i).normal(3 * i - 4, 1 + i, size=5 + i).astype("float32") for i in range(4)]
 
