@@ -81,6 +81,7 @@ class PPOTrainer:
             device=device,
             micro=self.micro,
             world=self.world,
+            shares=self.shares,
             demonstrations=demonstrations,
         )
         self.meter = Meter(bank, config, device, self.world)

@@ -48,6 +48,7 @@ class Optimisation:
         exact: whether the bank computes in float32, in which case the first ratio must be exactly 1.
         updates: number of updates in the run, for the learning-rate schedule.
         micro: the micro-batch size, which persists from update to update.
+        shares: this process's rows of each batch.
         demonstrations: draws batches for PPO-ptx; needed when `config.ptx_coef` > 0.
     """
 
@@ -61,11 +62,12 @@ class Optimisation:
         device: str,
         micro: MicroBatch,
         world: World,
+        shares: Shares,
         demonstrations: Demonstrations | None = None,
     ) -> None:
         self.bank, self.config, self.exact, self.updates = bank, config, exact, updates
-        self.device, self.micro, self.world, self.demonstrations = device, micro, world, demonstrations
-        self.shares = Shares(config.batch_size, config.num_generations, world)
+        self.device, self.micro, self.demonstrations = device, micro, demonstrations
+        self.world, self.shares = world, shares
         self.optimizers = {
             role: RoleOptimizer(bank, role, config, device, world) for role in sorted(bank.trainable)
         }
