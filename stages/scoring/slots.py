@@ -19,7 +19,7 @@ class SlotScorer(Scorer):
     """A response's score is the number of its faults, negative.
 
     Args:
-        lexicon: a lexicon shipped in data/lexicons, by name, or another one's path.
+        lexicon: a lexicon shipped in data/venues/lexicons, by name, or another one's path.
 
     Raises `DataError` for an unknown lexicon, and when a prompt that is scored is not a meaning representation.
     """

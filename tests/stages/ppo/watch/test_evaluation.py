@@ -1,4 +1,4 @@
-"""Evaluations: their judge, their prompts, the policy that is handed on, the stop; and all of it after a kill."""
+"""Evaluations: their judge, their prompts, the selected policy, the stop; and all of it after a kill."""
 
 import published
 import pytest
@@ -197,8 +197,8 @@ def test_it_stops_when_the_judge_falls_while_the_score_rises(inputs, tmp_path, t
 def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
     inputs, tmp_path, training_context, monkeypatch
 ):
-    """The reward counts a letter; the judge wants it once. So the policy gets better and then worse, and what is
-    handed on is better than the last policy on prompts that no point used."""
+    """The reward counts a letter; the judge wants it once. So the policy gets better and then worse, and the
+    selected policy is better than the last one on prompts that no point used."""
     letter = tiny.codec().tokenizer.convert_tokens_to_ids("a")
     build, count = roles.build, count_of(letter)
     reward = RewardSignal(Rigged(count), AggregateConfig())

@@ -1,4 +1,4 @@
-"""Which point's policy is handed on, and when the run is over-optimised."""
+"""Which point's policy is selected, and when the run is over-optimised."""
 
 import math
 from itertools import product
