@@ -8,6 +8,7 @@ NPROC ?= 1
 ARGS ?=
 
 export SET
+export TUTELAGE_MAKE := 1
 # With pipefail a failed install is not hidden by the command that formats its output.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
