@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
-    "prompt": ("instruction", "question", "input", "query", "user_prompt", "prompt_text", "post", "context", "request"),
+    "prompt": ("instruction", "question", "input", "query", "user_prompt", "prompt_text", "post", "context"),
     "completion": ("output", "answer", "response", "reply", "text", "demonstration", "summary", "target"),
     "messages": ("conversation", "conversations", "dialogue", "dialog", "chat"),
     "chosen": ("preferred", "better", "winner", "accepted", "response_chosen"),
@@ -28,8 +28,8 @@ CUTOFF = 0.8
 
 
 def probable(wanted: str, columns: Iterable[str]) -> str | None:
-    """The column that is probably meant by our name `wanted`: the same but for case and punctuation, a known synonym,
-    or a spelling that is close. None if there is none."""
+    """The column that is probably meant by our name `wanted`, or None: the same but for case and punctuation, a
+    known synonym, or a close spelling."""
     by_plain = {plain(column): column for column in reversed(list(columns))}
     for name in (wanted, *SYNONYMS.get(wanted, ())):
         if plain(name) in by_plain:
