@@ -19,29 +19,40 @@ from pipeline.config.section import (
     section,
 )
 
+MOST_SAMPLES = 256
+"""Samples per prompt from which a KL coefficient is solved, at most."""
+SOLVABLE_KL = 5.5
+"""Nats per response: log 256, rounded down. The KL of a policy that always gives one of so many samples."""
+
 
 @section
 class KLConfig:
     """The penalty on the KL divergence from the reference model, subtracted from the reward of every response
     token."""
 
-    kind: Literal["fixed", "adaptive"] = "adaptive"
+    kind: Literal["fixed", "adaptive", "solved"] = "adaptive"
     """fixed: the coefficient stays at `init` (TRL's `kl_coef`). adaptive: the proportional controller of Ziegler et
-    al. 2019, section 2.2, steers the KL towards `target`."""
+    al. 2019, section 2.2, steers the KL towards `target`. solved: before training, the coefficient whose
+    optimum has a KL of `target` is computed from scored samples of the SFT model (docs/ppo.md)."""
     init: NonNegative = 0.05
-    """The KL coefficient beta at the start. With the adaptive controller a later round continues from the last
-    value."""
+    """For `fixed` and `adaptive`: the KL coefficient beta at the start. With the adaptive controller a later round
+    continues from the last value."""
     target: Positive = 6.0
-    """For `adaptive`: the KL to aim for, in nats per response. It is measured from the SFT model in every round, so
-    it is a budget for all rounds together."""
+    """For `adaptive` and `solved`: the KL to aim for, in nats per response. It is measured from the SFT model in
+    every round, so it is a budget for all rounds together."""
     horizon: Count = 10_000
     """For `adaptive`: time constant of the controller, in episodes. A smaller value changes the coefficient
     faster."""
+    num_prompts: Annotated[int, Field(ge=2)] = 128
+    """For `solved`: training prompts to sample answers to."""
+    num_generations: Annotated[int, Field(ge=4, le=256)] = 32
+    """For `solved`: samples per prompt. N samples resolve a KL well below log N; where they do not resolve
+    `target`, more are drawn, up to 256."""
 
     @property
     def goal(self) -> float | None:
         """The KL that is steered towards, nats per response; None with a fixed coefficient."""
-        return self.target if self.kind == "adaptive" else None
+        return None if self.kind == "fixed" else self.target
 
 
 @section

@@ -13,7 +13,7 @@ from pipeline.config.data import RankingTableConfig, TaskConfig
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.export import PublishConfig
 from pipeline.config.formats import known_formats
-from pipeline.config.ppo import PPOConfig
+from pipeline.config.ppo import MOST_SAMPLES, SOLVABLE_KL, PPOConfig
 from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
 
@@ -360,6 +360,19 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
         )
     if ppo.batch_size % ppo.num_generations:
         yield "ppo.num_generations", f"{ppo.num_generations} must divide batch_size ({ppo.batch_size})"
+    if ppo.kl.kind == "solved":
+        if ppo.score.normalization == "running":
+            yield (
+                "ppo.score.normalization",
+                "running changes the scale of the score during training, and the coefficient of kl.kind: solved is "
+                "for one scale. Set it to reference",
+            )
+        if ppo.kl.target >= SOLVABLE_KL:
+            yield (
+                "ppo.kl.target",
+                f"must be below {SOLVABLE_KL:g} nats with kl.kind: solved (got {ppo.kl.target:g}): {MOST_SAMPLES} "
+                "samples per prompt resolve no more. Lower it, or set kl.kind: adaptive",
+            )
     if ppo.critic is None and ppo.value != "trunk":
         yield "ppo.value", f"advantage_estimator: {ppo.advantage_estimator} has no critic: leave it out"
     elif ppo.critic != "adapter":

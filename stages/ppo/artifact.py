@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.ppo import KLConfig
 from pipeline.engine.plan import StageRun
 from pipeline.engine.stage import parse
 
-POINTS, ALERTS = "evaluations.jsonl", "alerts.jsonl"
+POINTS, ALERTS, OPTIMUM = "evaluations.jsonl", "alerts.jsonl", "optimum.json"
 STOPPED = "stopped"
 """The rule of the alert that stopped training."""
 JUDGE_FALLS = "judge-falls"
@@ -58,16 +59,10 @@ class Alert:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLSettings:
-    kind: str
-    target: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class PPOSettings:
     """The values of `PPOConfig` that explain a result."""
 
-    kl: KLSettings
+    kl: KLConfig
     eval_prompts: int
     reward_model: str | None = None
     checkpoint: str = "last"
@@ -75,7 +70,7 @@ class PPOSettings:
     @property
     def kl_target(self) -> float | None:
         """The KL target, nats per response; None with a fixed coefficient."""
-        return self.kl.target if self.kl.kind == "adaptive" else None
+        return self.kl.goal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,11 +44,9 @@ class KLController(Protocol):
 
     Attributes:
         value: the current beta.
-        target: the KL target, nats per response; None for a fixed beta.
     """
 
     value: float
-    target: float | None
 
     def update(self, kl: float, episodes: int) -> None:
         """Adapts beta after an update, from the batch's KL in nats per response and its number of episodes."""
@@ -59,9 +57,7 @@ class KLController(Protocol):
 
 
 class FixedKL:
-    """A constant coefficient."""
-
-    target: float | None = None
+    """A constant coefficient, from the recipe or solved before training."""
 
     def __init__(self, init: float) -> None:
         self.value = init
@@ -87,12 +83,11 @@ class AdaptiveKL(FixedKL):
 
     def __init__(self, init: float, target: float, horizon: int) -> None:
         super().__init__(init)
-        self.target = self._target = target
-        self.horizon = horizon
+        self.target, self.horizon = target, horizon
 
     def update(self, kl: float, episodes: int) -> None:
         """`beta *= 1 + clip(kl/target - 1, +-0.2) * episodes/horizon`; `kl` in nats per response."""
-        error = min(max(kl / self._target - 1, -0.2), 0.2)
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.value *= 1 + error * episodes / self.horizon
 
 

@@ -23,10 +23,9 @@ from stages.scoring.reward_model import ROLE
 
 
 def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:
-    """The reward artifact that scores responses; None when `ppo.reward_model` names a sequence classifier."""
-    if config.reward_model is None:
-        return newest(inputs, "reward")
-    artifact = as_artifact(config.reward_model)
+    """The reward artifact that scores responses; None when `ppo.reward_model` names a sequence classifier. Raises
+    `StageError` when it was trained on another base."""
+    artifact = newest(inputs, "reward") if config.reward_model is None else as_artifact(config.reward_model)
     if artifact is not None and token_artifact(artifact):
         reward_model.check_base(artifact, inputs["base"])
     return artifact
@@ -56,8 +55,6 @@ def build(
     start = newest(inputs, "ppo", "sft")
     # A classifier reads text and shares no weights with the policy.
     reward = None if artifact is None else token_artifact(artifact)
-    if reward is not None:
-        reward_model.check_base(reward, base)
     make = _lora_bank if is_adapter(sft) else _full_bank
     # A role that will be sharded may not fit on one device: it is loaded on the CPU.
     bank = make(config, base, sft, start, reward, "cpu" if sharded else device)

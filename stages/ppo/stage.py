@@ -8,6 +8,7 @@ point, or of the last update.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.distributed import World
 from stages.models.text import IGNORED, Codec, load_codec, pad
 from stages.ppo import checkpoint, fingerprints, judges, roles
-from stages.ppo.artifact import ALERTS, POINTS
+from stages.ppo.artifact import ALERTS, OPTIMUM, POINTS
 from stages.ppo.ptx import Demonstrations
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.watch.alerts import AlertLog
@@ -93,6 +94,10 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         _write(out_dir, bank, config)
     if trainer.world.rank == 0:
         write_jsonl(out_dir / POINTS, evaluations.points)
+        if trainer.solution:
+            (out_dir / OPTIMUM).write_text(
+                json.dumps(trainer.solution.state_dict(), indent=1) + "\n", encoding="utf-8"
+            )
         write_jsonl(out_dir / ALERTS, alerts.events)
     process_share = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
@@ -149,7 +154,7 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
 def _continue_from(trainer: PPOTrainer, previous: Artifact) -> None:
     """Continues from the previous round: verifies its policy, and restores its KL coefficient if that adapts."""
     fingerprints.verify(previous, trainer.bank, trainer.config, trainer.codec, trainer.device, trainer.exact)
-    if trainer.kl.target is not None:
+    if trainer.config.kl.kind == "adaptive":
         trainer.kl.value = previous.metrics["kl_coef"]
 
 
@@ -165,7 +170,7 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
         ctx.say(f"resuming from update {trainer.update} of {trainer.updates}")
     else:
         ctx.metrics.truncate(-1)  # an interrupted run may have logged updates without a checkpoint
-        trainer.start()
+        _start(trainer, ctx)
         roles.start_value(trainer.bank, config, trainer.normalizer)
     with ctx.progress("ppo", total=trainer.updates, done=trainer.update) as bar:
         while trainer.update < trainer.updates and not evaluations.stop:
@@ -193,6 +198,19 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
                     checkpoint.save(path, state)
                     evaluations.prune()
                 del state  # a copy of all trainable weights, too large to hold during an update
+
+
+def _start(trainer: PPOTrainer, ctx: RunContext) -> None:
+    kl = trainer.config.kl
+    if kl.kind != "solved":
+        trainer.start()
+        return
+    count = min(kl.num_prompts, len(trainer.prompts.prompts)) * kl.num_generations
+    with ctx.progress("ppo: samples for the KL coefficient", total=count) as bar:
+        trainer.start(bar.advance)
+    assert trainer.solution is not None
+    for line in trainer.solution.lines():
+        ctx.say(line)
 
 
 def _demonstrations(data: Artifact, codec: Codec, config: PPOConfig) -> Demonstrations:

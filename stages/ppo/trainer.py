@@ -26,10 +26,11 @@ from stages.ppo.kl import controller
 from stages.ppo.prompts import PromptQueue, Shares
 from stages.ppo.ptx import Demonstrations
 from stages.ppo.rewards import RewardSignal, ScoreNormalizer
+from stages.ppo.solve import Solution, solve
 from stages.ppo.update import Optimisation
 from stages.sampling.episodes import Episodes
 from stages.sampling.prompts import EncodedPrompt
-from stages.sampling.sampler import SamplingParams, sampler_of
+from stages.sampling.sampler import SamplingParams, Share, sampler_of
 
 
 class PPOTrainer:
@@ -72,6 +73,7 @@ class PPOTrainer:
         )
         self.normalizer = ScoreNormalizer(config.score, self.world)
         self.kl = controller(config.kl.kind, config.kl.init, config.kl.target, config.kl.horizon)
+        self.solution: Solution | None = None
         self.micro = MicroBatch(config.micro_batch_size, "training", say)
         self.optimisation = Optimisation(
             bank,
@@ -87,14 +89,49 @@ class PPOTrainer:
         self.meter = Meter(bank, config, device, self.world)
         self.frozen = checks.FrozenRoles(bank)
 
-    def start(self) -> None:
-        """Prepares the score normaliser, before the first update, from scores of the reference's responses."""
+    def start(self, on_batch: Callable[[int], None] = lambda responses: None) -> None:
+        """Before the first update, prepares the score normaliser from scores of the reference's responses, and
+        solves the KL coefficient if the recipe says so.
+
+        Args:
+            on_batch: called with the number of responses in each batch sampled to solve it.
+        """
 
         def scores() -> Tensor:
             prompts = self.next_prompts()
             return self.reward(prompts, self.sample(prompts, role="reference").responses)
 
         self.normalizer.prepare(scores)
+        if self.config.kl.kind == "solved":
+            self.solution = solve(
+                self.config.kl,
+                len(self.prompts.prompts),
+                lambda rows: self.reference_rewards(rows, on_batch),
+                self.generator,
+            )
+            self.kl.value = self.solution.target.beta
+
+    def reference_rewards(self, rows: Sequence[int], on_batch: Callable[[int], None]) -> Tensor:
+        """Samples a response of the reference to each training prompt in `rows`, by index. Returns what PPO would
+        optimise for them, on every process."""
+        size, parts = self.config.batch_size, []
+        for batch in (rows[i : i + size] for i in range(0, len(rows), size)):
+            shares = Shares(len(batch), 1, self.world)
+            prompts = shares.of([self.prompts.prompts[i] for i in batch])
+            episodes = self.sample(prompts, role="reference", share=shares.share)
+            ended = episodes.ended(self.codec.stop_ids).cpu()
+            rewards = torch.zeros(len(batch))
+            rewards[shares.rows] = self.rewards(self.reward(prompts, episodes.responses), ended)
+            parts.append(self.world.sum(rewards))
+            on_batch(len(batch))
+        return torch.cat(parts)
+
+    def rewards(self, scores_N: Tensor, ended_N: Tensor) -> Tensor:
+        """What PPO optimises, (N,): scores normalised and clipped, less the penalty for a missing stop token."""
+        rewards_N = self.normalizer(scores_N)
+        if self.config.missing_eos_penalty is not None:
+            rewards_N = rewards_N - self.config.missing_eos_penalty * (~ended_N).float()
+        return rewards_N
 
     def step(self) -> dict[str, float]:
         """Runs one update: samples a batch of episodes and trains on it. Returns its metrics (docs/ppo.md)."""
@@ -106,10 +143,8 @@ class PPOTrainer:
         # 2. Score them.
         scores = self.reward(prompts, episodes.responses)
         disagreement = self.reward.disagreement(self.world)
-        rewards = self.normalizer(scores)
         ended = episodes.ended(self.codec.stop_ids).cpu()
-        if config.missing_eos_penalty is not None:
-            rewards = rewards - config.missing_eos_penalty * (~ended).float()
+        rewards = self.rewards(scores, ended)
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.
         data = experience.build(
@@ -141,15 +176,26 @@ class PPOTrainer:
         """The prompts of this process's rows of the next batch, one per row."""
         return self.shares.of(self.prompts.take(self.config.batch_size // self.config.num_generations))
 
-    def sample(self, prompts: Sequence[EncodedPrompt], *, role: str = "policy", record: bool = False) -> Episodes:
-        """Samples episodes for this process's prompts of a batch."""
+    def sample(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        *,
+        role: str = "policy",
+        record: bool = False,
+        share: Share | None = None,
+    ) -> Episodes:
+        """Samples episodes for this process's prompts of a batch.
+
+        Args:
+            share: this process's rows of it; None: those of an update's batch.
+        """
         with self.bank.active(role, decode=True) as actor:
             return self.sampler.sample(
                 actor,
                 [prompt.ids for prompt in prompts],
                 self.sampling,
                 self.generator,
-                share=self.shares.share,
+                share=share or self.shares.share,
                 record=record,
             )
 
@@ -167,6 +213,7 @@ class PPOTrainer:
             "roles": {role: self.bank.state_of(role) for role in sorted(self.bank.trainable)},
             **self.optimisation.state_dict(),
             "kl": self.kl.state_dict(),
+            "solution": self.solution and self.solution.state_dict(),
             "scores": self.normalizer.state_dict(),
             **self.prompts.state_dict(),
             "generator": self.generator.get_state(),
@@ -181,6 +228,7 @@ class PPOTrainer:
             self.bank.load_state_of(role, tensors)
         self.optimisation.load_state_dict(state)
         self.kl.load_state_dict(state["kl"])
+        self.solution = state["solution"] and Solution.of(state["solution"])
         self.normalizer.load_state_dict(state["scores"])
         self.prompts.load_state_dict(state)
         self.generator.set_state(state["generator"])

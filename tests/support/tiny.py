@@ -175,12 +175,18 @@ def lora_bank(
     return bank
 
 
-def full_bank(*, value: str | None = "adapter", seed: int = 0, compute: torch.dtype | None = None) -> FullBank:
+def full_bank(
+    *, value: str | None = "adapter", seed: int = 0, compute: torch.dtype | None = None, **values: Any
+) -> FullBank:
     """Like `lora_bank`, with one float32 model per role; with `compute`, computing in that dtype under autocast."""
-    models_by_role = {"reference": lm(seed), "policy": lm(seed), "reward": lm(seed + 1)}
+    models_by_role = {
+        "reference": lm(seed, **values),
+        "policy": lm(seed, **values),
+        "reward": lm(seed + 1, **values),
+    }
     learner = "policy"
     if value == "adapter":
-        models_by_role["value"] = lm(seed + 1)
+        models_by_role["value"] = lm(seed + 1, **values)
         learner = "value"
     heads = {"reward": head(seed + 2)}
     if value is not None:

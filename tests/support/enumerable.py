@@ -1,0 +1,97 @@
+"""A PPO problem whose optimum is known exactly: every response can be enumerated.
+
+Five tokens and at most three per response make 85 responses per prompt. So the policy's distribution, the optimum
+ref(y | x) exp(r(x, y) / beta) / Z(x) and the gradient of the objective are sums, not samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import ppo_case
+import tiny
+import torch
+from torch import Tensor
+
+from pipeline.config.ppo import KLConfig, PPOConfig, ScoreConfig
+from stages.models.bank import Bank
+from stages.ppo.rewards import RewardSignal
+from stages.ppo.trainer import PPOTrainer
+from stages.sampling import episodes as sequences
+from stages.sampling.episodes import Episodes
+from stages.sampling.prompts import EncodedPrompt
+
+VOCABULARY, LENGTH = 5, 3
+STOPS = frozenset({tiny.EOS})
+CODEC: Any = SimpleNamespace(stop_ids=STOPS, pad_id=tiny.PAD)
+PROMPTS = [EncodedPrompt([], ids, "train") for ids in ([2, 3], [4, 2, 2], [3, 3])]
+RESPONSES = [
+    list(ids)
+    for length in range(1, LENGTH + 1)
+    for ids in product(range(VOCABULARY), repeat=length)
+    if tiny.EOS not in ids[:-1] and (length == LENGTH or ids[-1] == tiny.EOS)
+]
+"""All responses: they end with the stop token or have the full length."""
+
+CONFIG = {
+    "value": "trunk",
+    "batch_size": 256,
+    "num_ppo_epochs": 2,
+    "num_mini_batches": 4,
+    "response_length": LENGTH,
+    "learning_rate": 1e-2,
+    "value_learning_rate": None,
+    "score": ScoreConfig(normalization="none", clip=None),
+}
+
+
+def reward(prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+    """A reward that depends on the prompt, on single tokens and on their order."""
+    return torch.tensor(
+        [
+            0.8 * list(response).count(3) - 0.5 * list(response).count(2) * (prompt.ids[0] == 4)
+            + 0.9 * (response[-1] == tiny.EOS) + 0.4 * (list(response[:2]) == [4, 3])
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+    )  # fmt: skip
+
+
+def make(kind: str = "lora", *, beta: float, seed: int = 0, **values: Any) -> PPOTrainer:
+    config = PPOConfig(**(CONFIG | {"kl": KLConfig(kind="fixed", init=beta)} | values))
+    bank = tiny.BANKS[kind](value=config.critic, seed=2, vocab_size=VOCABULARY)
+    if config.critic is not None:  # as stages.ppo.roles does
+        torch.nn.init.zeros_(bank.heads["value" if config.critic == "adapter" else "policy"].weight)
+    signal = RewardSignal(ppo_case.Rigged(reward), config.reward)
+    return PPOTrainer(bank, config, CODEC, PROMPTS, signal, seed=seed)
+
+
+def logprobs(bank: Bank, role: str, prompt: EncodedPrompt, temperature: float = 1.0) -> Tensor:
+    """log pi(y | x), (85,), of all responses to a prompt."""
+    with bank.active(role) as actor:
+        episodes = Episodes.build([prompt.ids] * len(RESPONSES), RESPONSES, STOPS, tiny.PAD, "cpu", None)
+        logp_BT, _ = sequences.logprobs(
+            actor, episodes, actor.hidden(episodes.ids_BL), temperature=temperature, chunk_size=None, entropy=False
+        )
+        return torch.where(episodes.mask_BT, logp_BT, 0.0).double().sum(1)
+
+
+@torch.no_grad()
+def optimum(bank: Bank, prompt: EncodedPrompt, beta: float, temperature: float = 1.0) -> Tensor:
+    """log pi*(y | x), (85,)."""
+    scores = reward([prompt] * len(RESPONSES), RESPONSES).double()
+    return (logprobs(bank, "reference", prompt, temperature) + scores / beta).log_softmax(0)
+
+
+@torch.no_grad()
+def distance(bank: Bank, beta: float, temperature: float = 1.0) -> dict[str, float]:
+    """Means over prompts, nats per response: `gap`, the KL of the policy from the optimum; `kl`, its KL from the
+    reference; `optimal_kl`, that of the optimum."""
+    rows = []
+    for prompt in PROMPTS:
+        policy, ref = (logprobs(bank, role, prompt, temperature) for role in ("policy", "reference"))
+        best = optimum(bank, prompt, beta, temperature)
+        rows.append([float((p.exp() * (p - q)).sum()) for p, q in ((policy, best), (policy, ref), (best, ref))])
+    return dict(zip(("gap", "kl", "optimal_kl"), torch.tensor(rows).mean(0).tolist(), strict=True))
