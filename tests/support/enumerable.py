@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.ppo import KLConfig, PPOConfig, ScoreConfig
+from stages.models.actor import Actor
 from stages.models.bank import Bank
 from stages.ppo.rewards import RewardSignal
 from stages.ppo.trainer import PPOTrainer
@@ -59,23 +60,30 @@ def reward(prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]])
     )  # fmt: skip
 
 
-def make(kind: str = "lora", *, beta: float, seed: int = 0, **values: Any) -> PPOTrainer:
+def make(kind: str = "lora", *, beta: float, seed: int = 0, distinct: bool = False, **values: Any) -> PPOTrainer:
+    """`distinct`: the policy does not start as a copy of the reference."""
     config = PPOConfig(**(CONFIG | {"kl": KLConfig(kind="fixed", init=beta)} | values))
-    bank = tiny.BANKS[kind](value=config.critic, seed=2, vocab_size=VOCABULARY)
+    bank = tiny.BANKS[kind](
+        value=config.critic, seed=2, vocab_size=VOCABULARY, **({"distinct": True} if distinct else {})
+    )
     if config.critic is not None:  # as stages.ppo.roles does
         torch.nn.init.zeros_(bank.heads["value" if config.critic == "adapter" else "policy"].weight)
     signal = RewardSignal(ppo_case.Rigged(reward), config.reward)
     return PPOTrainer(bank, config, CODEC, PROMPTS, signal, seed=seed)
 
 
+def _logprobs(actor: Actor, prompt: EncodedPrompt, temperature: float) -> Tensor:
+    episodes = Episodes.build([prompt.ids] * len(RESPONSES), RESPONSES, STOPS, tiny.PAD)
+    logp_BT, _ = sequences.logprobs(
+        actor, episodes, actor.hidden(episodes.ids_BL), temperature=temperature, chunk_size=None, entropy=False
+    )
+    return torch.where(episodes.mask_BT, logp_BT, 0.0).double().sum(1)
+
+
 def logprobs(bank: Bank, role: str, prompt: EncodedPrompt, temperature: float = 1.0) -> Tensor:
     """log pi(y | x), (85,), of all responses to a prompt."""
     with bank.active(role) as actor:
-        episodes = Episodes.build([prompt.ids] * len(RESPONSES), RESPONSES, STOPS, tiny.PAD, "cpu", None)
-        logp_BT, _ = sequences.logprobs(
-            actor, episodes, actor.hidden(episodes.ids_BL), temperature=temperature, chunk_size=None, entropy=False
-        )
-        return torch.where(episodes.mask_BT, logp_BT, 0.0).double().sum(1)
+        return _logprobs(actor, prompt, temperature)
 
 
 @torch.no_grad()
@@ -83,6 +91,16 @@ def optimum(bank: Bank, prompt: EncodedPrompt, beta: float, temperature: float =
     """log pi*(y | x), (85,)."""
     scores = reward([prompt] * len(RESPONSES), RESPONSES).double()
     return (logprobs(bank, "reference", prompt, temperature) + scores / beta).log_softmax(0)
+
+
+def gradients(bank: Bank, beta: float) -> None:
+    """Accumulates the policy's gradients of -E[r - beta log(pi / ref)], a mean over prompts."""
+    references = [logprobs(bank, "reference", prompt) for prompt in PROMPTS]
+    with bank.active("policy", train=True) as actor:
+        for prompt, ref in zip(PROMPTS, references, strict=True):
+            policy = _logprobs(actor, prompt, 1.0)
+            scores = reward([prompt] * len(RESPONSES), RESPONSES).double()
+            (-(policy.exp() * (scores - beta * (policy - ref))).sum() / len(PROMPTS)).backward()
 
 
 @torch.no_grad()
