@@ -15,6 +15,7 @@ from pipeline import invocation
 from pipeline.config import fit
 from pipeline.config.fit import ModelProfile
 from pipeline.config.load import LoadedRecipe, flatten
+from pipeline.config.paths import missing
 from pipeline.config.section import content
 from pipeline.engine import manifest, registry
 from pipeline.engine.fingerprint import Fingerprints
@@ -280,11 +281,8 @@ class Planner:
         records = {}
         for dotted, path in spec.files(self.recipe).items():
             if not path.exists():
-                raise RecipeError(
-                    f"{dotted}: there is no file or folder {path}",
-                    where=self.loaded.describe(dotted),
-                    hint="paths are relative to the working directory",
-                )
+                what, hint = missing(dotted, path)
+                raise RecipeError(what, where=self.loaded.describe(dotted), hint=hint)
             records[dotted] = LocalRecord(path=str(path), fingerprint=self._fingerprints(path))
         return records
 

@@ -238,9 +238,11 @@ class Runner:
 
 def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool) -> Forecast:
     """Refuses before anything runs what would fail later: raises `RecipeError` for what the model cannot do, and
-    `StageError` for what does not fit into memory, unless `force`."""
+    `StageError` for a model that cannot be fetched and, unless `force`, for what does not fit into memory."""
     planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
     forecast = Forecast.of(planner.loaded, planner.latest("data"))
+    if forecast.no_network and any(step.spec.name == "base" and not step.finished for step in planned):
+        raise forecast.no_network
     forecast.check({step.spec.section for step in planned if not step.finished}, force)
     return forecast
 
