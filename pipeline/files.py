@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import RecipeError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""System errors: no space left, the user's quota reached, or a file larger than the system allows."""
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -23,6 +30,49 @@ def write_atomic(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def need_folder(folder: Path, what: str, hint: str) -> None:
+    """Creates the folder that files will be written to, before the work that makes them.
+
+    Only its last part is created, because a longer path that does not exist is a misspelt one, or on a disk that is
+    not mounted.
+
+    Args:
+        what: what it holds, for the message, such as "runs".
+        hint: how to choose another one.
+
+    Raises `RecipeError` when it cannot be created or written to.
+    """
+    parts = [folder, *folder.parents]
+    existing = next(part for part in parts if part.exists())
+    if not existing.is_dir():
+        raise RecipeError(f"cannot write {what} to {folder}: {existing} is not a folder", hint=hint)
+    if existing != folder and existing != folder.parent:
+        raise RecipeError(
+            f"cannot write {what} to {folder}: there is no folder {parts[parts.index(existing) - 1]}",
+            hint=f"create {folder.parent} (or mount its disk), or {hint}",
+        )
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOENT:  # such as /proc, where nothing can be created
+            reason = "no file can be created there"
+        raise RecipeError(f"cannot write {what} to {folder}: {reason}", hint=hint) from None
+
+
+def need_file(file: Path, what: str, hint: str) -> None:
+    """The same for a single file that will be written."""
+    if file.is_dir():
+        raise RecipeError(
+            f"cannot write {what} to {file}: it is a folder", hint=f"name a file in it, such as {file / what}"
+        )
+    need_folder(file.parent, what, hint)
 
 
 def sync_folder(path: Path) -> None:

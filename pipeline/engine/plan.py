@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import invocation
 from pipeline.config import fit
 from pipeline.config.fit import ModelProfile
 from pipeline.config.load import LoadedRecipe, flatten
+from pipeline.config.paths import missing
 from pipeline.config.section import content
 from pipeline.engine import manifest, registry
 from pipeline.engine.fingerprint import Fingerprints
@@ -98,7 +100,7 @@ class RunSummary:
             raise StageError(
                 f"{stage} is not finished under these recipe values",
                 where=str(self.folder),
-                hint=f"run `tutelage run {stage} {self.loaded.arguments}`",
+                hint=f"run `{invocation.command('run', stage)}`",
             )
         return self.stages[stage]
 
@@ -247,7 +249,7 @@ class Planner:
 
     def hint(self, stage: str) -> str:
         """The advice for a damaged artifact."""
-        return f"run the stage again: `tutelage run {stage} --fresh {self.loaded.arguments}`"
+        return f"run the stage again: `{invocation.command('run', stage, '--fresh')}`"
 
     def latest(self, stage: str) -> StageRun | None:
         """The stage's run that finished last, under any values."""
@@ -287,11 +289,8 @@ class Planner:
         records = {}
         for dotted, path in spec.files(self.recipe).items():
             if not path.exists():
-                raise RecipeError(
-                    f"{dotted}: there is no file or folder {path}",
-                    where=self.loaded.describe(dotted),
-                    hint="paths are relative to the working directory",
-                )
+                what, hint = missing(dotted, path)
+                raise RecipeError(what, where=self.loaded.describe(dotted), hint=hint)
             records[dotted] = LocalRecord(path=str(path), fingerprint=self._fingerprints(path))
         return records
 
