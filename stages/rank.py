@@ -41,7 +41,7 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
     sample = RankingSample()
-    with ctx.progress("rank: reading") as bar:
+    with ctx.progress("reading rankings") as bar:
         for ranking in read_rankings_file(path):
             sample.add(ranking)
             bar.advance()
