@@ -150,7 +150,6 @@ def judge(
         config,
         prompts=prompts,
         say=display.say,
-        progress=display.open,
         database=RANKINGS_DATABASE,
     )
     write_report(planner)
@@ -175,7 +174,7 @@ def annotate(
     display = Display(console())
     from ranking.files import rank_file
 
-    count = rank_file(file, out, config, say=display.say, progress=display.open)
+    count = rank_file(file, out, config, say=display.say)
     echo(f"{count} rankings: {out}")
 
 
