@@ -59,6 +59,11 @@ def moment(iso: str) -> str:
     return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M}"
 
 
+def counted(count: int, noun: str) -> str:
+    """1 ranking, 2 rankings"""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def listing(items: list[str]) -> str:
     """a, b and c"""
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)
