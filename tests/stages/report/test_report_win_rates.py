@@ -88,14 +88,16 @@ def test_the_report_has_judges_baselines_and_frontier(fake: FakeRun, tmp_path: P
     for part in (
         "Best of 16 is better than PPO: PPO’s answer wins on 45 % of prompts (41 to 49 %), at a KL of 1.86 "
         "nats against at most 1.83.",
-        "Over-optimised. The form of Gao et al. 2022, d (alpha - beta log d) with d = √KL, fitted to 3 "
-        "evaluation points, peaks at 1.80 nats (95 % interval 0.90 to 2.50). Beyond the peak the judge’s gain "
-        "falls "
-        "by 0.21.",
+        "Over-optimised. The curve fitted to 3 evaluation points peaks at 1.80 nats (95 % interval 0.90 to 2.50). "
+        "Beyond the peak the judge’s gain falls by 0.21.",
+        "The fitted curve (Gao et al. 2022) is d (alpha - beta log d), with d = √KL.",
+        "Set ppo.kl.target to about that, and run again:",
+        "PPO trains once, then samples one answer per reply. Best of 16 needs no PPO, but samples and scores 16",
+        "The judge cannot tell PPO’s answers from DPO’s (PPO’s is preferred on 50 % of prompts",
         "PPO, update 16",
         "16 answers reach at most 1.83 nats.",
         "verdict changed with the order of answers for 25 % of pairs; 3 replies without a verdict",
-        "BaseSFTDPOBest of 16PPOChange from SFT",
+        "Base SFT DPO Best of 16 PPO Change from SFT",
         "≤ 1.83",
         "2.20 to 2.80",
         "better than SFT’s on 57 % of the prompts and worse on 0 %",
