@@ -83,7 +83,7 @@ def why_ppo(rows: Sequence[Cost], evaluation: Evaluation | None) -> str:
                 _contest(evaluation, "best_of_n"),
                 better=f"PPO’s answers are better than those of {name}",
                 worse=f"{best.model} gives better answers here, so it suits few replies, and PPO many",
-                equal=f"The judge cannot tell PPO’s answers from those of {name}, so PPO is cheaper for many replies",
+                equal=f"The judge cannot tell PPO’s answers from those of {name}; for many replies PPO is cheaper",
             ),
         ]
     if dpo:

@@ -49,8 +49,8 @@ def _curve(fit: Fit) -> list[Line]:
 
 
 WHY = (
-    "The further PPO moves from SFT, the higher the reward model scores its answers. Whether the answers get better is "
-    "for the judge to say: its gain may stop rising, or fall."
+    "The further PPO moves from SFT, the higher the reward model scores its answers. Whether answers get better "
+    "is for the judge to say: its gain may stop rising, or fall."
 )
 
 
@@ -76,9 +76,7 @@ def conclude(evaluation: Evaluation | None) -> str:
     fit, peak = frontier.fit, frontier.fit.peak_kl
     if fit.reason is not None or peak is None:
         return f"Where over-optimisation sets in cannot be fitted: {fit.reason}."
-    curve = (
-        f"The curve fitted to {counted(len(frontier.points), 'evaluation point', 'evaluation points')}"
-    )
+    curve = f"The curve fitted to {counted(len(frontier.points), 'evaluation point', 'evaluation points')}"
     if peak.value is None:
         return f"{curve} has no peak: within this run more KL does no harm."
     high = "beyond this run" if peak.high is None or peak.high > fit.farthest else fixed(peak.high)

@@ -29,8 +29,9 @@ TERMS = (
          r"Bradley-Terry"),
     Term("Calibration", "Whether pairs that are predicted with 80 % are ordered that way 80 % of the time. ECE and "
          "Brier score measure it; lower is better.", r"[Cc]alibration"),
-    Term("DPO", "Direct preference optimisation: trains on ranked pairs without a reward model or sampling.", r"DPO"),
-    Term("Entropy", "How spread out the next-token distribution is. Near zero, answers hardly vary.", r"[Ee]ntropy"),
+    Term("DPO", "Direct preference optimisation: trains on ranked pairs, without a reward model.", r"DPO"),
+    Term("Entropy", "How spread out the next token’s distribution is: near zero, answers hardly vary.",
+         r"[Ee]ntropy"),
     Term("EOS, stop token", "The token that ends an answer. An answer without it was cut at the length limit.",
          r"stop token|EOS"),
     Term("Episode", "One sampled answer with its reward, as PPO learns from it.", r"[Ee]pisodes?"),

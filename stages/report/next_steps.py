@@ -34,11 +34,14 @@ def _unfinished(run: RunSummary, findings: Findings, pending: list[str]) -> list
     if stage == "ppo" and findings.reward and findings.reward.unfit:
         return [
             Step(
-                "The reward model did not pass the gate, so PPO has not started. Improve the rankings first: see how "
-                "well annotators agree, and add rankings; then run again:",
+                "The reward model did not pass the gate, so PPO has not started. Improve the rankings first: see "
+                "how well annotators agree, and add rankings; then run again:",
                 command("run"),
             ),
-            Step("Or train PPO with this reward model anyway. Report and model card will say so:", command("run", "--force")),
+            Step(
+                "Or train PPO with this reward model anyway. Report and model card will say so:",
+                command("run", "--force"),
+            ),
         ]
     if stage == "rank" and run.loaded.recipe.rank.source == "app":
         return [Step("Open the ranking page, and have the answers ranked:", command("run", pending[0]))]
@@ -54,8 +57,8 @@ def _after_ppo(run: RunSummary, findings: Findings) -> list[Step]:
     if frontier and frontier.fit.set_in and frontier.fit.peak_kl:
         found.append(
             Step(
-                f"PPO went past the peak of the judge’s gain, at a KL of {fixed(frontier.fit.peak_kl.value)} nats. Set "
-                "ppo.kl.target to about that, and run again:",
+                f"PPO went past the peak of the judge’s gain, at a KL of {fixed(frontier.fit.peak_kl.value)} nats. "
+                "Set ppo.kl.target to about that, and run again:",
                 command("run"),
             )
         )
@@ -76,8 +79,8 @@ def _after_ppo(run: RunSummary, findings: Findings) -> list[Step]:
         else:
             found.append(
                 Step(
-                    "To upload it to the Hub, set publish.model to owner/name in the recipe. Then see what would be "
-                    "uploaded:",
+                    "To upload it to the Hub, set publish.model to owner/name in the recipe. Then see what would "
+                    "be uploaded:",
                     command("publish", "--dry-run"),
                 )
             )

@@ -112,8 +112,8 @@ def in_words(chart: Chart) -> str:
 
 
 def draw(chart: Chart, name: str) -> Markup:
-    """The chart as an `<svg>` element, or as a sentence if it has too few points. `name` makes its ids unique in the
-    page."""
+    """The chart as an `<svg>` element, or as a sentence if it has too few points. `name` makes its ids unique in
+    the page."""
     if text := in_words(chart):
         return Markup("<p class='few'>{}</p>").format(text)
     import matplotlib
@@ -125,8 +125,8 @@ def draw(chart: Chart, name: str) -> Markup:
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")  # a point is a CSS pixel
         axes = figure.subplots()
         for line in chart.lines:
-            alone = {"marker": "o", "markersize": 4} if len(line.points) == 1 else {}
-            axes.plot(*zip(*thinned(line.points), strict=True), **alone | STYLES[line.kind])
+            alone: dict[str, Any] = {"marker": "o", "markersize": 4} if len(line.points) == 1 else {}
+            axes.plot(*zip(*thinned(line.points), strict=True), **(alone | STYLES[line.kind]))
         if chart.mark is not None:
             axes.axvline(chart.mark, **STYLES["level"])
             place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}

@@ -12,6 +12,8 @@ from pipeline.wording import DASH
 _ROW = re.compile(r"<tr\b([^>]*)>(.*?)</tr>", re.DOTALL)
 _CELL = re.compile(r"<(t[hd])\b([^>]*)>(.*?)</\1>", re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
+Cell = tuple[str, str, str]
+"""Tag, attributes and content."""
 
 
 def cards(html: str) -> Markup:
@@ -23,23 +25,26 @@ def cards(html: str) -> Markup:
 
     Raises `ValueError` if a row has more or fewer cells than the header.
     """
-    rows = [(match, _CELL.findall(match[2])) for match in _ROW.finditer(html)]
+    rows: list[tuple[re.Match[str], list[Cell]]] = [(row, _CELL.findall(row[2])) for row in _ROW.finditer(html)]
     header = [_text(content) for _, _, content in rows[0][1]]
     for _, row in rows:
         if len(row) != len(header):
-            raise ValueError(f"a row of {len(row)} cells under {len(header)} headings: {[_text(c[2]) for c in row]}")
+            raise ValueError(
+                f"a row of {len(row)} cells under {len(header)} headings: {[_text(cell[2]) for cell in row]}"
+            )
     body = [row for _, row in rows[1:]]
     kept = [at for at in range(len(header)) if at == 0 or not body or any(_has_value(row[at][2]) for row in body)]
     parts, end = [], 0
     for number, (match, row) in enumerate(rows):
         parts.append(html[end : match.start()])
-        cells = "\n".join(_cell(*row[at], label=header[at] if number else "") for at in kept)
+        cells = "\n".join(_written(row[at], header[at] if number else "") for at in kept)
         parts.append(f"<tr{match[1]}>\n{cells}\n</tr>")
         end = match.end()
     return Markup("".join([*parts, html[end:]]))
 
 
-def _cell(tag: str, attributes: str, content: str, label: str) -> str:
+def _written(cell: Cell, label: str) -> str:
+    tag, attributes, content = cell
     labelled = f' data-label="{escape(label)}"' if label and tag == "td" else ""
     return f"<{tag}{attributes}{labelled}>{content.strip()}</{tag}>"
 

@@ -239,7 +239,7 @@ class FakeRun:
         (out / "eval.json").write_text(json.dumps(self.evaluation))
         sample = SAMPLE if self.evaluation["judge"] else SAMPLE | {"faults": {}}
         (out / "samples.jsonl").write_text(json.dumps(sample) + "\n")
-        return {"prompts": 256, "judge": str(self.evaluation["judge"])}
+        return {"prompts": 256, "judge": self.evaluation["judge"] or "none"}
 
 
 class Page(HTMLParser):
