@@ -20,7 +20,7 @@ VALUES = --recipe "$(RECIPE)" --set "$$SET" $(ARGS)
 STAGES := $(shell sed -nE 's/.*target="stages\.([a-z]+).*/\1/p' stages/registry.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run round test slow gpu mutations lint types check plan show status report compare chat clean judge \
+.PHONY: help venv init run round test slow gpu mutations lint types check plan show status report compare chat clean judge \
 	publish export-rankings docs $(STAGES)
 
 help: ## list the targets
@@ -36,6 +36,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(VENV)/bin/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e ".[dev]" \
 		| awk '/^(Collecting|Installing)/ { print "  " substr($$0, 1, 76); fflush() }'
 	@touch $@
+
+init: venv ## write a recipe for your own tables and model (ARGS="--demonstrations A.csv --rankings B.csv --base MODEL")
+	@$(TUTELAGE) init $(ARGS)
 
 run: venv ## run every stage that is not up to date, then the report
 	@$(TUTELAGE) run --nproc $(NPROC) $(VALUES)

@@ -111,7 +111,7 @@ def is_tree(cell: object) -> bool:
 
 
 def demonstrations(sample: Sample) -> Guess:
-    """The columns of a table of demonstrations. Raises `DataError` if no column can be the prompt, or the answer."""
+    """The columns of a table of demonstrations. Raises `DataError` if none can be the prompt, or the answer."""
     guess = Guess()
     if any(is_tree(row.get("prompt")) for row in sample.rows):
         guess.columns["prompt"] = "prompt"
@@ -149,6 +149,6 @@ def finish(guess: Guess, sample: Sample) -> Guess:
         if suggest.plain(column) in map(suggest.plain, suggest.SYNONYMS["prompt"]) and sample.is_text(column):
             rows = len(sample.cells(column))
             guess.notes.append(
-                f"column {column} has text in {rows} rows and is not used: join it to the prompt if it belongs there"
+                f"column {column} has text in {rows} rows and is not used: does it belong to the prompt?"
             )
     return guess

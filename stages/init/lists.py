@@ -13,7 +13,7 @@ from stages.init.sample import Sample, as_finite, named, words
 def lists_in_cells(sample: Sample) -> Guess | None:
     """`scored` and `choice`: the completions of a row are a list."""
     lists = {
-        column: items for column in sample.columns if (items := sample.lists(column)) and max(map(len, items)) > 1
+        column: rows for column in sample.columns if (rows := sample.lists(column)) and max(map(len, rows)) > 1
     }
     objects = [
         column for column, items in lists.items() if any(isinstance(item, dict) for row in items for item in row)

@@ -200,6 +200,9 @@ def _long(sample: Sample) -> Guess | None:
     guess = Guess("long")
     guess.choose("completion", answers)
     choose_prompt(guess, sample, [column for column in sample.columns if column not in answers])
+    prompts = [str(row.get(str(guess.columns.get("prompt")))) for row in sample.rows]
+    if "prompt" in guess.columns and len(set(prompts)) == len(prompts):
+        return None  # no prompt has two answers
     choose_annotator(guess, sample, sample.columns)
     for role in ("model", "group"):
         rest = [column for column in sample.columns if column not in guess.used()]

@@ -264,7 +264,7 @@ def test_lmsys(tmp_path: Path) -> None:
 def test_summarize_from_feedback_needs_a_prompt(tmp_path: Path) -> None:
     rows = [
         {"info": {"post": "A post", "title": "T"}, "split": "train", "choice": i % 2, "worker": "w1", "batch": "3",
-         "summaries": [{"text": " x", "policy": "sup1", "note": None}, {"text": " y", "policy": "ref", "note": None}]}
+         "summaries": [{"text": " x", "policy": "sup1", "note": None}, {"text": " y", "policy": "ref"}]}
         for i in range(3)
     ]  # fmt: skip
     with pytest.raises(DataError, match="looks like the prompt"):
@@ -308,7 +308,7 @@ RECORDS = {
         "comment": [{"value": "fine", "user_id": "u1"}]}},
     "Argilla 1": FIELDS | {"ranking": [{"user_id": "u1", "value": VALUE, "status": "submitted"}]},
     "records of Argilla 1": {"fields": FIELDS, "metadata": {}, "responses": [
-        {"user_id": "u1", "status": "submitted", "values": {"ranking": {"value": VALUE}, "note": {"value": "fine"}}}]},
+        {"user_id": "u1", "status": "submitted", "values": {"ranking": {"value": VALUE}, "note": {"value": ""}}}]},
 }  # fmt: skip
 
 
@@ -382,7 +382,8 @@ PLACES = {"_1": [1, 2, 3] * 3, "_2": [2, 3, 1] * 3, "_3": [3, 1, 2] * 3}
     [
         (numbered(**{f"score{end}": values for end, values in PLACES.items()}), "named like ratings"),
         (numbered(rank_1=[70, 10, 30], rank_2=[90, 20, 10], rank_3=[10, 20, 30]), "named like ranks"),
-        (numbered(**{f"zeal{end}": [v - 1 for v in values] for end, values in PLACES.items()}), "nothing says whether"),
+        (numbered(**{f"zeal{end}": [v - 1 for v in values] for end, values in PLACES.items()}),
+         "nothing says whether"),
         (numbered(**{f"{name}{end}": values for end, values in PLACES.items() for name in ("rank", "quality")}),
          "may both order"),
         (numbered(other=[1, 2, 3]), "nothing orders the answers"),
