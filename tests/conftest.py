@@ -15,6 +15,7 @@ import pytest
 from pipeline_fakes import FakeStages, Lines
 
 import stages.registry
+from pipeline import invocation
 from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import registry
 from pipeline.engine import runner as running
@@ -36,6 +37,13 @@ ppo:
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test simulates a power cut, and fsync takes most of the tests' time."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True)
+def plain_invocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages print commands as if no command line had been read, and make had not been used."""
+    monkeypatch.delenv(invocation.MAKE, raising=False)
+    monkeypatch.setattr(invocation, "_present", invocation.Invocation())
 
 
 @pytest.fixture

@@ -49,12 +49,6 @@ class LoadedRecipe:
         """One error for all problems, each with the place where the value was set."""
         return _error(merge.shown(self.path), problems, self.provenance)
 
-    @property
-    def arguments(self) -> str:
-        """The command-line arguments that name this recipe again."""
-        sets = "".join(f" --set '{text}'" for text in self.sets)
-        return f"--recipe {merge.shown(self.path)}{sets}"
-
 
 RENAMED = {"guards": "monitor", "golden": "fingerprints"}
 """Keys of earlier versions, and their names now."""

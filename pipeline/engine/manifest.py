@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import invocation
 from pipeline.config.section import content
 from pipeline.engine.fingerprint import combine, file_sha256, files_below
 from pipeline.engine.stage import Artifact
@@ -166,7 +167,7 @@ def read(folder: Path) -> Manifest | None:
         raise StageError(
             "this manifest is damaged: it cannot be parsed",
             where=str(path),
-            hint="run the stage again with --fresh",
+            hint=f"run the stage again: `{invocation.command('run', folder.parent.name, '--fresh')}`",
         ) from None
 
 

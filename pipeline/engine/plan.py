@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import invocation
 from pipeline.config import fit
 from pipeline.config.fit import ModelProfile
 from pipeline.config.load import LoadedRecipe, flatten
@@ -95,7 +96,7 @@ class RunSummary:
             raise StageError(
                 f"{stage} is not finished under these recipe values",
                 where=str(self.folder),
-                hint=f"run `tutelage run {stage} {self.loaded.arguments}`",
+                hint=f"run `{invocation.command('run', stage)}`",
             )
         return self.stages[stage]
 
@@ -243,7 +244,7 @@ class Planner:
 
     def hint(self, stage: str) -> str:
         """The advice for a damaged artifact."""
-        return f"run the stage again: `tutelage run {stage} --fresh {self.loaded.arguments}`"
+        return f"run the stage again: `{invocation.command('run', stage, '--fresh')}`"
 
     def latest(self, stage: str) -> StageRun | None:
         """The stage's run that finished last, under any values."""

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline import machine
+from pipeline import invocation, machine
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.section import content
 from pipeline.device import resolve
@@ -80,10 +80,8 @@ class Runner:
         with terminate_as_interrupt():
             # Planning everything first reports a missing file or a damaged artifact before anything runs.
             planned = self.planner.plan(until)
-            self.planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
+            self._forecast = foresee(self.planner, planned, self._force)
             try:
-                self._forecast = Forecast.of(self._loaded, self.planner.latest("data"))
-                self._forecast.check({step.spec.section for step in planned if not step.finished}, self._force)
                 self._recipe = self._forecast.recipe
                 if self._forecast.is_tight:
                     machine.return_memory()
@@ -102,7 +100,9 @@ class Runner:
     def _execute(self, step: StagePlan, done: Mapping[str, StageRun]) -> StageRun:
         assert step.folder is not None
         name, say = step.spec.name, self._display.say
-        with locked(step.folder, wait=self._wait, say=say):
+        or_wait = f"wait for it to end, or run `{invocation.again('--wait')}`, which waits"
+        with locked(step.folder, wait=self._wait, say=say, hint=or_wait):
+            invocation.remember(running=name)
             by_another = None if name in self.planner.fresh else manifest.read(step.folder)
             if by_another:
                 say(f"{name}: another process has finished it")
@@ -198,6 +198,7 @@ class Runner:
 
     def _join(self, task: Mapping[str, Any]) -> None:
         spec, folder = steps(self._recipe)[task["stage"]], Path(task["folder"])
+        invocation.remember(running=spec.name)
         inputs = _announced_inputs(task["inputs"], self._processes.rank)
         config = spec.config(self._recipe)
         if task["config"] != content(config) or task["seed"] != spec.seed(self._recipe):
@@ -233,6 +234,15 @@ class Runner:
                 hint="set it to none, or choose another device",
             )
         return wanted and self._processes.size > 1
+
+
+def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool) -> Forecast:
+    """Refuses before anything runs what would fail later: raises `RecipeError` for what the model cannot do, and
+    `StageError` for what does not fit into memory, unless `force`."""
+    planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
+    forecast = Forecast.of(planner.loaded, planner.latest("data"))
+    forecast.check({step.spec.section for step in planned if not step.finished}, force)
+    return forecast
 
 
 class Silent:

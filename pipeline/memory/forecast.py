@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import invocation
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.recipe import Recipe
 from pipeline.errors import RecipeError, StageError
@@ -76,7 +77,10 @@ class Forecast:
             f"this run does not fit into memory: {needs}; "
             f"the limit is {readable_bytes(self.plan.limit)} ({self.plan.limit_from})",
             where=self.loaded.describe("hardware.memory") if self.plan.limit_from == "hardware.memory" else "",
-            hint=f"{hint}\n         or run it anyway with --force; `tutelage plan` shows the memory of each stage",
+            hint=(
+                f"{hint}\n         or run it anyway: `{invocation.again('--force')}`\n"
+                f"         `{invocation.command('plan')}` shows the memory of each stage"
+            ),
         )
 
     def record(self, stage: str) -> dict[str, Any]:

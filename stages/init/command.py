@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import yaml
 
 from data.tables.formats import FORMATS
 from data.tables.sources import HUB
+from data.tables.suggest import listed
 from pipeline import invocation
 from pipeline.cli.app import app, echo, home
 from pipeline.config.data import RankingTableConfig, TableConfig
@@ -232,7 +232,7 @@ def correct(guess: Guess, answer: str, sample: Sample) -> None:
         near = difflib.get_close_matches(outside[0], sample.columns, n=1)
         raise DataError(
             f"the table has no column {outside[0]!r}",
-            hint=f"did you mean {near[0]}?" if near else f"it has {guessing.suggest_list(sample.columns)}",
+            hint=f"did you mean {near[0]}?" if near else f"it has {listed(sample.columns)}",
         )
     guess.open = [item for item in guess.open if ours not in re.findall(r"\w+", item.line.partition(":")[0])]
     guess.why.pop(ours, None)
@@ -315,7 +315,7 @@ def _name(out: Path) -> str:
 
 def _command(demonstrations: str, rankings: str | None, base: str) -> str:
     values = {"--demonstrations": demonstrations, "--rankings": rankings, "--base": base}
-    return "tutelage init " + shlex.join(part for key, value in values.items() if value for part in (key, value))
+    return invocation.command("init", *(part for key, value in values.items() if value for part in (key, value)))
 
 
 def _check(text: str, name: str) -> None:
@@ -340,7 +340,7 @@ def _save(out: Path, text: str) -> None:
 def _say_next(out: Path, text: str, notes: Sequence[str]) -> None:
     """Says what was written and which commands come next. Raises `DataError` for lines that must be filled in."""
     path = Path(os.path.relpath(out)) if out.resolve().is_relative_to(Path.cwd()) else out
-    invocation.remember(path, None, None)
+    invocation.remember(recipe=str(path))
     echo(f"recipe: {path}")
     for note in notes:
         echo(f"note: {note}")

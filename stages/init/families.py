@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from data.tables.suggest import SYNONYMS
-from stages.init.sample import Sample, words
+from data.tables.suggest import SYNONYMS, words_of
+from stages.init.sample import Sample
 
 COMPLETION_WORDS = {
     "completion",
@@ -55,7 +55,7 @@ def families(columns: Sequence[str]) -> list[Family]:
     """The families among a table's columns."""
     by_name: dict[tuple[str, ...], dict[int, str]] = {}
     for column in columns:
-        parts = words(column)
+        parts = words_of(column)
         place = next((i for i in reversed(range(len(parts))) if parts[i].isdigit()), None)
         if place is None:
             place = next((i for i in reversed(range(len(parts))) if parts[i] in list("abcdefghij")), None)

@@ -71,15 +71,9 @@ def no_column(sample: Sample, what: str) -> DataError:
     return DataError(
         f"no column of the table looks like the {what}",
         where=sample.path,
-        hint=f"its columns are {suggest_list(sample.columns)}; rename one to {what}, or correct the mapping on a "
+        hint=f"its columns are {suggest.listed(sample.columns)}; rename one to {what}, or correct the mapping on a "
         f"terminal ({FORMATS_PAGE})",
     )
-
-
-def suggest_list(columns: Sequence[str], most: int = 12) -> str:
-    """Column names for a message."""
-    more = f", and {len(columns) - most} more" if len(columns) > most else ""
-    return ", ".join(columns[:most]) + more
 
 
 def choose_prompt(guess: Guess, sample: Sample, columns: Sequence[str], optional: bool = False) -> None:

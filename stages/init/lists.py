@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from data.tables.suggest import words_of
 from stages.init.families import COMPLETION_WORDS, PREFERENCE_WORDS, RANK_WORDS, RATING_WORDS, order_of
 from stages.init.guess import Guess, Open, choose_annotator, choose_prompt, finish
-from stages.init.sample import Sample, as_finite, named, words
+from stages.init.sample import Sample, as_finite, named
 
 
 def lists_in_cells(sample: Sample) -> Guess | None:
@@ -32,7 +33,7 @@ def lists_in_cells(sample: Sample) -> Guess | None:
         "candidates",
     )
     for columns in (objects, texts):
-        known = [column for column in columns if set(words(column)) & set(names)] or columns[: len(columns) == 1]
+        known = [column for column in columns if set(words_of(column)) & set(names)] or columns[: len(columns) == 1]
         if known:
             column = known[0]
             items = [item for row in lists[column] for item in row]
@@ -62,8 +63,8 @@ def _objects(guess: Guess, items: Sequence[dict[str, Any]], rows: Sequence[Seque
     guess.choose("text", text)
     models = named("model", [key for key in texts if key not in text])
     guess.choose("model", models[:1])
-    orders = [key for key in numbers if set(words(key)) & (RANK_WORDS | RATING_WORDS)]
-    overall = [key for key in orders if "overall" in words(key)]
+    orders = [key for key in numbers if set(words_of(key)) & (RANK_WORDS | RATING_WORDS)]
+    overall = [key for key in orders if "overall" in words_of(key)]
     candidates = [key for key in ("score", "rank") if key in orders] or overall or orders or numbers
     if len(candidates) == 1:
         [key] = candidates
@@ -71,7 +72,7 @@ def _objects(guess: Guess, items: Sequence[dict[str, Any]], rows: Sequence[Seque
             [number for item in row if isinstance(item, dict) and (number := as_finite(item.get(key))) is not None]
             for row in rows
         ]
-        kind, why = order_of(words(key), groups, f"key {key}")
+        kind, why = order_of(words_of(key), groups, f"key {key}")
         ours = {"ranks": "rank", "ratings": "score"}.get(kind or "")
         if ours:
             guess.columns[ours] = key
@@ -93,12 +94,12 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         for column, rows in lists.items()
         if column in others and any(as_finite(item) is not None for row in rows for item in row)
     }
-    known = [column for column in numeric if set(words(column)) & (RANK_WORDS | RATING_WORDS | {"scores"})] or list(
-        numeric
-    )
+    known = [
+        column for column in numeric if set(words_of(column)) & (RANK_WORDS | RATING_WORDS | {"scores"})
+    ] or list(numeric)
     if len(known) == 1 and guess.format == "scored":
         kind, why = order_of(
-            [*words(known[0]), *(word.rstrip("s") for word in words(known[0]))],
+            [*words_of(known[0]), *(word.rstrip("s") for word in words_of(known[0]))],
             numeric[known[0]],
             f"column {known[0]}",
         )
@@ -117,7 +118,7 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
     places = [
         column
         for column in others
-        if set(words(column)) & (PREFERENCE_WORDS | {"chosen"}) and sample.numbers(column)
+        if set(words_of(column)) & (PREFERENCE_WORDS | {"chosen"}) and sample.numbers(column)
     ]
     if len(places) != 1:
         guess.leave_open(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data.tables import suggest
 from data.tables.labels import WORDS
+from data.tables.suggest import listed, plain, words_of
 from pipeline.errors import DataError
 from stages.init.families import (
     COMPLETION_WORDS,
@@ -27,10 +27,9 @@ from stages.init.guess import (
     choose_prompt,
     finish,
     is_tree,
-    suggest_list,
 )
 from stages.init.lists import lists_in_cells
-from stages.init.sample import Sample, as_finite, named, words
+from stages.init.sample import Sample, as_finite, named
 from stages.init.tools import argilla, label_studio
 
 
@@ -44,7 +43,7 @@ def rankings(sample: Sample) -> Guess:
         "the table looks like no format of rankings: it needs answers in several columns, in one list, or in one "
         "row each, and what orders them",
         where=sample.path,
-        hint=f"its columns are {suggest_list(sample.columns)}; {FORMATS_PAGE} shows an example of each format",
+        hint=f"its columns are {listed(sample.columns)}; {FORMATS_PAGE} shows an example of each format",
     )
 
 
@@ -72,7 +71,9 @@ def _pairs(sample: Sample) -> Guess | None:
         scores = [
             column
             for column in sample.columns
-            if side in words(column) and set(words(column)) & RATING_WORDS and sample.numbers(column) is not None
+            if side in words_of(column)
+            and set(words_of(column)) & RATING_WORDS
+            and sample.numbers(column) is not None
         ]
         if len(scores) == 1:
             guess.columns[ours] = scores[0]
@@ -149,7 +150,7 @@ def _preference(guess: Guess, sample: Sample) -> None:
     columns = [
         column
         for column in sample.columns
-        if column not in guess.used() and set(words(column)) & PREFERENCE_WORDS and sample.cells(column)
+        if column not in guess.used() and set(words_of(column)) & PREFERENCE_WORDS and sample.cells(column)
     ]
     readable = [column for column in columns if _are_labels(sample, column, guess.columns["completions"])]
     if len(readable) > 1:
@@ -211,7 +212,7 @@ def _long(sample: Sample) -> Guess | None:
     numbers = [
         column
         for column in rest
-        if sample.numbers(column) is not None and not set(words(column)) & (OTHER_WORDS - {"overall"})
+        if sample.numbers(column) is not None and not set(words_of(column)) & (OTHER_WORDS - {"overall"})
     ]
     _order_of_rows(guess, sample, numbers)
     return finish(guess, sample)
@@ -239,7 +240,7 @@ def _order_of_rows(guess: Guess, sample: Sample, numbers: Sequence[str]) -> None
         number = as_finite(row.get(column))
         if number is not None:
             groups.setdefault(repr([row.get(key) for key in keys]), []).append(number)
-    kind, why = order_of([*words(column), suggest.plain(column)], groups.values(), f"column {column}")
+    kind, why = order_of([*words_of(column), plain(column)], groups.values(), f"column {column}")
     if kind is None:
         guess.open.append(Open(f"rating or rank: {column}", why))
     else:

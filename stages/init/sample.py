@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from data.tables.messages import as_messages
 from data.tables.sources import Row, is_empty, read_table
 from data.tables.spelling import is_transcript, spelled, spelled_messages, spelled_texts
-from data.tables.suggest import SYNONYMS, close, plain
+from data.tables.suggest import SYNONYMS, close, is_called, plain
 from pipeline.config.data import TableConfig
 from pipeline.errors import DataError
 
@@ -124,12 +123,6 @@ def is_conversation(cell: Any, last: str = "") -> bool:
     return not last or (len(messages) > 1 and messages[-1]["role"] == last)
 
 
-def words(name: str) -> list[str]:
-    """The words and numbers of a column's name, in lower case: "answerA" and "answer_a" are answer, a."""
-    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
-    return [word.casefold() for word in re.findall(r"\d+|[^\W\d_]+", spaced)]
-
-
 WEAK = ("input", "context", "text", "post", "summary", "target")
 """Synonyms that also name other things: they count only where no other synonym does."""
 
@@ -141,8 +134,8 @@ def named(role: str, columns: Sequence[str]) -> list[str]:
     if exact:
         return exact[:1]
     synonyms = {plain(name): name for name in SYNONYMS.get(role, ())}
-    hits = [column for column in columns if plain(column) in synonyms]
-    strong = [column for column in hits if synonyms[plain(column)] not in WEAK]
+    hits = [column for column in columns if plain(column) in synonyms or is_called(role, column)]
+    strong = [column for column in hits if synonyms.get(plain(column)) not in WEAK]
     near = close(role, columns)
     return strong or hits or ([near] if near else [])
 

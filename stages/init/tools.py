@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from data.tables.suggest import words_of
 from stages.init.families import COMPLETION_WORDS, families
 from stages.init.guess import Guess, Open, choose_prompt, no_column
-from stages.init.sample import Sample, as_finite, words
+from stages.init.sample import Sample, as_finite
 
 SUFFIX = ".responses"
 
@@ -171,7 +172,7 @@ def _ranker(guess: Guess, data: Sample, values: Sequence[Mapping[str, Any]]) -> 
     guess.choose("text", texts[:1])
     if "title" in keys and texts:
         titles = {str(item.get("title")) for items in data.lists(lists[0]) for item in items}
-        if all(as_finite(title) is None and len(words(title)) < 6 for title in titles):
+        if all(as_finite(title) is None and len(words_of(title)) < 6 for title in titles):
             guess.columns["model"] = "title"
             guess.why["model"] = "the items' titles"
     buckets = list(dict.fromkeys(name for value in values for name in value if name != "_"))

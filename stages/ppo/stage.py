@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.schema import write_jsonl
+from pipeline import invocation
 from pipeline.config.ppo import PPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
@@ -141,7 +142,10 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
         raise StageError(
             "the reward model is unfit for PPO: " + "; ".join(unfit),
             where=str(artifact.path),
-            hint="train it on more or better rankings, or override with --force (which is recorded)",
+            hint=(
+                "train it on more or better rankings, or override this, which is recorded: "
+                f"`{invocation.again('--force')}`"
+            ),
         )
     return unfit
 

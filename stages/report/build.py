@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline import wording
+from pipeline import invocation, wording
 from pipeline.engine.plan import RunSummary
 from pipeline.files import jsonable, readable_bytes, readable_seconds, write_atomic
 from stages.report import (
@@ -139,6 +139,7 @@ def _template(name: str = "template.html") -> Template:
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     environment.globals |= {
+        "command": invocation.command,
         "span": wording.span,
         "css": Markup((HERE / "style.css").read_text(encoding="utf-8")),
     }

@@ -134,7 +134,6 @@ class Findings:
 
     recipe: str
     seed: int
-    arguments: str
     finished: str | None
     seconds: float
     annotators: Annotators
@@ -169,7 +168,6 @@ def collect(run: RunSummary) -> Findings:
     return Findings(
         recipe=recipe.name,
         seed=recipe.seed,
-        arguments=run.loaded.arguments,
         finished=max((manifest.finished for manifest in manifests), default=None),
         seconds=sum(manifest.seconds for manifest in manifests),
         annotators=annotators(run),

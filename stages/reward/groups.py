@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from data.schema import Message, Ranking, prompt_key
+from pipeline import invocation
 from pipeline.errors import DataError, StageError
 from stages.models.templates import named
 from stages.models.text import Codec, pad
@@ -149,7 +150,7 @@ def _weight(weights: Mapping[str, float], annotator: str) -> float:
         raise StageError(
             f"the rank stage measured no reliability of annotator {annotator!r}",
             where="reward.annotator_weights",
-            hint="run `tutelage run rank --fresh`, or set reward.annotator_weights: none",
+            hint=f"run `{invocation.command('run', 'rank', '--fresh')}`, or set reward.annotator_weights: none",
         )
     return weights[annotator]
 

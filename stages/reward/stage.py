@@ -24,6 +24,7 @@ from data.splits import group_of
 from data.tables.messages import with_system
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
+from pipeline import invocation
 from pipeline.config.reward import PretrainOnConfig, RewardConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
@@ -193,7 +194,10 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
             raise StageError(
                 "the rank stage measured no reliability of annotators",
                 where=str(ranked.path / AGREEMENT),
-                hint=f"run `tutelage run {ranked.stage} --fresh`, or set reward.annotator_weights: none",
+                hint=(
+                    f"run `{invocation.command('run', ranked.stage, '--fresh')}`, or set "
+                    "reward.annotator_weights: none"
+                ),
             )
         for annotator, weight in measured.items():
             by_annotator[annotator].append(weight)

@@ -283,11 +283,18 @@ def test_the_module_runs_as_a_command(recipe_file: Path) -> None:
     assert done.stderr.splitlines()[0] == "ppo.lamm: unknown key; did you mean lam?"
 
 
-def test_make_knows_every_stage_and_command() -> None:
+def test_make_help_lists_every_command_in_order_of_use_and_then_the_developers_targets() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    names = {line.split()[0] for line in listed.splitlines()}
-    stages = {"base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval", "export", "publish"}
-    assert stages | {"run", "test", "plan", "show", "status", "report", "chat", "clean"} <= names
+    assert all(len(line) <= 80 for line in listed.splitlines())
+    users, developers = (
+        [line.split()[0] for line in block.splitlines() if line.startswith("  ") and line[2] != " "]
+        for block in listed.split("Developing Tutelage:")
+    )
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} <= set(users)
+    order = ["check", "plan", "run", "STAGE", "round", "report", "chat", "judge", "compare", "annotate"]
+    order += ["export-rankings", "publish", "clean"]
+    assert [name for name in users if name in order] == order
+    assert {"test", "slow", "lint", "types", "docs"} <= set(developers)
 
 
 def test_make_passes_recipe_and_values_untouched(tmp_path: Path) -> None:
@@ -305,8 +312,6 @@ def test_make_passes_recipe_and_values_untouched(tmp_path: Path) -> None:
     assert said.splitlines() == [
         "run",
         "ppo",
-        "--nproc",
-        "1",
         "--recipe",
         "recipes/x.yaml",
         "--set",

@@ -230,7 +230,7 @@ def test_a_damaged_artifact_is_named_and_fresh_mends_it(runner: MakeRunner, stag
     file.write_bytes(file.read_bytes()[:10])
     with pytest.raises(StageError, match=f"given.json has 10 bytes, not {size}") as error:
         runner().run()
-    assert "tutelage run sft --fresh --recipe small.yaml" in error.value.hint
+    assert "tutelage run sft --fresh" in error.value.hint
     stages.calls.clear()
     runner(fresh=["sft"]).run("sft")
     assert stages.calls == ["sft"]
