@@ -18,8 +18,10 @@ HELD_OUT = 30
 """Held-out prompts that results should rest on, at least."""
 FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of prompts that may be held out."""
-LARGER = (0.3, 0.35, 0.4)
-"""Shares for few prompts, of which the hash of the prompts may hold out fewer than it should."""
+SHARE = 0.3
+"""Share of prompts to hold out where `HELD_OUT` of them would be more than this."""
+FEW = (0.2, 0.25, 0.3, 0.35, 0.4)
+"""Shares for few prompts, of which the hash of each prompt may select more or fewer than it should."""
 LONGEST = 512
 """Tokens of an answer that PPO samples, at most: sampling takes most of its time."""
 UNLIMITED = 8192
@@ -38,7 +40,7 @@ class Class:
         sft, reward, ppo: learning rates.
         init, target: of the KL penalty.
         epochs: of SFT and of the reward model, at most.
-        basis: where the values are from.
+        basis, kl_basis: where the learning rates and the KL penalty are from.
     """
 
     below: float
@@ -50,14 +52,18 @@ class Class:
     target: float
     epochs: tuple[int, int]
     basis: str
+    kl_basis: str
 
 
+_MEASURED = "measured with 0.26 M parameters"
+_OPEN = "not measured for this size"
+_TLDR = "as in recipes/tldr/data.yaml, not run yet"
 CLASSES = (
-    Class(10e6, False, 1e-3, 1e-3, 2e-4, 0.2, 2.0, (20, 4), "measured with 0.26 M parameters"),
-    Class(200e6, True, 2e-4, 1e-4, 5e-5, 0.1, 4.0, (4, 2), "as in recipes/smollm2-135m.yaml"),
-    Class(1e9, True, 2e-4, 1e-4, 2e-5, 0.05, 6.0, (4, 2), "as in recipes/tldr/smollm2-360m.yaml, not run yet"),
-    Class(4e9, True, 1e-4, 5e-5, 1e-5, 0.05, 6.0, (3, 2), "as in recipes/tldr/qwen3-1.7b.yaml, not run yet"),
-    Class(math.inf, True, 1e-4, 5e-5, 5e-6, 0.05, 6.0, (3, 2), "as in recipes/tldr/llama-3.1-8b.yaml, not run yet"),
+    Class(10e6, False, 1e-3, 1e-3, 2e-4, 0.2, 2.0, (20, 4), _MEASURED, _MEASURED),
+    Class(200e6, True, 2e-4, 1e-4, 5e-5, 0.1, 4.0, (4, 2), "as in recipes/smollm2-135m.yaml", _OPEN),
+    Class(1e9, True, 2e-4, 1e-4, 2e-5, 0.05, 6.0, (4, 2), "as in recipes/tldr/smollm2-360m.yaml", _TLDR),
+    Class(4e9, True, 1e-4, 5e-5, 1e-5, 0.05, 6.0, (3, 2), "as in recipes/tldr/qwen3-1.7b.yaml", _TLDR),
+    Class(math.inf, True, 1e-4, 5e-5, 5e-6, 0.05, 6.0, (3, 2), "as in recipes/tldr/llama-3.1-8b.yaml", _TLDR),
 )
 UNKNOWN = 135_000_000
 """Parameters that are assumed of a model whose files are not here."""
@@ -154,8 +160,8 @@ def values(base: Base, sizes: Sizes) -> Values:
         },
         kl={
             "kind": Value("adaptive", "steers the KL towards the target"),
-            "init": Value(f"{kind.init:g}", kind.basis),
-            "target": Value(f"{kind.target:.1f}", f"nats per response; {kind.basis}"),
+            "init": Value(f"{kind.init:g}", kind.kl_basis),
+            "target": Value(f"{kind.target:.1f}", f"nats per response; {kind.kl_basis}"),
             "horizon": Value(
                 str(ppo_batch * updates // 10), "a tenth of the episodes: the coefficient can change 7-fold"
             ),
@@ -170,12 +176,10 @@ def eval_fraction(sizes: Sizes) -> tuple[float, Value]:
     """The least share that holds out `HELD_OUT` prompts of those that are compared: the ranked ones, or all of them
     where nothing is ranked yet."""
     ranked = bool(sizes.ranked_groups)
-    counts = {fraction: sizes.held_out(fraction, ranked=ranked) for fraction in (*FRACTIONS, *LARGER)}
-    compared = len(sizes.ranked_groups if ranked else sizes.groups)
-    fraction = next(
-        (share for share in FRACTIONS if counts[share] >= HELD_OUT),
-        next((share for share in LARGER if counts[share] >= LARGER[0] * compared), LARGER[-1]),
-    )
+    counts = {fraction: sizes.held_out(fraction, ranked=ranked) for fraction in (*FRACTIONS, *FEW)}
+    wanted = SHARE * len(sizes.ranked_groups if ranked else sizes.groups)
+    nearest = min(FEW, key=lambda share: abs(counts[share] - wanted))
+    fraction = next((share for share in FRACTIONS if counts[share] >= HELD_OUT), nearest)
     total = f"{sizes.held_out(fraction)} of {len(sizes.groups)} prompts"
     if ranked:
         total += f", {counts[fraction]} of {len(sizes.ranked_groups)} ranked ones"

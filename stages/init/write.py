@@ -65,7 +65,7 @@ def _lines(draft: Draft) -> Iterator[Line]:
     size = (
         "unknown size"
         if base.parameters is None
-        else f"{base.parameters / 1e6:,.2f} M parameters {base.parameters_from}"
+        else f"{_count(base.parameters)} parameters {base.parameters_from}"
     )
     context = "" if base.context is None else f", reads {base.context:,} tokens"
     yield f"  model: {scalar(base.model)}", size + context
@@ -93,6 +93,10 @@ def _lines(draft: Draft) -> Iterator[Line]:
     yield from _section("reward", values.reward, values.reward_trainer)
     yield from _section("ppo", values.ppo, {}, more={"kl": values.kl})
     yield from _section("eval", values.eval, {})
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"
 
 
 def _app(draft: Draft) -> Iterator[Line]:
