@@ -51,7 +51,8 @@ def tutorial_recipe(folder: Path) -> Path:
     page = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
     parts = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     file = folder / "recipe.yaml"
-    start = "name: my\nbase: {model: ./base}\ndata: {demonstrations: {path: a.csv}, rankings: {path: b.csv, format: long}}"
+    data = "{demonstrations: {path: a.csv}, rankings: {path: b.csv, format: long}}"
+    start = f"name: my\nbase: {{model: ./base}}\ndata: {data}"
     file.write_text("\n".join([start, *parts]))
     return file
 
