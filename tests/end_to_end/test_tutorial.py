@@ -22,7 +22,8 @@ from hub_server import serving
 PAGE = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
 TINY = (
     "base.check_tokens=4 sft.trainer.max_steps=4 reward.trainer.max_steps=4 reward.gate=null "
-    "ppo.total_episodes=32 ppo.batch_size=16 ppo.response_length=16 eval.num_prompts=8 eval.response_length=16 eval.bootstrap=50 device=cpu"
+    "ppo.total_episodes=32 ppo.batch_size=16 ppo.response_length=16 eval.num_prompts=8 eval.response_length=16 "
+    "eval.bootstrap=50 device=cpu"
 )
 
 
