@@ -1,4 +1,4 @@
-"""The values that `tutelage init` proposes follow the size of the model, and the counts and lengths in the tables."""
+"""The values that `tutelage init` proposes follow the size of the model and the counts and lengths of texts."""
 
 from __future__ import annotations
 
