@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 import sys
@@ -92,10 +93,12 @@ class Dialog:
     ) -> None:
         """Asks, guesses, shows, sizes and writes. Raises a `TutelageError` for what only the user can fix."""
         if self.asks:
-            demonstrations = demonstrations or self._ask("Table of demonstrations")
+            complete_paths()
+            demonstrations = demonstrations or self._ask("Table of demonstrations", check=_check_file)
             if rankings is None and not annotators:
-                rankings = self._ask("Table of rankings (empty: people will rank in a browser)", "") or None
-            base = base or self._ask("Base model: folder, .gguf or Hub id", DEFAULT_BASE)
+                question = "Table of rankings (empty: people will rank in a browser)"
+                rankings = self._ask(question, "", _check_file) or None
+            base = base or self._ask("Base model: folder, .gguf file or Hub id", DEFAULT_BASE, bases.resolve)
             if not rankings and not annotators:
                 annotators = self._ask("Who will rank (ana,ben)")
         people = [person.strip() for person in annotators.split(",") if person.strip()]
@@ -116,9 +119,12 @@ class Dialog:
         tables = measure.read(_with_columns(table, guess), ranked, ranking_guess)
         sizes = measure.measure(tables, model)
         values = sizing.values(model, sizes)
-        counted = {"demonstrations": f"{len(tables.demonstrations):,} demonstrations"}
+        more = f" in the first {measure.ROWS:,} rows"
+        counted = {
+            "demonstrations": f"{len(tables.demonstrations):,} demonstrations" + more * tables.cut_demonstrations
+        }
         if tables.rankings:
-            counted["rankings"] = show.ranked(tables.rankings)
+            counted["rankings"] = show.ranked(tables.rankings) + more * tables.cut_rankings
         draft = write.Draft(
             name=name,
             command=_command(demonstrations, rankings, base),
@@ -136,8 +142,17 @@ class Dialog:
         _save(out, text)
         _say_next(out, text, values.notes)
 
-    def _ask(self, question: str, default: str | None = None) -> str:
-        return str(typer.prompt(question, default=default, show_default=bool(default))).strip()
+    def _ask(self, question: str, default: str | None = None, check: Callable[[str], object] | None = None) -> str:
+        """An answer, asked for again while `check` raises."""
+        while True:
+            answer = str(typer.prompt(question, default=default, show_default=bool(default))).strip()
+            try:
+                if answer and check:
+                    check(answer)
+            except TutelageError as error:
+                echo(str(error))
+            else:
+                return answer
 
     def _check_output(self, out: Path, force: bool) -> None:
         if not out.exists() or force:
@@ -151,7 +166,7 @@ class Dialog:
         sample = Sample.of(table)
 
         def reading(guess: Guess) -> list[str]:
-            rows = measure.demonstrations(_with_columns(table, guess), show.ROWS)
+            rows, _ = measure.demonstrations(_with_columns(table, guess), show.ROWS)
             return list(show.demonstrations(rows))
 
         try:
@@ -167,8 +182,9 @@ class Dialog:
         sample = Sample.of(TableConfig(path=path))
 
         def reading(guess: Guess) -> list[str]:
-            rows = measure.rankings(_rankings_config(path, guess), COMPARED)
-            lines = [f"  {show.ranked(rows)}", *show.rankings(rows)]
+            rows, cut = measure.rankings(_rankings_config(path, guess), COMPARED)
+            first = f"first {COMPARED:,} rows: " if cut else ""
+            lines = [f"  {first}{show.ranked(rows)}", *show.rankings(rows)]
             return [*lines, f"  {show.overlap(rows, _names_annotators(guess))}"]
 
         try:
@@ -183,6 +199,7 @@ class Dialog:
     def _agree(self, title: str, guess: Guess, sample: Sample, reading: Callable[[Guess], Sequence[str]]) -> Guess:
         """Shows a guess and the rows that it reads, and lets a person correct it until they accept."""
         while True:
+            guess.sort()
             echo(title + (f", format {guess.format}" if guess.format else ""))
             for line in show.mapping(guess):
                 echo(line)
@@ -197,13 +214,26 @@ class Dialog:
             echo("")
             if not self.asks:
                 return guess
-            answer = self._ask("Enter accepts. To correct: ours=theirs, as in annotator=rater", "")
+            question = "Press Enter to accept, or correct a column, as in annotator=rater"
+            answer = self._ask(question, "", lambda text: correct(guess, text, sample))
             if not answer:
                 return guess
-            try:
-                correct(guess, answer, sample)
-            except DataError as error:
-                echo(str(error))
+
+
+def complete_paths() -> None:
+    """Lets the Tab key complete names of files, where Python has readline."""
+    try:
+        import readline
+    except ImportError:
+        return
+
+    def completed(text: str, state: int) -> str | None:
+        paths = sorted(glob.glob(f"{glob.escape(text)}*"))
+        return f"{paths[state]}{os.sep * Path(paths[state]).is_dir()}" if state < len(paths) else None
+
+    readline.set_completer_delims("")
+    readline.set_completer(completed)
+    readline.parse_and_bind("tab: complete")
 
 
 def correct(guess: Guess, answer: str, sample: Sample) -> None:

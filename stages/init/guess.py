@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data.tables import suggest
+from data.tables.formats import FORMATS
 from pipeline.errors import DataError
 from stages.init.sample import Sample, annotator_in, named
 
@@ -55,6 +56,12 @@ class Guess:
         """The table's columns that are read."""
         names = (value if isinstance(value, list) else [value] for value in self.columns.values())
         return {name for group in names for name in group}
+
+    def sort(self) -> None:
+        """Puts the columns into the order of the format's."""
+        known = [column.name for column in FORMATS[self.format].columns] if self.format else []
+        names = [*known, *(name for name in self.columns if name not in known)]
+        self.columns = {name: self.columns[name] for name in names if name in self.columns}
 
     def choose(self, role: str, candidates: Sequence[str]) -> None:
         """Takes the only candidate, or leaves `role` open."""

@@ -24,26 +24,32 @@ ANY = 0.5
 
 @dataclass(frozen=True)
 class Tables:
-    """Demonstrations and rankings; or the prompts of rankings that cannot be read yet."""
+    """Demonstrations and rankings, or the prompts of rankings that cannot be read yet. `cut_...`: whether the table
+    has more than the `ROWS` rows that were read."""
 
     demonstrations: Sequence[Demonstration]
-    rankings: Sequence[Ranking]
-    prompts: Sequence[Prompt]
+    rankings: Sequence[Ranking] = ()
+    prompts: Sequence[Prompt] = ()
+    cut_demonstrations: bool = False
+    cut_rankings: bool = False
 
 
-def demonstrations(table: TableConfig, most: int = ROWS, dropped: Dropped | None = None) -> list[Demonstration]:
-    """The demonstrations of the first rows. Raises `DataError` with file and row, as the `data` stage does."""
-    return list(read_demonstrations(replace(table, limit=most), ANY, dropped or Dropped()))
+def demonstrations(table: TableConfig, most: int) -> tuple[list[Demonstration], bool]:
+    """The demonstrations of the first rows, and whether the table may have more. Raises `DataError` with file and
+    row, as the `data` stage does."""
+    dropped = Dropped()
+    return list(read_demonstrations(replace(table, limit=most), ANY, dropped)), dropped.read >= most
 
 
-def rankings(table: RankingTableConfig, most: int = ROWS, dropped: Dropped | None = None) -> list[Ranking]:
-    """The rankings of the first rows. Raises as `demonstrations`."""
-    return list(read_rankings(replace(table, limit=most), dropped or Dropped()))
+def rankings(table: RankingTableConfig, most: int) -> tuple[list[Ranking], bool]:
+    """The rankings of the first rows, and whether the table may have more. Raises as `demonstrations`."""
+    dropped = Dropped()
+    return list(read_rankings(replace(table, limit=most), dropped)), dropped.read >= most
 
 
 def read(table: TableConfig, ranked: RankingTableConfig | None, guess: Guess) -> Tables:
     """Reads the tables. Of rankings whose columns are open only the prompts are read."""
-    rows = demonstrations(table)
+    rows, cut = demonstrations(table, ROWS)
     if not rows:
         raise DataError(
             "no demonstration is left: each row lacks a prompt or an answer",
@@ -51,14 +57,15 @@ def read(table: TableConfig, ranked: RankingTableConfig | None, guess: Guess) ->
             hint="fill the cells",
         )
     if ranked is None:
-        return Tables(rows, [], [])
+        return Tables(rows, cut_demonstrations=cut)
     if not guess.open:
-        return Tables(rows, rankings(ranked), [])
+        of_people, more = rankings(ranked, ROWS)
+        return Tables(rows, of_people, cut_demonstrations=cut, cut_rankings=more)
     column = guess.columns.get("prompt")
     if not isinstance(column, str) or guess.format in ("tree", "argilla", "label_studio"):
-        return Tables(rows, [], [])
+        return Tables(rows, cut_demonstrations=cut)
     prompts = TableConfig(path=ranked.path, columns={"prompt": column}, limit=ROWS)
-    return Tables(rows, [], list(read_prompts(prompts, ANY, Dropped())))
+    return Tables(rows, prompts=list(read_prompts(prompts, ANY, Dropped())), cut_demonstrations=cut)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class Sizes:
         answer: tokens of each demonstrated answer, with its end.
         demonstration: tokens of each demonstration.
         ranked: tokens of each ranked answer with its prompt.
+        cut: whether a table has more rows than were counted.
     """
 
     groups: frozenset[str]
@@ -84,6 +92,7 @@ class Sizes:
     answer: Sequence[int]
     demonstration: Sequence[int]
     ranked: Sequence[int]
+    cut: bool
 
     def held_out(self, fraction: float, *, ranked: bool = False) -> int:
         """Prompt groups that a share of held-out prompts selects."""
@@ -116,4 +125,5 @@ def measure(tables: Tables, base: Base) -> Sizes:
         answer=sorted(answers),
         demonstration=sorted(wholes),
         ranked=sorted(lengths[key] + base.tokens(text) + 1 for key, text in texts),
+        cut=tables.cut_demonstrations or tables.cut_rankings,
     )

@@ -183,6 +183,8 @@ def eval_fraction(sizes: Sizes) -> tuple[float, Value]:
     total = f"{sizes.held_out(fraction)} of {len(sizes.groups)} prompts"
     if ranked:
         total += f", {counts[fraction]} of {len(sizes.ranked_groups)} ranked ones"
+    if sizes.cut:
+        total += " in the rows that were counted"
     if counts[fraction] >= HELD_OUT:
         return fraction, Value(f"{fraction:g}", f"holds out {total}")
     return fraction, Value(f"{fraction:g}", f"only {total} are held out; intervals are wide below {HELD_OUT}")

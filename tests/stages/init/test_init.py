@@ -19,6 +19,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.invocation import MAKE
 from stages.__main__ import app
 from stages.init import command as initialise
+from stages.init import measure
 
 PROMPTS = [f"Tell me about the {thing} of {name}." for name in ("Ana", "Ben", "Cleo", "Dan", "Eve") for thing in
            ("cat", "dog", "house", "boat", "tree", "hat", "bell", "drum", "lamp", "coat")]  # fmt: skip
@@ -215,6 +216,19 @@ def test_a_hub_id_needs_its_commit_without_a_network(workplace: Path, monkeypatc
     assert recipe().base.revision == "b" * 40
 
 
+def test_tables_longer_than_what_is_counted_are_said_to_be(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "ROWS", 20)
+    monkeypatch.setattr(initialise, "COMPARED", 10)
+    output = succeeds("init", *TABLES, *BASE)
+    assert "first 10 rows: 10 rankings" in output
+    text = Path("my/recipe.yaml").read_text()
+    assert "20 demonstrations in the first 20 rows" in text
+    assert "20 rankings of 3 to 4 answers to 10 prompts, by 2 annotators in the first 20 rows" in text
+    assert "in the rows that were counted" in text
+
+
 # On a terminal
 
 
@@ -224,7 +238,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_terminal_asks_for_what_is_missing(workplace: Path, terminal: None) -> None:
-    succeeds("init", answers="my/demos.jsonl\nmy/votes.csv\nmodel\n\n\n")
+    output = succeeds("init", answers="my/demo.jsonl\nmy/demos.jsonl\nmy/votes.csv\nmodle\nmodel\n\n\n")
+    assert "did you mean my/demos.jsonl?" in output
+    assert "did you mean model?" in output
     written: LoadedRecipe = load_recipe("my/recipe.yaml")
     assert written.recipe.base.model == "model"
     assert written.recipe.data.rankings is not None
@@ -241,6 +257,9 @@ def test_a_mapping_can_be_corrected(workplace: Path, terminal: None) -> None:
     answers = "completion=respnse\nnonsense\ncompletion=response\nprompt=ask\n\n\n"
     output = succeeds("init", "--demonstrations", "my/two.jsonl", *TABLES[2:], *BASE, answers=answers)
     assert "did you mean response?" in output
+    assert output.count("my/two.jsonl: demonstrations\n") == 3, (
+        "shown again after a correction, not after a mistake"
+    )
     assert "'nonsense' is not one of prompt, completion, messages" in output
     assert getattr(recipe().data.demonstrations, "columns") == {"prompt": "ask", "completion": "response"}  # noqa: B009
 

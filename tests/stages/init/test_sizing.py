@@ -36,7 +36,7 @@ def tables(prompts: int, *, ranked: int = 0, words: int = 20, longest: int = 0) 
         for annotator in ("ana", "ben")
     ]
     rows = [Demonstration(prompt, text) for prompt, text in zip(asked, answers, strict=True)]
-    return measure.Tables(rows, rankings, [])
+    return measure.Tables(rows, rankings)
 
 
 def sized(base: Base, data: measure.Tables, folder: Path) -> Recipe:
