@@ -66,7 +66,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         def passing(rows: Iterable[Text], table: str) -> Iterator[Text]:
             """Yields the rows to write, and writes each new prompt to prompts.jsonl."""
             nonlocal own_system
-            with ctx.progress(f"data: {table}") as bar:
+            with ctx.progress(f"reading {table}") as bar:
                 dropped[table].on_read = lambda number: bar.advance(0, read=number)
                 for read in readings[table].passing(rows, ctx.describe):
                     row = replace(read, prompt=with_system(read.prompt, config.system))

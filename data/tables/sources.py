@@ -19,8 +19,10 @@ from data.tables.fetch import fetch, is_url
 from data.tables.json_list import ListReader, NotAList
 from data.tables.suggest import count_of, listed, probable
 from data.tables.text_files import csv_records, lines, pieces
+from pipeline import network
 from pipeline.config.data import RankingTableConfig, TableConfig
-from pipeline.errors import DataError
+from pipeline.config.paths import nearest
+from pipeline.errors import DataError, TutelageError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUB = "hub://"
@@ -235,10 +237,9 @@ def _file_rows(path: Path) -> Iterator[Row]:
         yield from _folder_rows(path)
         return
     if not path.is_file():
-        raise DataError(
-            f"there is no file {path}",
-            hint="correct the path; a relative one starts at the folder where the command runs",
-        )
+        near = nearest(path)
+        start = "correct the path; a relative one starts at the folder where the command runs"
+        raise DataError(f"there is no file {path}", hint=f"did you mean {near}?" if near else start)
     match kind(path):
         case ".csv" | ".tsv" as suffix:
             for number, cells in csv_records(path, "," if suffix == ".csv" else "\t"):
@@ -385,11 +386,13 @@ def _hub_rows(path: str, split: str) -> Iterator[Row]:
     import datasets
 
     name, subset = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+    elsewhere = "give a local file: save the data set where there is a network, with datasets' to_parquet"
     try:
-        for part in split.split("+"):
-            table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
-            yield from _dataset_rows(table, f"{path}, split {part}")
-    except DataError:
+        with network.hub(f"the data set {name}", where=path, offline=elsewhere):
+            for part in split.split("+"):
+                table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
+                yield from _dataset_rows(table, f"{path}, split {part}")
+    except TutelageError:
         raise
     except Exception as error:  # datasets raises whatever its readers, file systems and HTTP client raise
         raise DataError(
