@@ -165,6 +165,12 @@ def test_columns_inside_of_cells(tmp_path):
     assert problems[0].hint == "set data.rankings.columns: {text: response, score: overall_score}"
 
 
+def test_trees_as_demonstrations_need_no_completions(tmp_path):
+    replies = [{"role": "assistant", "text": "x", "rank": 0}, {"role": "assistant", "text": "y", "rank": 1}]
+    report = check(tmp_path, [{"prompt": {"role": "prompter", "text": "p", "replies": replies}}])
+    assert (report.problems, report.parsed) == ([], 1)
+
+
 def test_wrong_cells_of_all_columns_are_listed_and_alike_ones_once(tmp_path):
     rows = wide_rows(8)
     for i, value in ((1, "A"), (2, "B"), (5, "1st")):

@@ -111,7 +111,7 @@ def test_every_format_is_registered_under_its_name() -> None:
 )
 def test_column_names_of_tables_of_text(load: Load, source: str, columns: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        load(f"{source}={{path: t.csv, columns: {columns}}}", "rank.source=app", "rank.app.annotators=[ana]")
+        load(f"{source}={{path: t.csv, columns: {columns}}}", "rank.source=app", "rank.app.annotators=[ana, ben]")
     assert message in caught.value.what
     assert caught.value.where == "--set #1"
 
