@@ -47,7 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		| awk '/^(Collecting|Installing)/ { print "  " substr($$0, 1, 76); fflush() }'
 	@touch $@
 
-check: venv ## check the recipe and its files
+check: venv ## check recipe and files (ARGS=--artifacts: results too)
 	@$(TUTELAGE) check $(VALUES)
 
 plan: venv ## show which stages would run, why, and in how much memory

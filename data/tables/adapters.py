@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.schema import Message, Ranking, prompt_key
+from data.schema import Message, Ranking, prompt_key, same_text
 from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each, nothing
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
@@ -126,7 +126,8 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                         where=other,
                         hint="name the one that orders the completions under `columns`, rating or rank",
                     )
-                result.answers.append(Completion(*answer))
+                text, score, model, rival = answer
+                result.answers.append(Completion(text, score, model, rival, other))
             yield result
 
 
@@ -140,7 +141,7 @@ def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         names = [columns.name("chosen"), columns.name("rejected")]
         prompt, texts = columns.exchange(row, columns.cells(row, names))
         *scores, rated = _pair_scores(row, columns)
-        if texts[0] == texts[1] and texts[0].strip():
+        if same_text(texts[0]) == same_text(texts[1]) and texts[0].strip():
             yield nothing(row, "chosen and rejected are the same")
             return
         answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]

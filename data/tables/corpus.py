@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from data.splits import split_of_prompt
 from data.tables.messages import exchange
@@ -12,16 +12,19 @@ from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.errors import DataError
 
 
-def documents(config: TaskConfig | TableConfig, seed: int, held_out: float) -> Iterator[tuple[str, ...]]:
+def documents(
+    config: TaskConfig | TableConfig, seed: int, held_out: float, rows: Iterable[Row] | None = None
+) -> Iterator[tuple[str, ...]]:
     """Yields `(text,)` for running text and `(prompt, completion)` for a demonstration, without the prompts that
-    `data.splits` holds out at the share `held_out`. Raises `DataError`.
+    `data.splits` holds out at the share `held_out`. `rows` are the table's, where they were read before. Raises
+    `DataError`.
     """
     if isinstance(config, TaskConfig):
         for d in venues.corpus(config, seed, held_out):
             yield d.prompt[-1]["content"], d.completion
         return
     names = {ours: config.columns.get(ours, ours) for ours in ("text", "prompt", "completion")}
-    for row in read_table(config):
+    for row in read_table(config) if rows is None else rows:
         if names["text"] in row and (
             "text" in config.columns or not config.columns.keys() & {"prompt", "completion"}
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from pipeline import invocation
 from pipeline.config import shipped
-from pipeline.config.load import load_recipe
+from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.boundary import translate
@@ -155,6 +155,18 @@ def after_run(function: AfterRun) -> AfterRun:
     """Registers `function(planner, changed)`. `tutelage run` calls it when every stage of a recipe is finished;
     `changed` says whether anything ran or the recipe now points to other runs."""
     AFTER_RUN.append(function)
+    return function
+
+
+RecipeCheck = Callable[[LoadedRecipe, Callable[[str], None]], Sequence[TutelageError]]
+
+RECIPE_CHECKS: list[RecipeCheck] = []
+
+
+def recipe_check(function: RecipeCheck) -> RecipeCheck:
+    """Registers `function(loaded, say)`. `tutelage check` calls it; it says what it read, and returns what is
+    wrong."""
+    RECIPE_CHECKS.append(function)
     return function
 
 
