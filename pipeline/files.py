@@ -121,6 +121,34 @@ def readable_bytes(size: float) -> str:
     return f"{size:.1f} GB"
 
 
+def readable_weights(count: float) -> str:
+    """ "0.26 M", "135 M", "7.2 B"."""
+    return _two_digits(count / 1e9, "B") if count >= 1e9 else _two_digits(count / 1e6, "M")
+
+
+def readable_operations(count: float) -> str:
+    """Floating-point operations: "2.6 TFLOP"."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if count < 1000:
+            return _two_digits(count, f"{prefix}FLOP")
+        count /= 1000
+    return _two_digits(count, "EFLOP")
+
+
+def _two_digits(value: float, unit: str) -> str:
+    return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"
+
+
+def about_seconds(seconds: float) -> str:
+    """An estimate, rounded: "about 25 s", "about 7 min", "about 2 h 15 min"."""
+    if seconds < 55:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    if seconds < 3570:
+        return f"about {max(1, round(seconds / 60))} min"
+    hours, minutes = divmod(5 * round(seconds / 300), 60)
+    return f"about {hours} h {minutes:02d} min"
+
+
 def readable_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -17,7 +17,7 @@ from typing import Any
 
 from data.tables.fetch import fetch, is_url
 from data.tables.json_list import ListReader, NotAList
-from data.tables.suggest import listed, probable
+from data.tables.suggest import count_of, listed, probable
 from data.tables.text_files import csv_records, lines, pieces
 from pipeline import network
 from pipeline.config.data import RankingTableConfig, TableConfig
@@ -86,6 +86,10 @@ class Row(dict[str, Any]):
         return as_number(self[column], f"column {column!r}", self.where)
 
 
+class TableError(DataError):
+    """What is wrong with a table as a whole, although it is reported at one of its rows."""
+
+
 class MissingColumn(DataError):
     """A row has no such column.
 
@@ -100,9 +104,7 @@ class MissingColumn(DataError):
         super().__init__(
             f"there is no column {column!r}" + (f"; {near!r} is probably meant" if near else ""),
             where=row.where,
-            hint=f"the columns are {listed(self.columns, 30)}: " + f"rename the one that holds the {column}"
-            if self.columns
-            else "the row is empty",
+            hint=f"the columns are {listed(self.columns, 30)}. Rename the right one to {column}",
         )
 
 
@@ -114,21 +116,11 @@ HINTS = {
     "empty prompt": "fill the prompt's cell",
     "empty completion": "fill the answer's cell",
     "missing rating": "fill the cell with the answer's rating or rank",
-    "fewer than 2 completions left": "a ranking needs 2 answers with ratings or ranks",
     "chosen and rejected are the same": "correct or remove the row",
     "the same answer at two places": "give equal answers equal ranks, or keep one of them",
     "no ranked reply": "rank the replies",
 }
 """Reason for which something is left out -> how to fix it."""
-
-
-def _with_hints(counts: Counter[str], hints: Mapping[str, str]) -> str:
-    """The counts, highest first, each with how to fix it."""
-    parts = []
-    for reason, count in counts.most_common():
-        hint = hints.get(reason) or HINTS.get(reason, "")
-        parts.append(f"{count:,} x {reason}" + (f": {hint}" if hint else ""))
-    return "; ".join(parts)
 
 
 class Dropped:
@@ -192,13 +184,23 @@ class Dropped:
             kept: how many of them there are.
         """
         out = self.rows_out.total()
-        parts = (
-            [f"{out:,} of {out + kept:,} {what} left out ({_with_hints(self.rows_out, self.hints)})"] if out else []
-        )
-        if self.completions_out:
-            answers = _with_hints(self.completions_out, self.hints)
-            parts.append(f"{self.completions_out.total():,} answers left out of {what} that are kept ({answers})")
-        return f"{name}: {'; '.join(parts)}" if parts else ""
+        parts = []
+        if out:
+            answers = self.counts - self.rows_out - self.completions_out  # of what is left out
+            why = self._why(self.rows_out) + (f", which had {self._why(answers)}" if answers else "")
+            parts.append(f"{out:,} of {count_of(out + kept, what)} left out: {why}")
+        if answers := +self.completions_out:
+            shown = f"{count_of(answers.total(), 'answers')} left out of {what} that are kept"
+            parts.append(f"{shown}: {self._why(answers)}")
+        return f"{name}: {'. '.join(parts)}" if parts else ""
+
+    def _why(self, counts: Counter[str]) -> str:
+        """The counts, highest first, each with how to fix it."""
+        parts = []
+        for reason, count in counts.most_common():
+            hint = self.hints.get(reason) or HINTS.get(reason, "")
+            parts.append(f"{count:,} x {reason}" + (f" ({hint})" if hint else ""))
+        return ", ".join(parts)
 
     def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
         """`rows`, counted as they pass."""

@@ -75,7 +75,8 @@ def run(
         return
     steps = runner.run(stage)
     if all(step.finished for step in steps):
-        console().print(plan_table(steps))
+        terminal = console()
+        terminal.print(plan_table(steps, terminal.width))
         echo("nothing to do: every stage is up to date")
     if stage is None:
         changed = runner.moved or any(not step.finished for step in steps)
