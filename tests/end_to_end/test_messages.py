@@ -64,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(network, "hub_is_reachable", lambda: False)
     monkeypatch.setattr(network, "PAUSE", 0.0)
-    yield
+    return
 
 
 def invoke(command: str) -> Result:
@@ -127,15 +127,24 @@ MISTAKES = {
     check(f"{PEOPLE} rank.app.host=0.0.0.0:80"): ["the port is rank.app.port"],
     "check -r typo.yaml": ["ppo.total_episode: unknown key; did you mean total_episodes?", "typo.yaml:11"],
     # files and folders
-    "check -r votes.yaml": ["data.rankings.path: there is no file or folder my/vote.csv", "votes.yaml:7"]
-    + ["did you mean my/votes.csv?"],
-    "check -r base.yaml": ["base.model: there is no folder my/modle; did you mean my/model?", "base.yaml:3"]
-    + ["set base.revision"],
+    "check -r votes.yaml": [
+        "data.rankings.path: there is no file or folder my/vote.csv",
+        "votes.yaml:7",
+        "did you mean my/votes.csv?",
+    ],
+    "check -r base.yaml": [
+        "base.model: there is no folder my/modle; did you mean my/model?",
+        "base.yaml:3",
+        "set base.revision",
+    ],
     check("reward.model=my/modle"): ["reward.model: there is no folder my/modle; did you mean my/model?"],
     check("ppo.reward_model=my/modle"): ["ppo.reward_model: there is no file or folder my/modle", "my/model?"],
     check("eval.reward_model=my/modle"): ["eval.reward_model: there is no file or folder my/modle", "my/model?"],
-    check("eval.judge=venuse"): ["venuse is neither a known name nor a file", "did you mean venues?"]
-    + ["none, venues, e2e or a path"],
+    check("eval.judge=venuse"): [
+        "venuse is neither a known name nor a file",
+        "did you mean venues?",
+        "none, venues, e2e or a path",
+    ],
     check("eval.judge=my/lexicn.yaml"): ["there is no file or folder my/lexicn.yaml", "my/lexicon.yaml?"],
     check("base.chat_template=my/templte.jinja"): ["there is no file or folder", "my/template.jinja?"],
     "annotate my/votess.csv --annotators ana --out out.jsonl": ["there is no file my/votess.csv", "my/votes.csv?"],
