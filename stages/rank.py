@@ -41,7 +41,7 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
     sample = RankingSample()
-    with ctx.progress("rank: reading") as bar:
+    with ctx.progress("reading rankings") as bar:
         for ranking in read_rankings_file(path):
             sample.add(ranking)
             bar.advance()
@@ -90,10 +90,11 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[
     from ranking.items import collected as sources
     from ranking.serve import collect_rankings
 
-    campaign = Campaign.of("rank", sources(collected.jsonl("answers.jsonl")), config.app)
+    answers = sources(collected.jsonl("answers.jsonl"))
+    campaign = Campaign.of("rank", answers, config.app, ctx.recipe_dir.name)
     (ctx.state_dir / "asked").touch()  # marks a stopped run as one to resume
     database = ctx.recipe_dir / RANKINGS_DATABASE
-    store = collect_rankings(database, campaign, config.app, say=ctx.say, progress=ctx.progress)
+    store = collect_rankings(database, campaign, config.app, say=ctx.say)
     try:
         ranked = list(rankings(store, campaign))
     finally:

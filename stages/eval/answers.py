@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from data.tables import corpus
+from data.tables.mapping import located
 from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
@@ -206,7 +207,9 @@ def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
     """Held-out text in rows of `TEXT_WIDTH` tokens, with the first token as the context. Documents with a prompt
     are single rows, with the prompt as the context."""
     rows: Rows = []
-    for *prompt, text in corpus.documents(source, ctx.seed, 0.0):
+    with located("eval.text", source, ctx.describe):
+        documents = list(corpus.documents(source, ctx.seed, 0.0))
+    for *prompt, text in documents:
         ids = codec.encode(text)
         if prompt:
             rows.append((codec.prompt([{"role": "user", "content": prompt[0]}]), [*ids, codec.end_id]))

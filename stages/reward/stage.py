@@ -21,6 +21,7 @@ from typing import Any
 
 from data.schema import Ranking, read_rankings_file
 from data.splits import group_of
+from data.tables.mapping import located
 from data.tables.messages import with_system
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
@@ -209,12 +210,13 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx
         if row["split"] == "eval":
             held_out.add(group_of(row["prompt"]))
     count = 0
-    for ranking in read_rankings(config, dropped, ctx.say):
-        if group_of(ranking.prompt) not in held_out:
-            count += 1
-            yield replace(ranking, prompt=with_system(ranking.prompt, system))
-        else:
-            dropped.rows_out["held-out prompt"] += 1
+    with located("reward.pretrain_on", config, ctx.describe):
+        for ranking in read_rankings(config, dropped, ctx.say):
+            if group_of(ranking.prompt) not in held_out:
+                count += 1
+                yield replace(ranking, prompt=with_system(ranking.prompt, system))
+            else:
+                dropped.rows_out["held-out prompt"] += 1
     if not count:
         raise DataError(
             "every ranking of reward.pretrain_on is of a held-out prompt",

@@ -235,15 +235,3 @@ def test_cut_answers_are_marked_wherever_the_page_shows_them(fake: FakeRun, tmp_
     assert page.text.count(CUT) == 2
     assert f"Blue Mill is a pub.{CUT}" in page.text
     assert f"a new answer{CUT}" in page.text
-
-
-# --- Contradictions -----------------------------------------------------------------------------------------
-
-
-def test_people_who_judged_are_not_said_to_be_absent(fake: FakeRun) -> None:
-    run = fake()
-    assert "no person ranked anything" in verdict.reach(findings.collect(run)).text
-    people(run, 0.7, 0.6, 0.8, prompts=100)
-    reached = verdict.reach(findings.collect(run))
-    assert "no person" not in reached.text
-    assert "The rankings are simulated: people compared the final answers only." in reached.caveats
