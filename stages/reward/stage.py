@@ -123,7 +123,7 @@ def _read(
     Raises `DataError` if rankings to train on have no strict pair.
     """
     learns = prefix != "eval_"
-    with ctx.progress(f"reward: reading {PREFIXES[prefix].format(rows='rankings')}") as bar:
+    with ctx.progress(f"reading {PREFIXES[prefix].format(rows='rankings')}") as bar:
 
         def passing() -> Iterator[Ranking]:
             for ranking in rankings:
