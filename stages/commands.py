@@ -6,6 +6,7 @@ They import what they need when they run; only `chat` needs torch.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import invocation
 from pipeline.cli.app import (
     QUICKSTART,
     RUNS,
@@ -67,6 +69,11 @@ def report_of_run(planner: Planner, changed: bool) -> None:
         echo(f"report: {path}")
 
 
+def interactive() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
+
+
 def write_report(planner: Planner, against: str | None = None) -> None:
     from stages.report.build import build_report
 
@@ -86,13 +93,24 @@ def compare_two(
         Path, typer.Argument(callback=home, help="A run: its folder, its report.json or its report.html.")
     ],
     second: Annotated[Path, typer.Argument(callback=home, help="The other run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="The page to write.")] = Path(
-        "comparison.html"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            callback=home,
+            help="The page to write.",
+            show_default="comparisons/ beside the first run",
+        ),
+    ] = None,
 ) -> None:
     """Compare two runs from their reports: differences in the recipes and in the results, with intervals."""
-    from stages.report.build import compare_reports
+    from stages.report.build import compare_reports, run_name
 
+    if out is None:
+        folder = first.resolve() if first.is_dir() else first.resolve().parent
+        out = folder.parent / "comparisons" / f"{run_name(first)}-{run_name(second)}.html"
+        out = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     need_file(out, "comparison.html", "give another file with --out")
     echo(compare_reports(first, second, out))
     echo(f"comparison: {out}")
@@ -114,13 +132,13 @@ def chat(
     ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 128,
 ) -> None:
-    """Chat with a model of the run, or with several side by side."""
-    summary = planner_of(recipe, sets, runs).summary()
-    from stages.chat import chat as talk
+    """Chat with a model of the run, or with several side by side. An empty line, exit or Ctrl-D quits."""
+    from stages import chat as chatting
 
-    talk(
+    summary = planner_of(recipe, sets, runs).summary()
+    chatting.chat(
         summary,
-        models or ["ppo"],
+        chatting.choose_models(summary, models or ["ppo"]),
         device=resolve(summary.loaded),
         temperature=temperature,
         top_k=top_k,
@@ -213,22 +231,34 @@ def publish(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the exact files, sizes and cards; upload nothing.")
+        bool, typer.Option("--dry-run", help="Print the exact files and sizes; upload nothing.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the cards, too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Overrides publish.private of the recipe.")
     ] = None,
 ) -> None:
-    """Upload the model and the rankings to the Hub. After an interruption the same command continues."""
+    """Upload the model and the rankings to the Hub, after a list of the files and a question. After an interruption
+    the same command continues."""
     from stages.publish import send, uploads
 
     summary = planner_of(recipe, sets, runs).summary()
     display = Display(console())
     planned = uploads.uploads(summary, display.open, private)
+    if not dry_run:
+        send.check_login(planned[-1].repository)
+    for upload in planned:
+        echo(upload.describe(verbose))
     if dry_run:
-        for upload in planned:
-            echo(upload.describe())
         return
+    if not yes:
+        if not interactive():
+            raise RecipeError(
+                "publish asks before it uploads, and there is no terminal to ask on",
+                hint=f"check the list above, then run `{invocation.again('--yes')}`",
+            )
+        typer.confirm("Upload?", abort=True)
     for upload in planned:
         echo(f"published: {send.send(upload, display.open, display.say)}")
     if address := send.collect(summary.loaded.recipe.publish, planned):

@@ -60,7 +60,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert program == "tutelage"
             extra = ["-s", tiny, *(["--port", "0"] if "judge" in arguments else [])]
             if "publish" in arguments and "--dry-run" not in arguments:
-                process = start(hub, tmp_path / "home", "-P", "-m", "stages", *arguments, *extra)
+                process = start(hub, tmp_path / "home", "-P", "-m", "stages", *arguments, "--yes", *extra)
                 output, code = process.communicate(timeout=300)[0], process.returncode
             else:
                 result = CliRunner().invoke(app, [*arguments, *extra], input="Where is room 3?\n\n")

@@ -173,10 +173,9 @@ def test_clean_keeps_what_the_values_use(recipe_file: Path, stages: FakeStages) 
 
 def test_chat_gets_the_run(recipe_file: Path, stages: FakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    module = types.ModuleType("stages.chat")
-    module.chat = lambda run, models, **options: calls.append((list(run.stages), models, options))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stages", types.ModuleType("stages"))
-    monkeypatch.setitem(sys.modules, "stages.chat", module)
+    monkeypatch.setattr(
+        "stages.chat.chat", lambda run, models, **options: calls.append((list(run.stages), models, options))
+    )
     invoke("run sft")
     result = invoke("chat base sft --temperature 0")
     assert result.exit_code == 0, result.output
