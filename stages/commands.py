@@ -36,6 +36,7 @@ from pipeline.engine.progress import Display
 from pipeline.engine.stage import RANKINGS_DATABASE
 from pipeline.errors import RecipeError
 from pipeline.files import need_file, need_folder
+from pipeline.wording import listing
 
 REPORT = "report.html"
 
@@ -161,6 +162,11 @@ def judge(
 ) -> None:
     """Have people compare PPO's answers with SFT's, blind. The report then includes the result."""
     planner = planner_of(recipe, sets, runs)
+    if not (annotators or planner.recipe.rank.app.annotators):
+        raise RecipeError(
+            "judge needs the people who compare the answers",
+            hint=f"name them: `{invocation.command('judge', '--annotators', 'ana,ben')}`",
+        )
     config = _app_config(planner.recipe.rank.app, annotators, overlap, host, port, url, labels=[], ratings=False)
     display = Display(console())
     from ranking.judge import judge as compare
@@ -178,9 +184,13 @@ def judge(
 
 @app.command()
 def annotate(
-    file: Annotated[Path, typer.Argument(callback=home, help='JSONL of {"prompt", "completions"[, "models"]}.')],
-    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="The JSONL file for the rankings.")],
-    annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")],
+    file: Annotated[
+        Path | None, typer.Argument(callback=home, help='JSONL of {"prompt", "completions"[, "models"]}.')
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", callback=home, help="The JSONL file for the rankings.")
+    ] = None,
+    annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")] = "",
     overlap: OverlapOption = 1,
     repeats: Annotated[float, typer.Option(help="Share of items that come again, unannounced.")] = 0.0,
     ratings: Annotated[bool, typer.Option("--ratings", help="Ask for ratings from 1 to 7 as well.")] = False,
@@ -190,6 +200,16 @@ def annotate(
     url: UrlOption = None,
 ) -> None:
     """Have people rank the answers in a file, without a recipe. The result can be a recipe's `data.rankings`."""
+    if file is None or out is None or not annotators:
+        needs = {"a file of answers": file, "--annotators": annotators, "--out": out}
+        example = invocation.command(
+            "annotate", "answers.jsonl", "--annotators", "ana,ben", "--out", "rankings.jsonl"
+        )
+        raise RecipeError(
+            f"annotate needs {listing([name for name, value in needs.items() if not value])}",
+            hint=f'for example `{example}`; a line of answers.jsonl is {{"prompt": "...", "completions": ["...", '
+            '"..."]}',
+        )
     values = {"repeats": repeats, "ratings": ratings, "guidelines": guidelines}
     config = _app_config(AppConfig(), annotators, overlap, host, port, url, **values)
     display = Display(console())
@@ -267,7 +287,7 @@ def publish(
 
 @app.command("export-rankings")
 def export_rankings(
-    folder: Annotated[Path, typer.Argument(callback=home, help="The folder to write.")],
+    folder: Annotated[Path | None, typer.Argument(callback=home, help="The folder to write.")] = None,
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
@@ -280,6 +300,11 @@ def export_rankings(
     pseudonyms."""
     from stages.publish import uploads
 
+    if folder is None:
+        raise RecipeError(
+            "export-rankings needs a folder to write",
+            hint=f"for example `{invocation.command('export-rankings', 'my-rankings')}`",
+        )
     need_folder(folder, "rankings", "name another folder")
     summary = planner_of(recipe, sets, runs).summary()
     with Display(console()).open("export-rankings"):
