@@ -20,7 +20,7 @@ from pipeline.wording import listing
 SPEAKERS = ("base", "sft", "ppo", "dpo")
 """The stages whose result is a language model."""
 QUIT = ("", "exit", "quit", "/exit", "/quit")
-HELP = "Enter sends. /clear starts a new conversation. exit, an empty line or Ctrl-D quits. /help shows this."
+HELP = "Enter sends, /clear starts over, exit or an empty line quits, /help shows this."
 
 
 def choose_models(summary: RunSummary, names: Sequence[str]) -> list[str]:

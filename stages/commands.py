@@ -270,6 +270,8 @@ def publish(
         send.check_login(planned[-1].repository)
     for upload in planned:
         echo(upload.describe(verbose))
+    if not verbose:
+        echo(f"--verbose prints the cards ({uploads.CARD}), too")
     if dry_run:
         return
     if not yes:

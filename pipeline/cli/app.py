@@ -19,6 +19,7 @@ from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.boundary import translate
 from pipeline.engine.plan import Planner
+from pipeline.engine.progress import print_line
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 
 
@@ -251,4 +252,4 @@ def console() -> Console:
 
 
 def echo(text: str) -> None:
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    print_line(console(), text)

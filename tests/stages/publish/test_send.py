@@ -219,7 +219,7 @@ def test_a_dry_run_asks_nobody(finished: Finished, hub: Hub, home: Path) -> None
         "private dataset me/rankings",
         "private model me/model",
         "2 kB  model.safetensors",
-        "--verbose prints the card",
+        "--verbose prints the cards",
     ):
         assert line in output
     assert "# model" not in output, "the card is long"
