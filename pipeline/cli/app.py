@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from pipeline import invocation, machine
 from pipeline.config import shipped
-from pipeline.config.load import load_recipe
+from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.boundary import translate
@@ -135,6 +135,10 @@ ProcessesOption = Annotated[
 
 VERSIONS = ("tutelage", "python", "torch", "trl", "transformers", "peft", "accelerate")
 """What `--version` prints."""
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""Base class of the command line's own errors, which typer does not export."""
+
 QUICKSTART = Path("quickstart")
 RUNS = Path("runs")
 
@@ -164,7 +168,10 @@ class _Commands(TyperGroup):
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        invocation.begin(args[0])
+        name = args[0]
+        invocation.begin(name)
+        if name not in self.commands and not name.startswith("-"):
+            raise _unknown_command(name, list(self.commands))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -172,6 +179,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             problem: TutelageError = Interrupted("interrupted")
+        except UsageError as error:
+            problem = _wrong_usage(error, ctx.invoked_subcommand or "")
         except Exception as error:
             translated = translate(error, f"tutelage {ctx.invoked_subcommand or ''}".strip())
             if translated is None:
@@ -180,6 +189,31 @@ class _Commands(TyperGroup):
         if not launching.report_failure(problem):
             Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(problem.exit_code)
+
+
+def _unknown_command(name: str, commands: list[str]) -> RecipeError:
+    if registry.is_step(name) or name in shipped.recipes():
+        kind = "a stage" if registry.is_step(name) else "a recipe"
+        return RecipeError(
+            f"there is no command {name}; it is {kind}", hint=f"run `{invocation.command('run', name)}`"
+        )
+    near = difflib.get_close_matches(name, commands, n=1)
+    return RecipeError(
+        f"there is no command {name}",
+        hint=f"did you mean {near[0]}?" if near else f"commands are {', '.join(commands)}",
+    )
+
+
+def _wrong_usage(error: Any, name: str) -> RecipeError:
+    """An option or argument that is missing, unknown or has a wrong value."""
+    parameter = getattr(error, "param", None)
+    if parameter is not None and parameter.param_type_name == "argument" and "issing" in error.format_message():
+        wanted = invocation.command(name, str(parameter.name).upper())
+        return RecipeError(f"{name} needs {parameter.name}", hint=f"write `{wanted}`")
+    return RecipeError(
+        f"{name}: {error.format_message().rstrip('.')}".removeprefix(": "),
+        hint=f"`{invocation.program()} {name} --help` lists the options",
+    )
 
 
 app = typer.Typer(
@@ -214,6 +248,18 @@ def after_run(function: AfterRun) -> AfterRun:
     """Registers `function(planner, changed)`. `tutelage run` calls it when every stage of a recipe is finished;
     `changed` says whether anything ran or the recipe now points to other runs."""
     AFTER_RUN.append(function)
+    return function
+
+
+RecipeCheck = Callable[[LoadedRecipe, Callable[[str], None]], Sequence[TutelageError]]
+
+RECIPE_CHECKS: list[RecipeCheck] = []
+
+
+def recipe_check(function: RecipeCheck) -> RecipeCheck:
+    """Registers `function(loaded, say)`. `tutelage check` calls it; it says what it read, and returns what is
+    wrong."""
+    RECIPE_CHECKS.append(function)
     return function
 
 

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli.app import (
     QUICKSTART,
+    RECIPE_CHECKS,
     RUNS,
     OptionalRecipe,
     RecipeOption,
@@ -27,6 +28,7 @@ from pipeline.config.load import load_recipe
 from pipeline.engine import clean as cleaning
 from pipeline.engine import manifest
 from pipeline.engine.plan import StagePlan, StageRun
+from pipeline.errors import TutelageError, all_of
 from pipeline.files import readable_bytes
 from pipeline.memory.forecast import Forecast
 
@@ -84,10 +86,17 @@ def check(
         bool, typer.Option("--artifacts", help="Also read every finished artifact and verify its hashes.")
     ] = False,
 ) -> None:
-    """Check the recipe, its local files and, on request, its artifacts."""
+    """Check the recipe, its local files, the first rows of its tables and, on request, its artifacts."""
     planner = planner_of(recipe, sets, runs)
-    steps = planner.plan()
-    planner.check_model(_base(steps))
+    problems = [problem for function in RECIPE_CHECKS for problem in function(planner.loaded, echo)]
+    try:
+        steps = planner.plan()
+        planner.check_model(_base(steps))
+    except TutelageError as error:
+        if error.what not in {problem.what for problem in problems}:
+            problems.insert(0, error)
+    if problems:
+        raise all_of(problems, f"{recipe} and its tables")
     echo(f"{recipe} is valid: {len(steps)} stages")
     for step in steps:
         if artifacts and step.finished:

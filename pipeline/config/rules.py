@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pipeline.config import licenses
 from pipeline.config.base import BaseConfig, QATConfig
-from pipeline.config.data import RankingTableConfig, TaskConfig
+from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.export import PublishConfig
-from pipeline.config.formats import known_formats
+from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
 from pipeline.config.paths import nearest
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import AppConfig
@@ -133,6 +133,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         "data.rankings": recipe.data.rankings,
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
+        "base.pretrain.corpus": recipe.base.pretrain and recipe.base.pretrain.corpus,
     }
     for name, source in sources.items():
         path = getattr(source, "path", "")
@@ -140,20 +141,26 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             yield (f"{name}.path", "needs the commit to read, because branches move: hub://owner/name@commit")
         if isinstance(source, RankingTableConfig):
             yield from _columns(name, source)
+        elif isinstance(source, TableConfig):
+            yield from _column_names(name, source, TEXT_TABLES[name])
 
 
 def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
     format = known_formats().get(table.format)
     if format is None:  # nobody registered formats
         return
-    for column, what, hint in format.problems(table.columns):
-        yield f"{path}.columns" + (f".{column}" if column else ""), f"{what}; {hint}"
+    yield from _column_names(path, table, format)
     if table.labels and not format.takes_labels(table.columns):
         yield (
             f"{path}.labels",
             "gives the meaning of the values of a `preference` column (format wide) or of `choice`, and there is "
             "no such column",
         )
+
+
+def _column_names(path: str, table: TableConfig | RankingTableConfig, format: TableFormat) -> Iterator[Problem]:
+    for column, what, hint in format.problems(table.columns):
+        yield f"{path}.columns" + (f".{column}" if column else ""), f"{what}; {hint}"
 
 
 def _lora(recipe: Recipe) -> Iterator[Problem]:
