@@ -95,6 +95,8 @@ def _serve(store: Store, campaign: Campaign, config: AppConfig, say: Callable[[s
 def _watch(store: Store, campaign: Campaign, ended: threading.Event, say: Callable[[str], None]) -> None:
     """Waits until the campaign is complete or ended."""
     seen = assignment.progress(store, campaign)
+    if seen.done:
+        say(f"{seen.done} of {counted(seen.wanted, 'ranking')} are in.")
     lines = Lines(seen.done, seen.wanted, say)
     while not (seen.complete or ended.is_set()):
         ended.wait(POLL)
