@@ -3,7 +3,7 @@
 The token stays in the link's path and no cookie is set, so only the link itself gives access. Another site cannot
 make a browser send it (no cross-site request forgery), two annotators can share a browser, and links opened from a
 mail work, where a `SameSite=Strict` cookie set by a redirect would not be sent. Nothing leaks the path: no referrer
-is sent, pages link nowhere, requests are not logged, and responses are not cached.
+is sent, links in answers open without an opener, requests are not logged, and responses are not cached.
 """
 
 from __future__ import annotations
