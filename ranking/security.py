@@ -120,6 +120,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
+                if scope["path"].startswith("/static/"):
+                    headers["Cache-Control"] = "no-cache"  # kept, but only used if it is still the same
             await send(message)
 
         origin = Headers(scope=scope).get("sec-fetch-site", "same-origin")

@@ -154,6 +154,9 @@ def test_every_page_has_a_restrictive_security_policy(two: Site) -> None:
     assert reply.headers["referrer-policy"] == "no-referrer"
     assert reply.headers["cache-control"] == "no-store"
     assert "server" not in reply.headers
+    static = two.client("ana").request("GET", "/static/rank.js")
+    assert static.headers["cache-control"] == "no-cache"
+    assert two.client("ana").request("GET", "/static/rank.js", If_None_Match=static.headers["etag"]).status == 304
     assert not re.search(r"<script(?! type=.module. src=)|\son\w+=|style=|https?://", reply.text)
 
 

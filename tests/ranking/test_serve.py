@@ -200,13 +200,17 @@ def test_the_last_rankings_can_be_corrected(collected: Artifact, tmp_path: Path)
             time.sleep(0.01)
         ana, admin = terminal.links["ana"], terminal.links["admin"]
         assert "Thank you" in ana.get().text
-        assert ana.rank(3, [2, 1, 3, 4], note="corrected").status == 200
+        assert ana.submit(3, {"action": "skip"}).status == 200  # now ben can have it
+        ranks_all("ben")(terminal)
+        assert ana.rank(2, [2, 1, 3, 4], note="corrected").status == 200
         assert admin.request("POST", f"{admin.base}finish").status == 200
 
     terminal = Terminal(corrects)
-    _, rankings = stage(app_config("ana", overlap=1, linger_minutes=5), collected, tmp_path, terminal)
-    assert [r.metadata.get("note") for r in rankings] == [None, None, "corrected"]
-    assert rankings[2].metadata["revisions"] == 2
+    config = app_config("ana", "ben", overlap=1, linger_minutes=5)
+    _, rankings = stage(config, collected, tmp_path, terminal)
+    assert [r.annotator for r in rankings] == ["ana", "ana", "ben"]
+    assert [r.metadata.get("note") for r in rankings] == [None, "corrected", None]
+    assert rankings[1].metadata["revisions"] == 2
 
 
 @pytest.mark.parametrize("how", ["nobody visits", "Enter", "Ctrl-C"])
