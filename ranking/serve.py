@@ -91,7 +91,8 @@ def _serve(store: Store, campaign: Campaign, config: AppConfig, say: Callable[[s
                 if _await_corrections(pages, ended, config.linger_minutes, say):
                     break
                 _watch(store, campaign, ended, say)
-            time.sleep(LINGER)
+            with contextlib.suppress(KeyboardInterrupt):  # the campaign has ended: do not interrupt the run
+                time.sleep(LINGER)
 
 
 def _watch(store: Store, campaign: Campaign, ended: threading.Event, say: Callable[[str], None]) -> None:
