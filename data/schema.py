@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,11 @@ def prompt_key(prompt: Sequence[Message]) -> str:
     """Identifies a prompt by content (16 hex digits): equal conversations have equal keys."""
     text = json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def same_text(text: str) -> str:
+    """What equal answers share: the text in Unicode's composed form (NFC), without white space around it."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 @dataclass(frozen=True)

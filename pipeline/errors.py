@@ -7,6 +7,8 @@ escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TutelageError(Exception):
     """Base class of the errors that a user can fix.
@@ -58,3 +60,17 @@ class Interrupted(TutelageError):
     """The user or the system stopped the command. Its state is kept."""
 
     exit_code = 130
+
+
+def all_of(problems: Sequence[TutelageError], where: str) -> TutelageError:
+    """One error that lists several. It has the lowest of their exit codes, so a wrong recipe comes first.
+
+    Args:
+        where: what the problems are in.
+    """
+    if len(problems) == 1:
+        return problems[0]
+    lines = [f"{len(problems)} problems in {where}"]
+    for problem in problems:
+        lines += ["", *(f"  {line}" for line in str(problem).splitlines())]
+    return type(min(problems, key=lambda problem: problem.exit_code))("\n".join(lines))

@@ -6,7 +6,8 @@ from pipeline.cli import inspect, run  # noqa: F401 (registers commands)
 from pipeline.cli.app import app
 from pipeline.engine import environment
 from pipeline.engine import launch as launching
-from stages import commands, registry  # noqa: F401 (registers commands and stages)
+from stages import check, commands, registry  # noqa: F401 (registers commands, checks and stages)
+from stages.init import command  # noqa: F401 (registers init)
 
 
 def main() -> None:

@@ -25,12 +25,14 @@ class Completion:
     Attributes:
         score: higher is better; None if the cell is empty.
         rival: a second score, where the table has ratings and ranks and the recipe names neither.
+        where: the row, where each answer has one.
     """
 
     text: str
     score: float | None
     model: str | None = None
     rival: float | None = None
+    where: str = ""
 
 
 @dataclass
@@ -142,7 +144,8 @@ class Columns:
         return [(f"column {name!r}", row[name]) for name in names]
 
     def annotator(self, row: Row) -> str:
-        value = self.optional(row, "annotator")
+        """Who ranked; `unknown` where the cell is empty, or the recipe says `annotator: ""`."""
+        value = None if self.named.get("annotator") == "" else self.optional(row, "annotator")
         return ANONYMOUS if is_empty(value) else str(value)
 
     def model(self, row: Row) -> str | None:

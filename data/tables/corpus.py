@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from data.splits import split_of_prompt
 from data.tables.messages import exchange
-from data.tables.sources import Row, read_table
+from data.tables.sources import MissingColumn, Row, read_table
 from data.venues import task as venues
 from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.errors import DataError
 
 
-def documents(config: TaskConfig | TableConfig, seed: int, held_out: float) -> Iterator[tuple[str, ...]]:
+def documents(
+    config: TaskConfig | TableConfig, seed: int, held_out: float, rows: Iterable[Row] | None = None
+) -> Iterator[tuple[str, ...]]:
     """Yields `(text,)` for running text and `(prompt, completion)` for a demonstration, without the prompts that
-    `data.splits` holds out at the share `held_out`. Raises `DataError`.
+    `data.splits` holds out at the share `held_out`. `rows` are the table's, where they were read before. Raises
+    `DataError`.
     """
     if isinstance(config, TaskConfig):
         for d in venues.corpus(config, seed, held_out):
             yield d.prompt[-1]["content"], d.completion
         return
     names = {ours: config.columns.get(ours, ours) for ours in ("text", "prompt", "completion")}
-    for row in read_table(config):
+    for row in read_table(config) if rows is None else rows:
         if names["text"] in row and (
             "text" in config.columns or not config.columns.keys() & {"prompt", "completion"}
         ):
@@ -31,11 +34,8 @@ def documents(config: TaskConfig | TableConfig, seed: int, held_out: float) -> I
             if split_of_prompt([{"role": "user", "content": prompt}], held_out) == "train":
                 yield prompt, text
         else:
-            raise DataError(
-                "a corpus needs a `text` column, or `prompt` and `completion`",
-                where=f"{row.where}; its columns: {', '.join(row)}",
-                hint="name them in base.pretrain.corpus.columns",
-            )
+            lacking = [theirs for ours, theirs in names.items() if ours in config.columns and theirs not in row]
+            raise MissingColumn(lacking[0] if lacking else "text", row)
 
 
 def _demonstration(row: Row, prompt: str, completion: str, config: TableConfig) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from data.schema import Demonstration, Message, Prompt
 from data.splits import split_of_prompt
@@ -11,25 +11,29 @@ from data.tables.formats import FORMATS
 from data.tables.messages import Forms, LeftOut, exchange
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import RankingTableConfig, TableConfig
+from pipeline.config.formats import TEXT_TABLES
 from pipeline.errors import DataError, RecipeError
-
-COLUMNS = ("prompt", "completion", "messages", "text")
 
 
 def read_demonstrations(
-    config: TableConfig, eval_fraction: float, dropped: Dropped, say: Callable[[str], None] | None = None
+    config: TableConfig,
+    eval_fraction: float,
+    dropped: Dropped,
+    say: Callable[[str], None] | None = None,
+    rows: Iterable[Row] | None = None,
 ) -> Iterator[Demonstration]:
     """Prompts with their completions: columns `prompt` and `completion`, or `messages` with both; or trees of
     ranked replies (OASST), with the best reply to each message.
 
     Rows with an empty prompt or completion, or whose conversation cannot be used, are counted in `dropped`.
+    `rows` are the table's, where they were read before.
     """
     forms = Forms()
-    for row in _rows(config, dropped, say):
+    for row in _rows("data.demonstrations", config, dropped, say, rows):
         try:
             pairs = list(_prompts_and_completions(row, config, forms, dropped))
         except LeftOut as why:
-            dropped.add(why.reason, row.number)
+            dropped.add(why.reason, row.number, why.hint)
             continue
         for prompt, completion in pairs:
             if not prompt:
@@ -42,15 +46,19 @@ def read_demonstrations(
 
 
 def read_prompts(
-    config: TableConfig, eval_fraction: float, dropped: Dropped, say: Callable[[str], None] | None = None
+    config: TableConfig,
+    eval_fraction: float,
+    dropped: Dropped,
+    say: Callable[[str], None] | None = None,
+    rows: Iterable[Row] | None = None,
 ) -> Iterator[Prompt]:
-    """Prompts without completions: column `prompt`, text or messages."""
+    """Prompts without completions: column `prompt`, text or messages. `rows` as in `read_demonstrations`."""
     forms, column, any_prompt = Forms(), config.columns.get("prompt", "prompt"), False
-    for row in _rows(config, dropped, say):
+    for row in _rows("data.prompts", config, dropped, say, rows):
         try:
             prompt, _ = _exchange(row, config, column, [], forms)
         except LeftOut as why:
-            dropped.add(why.reason, row.number)
+            dropped.add(why.reason, row.number, why.hint)
             continue
         if prompt:
             any_prompt = True
@@ -61,20 +69,22 @@ def read_prompts(
         raise DataError(
             f"no prompt is left: {dropped.reasons()}",
             where=config.path,
-            hint="write prompts as text, or as conversations that end with the user's turn",
+            hint=dropped.hint() or "write prompts as text, or as conversations that end with the user's turn",
         )
     forms.tell(config.path, say)
 
 
-def _rows(config: TableConfig, dropped: Dropped, say: Callable[[str], None] | None) -> Iterator[Row]:
-    unknown = config.columns.keys() - set(COLUMNS)
-    if unknown:
-        raise RecipeError(
-            f"there is no column {min(unknown)!r} to name",
-            where=f"columns of {config.path}",
-            hint=f"write our name ({', '.join(COLUMNS)}) on the left, and the table's on the right",
-        )
-    yield from dropped.counting(read_table(config, say))
+def _rows(
+    table: str,
+    config: TableConfig,
+    dropped: Dropped,
+    say: Callable[[str], None] | None,
+    rows: Iterable[Row] | None,
+) -> Iterator[Row]:
+    form = TEXT_TABLES[table]
+    for column, what, hint in form.problems(config.columns):
+        raise RecipeError(what, where=f"{table}.columns.{column} ({config.path})", hint=hint)
+    yield from dropped.counting(read_table(config, say) if rows is None else rows)
 
 
 def _exchange(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from data.tables import adapters, labels, tools
+from data.tables import adapters, labels, suggest, tools
 from data.tables.columns import Candidates, Columns
 from data.tables.sources import Row
 from pipeline.config.formats import Column, TableFormat
@@ -26,6 +26,10 @@ class Format(TableFormat):
 
     read: Callable[[Iterator[Row], Columns], Iterator[Candidates]]
     ordered: bool = False
+
+    def nearest(self, name: str) -> str | None:
+        role, names = suggest.role_of(name), [column.name for column in self.columns]
+        return next((ours for ours in (role, f"{role}s") if ours in names), None) or super().nearest(name)
 
 
 PROMPT, MODEL, ANNOTATOR = Column("prompt"), Column("model"), Column("annotator")

@@ -6,26 +6,32 @@ malformed (a rating that is not a number, a missing column) is an error with fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from data.schema import Ranking, ranks_from_scores
-from data.tables.columns import Candidates, Columns, Completion
+from data.schema import Ranking, ranks_from_scores, same_text
+from data.tables.columns import ANONYMOUS, Candidates, Columns, Completion
 from data.tables.formats import FORMATS
-from data.tables.sources import Dropped, read_table
+from data.tables.repeats import Repeats
+from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError, RecipeError
 
 
 def read_rankings(
-    config: RankingTableConfig, dropped: Dropped, say: Callable[[str], None] | None = None
+    config: RankingTableConfig,
+    dropped: Dropped,
+    say: Callable[[str], None] | None = None,
+    repeats: Repeats | None = None,
+    rows: Iterable[Row] | None = None,
 ) -> Iterator[Ranking]:
-    """The rankings of a table, in its order. What is left out is counted in `dropped`.
+    """The rankings of a table, in its order. What is left out is counted in `dropped`, and rankings of the same
+    answers by nobody in particular in `repeats`. `rows` are the table's, where they were read before.
 
     Raises:
         RecipeError: the format is unknown, or `config.columns` does not fit it.
-        DataError: a row is malformed, or no ranking is left.
+        DataError: a row is malformed, no ranking is left, or `repeats` finds people who are not told apart.
     """
     format = FORMATS.get(config.format)
     if format is None:
@@ -35,30 +41,37 @@ def read_rankings(
             hint=f"use one of {', '.join(FORMATS)}",
         )
     columns = Columns(config, format)
-    rows = dropped.counting(read_table(config, say))
+    counted = dropped.counting(read_table(config, say) if rows is None else rows)
     any_ranking, hint, contradicting = False, "", 0
-    for candidates in format.read(rows, columns):
-        ranking = _ranking(candidates, config.human, dropped)
+    for candidates in format.read(counted, columns):
+        ranking = _ranking(candidates, config.human, dropped, repeats)
         hint = hint or candidates.hint
         if ranking is not None:
             any_ranking = True
+            if repeats is not None:
+                repeats.add(ranking, candidates.row)
             contradicting += candidates.whole is not None and _contradicts(ranking)
             yield ranking
+    if repeats is not None:
+        repeats.check()
     if not any_ranking:
         raise DataError(
             "no ranking is left" + (f": {dropped.reasons()}" if dropped.counts else ""),
             where=config.path,
-            hint=columns.hint() or hint or "a ranking needs a prompt and at least 2 completions, rated or ranked",
+            hint=columns.hint()
+            or hint
+            or dropped.hint()
+            or "a ranking needs a prompt and at least 2 completions, rated or ranked",
         )
     columns.forms.tell(config.path, say)
     if contradicting and say is not None:
         say(f"{config.path}: ratings contradict the ranks in {contradicting:,} rankings; the ranks count")
 
 
-def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking | None:
+def _ranking(candidates: Candidates, human: bool, dropped: Dropped, repeats: Repeats | None) -> Ranking | None:
     number = candidates.row.number
     if candidates.left_out:
-        dropped.add(candidates.left_out, number)
+        dropped.add(candidates.left_out, number, candidates.hint)
         return None
     if candidates.whole is not None:
         if not candidates.prompt:
@@ -80,6 +93,7 @@ def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking |
             without.append("missing rating")
         else:
             kept.append(place)
+    kept = _distinct(candidates, kept, without, repeats)
     answers = [candidates.answers[place] for place in kept]
     dropped.add_completions(without, number, kept=len(answers) >= 2)
     if len(answers) < 2:
@@ -101,6 +115,29 @@ def _ranking(candidates: Candidates, human: bool, dropped: Dropped) -> Ranking |
         },
         where=candidates.row.where,
     )
+
+
+def _distinct(
+    candidates: Candidates, places: Sequence[int], without: list[str], repeats: Repeats | None
+) -> list[int]:
+    """The places of answers that differ from each other. Of equal answers with equal scores the first stays, and
+    of equal answers with different scores none; why is added to `without`."""
+    by_text: dict[str, list[int]] = {}
+    for place in places:
+        by_text.setdefault(same_text(candidates.answers[place].text), []).append(place)
+    kept: list[int] = []
+    contested: list[Completion] = []
+    for same in by_text.values():
+        answers = [candidates.answers[place] for place in same]
+        if len({answer.score for answer in answers}) == 1:
+            kept.append(same[0])
+            without += ["merged with an equal answer"] * (len(same) - 1)
+            continue
+        without += ["the same answer at two places"] * len(same)
+        contested = contested or answers
+    if repeats is not None and contested and candidates.annotator == ANONYMOUS:
+        repeats.add_contested(contested[0].where, contested[1].where, len(by_text))
+    return sorted(kept)
 
 
 def _contradicts(ranking: Ranking) -> bool:

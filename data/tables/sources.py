@@ -7,7 +7,6 @@ tables of one format, or what `datasets.save_to_disk` wrote.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections import Counter
@@ -18,9 +17,12 @@ from typing import Any
 
 from data.tables.fetch import fetch, is_url
 from data.tables.json_list import ListReader, NotAList
+from data.tables.suggest import count_of, listed, probable
 from data.tables.text_files import csv_records, lines, pieces
+from pipeline import network
 from pipeline.config.data import RankingTableConfig, TableConfig
-from pipeline.errors import DataError
+from pipeline.config.paths import nearest
+from pipeline.errors import DataError, TutelageError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUB = "hub://"
@@ -73,12 +75,7 @@ class Row(dict[str, Any]):
         self.number, self.where = number, where
 
     def __missing__(self, column: str) -> Any:
-        near = difflib.get_close_matches(column, self, n=1, cutoff=0.0)
-        raise DataError(
-            f"there is no column {column!r}" + (f"; the nearest is {near[0]!r}" if near else ""),
-            where=self.where,
-            hint=f"name one of these under `columns`: {', '.join(self)}",
-        )
+        raise MissingColumn(column, self)
 
     def text(self, column: str) -> str:
         """A text cell; "" when it is empty."""
@@ -89,8 +86,41 @@ class Row(dict[str, Any]):
         return as_number(self[column], f"column {column!r}", self.where)
 
 
+class TableError(DataError):
+    """What is wrong with a table as a whole, although it is reported at one of its rows."""
+
+
+class MissingColumn(DataError):
+    """A row has no such column.
+
+    Attributes:
+        column: the name that was looked up.
+        columns: those of the row.
+    """
+
+    def __init__(self, column: str, row: Row) -> None:
+        self.column, self.columns = column, list(row)
+        near = probable(column, row)
+        super().__init__(
+            f"there is no column {column!r}" + (f"; {near!r} is probably meant" if near else ""),
+            where=row.where,
+            hint=f"the columns are {listed(self.columns, 30)}. Rename the right one to {column}",
+        )
+
+
 KEPT = 1000
 """How many places of rows that were left out are kept. All of them are counted."""
+
+
+HINTS = {
+    "empty prompt": "fill the prompt's cell",
+    "empty completion": "fill the answer's cell",
+    "missing rating": "fill the cell with the answer's rating or rank",
+    "chosen and rejected are the same": "correct or remove the row",
+    "the same answer at two places": "give equal answers equal ranks, or keep one of them",
+    "no ranked reply": "rank the replies",
+}
+"""Reason for which something is left out -> how to fix it."""
 
 
 class Dropped:
@@ -102,19 +132,25 @@ class Dropped:
         completions_out: completions that were left out of rankings that were kept.
         counts: all of these, and the completions of rankings that were left out.
         places: (row, reason) of the first `KEPT` of them.
+        hints: how to fix a reason, where its reader says so.
         on_read: called with `read` every 1000 rows, since grouping reads all rows before the first ranking.
+        on_row: called with each row.
     """
 
     def __init__(self) -> None:
         self.read = 0
         self.on_read: Callable[[int], None] = lambda read: None
+        self.on_row: Callable[[Row], None] = lambda row: None
+        self.hints: dict[str, str] = {}
         self.rows_out: Counter[str] = Counter()
         self.completions_out: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.places: list[tuple[int, str]] = []
 
-    def add(self, reason: str, row: int) -> None:
+    def add(self, reason: str, row: int, hint: str = "") -> None:
         """Counts a demonstration, a prompt or a whole ranking."""
+        if hint:
+            self.hints.setdefault(reason, hint)
         self.rows_out[reason] += 1
         self._note(reason, row)
 
@@ -133,10 +169,44 @@ class Dropped:
         """The counts, highest first, for messages."""
         return ", ".join(f"{count} x {reason}" for reason, count in self.counts.most_common())
 
+    def hint(self) -> str:
+        """How to fix the most frequent reason, for messages; empty where there is none."""
+        for reason, _ in self.counts.most_common(1):
+            return self.hints.get(reason) or HINTS.get(reason, "")
+        return ""
+
+    def line(self, name: str, what: str, kept: int) -> str:
+        """A line for the log about what was left out; empty where nothing was.
+
+        Args:
+            name: dotted path of the table in the recipe.
+            what: what its rows become, such as "rankings".
+            kept: how many of them there are.
+        """
+        out = self.rows_out.total()
+        parts = []
+        if out:
+            answers = self.counts - self.rows_out - self.completions_out  # of what is left out
+            why = self._why(self.rows_out) + (f", which had {self._why(answers)}" if answers else "")
+            parts.append(f"{out:,} of {count_of(out + kept, what)} left out: {why}")
+        if answers := +self.completions_out:
+            shown = f"{count_of(answers.total(), 'answers')} left out of {what} that are kept"
+            parts.append(f"{shown}: {self._why(answers)}")
+        return f"{name}: {'. '.join(parts)}" if parts else ""
+
+    def _why(self, counts: Counter[str]) -> str:
+        """The counts, highest first, each with how to fix it."""
+        parts = []
+        for reason, count in counts.most_common():
+            hint = self.hints.get(reason) or HINTS.get(reason, "")
+            parts.append(f"{count:,} x {reason}" + (f" ({hint})" if hint else ""))
+        return ", ".join(parts)
+
     def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
         """`rows`, counted as they pass."""
         for row in rows:
             self.read += 1
+            self.on_row(row)
             if self.read % 1000 == 0:
                 self.on_read(self.read)
             yield row
@@ -167,10 +237,9 @@ def _file_rows(path: Path) -> Iterator[Row]:
         yield from _folder_rows(path)
         return
     if not path.is_file():
-        raise DataError(
-            f"there is no file {path}",
-            hint="correct the path; a relative one starts at the folder where the command runs",
-        )
+        near = nearest(path)
+        start = "correct the path; a relative one starts at the folder where the command runs"
+        raise DataError(f"there is no file {path}", hint=f"did you mean {near}?" if near else start)
     match kind(path):
         case ".csv" | ".tsv" as suffix:
             for number, cells in csv_records(path, "," if suffix == ".csv" else "\t"):
@@ -317,11 +386,13 @@ def _hub_rows(path: str, split: str) -> Iterator[Row]:
     import datasets
 
     name, subset = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+    elsewhere = "give a local file: save the data set where there is a network, with datasets' to_parquet"
     try:
-        for part in split.split("+"):
-            table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
-            yield from _dataset_rows(table, f"{path}, split {part}")
-    except DataError:
+        with network.hub(f"the data set {name}", where=path, offline=elsewhere):
+            for part in split.split("+"):
+                table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
+                yield from _dataset_rows(table, f"{path}, split {part}")
+    except TutelageError:
         raise
     except Exception as error:  # datasets raises whatever its readers, file systems and HTTP client raise
         raise DataError(

@@ -97,3 +97,27 @@ def seen() -> Iterator[Seen]:
     """A `Seen` that spills to the disk beyond a few megabytes."""
     with _temporary() as connection:
         yield Seen(connection)
+
+
+class Values:
+    """The first JSON value of each key."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        connection.execute("CREATE TABLE first (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+
+    def setdefault(self, key: str, value: Any) -> Any:
+        """The value of a key that has one. For a new key, stores `value` and returns None."""
+        digest = _digest(key)
+        row = self._connection.execute("SELECT value FROM first WHERE key = ?", (digest,)).fetchone()
+        if row is not None:
+            return json.loads(row[0])
+        self._connection.execute("INSERT INTO first VALUES (?, ?)", (digest, json.dumps(value)))
+        return None
+
+
+@contextmanager
+def values() -> Iterator[Values]:
+    """A `Values` that spills to the disk beyond a few megabytes."""
+    with _temporary() as connection:
+        yield Values(connection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from pipeline import invocation
 from pipeline.config import shipped
-from pipeline.config.load import load_recipe
+from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.boundary import translate
@@ -25,30 +26,85 @@ def home(path: Path | None) -> Path | None:
     return path and path.expanduser()
 
 
+def _is_set(context: typer.Context, name: str | None) -> bool:
+    """Whether the user set an option, rather than leaving its default."""
+    source = context.get_parameter_source(name or "")
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+
+
+def _path(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """`home`, and remembers what the user gave."""
+    path = home(value)
+    if path is not None and _is_set(context, parameter.name):
+        invocation.remember(**{str(parameter.name): str(path)})
+    return path
+
+
+def _sets(value: list[str] | None) -> list[str] | None:
+    invocation.remember(sets=tuple(value or ()))
+    return value
+
+
+def _processes(value: int | None) -> int | None:
+    invocation.remember(processes=value)
+    return value
+
+
+def _target(value: str | None) -> str | None:
+    if value:
+        invocation.remember(**{"stage" if registry.is_step(value) else "recipe": value})
+    return value
+
+
+def _flag(parameter: typer.CallbackParam, value: bool) -> bool:
+    if value:
+        invocation.remember(flags=(*invocation.flags(), parameter.opts[0]))
+    return value
+
+
 _RECIPE = "The recipe's YAML file, or the name of a shipped recipe."
-RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", callback=home, help=_RECIPE)]
+RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", callback=_path, help=_RECIPE)]
 OptionalRecipe = Annotated[
-    Path | None, typer.Option("--recipe", "-r", callback=home, help=_RECIPE, show_default="quickstart")
+    Path | None, typer.Option("--recipe", "-r", callback=_path, help=_RECIPE, show_default="quickstart")
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help='Override values of the recipe: "ppo.kl.target=8 seed=1". Repeatable.'),
+    typer.Option(
+        "--set",
+        "-s",
+        callback=_sets,
+        help='Override values of the recipe: "ppo.kl.target=8 seed=1". Repeatable.',
+    ),
 ]
 RunsOption = Annotated[
     Path,
-    typer.Option("--runs", envvar="TUTELAGE_RUNS", callback=home, help="The folder of all runs."),
+    typer.Option("--runs", envvar="TUTELAGE_RUNS", callback=_path, help="The folder of all runs."),
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", callback=_flag, help="Run the stage (or all stages) even if up to date.")
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", callback=_flag, help="Continue where a stage's checks refuse; this is recorded."),
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", callback=_flag, help="Wait if another process is working on the same stage.")
 ]
 TargetArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="STAGE|RECIPE",
+        callback=_target,
         help="A stage as `tutelage plan` lists it (ppo-2 is PPO of the second round), or a shipped recipe. "
         "Default: all stages.",
     ),
 ]
 
 ProcessesOption = Annotated[
-    int | None, typer.Option("--nproc", min=1, help="Processes that share the training stages, one per GPU.")
+    int | None,
+    typer.Option(
+        "--nproc", min=1, callback=_processes, help="Processes that share the training stages, one per GPU."
+    ),
 ]
 
 QUICKSTART = Path("quickstart")
@@ -61,6 +117,10 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """As registered, but for those that run a recipe, which come first."""
         return sorted(super().list_commands(ctx), key=lambda name: name not in ("run", "round"))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        invocation.begin(args[0])
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -98,6 +158,18 @@ def after_run(function: AfterRun) -> AfterRun:
     return function
 
 
+RecipeCheck = Callable[[LoadedRecipe, Callable[[str], None]], Sequence[TutelageError]]
+
+RECIPE_CHECKS: list[RecipeCheck] = []
+
+
+def recipe_check(function: RecipeCheck) -> RecipeCheck:
+    """Registers `function(loaded, say)`. `tutelage check` calls it; it says what it read, and returns what is
+    wrong."""
+    RECIPE_CHECKS.append(function)
+    return function
+
+
 def target(name: str | None, recipe: Path | None) -> tuple[str | None, Path]:
     """The stage and the recipe that the argument of `run` and `plan` selects.
 
@@ -112,7 +184,7 @@ def target(name: str | None, recipe: Path | None) -> tuple[str | None, Path]:
             f"there is no stage or shipped recipe called {name}",
             hint=f"did you mean {near[0]}?"
             if near
-            else f"stages are {', '.join(registry.STAGES)}; recipes are {', '.join(shipped.recipes())}",
+            else f"stages are {', '.join(registry.STAGES)}; recipes are {shipped.listed()}",
         )
     if recipe is not None:
         raise RecipeError(

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli.app import (
     QUICKSTART,
+    RECIPE_CHECKS,
     RUNS,
     OptionalRecipe,
     RecipeOption,
@@ -22,11 +23,12 @@ from pipeline.cli.app import (
     planner_of,
     target,
 )
-from pipeline.cli.tables import memory_table, plan_table, proposals, status_table
+from pipeline.cli.tables import memory_table, plan_table, proposals, status_table, total_time
 from pipeline.config.load import load_recipe
 from pipeline.engine import clean as cleaning
 from pipeline.engine import manifest
 from pipeline.engine.plan import StagePlan, StageRun
+from pipeline.errors import TutelageError, all_of
 from pipeline.files import readable_bytes
 from pipeline.memory.forecast import Forecast
 
@@ -37,16 +39,22 @@ def plan(
     recipe: OptionalRecipe = None,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also the parts of the memory, operations, and long reasons.")
+    ] = False,
 ) -> None:
     """Show which stages would run and why, their memory and time, and changes that would make them fit."""
     stage, path = target(stage, recipe)
     planner = planner_of(path, sets, runs)
     steps = planner.plan(stage)
     planner.check_model(_base(steps))
-    console().print(plan_table(steps))
+    terminal = console()
+    terminal.print(plan_table(steps, terminal.width, verbose))
     forecast = Forecast.of(planner.loaded, planner.latest("data"))
     echo("")
-    console().print(memory_table(forecast, planner))
+    terminal.print(memory_table(forecast, planner, terminal.width, verbose))
+    if total := total_time(forecast, planner, steps):
+        echo(total)
     for line in proposals(forecast):
         echo(line)
 
@@ -78,10 +86,17 @@ def check(
         bool, typer.Option("--artifacts", help="Also read every finished artifact and verify its hashes.")
     ] = False,
 ) -> None:
-    """Check the recipe, its local files and, on request, its artifacts."""
+    """Check the recipe, its local files, the first rows of its tables and, on request, its artifacts."""
     planner = planner_of(recipe, sets, runs)
-    steps = planner.plan()
-    planner.check_model(_base(steps))
+    problems = [problem for function in RECIPE_CHECKS for problem in function(planner.loaded, echo)]
+    try:
+        steps = planner.plan()
+        planner.check_model(_base(steps))
+    except TutelageError as error:
+        if error.what not in {problem.what for problem in problems}:
+            problems.insert(0, error)
+    if problems:
+        raise all_of(problems, f"{recipe} and its tables")
     echo(f"{recipe} is valid: {len(steps)} stages")
     for step in steps:
         if artifacts and step.finished:
@@ -92,8 +107,9 @@ def check(
 
 @app.command()
 def status(recipe: RecipeOption = QUICKSTART, sets: SetOption = None, runs: RunsOption = RUNS) -> None:
-    """Show the state, key, time and size of each stage."""
-    console().print(status_table(planner_of(recipe, sets, runs)))
+    """Show each stage's state, and the time, memory and size of its newest run."""
+    terminal = console()
+    terminal.print(status_table(planner_of(recipe, sets, runs), terminal.width))
 
 
 @app.command()

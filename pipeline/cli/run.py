@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from pipeline import invocation
 from pipeline.cli.app import (
     AFTER_RUN,
     QUICKSTART,
     RUNS,
+    ForceOption,
+    FreshOption,
     OptionalRecipe,
     ProcessesOption,
     RecipeOption,
     RunsOption,
     SetOption,
     TargetArgument,
+    WaitOption,
     app,
     console,
     echo,
@@ -32,7 +33,8 @@ from pipeline.engine.plan import Planner
 from pipeline.engine.processes import Processes
 from pipeline.engine.progress import Display
 from pipeline.engine.rounds import step_name
-from pipeline.engine.runner import Runner, terminate_as_interrupt
+from pipeline.engine.runner import Runner, foresee, terminate_as_interrupt
+from pipeline.files import need_folder
 
 
 @app.command()
@@ -41,25 +43,24 @@ def run(
     recipe: OptionalRecipe = None,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Run the stage (or all stages) even if up to date.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Continue where a stage's checks refuse; this is recorded.")
-    ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait if another process is working on the same stage.")
-    ] = False,
+    fresh: FreshOption = False,
+    force: ForceOption = False,
+    wait: WaitOption = False,
     nproc: ProcessesOption = None,
 ) -> None:
     """Run all stages and write the report, or run one stage and those it needs. Stages that are up to date are
     skipped."""
     stage, path = target(stage, recipe)
     loaded = load_recipe(path, sets or [])
+    need_folder(runs, "runs", "give another folder with --runs or TUTELAGE_RUNS")
+    if (runs / loaded.recipe.name).exists():
+        need_folder(runs / loaded.recipe.name, "runs", "give another folder with --runs or TUTELAGE_RUNS")
     again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
     if (nproc or 1) > 1 and "WORLD_SIZE" not in os.environ:
-        steps = Planner(loaded, runs, again).plan(stage)
+        planner = Planner(loaded, runs, again)
+        steps = planner.plan(stage)
         if any(step.spec.parallel and step.finished is None for step in steps):
+            foresee(planner, steps, force)
             with terminate_as_interrupt():
                 launching.launch(nproc or 1, _arguments(stage, path, sets, runs, fresh, force, wait, nproc))
             return
@@ -74,7 +75,8 @@ def run(
         return
     steps = runner.run(stage)
     if all(step.finished for step in steps):
-        console().print(plan_table(steps))
+        terminal = console()
+        terminal.print(plan_table(steps, terminal.width))
         echo("nothing to do: every stage is up to date")
     if stage is None:
         changed = runner.moved or any(not step.finished for step in steps)
@@ -96,7 +98,10 @@ def _arguments(
     """The command line of `run`, for the processes that share it."""
     flags = {"--fresh": fresh, "--force": force, "--wait": wait}
     return [
-        *("run", *([stage] if stage else []), "--recipe", str(recipe), "--runs", str(runs), "--nproc", str(nproc)),
+        *("run", *([stage] if stage else []), "--nproc", str(nproc)),
+        # Defaults are left out, because messages repeat what was given.
+        *(("--recipe", str(recipe)) if recipe != QUICKSTART else ()),
+        *(("--runs", str(runs)) if runs != RUNS else ()),
         *(name for name, is_set in flags.items() if is_set),
         *(part for text in sets or [] for part in ("--set", text)),
     ]
@@ -107,21 +112,23 @@ def one_more(
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
-    force: Annotated[
-        bool, typer.Option("--force", help="Continue where a stage's checks refuse; this is recorded.")
-    ] = False,
+    force: ForceOption = False,
     nproc: ProcessesOption = None,
 ) -> None:
-    """Run one more round of collect, rank, reward and ppo than is finished, then eval, export and the report."""
+    """Run one more round of collect, rank, reward and ppo, then eval, export and the report."""
     values = sets or []
     finished = 0
     while _is_finished(planner_of(recipe, [*values, f"rounds={finished + 1}"], runs), finished + 1):
         finished += 1
     rounds = f"rounds={finished + 1}"
+    invocation.remember(sets=(*values, rounds))
     echo(f"{finished} round{'s are' if finished != 1 else ' is'} finished; now {rounds}")
     run(recipe=recipe, sets=[*values, rounds], runs=runs, force=force, nproc=nproc)
     if load_recipe(recipe, values).recipe.rounds <= finished:
-        echo(f"to keep this round, set {rounds} in the recipe, or pass --set {rounds} to the other commands")
+        echo(
+            f"to keep this round, set {rounds} in the recipe, or give the value to the other "
+            f"commands: `{invocation.command('report')}`"
+        )
 
 
 def _is_finished(planner: Planner, number: int) -> bool:

@@ -6,6 +6,7 @@ imported when a recipe with a table of rankings is loaded, not before.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -56,8 +57,7 @@ class TableFormat:
         known = {column.name: column for column in self.columns}
         for name, value in columns.items():
             if name not in known:
-                hint = f"use {', '.join(known)}" if known else "leave `columns` out: the names are our own"
-                yield name, f"the format {self.name} has no column {name!r}", hint
+                yield name, f"{self.described} has no column {name!r}", self._unknown(name, value)
                 continue
             column = known[name]
             if isinstance(value, list) and column.distinct and len(set(value)) < len(value):
@@ -67,7 +67,7 @@ class TableFormat:
                 yield name, f"{name} must be {expected}, got {value!r}", f"write {expected}"
         for column in self.columns:
             if column.form == "list" and column.required and not columns.get(column.name):
-                yield "", f"the format {self.name} needs {column.name}", f"write {column.name}: [a, b, ...]"
+                yield "", f"{self.described} needs {column.name}", f"write {column.name}: [a, b, ...]"
         for group in self.alternatives:
             given = [name for name in group if name in columns]
             if len(given) > 1:
@@ -77,10 +77,54 @@ class TableFormat:
                     "name the one that orders the completions",
                 )
 
+    @property
+    def described(self) -> str:
+        return f"the format {self.name}"
+
+    def nearest(self, name: str) -> str | None:
+        """The column of ours that a recipe's author probably means by `name`."""
+        near = difflib.get_close_matches(name.casefold(), [column.name for column in self.columns], n=1)
+        return near[0] if near else None
+
+    def _unknown(self, name: str, value: str | list[str]) -> str:
+        """A hint for a name that is none of ours."""
+        known = [column.name for column in self.columns]
+        if not known:
+            return "leave `columns` out: the names are our own"
+        if isinstance(value, str) and value in known:
+            return f"our name comes first: write {{{value}: {name}}}"
+        near = self.nearest(name)
+        return (f"did you mean {near}? " if near else "") + f"The names are {', '.join(known)}"
+
     def takes_labels(self, columns: ColumnNames) -> bool:
         """Whether a table with these `columns` has one whose values `labels` can explain."""
         return any(column.labelled and (column.required or column.name in columns) for column in self.columns)
 
+
+@dataclass(frozen=True)
+class TextTable(TableFormat):
+    """A table without rankings, which has no `format` in a recipe."""
+
+    @property
+    def described(self) -> str:
+        return f"a table of {self.name}"
+
+
+_PROMPT, _COMPLETION = Column("prompt"), Column("completion", required=True)
+_TEXT = TextTable(
+    "text",
+    "running text, or prompts and completions",
+    (Column("text", required=True), _PROMPT, Column("completion")),
+)
+TEXT_TABLES = {
+    "data.demonstrations": TextTable(
+        "demonstrations", "prompts and completions", (_PROMPT, _COMPLETION, Column("messages"))
+    ),
+    "data.prompts": TextTable("prompts", "prompts", (Column("prompt", required=True),)),
+    "base.pretrain.corpus": _TEXT,
+    "eval.text": _TEXT,
+}
+"""Dotted path of a table -> the columns that it may have."""
 
 _sources: list[Callable[[], Mapping[str, TableFormat]]] = []
 

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from json import JSONDecodeError
 from pathlib import Path
 
+from pipeline import invocation
 from pipeline.errors import DiskFull, StageError, TutelageError
+from pipeline.files import FULL
 from pipeline.machine import out_of_memory
 
 ERROR = "error.txt"
 """The file in a stage's folder with the traceback of its last failure."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""System errors: no space left, the user's quota reached, or a file larger than the system allows."""
 
 WRITE_FAILED = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|database or disk is full"
@@ -106,8 +105,8 @@ def _explain(error: Exception, doing: str) -> tuple[str, str] | None:
     if out_of_memory(error):
         return (
             f"{doing} ran out of memory: {reason}",
-            "`tutelage plan` shows what each stage needs; use a smaller micro_batch_size (or auto), shorter texts, "
-            "gradient checkpointing or base.quantization: nf4",
+            f"`{invocation.command('plan')}` shows what each stage needs; use a smaller micro_batch_size (or "
+            "auto), shorter texts, gradient checkpointing or base.quantization: nf4",
         )
     if isinstance(error, BrokenPipeError):
         return None  # the reader of the output is gone, so there is nobody to tell

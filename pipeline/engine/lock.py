@@ -14,9 +14,18 @@ from pipeline.errors import StageError
 
 @contextmanager
 def locked(
-    folder: Path, *, wait: bool, say: Callable[[str], None], name: str = "lock", what: str = "this stage"
+    folder: Path,
+    *,
+    wait: bool,
+    say: Callable[[str], None],
+    name: str = "lock",
+    what: str = "this stage",
+    hint: str = "wait for it to end",
 ) -> Iterator[None]:
     """Holds the folder's exclusive lock. The system releases it when the process dies.
+
+    Args:
+        hint: what to do when another process holds it.
 
     Raises:
         StageError: another process, which it names, holds the lock, unless `wait`.
@@ -32,7 +41,7 @@ def locked(
             raise StageError(
                 f"{holder} is at work on {what}",
                 where=str(folder),
-                hint="wait for it to end, or give --wait",
+                hint=hint,
             ) from None
         say(f"waiting for {holder}, which is at work in {folder}")
         lock.acquire()

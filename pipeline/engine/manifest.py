@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import invocation
 from pipeline.config.section import content
 from pipeline.engine.fingerprint import combine, file_sha256, files_below
 from pipeline.engine.stage import Artifact
@@ -68,7 +69,7 @@ class Manifest:
         started, finished: ISO 8601, UTC.
         seconds: duration of this run, without earlier, interrupted runs.
         resumed: whether it continued from an interrupted run's state.
-        memory: measured peaks in bytes, and how they were measured.
+        memory: measured peaks in bytes, and how they were measured (`pipeline.machine.PeakMemory.report`).
         predicted: the memory plan's prediction (`pipeline.memory.plan.MemoryPlan.record`), and the operations.
         code, packages, hardware: what it ran with. Not part of the key.
     """
@@ -166,7 +167,7 @@ def read(folder: Path) -> Manifest | None:
         raise StageError(
             "this manifest is damaged: it cannot be parsed",
             where=str(path),
-            hint="run the stage again with --fresh",
+            hint=f"run the stage again: `{invocation.command('run', folder.parent.name, '--fresh')}`",
         ) from None
 
 

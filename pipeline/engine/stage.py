@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import invocation
 from pipeline.errors import StageError
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class Artifact:
             raise StageError(
                 f"the {self.stage} artifact has no {name}",
                 where=str(self.path),
-                hint=f"run the stage again: `tutelage run {self.stage} --fresh`",
+                hint=f"run the stage again: `{invocation.command('run', self.stage, '--fresh')}`",
             )
         return path
 
@@ -95,9 +96,16 @@ def parse(kind: type[T], content: Mapping[str, Any], where: str) -> T:
         raise StageError(
             f"{path}: {first['msg']} (for {kind.__name__})",
             where=where,
-            hint="run the stage again with --fresh: the file was written by another version, or edited",
+            hint=f"the file was written by another version, or edited: run `{_fresh(where)}`",
         ) from None
     return value
+
+
+def _fresh(where: str) -> str:
+    """The command that writes a file of an artifact again: it lies in <stage>/<key>/out/."""
+    parts = Path(where).parts
+    stage = parts[parts.index("out") - 2] if "out" in parts[2:] else ""
+    return invocation.command("run", *([stage] if stage else []), "--fresh")
 
 
 class Progress(Protocol):

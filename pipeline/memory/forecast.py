@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import invocation
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.recipe import Recipe
 from pipeline.errors import RecipeError, StageError
@@ -13,6 +14,7 @@ from pipeline.files import readable_bytes
 from pipeline.memory.advice import propose
 from pipeline.memory.flops import stage_flops
 from pipeline.memory.plan import MemoryPlan, predict, resolve
+from pipeline.network import NoNetwork
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Forecast:
         plan: None if the model's architecture is not known.
         flops: operations by stage, for the stages whose rows can be counted.
         unknown: why there is no plan.
+        no_network: the error, if the model's config could not be fetched for lack of a network.
     """
 
     loaded: LoadedRecipe
@@ -32,6 +35,7 @@ class Forecast:
     plan: MemoryPlan | None
     flops: dict[str, float]
     unknown: str = ""
+    no_network: NoNetwork | None = None
 
     @classmethod
     def of(cls, loaded: LoadedRecipe, data: Any = None) -> Forecast:
@@ -42,8 +46,9 @@ class Forecast:
         """
         try:
             plan = predict(loaded.recipe)
-        except RecipeError as error:
-            return cls(loaded, resolve(loaded.recipe, None), None, {}, error.what)
+        except (RecipeError, NoNetwork) as error:
+            absent = error if isinstance(error, NoNetwork) else None
+            return cls(loaded, resolve(loaded.recipe, None), None, {}, error.what, absent)
         recipe = resolve(loaded.recipe, plan)
         if recipe is not loaded.recipe:
             plan = predict(recipe, plan.model.architecture)
@@ -76,7 +81,10 @@ class Forecast:
             f"this run does not fit into memory: {needs}; "
             f"the limit is {readable_bytes(self.plan.limit)} ({self.plan.limit_from})",
             where=self.loaded.describe("hardware.memory") if self.plan.limit_from == "hardware.memory" else "",
-            hint=f"{hint}\n         or run it anyway with --force; `tutelage plan` shows the memory of each stage",
+            hint=(
+                f"{hint}\n         or run it anyway: `{invocation.again('--force')}`\n"
+                f"         `{invocation.command('plan')}` shows the memory of each stage"
+            ),
         )
 
     def record(self, stage: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline import invocation
 from pipeline.errors import StageError
 from stages.models.actor import Actor
 from stages.models.distributed import World
@@ -134,7 +135,7 @@ class Bank(nn.Module, ABC):
             if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in state.items()}:
                 raise StageError(
                     f"the checkpoint of role {role!r} has other parameters than the model",
-                    hint="restart the stage with --fresh",
+                    hint=f"start the stage again: `{invocation.stage_again('--fresh')}`",
                 )
             for name, parameter in parameters.items():
                 parameter.copy_(state[name])

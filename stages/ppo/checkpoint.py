@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline import invocation
 from pipeline.errors import StageError
 
 
@@ -34,6 +35,6 @@ def load(path: Path) -> dict[str, Any]:
         raise StageError(
             f"the checkpoint is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
             where=str(path),
-            hint="restart the stage with --fresh",
+            hint=f"start the stage again: `{invocation.stage_again('--fresh')}`",
         ) from error
     return state

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline import invocation
 from pipeline.config.ppo import PPOConfig
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
@@ -67,7 +68,10 @@ def verify(policy: Artifact, bank: Bank, config: PPOConfig, codec: Codec, device
                 f"the {role} does not reproduce the log-probs that {policy.stage} stored, "
                 f"nats per token: {deviation}",
                 where=str(policy.path),
-                hint=f"its files or the base have changed: run `tutelage run {policy.stage} --fresh`",
+                hint=(
+                    "its files or the base have changed: "
+                    f"run `{invocation.command('run', policy.stage, '--fresh')}`"
+                ),
             )
         worst = max(worst, deviation.largest)
     return worst

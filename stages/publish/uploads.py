@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import invocation
 from pipeline.config.rules import is_hub_id
 from pipeline.engine import manifest, registry
 from pipeline.engine.fingerprint import files_below
@@ -159,7 +160,7 @@ def _check_evidence(run: RunSummary) -> None:
         raise StageError(
             "the exported model is not the one that was evaluated",
             where=str(where),
-            hint=f"run `tutelage run {run.loaded.arguments}`",
+            hint=f"run `{invocation.command('run')}`",
         )
 
 
@@ -217,7 +218,7 @@ def _listed(paths: Mapping[str, Path], patterns: tuple[str, ...]) -> tuple[dict[
 def _verify(run: RunSummary, stage_run: StageRun, progress: Opener) -> None:
     """Compares every byte with the manifest. Raises `StageError` if a file has changed since the stage finished."""
     stage = stage_run.manifest.stage
-    hint = f"run the stage again: `tutelage run {stage} --fresh {run.loaded.arguments}`"
+    hint = f"run the stage again: `{invocation.command('run', stage, '--fresh')}`"
     with progress(f"check {stage}"):
         manifest.verify(stage_run.folder, stage_run.manifest, hint, contents=True)
 

@@ -100,7 +100,7 @@ class PPOSummary:
             reward_model=ppo.settings.reward_model,
             forced_past_gate=ppo.metrics.forced_past_gate,
             points=[Point(update=p.update, kl=p.kl, score=p.score, length=p.length) for p in ppo.points],
-            prompts=ppo.settings.eval_prompts,
+            prompts=(len(ppo.points[0].prompts) if ppo.points else 0) or ppo.settings.eval_prompts,
             stopped=ppo.metrics.stopped_at is not None,
         )
 
@@ -123,7 +123,7 @@ class Findings:
         seconds: of all stages together.
         ranking: metrics of the newest `rank` stage.
         rankings: agreement and annotators.
-        dropped: what the `data` and `reward` stages left out.
+        dropped: what each stage left out.
         monitors: training monitors; None before PPO is finished.
         lineage: one row per round; empty with one round.
         human: people's verdict on the evaluation's answers.
@@ -135,7 +135,6 @@ class Findings:
 
     recipe: str
     seed: int
-    arguments: str
     finished: str | None
     seconds: float
     annotators: Annotators
@@ -170,14 +169,13 @@ def collect(run: RunSummary) -> Findings:
     return Findings(
         recipe=recipe.name,
         seed=recipe.seed,
-        arguments=run.loaded.arguments,
         finished=max((manifest.finished for manifest in manifests), default=None),
         seconds=sum(manifest.seconds for manifest in manifests),
         annotators=annotators(run),
         stages=[_stage(spec, run) for spec in registry.steps(recipe).values()],
         ranking=RankMetrics.of(ranking) if ranking else None,
         rankings=rankings.measured(ranking),
-        dropped=rankings.dropped(run.stages.get("data"), reward),
+        dropped=rankings.dropped(run),
         reward=RewardQuality.read(reward.artifact) if reward else None,
         ppo=PPOSummary.of(result) if result else None,
         monitors=Monitors.of(result) if result else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline import invocation
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.rounds import by_round
 from pipeline.errors import StageError
@@ -103,7 +104,7 @@ def _judged(run: RunSummary) -> list[JudgedPrompt]:
         raise StageError(
             "a comparison needs a judge, and no judge read the answers",
             where=str(evaluated.path),
-            hint="set eval.judge and run `tutelage run eval`",
+            hint=f"set eval.judge and run `{invocation.command('run', 'eval')}`",
         )
     return list(read_judged(evaluated))
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from jinja2 import Template
 from pydantic import Field
 
+from pipeline import invocation
 from pipeline.engine.rounds import parse as parse_step
 from pipeline.engine.stage import parse
 from pipeline.errors import StageError
@@ -93,13 +94,13 @@ class RunReport:
             raise StageError(
                 "this run has no report",
                 where=str(file),
-                hint="name a run's folder or its report.json, which `tutelage report` writes",
+                hint=f"name a run's folder or its report.json, which `{invocation.command('report')}` writes",
             ) from None
         except (ValueError, StageError) as error:
             raise StageError(
                 f"this is not a report: {error.what if isinstance(error, StageError) else error}",
                 where=str(file),
-                hint="`tutelage report` writes a new one",
+                hint=f"`{invocation.command('report')}` writes a new one",
             ) from error
 
     def metric(self, stage: str, name: str) -> Any:

@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from pipeline import invocation
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models.adapters import (
@@ -60,7 +61,7 @@ class ScoringModule(nn.Module):
         if state_dict.keys() != self.state_dict().keys():
             raise StageError(
                 "the checkpoint of the reward model has other parameters than the model",
-                hint="start the stage afresh, with --fresh",
+                hint=f"start the stage again: `{invocation.stage_again('--fresh')}`",
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)._replace(missing_keys=[])
 

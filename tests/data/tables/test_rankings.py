@@ -138,7 +138,7 @@ def test_columns_that_do_not_fit_the_format_are_refused(tmp_path, columns, messa
 
 def test_a_missing_column_is_an_error(tmp_path):
     config = table(tmp_path, "wide", [wide_row(1, 2, 3)], **(WIDE | {"completions": ["a", "b", "cc"]}))
-    fails(config, "no column 'cc'", "nearest")
+    fails(config, "no column 'cc'", "the columns are q, a, b, c, ra, rb, rc")
 
 
 def test_a_table_without_usable_rankings_is_an_error(tmp_path):

@@ -166,7 +166,7 @@ def test_a_missing_file_and_an_unknown_format_are_errors(tmp_path):
 
 def test_a_missing_column_names_the_nearest():
     row = Row(7, {"prompt": "x", "completion": "y"}, "t.csv:7")
-    with pytest.raises(DataError, match="no column 'promt'; the nearest is 'prompt'") as caught:
+    with pytest.raises(DataError, match="no column 'promt'; 'prompt' is probably meant") as caught:
         row["promt"]
     assert caught.value.where == "t.csv:7"
     assert "prompt, completion" in caught.value.hint

@@ -111,8 +111,7 @@ def test_a_judge_that_is_a_file_enters_ppos_key(load: Callable[..., LoadedRecipe
 
 def test_make_has_a_target_for_every_stage() -> None:
     help_text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    listed = [line.split()[0] for line in help_text.splitlines() if "and the stages it needs" in line]
-    assert listed == list(registry.STAGES)
+    assert f" {' '.join(registry.STAGES)}\n" in help_text
 
 
 def test_every_stage_has_a_section_of_the_recipe_and_a_summary(load: Callable[..., LoadedRecipe]) -> None:

@@ -50,7 +50,7 @@ def test_the_report_of_a_full_run_has_its_numbers(fake: FakeRun, tmp_path: Path)
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
     assert numbers["verdict"]["tone"] == "good"
     assert numbers["evaluation"] == fake.evaluation
-    assert numbers["samples"] == [SAMPLE]
+    assert numbers["samples"] == [SAMPLE | {"finished": {}}]
     assert numbers["reward"]["held_out"] == QUALITY
     assert [stage["name"] for stage in numbers["stages"]] == [
         spec.name for spec, _ in registry.planned(run.loaded.recipe)
@@ -155,18 +155,33 @@ def test_the_report_compares_the_reward_model_with_a_bag_of_words(fake: FakeRun,
     assert "About this run’s reward model: it may be no better than a bag of words." in printed
 
 
-def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
+def test_what_each_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
     fake.left_out = {
-        "read_rankings": 1603,
-        "dropped_rankings": 3,
-        "dropped_rankings/longer than max_length": 3,
-        "eval_read_rankings": 200,
-        "eval_dropped_rankings/all answers tied": 7,
+        "sft": {
+            "read_demonstrations": 60,
+            "dropped_demonstrations": 2,
+            "dropped_demonstrations/longer than max_length": 2,
+            "longest_demonstrations": 1812,
+        },
+        "rank": {"collected_read_prompts": 40, "collected_dropped_prompts/not ranked": 5},
+        "reward": {
+            "read_rankings": 1603,
+            "dropped_rankings": 3,
+            "dropped_rankings/longer than max_length": 3,
+            "eval_read_rankings": 200,
+            "eval_dropped_rankings/all answers tied": 7,
+            "pretraining_dropped_rows/held-out prompt": 4,
+        },
+        "ppo": {"eval_read_prompts": 9, "eval_dropped_prompts/longer than max_prompt_length": 1},
     }
-    _, page = build(fake("reward"), tmp_path)
+    _, page = build(fake(), tmp_path)
     text = " ".join(page.text.split())
     assert "training rankingsreward stage longer than max_length 3 1,603" in text
     assert "held-out rankingsreward stage all answers tied 7 200" in text
+    assert "demonstrationssft stage longer than max_length (the longest has 1,812 tokens) 2 60" in text
+    assert "collected promptsrank stage not ranked 5 40" in text
+    assert "rows of reward.pretrain_onreward stage held-out prompt 4 –" in text
+    assert "held-out promptsppo stage longer than max_prompt_length 1 9" in text
 
 
 # --- The verdict --------------------------------------------------------------------------------------------
@@ -179,7 +194,7 @@ def test_good_with_its_price(fake: FakeRun) -> None:
     assert "fell from 13.0 % to 5.9 %, by 55 % (95 % interval 48 to 61 %)" in text
     assert "beats SFT’s on 71 % of them (66 to 76 %; ties count half)" in text
     assert "PPO’s KL from SFT is 1.86 nats per response" in text
-    for price in ("20.7 tokens (were 21.6)", "28.4 % of word pairs", "0.392 nats (was 0.381)"):
+    for price in ("average 20.7 tokens (SFT: 21.6)", "28.4 % of word pairs", "0.392 nats per token (SFT: 0.381)"):
         assert price in text
 
 
@@ -189,7 +204,7 @@ def test_good_with_its_price(fake: FakeRun) -> None:
         ((0.3, 0.1, 0.5), (0.4, 0.35, 0.45), "bad", "PPO did not help"),
         ((0.3, 0.1, 0.5), (0.5, 0.45, 0.55), "bad", "rose from"),
         ((-0.05, -0.2, 0.1), (0.5, 0.45, 0.55), "unclear", "−20 to +10 %) contains zero"),
-        ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "chance"),
+        ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "This evaluation cannot tell whether PPO helped."),
         ((-0.3, -0.5, -0.1), (0.5, 0.45, 0.55), "good", "PPO helped."),
         ((-0.3, -0.5, -0.1), (0.4, 0.35, 0.45), "unclear", "fact errors and win rate disagree"),
     ],
@@ -368,12 +383,14 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
 # --- What people say ----------------------------------------------------------------------------------------
 
 
-def people(run: RunSummary, value: float, low: float, high: float, eval_: str | None = None) -> None:
+def people(
+    run: RunSummary, value: float, low: float, high: float, eval_: str | None = None, prompts: int = 100
+) -> None:
     """As `tutelage judge` writes it."""
     fingerprint = run.stages["eval"].manifest.fingerprint
     found = {
         "eval": eval_ or fingerprint,
-        "prompts": 100,
+        "prompts": prompts,
         "judges": 3,
         "win_rate": interval(value, low, high, ties=0.1),
         "agreement": interval(0.8, 0.7, 0.9, pairs=60),
