@@ -17,7 +17,7 @@ from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.boundary import translate
-from pipeline.engine.plan import Planner
+from pipeline.engine.plan import Planner, StageRun
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 
 
@@ -167,6 +167,18 @@ def recipe_check(function: RecipeCheck) -> RecipeCheck:
     """Registers `function(loaded, say)`. `tutelage check` calls it; it says what it read, and returns what is
     wrong."""
     RECIPE_CHECKS.append(function)
+    return function
+
+
+PlanNotes = Callable[[LoadedRecipe, StageRun | None], Sequence[str]]
+
+PLAN_NOTES: list[PlanNotes] = []
+
+
+def plan_notes(function: PlanNotes) -> PlanNotes:
+    """Registers `function(loaded, data)`, whose lines `tutelage plan` prints below its tables. `data`: the finished
+    `data` stage; None if it is not finished."""
+    PLAN_NOTES.append(function)
     return function
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from data.held_out import too_few
+from data.held_out import EVALUATED, RANKED, too_few
 from pipeline.wording import fixed, listing, number, percent
 from stages.eval.artifact import EvaluatedPoint, Evaluation, ModelResult
 from stages.report import evidence, frontier, monitors, win_rates
@@ -124,7 +124,7 @@ def _caveats(findings: Findings) -> list[str]:
     if ppo and ppo.kl_target and (ppo_model.kl or 0) > ppo.kl_target:
         notes.append(f"The KL exceeds the recipe’s target of {number(ppo.kl_target)} nats.")
     notes += _unfinished(sft_model, ppo_model, evaluation)
-    if warning := too_few(evaluation.prompts, "to evaluate on"):
+    if warning := too_few(evaluation.prompts, EVALUATED):
         notes.append(f"There {'is' if evaluation.prompts == 1 else 'are'} {warning}.")
     fitted = frontier.caveats(evaluation)
     notes += [*win_rates.caveats(evaluation), *fitted]
@@ -162,7 +162,7 @@ def _about_rewards(findings: Findings) -> list[str]:
     if reward:
         notes += [f"About this run’s reward model: {warning}." for warning in reward.warnings]
         measured = reward.held_out
-        if measured.pairs and (warning := too_few(measured.prompts, "with rankings")):
+        if measured.pairs and (warning := too_few(measured.prompts, RANKED)):
             notes.append(f"The reward model was measured on {warning}.")
     if ppo and ppo.reward_model:
         notes.append(f"PPO’s reward came from another reward model ({ppo.reward_model}) than the one trained here.")

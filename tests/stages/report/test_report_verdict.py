@@ -69,8 +69,8 @@ def test_three_prompts_of_people_do_not_lead_over_a_judge_that_decides(fake: Fak
     )
     assert (
         "2 people compared the answers to 3 held-out prompts blind: PPO’s beats SFT’s on 83 % of them (95 % "
-        "interval 50 to 100 %; ties count half). That decides nothing: the interval includes one half and 3 prompts "
-        "are fewer than 30."
+        "interval 50 to 100 %; ties count half). That decides nothing: the interval includes one half and 3 "
+        "prompts are fewer than 30."
     ) in text(reached)
 
 
