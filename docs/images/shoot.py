@@ -21,13 +21,18 @@ GUIDELINES = "Prefer the answer that names every fact of the request and invents
 
 
 def shoot_report(browser: Browser, run: Path) -> None:
-    """The report's title and verdict."""
+    """The report's contents, title and verdict. Also prints how long the page is on a phone."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto((run / "report.html").resolve().as_uri())
     box = page.locator("section.verdict").bounding_box()
     assert box is not None
-    clip = {"x": 80, "y": 0, "width": 1120, "height": box["y"] + box["height"] + 32}
-    page.screenshot(path=HERE / "report.png", clip=clip)
+    page.screenshot(
+        path=HERE / "report.png",
+        clip={"x": 0, "y": 0, "width": 1280, "height": box["y"] + box["height"] + 32},
+    )
+    page.set_viewport_size({"width": 390, "height": 844})
+    screens = page.evaluate("document.documentElement.scrollHeight / innerHeight")
+    print(f"{screens:.1f} screens on a phone")
 
 
 def shoot_ranking(browser: Browser, run: Path) -> None:
