@@ -50,7 +50,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 init: venv ## write a recipe for your own tables and base model
 	@$(TUTELAGE) init $(ARGS)
 
-check: venv ## check the recipe, its files and (ARGS=--artifacts) its results
+check: venv ## check recipe and files (ARGS=--artifacts: results too)
 	@$(TUTELAGE) check $(VALUES)
 
 plan: venv ## show which stages would run, why, and in how much memory

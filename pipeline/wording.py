@@ -44,6 +44,11 @@ def points(change: float, decimals: int = 0) -> str:
     return f"{fixed(100 * change, decimals, sign=True)} points"
 
 
+def points_span(low: float, high: float, decimals: int = 0) -> str:
+    """An interval of a difference of two shares."""
+    return f"{fixed(100 * low, decimals, sign=True)} to {points(high, decimals)}"
+
+
 def span(low: float, high: float, decimals: int = 0, *, sign: bool = False) -> str:
     """An interval of shares."""
     return f"{fixed(100 * low, decimals, sign=sign)} to {percent(high, decimals, sign=sign)}"

@@ -33,6 +33,7 @@ from pipeline.engine.plan import Planner
 from pipeline.engine.progress import Display
 from pipeline.engine.stage import RANKINGS_DATABASE
 from pipeline.errors import RecipeError
+from pipeline.files import need_file, need_folder
 
 REPORT = "report.html"
 
@@ -92,6 +93,7 @@ def compare_two(
     """Compare two runs from their reports: differences in the recipes and in the results, with intervals."""
     from stages.report.build import compare_reports
 
+    need_file(out, "comparison.html", "give another file with --out")
     echo(compare_reports(first, second, out))
     echo(f"comparison: {out}")
 
@@ -175,6 +177,7 @@ def annotate(
     display = Display(console())
     from ranking.files import rank_file
 
+    need_file(out, "rankings.jsonl", "give another file with --out")
     count = rank_file(file, out, config, say=display.say, progress=display.open)
     echo(f"{count} rankings: {out}")
 
@@ -247,6 +250,7 @@ def export_rankings(
     pseudonyms."""
     from stages.publish import uploads
 
+    need_folder(folder, "rankings", "name another folder")
     summary = planner_of(recipe, sets, runs).summary()
     with Display(console()).open("export-rankings"):
         exported = uploads.export_rankings(summary, folder, only)

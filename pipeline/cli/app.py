@@ -184,7 +184,7 @@ def target(name: str | None, recipe: Path | None) -> tuple[str | None, Path]:
             f"there is no stage or shipped recipe called {name}",
             hint=f"did you mean {near[0]}?"
             if near
-            else f"stages are {', '.join(registry.STAGES)}; recipes are {', '.join(shipped.recipes())}",
+            else f"stages are {', '.join(registry.STAGES)}; recipes are {shipped.listed()}",
         )
     if recipe is not None:
         raise RecipeError(

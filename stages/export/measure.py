@@ -66,7 +66,7 @@ class ReferenceMetrics:
         evaluated = Evaluation.read(inputs["eval"])
         settings = evaluated.settings
         assert settings is not None
-        prompts = unseen_prompts(inputs, codec, settings.max_prompt_length)
+        prompts, _ = unseen_prompts(inputs, codec, settings.max_prompt_length)  # `eval` reports what is left out
         prompts = prompts[: min(config.num_prompts, evaluated.prompts)]
         limit = settings.max_prompt_length + settings.response_length
         rows, _ = encode_demonstrations(inputs["data"], codec, "eval", limit)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from data.tables import suggest
 from data.tables.formats import FORMATS
 from pipeline.errors import DataError
+from stages.init.families import COMPLETION_WORDS
 from stages.init.sample import Sample, annotator_in, named
 
 FORMATS_PAGE = "docs/rankings/formats.md"
@@ -119,14 +120,16 @@ def demonstrations(sample: Sample) -> Guess:
         guess.notes.append("trees of replies: the best reply to each message is the demonstration")
         return finish(guess, sample)
     whole = [column for column in sample.columns if sample.holds_conversations(column, "assistant")]
-    answers = [column for column in named("completion", sample.columns) if column not in whole]
+    answers = [column for column in named("completion", sample.columns) if column not in whole] or [
+        column for column in sample.texts(whole) if set(suggest.words_of(column)) & COMPLETION_WORDS
+    ]
     if whole and not answers:
         guess.choose("messages", [column for column in whole if column in named("messages", whole)] or whole)
         guess.why["messages"] = "whole conversations that end with the assistant's turn"
         return finish(guess, sample)
     texts = sample.texts()
     guess.choose("prompt", [column for column in named("prompt", texts) if column not in answers])
-    guess.choose("completion", [column for column in named("completion", texts) if column not in guess.used()])
+    guess.choose("completion", [column for column in answers if column in texts and column not in guess.used()])
     for role, other in (("prompt", "completion"), ("completion", "prompt")):
         rest = [column for column in texts if column not in guess.used()]
         if not decided(guess, role) and other in guess.columns and len(rest) == 1:

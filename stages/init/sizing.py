@@ -24,6 +24,8 @@ FEW = (0.2, 0.25, 0.3, 0.35, 0.4)
 """Shares for few prompts, of which the hash of each prompt may select more or fewer than it should."""
 LONGEST = 512
 """Tokens of an answer that PPO samples, at most: sampling takes most of its time."""
+RANKED = (100, 30)
+"""Prompts whose answers people are first asked to rank: for training, and held out."""
 UNLIMITED = 8192
 """Tokens that a model is taken to read if its files are not here."""
 MONITORED = 60
@@ -167,9 +169,23 @@ def values(base: Base, sizes: Sizes) -> Values:
             ),
         },
         eval={"max_prompt_length": prompts, "response_length": answers},
-        collect={"max_prompt_length": prompts, "response_length": answers},
+        collect=_collect(train, sizes.held_out(fraction))
+        | {"max_prompt_length": prompts, "response_length": answers},
         notes=notes,
     )
+
+
+def _collect(train: int, held_out: int) -> Section:
+    """How many prompts get answers to rank, where people rank: few enough for an afternoon."""
+    asked, measured = min(train, RANKED[0]), min(held_out, RANKED[1])
+    return {
+        "num_prompts": Value(
+            str(max(1, asked)), f"of {train:,}; null: all. Each is 4 answers for each annotator to rank"
+        ),
+        "eval_prompts": Value(
+            str(max(1, measured)), f"of {held_out:,} held-out ones, which measure the reward model"
+        ),
+    }
 
 
 def eval_fraction(sizes: Sizes) -> tuple[float, Value]:

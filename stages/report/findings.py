@@ -122,7 +122,7 @@ class Findings:
         seconds: of all stages together.
         ranking: metrics of the newest `rank` stage.
         rankings: agreement and annotators.
-        dropped: what the `data` and `reward` stages left out.
+        dropped: what each stage left out.
         monitors: training monitors; None before PPO is finished.
         lineage: one row per round; empty with one round.
         human: people's verdict on the evaluation's answers.
@@ -174,7 +174,7 @@ def collect(run: RunSummary) -> Findings:
         stages=[_stage(spec, run) for spec in registry.steps(recipe).values()],
         ranking=RankMetrics.of(ranking) if ranking else None,
         rankings=rankings.measured(ranking),
-        dropped=rankings.dropped(run.stages.get("data"), reward),
+        dropped=rankings.dropped(run),
         reward=RewardQuality.read(reward.artifact) if reward else None,
         ppo=PPOSummary.of(result) if result else None,
         monitors=Monitors.of(result) if result else None,

@@ -128,7 +128,8 @@ def test_the_rank_stage_ends_when_every_item_has_its_overlap(collected: Artifact
         assert {"seconds", "shown", "repeat", "labels", "flag", "all_bad"} <= ranking.metadata.keys()
         assert sorted(ranking.metadata["shown"]) == [0, 1, 2, 3]
     assert (metrics["human"], metrics["agreement"], metrics["annotators"]) == (True, 1.0, 2)
-    assert metrics["dropped_prompts"] == metrics["dropped_prompts/all answers are the same"] == 1
+    assert metrics["collected_dropped_prompts"] == 1
+    assert metrics["collected_dropped_prompts/all answers are the same"] == 1
     assert (tmp_path / "rankings.sqlite").exists()
 
     # With other labels, existing rankings are reused: no annotator is needed.

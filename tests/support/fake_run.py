@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -165,10 +166,11 @@ class FakeRun:
         self.dropped: list[dict[str, Any]] = []
         self.unfit: list[str] = []
         self.warnings: list[str] = []
-        self.left_out: dict[str, int] = {}
+        self.left_out: dict[str, dict[str, int]] = {}
+        """Further metrics by stage."""
         self.forced_past_gate: list[str] = []
         for name in ("base", "data", "sft", "rank", "reward", "ppo", "eval"):
-            stages.does[name] = getattr(self, f"_{name}")
+            stages.does[name] = partial(self._stage, name)
 
     def __call__(self, until: str | None = None, *sets: str) -> RunSummary:
         runner = self.runner(*sets)
@@ -177,6 +179,10 @@ class FakeRun:
 
     def findings(self) -> Findings:
         return collect(self("eval"))
+
+    def _stage(self, name: str, *arguments: Any) -> dict[str, Any]:
+        metrics: dict[str, Any] = getattr(self, f"_{name}")(*arguments)
+        return metrics | self.left_out.get(name, {})
 
     def _base(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         for step in range(1, 1001):
@@ -219,7 +225,7 @@ class FakeRun:
             "warnings": self.warnings,
         }
         (out / "quality.json").write_text(json.dumps(quality))
-        return {**metrics, "rankings": 1600, "completions": 3157, **self.left_out}
+        return {**metrics, "rankings": 1600, "completions": 3157}
 
     def _ppo(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         for update in range(1, 17):

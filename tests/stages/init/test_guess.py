@@ -419,7 +419,8 @@ def test_a_table_of_no_format_is_refused(tmp_path: Path) -> None:
     [
         ({"instruction": "Q", "output": "x"}, {"prompt": "instruction", "completion": "output"}),
         ({"Question": "Q", "Answer": "x"}, {"prompt": "Question", "completion": "Answer"}),
-        ({"id": 3, "mr": "Q q", "ref": "x y", "answer": "x"}, None),
+        ({"id": 3, "mr": "Q q", "note": "x y", "answer": "x"}, None),
+        ({"mr": "Q", "ref": "x"}, {"prompt": "mr", "completion": "ref"}),
         ({"topic": "Q", "answer": "x", "id": 4}, {"prompt": "topic", "completion": "answer"}),
         ({"messages": [user("Q"), assistant("x")], "source": "s"}, {"messages": "messages"}),
         ({"dialog": "Human: Q\n\nAssistant: x"}, {"messages": "dialog"}),

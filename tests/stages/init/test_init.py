@@ -156,6 +156,7 @@ def test_without_rankings_people_rank(workplace: Path) -> None:
     written = load_recipe("new/app.yaml").recipe
     assert (written.name, written.rank.source, written.rank.app.annotators) == ("app", "app", ["ana", "ben"])
     assert written.collect.max_prompt_length == written.ppo.max_prompt_length
+    assert (written.collect.num_prompts or 0) + (written.collect.eval_prompts or 0) == 40
 
 
 def test_what_is_open_is_written_as_a_line_to_fill_in(workplace: Path) -> None:

@@ -48,7 +48,7 @@ def test_the_report_of_a_full_run_has_its_numbers(fake: FakeRun, tmp_path: Path)
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
     assert numbers["verdict"]["tone"] == "good"
     assert numbers["evaluation"] == fake.evaluation
-    assert numbers["samples"] == [SAMPLE]
+    assert numbers["samples"] == [SAMPLE | {"finished": {}}]
     assert numbers["reward"]["held_out"] == QUALITY
     assert [stage["name"] for stage in numbers["stages"]] == [
         spec.name for spec, _ in registry.planned(run.loaded.recipe)
@@ -153,18 +153,33 @@ def test_the_report_compares_the_reward_model_with_a_bag_of_words(fake: FakeRun,
     assert "About this run’s reward model: it may be no better than a bag of words." in printed
 
 
-def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
+def test_what_each_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
     fake.left_out = {
-        "read_rankings": 1603,
-        "dropped_rankings": 3,
-        "dropped_rankings/longer than max_length": 3,
-        "eval_read_rankings": 200,
-        "eval_dropped_rankings/all answers tied": 7,
+        "sft": {
+            "read_demonstrations": 60,
+            "dropped_demonstrations": 2,
+            "dropped_demonstrations/longer than max_length": 2,
+            "longest_demonstrations": 1812,
+        },
+        "rank": {"collected_read_prompts": 40, "collected_dropped_prompts/not ranked": 5},
+        "reward": {
+            "read_rankings": 1603,
+            "dropped_rankings": 3,
+            "dropped_rankings/longer than max_length": 3,
+            "eval_read_rankings": 200,
+            "eval_dropped_rankings/all answers tied": 7,
+            "pretraining_dropped_rows/held-out prompt": 4,
+        },
+        "ppo": {"eval_read_prompts": 9, "eval_dropped_prompts/longer than max_prompt_length": 1},
     }
-    _, page = build(fake("reward"), tmp_path)
+    _, page = build(fake(), tmp_path)
     text = " ".join(page.text.split())
     assert "training rankingsreward stage longer than max_length 3 1,603" in text
     assert "held-out rankingsreward stage all answers tied 7 200" in text
+    assert "demonstrationssft stage longer than max_length (the longest has 1,812 tokens) 2 60" in text
+    assert "collected promptsrank stage not ranked 5 40" in text
+    assert "rows of reward.pretrain_onreward stage held-out prompt 4 –" in text
+    assert "held-out promptsppo stage longer than max_prompt_length 1 9" in text
 
 
 # --- The verdict --------------------------------------------------------------------------------------------

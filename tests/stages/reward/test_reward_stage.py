@@ -33,7 +33,7 @@ def test_rankings_of_a_prompt_share_a_group_and_equal_completions_a_row():
     ]
     groups, left_out = group_rankings(rankings, TokenEncoder(codec), max_length=20)
     p, q = (groups[prompt_key(tiny.user(name))] for name in "pq")
-    assert (len(groups), left_out.too_long, left_out.total) == (2, set(), 0)
+    assert (len(groups), left_out.long_answers, left_out.total) == (2, set(), 0)
     assert p.rows == [codec.prompt(tiny.user("p")) + codec.completion(text) for text in ("aa", "bb", "cc")]
     assert p.orders == [Order([0, 1, 2], [1, 2, 3]), Order([2, 0], [1, 2])]
     assert q.orders == [Order([0, 1], [2, 1])]
@@ -52,7 +52,7 @@ def test_completions_that_are_too_long_leave_their_rankings():
     rankings = [ranking("p", ["a", "b" * 30, "c"], [1, 2, 3]), ranking("p", ["b" * 30, "c"], [1, 2])]
     groups, left_out = group_rankings(rankings, TokenEncoder(codec), max_length=10)
     (group,) = groups.values()
-    assert (len(left_out.too_long), len(group.rows)) == (1, 2)
+    assert (len(left_out.long_answers), len(group.rows)) == (1, 2)
     assert group.orders == [Order([0, 1], [1, 3])]
 
 
@@ -223,7 +223,7 @@ def test_rankings_that_order_nothing_are_refused(inputs, tmp_path, training_cont
     rows = list(inputs["rank"].jsonl("rankings.jsonl"))
     path = inputs["rank"].file("rankings.jsonl")
     path.write_text("".join(json.dumps(row | {"ranks": [1] * len(row["ranks"])}) + "\n" for row in rows))
-    with pytest.raises(DataError, match="have no strict pair"):
+    with pytest.raises(DataError, match="training rankings left out: with all answers tied"):
         run(inputs, tmp_path / "out", training_context()[0])
 
 
