@@ -118,7 +118,7 @@ def demonstrations(sample: Sample) -> Guess:
     if any(is_tree(row.get("prompt")) for row in sample.rows):
         guess.columns["prompt"] = "prompt"
         guess.notes.append("trees of replies: the best reply to each message is the demonstration")
-        return finish(guess, sample)
+        return guess
     whole = [column for column in sample.columns if sample.holds_conversations(column, "assistant")]
     answers = [column for column in named("completion", sample.columns) if column not in whole] or [
         column for column in sample.texts(whole) if set(suggest.words_of(column)) & COMPLETION_WORDS

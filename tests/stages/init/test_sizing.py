@@ -83,7 +83,7 @@ def test_rates_are_those_of_the_recipe_that_is_named(parameters: float, recipe: 
         shipped.ppo.learning_rate,
     )
     assert rates == (kind.sft, kind.reward, kind.ppo)
-    if kind.kl_basis.startswith("as in"):
+    if kind.kl_basis.startswith("recipes"):
         assert (shipped.ppo.kl.init, shipped.ppo.kl.target) == (kind.init, kind.target)
 
 
