@@ -273,6 +273,18 @@ def test_ranks_can_be_corrected_to_ratings(workplace: Path, terminal: None) -> N
     assert not {"ranks", "annotator"} & rankings.columns.keys()
 
 
+def test_labels_can_be_explained(workplace: Path, terminal: None) -> None:
+    rows = [{"question": p, "reply_1": "x", "reply_2": "y", "label": 1 + i % 2} for i, p in enumerate(PROMPTS)]
+    Path("my/labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = "\nlabels=1: best, 2: second\nlabels=1: first, 2: second\n\n"
+    output = succeeds("init", *TABLES[:2], "--rankings", "my/labels.jsonl", *BASE, answers=answers)
+    assert "labels are first, second or tie" in output
+    assert "50 rankings of 2 answers to 50 prompts" in output
+    rankings = recipe().data.rankings
+    assert rankings is not None
+    assert rankings.labels == {"1": "first", "2": "second"}
+
+
 def test_an_existing_recipe_is_overwritten_after_a_question(workplace: Path, terminal: None) -> None:
     succeeds("init", *TABLES, *BASE, "--yes")
     Path("my/recipe.yaml").write_text("name: mine\n")
