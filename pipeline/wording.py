@@ -59,6 +59,11 @@ def moment(iso: str) -> str:
     return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M}"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 person, 1,600 people. `many` is `one` with an s by default."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def listing(items: list[str]) -> str:
     """a, b and c"""
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import sqlite3
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ GAP = 8
 
 @dataclass(frozen=True)
 class Progress:
-    """Rankings that count, of those wanted: `overlap` per item, or fewer where too many annotators skipped it."""
+    """Rankings so far, of those wanted."""
 
     done: int
     wanted: int
@@ -33,6 +34,7 @@ class Progress:
 
 
 def progress(store: Store, campaign: Campaign) -> Progress:
+    """Rankings that count. Wanted are `overlap` per item, or fewer where too many annotators skipped it."""
     rows = store.read(
         """SELECT COALESCE(SUM(t.state = 'ranked'), 0), COALESCE(SUM(t.state = 'skipped'), 0)
         FROM active a LEFT JOIN tasks t ON t.campaign = a.campaign AND t.item = a.item AND NOT t.repeat
@@ -47,6 +49,33 @@ def progress(store: Store, campaign: Campaign) -> Progress:
         wanted += possible
         done += min(ranked, possible)
     return Progress(done, wanted)
+
+
+def share(store: Store, campaign: Campaign, annotator: str) -> Progress:
+    """The annotator's rankings, repetitions included, and how many there will be if all annotators do the same
+    number. Skipped items are not rankings."""
+    values = _values(campaign, annotator, store.now())
+    [(done, repeats)] = store.read(
+        """SELECT COALESCE(SUM(NOT t.repeat), 0), COALESCE(SUM(t.repeat), 0)
+        FROM tasks t JOIN active a USING (campaign, item)
+        WHERE t.campaign = ? AND t.annotator = ? AND t.state = 'ranked'""",
+        campaign.name,
+        annotator,
+    )
+    [(available,)] = store.read(
+        """SELECT COUNT(*) FROM active a WHERE a.campaign = :campaign
+        AND NOT EXISTS (
+          SELECT 1 FROM tasks t WHERE t.campaign = a.campaign AND t.item = a.item AND t.annotator = :me
+            AND NOT t.repeat AND t.state IN ('ranked', 'skipped'))
+        AND (SELECT COUNT(*) FROM tasks o WHERE o.campaign = a.campaign AND o.item = a.item AND NOT o.repeat
+          AND o.annotator != :me AND o.annotator IN (SELECT value FROM json_each(:all)) AND o.state = 'ranked')
+          < :overlap""",
+        **values,
+    )
+    equal = math.ceil(progress(store, campaign).wanted / len(campaign.annotators))
+    wanted = min(done + available, max(equal, done + bool(available)))
+    again = max(repeats, int(campaign.repeats * wanted) if wanted > GAP else 0)
+    return Progress(done + repeats, wanted + again)
 
 
 def next_task(store: Store, campaign: Campaign, annotator: str) -> Task | None:

@@ -55,6 +55,7 @@ class Campaign:
         overlap: how many of them rank each item.
         repeats: share of an annotator's items that they rank twice.
         lease: seconds for which an assigned item is reserved.
+        title: what the admin calls it, such as the recipe's name. Annotators do not see it.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Campaign:
     ratings: bool = False
     guidelines: str = ""
     lease: float = 1800.0
+    title: str = ""
     items: dict[str, Item] = field(init=False, repr=False)
     """By key, in order."""
 
@@ -74,7 +76,7 @@ class Campaign:
         object.__setattr__(self, "items", {item.key: item for item in items if item is not None})
 
     @classmethod
-    def of(cls, name: str, sources: Iterable[Source], config: AppConfig) -> Campaign:
+    def of(cls, name: str, sources: Iterable[Source], config: AppConfig, title: str = "") -> Campaign:
         return cls(
             name=name,
             sources=list(sources),
@@ -85,4 +87,5 @@ class Campaign:
             ratings=config.ratings,
             guidelines=config.guidelines,
             lease=60 * config.lease_minutes,
+            title=title or name,
         )

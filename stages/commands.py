@@ -152,7 +152,6 @@ def judge(
         config,
         prompts=prompts,
         say=display.say,
-        progress=display.open,
         database=RANKINGS_DATABASE,
     )
     write_report(planner)
@@ -178,7 +177,7 @@ def annotate(
     from ranking.files import rank_file
 
     need_file(out, "rankings.jsonl", "give another file with --out")
-    count = rank_file(file, out, config, say=display.say, progress=display.open)
+    count = rank_file(file, out, config, say=display.say)
     echo(f"{count} rankings: {out}")
 
 

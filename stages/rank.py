@@ -90,10 +90,11 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[
     from ranking.items import collected as sources
     from ranking.serve import collect_rankings
 
-    campaign = Campaign.of("rank", sources(collected.jsonl("answers.jsonl")), config.app)
+    answers = sources(collected.jsonl("answers.jsonl"))
+    campaign = Campaign.of("rank", answers, config.app, ctx.recipe_dir.name)
     (ctx.state_dir / "asked").touch()  # marks a stopped run as one to resume
     database = ctx.recipe_dir / RANKINGS_DATABASE
-    store = collect_rankings(database, campaign, config.app, say=ctx.say, progress=ctx.progress)
+    store = collect_rankings(database, campaign, config.app, say=ctx.say)
     try:
         ranked = list(rankings(store, campaign))
     finally:

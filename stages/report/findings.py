@@ -7,6 +7,7 @@ Sections of stages that are not finished are None.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -233,11 +234,14 @@ def _stage(spec: StageSpec, run: RunSummary) -> FinishedStage | OpenStage:
 def _summary(spec: StageSpec, run: RunSummary) -> str:
     metrics = run.stages[spec.name].manifest.metrics
     size = readable_bytes(metrics.get("bytes", 0))
-    who = {"simulated": "simulated annotators", "human": "people"}.get(annotators(run), "annotators")
+    alone = metrics.get("annotators") == 1
+    people = {"simulated": "simulated annotators", "human": "person" if alone else "people"}
+    who = people.get(annotators(run), "annotators")
     try:
-        return spec.summary.format_map({**metrics, "who": who, "size": size})
+        text = spec.summary.format_map({**metrics, "who": who, "size": size})
     except KeyError:
         return ""
+    return re.sub(r"\b1 ((?:simulated )?\w+)s\b", r"1 \1", text)
 
 
 def _by_hash(row: JudgedPrompt) -> dict[str, Any]:

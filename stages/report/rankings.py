@@ -118,12 +118,6 @@ def _reasons(metrics: Mapping[str, Any], prefix: str) -> list[tuple[str, int]]:
     return [(name.removeprefix(prefix), count) for name, count in metrics.items() if name.startswith(prefix)]
 
 
-def columns(section: Measured) -> list[str]:
-    """The measures that at least one annotator has."""
-    shares = ("agreement", "self_consistency", "first_shown", "longer")
-    return [name for name in shares if any(getattr(row, name).value is not None for _, row in section.annotators)]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Bar:
     """A model's strength with places on a common axis, in percent of its width."""

@@ -188,7 +188,10 @@ def _about_rewards(findings: Findings) -> list[str]:
     ppo, reward = findings.ppo, findings.reward
     notes = []
     if findings.annotators == "simulated":
-        notes.append("Annotators are simulated: no person ranked anything in this run.")
+        text = "Annotators are simulated: no person ranked anything in this run."
+        if findings.human:
+            text = "The reward model learned from simulated rankings; people only compared the final answers."
+        notes.append(text)
     elif findings.annotators == "unknown" and findings.ranking:
         notes.append("It is not recorded whether people made the rankings.")
     if ppo and ppo.forced_past_gate:

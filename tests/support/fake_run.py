@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from html.parser import HTMLParser
@@ -244,7 +245,7 @@ class FakeRun:
         (out / "eval.json").write_text(json.dumps(self.evaluation))
         sample = SAMPLE if self.evaluation["judge"] else SAMPLE | {"faults": {}}
         (out / "samples.jsonl").write_text(json.dumps(sample) + "\n")
-        return {"prompts": 256, "judge": str(self.evaluation["judge"])}
+        return {"prompts": 256, "judge": self.evaluation["judge"] or "none"}
 
 
 class Page(HTMLParser):
@@ -270,9 +271,14 @@ class Page(HTMLParser):
             self.text += data.replace(wording.SPACE, " ")
 
 
+UNREADABLE = re.compile(r"<built-in|object at 0x|<bound method|\b(None|nan|NaN|undefined|Undefined)\b")
+
+
 def build(run: RunSummary, tmp_path: Path) -> tuple[str, Page]:
+    """Writes the report. Returns what is printed, and the page, which must show no Python object."""
     path = tmp_path / "made" / "report.html"
-    return build_report(run, path), Page(path)
-
-
-# --- The file -----------------------------------------------------------------------------------------------
+    printed, page = build_report(run, path), Page(path)
+    attributes = " ".join(str(value) for _, named in page.elements for value in named.values() if value is not None)
+    for text in (printed, page.text, attributes):
+        assert UNREADABLE.search(text) is None, UNREADABLE.findall(text)
+    return printed, page

@@ -44,7 +44,9 @@ def test_the_report_of_a_full_run_has_its_numbers(fake: FakeRun, tmp_path: Path)
         assert made.manifest.key[:12] in page.text
     for text in ("missing: food", "invented: kind", "no fault", "491,904 parameters", "small.yaml:7"):
         assert text in page.text
-    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1 + 2
+    drawn = 3 + len(charts.TRAINING) + len(charts.PPO) + 1 + 2
+    assert page.source.count("<svg") == drawn - 1, "the loss of SFT was measured once, which a sentence says"
+    assert "Measured once: 0.385 at step 10 (training batch); 0.381 at step 20 (held out)." in page.text
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
     assert numbers["verdict"]["tone"] == "good"
     assert numbers["evaluation"] == fake.evaluation
@@ -102,7 +104,7 @@ def test_the_same_run_gives_the_same_bytes(fake: FakeRun, tmp_path: Path) -> Non
 def test_what_is_simulated_is_never_called_human(fake: FakeRun, tmp_path: Path) -> None:
     printed, page = build(fake(), tmp_path)
     assert "Annotators are simulated" in printed
-    assert "1,600 by 4 simulated annotators" in page.text
+    assert "1,600 rankings by 4 simulated annotators" in page.text
     assert "human" not in page.text.lower()
 
 
@@ -286,12 +288,22 @@ def test_overoptimisation_is_a_rise_of_score_and_errors(
 # --- Parts --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("interval_", "tone"), [((-0.5, -0.6, -0.4), "good"), ((0.5, 0.4, 0.6), "bad"), ((-0.1, -0.3, 0.1), "")]
+)
+def test_a_change_has_a_colour_only_if_its_interval_excludes_zero(
+    interval_: tuple[float, float, float], tone: str
+) -> None:
+    content = evaluation() | {"reduction": interval(*interval_)}
+    rows = {row.metric.key: row for row in model_table.rows(Evaluation.of(content))}
+    assert rows["slot_error_rate"].tone == tone
+
+
 def test_changes_are_judged_by_their_direction() -> None:
     rows = {row.metric.key: row for row in model_table.rows(Evaluation.of(evaluation()))}
     assert (rows["slot_error_rate"].tone, rows["slot_error_rate"].change) == ("good", "−7.2 points")
     assert rows["slot_error_rate"].intervals["sft"].replace(wording.SPACE, " ") == "12.0 to 14.0 %"
-    assert rows["nll"].tone == rows["distinct_2"].tone == "bad"
-    assert rows["score"].tone == rows["length"].tone == rows["missing"].tone == ""
+    assert {row.tone for row in rows.values() if row.metric is not model_table.ERRORS} == {""}, "no intervals"
     assert rows["kl"].change == ""
     assert model_table.rows(None) == []
 
