@@ -253,5 +253,5 @@ def _rounded(counts: Sequence[int], most: int) -> int:
 
 def _longest(counts: Sequence[int], length: int, what: str) -> str:
     longer = sum(count > length for count in counts)
-    said = f"the longest {what} has about {counts[-1]} tokens"
-    return f"{said}; {longer} of {len(counts)} are longer than this" if longer else said
+    cut = f"; {longer} of {len(counts)} are longer than this" if longer else ""
+    return f"the longest {what} has about {counts[-1]} tokens{cut}"
