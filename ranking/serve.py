@@ -6,6 +6,7 @@ A complete campaign is served a while longer, so that annotators can correct the
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import threading
@@ -22,7 +23,7 @@ from pipeline.config.rank import AppConfig
 from pipeline.engine.lock import locked
 from pipeline.errors import StageError
 from pipeline.wording import counted
-from ranking import assignment
+from ranking import assignment, workload
 from ranking.app import Pages
 from ranking.campaign import Campaign
 from ranking.security import Links
@@ -62,6 +63,7 @@ def collect_rankings(
     try:
         with locked(database.parent, wait=False, say=say, name=f"{database.name}.lock", what="these rankings"):
             store.open(campaign)
+            workload.announce(store, campaign, say)
             if not assignment.progress(store, campaign).complete:
                 _serve(store, campaign, config, say)
     except BaseException:
@@ -123,9 +125,12 @@ def _listening(config: AppConfig) -> Iterator[socket.socket]:
         try:
             listener.bind((config.host, config.port))
         except OSError as error:
+            wrong_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
             raise StageError(
                 f"the page cannot be served at {config.host}, port {config.port}: {error.strerror or error}",
-                hint="set another host or port (0 takes any free port)",
+                hint="set rank.app.host to an address of this machine, such as 127.0.0.1 (or 0.0.0.0: all of them)"
+                if wrong_host
+                else "set rank.app.port to another port, or to 0 for any free one (judge and annotate: --port)",
             ) from error
         yield listener
 

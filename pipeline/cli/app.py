@@ -17,7 +17,7 @@ from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.boundary import translate
-from pipeline.engine.plan import Planner
+from pipeline.engine.plan import Planner, StageRun
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 
 
@@ -107,6 +107,9 @@ ProcessesOption = Annotated[
     ),
 ]
 
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""Base class of the command line's own errors, which typer does not export."""
+
 QUICKSTART = Path("quickstart")
 RUNS = Path("runs")
 
@@ -119,7 +122,10 @@ class _Commands(TyperGroup):
         return sorted(super().list_commands(ctx), key=lambda name: name not in ("run", "round"))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        invocation.begin(args[0])
+        name = args[0]
+        invocation.begin(name)
+        if name not in self.commands and not name.startswith("-"):
+            raise _unknown_command(name, list(self.commands))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -127,6 +133,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             problem: TutelageError = Interrupted("interrupted")
+        except UsageError as error:
+            problem = _wrong_usage(error, ctx.invoked_subcommand or "")
         except Exception as error:
             translated = translate(error, f"tutelage {ctx.invoked_subcommand or ''}".strip())
             if translated is None:
@@ -135,6 +143,31 @@ class _Commands(TyperGroup):
         if not launching.report_failure(problem):
             Console(stderr=True).print(f"{problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(problem.exit_code)
+
+
+def _unknown_command(name: str, commands: list[str]) -> RecipeError:
+    if registry.is_step(name) or name in shipped.recipes():
+        kind = "a stage" if registry.is_step(name) else "a recipe"
+        return RecipeError(
+            f"there is no command {name}; it is {kind}", hint=f"run `{invocation.command('run', name)}`"
+        )
+    near = difflib.get_close_matches(name, commands, n=1)
+    return RecipeError(
+        f"there is no command {name}",
+        hint=f"did you mean {near[0]}?" if near else f"commands are {', '.join(commands)}",
+    )
+
+
+def _wrong_usage(error: Any, name: str) -> RecipeError:
+    """An option or argument that is missing, unknown or has a wrong value."""
+    parameter = getattr(error, "param", None)
+    if parameter is not None and parameter.param_type_name == "argument" and "issing" in error.format_message():
+        wanted = invocation.command(name, str(parameter.name).upper())
+        return RecipeError(f"{name} needs {parameter.name}", hint=f"write `{wanted}`")
+    return RecipeError(
+        f"{name}: {error.format_message().rstrip('.')}".removeprefix(": "),
+        hint=f"`{invocation.program()} {name} --help` lists the options",
+    )
 
 
 app = typer.Typer(
@@ -167,6 +200,18 @@ def recipe_check(function: RecipeCheck) -> RecipeCheck:
     """Registers `function(loaded, say)`. `tutelage check` calls it; it says what it read, and returns what is
     wrong."""
     RECIPE_CHECKS.append(function)
+    return function
+
+
+PlanNotes = Callable[[LoadedRecipe, StageRun | None], Sequence[str]]
+
+PLAN_NOTES: list[PlanNotes] = []
+
+
+def plan_notes(function: PlanNotes) -> PlanNotes:
+    """Registers `function(loaded, data)`, whose lines `tutelage plan` prints below its tables. `data`: the finished
+    `data` stage; None if it is not finished."""
+    PLAN_NOTES.append(function)
     return function
 
 

@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.held_out import FEW as HELD_OUT
 from stages.init.base import Base
 from stages.init.measure import Sizes
 
-HELD_OUT = 30
-"""Held-out prompts that results should rest on, at least."""
 FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of prompts that may be held out."""
 SHARE = 0.3

@@ -15,7 +15,7 @@ from pipeline.files import readable_seconds
 from pipeline.wording import DASH, percent, span
 from stages.artifacts import RankMetrics
 from stages.eval.artifact import Evaluation
-from stages.report import exported, model_table, verdict
+from stages.report import evidence, exported, model_table, verdict
 from stages.report.findings import Findings, collect
 
 HUB = "hub://"
@@ -235,7 +235,7 @@ def _limits(run: RunSummary, findings: Findings) -> str:
         "No safety evaluation was made. It may state falsehoods and reproduce harmful content of its base model "
         "and data.",
     ]
-    if findings.evaluation and findings.evaluation.judge is None:
+    if findings.evaluation and not evidence.read(findings.evaluation, findings.human):
         points.append("No independent judge read its answers, and the reward model's score is no evidence.")
     if run.loaded.recipe.publish.license is None:
         points.append("No licence is stated here; the licences of the base model and the data apply.")

@@ -92,7 +92,7 @@ def uploads(run: RunSummary, progress: Opener, private: bool | None = None) -> l
     if publish.model is None and publish.rankings is None:
         raise RecipeError(
             "the recipe does not say where to publish",
-            where=run.loaded.describe("publish"),
+            where=run.loaded.place("publish"),
             hint="set publish.model=owner/name (and publish.rankings=owner/name)",
         )
     is_private = publish.private if private is None else private
@@ -185,13 +185,13 @@ def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], lis
     if base.model is None or not is_hub_id(base.model):
         raise RecipeError(
             "an adapter needs a base that others can load, and this recipe's base is not on the Hub",
-            where=run.loaded.describe("publish.adapter"),
+            where=run.loaded.place("publish.adapter"),
             hint="publish the merged model (publish.adapter=false), or train on a base from the Hub",
         )
     if "adapter/adapter_config.json" not in policy.manifest.files:
         raise RecipeError(
             "the policy is a whole model and has no adapter",
-            where=run.loaded.describe("publish.adapter"),
+            where=run.loaded.place("publish.adapter"),
             hint="set publish.adapter=false",
         )
     for stage_run in (policy, run.need("base")):

@@ -139,6 +139,71 @@ def test_check_reads_artifacts_on_request(recipe_file: Path, stages: FakeStages)
     assert "contents of given.json" in result.stderr
 
 
+TABLES = """\
+name: small
+device: cpu
+base: {pretrain: {corpus: {task: venues, size: 10}}}
+data:
+  demonstrations: {path: demos.jsonl}
+  prompts: {path: hub://owner/name@123}
+  rankings:
+    path: votes.csv
+    format: wide
+    columns:
+      prompt: question
+      completions: [reply_1, reply_2]
+      ranks: [pos_1, pos_2]
+rank: {source: data}
+"""
+
+
+@pytest.fixture
+def tables(recipe_file: Path, stages: FakeStages) -> None:
+    recipe_file.write_text(TABLES)
+    Path("demos.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c"}) + "\n")
+    Path("votes.csv").write_text("question,reply_1,reply_2,pos_1,pos_2,rater\nq,x,y,1,2,ana\nr,x,y,2,1,ben\n")
+
+
+def test_check_describes_the_tables(tables: None) -> None:
+    result = invoke("check")
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [
+        "data.demonstrations: demos.jsonl, all 1 row: 1 demonstration of 1 prompt",
+        "data.prompts: hub://owner/name@123 was not opened, since it is not a local file",
+        "data.rankings: votes.csv, all 2 rows: 2 rankings of 2 prompts, by unknown (2)",
+        "data.rankings: column 'rater' is not used. If it names who ranked, set data.rankings.columns: {annotator: "
+        "rater}",
+        "small.yaml is valid: 8 stages",
+    ]
+
+
+def test_check_lists_the_problems_of_all_tables(tables: None) -> None:
+    Path("demos.jsonl").write_text(json.dumps({"instruction": "p", "output": "c"}) + "\n")
+    result = invoke("check -s data.rankings.columns.annotator=worker -s eval.text.path=gone.csv")
+    assert result.exit_code == 2
+    assert "5 problems" not in result.stderr
+    assert "4 problems in small.yaml and its tables" in result.stderr
+    for words in (
+        "data.demonstrations: the table has no column 'prompt'; 'instruction' is probably the prompt\n"
+        "    where: small.yaml:5\n"
+        "    hint:  set data.demonstrations.columns: {prompt: instruction, completion: output}",
+        "data.rankings.columns.annotator: the table has no column 'worker'; did you mean 'rater'?\n"
+        "    where: --set #1\n"
+        "    hint:  set data.rankings.columns: {annotator: rater}",
+        "eval.text.path: there is no file or folder gone.csv\n    where: --set #2",
+    ):
+        assert words in result.stderr
+    assert "is valid" not in result.output
+
+
+def test_check_exits_with_the_code_of_what_is_wrong(tables: None) -> None:
+    Path("votes.csv").write_text("question,reply_1,reply_2,pos_1,pos_2\nq,x,y,first,2\nr,x,y,2,1\n")
+    result = invoke("check")
+    assert result.exit_code == 3
+    assert "column 'pos_1' must be a number, got 'first'\n  where: votes.csv:2" in result.stderr
+    assert invoke("check -s data.rankings.columns.prompt=frage").exit_code == 2
+
+
 def test_clean_never_removes_what_people_made(recipe_file: Path, stages: FakeStages) -> None:
     invoke("run rank")
     folder = Path("runs/small")
