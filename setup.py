@@ -12,6 +12,6 @@ setup(
         "data.venues": ["lexicons/*.yaml"],
         "ranking": ["static/*", "templates/*.html"],
         "stages.models": ["chat_templates/*.jinja"],
-        "stages.report": ["*.html", "*.css"],
+        "stages.report": ["templates/*.html", "*.css"],
     },
 )

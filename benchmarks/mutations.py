@@ -542,7 +542,7 @@ MUTATIONS = [
     mutation(
         "a ranking that is too long counts as tied",
         "stages/reward/left_out.py",
-        "            self.counts[TOO_LONG] += 1",
+        "            self.counts[self.too_long] += 1",
         "            self.counts[TIED] += 1",
         f"{REWARD}/test_left_out.py",
     ),

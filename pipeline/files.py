@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import RecipeError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""System errors: no space left, the user's quota reached, or a file larger than the system allows."""
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -23,6 +30,49 @@ def write_atomic(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def need_folder(folder: Path, what: str, hint: str) -> None:
+    """Creates the folder that files will be written to, before the work that makes them.
+
+    Only its last part is created, because a longer path that does not exist is a misspelt one, or on a disk that is
+    not mounted.
+
+    Args:
+        what: what it holds, for the message, such as "runs".
+        hint: how to choose another one.
+
+    Raises `RecipeError` when it cannot be created or written to.
+    """
+    parts = [folder, *folder.parents]
+    existing = next(part for part in parts if part.exists())
+    if not existing.is_dir():
+        raise RecipeError(f"cannot write {what} to {folder}: {existing} is not a folder", hint=hint)
+    if existing != folder and existing != folder.parent:
+        raise RecipeError(
+            f"cannot write {what} to {folder}: there is no folder {parts[parts.index(existing) - 1]}",
+            hint=f"create {folder.parent} (or mount its disk), or {hint}",
+        )
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOENT:  # such as /proc, where nothing can be created
+            reason = "no file can be created there"
+        raise RecipeError(f"cannot write {what} to {folder}: {reason}", hint=hint) from None
+
+
+def need_file(file: Path, what: str, hint: str) -> None:
+    """The same for a single file that will be written."""
+    if file.is_dir():
+        raise RecipeError(
+            f"cannot write {what} to {file}: it is a folder", hint=f"name a file in it, such as {file / what}"
+        )
+    need_folder(file.parent, what, hint)
 
 
 def sync_folder(path: Path) -> None:
@@ -69,6 +119,34 @@ def readable_bytes(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def readable_weights(count: float) -> str:
+    """ "0.26 M", "135 M", "7.2 B"."""
+    return _two_digits(count / 1e9, "B") if count >= 1e9 else _two_digits(count / 1e6, "M")
+
+
+def readable_operations(count: float) -> str:
+    """Floating-point operations: "2.6 TFLOP"."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if count < 1000:
+            return _two_digits(count, f"{prefix}FLOP")
+        count /= 1000
+    return _two_digits(count, "EFLOP")
+
+
+def _two_digits(value: float, unit: str) -> str:
+    return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"
+
+
+def about_seconds(seconds: float) -> str:
+    """An estimate, rounded: "about 25 s", "about 7 min", "about 2 h 15 min"."""
+    if seconds < 55:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    if seconds < 3570:
+        return f"about {max(1, round(seconds / 60))} min"
+    hours, minutes = divmod(5 * round(seconds / 300), 60)
+    return f"about {hours} h {minutes:02d} min"
 
 
 def readable_seconds(seconds: float) -> str:

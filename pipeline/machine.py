@@ -90,14 +90,32 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _resident_bytes() -> int | None:
+def _resident_bytes(name: str = "VmRSS") -> int | None:
+    """The resident size of this process; with "VmHWM" its highest value, which only Linux knows."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return None
+    if name != "VmRSS":
+        return None
+    try:
+        import psutil  # type: ignore[import-untyped]  # comes with accelerate
+    except ImportError:
+        return None
+    return int(psutil.Process().memory_info().rss)
+
+
+def _reset_peak() -> bool:
+    """Makes the system record the highest resident size anew. Returns whether it does: only Linux can, and a
+    sandbox may refuse, or accept the request and ignore it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    highest, now = _resident_bytes("VmHWM"), _resident_bytes()
+    return highest is not None and now is not None and highest <= now + 2**24
 
 
 RETURNED = 2**20
@@ -151,16 +169,24 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class PeakMemory:
-    """Measures the peak memory of a block: `with PeakMemory() as peak: ...; peak.report()`.
+    """Measures the peak memory of a stage: `with PeakMemory() as peak: ...`, then `peak.report()`.
 
-    The operating system records a process's highest resident size, but not a stage's, so a thread samples it ten
-    times per second. Child processes are not counted.
+    On Linux the system records the highest resident size, reset for each stage; elsewhere a thread samples the size
+    ten times per second. Child processes are not counted.
+
+    A process that has run other stages is larger from the start: kernels compiled for their shapes stay cached,
+    and their allocator's blocks stay fragmented. `settle` measures what a stage leaves, and the reports of later
+    stages are without it, so that a stage has about the same figure whatever ran before.
     """
 
     INTERVAL = 0.1
+    left = 0
+    """Bytes that the stages of this process have left in it so far."""
 
     def __init__(self) -> None:
-        self._peak = 0
+        self._peak = self._before = 0
+        self._before_stage = PeakMemory.left
+        self._exact = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
 
@@ -168,13 +194,17 @@ class PeakMemory:
         torch = sys.modules.get("torch")
         if torch and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        self._before = _resident_bytes() or 0
+        self._exact = _reset_peak()
         self._sample()
-        self._thread.start()
+        if not self._exact:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+        if not self._exact:
+            self._done.set()
+            self._thread.join()
         self._sample()
 
     def _watch(self) -> None:
@@ -182,13 +212,22 @@ class PeakMemory:
             self._sample()
 
     def _sample(self) -> None:
-        self._peak = max(self._peak, _resident_bytes() or 0)
+        now = _resident_bytes("VmHWM" if self._exact else "VmRSS")
+        self._peak = max(self._peak, now or 0)
+
+    def settle(self) -> None:
+        """Call this when the stage's garbage is freed: what the process has grown by is what the stage left."""
+        if self._before and (now := _resident_bytes()):
+            PeakMemory.left = max(0, PeakMemory.left + now - self._before)
 
     def report(self) -> dict[str, Any]:
+        """`peak_bytes`, without `left_bytes` of earlier stages; `peak_gpu_bytes`; and `how` it was measured."""
         torch = sys.modules.get("torch")
         gpu = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
         if self._peak:
-            return {"peak_bytes": self._peak, "peak_gpu_bytes": gpu, "how": "resident size, sampled at 10 Hz"}
+            how = "highest resident size" if self._exact else "resident size, sampled at 10 Hz"
+            left = min(self._before_stage, self._peak)
+            return {"peak_bytes": self._peak - left, "peak_gpu_bytes": gpu, "left_bytes": left, "how": how}
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {

@@ -44,6 +44,11 @@ def points(change: float, decimals: int = 0) -> str:
     return f"{fixed(100 * change, decimals, sign=True)} points"
 
 
+def points_span(low: float, high: float, decimals: int = 0) -> str:
+    """An interval of a difference of two shares."""
+    return f"{fixed(100 * low, decimals, sign=True)} to {points(high, decimals)}"
+
+
 def span(low: float, high: float, decimals: int = 0, *, sign: bool = False) -> str:
     """An interval of shares."""
     return f"{fixed(100 * low, decimals, sign=sign)} to {percent(high, decimals, sign=sign)}"
@@ -52,6 +57,11 @@ def span(low: float, high: float, decimals: int = 0, *, sign: bool = False) -> s
 def moment(iso: str) -> str:
     """To the minute; manifests are in UTC."""
     return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M}"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 person, 1,600 people. `many` is `one` with an s by default."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def listing(items: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -20,12 +21,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from pipeline.files import readable_seconds
-from pipeline.wording import fixed, percent
+from pipeline.wording import counted, fixed, percent
 from ranking import assignment, forms
 from ranking.campaign import Campaign
+from ranking.markup import formatted
 from ranking.overview import overview
 from ranking.security import MAX_BODY, Guard, Hosts, Links
-from ranking.store import Conflict, Store, Task
+from ranking.store import Conflict, Store, Stored, Task
+from ranking.terminal import roughly
 from ranking.text import visible
 
 HERE = Path(__file__).parent
@@ -41,6 +44,9 @@ class Pages:
     Args:
         finish: called when the admin ends the campaign.
         address: of the pages, for the links that the admin sees.
+
+    Attributes:
+        last_visit: when an annotator last used the page, by `time.monotonic`.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class Pages:
     ) -> None:
         self.store, self.campaign, self.links = store, campaign, links
         self.finish, self.address = finish, address
+        self.last_visit = time.monotonic()
         self.templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -57,6 +64,9 @@ class Pages:
         )
         self.templates.filters |= {
             "visible": visible,
+            "formatted": formatted,
+            "counted": counted,
+            "roughly": roughly,
             "percent": percent,
             "fixed": fixed,
             "duration": readable_seconds,
@@ -69,9 +79,11 @@ class Pages:
                 Mount("/static", StaticFiles(directory=HERE / "static")),
                 Route("/r/{token}/", self.current),
                 Route("/r/{token}/done", self.done),
+                Route("/r/{token}/alive", self.alive),
                 Route("/r/{token}/item/{task:int}", self.item, methods=["GET"]),
                 Route("/r/{token}/item/{task:int}", self.submit, methods=["POST"]),
                 Route("/admin/{token}/", self.admin, methods=["GET"]),
+                Route("/admin/{token}/live", self.live, methods=["GET"]),
                 Route("/admin/{token}/finish", self.confirm, methods=["GET"]),
                 Route("/admin/{token}/finish", self.end, methods=["POST"]),
             ],
@@ -88,8 +100,21 @@ class Pages:
         task = assignment.next_task(self.store, self.campaign, name)
         if task is not None:
             return self._item_page(request, task)
-        progress = assignment.progress(self.store, self.campaign)
-        return self._page("finished.html", progress=progress, base=self._base(request), name=name)
+        results = self.store.submitted(self.campaign.name, name)
+        return self._page(
+            "finished.html",
+            progress=assignment.progress(self.store, self.campaign),
+            ranked=sum(stored.assessment.ranks is not None for stored in results),
+            skipped=sum(stored.assessment.ranks is None for stored in results),
+            sent=self._sent(request, name),
+            base=self._base(request),
+            name=name,
+        )
+
+    def alive(self, request: Request) -> Response:
+        """Open pages ask for this while somebody works on them."""
+        self._annotator(request)
+        return Response(status_code=204)
 
     def done(self, request: Request) -> Response:
         """The items that the annotator ranked, newest first."""
@@ -125,7 +150,7 @@ class Pages:
             if quick:
                 return JSONResponse({"error": message}, 409)
             return self._item_page(request, task, message, status=409)
-        following = self._base(request)
+        following = f"{self._base(request)}?sent={task.id}"
         if quick:
             return JSONResponse({"stored": True, "new": new, "next": following})
         return RedirectResponse(following, status_code=303)
@@ -135,26 +160,40 @@ class Pages:
         assessment = stored.assessment if stored else None
         finished = self.store.finished(self.campaign.name, task.annotator)
         pace = [s.seconds for s in self.store.stored_all(finished[-PACE:])]
+        revisions = stored.revisions if stored else 0
+        ranks = assessment.ranks if assessment and not assessment.all_bad else None
         order = list(range(len(task.shown)))
-        if assessment and assessment.ranks:
-            order.sort(key=lambda p: (assessment.ranks[task.shown[p]], p))  # type: ignore[index]
-        progress = assignment.progress(self.store, self.campaign)
+        if ranks:
+            order.sort(key=lambda p: (ranks[task.shown[p]], p))
+        share = assignment.share(self.store, self.campaign, task.annotator)
         return self._page(
             "item.html",
             status=status,
             task=task,
             assessment=assessment,
+            ranks=ranks,
             order=order,
             letters=[_letter(p) for p in range(len(order))],
             submission=secrets.token_urlsafe(24),
+            draft=f"draft/{task.campaign}/{task.annotator}/{task.item.key}/{task.id}/{revisions}",
             problem=problem,
             name=task.annotator,
             base=self._base(request),
             before=max((number for number in finished if number < task.id), default=None),
             finished=len(finished),
-            progress=progress,
-            left=_time_left(pace, progress, len(self.campaign.annotators)),
+            sent=self._sent(request, task.annotator),
+            share=share,
+            progress=assignment.progress(self.store, self.campaign),
+            left=_time_left(pace, share),
         )
+
+    def _sent(self, request: Request, name: str) -> Stored | None:
+        """What the annotator has just sent, to confirm it on the next page."""
+        number = request.query_params.get("sent", "")
+        task = self.store.task(int(number)) if number.isascii() and number.isdigit() and len(number) < 16 else None
+        if task is None or task.annotator != name or task.campaign != self.campaign.name:
+            return None
+        return self.store.stored(task)
 
     # --- admin
 
@@ -163,9 +202,19 @@ class Pages:
         links = {
             name: f"{self.address}/r/{self.links.token('annotator', name)}/" for name in self.campaign.annotators
         }
-        return self._page(
-            "admin.html", seen=overview(self.store, self.campaign), links=links, base=self._base(request)
-        )
+        return self._overview_page(request, "admin.html", links=links)
+
+    def live(self, request: Request) -> Response:
+        """The parts of the admin's page that change, or 204 if they are still those of `version`."""
+        self._admin(request)
+        if request.query_params.get("version") == str(self.store.newest()):
+            return Response(status_code=204)
+        return self._overview_page(request, "live.html")
+
+    def _overview_page(self, request: Request, template: str, **values: Any) -> Response:
+        version = self.store.newest()  # read first: what comes in meanwhile is fetched the next time
+        summary = overview(self.store, self.campaign)
+        return self._page(template, seen=summary, version=version, base=self._base(request), **values)
 
     def confirm(self, request: Request) -> Response:
         self._admin(request)
@@ -200,6 +249,7 @@ class Pages:
             raise HTTPException(
                 403, "This link is not valid (any more). Ask the person who sent it to you for a new one."
             )
+        self.last_visit = time.monotonic()
         return name
 
     def _admin(self, request: Request) -> None:
@@ -230,8 +280,8 @@ def _letter(position: int) -> str:
     return chr(ord("A") + position) if position < 26 else str(position + 1)
 
 
-def _time_left(seconds: list[float], progress: assignment.Progress, annotators: int) -> float | None:
-    """Seconds that this annotator has left if all do the same share; None before three items."""
-    if len(seconds) < 3:
+def _time_left(seconds: list[float], share: assignment.Progress) -> float | None:
+    """Seconds until the annotator has done their share; None before three items, and where nothing is left."""
+    if len(seconds) < 3 or share.complete:
         return None
-    return median(seconds) * (progress.wanted - progress.done) / annotators
+    return median(seconds) * (share.wanted - share.done)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import sqlite3
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ GAP = 8
 
 @dataclass(frozen=True)
 class Progress:
-    """Rankings that count, of those wanted: `overlap` per item, or fewer where too many annotators skipped it."""
+    """Rankings so far, of those wanted."""
 
     done: int
     wanted: int
@@ -33,6 +34,7 @@ class Progress:
 
 
 def progress(store: Store, campaign: Campaign) -> Progress:
+    """Rankings that count. Wanted are `overlap` per item, or fewer where too many annotators skipped it."""
     rows = store.read(
         """SELECT COALESCE(SUM(t.state = 'ranked'), 0), COALESCE(SUM(t.state = 'skipped'), 0)
         FROM active a LEFT JOIN tasks t ON t.campaign = a.campaign AND t.item = a.item AND NOT t.repeat
@@ -47,6 +49,30 @@ def progress(store: Store, campaign: Campaign) -> Progress:
         wanted += possible
         done += min(ranked, possible)
     return Progress(done, wanted)
+
+
+def share(store: Store, campaign: Campaign, annotator: str) -> Progress:
+    """The annotator's rankings, repetitions included, and how many there will be if all annotators do the same
+    number. Skipped items are not rankings."""
+    rows = store.read(
+        """SELECT COALESCE(SUM(t.annotator = :me AND t.state = 'ranked' AND NOT t.repeat), 0),
+          COALESCE(SUM(t.annotator = :me AND t.state = 'ranked' AND t.repeat), 0),
+          COALESCE(SUM(t.annotator = :me AND t.state = 'skipped' AND NOT t.repeat), 0),
+          COALESCE(SUM(t.annotator != :me AND t.state = 'ranked' AND NOT t.repeat), 0)
+        FROM active a LEFT JOIN tasks t ON t.campaign = a.campaign AND t.item = a.item
+          AND t.annotator IN (SELECT value FROM json_each(:all))
+        WHERE a.campaign = :campaign GROUP BY a.item""",
+        campaign=campaign.name,
+        me=annotator,
+        all=json.dumps(list(campaign.annotators)),
+    )
+    done = sum(mine for mine, *_ in rows)
+    repeats = sum(repeat for _, repeat, *_ in rows)
+    available = sum(not mine and not skipped and others < campaign.overlap for mine, _, skipped, others in rows)
+    equal = math.ceil(progress(store, campaign).wanted / len(campaign.annotators))
+    wanted = min(done + available, max(equal, done + bool(available)))
+    again = max(repeats, int(campaign.repeats * wanted) if wanted > GAP else 0)
+    return Progress(done + repeats, wanted + again)
 
 
 def next_task(store: Store, campaign: Campaign, annotator: str) -> Task | None:

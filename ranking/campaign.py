@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from data.schema import Message, Split
+from data.schema import Message, Split, same_text
 from pipeline.config.rank import AppConfig
 
 
@@ -30,7 +30,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """A prompt and sampled answers, in the order of sampling, perhaps with duplicates."""
+    """A prompt and sampled answers, in the order of sampling, perhaps with duplicates (`same_text`)."""
 
     prompt: list[Message]
     completions: list[str]
@@ -40,7 +40,8 @@ class Source:
     @cached_property
     def item(self) -> Item | None:
         """The item to rank; None when all answers are equal."""
-        distinct = sorted(set(self.completions))
+        by_text = {same_text(text): text for text in sorted(self.completions, reverse=True)}
+        distinct = sorted(by_text.values())
         return Item(self.prompt, distinct) if len(distinct) > 1 else None
 
 
@@ -55,6 +56,7 @@ class Campaign:
         overlap: how many of them rank each item.
         repeats: share of an annotator's items that they rank twice.
         lease: seconds for which an assigned item is reserved.
+        title: what the admin calls it, such as the recipe's name. Annotators do not see it.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Campaign:
     ratings: bool = False
     guidelines: str = ""
     lease: float = 1800.0
+    title: str = ""
     items: dict[str, Item] = field(init=False, repr=False)
     """By key, in order."""
 
@@ -74,7 +77,7 @@ class Campaign:
         object.__setattr__(self, "items", {item.key: item for item in items if item is not None})
 
     @classmethod
-    def of(cls, name: str, sources: Iterable[Source], config: AppConfig) -> Campaign:
+    def of(cls, name: str, sources: Iterable[Source], config: AppConfig, title: str = "") -> Campaign:
         return cls(
             name=name,
             sources=list(sources),
@@ -85,4 +88,5 @@ class Campaign:
             ratings=config.ratings,
             guidelines=config.guidelines,
             lease=60 * config.lease_minutes,
+            title=title or name,
         )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config.rank import AppConfig
-from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
 from pipeline.files import write_atomic
 from ranking.campaign import Campaign
@@ -24,16 +22,15 @@ def rank_file(
     config: AppConfig,
     *,
     say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
 ) -> int:
     """Serves the answers of `file`, writes the rankings to `out` and returns how many there are.
 
     The database is stored beside `out`, under its name with `.sqlite`. Raises `StageError` without any ranking.
     """
-    campaign = Campaign.of("rank", read_sources(str(file)), config)
+    campaign = Campaign.of("rank", read_sources(str(file)), config, file.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     database = out.with_name(f"{out.name}.sqlite")
-    store = collect_rankings(database, campaign, config, say=say, progress=progress)
+    store = collect_rankings(database, campaign, config, say=say)
     try:
         lines = [json.dumps(asdict(ranking), ensure_ascii=False) + "\n" for ranking in rankings(store, campaign)]
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 from data.annotators.agreement import agreement
 from data.bootstrap import bootstrap
+from data.held_out import too_few
 from data.schema import Ranking, prompt_key
 from pipeline.config.rank import AppConfig
 from pipeline.engine.plan import RunSummary
-from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
 from pipeline.files import write_atomic
 from ranking.campaign import Campaign, Source
@@ -35,7 +34,6 @@ def judge(
     *,
     prompts: int | None,
     say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
     database: str,
 ) -> dict[str, Any]:
     """Serves the comparison until it is complete, and writes the result where the report finds it.
@@ -46,8 +44,10 @@ def judge(
     """
     evaluation = run.need("eval")
     rows = islice(evaluation.artifact.jsonl("answers.jsonl"), prompts)
-    campaign = Campaign.of(CAMPAIGN, sources(rows), config)
-    store = collect_rankings(run.folder / database, campaign, config, say=say, progress=progress)
+    campaign = Campaign.of(CAMPAIGN, sources(rows), config, f"{run.folder.name}, comparison")
+    if warning := too_few(len(campaign.sources), "to compare", "raise --prompts, or evaluate on more"):
+        say(f"warning: {warning}")
+    store = collect_rankings(run.folder / database, campaign, config, say=say)
     try:
         comparisons = list(rankings(store, campaign))
     finally:

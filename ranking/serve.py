@@ -1,14 +1,17 @@
-"""Serves a campaign until it is complete, the admin ends it, or the command is stopped."""
+"""Serves a campaign until it is complete, the admin ends it, or the command is stopped.
+
+A complete campaign is served a while longer, so that annotators can correct their last rankings.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -18,16 +21,17 @@ from starlette.applications import Starlette
 
 from pipeline.config.rank import AppConfig
 from pipeline.engine.lock import locked
-from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
-from ranking import assignment
+from pipeline.wording import counted
+from ranking import assignment, workload
 from ranking.app import Pages
 from ranking.campaign import Campaign
 from ranking.security import Links
 from ranking.store import Store
+from ranking.terminal import Keyboard, Lines
 
 LINGER = 4.0
-"""Seconds that the page stays up at the end, so that the last annotator sees that all is done."""
+"""Seconds that the page stays up at the very end, so that its last visitors see that all is done."""
 POLL = 0.5
 
 
@@ -37,9 +41,11 @@ def collect_rankings(
     config: AppConfig,
     *,
     say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
 ) -> Store:
     """Serves the page until the campaign is complete or the admin ends it; returns the store, open.
+
+    A complete campaign is served until no annotator has used the page for `config.linger_minutes`, unless the admin
+    ends it, or the operator presses Enter or Ctrl-C. One that was complete before is not served again.
 
     Stopping or killing the process loses no ranking, and calling this again continues with the same links.
 
@@ -57,21 +63,16 @@ def collect_rankings(
     try:
         with locked(database.parent, wait=False, say=say, name=f"{database.name}.lock", what="these rankings"):
             store.open(campaign)
+            workload.announce(store, campaign, say)
             if not assignment.progress(store, campaign).complete:
-                _serve(store, campaign, config, say, progress)
+                _serve(store, campaign, config, say)
     except BaseException:
         store.close()
         raise
     return store
 
 
-def _serve(
-    store: Store,
-    campaign: Campaign,
-    config: AppConfig,
-    say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
-) -> None:
+def _serve(store: Store, campaign: Campaign, config: AppConfig, say: Callable[[str], None]) -> None:
     links = Links(store.path.with_suffix(".key"))
     ended = threading.Event()
     with _listening(config) as listener:
@@ -79,28 +80,52 @@ def _serve(
         hosts = [name for name in (urlsplit(address).hostname, config.host) if name]
         pages = Pages(store, campaign, links, ended.set, address)
         with _running(pages.app(hosts), listener):
-            say(f"{len(campaign.items)} items, {campaign.overlap} rankings each. One private link per annotator:")
+            say(
+                f"{counted(len(campaign.items), 'item')}, {counted(campaign.overlap, 'ranking')} each. "
+                "One private link per annotator:"
+            )
             for name in campaign.annotators:
                 say(f"  {name}: {address}/r/{links.token('annotator', name)}/")
             say(f"  admin (progress, agreement, finish): {address}/admin/{links.token('admin')}/")
             say(f"Ctrl-C stops; the same command continues. Rankings are stored in {store.path}")
-            _watch(store, campaign, ended, progress)
-            time.sleep(LINGER)
+            _watch(store, campaign, ended, say)
+            while config.linger_minutes and not ended.is_set():
+                if _await_corrections(pages, ended, config.linger_minutes, say):
+                    break
+                _watch(store, campaign, ended, say)
+            with contextlib.suppress(KeyboardInterrupt):  # the campaign has ended: do not interrupt the run
+                time.sleep(LINGER)
 
 
-def _watch(
-    store: Store,
-    campaign: Campaign,
-    ended: threading.Event,
-    progress: Callable[..., AbstractContextManager[Progress]],
-) -> None:
+def _watch(store: Store, campaign: Campaign, ended: threading.Event, say: Callable[[str], None]) -> None:
+    """Waits until the campaign is complete or ended."""
     seen = assignment.progress(store, campaign)
-    with progress("rankings", total=seen.wanted, done=seen.done) as bar:
-        while not (seen.complete or ended.is_set()):
-            ended.wait(POLL)
-            now = assignment.progress(store, campaign)
-            bar.advance(now.done - seen.done)
-            seen = now
+    if seen.done:
+        say(f"{seen.done} of {counted(seen.wanted, 'ranking')} are in.")
+    lines = Lines(seen.done, seen.wanted, say)
+    while not (seen.complete or ended.is_set()):
+        ended.wait(POLL)
+        seen = assignment.progress(store, campaign)
+        lines.update(seen.done, seen.wanted)
+
+
+def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say: Callable[[str], None]) -> bool:
+    """Waits until the annotators have left, the admin ends the campaign, or somebody presses Enter or Ctrl-C.
+
+    Returns False at once when a correction makes the campaign incomplete: a ranking that is skipped after all.
+    """
+    say(
+        f"All rankings are in. The page stays open for corrections until nobody has used it for {minutes:g} min. "
+        "Press Enter or Ctrl-C to continue now."
+    )
+    keyboard = Keyboard()
+    with contextlib.suppress(KeyboardInterrupt):
+        while time.monotonic() - pages.last_visit < 60 * minutes and not keyboard.enter():
+            if ended.wait(POLL):
+                break
+            if not assignment.progress(pages.store, pages.campaign).complete:
+                return False
+    return True
 
 
 @contextlib.contextmanager
@@ -111,9 +136,12 @@ def _listening(config: AppConfig) -> Iterator[socket.socket]:
         try:
             listener.bind((config.host, config.port))
         except OSError as error:
+            wrong_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
             raise StageError(
                 f"the page cannot be served at {config.host}, port {config.port}: {error.strerror or error}",
-                hint="set another host or port (0 takes any free port)",
+                hint="set rank.app.host to an address of this machine, such as 127.0.0.1 (or 0.0.0.0: all of them)"
+                if wrong_host
+                else "set rank.app.port to another port, or to 0 for any free one (judge and annotate: --port)",
             ) from error
         yield listener
 

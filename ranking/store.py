@@ -160,9 +160,9 @@ class Store:
                 raise
             self._db.execute("COMMIT")
 
-    def read(self, query: str, *values: Any) -> list[Any]:
+    def read(self, query: str, *values: Any, **named: Any) -> list[Any]:
         with self._lock:
-            return self._db.execute(query, values).fetchall()
+            return self._db.execute(query, named or values).fetchall()
 
     def open(self, campaign: Campaign) -> None:
         """Makes the campaign's items the active ones under its name."""
@@ -211,6 +211,11 @@ class Store:
         """The newest submission of each task of the campaign, oldest task first; also of items no longer active."""
         where = "WHERE t.campaign = ? AND (? IS NULL OR t.annotator = ?)"
         return self._newest(where, campaign, annotator, annotator)
+
+    def newest(self) -> int:
+        """The number of the newest submission: it changes whenever something is submitted."""
+        [(number,)] = self.read("SELECT COALESCE(MAX(id), 0) FROM submissions")
+        return int(number)
 
     def finished(self, campaign: str, annotator: str) -> list[int]:
         """The annotator's tasks that they ranked or skipped, oldest first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +19,6 @@ from data.schema import prompt_key, write_jsonl
 from pipeline.config.collect import CollectConfig
 from pipeline.engine.rounds import by_round, newest
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from pipeline.errors import DataError
 from stages.models.adapters import load_actor
 from stages.models.text import Codec, load_codec
 from stages.sampling.prompts import EncodedPrompt, load_prompts, mixed
@@ -35,14 +35,20 @@ class Answered:
 
 def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     codec = load_codec(inputs["base"])
-    train, too_long = load_prompts(inputs["data"], codec, "train", config.max_prompt_length)
-    held_out, too_long_eval = load_prompts(inputs["data"], codec, "eval", config.max_prompt_length)
-    if not train + held_out:
-        raise DataError(
-            f"no prompt fits into collect.max_prompt_length = {config.max_prompt_length} tokens",
-            where=str(inputs["data"].path),
-            hint="raise collect.max_prompt_length",
+    with ctx.progress("reading prompts") as bar:
+        read = partial(
+            load_prompts,
+            inputs["data"],
+            codec,
+            max_length=config.max_prompt_length,
+            key="collect.max_prompt_length",
+            advance=bar.advance,
         )
+        (train, left_out), (held_out, unmeasured) = read("train"), read("eval")
+    if not train:
+        raise left_out.error(ctx.describe, str(inputs["data"].path), "add prompts")
+    for counted in (left_out, unmeasured):
+        counted.report(ctx.say)
     ranked = _ranked(inputs)
     by_disagreement = bool(ranked) and config.select == "disagreement" and config.num_prompts is not None
     candidates = _next(train, config.num_prompts, ranked, ctx.seed, times=config.pool if by_disagreement else 1)
@@ -76,7 +82,8 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
         metrics["prompts_again"] = sum(prompt_key(row.prompt.messages) in ranked for row in answered)
     return {
         "prompts": len(answered),
-        "prompts_too_long": too_long + too_long_eval,
+        **left_out.metrics(),
+        **unmeasured.metrics(),
         "answers": len(responses),
         "tokens": sum(map(len, responses)),
         "ended": sum(ids[-1] in codec.stop_ids for ids in responses) / len(responses),

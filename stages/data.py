@@ -16,19 +16,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.held_out import EVALUATED, RANKED, too_few
 from data.schema import Demonstration, Prompt, Ranking, as_line, prompt_key, write_jsonl
 from data.splits import check_split, split_of_prompt
 from data.tables.demonstrations import read_demonstrations, read_prompts
 from data.tables.first_wins import FirstWins
 from data.tables.messages import with_system
 from data.tables.rankings import read_rankings
+from data.tables.reading import Reading
+from data.tables.repeats import repeats
 from data.tables.sources import Dropped
 from data.tables.spill import seen
 from data.venues import task as venues
-from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig, TaskConfig
+from pipeline.config.data import DataConfig, TaskConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 
@@ -43,7 +47,13 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     prompt`. `first_wins` is the share of strict pairs whose first answer is better.
     """
     held_out = config.eval_fraction
-    dropped = {table: Dropped() for table in ("demonstrations", "prompts", "rankings")}
+    tables: dict[str, Any] = {
+        "demonstrations": None if isinstance(config.demonstrations, TaskConfig) else config.demonstrations,
+        "prompts": config.prompts,
+        "rankings": config.rankings,
+    }
+    readings = {name: Reading(f"data.{name}", table) for name, table in tables.items()}
+    dropped = {name: reading.dropped for name, reading in readings.items()}
     sizes: Counter[int] = Counter()
     annotators: set[str] = set()
     human = True
@@ -57,9 +67,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         def passing(rows: Iterable[Text], table: str) -> Iterator[Text]:
             """Yields the rows to write, and writes each new prompt to prompts.jsonl."""
             nonlocal own_system
-            with ctx.progress(f"data: {table}") as bar:
+            with ctx.progress(f"reading {table}") as bar:
                 dropped[table].on_read = lambda number: bar.advance(0, read=number)
-                for read in rows:
+                for read in readings[table].passing(rows, ctx.describe):
                     row = replace(read, prompt=with_system(read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
@@ -78,6 +88,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             for _ in passing(extra, "prompts"):
                 pass
         rankings: Counter[str] = Counter()
+        ranked: set[str] = set()  # held-out prompts with rankings
         if config.rankings:
 
             def counted(rows: Iterable[Ranking]) -> Iterator[Ranking]:
@@ -87,23 +98,26 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     annotators.add(row.annotator)
                     human = human and row.human
                     pairs.add(row)
-                    yield replace(row, split=split_of_prompt(row.prompt, held_out))
+                    split = split_of_prompt(row.prompt, held_out)
+                    if split == "eval":
+                        ranked.add(prompt_key(row.prompt))
+                    yield replace(row, split=split)
 
-            table = read_rankings(config.rankings, dropped["rankings"], ctx.say)
+            reading = readings["rankings"]
+            reading.repeats = opened.enter_context(repeats(reading.name, config.rankings, reading.profile))
+            table = read_rankings(config.rankings, reading.dropped, ctx.say, reading.repeats)
             rankings = _write(out_dir / "rankings.jsonl", passing(counted(table), "rankings"))
-    _check_sizes(demonstrations, prompts, held_out, dropped["demonstrations"])
+    for line in chain(pairs.lines(), *(reading.lines() for reading in readings.values())):
+        ctx.say(line)
+    _check_sizes(demonstrations, prompts, held_out, dropped["demonstrations"], ctx)
+    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(len(ranked), RANKED)):
+        if warning:
+            ctx.say(f"warning: {warning}")
     if own_system:
         ctx.say(f"{own_system:,} rows keep their own system message instead of data.system")
-    for line in pairs.lines():
-        ctx.say(line)
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
-    sources = {"demonstrations": config.demonstrations, "prompts": config.prompts, "rankings": config.rankings}
     metrics: Metrics = {
-        **{
-            f"source_{table}": source.path
-            for table, source in sources.items()
-            if isinstance(source, TableConfig | RankingTableConfig)
-        },
+        **{f"source_{name}": table.path for name, table in tables.items() if table},
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
         **{f"read_{table}": rows.read for table, rows in dropped.items() if rows.read},
@@ -116,6 +130,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         completions = dropped["rankings"].completions_out
         metrics |= {
             **_by_split("rankings", rankings),
+            "ranked_prompts_eval": len(ranked),
             "dropped_completions": completions.total(),
             **_by_reason({"completions": completions}),
             **pairs.metrics(),
@@ -171,13 +186,21 @@ def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:
             yield {"table": table, "row": row, "reason": reason}
 
 
-def _check_sizes(demonstrations: Counter[str], prompts: Counter[str], held_out: float, dropped: Dropped) -> None:
+def _check_sizes(
+    demonstrations: Counter[str], prompts: Counter[str], held_out: float, dropped: Dropped, ctx: RunContext
+) -> None:
+    if not demonstrations.total():
+        raise DataError(
+            f"no demonstration is left: {dropped.reasons()}",
+            where=ctx.describe("data.demonstrations"),
+            hint=dropped.hint() or "add demonstrations with non-empty prompts and completions",
+        )
     if not demonstrations["train"]:
         reasons = f"; left out: {dropped.reasons()}" if dropped.counts else ""
         raise DataError(
-            f"none of the {demonstrations.total()} demonstrations is left to train on{reasons}",
-            where="data.demonstrations",
-            hint="add demonstrations with non-empty prompts and completions, or lower data.eval_fraction",
+            f"all {demonstrations.total()} demonstrations are held out, none is left to train on{reasons}",
+            where="data.eval_fraction",
+            hint="add demonstrations, or lower data.eval_fraction",
         )
     if held_out > 0 and not prompts["eval"]:
         raise DataError(

@@ -23,11 +23,11 @@ from trl import DPOConfig as TrainerConfig  # type: ignore[attr-defined]
 from trl import DPOTrainer  # type: ignore[attr-defined]
 
 from data.bootstrap import share
-from data.schema import read_rankings_file
+from data.schema import Ranking, Split, read_rankings_file
 from pipeline.config.dpo import DPO_TRAINER, DPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from pipeline.errors import DataError
+from stages.left_out import of_split
 from stages.models.actor import Actor
 from stages.models.adapters import (
     ADAPTER,
@@ -45,7 +45,7 @@ from stages.models.loading import load_backbone
 from stages.models.microbatch import MicroBatch
 from stages.models.text import Codec, load_codec
 from stages.reward.groups import Order, TokenEncoder, group_rankings
-from stages.reward.left_out import TOO_LONG, LeftOut
+from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
 from stages.sampling.episodes import response_logprobs
 from stages.training.batches import TrlTrainer
 from stages.training.trainer import StageCallback, training_arguments
@@ -68,17 +68,13 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     base, sft = inputs["base"], inputs["sft"]
     codec = load_codec(base)
     # 1.
-    pairs, left_out = read_pairs(inputs, codec, config, "train")
-    held_out, _ = read_pairs(inputs, codec, config, "eval")
+    with ctx.progress("reading rankings") as bar:
+        pairs, left_out = read_pairs(inputs, codec, config, "train", bar.advance)
+        held_out, unmeasured = read_pairs(inputs, codec, config, "eval", bar.advance)
     if not pairs:
-        raise DataError(
-            f"the training rankings have no strict pair: {left_out.describe('rankings') or 'there are none'}",
-            where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else str(inputs["data"].path),
-            hint=left_out.hint(learns=False) or "give rankings with at least one strict preference",
-        )
-    if left_out.total or left_out.shortened:
-        line = left_out.describe("training rankings")
-        ctx.say(f"dpo: {line}. To use them: {left_out.hint(learns=False)}")
+        raise left_out.error(ctx.describe, str(inputs["data"].path), NO_STRICT_PAIR)
+    for counted in (left_out, unmeasured):
+        counted.report(ctx.say)
     # 2.
     reference = load_actor(base, sft, ctx.device)
     scoring = MicroBatch(config.precompute_ref_batch_size, "dpo", ctx.say)
@@ -112,13 +108,16 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         **training_metrics,
         "pairs": len(pairs),
         **left_out.metrics(),
+        **unmeasured.metrics(),
         "prompts": len({pair.key for pair in pairs}),
         "train_loss": trainer.state.log_history[-1]["train_loss"],
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }
     # 4.
     if held_out:
-        metrics |= measure(held_out, Actor(causal_lm(trainer.model).eval()), codec, config.beta, scoring)
+        with ctx.progress("dpo: held-out pairs", total=2 * len(held_out)) as bar:
+            policy = Actor(causal_lm(trainer.model).eval())
+            metrics |= measure(held_out, policy, codec, config.beta, scoring, bar.advance)
     if trainer.world.rank == 0:
         if is_adapter(sft):
             save_adapter(trainer.model, "default", out_dir)
@@ -128,17 +127,25 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 
 
 def read_pairs(
-    inputs: Mapping[str, Artifact], codec: Codec, config: DPOConfig, split: str
-) -> tuple[list[Pair], LeftOut]:
-    """The strict pairs of a split's rankings, of all rounds, and counts of the rankings left out."""
-    rankings = (
-        ranking
-        for artifact in by_round(inputs, "rank").values()
-        for ranking in read_rankings_file(artifact.file("rankings.jsonl"))
-        if ranking.split == split
+    inputs: Mapping[str, Artifact],
+    codec: Codec,
+    config: DPOConfig,
+    split: Split,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[list[Pair], RankingsLeftOut]:
+    """The strict pairs of a split's rankings, of all rounds, and counts of the rankings left out. `advance` is
+    called for each ranking."""
+
+    def rankings() -> Iterator[Ranking]:
+        for artifact in by_round(inputs, "rank").values():
+            for ranking in read_rankings_file(artifact.file("rankings.jsonl")):
+                if ranking.split == split:
+                    yield ranking
+                    advance()
+
+    groups, left_out = group_rankings(
+        rankings(), TokenEncoder(codec), config.max_length, prefix=of_split(split), limit_key="dpo.max_length"
     )
-    groups, left_out = group_rankings(rankings, TokenEncoder(codec), config.max_length)
-    left_out.key = "dpo.max_length"
     pairs = []
     for key, group in groups.items():
         answers = [row[group.prompt_length :] for row in group.rows]
@@ -248,11 +255,24 @@ def _restore(model: Any, start: Mapping[str, Tensor]) -> None:
                 parameter.copy_(start[name])
 
 
-def measure(pairs: Sequence[Pair], actor: Actor, codec: Codec, beta: float, micro: MicroBatch) -> Metrics:
+def measure(
+    pairs: Sequence[Pair],
+    actor: Actor,
+    codec: Codec,
+    beta: float,
+    micro: MicroBatch,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Metrics:
     """Loss and accuracy of the implicit reward on held-out pairs, with a bootstrap interval over prompts as for the
     reward model."""
     policy_logps = [
-        _logps([(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)], actor, codec, micro)
+        _logps(
+            [(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)],
+            actor,
+            codec,
+            micro,
+            on_batch,
+        )
         for answers in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
     ]
     reference_logps = torch.tensor([[pair.ref_chosen for pair in pairs], [pair.ref_rejected for pair in pairs]])

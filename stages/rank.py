@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
@@ -22,26 +21,36 @@ from data.venues import task as venues
 from pipeline.config.rank import RankConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
-from pipeline.errors import RecipeError, StageError
+from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.files import jsonable
+from stages.left_out import LeftOut
+
+ALL_THE_SAME, NOT_RANKED = "all answers are the same", "not ranked"
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     """Writes rankings.jsonl and agreement.json."""
     path = out_dir / "rankings.jsonl"
-    unranked: Counter[str] = Counter()
+    unranked: LeftOut | None = None
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
     elif config.source == "app":
         ranked, unranked = ask(config, newest(inputs, "collect"), ctx)
         write_jsonl(path, ranked)
+        unranked.report(ctx.say)
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
     sample = RankingSample()
-    with ctx.progress("rank: reading") as bar:
+    with ctx.progress("reading rankings") as bar:
         for ranking in read_rankings_file(path):
             sample.add(ranking)
             bar.advance()
+    if not sample.rankings:
+        raise DataError(
+            "rank: there are no rankings",
+            where=str(path.parent if config.source != "data" else inputs["data"].path),
+            hint="look in the data stage’s dropped.jsonl for the reasons, or set rank.source",
+        )
     ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
     with ctx.progress("rank: measures", total=steps(sample)) as bar:
         measured = measure_annotators(sample, seed=ctx.seed, advance=bar.advance)
@@ -65,26 +74,27 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "measured_on": sample.kept,
         "annotators": len(sample.annotators),
         "human": sample.human,
-        "dropped_prompts": unranked.total(),
-        **{f"dropped_prompts/{reason}": count for reason, count in sorted(unranked.items())},
+        **(unranked.metrics() if unranked else {}),
     }
 
 
-def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], Counter[str]]:
+def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], LeftOut]:
     """Serves the ranking web page until people have ranked all answers or the admin ends the campaign.
 
-    Earlier rankings of the same answers are included. Returns the rankings, and the number of prompts without a
-    ranking, by reason. Raises `StageError` if there is no ranking.
+    Earlier rankings of the same answers are included. Returns the rankings, and the prompts without one.
+
+    Raises `StageError` if there is no ranking.
     """
     from ranking.campaign import Campaign
     from ranking.export import rankings
     from ranking.items import collected as sources
     from ranking.serve import collect_rankings
 
-    campaign = Campaign.of("rank", sources(collected.jsonl("answers.jsonl")), config.app)
+    answers = sources(collected.jsonl("answers.jsonl"))
+    campaign = Campaign.of("rank", answers, config.app, ctx.recipe_dir.name)
     (ctx.state_dir / "asked").touch()  # marks a stopped run as one to resume
     database = ctx.recipe_dir / RANKINGS_DATABASE
-    store = collect_rankings(database, campaign, config.app, say=ctx.say, progress=ctx.progress)
+    store = collect_rankings(database, campaign, config.app, say=ctx.say)
     try:
         ranked = list(rankings(store, campaign))
     finally:
@@ -96,11 +106,14 @@ def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[
             hint="add annotators to rank.app.annotators, or rank the skipped items",
         )
     prompts = {prompt_key(ranking.prompt) for ranking in ranked}
-    return ranked, Counter(
-        "all answers are the same" if source.item is None else "not ranked"
-        for source in campaign.sources
-        if source.item is None or prompt_key(source.prompt) not in prompts
-    )
+    unranked = LeftOut("prompts", "collected_", "rank.app", None, hints={NOT_RANKED: "rank them on the page"})
+    for source in campaign.sources:
+        unranked.read += 1
+        if source.item is None:
+            unranked.counts[ALL_THE_SAME] += 1
+        elif prompt_key(source.prompt) not in prompts:
+            unranked.counts[NOT_RANKED] += 1
+    return ranked, unranked
 
 
 def simulate(config: RankConfig, collected: Artifact, ctx: RunContext) -> Iterator[Ranking]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.config import formats
+from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge
 from pipeline.engine.registry import StageSpec, register
@@ -32,7 +33,7 @@ def _has_dpo(recipe: Recipe) -> bool:
 
 
 def _is_file(judge: str) -> bool:
-    return judge not in ("none", "venues", "e2e")
+    return judge not in JUDGES
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -87,7 +88,7 @@ register(
         ),
         StageSpec(
             "data",
-            version=3,
+            version=4,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={
@@ -167,7 +168,7 @@ register(
         ),
         StageSpec(
             "eval",
-            version=8,
+            version=9,
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),

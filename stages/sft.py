@@ -17,7 +17,6 @@ from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from pipeline.config.sft import SFT_TRAINER, SFTConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from pipeline.errors import DataError
 from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter, trained_in_full
 from stages.models.loading import load_backbone
 from stages.models.text import load_codec
@@ -31,15 +30,15 @@ from stages.training.trainer import train as train_to_end
 def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, data = inputs["base"], inputs["data"]
     codec = load_codec(base)
-    checked = check_conversations(data, codec, ctx.say)
-    rows, too_long = encode_demonstrations(data, codec, "train", config.max_length)
-    held_out, _ = encode_demonstrations(data, codec, "eval", config.max_length)
+    with ctx.progress("checking prompts and answers") as bar:
+        checked = check_conversations(data, codec, ctx.say, bar.advance)
+    with ctx.progress("reading demonstrations") as bar:
+        rows, left_out = encode_demonstrations(data, codec, "train", config.max_length, advance=bar.advance)
+        held_out, unmeasured = encode_demonstrations(data, codec, "eval", config.max_length, advance=bar.advance)
     if not rows:
-        raise DataError(
-            f"no demonstration fits into sft.max_length = {config.max_length} tokens",
-            where=str(data.path),
-            hint="raise sft.max_length",
-        )
+        raise left_out.error(ctx.describe, str(data.path), "add demonstrations")
+    for counted in (left_out, unmeasured):
+        counted.report(ctx.say)
     torch.manual_seed(ctx.seed)
     model: Any = load_backbone(base, ctx.device)
     if config.lora is None:
@@ -70,7 +69,8 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         **training_metrics,
         **checked,
         "demonstrations": len(rows),
-        "demonstrations_too_long": too_long,
+        **left_out.metrics(),
+        **unmeasured.metrics(),
         "train_loss": trainer.state.log_history[-1]["train_loss"],
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }

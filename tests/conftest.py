@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,26 @@ def context(tmp_path: Path) -> Callable[..., RunContext]:
     return make
 
 
+class Bar:
+    """A loop of `Notes`."""
+
+    def __init__(self, notes: Notes, name: str) -> None:
+        self.notes, self.name = notes, name
+
+    def advance(self, steps: int = 1, **numbers: float) -> None:
+        self.notes.bars[self.name] += steps
+        self.notes.advance(steps, **numbers)
+
+
 class Notes:
-    """Records a stage's metrics log, progress and messages."""
+    """Records a stage's metrics log, progress (of all loops, and by name in `bars`) and messages."""
 
     def __init__(self) -> None:
         self.logged: list[tuple[int, dict[str, Any]]] = []
         self.truncated: list[int] = []
         self.lines: list[str] = []
         self.advanced = 0
+        self.bars: Counter[str] = Counter()
         self.numbers: dict[str, float] = {}
 
     def log(self, step: int, **values: Any) -> None:
@@ -138,9 +151,10 @@ class Notes:
         self.numbers |= numbers
 
     @contextlib.contextmanager
-    def progress(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Notes]:
+    def progress(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Bar]:
         self.advanced += done
-        yield self
+        self.bars[name] += done
+        yield Bar(self, name)
 
 
 @pytest.fixture

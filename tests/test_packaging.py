@@ -73,7 +73,7 @@ def test_a_shipped_recipe_works_outside_of_a_clone(wheel: Path, tmp_path: Path) 
             check=True,
         ).stdout
 
-    assert "base     run     never ran" in tutelage("plan", "quickstart")
+    assert "base     run     no earlier result" in tutelage("plan", "quickstart")
     assert 'name: "quickstart-qat"' in tutelage("show", "--recipe", "quickstart-qat")
     (work / "where.py").write_text("import stages.__main__, pipeline.config.shipped as s; print(s.FOLDER)")
     where = subprocess.run(
@@ -109,7 +109,7 @@ def test_without_safe_path_the_users_module_would_be_imported(users_modules: Pat
 @pytest.mark.parametrize("program", [[sys.executable, "-P", "-m", "stages"], [str(COMMAND)]])
 def test_a_command_does_not_import_the_users_modules(users_modules: Path, program: Sequence[str]) -> None:
     done = subprocess.run([*program, "plan", "quickstart"], capture_output=True, text=True, check=True)
-    assert "never ran" in done.stdout
+    assert "no earlier result" in done.stdout
     assert imported(users_modules) == []
 
 

@@ -14,7 +14,7 @@ from data.schema import Message, Ranking, prompt_key, same_text
 from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each, nothing
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
-from data.tables.sources import Row, as_number, as_text, is_empty
+from data.tables.sources import Row, TableError, as_number, as_text, is_empty
 from data.tables.spelling import ROLES
 from data.tables.spill import grouping
 from pipeline.errors import DataError
@@ -59,6 +59,12 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         raise columns.error(
             f"a ranking needs at least 2 completions and `completions` names {len(completions)} columns",
             "name the K columns, completions: [a, b, ...], and their ratings: [...] or ranks: [...]",
+        )
+    if not orders:
+        raise columns.error(
+            "no column orders the completions",
+            "name K columns, ratings: [...] (higher is better) or ranks: [...] (lower is), or for two completions "
+            "preference: COLUMN",
         )
     for name, values in ((kind, orders), ("models", models or completions)):
         if len(values) != len(completions):
@@ -105,7 +111,7 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             )
             where = where or row.where
         if groups.groups and groups.largest() < 2:
-            raise DataError(
+            raise TableError(
                 "a ranking needs at least 2 completions and every group of this table has 1",
                 where=where,
                 hint="give rows of one ranking the same prompt and annotator, or name their `group` column",

@@ -11,20 +11,21 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data.schema import Demonstration, Prompt, Ranking, prompt_key
+from data.splits import group_of
 from data.tables.corpus import documents
 from data.tables.demonstrations import read_demonstrations, read_prompts
 from data.tables.mapping import Problem, Table, missing, missing_in_row
 from data.tables.profile import ROWS, Profile, usage_lines
 from data.tables.rankings import read_rankings
 from data.tables.repeats import Repeats, repeats
-from data.tables.sources import Dropped, MissingColumn, Row, read_table
-from data.tables.suggest import listed
+from data.tables.sources import Dropped, MissingColumn, Row, TableError, read_table
+from data.tables.suggest import count_of, listed
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.rules import is_local
 from pipeline.errors import DataError, RecipeError
@@ -51,12 +52,12 @@ class TableReport:
         kind: what its rows become: rankings, demonstrations, prompts or texts.
         parsed: how many of them there are.
         prompts: distinct prompts among them.
+        groups: the group of each distinct prompt, by its key (`data.splits`).
         columns: of the table, in its order.
         unused: those of them that the reader does not use.
         lines: what the user should know about unused columns, repeated rankings and the like.
         annotators: rankings by annotator; `unknown` where the table names none.
-        left_out: rows that make no ranking, demonstration or prompt, by reason.
-        answers_left_out: answers that are left out of rankings, by reason.
+        dropped: what is left out; `rows_out` counts rows, and `completions_out` answers of rankings, by reason.
         first: the first `SHOWN` of what the rows became.
     """
 
@@ -69,12 +70,12 @@ class TableReport:
     complete: bool = False
     parsed: int = 0
     prompts: int = 0
+    groups: dict[str, str] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     annotators: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-    answers_left_out: Counter[str] = field(default_factory=Counter)
+    dropped: Dropped = field(default_factory=Dropped)
     first: list[Parsed] = field(default_factory=list)
 
     def describe(self) -> Iterator[str]:
@@ -82,18 +83,19 @@ class TableReport:
         if not self.opened:
             yield f"{self.name}: {self.path} was not opened, since it is not a local file"
             return
-        rows = "row" if self.read == 1 else "rows"
-        some = f"all {self.read:,} {rows}" if self.complete else f"the first {self.read:,} {rows}"
-        prompts = "" if self.kind == "texts" else f" of {self.prompts:,} prompts"
-        line = f"{self.name}: {self.path}, {some}: {self.parsed:,} {self.kind}{prompts}"
+        if self.problems and not self.parsed:
+            yield f"{self.name}: {self.path}, {count_of(self.read, 'rows')} read, none of them usable"
+            yield from self.lines
+            return
+        some = f"{'all' if self.complete else 'the first'} {count_of(self.read, 'rows')}"
+        prompts = f" of {count_of(self.prompts, 'prompts')}" if self.kind in ("rankings", "demonstrations") else ""
+        line = f"{self.name}: {self.path}, {some}: {count_of(self.parsed, self.kind)}{prompts}"
         if self.annotators:
             names = listed([f"{who} ({count:,})" for who, count in self.annotators.most_common()])
             line += f", by {names}"
         yield line
-        if self.left_out or self.answers_left_out:
-            dropped = Dropped()
-            dropped.rows_out, dropped.completions_out = self.left_out, self.answers_left_out
-            yield dropped.line(self.name, self.kind, self.parsed)
+        if line := self.dropped.line(self.name, self.kind, self.parsed):
+            yield line
         yield from self.lines
 
 
@@ -134,13 +136,26 @@ def check_table(name: str, table: Table, limit: int = ROWS) -> TableReport:
     report.read, report.columns = len(rows), list(profile.columns)
     if not rows:
         return report
-    lacking = missing(name, table, report.columns)
+    lacking = [_nested(problem, profile) for problem in missing(name, table, report.columns)]
+    if name == "data.demonstrations" and "prompt" in profile.columns and profile.columns["prompt"].keys:
+        lacking = []  # a tree: answers are replies inside the prompt's cell
     report.problems += lacking
     report.unused = profile.unused(name, table)
     if not lacking:
         _parse(report, table, rows, profile)
-    report.lines += usage_lines(name, table, profile)
+        report.lines += usage_lines(name, table, profile)
     return report
+
+
+def _nested(problem: Problem, profile: Profile) -> Problem:
+    """The problem of a missing column, with a hint about columns inside the cells of another."""
+    for column, about in profile.columns.items():
+        if any(f"column {key!r}" in problem.what for key in about.keys):
+            hint = (
+                f"{column!r} holds objects with {listed(sorted(about.keys))}: write these as columns of the table"
+            )
+            return replace(problem, hint=hint)
+    return problem
 
 
 def _no_file(name: str, path: Path) -> Problem:
@@ -169,7 +184,9 @@ def _parse(report: TableReport, table: Table, rows: Sequence[Row], profile: Prof
             try:
                 _count(report, _parsed(report.name, table, left, dropped, repeated))
             except (DataError, RecipeError) as error:
-                at = next((place for place, row in enumerate(left) if row.where == error.where), None)
+                row_at_fault = not isinstance(error, TableError)
+                places = (place for place, row in enumerate(left) if row_at_fault and row.where == error.where)
+                at = next(places, None)
                 if at is not None and len(wrong) < MOST and len(left) > 1:
                     wrong.append(error)
                     del left[at]
@@ -179,7 +196,7 @@ def _parse(report: TableReport, table: Table, rows: Sequence[Row], profile: Prof
             else:
                 if repeated is not None:
                     report.lines += repeated.lines()
-            report.left_out, report.answers_left_out = dropped.rows_out, dropped.completions_out
+            report.dropped = dropped
             break
     report.problems += _grouped(report, table, wrong)
 
@@ -199,8 +216,7 @@ def _parsed(
 
 def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
     """Counts what the rows become, in `report`."""
-    report.parsed, report.first, report.annotators = 0, [], Counter()
-    prompts = set()
+    report.parsed, report.first, report.annotators, report.groups = 0, [], Counter(), {}
     try:
         for item in parsed:
             report.parsed += 1
@@ -209,9 +225,9 @@ def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
             if isinstance(item, Ranking):
                 report.annotators[item.annotator] += 1
             if not isinstance(item, tuple):
-                prompts.add(prompt_key(item.prompt))
+                report.groups[prompt_key(item.prompt)] = group_of(item.prompt)
     finally:
-        report.prompts = len(prompts)
+        report.prompts = len(report.groups)
 
 
 def _grouped(report: TableReport, table: Table, errors: Sequence[DataError | RecipeError]) -> list[Problem]:
@@ -227,8 +243,7 @@ def _grouped(report: TableReport, table: Table, errors: Sequence[DataError | Rec
             continue
         where = first.where
         if more:
-            others = "other row" if len(more) == 1 else "other rows"
-            where += f", and {len(more)} {others}: {listed([error.where for error in more], 3)}"
+            where += f", and {count_of(len(more), 'other rows')}: {listed([error.where for error in more], 3)}"
         key = f"{report.name}.columns" if isinstance(first, RecipeError) else ""
         problems.append(Problem(first.what, key, where, first.hint))
     if len(errors) > MOST:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from data.splits import split_of_prompt
 from data.tables.messages import exchange
-from data.tables.sources import Row, read_table
+from data.tables.sources import MissingColumn, Row, read_table
 from data.venues import task as venues
 from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.errors import DataError
@@ -34,11 +34,8 @@ def documents(
             if split_of_prompt([{"role": "user", "content": prompt}], held_out) == "train":
                 yield prompt, text
         else:
-            raise DataError(
-                "a corpus needs a `text` column, or `prompt` and `completion`",
-                where=f"{row.where}; its columns: {', '.join(row)}",
-                hint="name them in base.pretrain.corpus.columns",
-            )
+            lacking = [theirs for ours, theirs in names.items() if ours in config.columns and theirs not in row]
+            raise MissingColumn(lacking[0] if lacking else "text", row)
 
 
 def _demonstration(row: Row, prompt: str, completion: str, config: TableConfig) -> tuple[str, str]:

@@ -7,12 +7,15 @@ import http.client
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.error import HTTPError
+from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import Request, urlopen
 
+from pipeline import network
 from pipeline.engine.fingerprint import file_sha256
 from pipeline.errors import DataError
 
@@ -64,7 +67,7 @@ def fetch(address: str, say: Callable[[str], None] | None = None) -> Path:
         if isinstance(error, HTTPError):
             error.close()  # the error is also the response, and holds the connection
         raise DataError(
-            f"{url} cannot be fetched: {error}",
+            f"{url} cannot be fetched: {network.reason(error)}",
             hint=f"connect to the network once, put the file at {path}, or give the path of a local copy",
         ) from error
     return path
@@ -81,11 +84,22 @@ def _expected_hash(url: str, fragment: str) -> str | None:
     return match[1].lower()
 
 
+def _open(request: Request) -> Any:
+    """The response, with a second attempt when the server could not be reached."""
+    try:
+        return urlopen(request, timeout=TIMEOUT)
+    except HTTPError:
+        raise
+    except URLError:
+        time.sleep(network.PAUSE)
+        return urlopen(request, timeout=TIMEOUT)
+
+
 def _download(url: str, path: Path, say: Callable[[str], None] | None) -> str:
     """Downloads `url` to `path`; returns its SHA-256."""
     digest, size = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": "tutelage"})
-    with urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
+    with _open(request) as response, path.open("wb") as file:
         length = response.headers.get("Content-Length")
         if say:
             say(f"fetching {url}" + (f" ({int(length) / 1e6:.1f} MB)" if length else ""))

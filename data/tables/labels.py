@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each
-from data.tables.sources import Row, as_number, is_empty
+from data.tables.sources import Row, TableError, as_number, is_empty
 from pipeline.errors import DataError
 
 
@@ -86,7 +86,7 @@ class Labels:
         if self.read < FEW or self.signs <= {0} or {-1, 1} <= self.signs:
             return
         side, never = ("below", "first") if 1 in self.signs else ("above", "second")
-        raise DataError(
+        raise TableError(
             f"none of the {self.read} numbers in column {self.column!r} is {side} 0: as signed strengths they "
             f"never prefer the {never} answer",
             where=self.first_where,

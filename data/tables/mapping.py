@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
 from data.tables import suggest
 from data.tables.formats import FORMATS
 from data.tables.sources import MissingColumn
-from pipeline.config.data import RankingTableConfig, TableConfig
+from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.formats import TEXT_TABLES, ColumnNames, TableFormat
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DataError, RecipeError, TutelageError
@@ -146,9 +146,14 @@ def missing(name: str, table: Table, columns: Sequence[str]) -> list[Problem]:
             lacking[ours] = gone
     if form.name == "demonstrations" and "messages" in {*named, *columns}:
         lacking = {ours: gone for ours, gone in lacking.items() if ours in named}
-    if form.name == "text" and ("text" in columns or named.keys() & {"prompt", "completion"}):
-        lacking.pop("text", None)
-    if lacking and "prompt" not in {*named, *columns, *lacking} and "messages" not in named:
+    if form.name == "text" and "text" in lacking and "text" not in named:
+        pair = {"prompt", "completion"}
+        if all(ours in columns for ours in pair):
+            del lacking["text"]
+        elif named.keys() & pair or all(suggest.probable(ours, columns) for ours in pair):
+            lacking = {ours: [str(named.get(ours, ours))] for ours in pair}
+            lacking = {ours: gone for ours, gone in lacking.items() if gone[0] not in columns}
+    if lacking and form.name != "text" and "prompt" not in {*named, *columns, *lacking} and "messages" not in named:
         lacking["prompt"] = ["prompt"]
     return _problems(name, table, columns, lacking)
 
@@ -162,29 +167,38 @@ INSIDE = {
 
 
 def _problems(
-    name: str, table: Table, columns: Sequence[str], lacking: Mapping[str, Sequence[str]]
+    name: str,
+    table: Table,
+    columns: Sequence[str],
+    lacking: Mapping[str, Sequence[str]],
+    what: str = "the table has no column",
+    where: str = "",
 ) -> list[Problem]:
     named: ColumnNames = table.columns
     free = [column for column in columns if column not in read_columns(name, table, columns)]
     better: dict[str, str | list[str]] = {}
+    lacking = dict(sorted(lacking.items(), key=lambda item: item[0] != "prompt"))
     for ours, gone in lacking.items():
         guess = _meant(ours, named.get(ours, ours), gone, free)
         if guess:
             better[ours] = guess
             free = [column for column in free if column not in _tables_names(guess)]
-    rest = f"the table's columns are {suggest.listed(list(suggest.quoted(columns)), 30)}"
-    hint = f"set {paste(name, better)}; {rest}" if better else f"name the right one in {name}.columns; {rest}"
+    rest = f"the columns are {suggest.listed(list(suggest.quoted(columns)), 30)}"
+    if len(better) == len(lacking):
+        hint = f"set {paste(name, better)}"
+    else:
+        hint = f"set {paste(name, {ours: better.get(ours, 'COLUMN') for ours in lacking})}; {rest}"
     problems = []
     for ours, gone in lacking.items():
         key = f"{name}.columns.{ours}" if ours in named else name
-        what = f"the table has no column {' and no '.join(map(repr, gone))}"
+        message = f"{what} {' and no '.join(map(repr, gone))}"
         guess = better.get(ours)
         if guess and isinstance(named.get(ours, ours), str):
-            what += f"; {guess!r} is probably the {ours}" if ours not in named else f"; did you mean {guess!r}?"
+            message += f"; {guess!r} is probably the {ours}" if ours not in named else f"; did you mean {guess!r}?"
         elif guess:
             new = [column for column in guess if column not in named[ours]]
-            what += f"; did you mean {' and '.join(map(repr, new))}?"
-        problems.append(Problem(what, key, table.path, hint))
+            message += f"; did you mean {' and '.join(map(repr, new))}?"
+        problems.append(Problem(message, key, where, hint))
     return problems
 
 
@@ -197,7 +211,8 @@ def _meant(
         if "{" in value:
             return None
         near = None if value == ours else suggest.close(value, free)
-        return near or suggest.probable(ours, free)
+        also = {"text": "completion", "score": "rating"}.get(ours, ours)
+        return near or suggest.probable(ours, free) or suggest.probable(also, free)
     names: list[str] = []
     for column in value:
         near = suggest.close(column, [other for other in free if other not in names]) if column in gone else column
@@ -209,19 +224,23 @@ def _meant(
 
 @contextmanager
 def located(
-    name: str, table: Table, describe: Callable[[str], str], columns: Callable[[], Iterable[str]] = tuple
+    name: str, table: Table | TaskConfig, describe: Callable[[str], str], columns: Iterable[str] = ()
 ) -> Iterator[None]:
     """Errors about a missing column, raised inside, as errors at the recipe's line, with a line to paste.
 
     Args:
         name: dotted path of the table, as in `tables_of`.
         describe: as in `Problem.error`.
-        columns: gives the columns of the table's rows so far.
+        columns: those of the table's rows so far, read when the error comes.
     """
     try:
         yield
     except MissingColumn as error:
-        raise missing_in_row(name, table, error, columns())[0].error(describe) from None
+        if isinstance(table, TaskConfig):  # generated, without columns
+            raise
+        first, *more = missing_in_row(name, table, error, columns)
+        what = "; ".join([first.what, *(problem.what for problem in more)])  # one hint for all
+        raise replace(first, what=what).error(describe) from None
 
 
 def missing_in_row(name: str, table: Table, error: MissingColumn, columns: Iterable[str]) -> list[Problem]:
@@ -230,14 +249,14 @@ def missing_in_row(name: str, table: Table, error: MissingColumn, columns: Itera
     if error.column in columns and error.column not in error.columns:
         what = f"the row has no {error.column!r}, which other rows have"
         return [Problem(what, "", error.where, "add it to the row, or remove the row")]
-    problems = missing(name, table, there)
     ours = next((key for key, value in table.columns.items() if error.column in _tables_names(value)), error.column)
-    if any(problem.key.rpartition(".")[2] == ours or repr(error.column) in problem.what for problem in problems):
-        return problems
-    return [
-        *(
-            Problem(p.what, p.key, error.where, p.hint)
-            for p in _problems(name, table, error.columns, {ours: [error.column]})
-        ),
-        *problems,
-    ]
+    inside = INSIDE.get(format_of(name, table).name, ())
+    if ours in inside:
+        lacking = {ours: [error.column]}
+        if "score" in inside and not {"score", "rank"} & {*table.columns, *error.columns}:
+            lacking["score"] = ["score"]
+        return _problems(name, table, error.columns, lacking, "the objects in the row have no", error.where)
+    problems = missing(name, table, there)
+    if not any(repr(error.column) in problem.what for problem in problems):
+        problems += _problems(name, table, there, {ours: [error.column]})
+    return problems

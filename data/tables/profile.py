@@ -32,11 +32,19 @@ METADATA = frozenset({
 
 
 class ColumnProfile:
-    """The values of one column."""
+    """The values of one column.
+
+    Attributes:
+        filled: cells that are not empty; `numbers` and `nested` (lists and objects) are among them.
+        characters: of all cells that are not nested.
+        values: how often each short text, or start of a long one, occurs.
+        keys: of the objects.
+    """
 
     def __init__(self) -> None:
         self.filled = self.numbers = self.nested = self.characters = 0
         self.values: Counter[str] = Counter()
+        self.keys: set[str] = set()
 
     def add(self, value: Any) -> None:
         if is_empty(value):
@@ -44,6 +52,8 @@ class ColumnProfile:
         self.filled += 1
         if isinstance(value, list | dict):
             self.nested += 1
+            if isinstance(value, dict) and len(self.keys) < MANY:
+                self.keys.update(value)
             return
         text = str(value).strip()
         self.characters += len(text)
@@ -64,12 +74,6 @@ class ColumnProfile:
     def repeats(self) -> bool:
         """Whether it holds few distinct values, each in several rows."""
         return len(self.values) >= 2 and self.filled >= 2 * len(self.values) and len(self.values) < MANY
-
-    @property
-    def is_scale(self) -> bool:
-        """Whether it holds small whole numbers, as ranks and ratings are."""
-        whole = all(re.fullmatch(r"\d{1,3}(?:\.0)?", value) for value in self.values)
-        return bool(self.values) and whole and len(self.values) <= 11
 
     @property
     def names_people(self) -> bool:
@@ -145,6 +149,11 @@ def questions(name: str, table: Table, profile: Profile) -> Iterator[tuple[list[
     for members, line in _of_series(name, table, unused):
         asked.update(members)
         yield members, line
+    if members := _orders(table, unused):
+        ours = "ranks" if suggest.is_called("rank", suggest.stem(members[0])) else "ratings"
+        asked.update(members)
+        hint = f"If they hold the {ours}, set {paste(name, {ours: members})}"
+        yield members, f"{name}: columns {' and '.join(map(repr, members))} are not used. {hint}"
     form = format_of(name, table)
     named = {*table.columns, *profile.columns}
     for column in form.columns:
@@ -180,6 +189,16 @@ MEANINGS = {
 def _may_be_prompt(column: str, about: ColumnProfile) -> bool:
     called = any(suggest.is_called(role, column) for role in ("prompt", "completion"))
     return about.is_text or (called and not about.numbers)
+
+
+def _orders(table: Table, unused: Sequence[str]) -> list[str]:
+    """Unused columns that rank or rate the completions of a wide table, where the recipe names none."""
+    answers = table.columns.get("completions")
+    if not isinstance(answers, list) or {"ranks", "ratings", "preference", "question"} & table.columns.keys():
+        return []
+    named = {stem: members for stem, members in suggest.series(unused).items() if len(members) == len(answers)}
+    called = (stem for stem in named if suggest.is_called("rank", stem) or suggest.is_called("rating", stem))
+    return next((named[stem] for stem in called), [])
 
 
 def _of_series(name: str, table: Table, unused: Sequence[str]) -> Iterator[tuple[list[str], str]]:

@@ -125,7 +125,8 @@ def _distinct(
     by_text: dict[str, list[int]] = {}
     for place in places:
         by_text.setdefault(same_text(candidates.answers[place].text), []).append(place)
-    kept = []
+    kept: list[int] = []
+    contested: list[Completion] = []
     for same in by_text.values():
         answers = [candidates.answers[place] for place in same]
         if len({answer.score for answer in answers}) == 1:
@@ -133,8 +134,9 @@ def _distinct(
             without += ["merged with an equal answer"] * (len(same) - 1)
             continue
         without += ["the same answer at two places"] * len(same)
-        if repeats is not None and candidates.annotator == ANONYMOUS and answers[0].where != answers[1].where:
-            repeats.add_contested(answers[0].where, answers[1].where, len(by_text))
+        contested = contested or answers
+    if repeats is not None and contested and candidates.annotator == ANONYMOUS:
+        repeats.add_contested(contested[0].where, contested[1].where, len(by_text))
     return sorted(kept)
 
 

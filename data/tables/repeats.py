@@ -27,6 +27,7 @@ from data.tables.mapping import paste
 from data.tables.profile import SHORT, Profile
 from data.tables.sources import Row
 from data.tables.spill import Values, values
+from data.tables.suggest import count_of
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError
 
@@ -47,7 +48,7 @@ class Repeats:
         self.name, self.table, self.profile = name, table, profile
         roles = {column.name for column in FORMATS[table.format].columns}
         self.counted = table.human and "annotator" in roles and table.columns.get("annotator") != ""
-        self.rankings = self.repeats = 0
+        self.rankings = self.repeats = self.grouped = 0
         self.contrary: Counter[bool] = Counter()
         """Repeats in another order, by whether they are of more than two answers."""
         self.differing: Counter[str] = Counter()
@@ -71,7 +72,8 @@ class Repeats:
 
     def add_contested(self, first: str, second: str, answers: int) -> None:
         """Two rows of one group (format `long`) that place the same answer differently; `answers` are in it."""
-        if self.counted:
+        if self.counted and first != second:
+            self.grouped += 1
             self._note(first, second, True, answers > 2)
 
     def _note(self, first: str, second: str, contrary: bool, several: bool) -> None:
@@ -86,27 +88,40 @@ class Repeats:
         if not self.repeats or self.example is None:
             return None
         columns = self.profile.annotators(self.name, self.table)
-        grouped = self.table.format == "long"
-        telling = [column for column in columns if self.differing[column] or grouped]
-        too_many = self.repeats >= CHANCE * max(1, self.rankings)
-        counts = self.contrary.total() if too_many else self.contrary[True] and not grouped
-        contrary = self.table.format != "pairs" and counts
-        if not telling and not contrary:
+        telling = [column for column in columns if self.differing[column] or self.table.format == "long"]
+        too_many = self.repeats >= CHANCE * (self.rankings + self.grouped)
+        contrary = self.contrary.total() if too_many else self.contrary[True] and self.table.format != "long"
+        if not telling and (not contrary or self.table.format == "pairs"):
             return None
-        one = f"set {paste(self.name, {'annotator': ''})} if they are by one person"
-        if telling or columns:
-            column = (telling or columns)[0]
-            hint = f"set {paste(self.name, {'annotator': column})} if column {column!r} names who ranked; or {one}"
+        if self.grouped:
+            alone = f"set {paste(self.name, {'group': 'COLUMN'})} if a column tells rankings apart"
+        else:
+            alone = f"set {paste(self.name, {'annotator': ''})} if they are by one person"
+        column = next(iter(telling or self._distinguishing() or columns), None)
+        if column is not None:
+            hint = (
+                f"set {paste(self.name, {'annotator': column})} if column {column!r} names who ranked; or {alone}"
+            )
         else:
             hint = (
                 "add a column that names who ranked each row, and set "
-                f"{paste(self.name, {'annotator': 'COLUMN'})}; or {one}, or if nobody knows"
+                f"{paste(self.name, {'annotator': 'COLUMN'})}; or {alone}"
+                + ("" if self.grouped else ", or nobody knows")
             )
         return DataError(
             f"{self._count()}, all by {ANONYMOUS!r}: people are not told apart, and their agreement is not known",
             where=" and ".join(self.example),
             hint=hint,
         )
+
+    def _distinguishing(self) -> list[str]:
+        """Unused columns of a few short values that differ in every repeat."""
+        columns = self.profile.columns
+        return [
+            column
+            for column in self.profile.unused(self.name, self.table)
+            if self.differing[column] == self.repeats and columns[column].is_short and columns[column].repeats
+        ]
 
     def check(self) -> None:
         """Raises `problem`."""
@@ -125,7 +140,10 @@ class Repeats:
         )
 
     def _count(self) -> str:
-        verb = "repeat" if self.repeats > 1 else "repeats"
+        if self.grouped:
+            verb = "holds" if self.grouped == 1 else "hold"
+            return f"{count_of(self.grouped, 'groups')} of rows with the same prompt {verb} an answer at two places"
+        verb = "repeats" if self.repeats == 1 else "repeat"
         return f"{self.repeats:,} of {self.rankings:,} rankings {verb} the prompt and answers of an earlier one"
 
 

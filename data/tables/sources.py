@@ -17,10 +17,12 @@ from typing import Any
 
 from data.tables.fetch import fetch, is_url
 from data.tables.json_list import ListReader, NotAList
-from data.tables.suggest import listed, probable
+from data.tables.suggest import count_of, listed, probable
 from data.tables.text_files import csv_records, lines, pieces
+from pipeline import network
 from pipeline.config.data import RankingTableConfig, TableConfig
-from pipeline.errors import DataError
+from pipeline.config.paths import nearest
+from pipeline.errors import DataError, TutelageError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUB = "hub://"
@@ -84,6 +86,10 @@ class Row(dict[str, Any]):
         return as_number(self[column], f"column {column!r}", self.where)
 
 
+class TableError(DataError):
+    """What is wrong with a table as a whole, although it is reported at one of its rows."""
+
+
 class MissingColumn(DataError):
     """A row has no such column.
 
@@ -98,9 +104,7 @@ class MissingColumn(DataError):
         super().__init__(
             f"there is no column {column!r}" + (f"; {near!r} is probably meant" if near else ""),
             where=row.where,
-            hint=f"the columns are {listed(self.columns, 30)}: " + f"rename the one that holds the {column}"
-            if self.columns
-            else "the row is empty",
+            hint=f"the columns are {listed(self.columns, 30)}. Rename the right one to {column}",
         )
 
 
@@ -112,21 +116,11 @@ HINTS = {
     "empty prompt": "fill the prompt's cell",
     "empty completion": "fill the answer's cell",
     "missing rating": "fill the cell with the answer's rating or rank",
-    "fewer than 2 completions left": "a ranking needs 2 answers with ratings or ranks",
     "chosen and rejected are the same": "correct or remove the row",
     "the same answer at two places": "give equal answers equal ranks, or keep one of them",
     "no ranked reply": "rank the replies",
 }
 """Reason for which something is left out -> how to fix it."""
-
-
-def _with_hints(counts: Counter[str], hints: Mapping[str, str]) -> str:
-    """The counts, highest first, each with how to fix it."""
-    parts = []
-    for reason, count in counts.most_common():
-        hint = hints.get(reason) or HINTS.get(reason, "")
-        parts.append(f"{count:,} x {reason}" + (f": {hint}" if hint else ""))
-    return "; ".join(parts)
 
 
 class Dropped:
@@ -190,13 +184,23 @@ class Dropped:
             kept: how many of them there are.
         """
         out = self.rows_out.total()
-        parts = (
-            [f"{out:,} of {out + kept:,} {what} left out ({_with_hints(self.rows_out, self.hints)})"] if out else []
-        )
-        if self.completions_out:
-            answers = _with_hints(self.completions_out, self.hints)
-            parts.append(f"{self.completions_out.total():,} answers left out of {what} that are kept ({answers})")
-        return f"{name}: {'; '.join(parts)}" if parts else ""
+        parts = []
+        if out:
+            answers = self.counts - self.rows_out - self.completions_out  # of what is left out
+            why = self._why(self.rows_out) + (f", which had {self._why(answers)}" if answers else "")
+            parts.append(f"{out:,} of {count_of(out + kept, what)} left out: {why}")
+        if answers := +self.completions_out:
+            shown = f"{count_of(answers.total(), 'answers')} left out of {what} that are kept"
+            parts.append(f"{shown}: {self._why(answers)}")
+        return f"{name}: {'. '.join(parts)}" if parts else ""
+
+    def _why(self, counts: Counter[str]) -> str:
+        """The counts, highest first, each with how to fix it."""
+        parts = []
+        for reason, count in counts.most_common():
+            hint = self.hints.get(reason) or HINTS.get(reason, "")
+            parts.append(f"{count:,} x {reason}" + (f" ({hint})" if hint else ""))
+        return ", ".join(parts)
 
     def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
         """`rows`, counted as they pass."""
@@ -233,10 +237,9 @@ def _file_rows(path: Path) -> Iterator[Row]:
         yield from _folder_rows(path)
         return
     if not path.is_file():
-        raise DataError(
-            f"there is no file {path}",
-            hint="correct the path; a relative one starts at the folder where the command runs",
-        )
+        near = nearest(path)
+        start = "correct the path; a relative one starts at the folder where the command runs"
+        raise DataError(f"there is no file {path}", hint=f"did you mean {near}?" if near else start)
     match kind(path):
         case ".csv" | ".tsv" as suffix:
             for number, cells in csv_records(path, "," if suffix == ".csv" else "\t"):
@@ -383,11 +386,13 @@ def _hub_rows(path: str, split: str) -> Iterator[Row]:
     import datasets
 
     name, subset = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+    elsewhere = "give a local file: save the data set where there is a network, with datasets' to_parquet"
     try:
-        for part in split.split("+"):
-            table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
-            yield from _dataset_rows(table, f"{path}, split {part}")
-    except DataError:
+        with network.hub(f"the data set {name}", where=path, offline=elsewhere):
+            for part in split.split("+"):
+                table = datasets.load_dataset(name, subset, split=part, revision=revision, streaming=True)
+                yield from _dataset_rows(table, f"{path}, split {part}")
+    except TutelageError:
         raise
     except Exception as error:  # datasets raises whatever its readers, file systems and HTTP client raise
         raise DataError(

@@ -16,6 +16,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         "output", "answer", "response", "reply", "text", "demonstration", "summary", "target", "generation",
         "antwort", "ausgabe", "réponse", "respuesta",
     ),
+    "text": ("content", "document", "passage", "body", "story", "inhalt", "dokument"),
     "messages": ("conversation", "conversations", "dialogue", "dialog", "chat", "gespräch", "unterhaltung"),
     "chosen": (
         "preferred", "better", "winner", "accepted", "response_chosen", "chosen_response", "answer_chosen",
@@ -46,6 +47,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 FILLERS = {
     "annotator": frozenset({"id", "ids", "name", "no", "nr", "number", "code", "key", "email", "the", "of"}),
     "model": frozenset({"id", "name"}),
+    "rating": frozenset({"overall", "total", "average", "mean", "final", "fine", "grained", "value"}),
 }
 """Words that a name may have beside the one that matters, by our name: `rater_id`, `Worker name`."""
 TEXT_FILLERS = frozenset({"text", "texts", "content", "the", "of", "value", "cell"})
@@ -123,6 +125,11 @@ def _core(role: str, column: str) -> str:
     """The column's name without words that say nothing about its role."""
     fillers = FILLERS.get(role, TEXT_FILLERS)
     return "".join(word for word in words_of(column) if word not in fillers)
+
+
+def count_of(count: int, things: str) -> str:
+    """A number with its noun, given in the plural: "1 row", "2 rows"."""
+    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

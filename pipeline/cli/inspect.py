@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import (
+    PLAN_NOTES,
     QUICKSTART,
     RECIPE_CHECKS,
     RUNS,
@@ -23,7 +24,7 @@ from pipeline.cli.app import (
     planner_of,
     target,
 )
-from pipeline.cli.tables import memory_table, plan_table, proposals, status_table
+from pipeline.cli.tables import memory_table, plan_table, proposals, status_table, total_time
 from pipeline.config.load import load_recipe
 from pipeline.engine import clean as cleaning
 from pipeline.engine import manifest
@@ -39,23 +40,32 @@ def plan(
     recipe: OptionalRecipe = None,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also the parts of the memory, operations, and long reasons.")
+    ] = False,
 ) -> None:
     """Show which stages would run and why, their memory and time, and changes that would make them fit."""
     stage, path = target(stage, recipe)
     planner = planner_of(path, sets, runs)
     steps = planner.plan(stage)
-    planner.check_model(_base(steps))
-    console().print(plan_table(steps))
+    planner.check_model(_finished(steps, "base"))
+    terminal = console()
+    terminal.print(plan_table(steps, terminal.width, verbose))
     forecast = Forecast.of(planner.loaded, planner.latest("data"))
     echo("")
-    console().print(memory_table(forecast, planner))
+    terminal.print(memory_table(forecast, planner, terminal.width, verbose))
+    if total := total_time(forecast, planner, steps):
+        echo(total)
     for line in proposals(forecast):
         echo(line)
+    for function in PLAN_NOTES:
+        for line in function(planner.loaded, _finished(steps, "data")):
+            echo(line)
 
 
-def _base(steps: Sequence[StagePlan]) -> StageRun | None:
-    """The run of the `base` stage, if it is finished."""
-    return next((step.finished for step in steps if step.spec.name == "base"), None)
+def _finished(steps: Sequence[StagePlan], stage: str) -> StageRun | None:
+    """The run of a stage, if it is finished."""
+    return next((step.finished for step in steps if step.spec.name == stage), None)
 
 
 @app.command()
@@ -85,7 +95,7 @@ def check(
     problems = [problem for function in RECIPE_CHECKS for problem in function(planner.loaded, echo)]
     try:
         steps = planner.plan()
-        planner.check_model(_base(steps))
+        planner.check_model(_finished(steps, "base"))
     except TutelageError as error:
         if error.what not in {problem.what for problem in problems}:
             problems.insert(0, error)
@@ -101,8 +111,9 @@ def check(
 
 @app.command()
 def status(recipe: RecipeOption = QUICKSTART, sets: SetOption = None, runs: RunsOption = RUNS) -> None:
-    """Show the state, key, time and size of each stage."""
-    console().print(status_table(planner_of(recipe, sets, runs)))
+    """Show each stage's state, and the time, memory and size of its newest run."""
+    terminal = console()
+    terminal.print(status_table(planner_of(recipe, sets, runs), terminal.width))
 
 
 @app.command()

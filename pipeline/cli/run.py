@@ -34,6 +34,7 @@ from pipeline.engine.processes import Processes
 from pipeline.engine.progress import Display
 from pipeline.engine.rounds import step_name
 from pipeline.engine.runner import Runner, foresee, terminate_as_interrupt
+from pipeline.files import need_folder
 
 
 @app.command()
@@ -51,6 +52,9 @@ def run(
     skipped."""
     stage, path = target(stage, recipe)
     loaded = load_recipe(path, sets or [])
+    need_folder(runs, "runs", "give another folder with --runs or TUTELAGE_RUNS")
+    if (runs / loaded.recipe.name).exists():
+        need_folder(runs / loaded.recipe.name, "runs", "give another folder with --runs or TUTELAGE_RUNS")
     again = [] if not fresh else [stage] if stage else list(registry.steps(loaded.recipe))
     if (nproc or 1) > 1 and "WORLD_SIZE" not in os.environ:
         planner = Planner(loaded, runs, again)
@@ -71,7 +75,8 @@ def run(
         return
     steps = runner.run(stage)
     if all(step.finished for step in steps):
-        console().print(plan_table(steps))
+        terminal = console()
+        terminal.print(plan_table(steps, terminal.width))
         echo("nothing to do: every stage is up to date")
     if stage is None:
         changed = runner.moved or any(not step.finished for step in steps)

@@ -4,65 +4,100 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.columns import GAP, Column, fit
+from pipeline.engine.durations import Durations
 from pipeline.engine.manifest import Manifest
 from pipeline.engine.plan import KEY_DIGITS, Planner, StagePlan
-from pipeline.files import folder_size, readable_bytes, readable_seconds
+from pipeline.files import (
+    about_seconds,
+    folder_size,
+    readable_bytes,
+    readable_operations,
+    readable_seconds,
+    readable_weights,
+)
 from pipeline.memory.advice import propose
 from pipeline.memory.forecast import Forecast
-from pipeline.memory.plan import StagePeak
+from pipeline.memory.plan import MemoryPlan, StagePeak
 
-_STYLES = {"skip": "dim", "run": "bold green", "resume": "bold yellow", "wait": "yellow"}
+_STYLES = {"skip": "dim", "run": "bold green", "resume": "bold yellow", "wait": "green"}
 
 
-def plan_table(steps: Sequence[StagePlan]) -> Table:
-    """Stage, action and reason, with notes below the reason."""
-    table = Table("stage", "action", "why", box=None, header_style="bold")
+def plan_table(steps: Sequence[StagePlan], width: int, verbose: bool = False) -> RenderableType:
+    """Stage, action and reasons, one reason per line, with notes below the table.
+
+    Args:
+        verbose: whether reasons that are longer than a line continue on the next one; otherwise they are cut.
+    """
+    first = max(len("stage"), *(len(step.spec.name) for step in steps))
+    room = width - first - len("action") - 2 * GAP
+    table = Table(box=None, header_style="bold", padding=(0, GAP, 0, 0), pad_edge=False)
+    table.add_column("stage", no_wrap=True, min_width=first)
+    table.add_column("action", no_wrap=True, min_width=len("action"))
+    table.add_column("why", no_wrap=not verbose, overflow="fold" if verbose else "ellipsis", max_width=room)
     for step in steps:
-        why = Text(step.reason)
+        # A waiting stage runs too, or is skipped if its inputs come out unchanged: the reason says so.
+        action = "run" if step.action == "wait" else step.action
+        table.add_row(
+            step.spec.name, Text(action, style=_STYLES[step.action]), Text(step.reason.replace("; ", "\n"))
+        )
+    below = [Text(f"{', '.join(names)}: {note}", style="dim") for note, names in _notes(steps).items()]
+    if not verbose and any(len(line) > room for step in steps for line in step.reason.split("; ")):
+        below.append(Text("--verbose prints the reasons in full.", style="dim"))
+    return Group(table, *below)
+
+
+def _notes(steps: Sequence[StagePlan]) -> dict[str, list[str]]:
+    notes: dict[str, list[str]] = {}
+    for step in steps:
         if step.note:
-            why.append(f"\n{step.note}", style="dim")
-        table.add_row(step.spec.name, Text(step.action, style=_STYLES[step.action]), why)
-    return table
+            notes.setdefault(step.note, []).append(step.spec.name)
+    return notes
 
 
-def status_table(planner: Planner) -> Table:
-    """For each stage its state, and the key, time, duration and size of its newest run."""
-    table = Table(
-        "stage", "state", "key", "finished", "seconds", "on disk", "memory", "why", box=None, header_style="bold"
+def status_table(planner: Planner, width: int) -> RenderableType:
+    """Each stage's state, and the newest run's time, duration, memory, size and key; below, why a stage is not up
+    to date."""
+    steps = planner.plan()
+    runs = [step.finished or planner.latest(step.spec.name) for step in steps]
+    records = [run.manifest if run else None for run in runs]
+    states = [
+        {"skip": "finished", "resume": "incomplete"}.get(step.action, "stale" if run else "missing")
+        for step, run in zip(steps, runs, strict=True)
+    ]
+    memory = [_memory(record) if record else ("", "") for record in records]
+    finished = [record.finished[:16].replace("T", " ") if record else "" for record in records]
+    table, _ = fit(
+        [
+            Column("stage", [step.spec.name for step in steps]),
+            Column("state", states),
+            Column("finished (UTC)", finished, spare=1),
+            Column("took", [readable_seconds(record.seconds) if record else "" for record in records], True, 2),
+            Column("memory", [measured for measured, _ in memory], True, 3),
+            Column("planned", [planned for _, planned in memory], True, 4),
+            Column("on disk", [readable_bytes(folder_size(run.folder)) if run else "" for run in runs], True, 5),
+            Column("key", [record.key[:KEY_DIGITS] if record else "" for record in records], spare=6),
+        ],
+        width,
     )
-    for step in planner.plan():
-        run = step.finished or planner.latest(step.spec.name)
-        if step.action == "skip":
-            state, why = "finished", ""
-        elif step.action == "resume":
-            state, why = "incomplete", step.reason
-        else:
-            state, why = ("stale" if run else "missing"), step.reason
-        cells = ["", "", "", "", ""]
-        if run:
-            when = run.manifest.finished[:19].replace("T", " ")
-            size = readable_bytes(folder_size(run.folder))
-            cells = [
-                run.manifest.key[:KEY_DIGITS],
-                f"{when} UTC",
-                readable_seconds(run.manifest.seconds),
-                size,
-                memory_of(run.manifest),
-            ]
-        table.add_row(step.spec.name, state, *cells, Text(why))
-    return table
+    reasons = [
+        Text(f"{step.spec.name} is {state}: {step.reason}")
+        for step, state in zip(steps, states, strict=True)
+        if state in ("stale", "incomplete")
+    ]
+    return Group(table, *reasons)
 
 
-def memory_of(record: Manifest) -> str:
-    """A finished stage's peak memory, with the predicted one in brackets: of the GPU if one was used."""
+def _memory(record: Manifest) -> tuple[str, str]:
+    """A finished stage's peak memory and the predicted one: of the GPU if one was used."""
     gpu = record.memory.get("peak_gpu_bytes")
     measured = gpu or record.memory.get("peak_bytes")
     predicted = record.predicted.get("allocated_bytes" if gpu else "peak_bytes")
-    text = readable_bytes(measured) if measured else ""
-    return f"{text} ({readable_bytes(predicted)} planned)" if predicted else text
+    return readable_bytes(measured) if measured else "", readable_bytes(predicted) if predicted else ""
 
 
 GROUPS = {
@@ -75,34 +110,49 @@ GROUPS = {
     "logits": ("logits",),
     "rest": ("first use", "fragmentation", "libraries"),
 }
-"""The table's columns, and the components in each."""
+"""The columns of `plan --verbose`, and the components in each."""
 
 
-def memory_table(forecast: Forecast, planner: Planner) -> Table | Text:
-    """Each stage's peak memory by component, with its operations and time."""
+def memory_table(forecast: Forecast, planner: Planner, width: int, verbose: bool = False) -> RenderableType:
+    """Each stage's peak memory, whether it fits, and its time; with `verbose` also the peak's components and the
+    operations, as far as there is room."""
     plan = forecast.plan
     if plan is None:
         return Text(f"no memory plan: {forecast.unknown}", style="yellow")
-    has = f"of {readable_bytes(plan.limit)} ({plan.limit_from})" if plan.limit is not None else "limit not known"
+    stages, large = plan.stages, plan.too_large()
+    peaks = [
+        Text(readable_bytes(peak.total), "bold red" if stage in large else "") for stage, peak in stages.items()
+    ]
+    limit = "" if plan.limit is None else readable_bytes(plan.limit)
+    fits = ["" if plan.limit is None else "no" if stage in large else "yes" for stage in stages]
+    columns = [
+        Column("stage", list(stages)),
+        Column("peak", peaks, True),
+        Column("limit", [limit] * len(peaks), True),
+        Column("fits?", fits),
+        Column("time", [_time(forecast, planner, stage) for stage in stages], True),
+    ]
+    if verbose:
+        counts = [forecast.flops.get(stage) for stage in stages]
+        columns += [
+            Column("operations", [readable_operations(count) if count else "" for count in counts], True, 1),
+            Column("peak in", [peak.phase for peak in stages.values()], spare=2),
+            *(
+                Column(name, [_sum(peak, parts) for peak in stages.values()], True, spare)
+                for spare, (name, parts) in enumerate(GROUPS.items(), 3)
+            ),
+        ]
+    table, left_out = fit(columns, width)
+    below = [Text(f"no room for: {', '.join(left_out)}", style="dim")] if left_out else []
+    return Group(Text(_title(plan), style="italic"), table, *below)
+
+
+def _title(plan: MemoryPlan) -> str:
     size = {4: "float32", 2: "16 bits"}[plan.model.size]
     held = size if plan.model.quantization == "none" else plan.model.quantization
-    title = (
-        f"memory on {plan.model.device}, {has}; {plan.model.architecture.parameters / 1e6:,.0f} M weights in {held}"
-    )
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
-    for column in ("stage", "peak in", "peak"):
-        table.add_column(column)
-    for column in (*GROUPS, "operations", "time"):
-        table.add_column(column, justify="right")
-    for stage, peak in plan.stages.items():
-        large = stage in plan.too_large()
-        total = Text(readable_bytes(peak.total), style="bold red" if large else "")
-        sizes = [_sum(peak, names) for names in GROUPS.values()]
-        count = forecast.flops.get(stage)
-        table.add_row(
-            stage, peak.phase, total, *sizes, f"{count:.1e}" if count else "", _time(forecast, planner, stage)
-        )
-    return table
+    limit = f"limit from {plan.limit_from}" if plan.limit is not None else "limit not known: set hardware.memory"
+    weights = readable_weights(plan.model.architecture.parameters)
+    return f"memory on {plan.model.device}: {weights} weights in {held}, {limit}"
 
 
 def _sum(peak: StagePeak, names: Sequence[str]) -> str:
@@ -111,16 +161,22 @@ def _sum(peak: StagePeak, names: Sequence[str]) -> str:
 
 
 def _time(forecast: Forecast, planner: Planner, stage: str) -> str:
-    """Predicted time at the speed of the stage's last run here; without one, a lower bound from
-    `hardware.tflops`."""
-    count = forecast.flops.get(stage)
-    if not count:
+    """Estimated from the stage's last run here; without one, a lower bound from `hardware.tflops`."""
+    assert forecast.plan is not None
+    seconds = Durations(planner, forecast.flops, forecast.plan.model.device).seconds(stage)
+    if seconds is not None:
+        return about_seconds(seconds)
+    count, speed = forecast.flops.get(stage), forecast.recipe.hardware.tflops
+    return f"at least {readable_seconds(count / speed / 1e12)}" if count and speed else ""
+
+
+def total_time(forecast: Forecast, planner: Planner, steps: Sequence[StagePlan]) -> str:
+    """The line that says how long the stages that would run take; empty if that is not known."""
+    names = [step.spec.name for step in steps if step.action != "skip"]
+    if forecast.plan is None or not names:
         return ""
-    last = planner.latest(stage)
-    if last and last.manifest.predicted.get("flops") and not last.manifest.resumed:
-        return readable_seconds(last.manifest.seconds * count / last.manifest.predicted["flops"])
-    speed = forecast.recipe.hardware.tflops
-    return f"at least {readable_seconds(count / speed / 1e12)}" if speed else ""
+    seconds = Durations(planner, forecast.flops, forecast.plan.model.device).total(names)
+    return "" if seconds is None else f"{len(names)} of {len(steps)} stages to run: {about_seconds(seconds)}"
 
 
 def proposals(forecast: Forecast) -> list[str]:

@@ -9,6 +9,9 @@ from pydantic import Field
 from pipeline.config.data import TableConfig
 from pipeline.config.section import RUNTIME, Count, LocalPath, Natural, Positive, field, section
 
+JUDGES = ("none", "venues", "e2e")
+"""The names that `eval.judge` knows; any other value is a path."""
+
 
 @section
 class LLMJudgeConfig:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import merge, rules, shipped, trainer
+from pipeline.config import merge, rules, schema, shipped, trainer
 from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.schema import names_of
 from pipeline.errors import RecipeError
 
 DEFAULT = "default"
@@ -41,6 +40,10 @@ class LoadedRecipe:
         """Where the value at a dotted path was set."""
         return self.provenance.get(path, DEFAULT)
 
+    def place(self, path: str) -> str:
+        """The same for an error message: of a default, the recipe that could set it."""
+        return self.provenance.get(path) or f"{merge.shown(self.path)}, which does not set {path}"
+
     def values(self) -> dict[str, Any]:
         """Every value by dotted path, defaults included."""
         return flatten(asdict(self.recipe))
@@ -48,10 +51,6 @@ class LoadedRecipe:
     def refusal(self, problems: Sequence[rules.Problem]) -> RecipeError:
         """One error for all problems, each with the place where the value was set."""
         return _error(merge.shown(self.path), problems, self.provenance)
-
-
-RENAMED = {"guards": "monitor", "golden": "fingerprints"}
-"""Keys of earlier versions, and their names now."""
 
 
 def load_recipe(path: Path | str, sets: Sequence[str] = ()) -> LoadedRecipe:
@@ -87,17 +86,13 @@ def flatten(values: Any, path: str = "") -> dict[str, Any]:
     return flat or {path: values}
 
 
-def _names(section: Any) -> frozenset[str]:
-    return frozenset(field.name for field in fields(section))
-
-
 def _rivals() -> dict[str, frozenset[str]]:
     rivals = {
         "base.model": frozenset({"base.pretrain"}),
         "base.pretrain": frozenset({"base.model", "base.revision", "base.architecture"}),
     }
     for source in ("data.demonstrations", "base.pretrain.corpus"):
-        for key, others in (("task", _names(TableConfig)), ("path", _names(TaskConfig))):
+        for key, others in (("task", names_of(TableConfig)), ("path", names_of(TaskConfig))):
             rivals[f"{source}.{key}"] = frozenset(f"{source}.{name}" for name in others)
     return rivals
 
@@ -114,18 +109,17 @@ def _trainer_problems(data: Mapping[str, Any]) -> Iterator[rules.Problem]:
             values = values.get(key) if isinstance(values, dict) else None
         if isinstance(values, dict):
             for name, message, valid in trainer.problems(path, values):
-                yield f"{path}.{name}", message + (_nearest(name, valid) if valid else "")
+                yield f"{path}.{name}", message + (schema.nearest(name, valid) if valid else "")
 
 
 def _schema_problems(errors: Iterable[ErrorDetails], data: Any) -> Iterator[rules.Problem]:
-    messages_at: dict[str, list[str]] = {}
+    at: dict[str, list[ErrorDetails]] = {}
     for error in errors:
         if error["type"] == "literal_error" and isinstance(error["input"], dict):
             continue  # for a section that may also be a word, the problem inside the section is the useful message
-        path = _path(error, data)
-        messages_at.setdefault(path, []).append(_message(error))
-    for path, messages in messages_at.items():
-        yield path, ", or ".join(dict.fromkeys(messages))
+        at.setdefault(_path(error, data), []).append(error)
+    for path, same in at.items():
+        yield path, schema.message(same)
 
 
 def _path(error: ErrorDetails, data: Any) -> str:
@@ -139,62 +133,6 @@ def _path(error: ErrorDetails, data: Any) -> str:
             continue
         path = merge.join(path, key)
     return path
-
-
-def _message(error: ErrorDetails) -> str:
-    kind, value = error["type"], error["input"]
-    if kind == "missing":
-        return "is required"
-    if kind == "unexpected_keyword_argument":
-        name = str(error["loc"][-1])
-        if name in RENAMED:
-            return f"unknown key; it is now called {RENAMED[name]}"
-        return "unknown key" + _nearest(name, _valid_names(error["loc"][:-1]))
-    if kind == "dataclass_type":
-        # Where other types are allowed too, the keys show which section is meant.
-        names = sorted(_valid_names(error["loc"])) if str(error["loc"][-1]).endswith("Config") else []
-        keys = f" ({', '.join(names)})" if names else ""
-        return f"must be a section of keys{keys}, got {_short(value)}"
-    if kind == "string_pattern_mismatch":
-        return f"may contain letters, digits, dots, dashes and underscores only, got {_short(value)}"
-    expected = error["msg"].replace("Input should be", "must be")
-    hint = " (put it in quotes)" if kind == "string_type" and isinstance(value, int | float) else ""
-    nearest = _nearest(str(value), error["ctx"]["valid"], "values") if kind == "unknown_name" else ""
-    return f"{expected}, got {_short(value)}{hint}{nearest}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _nearest(name: str, valid: Iterable[str], what: str = "keys") -> str:
-    valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; valid {what} are {', '.join(valid)}" if len(valid) <= 12 else ""
-
-
-def _valid_names(location: Sequence[str | int]) -> set[str]:
-    """The field names of the section at a location in `Recipe`."""
-    sections: list[Any] = [Recipe]
-    for key in location:
-        if key in ("a table", "the built-in task"):
-            wanted = TableConfig if key == "a table" else TaskConfig
-            sections = [section for section in sections if section is wanted]
-        elif named := [section for section in sections if section.__name__ == key]:
-            sections = named  # a member of a union
-        elif isinstance(key, str):
-            hints = [typing.get_type_hints(section) for section in sections]
-            sections = [section for hint in hints if key in hint for section in _sections_in(hint[key])]
-    return set().union(*(_names(section) for section in sections))
-
-
-def _sections_in(annotation: Any) -> list[Any]:
-    if is_dataclass(annotation):
-        return [annotation]
-    return [section for part in typing.get_args(annotation) for section in _sections_in(part)]
 
 
 def _error(path: str, problems: Sequence[rules.Problem], provenance: Mapping[str, str]) -> RecipeError:

@@ -106,23 +106,49 @@ def read(path: Path, rivals: Rivals, chain: tuple[Path, ...] = ()) -> Node:
     if resolved in chain:
         loop = " -> ".join(shown(p) for p in (*chain, resolved))
         raise RecipeError(f"recipes extend each other in a circle: {loop}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        by = f"named in extends of {shown(chain[-1])}" if chain else ""
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        hint = shipped.suggestion(path) if isinstance(error, FileNotFoundError) else ""
-        raise RecipeError(f"cannot read the recipe {shown(path)}: {reason}", where=by, hint=hint) from None
-
-    root = parse(text, lambda line: f"{shown(path)}:{line}")
+    root = parse(_text(path, chain), lambda line: f"{shown(path)}:{line}")
+    if root.value is None:
+        raise RecipeError(
+            f"the recipe {shown(path)} is empty",
+            hint="write name: and extends: into it, for example `name: mine` and `extends: quickstart`",
+        )
     if not isinstance(root.value, dict):
-        raise RecipeError("a recipe must be a mapping of keys to values", where=root.where)
+        kind = "a list" if isinstance(root.value, list) else "a single value"
+        raise RecipeError(
+            f"a recipe consists of lines such as `name: mine`, and this file is {kind}",
+            where=root.where,
+            hint="write each value under its section: docs/recipes.md lists them",
+        )
     parents = root.value.pop("extends", None)
     merged = Node({}, root.where)
     for parent in _names(parents):
         file = shipped.locate(Path(parent).expanduser(), path.parent)
         merged = overlay(merged, read(file, rivals, (*chain, resolved)), rivals)
     return overlay(merged, root, rivals)
+
+
+def _text(path: Path, chain: Sequence[Path]) -> str:
+    by = f"named in extends of {shown(chain[-1])}" if chain else ""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason, hint = error.strerror or str(error), ""
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            reason, hint = "there is no such file", shipped.suggestion(path)
+        elif isinstance(error, IsADirectoryError):
+            inside = sorted(path.glob("*.y*ml"))
+            reason = "it is a folder"
+            hint = f"name a file in it, such as {shown(inside[0])}" if inside else shipped.suggestion(path)
+        raise RecipeError(f"cannot read the recipe {shown(path)}: {reason}", where=by, hint=hint) from None
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            f"the recipe {shown(path)} holds byte {content[error.start]:#x}, which is not UTF-8",
+            where=f"{shown(path)}:{line}",
+            hint="save the file with the encoding UTF-8",
+        ) from None
 
 
 def _names(extends: Node | None) -> list[str]:
@@ -158,7 +184,10 @@ def assignments(sets: Sequence[str]) -> Iterator[Node]:
         try:
             words = shlex.split(text)
         except ValueError as error:
-            raise RecipeError(f"cannot read --set {text!r}: {error}") from None
+            reason, hint = str(error), ""
+            if "quotation" in reason:
+                reason, hint = "a quotation mark is not closed", 'close it, or write \\" for a mark in a value'
+            raise RecipeError(f"cannot read --set {text!r}: {reason}", hint=hint) from None
         for position, word in enumerate(words):
             match = _ASSIGNMENT.fullmatch(word)
             if match:
@@ -167,15 +196,22 @@ def assignments(sets: Sequence[str]) -> Iterator[Node]:
                 # The rest of a value with spaces in it, as in `columns=[a, b]`.
                 pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {word}")
             else:
-                raise RecipeError(
-                    f"cannot read --set {text!r}", hint="write section.name=value, as in ppo.kl.target=8"
-                )
+                raise _unreadable(text)
     for number, (path, value) in enumerate(pairs, start=1):
         place = f"--set #{number}"
         node = parse(value, lambda _, place=place: place)  # type: ignore[misc]
         for key in reversed(path.split(".")):
             node = Node({key: node}, place)
         yield node
+
+
+def _unreadable(text: str) -> RecipeError:
+    """The error for a `--set` that assigns nothing; the hint is the assignment that was probably meant."""
+    meant = re.fullmatch(r"\s*(\w[\w-]*(?:\.\w[\w-]*)*)\s*(?:=|:|\s)\s*(\S+)\s*", text)
+    hint = "write section.name=value, as in ppo.kl.target=8"
+    return RecipeError(
+        f"--set {text!r} assigns no value", hint=f"write {meant[1]}={meant[2]}, without spaces" if meant else hint
+    )
 
 
 def plain(node: Node) -> Any:

@@ -68,6 +68,9 @@ class AppConfig:
     """The address in annotators' links where it differs from host and port, such as "https://rank.example.org"."""
     lease_minutes: Positive = field(default=30.0, metadata=RUNTIME)
     """Minutes for which an item is reserved for the annotator it was given to."""
+    linger_minutes: NonNegative = field(default=5.0, metadata=RUNTIME)
+    """When all rankings are in, the page stays open for corrections until no annotator has used it for so many
+    minutes."""
 
 
 @section

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -13,6 +15,7 @@ from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.export import PublishConfig
 from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
+from pipeline.config.paths import nearest
 from pipeline.config.ppo import MOST_SAMPLES, SOLVABLE_KL, PPOConfig
 from pipeline.config.rank import AppConfig
 from pipeline.config.recipe import Recipe
@@ -85,11 +88,7 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
     elif base.model is not None and base.pretrain is not None:
         yield "base", "has both `model` and `pretrain`: set one of them to null"
     elif base.model is not None and is_hub_id(base.model) and not base.revision:
-        yield (
-            "base.revision",
-            f"is required: {base.model} is a Hub id (there is no such folder) and branches move. Set it to a "
-            "commit",
-        )
+        yield _no_revision("base", base.model)
     # A published tokenizer may have further templates by name, which only the base stage knows.
     built_in = ("auto", "plain", "chatml")
     if base.model is None and base.chat_template not in built_in and not base.chat_template.endswith(".jinja"):
@@ -103,6 +102,20 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
                 "base.pretrain.hidden_size",
                 f"{hidden} must be a multiple of twice num_attention_heads ({heads}), because head widths are even",
             )
+
+
+def _no_revision(section: str, model: str) -> Problem:
+    """A name without a revision is a misspelt folder, or a Hub id whose commit is missing."""
+    near, parent = nearest(model, folders=True), Path(model).parent
+    hub = f"For a model of the Hub, set {section}.revision to its commit"
+    if near:
+        return f"{section}.model", f"there is no folder {model}; did you mean {near}? {hub}"
+    if "/" in model and parent.is_dir():
+        return f"{section}.model", f"there is no folder {model}. {hub}"
+    return (
+        f"{section}.revision",
+        f"is required: {model} is a Hub id (there is no such folder), and branches move. Set it to a commit",
+    )
 
 
 def _is_date(text: str) -> bool:
@@ -234,11 +247,7 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
 def _reward(recipe: Recipe) -> Iterator[Problem]:
     reward = recipe.reward
     if reward.model is not None and is_hub_id(reward.model) and not reward.revision:
-        yield (
-            "reward.revision",
-            f"is required: {reward.model} is a Hub id (there is no such folder) and branches move. Set it to a "
-            "commit",
-        )
+        yield _no_revision("reward", reward.model)
     if reward.model is None and reward.revision is not None:
         yield "reward.revision", "belongs to reward.model, which is not set"
     if reward.margin and reward.objective not in ("bradley_terry", "bradley_terry_pairs"):
@@ -329,8 +338,20 @@ def app_conflicts(app: AppConfig) -> Iterator[Problem]:
         yield "rank.app.annotators", "needs at least one annotator here"
     elif app.overlap > len(names):
         yield "rank.app.overlap", f"is {app.overlap}, but there are {len(names)} annotators"
+    if not _is_host(app.host):
+        yield (
+            "rank.app.host",
+            f"must be a name or an address alone, such as 0.0.0.0 (the port is rank.app.port), got {app.host!r}",
+        )
     if app.url is not None and not re.fullmatch(r"https?://[^/?#]+/?", app.url):
         yield "rank.app.url", f"must be like https://rank.example.org, got {app.url!r}"
+
+
+def _is_host(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(text)
+        return True
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*", text) is not None
 
 
 def _distinct(path: str, names: Sequence[str]) -> Iterator[Problem]:

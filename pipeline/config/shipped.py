@@ -10,6 +10,8 @@ import difflib
 import re
 from pathlib import Path
 
+from pipeline.config.paths import nearest
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "recipes"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "recipes"
@@ -41,10 +43,18 @@ def locate(path: Path, folder: Path = Path()) -> Path:
     return local if local.is_file() else files().get(path.as_posix(), local)
 
 
+def listed() -> str:
+    """The names of complete recipes for a message, one entry for each folder."""
+    return ", ".join(dict.fromkeys(name if "/" not in name else f"{name.split('/')[0]}/*" for name in recipes()))
+
+
 def suggestion(path: Path) -> str:
-    """A hint for a file that is not there; empty when no shipped name is near the end of its path."""
+    """A hint for a recipe that is not there."""
     parts = path.as_posix().removesuffix(".yaml").split("/")
     for start in range(len(parts)):
         if near := difflib.get_close_matches("/".join(parts[start:]), files(), n=1, cutoff=0.8):
             return f"did you mean the shipped recipe {near[0]}?"
-    return ""
+    file = nearest(path) or nearest(path.with_suffix(".yaml"))
+    if file and Path(file).suffix in (".yaml", ".yml"):
+        return f"did you mean {file}?"
+    return f"name a YAML file, or a recipe that is shipped: {listed()}"

@@ -11,13 +11,11 @@ from pathlib import Path
 
 from pipeline import invocation
 from pipeline.errors import DiskFull, StageError, TutelageError
+from pipeline.files import FULL
 from pipeline.machine import out_of_memory
 
 ERROR = "error.txt"
 """The file in a stage's folder with the traceback of its last failure."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""System errors: no space left, the user's quota reached, or a file larger than the system allows."""
 
 WRITE_FAILED = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|database or disk is full"

@@ -69,7 +69,7 @@ class Manifest:
         started, finished: ISO 8601, UTC.
         seconds: duration of this run, without earlier, interrupted runs.
         resumed: whether it continued from an interrupted run's state.
-        memory: measured peaks in bytes, and how they were measured.
+        memory: measured peaks in bytes, and how they were measured (`pipeline.machine.PeakMemory.report`).
         predicted: the memory plan's prediction (`pipeline.memory.plan.MemoryPlan.record`), and the operations.
         code, packages, hardware: what it ran with. Not part of the key.
     """

@@ -15,6 +15,7 @@ from pipeline import invocation
 from pipeline.config import fit
 from pipeline.config.fit import ModelProfile
 from pipeline.config.load import LoadedRecipe, flatten
+from pipeline.config.paths import missing
 from pipeline.config.section import content
 from pipeline.engine import manifest, registry
 from pipeline.engine.fingerprint import Fingerprints
@@ -25,11 +26,14 @@ from pipeline.engine.stage import Artifact
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import canonical, write_atomic
 from pipeline.machine import code_commit, package_versions
+from pipeline.wording import listing
 
 Action = Literal["skip", "run", "resume", "wait"]
 
 KEY_DIGITS = 12
 POINTER = "current.json"
+NEW = "no earlier result"
+"""The reason to run a stage that never ran."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class Planner:
                 decides, when = registry.STAGES[until].exists
                 raise RecipeError(
                     f"this recipe has no {until} stage",
-                    where=self.loaded.describe(decides),
+                    where=self.loaded.place(decides),
                     hint=f"it exists {when}",
                 )
         return registry.planned(self.recipe, until)
@@ -206,9 +210,10 @@ class Planner:
         }
         waits = [need for need in needs if need not in done]
         if waits:
-            first = f"its input{'s' if len(waits) > 1 else ''} {', '.join(waits)} will run first"
-            changes = self._changes(spec, inputs, local_files)
-            return StagePlan(spec, "wait", "; ".join([*changes, first]))
+            first, changes = f"after {listing(waits)}", self._changes(spec, inputs, local_files)
+            if not changes:
+                first += f", if {'their results change' if len(waits) > 1 else 'its result changes'}"
+            return StagePlan(spec, "wait", "; ".join([*(change for change in changes if change != NEW), first]))
 
         key = manifest.stage_key(
             spec.name,
@@ -224,7 +229,7 @@ class Planner:
             return StagePlan(spec, action, reason, note, key, folder, inputs, local_files, finished)
 
         if spec.name in self.fresh:
-            return step("run", "--fresh asks for it")
+            return step("run", "--fresh")
         record = manifest.read(folder)
         if record:
             manifest.verify(folder, record, self.hint(spec.name))
@@ -248,6 +253,10 @@ class Planner:
 
     def latest(self, stage: str) -> StageRun | None:
         """The stage's run that finished last, under any values."""
+        return next(reversed(self.history(stage)), None)
+
+    def history(self, stage: str) -> list[StageRun]:
+        """The stage's finished runs under any values, in the order in which they finished."""
         runs = []
         for file in (self.folder / stage).glob(f"*/{manifest.FILE}"):
             try:
@@ -256,7 +265,7 @@ class Planner:
                 continue  # a damaged manifest matters only to a run that needs it
             if record:
                 runs.append(StageRun(file.parent, record))
-        return max(runs, key=lambda run: run.manifest.finished, default=None)
+        return sorted(runs, key=lambda run: run.manifest.finished)
 
     def summary(self) -> RunSummary:
         """The finished stages under the recipe's values: those of the last run, or if there was none, those that
@@ -280,11 +289,8 @@ class Planner:
         records = {}
         for dotted, path in spec.files(self.recipe).items():
             if not path.exists():
-                raise RecipeError(
-                    f"{dotted}: there is no file or folder {path}",
-                    where=self.loaded.describe(dotted),
-                    hint="paths are relative to the working directory",
-                )
+                what, hint = missing(dotted, path)
+                raise RecipeError(what, where=self.loaded.place(dotted), hint=hint)
             records[dotted] = LocalRecord(path=str(path), fingerprint=self._fingerprints(path))
         return records
 
@@ -294,7 +300,7 @@ class Planner:
         """What differs from the stage's latest run."""
         latest = self.latest(spec.name)
         if latest is None:
-            return ["never ran"]
+            return [NEW]
         was = latest.manifest
         changes = []
         if was.version != spec.version:
@@ -302,7 +308,7 @@ class Planner:
         now = {"seed": self.recipe.seed, spec.section: spec.keyed(self.recipe)}
         config = _difference({"seed": was.seed, spec.section: was.keyed}, now)
         if config:
-            changes.append(f"config changed: {', '.join(config)}")
+            changes += [f"changed: {config[0]}", *config[1:]]
         changes += [
             f"input {name} changed"
             for name, record in inputs.items()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,6 +25,7 @@ from pipeline.config.section import content
 from pipeline.device import resolve
 from pipeline.engine import manifest
 from pipeline.engine.boundary import ERROR, translate
+from pipeline.engine.durations import Durations
 from pipeline.engine.lock import locked
 from pipeline.engine.metrics import MetricsFile, open_trackers
 from pipeline.engine.plan import Planner, StagePlan, StageRun
@@ -85,11 +87,15 @@ class Runner:
                 self._recipe = self._forecast.recipe
                 if self._forecast.is_tight:
                     machine.return_memory()
-                for spec, needs in self.planner.stages(until):
+                for number, (spec, needs) in enumerate(self.planner.stages(until), 1):
                     step = self.planner.consider(spec, needs, done)
                     if step.finished:  # a kill may have come between writing the manifest and removing the state
                         shutil.rmtree(step.finished.folder / "state", ignore_errors=True)
-                    done[spec.name] = step.finished or self._execute(step, done)
+                    if not step.finished:
+                        later = [other.spec.name for other in planned[number:] if not other.finished]
+                        durations = Durations(self.planner, self._forecast.flops, self._device)
+                        self._display.time_left = _countdown(durations, step, later)
+                    done[spec.name] = step.finished or self._execute(step, done, f"{number} of {len(planned)}")
                     considered.append(step)
                     if spec.name == "base":
                         self.planner.check_model(done["base"])
@@ -97,7 +103,7 @@ class Runner:
                 self.moved = self.planner.point(done)
         return considered
 
-    def _execute(self, step: StagePlan, done: Mapping[str, StageRun]) -> StageRun:
+    def _execute(self, step: StagePlan, done: Mapping[str, StageRun], position: str) -> StageRun:
         assert step.folder is not None
         name, say = step.spec.name, self._display.say
         or_wait = f"wait for it to end, or run `{invocation.again('--wait')}`, which waits"
@@ -107,7 +113,8 @@ class Runner:
             if by_another:
                 say(f"{name}: another process has finished it")
                 return StageRun(step.folder, by_another)
-            say(f"{name}: {step.reason}")
+            left = self._display.left()
+            say(f"stage {position}: {name}, running ({step.reason}){f'; {left}' if left else ''}")
             try:
                 stage_run = self._make(step, step.folder, done)
             except KeyboardInterrupt:
@@ -139,7 +146,7 @@ class Runner:
                 folder,
                 metrics=metrics_file,
                 progress=lambda what, *counts, **more: self._display.open(
-                    what.replace(spec.section, spec.name, 1), *counts, **more
+                    re.sub(rf"^{spec.section}\b", spec.name, what), *counts, **more
                 ),
                 say=self._display.say,
                 sharded=spec.parallel and self._sharded,
@@ -173,6 +180,7 @@ class Runner:
         manifest.write(folder, record)
         shutil.rmtree(folder / "state", ignore_errors=True)
         _free_memory()
+        peak.settle()
         return StageRun(folder, record)
 
     def _context(self, spec: StageSpec, folder: Path, **more: Any) -> RunContext:
@@ -230,17 +238,36 @@ class Runner:
         if wanted and self._device == "mps":
             raise RecipeError(
                 "sharding: full is not supported on mps",
-                where=self._loaded.describe("sharding"),
+                where=self._loaded.place("sharding"),
                 hint="set it to none, or choose another device",
             )
         return wanted and self._processes.size > 1
 
 
+def _countdown(durations: Durations, step: StagePlan, later: Sequence[str]) -> Callable[[], float | None]:
+    """A function that gives the seconds left for a stage that starts now and the later ones. It gives None where
+    that is not known: for a stage without an earlier run or one that resumes, and once a stage takes longer than
+    expected."""
+    started = time.monotonic()
+    own = durations.seconds(step.spec.name) if step.action == "run" else None
+    rest = durations.total(later)
+
+    def left() -> float | None:
+        if own is None or rest is None:
+            return None
+        remains = own - (time.monotonic() - started)
+        return remains + rest if remains >= 0 else None
+
+    return left
+
+
 def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool) -> Forecast:
     """Refuses before anything runs what would fail later: raises `RecipeError` for what the model cannot do, and
-    `StageError` for what does not fit into memory, unless `force`."""
+    `StageError` for a model that cannot be fetched and, unless `force`, for what does not fit into memory."""
     planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
     forecast = Forecast.of(planner.loaded, planner.latest("data"))
+    if forecast.no_network and any(step.spec.name == "base" and not step.finished for step in planned):
+        raise forecast.no_network
     forecast.check({step.spec.section for step in planned if not step.finished}, force)
     return forecast
 
@@ -293,6 +320,7 @@ def _prepare(folder: Path, *, keep_state: bool) -> None:
 def _free_memory() -> None:
     """Keeps one stage's garbage out of the next one's peak memory."""
     gc.collect()
+    machine.trim_memory()
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         torch.cuda.empty_cache()

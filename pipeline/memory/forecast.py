@@ -14,6 +14,7 @@ from pipeline.files import readable_bytes
 from pipeline.memory.advice import propose
 from pipeline.memory.flops import stage_flops
 from pipeline.memory.plan import MemoryPlan, predict, resolve
+from pipeline.network import NoNetwork
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Forecast:
         plan: None if the model's architecture is not known.
         flops: operations by stage, for the stages whose rows can be counted.
         unknown: why there is no plan.
+        no_network: the error, if the model's config could not be fetched for lack of a network.
     """
 
     loaded: LoadedRecipe
@@ -33,6 +35,7 @@ class Forecast:
     plan: MemoryPlan | None
     flops: dict[str, float]
     unknown: str = ""
+    no_network: NoNetwork | None = None
 
     @classmethod
     def of(cls, loaded: LoadedRecipe, data: Any = None) -> Forecast:
@@ -43,8 +46,9 @@ class Forecast:
         """
         try:
             plan = predict(loaded.recipe)
-        except RecipeError as error:
-            return cls(loaded, resolve(loaded.recipe, None), None, {}, error.what)
+        except (RecipeError, NoNetwork) as error:
+            absent = error if isinstance(error, NoNetwork) else None
+            return cls(loaded, resolve(loaded.recipe, None), None, {}, error.what, absent)
         recipe = resolve(loaded.recipe, plan)
         if recipe is not loaded.recipe:
             plan = predict(recipe, plan.model.architecture)

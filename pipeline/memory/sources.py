@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline import network
 from pipeline.config.base import BaseConfig
 from pipeline.errors import RecipeError
 from pipeline.memory.architecture import Architecture
@@ -48,7 +49,8 @@ def _fetch(model: str, revision: str | None) -> Path:
         cached = try_to_load_from_cache(model, CONFIG, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-        return Path(hf_hub_download(model, CONFIG, revision=revision, etag_timeout=5))
+        with network.hub(f"{CONFIG} of {model}", where="base.model", offline=network.local_model(model)):
+            return Path(hf_hub_download(model, CONFIG, revision=revision, etag_timeout=5))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"cannot fetch {CONFIG} of {model}: {reason}", where="base.model", hint=HINT) from None

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from data.tables import corpus
+from data.tables.mapping import located
 from pipeline.config.base import PRETRAIN_TRAINER, ArchitectureConfig, BaseConfig, PretrainConfig
 from pipeline.config.checkpoint import context_length
 from pipeline.engine.fingerprint import combine, file_sha256, files_below
@@ -178,7 +179,8 @@ def _dequantise(path: Path, out_dir: Path) -> Any:
 
 def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: RunContext) -> Metrics:
     """Trains a BPE tokenizer and a Llama of the recipe's shape, with one document per row. Returns metrics."""
-    documents = list(corpus.documents(pretrain.corpus, ctx.seed, pretrain.held_out))
+    with located("base.pretrain.corpus", pretrain.corpus, ctx.describe):
+        documents = list(corpus.documents(pretrain.corpus, ctx.seed, pretrain.held_out))
     tokenizer = _train_tokenizer([text for turn in documents for text in turn], pretrain)
     tokenizer.chat_template = chat_template(config.chat_template, tokenizer)
     codec = Codec(

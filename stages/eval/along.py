@@ -55,8 +55,12 @@ def frontier(
     if len(rows) < 2:
         return None
     start = next(iter(policies[min(policies)].jsonl(POINTS))) if number > 1 else rows[0]
-    judged_LP = np.stack([_judged(judge, row, codec) for row in rows])
-    gold_LP = (judged_LP - _judged(judge, start, codec)) / scales.gold
+    points = [*rows, start]
+    with ctx.progress("eval: evaluation points", total=sum(len(point["prompts"]) for point in points)) as bar:
+        judge.scorer.on_batch = bar.advance
+        *judged, judged_start = [_judged(judge, point, codec) for point in points]
+    judged_LP = np.stack(judged)
+    gold_LP = (judged_LP - judged_start) / scales.gold
     scores_LP = np.array([row["scores"] for row in rows])
     proxy_LP = (scores_LP - scores_LP[0]) / scales.proxy
     kl_LP = np.array([row["kls"] for row in rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,26 +10,29 @@ import numpy as np
 from torch import Tensor
 
 from data.tables import corpus
+from data.tables.mapping import located
 from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import DataError
 from stages.eval.wins import Array
+from stages.left_out import LeftOut
 from stages.models.actor import Actor
 from stages.models.adapters import load_actor
 from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import response_logprobs
 from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import SamplingParams, sampler_of
+from stages.scoring.scorer import Scorer
 from stages.training.demonstrations import encode_demonstrations
 
 TEXT_WIDTH = 512
 """Tokens of held-out text in one row."""
 
 
-Score = Callable[[Sequence[EncodedPrompt], Sequence[Sequence[int]]], Tensor | Sequence[float]]
-"""`score(prompts, responses)` -> one score per response: a `Scorer`, or the `scores` method of a judge."""
+Rows = list[tuple[list[int], list[int]]]
+"""Pairs of a context and the continuation whose loss is measured, as ids."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,29 @@ class Answers:
     losses: Mapping[str, float | None] | None = None
 
     @property
+    def picked(self) -> list[int]:
+        """Which answer to each prompt is shown: the most probable one, the first of equals."""
+        picked: list[int] = self.weights_PS.argmax(1).tolist()
+        return picked
+
+    @property
     def shown(self) -> list[str]:
-        """One answer to each prompt: the most probable one, the first of equals."""
-        picked = self.weights_PS.argmax(1).tolist()
-        return [texts[i] for texts, i in zip(self.texts, picked, strict=True)]
+        """One answer to each prompt."""
+        return [texts[i] for texts, i in zip(self.texts, self.picked, strict=True)]
+
+    def finished(self, stop_ids: Collection[int]) -> list[bool]:
+        """Whether each shown answer ends with a stop token; the others are cut at the length limit."""
+        return [rows[i][-1] in stop_ids for rows, i in zip(self.ids, self.picked, strict=True)]
 
     def expected(self, values_PS: Array) -> Array:
         """(P,): the expectation of values of the answers."""
         mean: Array = (self.weights_PS * values_PS).sum(1)
         return mean
 
-    def score(self, score: Score, prompts: Sequence[EncodedPrompt]) -> Array:
+    def score(self, scorer: Scorer, prompts: Sequence[EncodedPrompt]) -> Array:
         """(P, S): the score of each answer."""
         repeated = [prompt for prompt, rows in zip(prompts, self.ids, strict=True) for _ in rows]
-        scores = score(repeated, [row for rows in self.ids for row in rows])
+        scores = scorer(repeated, [row for rows in self.ids for row in rows])
         return np.asarray(scores, dtype=float).reshape(len(prompts), -1)
 
 
@@ -78,13 +90,14 @@ def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:
 def answer_all(
     inputs: Mapping[str, Artifact],
     prompts: Sequence[EncodedPrompt],
+    demonstrations: Rows,
     codec: Codec,
     config: EvalConfig,
     ctx: RunContext,
 ) -> dict[str, Answers]:
     """Samples each model's answers with the same random numbers, and measures its KL from SFT (for models trained
     from it) and its loss on held-out demonstrations and text."""
-    datasets = {"nll": _demonstrations(inputs["data"], codec, config)}
+    datasets = {"nll": demonstrations}
     if config.text is not None:
         datasets["text_nll"] = _text_rows(config.text, codec, ctx)
     asked = [prompt.ids for prompt in prompts]
@@ -93,20 +106,17 @@ def answer_all(
     for name, artifact in evaluated(inputs).items():
         actor = reference if name == "sft" else load_actor(inputs["base"], artifact, ctx.device)
         trained = name not in ("base", "sft")
-        steps = len(asked) * (2 if trained else 1) + sum(map(len, datasets.values()))
+        steps = len(asked) * (3 if trained else 1) + sum(map(len, datasets.values()))
         with ctx.progress(f"eval {name}", total=steps) as bar:
             ids = sample(actor, asked, codec, config, ctx.seed, bar.advance)
             kl = np.zeros(len(ids)) if name == "sft" else None
             if trained:
                 ours, theirs = (
-                    _logprobs(model, asked, ids, codec, config, config.temperature) for model in (actor, reference)
+                    _logprobs(model, asked, ids, codec, config, config.temperature, bar.advance)
+                    for model in (actor, reference)
                 )
                 kl = np.asarray((ours - theirs).double())
-                bar.advance(len(asked))
-            losses = {}
-            for metric, rows in datasets.items():
-                losses[metric] = _loss(actor, rows, codec, config)
-                bar.advance(len(rows))
+            losses = {metric: _loss(actor, rows, codec, config, bar.advance) for metric, rows in datasets.items()}
         weights = np.ones((len(ids), 1))
         texts = [[codec.decode(row)] for row in ids]
         answers[name] = Answers([[row] for row in ids], texts, weights, kl, losses)
@@ -154,6 +164,7 @@ def _logprobs(
     codec: Codec,
     config: EvalConfig,
     temperature: float,
+    on_batch: Callable[[int], None],
 ) -> Tensor:
     totals_B, _ = response_logprobs(
         actor,
@@ -163,34 +174,42 @@ def _logprobs(
         codec.pad_id,
         temperature=temperature,
         batch_size=config.batch_size,
+        on_batch=on_batch,
     )
     return totals_B
 
 
-Rows = list[tuple[list[int], list[int]]]
-"""Pairs of a context and the continuation whose loss is measured, as ids."""
-
-
-def _loss(actor: Actor, rows: Rows, codec: Codec, config: EvalConfig) -> float | None:
+def _loss(
+    actor: Actor, rows: Rows, codec: Codec, config: EvalConfig, on_batch: Callable[[int], None]
+) -> float | None:
     """Nats per token of the continuations; None without rows."""
     if not rows:
         return None
     contexts, continuations = [row[0] for row in rows], [row[1] for row in rows]
-    logps = _logprobs(actor, contexts, continuations, codec, config, 1.0)
+    logps = _logprobs(actor, contexts, continuations, codec, config, 1.0, on_batch)
     return -float(logps.double().sum()) / sum(map(len, continuations))
 
 
-def _demonstrations(data: Artifact, codec: Codec, config: EvalConfig) -> Rows:
-    rows, _ = encode_demonstrations(data, codec, "eval", config.max_prompt_length + config.response_length)
+def held_out_demonstrations(
+    data: Artifact, codec: Codec, config: EvalConfig, advance: Callable[[], None]
+) -> tuple[Rows, LeftOut]:
+    """At most `num_prompts` held-out demonstrations, and what was left out because it is too long. `advance` is
+    called for each."""
+    limit = config.max_prompt_length + config.response_length
+    key = "eval.max_prompt_length + eval.response_length"
+    rows, left_out = encode_demonstrations(data, codec, "eval", limit, key=key, advance=advance)
     starts = [sum(label == IGNORED for label in row["labels"]) for row in rows[: config.num_prompts]]
-    return [(row["input_ids"][:start], row["input_ids"][start:]) for row, start in zip(rows, starts, strict=False)]
+    pairs = zip(rows, starts, strict=False)
+    return [(row["input_ids"][:start], row["input_ids"][start:]) for row, start in pairs], left_out
 
 
 def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
     """Held-out text in rows of `TEXT_WIDTH` tokens, with the first token as the context. Documents with a prompt
     are single rows, with the prompt as the context."""
     rows: Rows = []
-    for *prompt, text in corpus.documents(source, ctx.seed, 0.0):
+    with located("eval.text", source, ctx.describe):
+        documents = list(corpus.documents(source, ctx.seed, 0.0))
+    for *prompt, text in documents:
         ids = codec.encode(text)
         if prompt:
             rows.append((codec.prompt([{"role": "user", "content": prompt[0]}]), [*ids, codec.end_id]))

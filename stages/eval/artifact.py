@@ -15,6 +15,15 @@ from stages.intervals import Interval
 FILE, JUDGED, SAMPLES = "eval.json", "judged.jsonl", "samples.jsonl"
 
 
+CUT = " … (cut)"
+"""After an answer that was cut at the length limit, wherever answers are shown."""
+
+
+def marked(answer: str, finished: bool) -> str:
+    """An answer with a mark if it does not end with a stop token."""
+    return answer if finished else f"{answer.rstrip()}{CUT}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WinRate(Interval):
     """A win rate of PPO against SFT. `ties` is the share of ties, which count half."""
@@ -157,12 +166,17 @@ class PolicyPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Extreme:
-    """A prompt with the answers of SFT and PPO, and what the judge gained."""
+    """A prompt with the answers of SFT and PPO, what the judge gained, and which answers end with a stop token."""
 
     prompt: str
     gain: float
     sft: str
     ppo: str
+    finished: Mapping[str, bool] = field(default_factory=dict)
+
+    def shown(self, model: str) -> str:
+        """The answer of `sft` or `ppo` as it is shown."""
+        return marked(self.sft if model == "sft" else self.ppo, self.finished.get(model, True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,11 +263,20 @@ def read_judged(artifact: Artifact) -> Iterator[JudgedPrompt]:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt with every model's answer and, by model and kind, the faults that the rubric found."""
+    """A prompt with every model's answer and, by model and kind, the faults that the rubric found.
+
+    Attributes:
+        finished: by model, whether its answer ends with a stop token; older runs do not have it.
+    """
 
     prompt: str
     answers: Mapping[str, str]
     faults: Mapping[str, Mapping[str, Sequence[str]]]
+    finished: Mapping[str, bool] = field(default_factory=dict)
+
+    def shown(self, model: str) -> str:
+        """A model's answer as it is shown."""
+        return marked(self.answers[model], self.finished.get(model, True))
 
 
 def read_samples(artifact: Artifact) -> list[Sample]:

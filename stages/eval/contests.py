@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,10 +89,12 @@ def extremes(
     answers: Mapping[str, Answers],
     scores: Mapping[str, Mapping[str, Array]],
     verdicts: Verdicts | None,
+    stop_ids: Collection[int],
     count: int,
 ) -> dict[str, Any] | None:
     """The prompts whose answer gained and lost most from SFT to PPO, by the first scoring judge, else by the pair
-    judge; None without either. Of equal gains the first prompts."""
+    judge; None without either. Of equal gains the first prompts. An answer is finished if it ends with one of
+    `stop_ids`."""
     if scores:
         judge, by_model = next(iter(scores.items()))
         gains = by_model["ppo"][:, 0] - by_model["sft"][:, 0]
@@ -102,6 +104,8 @@ def extremes(
         return None
     order = gains.argsort(kind="stable")
 
+    finished = {name: answers[name].finished(stop_ids) for name in ("sft", "ppo")}
+
     def rows(picked: Any) -> list[dict[str, Any]]:
         return [
             {
@@ -109,6 +113,7 @@ def extremes(
                 "gain": float(gains[i]),
                 "sft": answers["sft"].shown[i],
                 "ppo": answers["ppo"].shown[i],
+                "finished": {name: ends[i] for name, ends in finished.items()},
             }
             for i in picked.tolist()
         ]

@@ -28,9 +28,8 @@ from data.venues.slots import SlotErrors, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from pipeline.errors import DataError
 from stages.eval import along, best_of_n, wins
-from stages.eval.answers import Answers, Score, answer_all, sample_sft
+from stages.eval.answers import Answers, answer_all, held_out_demonstrations, sample_sft
 from stages.eval.contests import contests, extremes
 from stages.eval.judges import load_proxy, scoring_judges
 from stages.eval.prompts import unseen_prompts
@@ -41,6 +40,7 @@ from stages.ppo.artifact import POINTS
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.judge import ScoringJudge
 from stages.scoring.llm_judge import LLMJudge
+from stages.scoring.scorer import Scorer
 from stages.scoring.slots import SlotScorer, faults
 
 KINDS = ("missing", "wrong", "invented", "repeated")
@@ -69,15 +69,17 @@ class Evaluation:
 def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     codec = load_codec(inputs["base"])
     llm = None if config.llm_judge is None else LLMJudge(config.llm_judge, ctx.recipe_dir)
-    prompts = unseen_prompts(inputs, codec, config.max_prompt_length)[: config.num_prompts]
+    with ctx.progress("reading held-out prompts") as bar:
+        prompts, left_out = unseen_prompts(inputs, codec, config.max_prompt_length, bar.advance)
+    with ctx.progress("reading held-out demonstrations") as bar:
+        demonstrations, unmeasured = held_out_demonstrations(inputs["data"], codec, config, bar.advance)
     if not prompts:
-        raise DataError(
-            "there is no held-out prompt to evaluate on",
-            where=str(inputs["data"].path),
-            hint="raise data.eval_fraction or eval.max_prompt_length",
-        )
+        raise left_out.error(ctx.describe, str(inputs["data"].path), "raise data.eval_fraction")
+    for counted in (left_out, unmeasured):
+        counted.report(ctx.say)
+    prompts = prompts[: config.num_prompts]
     # 1. One model at a time, so that they need not fit on the device together.
-    answers = answer_all(inputs, prompts, codec, config, ctx)
+    answers = answer_all(inputs, prompts, demonstrations, codec, config, ctx)
     if config.best_of_n is not None:
         answers["best_of_n"] = sample_sft(inputs, prompts, codec, config, ctx, config.best_of_n)
     scorer = load_proxy(inputs, codec, ctx.device, ctx.say)
@@ -89,7 +91,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         weights = best_of_n.weights(proxy["best_of_n"], n)
         answers["best_of_n"] = replace(answers["best_of_n"], weights_PS=weights)
     judges = scoring_judges(config, inputs, codec, ctx.device, ctx.say)
-    judged = {judge.name: _score_all(judge.name, judge.scores, prompts, answers, ctx) for judge in judges}
+    judged = {judge.name: _score_all(judge.name, judge.scorer, prompts, answers, ctx) for judge in judges}
     evaluation = Evaluation(prompts, answers, proxy, judged, n)
     # 2. and 3.
     slots = next((judge.scorer for judge in judges if isinstance(judge.scorer, SlotScorer)), None)
@@ -118,7 +120,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         first = next(row for row in result["wins"] if (row["judge"], row["theirs"]) == (slots.name, "sft"))
         result["win_rate"] = {key: first[key] for key in ("value", "low", "high", "ties")}
         result["win_rate"]["by"] = f"judge {config.judge}"
-    result["extremes"] = extremes(prompts, answers, judged, verdicts, config.extremes)
+    result["extremes"] = extremes(prompts, answers, judged, verdicts, codec.stop_ids, config.extremes)
     # 4.
     result["along"] = [
         {"round": number} | _along(slots, step)
@@ -136,20 +138,18 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             for i, prompt in enumerate(prompts)
         ),
     )
-    write_jsonl(out_dir / "samples.jsonl", _samples(prompts, shown, slots, config.samples))
-    return _flat(result)
+    finished = {name: theirs.finished(codec.stop_ids) for name, theirs in answers.items()}
+    write_jsonl(out_dir / "samples.jsonl", _samples(prompts, shown, finished, slots, config.samples))
+    return {**_flat(result), **left_out.metrics(), **unmeasured.metrics()}
 
 
 def _score_all(
-    name: str, score: Score, prompts: Sequence[EncodedPrompt], answers: Mapping[str, Answers], ctx: RunContext
+    name: str, scorer: Scorer, prompts: Sequence[EncodedPrompt], answers: Mapping[str, Answers], ctx: RunContext
 ) -> dict[str, Array]:
     """(P, S) by model."""
-    scores = {}
     with ctx.progress(f"eval {name}", total=sum(theirs.weights_PS.size for theirs in answers.values())) as bar:
-        for model, theirs in answers.items():
-            scores[model] = theirs.score(score, prompts)
-            bar.advance(theirs.weights_PS.size)
-    return scores
+        scorer.on_batch = bar.advance
+        return {model: theirs.score(scorer, prompts) for model, theirs in answers.items()}
 
 
 def _slot_errors(slots: SlotScorer, prompts: Sequence[EncodedPrompt], answers: Answers) -> ErrorsByAnswer:
@@ -287,13 +287,18 @@ def _errors_by_prompt(
 
 
 def _samples(
-    prompts: Sequence[EncodedPrompt], shown: Mapping[str, Sequence[str]], slots: SlotScorer | None, count: int
+    prompts: Sequence[EncodedPrompt],
+    shown: Mapping[str, Sequence[str]],
+    finished: Mapping[str, Sequence[bool]],
+    slots: SlotScorer | None,
+    count: int,
 ) -> list[dict[str, Any]]:
     """The first prompts of the held-out split, unselected, with every model's answer."""
     return [
         {
             "prompt": prompt.messages[-1]["content"],
             "answers": {name: texts[i] for name, texts in shown.items()},
+            "finished": {name: ends[i] for name, ends in finished.items()},
             "faults": {}
             if slots is None
             else {

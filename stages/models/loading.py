@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from pipeline import network
 from pipeline.config.checkpoint import (
     Refusal,
     adapter_refusal,
@@ -22,6 +23,7 @@ from pipeline.config.checkpoint import (
     quantized_refusal,
     read_json,
 )
+from pipeline.config.rules import is_hub_id
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError, TutelageError
 from stages.models import weights
@@ -279,10 +281,14 @@ def _quantization(kind: str, compute: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def readable_checkpoint(source: str | Path, what: str = "checkpoint") -> Iterator[None]:
-    """Converts any error that a library raises while reading checkpoint files into a `StageError`."""
+    """Converts any error that a library raises while reading checkpoint files into a `StageError`. Without a
+    network, a Hub model is read from the cache."""
+    name = str(source)
+    hub = network.hub(name, offline=network.local_model(name)) if is_hub_id(name) else contextlib.nullcontext()
     with quiet_load():
         try:
-            yield
+            with hub:
+                yield
         except TutelageError:
             raise
         except Exception as error:
@@ -293,6 +299,8 @@ def _unreadable(error: Exception, source: str | Path, what: str) -> StageError:
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     hint = "check that the folder is complete (the download may have been interrupted), or download it again"
+    if is_hub_id(str(source)):
+        hint = "check its name and revision on the Hub; a gated or private model needs a login: `hf auth login`"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         hint = "it does not fit into memory: use a smaller model, or set base.quantization"
     elif isinstance(error, ImportError):

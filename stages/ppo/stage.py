@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from pipeline import invocation
 from pipeline.config.ppo import PPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from pipeline.errors import DataError, RecipeError, StageError
+from pipeline.errors import RecipeError, StageError
+from stages.left_out import LeftOut
 from stages.models.adapters import MODEL, save_adapter
 from stages.models.bank import ActorBank, Bank, FullBank
 from stages.models.distributed import World
@@ -50,14 +52,17 @@ FINGERPRINTS = 8
 def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     forced = _gate(config, inputs, ctx)
     codec = load_codec(inputs["base"])
-    prompts, too_long = load_prompts(inputs["data"], codec, "train", config.max_prompt_length)
-    held_out, _ = load_prompts(inputs["data"], codec, "eval", config.max_prompt_length)
-    if not prompts:
-        raise DataError(
-            f"no training prompt fits into ppo.max_prompt_length = {config.max_prompt_length} tokens",
-            where=str(inputs["data"].path),
-            hint="raise ppo.max_prompt_length",
+    with ctx.progress("reading prompts") as bar:
+        read = partial(
+            load_prompts, inputs["data"], codec, max_length=config.max_prompt_length, advance=bar.advance
         )
+        (prompts, left_out), (held_out, unmeasured) = read("train"), read("eval")
+    if not prompts:
+        raise left_out.error(ctx.describe, str(inputs["data"].path), "add prompts")
+    demonstrations, unlearned = _demonstrations(inputs["data"], codec, config, ctx)
+    losses = [left_out, unmeasured, *unlearned]
+    for counted in losses:
+        counted.report(ctx.say)
     if config.batch_size < World().size:
         raise RecipeError(
             f"ppo.batch_size: {World().size} processes cannot share a batch of {config.batch_size}",
@@ -75,7 +80,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         reward,
         seed=ctx.seed,
         device=ctx.device,
-        demonstrations=_demonstrations(inputs["data"], codec, config) if config.ptx_coef else None,
+        demonstrations=demonstrations,
         is_copy=not earlier,
         say=ctx.say,
     )
@@ -85,7 +90,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     evaluations = Evaluations(trainer, evaluation_prompts(held_out, config.eval_prompts), judge, ctx)
     alerts = AlertLog(config)
     if judge is None and config.checkpoint == "best" and config.eval_updates:
-        ctx.say("no independent judge (ppo.monitor.judge): the policy of the last update will be selected")
+        ctx.say("No independent judge is set (ppo.monitor.judge), so the last policy is kept.")
     _train(trainer, evaluations, alerts, ctx)
     trainer.frozen.check()
 
@@ -103,7 +108,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     process_share = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
         "prompts": len(prompts),
-        "prompts_too_long": too_long,
+        **{name: value for counted in losses for name, value in counted.metrics().items()},
         "episodes": trainer.update * config.batch_size,
         "updates": trainer.update,
         "selected_update": selected["update"] if selected else trainer.update,
@@ -217,16 +222,20 @@ def _start(trainer: PPOTrainer, ctx: RunContext) -> None:
         ctx.say(line)
 
 
-def _demonstrations(data: Artifact, codec: Codec, config: PPOConfig) -> Demonstrations:
-    """Draws minibatches of demonstrations for PPO-ptx."""
+def _demonstrations(
+    data: Artifact, codec: Codec, config: PPOConfig, ctx: RunContext
+) -> tuple[Demonstrations | None, list[LeftOut]]:
+    """Draws minibatches of demonstrations for PPO-ptx, and what is left out of them; nothing without PPO-ptx."""
+    if not config.ptx_coef:
+        return None, []
     limit = config.max_prompt_length + config.response_length
-    rows, _ = encode_demonstrations(data, codec, "train", limit)
-    if not rows:
-        raise DataError(
-            "ppo.ptx_coef needs demonstrations, and none fits into ppo.max_prompt_length + ppo.response_length",
-            where=str(data.path),
-            hint="raise these limits, or set ppo.ptx_coef to 0",
+    key = "ppo.max_prompt_length + ppo.response_length"
+    with ctx.progress("reading demonstrations") as bar:
+        rows, left_out = encode_demonstrations(
+            data, codec, "train", limit, key=key, prefix="ptx_", advance=bar.advance
         )
+    if not rows:
+        raise left_out.error(ctx.describe, str(data.path), "set ppo.ptx_coef to 0")
     size = config.batch_size // config.num_mini_batches
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -235,4 +244,4 @@ def _demonstrations(data: Artifact, codec: Codec, config: PPOConfig) -> Demonstr
         labels, _ = pad([row["labels"] for row in chosen], IGNORED, left=False)
         return ids, labels
 
-    return draw
+    return draw, [left_out]

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
+from pipeline import invocation, network
 from pipeline.config.export import PublishConfig
 from pipeline.errors import StageError
 from pipeline.files import readable_bytes
 from stages.publish.uploads import CARD, Opener, Upload, size
 
 AGAIN = "run the same command again: files that have arrived are not sent again"
+LOGIN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
 OURS = {
     "model": (
         "model*.safetensors",
@@ -32,6 +34,14 @@ OURS = {
 """Files that an earlier upload may have left and that would be loaded together with the new ones."""
 
 
+def check_login(repository: str) -> None:
+    """Raises `StageError` where there is no token for the Hub. Asks no network."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise StageError("the Hub needs a login for uploads", where=repository, hint=LOGIN)
+
+
 def send(upload: Upload, progress: Opener, say: Callable[[str], None]) -> str:
     """Uploads in one commit and returns its address. Raises `StageError`, in which case nothing is visible."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
@@ -39,6 +49,7 @@ def send(upload: Upload, progress: Opener, say: Callable[[str], None]) -> str:
 
     if not sys.stderr.isatty():
         disable_progress_bars()  # in a log file bars are noise; our progress display prints lines there
+    check_login(upload.repository)
     api = HfApi(library_name="tutelage")
     repository, kind = upload.repository, upload.kind
     contents = upload.contents
@@ -94,20 +105,25 @@ def collect(publish: PublishConfig, uploads: Sequence[Upload]) -> str | None:
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
     """Turns the client's exceptions into `StageError`."""
-    from httpx2 import HTTPError
+    from httpx2 import HTTPError, TransportError
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    login = "run `hf auth login`, or set HF_TOKEN to a token that may write"
     try:
         yield
     except LocalTokenNotFoundError:
-        raise StageError("the Hub needs a login for uploads", where=where, hint=login) from None
+        raise StageError("the Hub needs a login for uploads", where=where, hint=LOGIN) from None
     except HfHubHTTPError as error:
         refused = error.response is not None and error.response.status_code in (401, 403)
-        raise StageError(f"the Hub refused: {error}", where=where, hint=login if refused else AGAIN) from error
+        raise StageError(f"the Hub refused: {error}", where=where, hint=LOGIN if refused else AGAIN) from error
     except ValueError as error:  # metadata that the Hub refuses
         hint = "correct publish.license, publish.rankings_license or the names in the recipe"
         raise StageError(f"the Hub refused the card: {error}", where=where, hint=hint) from error
     except (HTTPError, OSError, RuntimeError) as error:  # connection errors; hf_xet and LFS raise others than httpx
-        cause = error.__cause__ or error
-        raise StageError(f"the upload failed: {error} ({cause})", where=where, hint=AGAIN) from error
+        if isinstance(error, TransportError) and not network.hub_is_reachable():
+            raise StageError(
+                f"no network: {network.hub_address()} cannot be reached, and the upload needs it",
+                where=where,
+                hint=f"{AGAIN}; `{invocation.command('publish', '--dry-run')}` needs no network",
+            ) from error
+        causes = dict.fromkeys((str(error), str(error.__cause__ or error)))
+        raise StageError(f"the upload failed: {': '.join(causes)}", where=where, hint=AGAIN) from error

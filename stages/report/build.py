@@ -1,8 +1,8 @@
 """Writes a run's report: one HTML file that loads nothing, and a JSON file with the same numbers.
 
 A new section of the page needs a module that turns typed artifacts into the section's findings (`findings.collect`
-calls it), a template that template.html includes, and the section's files in `sources.FILES`. `monitors.py` with
-monitors.html is an example.
+calls it), a template that templates/report.html includes, and the section's files in `sources.FILES`. `monitors.py`
+with templates/monitors.html is an example.
 """
 
 from __future__ import annotations
@@ -16,34 +16,48 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline import invocation, wording
+from pipeline import wording
 from pipeline.engine.plan import RunSummary
 from pipeline.files import jsonable, readable_bytes, readable_seconds, write_atomic
 from stages.report import (
     charts,
+    cost,
     exported,
     frontier,
     model_table,
     monitors,
+    next_steps,
     plots,
     rankings,
     recipe_comparison,
     run_comparison,
+    tables,
     verdict,
     win_rates,
 )
+from stages.report.contents import Contents
 from stages.report.findings import collect
+from stages.report.glossary import TERMS, Glossary
 from stages.report.jsonform import json_form
 
 HERE = Path(__file__).parent
 FORMAT = 2
 """The version of report.json's layout."""
+PEOPLE = {
+    "simulated": ("simulated annotator", "simulated annotators"),
+    "human": ("human annotator", "human annotators"),
+    "unknown": ("annotator of unknown kind", "annotators of unknown kind"),
+}
+"""Who ranked, as one and as several."""
+SHOWN_SAMPLES = 2
+"""Prompts whose answers the page shows unfolded."""
 
 
 def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, values: str = "") -> str:
     """Writes the report of the finished stages to `path` and, beside it, its numbers as JSON.
 
-    The result depends on the runs alone, to the byte. Returns the verdict as plain text.
+    The result depends on the runs and on how the user called the command, to the byte. Returns the verdict as plain
+    text.
 
     Args:
         other: a run of the same recipe under other `values`, to compare with.
@@ -61,8 +75,17 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         drawn.append(plots.numbers(chart))
         return plots.draw(chart, f"chart-{next(ids)}")
 
+    costs = cost.costs(run, evaluation)
     page = _template().render(
         findings=findings,
+        finished=[stage for stage in findings.stages if stage.key],
+        people=PEOPLE,
+        shown_samples=SHOWN_SAMPLES,
+        costs=costs,
+        costs_note=cost.left_out(costs),
+        why_ppo=cost.why_ppo(costs, evaluation),
+        next_steps=next_steps.steps(run, findings),
+        glossary=TERMS,
         verdict=concluded,
         against=against,
         rows=model_table.rows(evaluation),
@@ -71,7 +94,8 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         against_sft=win_rates.against_sft(evaluation),
         reach=win_rates.reach(evaluation) if evaluation else "",
         frontier=frontier.charts(evaluation),
-        frontier_text=frontier.conclude(evaluation),
+        frontier_text=frontier.explain(evaluation),
+        frontier_form=frontier.form(evaluation),
         along=charts.along(run, findings),
         curves=charts.curves(run),
         reliability=charts.reliability(findings),
@@ -79,7 +103,6 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         exported=exported.rows(findings.export),
         exported_header=exported.HEADER,
         exported_text=exported.explanation(findings.export) if findings.export else "",
-        annotator_columns=rankings.columns(findings.rankings) if findings.rankings else [],
         strengths=rankings.strengths(findings.rankings) if findings.rankings else [],
         shown_annotators=rankings.SHOWN,
         draw=draw,
@@ -103,7 +126,7 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
 
 def compare_reports(a: Path, b: Path, out: Path) -> str:
     """Writes the comparison of two runs to `out` and, beside it, its numbers as JSON. Returns it as plain text."""
-    names = (_named(a), _named(b))
+    names = (run_name(a), run_name(b))
     if names[0] == names[1]:
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
     reports = run_comparison.RunReport.read(a), run_comparison.RunReport.read(b)
@@ -112,16 +135,16 @@ def compare_reports(a: Path, b: Path, out: Path) -> str:
     return run_comparison.as_text(comparison)
 
 
-def _named(path: Path) -> str:
+def run_name(path: Path) -> str:
     """The name of a run: its folder's, or the file's if that is not called `report`."""
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     return folder.name if path.is_dir() or path.stem == "report" else path.stem
 
 
-def _template(name: str = "template.html") -> Template:
-    """A template. Everything is escaped, because models' answers are untrusted text."""
+def _template(name: str = "report.html") -> Template:
+    """A template for one page. Everything is escaped, because models' answers are untrusted text."""
     environment = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -131,15 +154,19 @@ def _template(name: str = "template.html") -> Template:
         "fixed": wording.fixed,
         "number": wording.number,
         "percent": wording.percent,
+        "counted": wording.counted,
         "moment": wording.moment,
         "listing": wording.listing,
         "bytes": readable_bytes,
         "seconds": readable_seconds,
         "plain": wording.plain,
         "json": lambda value: json.dumps(value, ensure_ascii=False),
+        "terms": Glossary().link,
+        "cards": tables.cards,
     }
     environment.globals |= {
-        "command": invocation.command,
+        "contents": Contents(),
+        "tone": lambda low, high: "good" if low > 0.5 else "bad" if high < 0.5 else "",
         "span": wording.span,
         "css": Markup((HERE / "style.css").read_text(encoding="utf-8")),
     }

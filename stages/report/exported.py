@@ -21,7 +21,7 @@ LABELS = {
 }
 HEADER = (
     "",
-    "Change",
+    "Weights",
     "Size",
     "KL from the policy",
     "Same top-1 token",
@@ -56,7 +56,7 @@ def _row(measured: Measured) -> Row:
     if isinstance(measured, ExportedFile):
         first = (
             LABELS[measured.format],
-            measured.change if measured.change != "none" else "nothing",
+            measured.change if measured.change != "none" else "as trained",
             readable_bytes(measured.bytes),
             small(measured.kl),
             percent(measured.top_1, 1),

@@ -7,6 +7,7 @@ Sections of stages that are not finished are None.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -99,7 +100,7 @@ class PPOSummary:
             reward_model=ppo.settings.reward_model,
             forced_past_gate=ppo.metrics.forced_past_gate,
             points=[Point(update=p.update, kl=p.kl, score=p.score, length=p.length) for p in ppo.points],
-            prompts=ppo.settings.eval_prompts,
+            prompts=(len(ppo.points[0].prompts) if ppo.points else 0) or ppo.settings.eval_prompts,
             stopped=ppo.metrics.stopped_at is not None,
         )
 
@@ -122,7 +123,7 @@ class Findings:
         seconds: of all stages together.
         ranking: metrics of the newest `rank` stage.
         rankings: agreement and annotators.
-        dropped: what the `data` and `reward` stages left out.
+        dropped: what each stage left out.
         monitors: training monitors; None before PPO is finished.
         lineage: one row per round; empty with one round.
         human: people's verdict on the evaluation's answers.
@@ -174,7 +175,7 @@ def collect(run: RunSummary) -> Findings:
         stages=[_stage(spec, run) for spec in registry.steps(recipe).values()],
         ranking=RankMetrics.of(ranking) if ranking else None,
         rankings=rankings.measured(ranking),
-        dropped=rankings.dropped(run.stages.get("data"), reward),
+        dropped=rankings.dropped(run),
         reward=RewardQuality.read(reward.artifact) if reward else None,
         ppo=PPOSummary.of(result) if result else None,
         monitors=Monitors.of(result) if result else None,
@@ -233,11 +234,14 @@ def _stage(spec: StageSpec, run: RunSummary) -> FinishedStage | OpenStage:
 def _summary(spec: StageSpec, run: RunSummary) -> str:
     metrics = run.stages[spec.name].manifest.metrics
     size = readable_bytes(metrics.get("bytes", 0))
-    who = {"simulated": "simulated annotators", "human": "people"}.get(annotators(run), "annotators")
+    alone = metrics.get("annotators") == 1
+    people = {"simulated": "simulated annotators", "human": "person" if alone else "people"}
+    who = people.get(annotators(run), "annotators")
     try:
-        return spec.summary.format_map({**metrics, "who": who, "size": size})
+        text = spec.summary.format_map({**metrics, "who": who, "size": size})
     except KeyError:
         return ""
+    return re.sub(r"\b1 ((?:simulated )?\w+)s\b", r"1 \1", text)
 
 
 def _by_hash(row: JudgedPrompt) -> dict[str, Any]:

@@ -3,7 +3,7 @@ sets in."""
 
 from __future__ import annotations
 
-from pipeline.wording import fixed, percent
+from pipeline.wording import counted, fixed, percent
 from stages.eval.artifact import Evaluation, Fit, FrontierPoint
 from stages.report.plots import Chart, Line, Point
 
@@ -19,7 +19,7 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
     proxy, gold = ([_point(point, name) for point in points] for name in ("proxy", "gold"))
     drawn = [
         Chart(
-            "Judge and proxy by KL",
+            "Judge and reward model by KL",
             UNIT,
             [Line("train", proxy), Line("held-out", gold), *_curve(evaluation.frontier.fit)],
             X,
@@ -35,7 +35,7 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
         if "dpo" in evaluation.points:
             dpo = evaluation.points["dpo"]
             lines.append(Line("point", [(dpo.kl, dpo.gold.value or 0.0)]))
-        drawn.append(Chart("Judge, by method", UNIT, lines, X, fraction=True))
+        drawn.append(Chart("Judge’s gain by method", UNIT, lines, X, fraction=True))
     return drawn
 
 
@@ -48,6 +48,26 @@ def _curve(fit: Fit) -> list[Line]:
     return [Line("level", list(fit.curve))] if fit.reason is None else []
 
 
+WHY = (
+    "The further PPO moves from SFT, the higher the reward model scores its answers. Whether answers get better "
+    "is for the judge to say: its gain may stop rising, or fall."
+)
+
+
+def explain(evaluation: Evaluation | None) -> str:
+    """What the charts are about, and where over-optimisation set in."""
+    frontier = evaluation.frontier if evaluation else None
+    if frontier is None:
+        return ""
+    return f"{WHY} {conclude(evaluation)}"
+
+
+def form(evaluation: Evaluation | None) -> str:
+    """The form of the fitted curve; empty where none was fitted."""
+    fitted = evaluation.frontier.fit.form if evaluation and evaluation.frontier else ""
+    return f"The fitted curve (Gao et al. 2022) is {fitted}, with d = √KL." if fitted else ""
+
+
 def conclude(evaluation: Evaluation | None) -> str:
     """Where over-optimisation set in, in words."""
     frontier = evaluation.frontier if evaluation else None
@@ -56,20 +76,18 @@ def conclude(evaluation: Evaluation | None) -> str:
     fit, peak = frontier.fit, frontier.fit.peak_kl
     if fit.reason is not None or peak is None:
         return f"Where over-optimisation sets in cannot be fitted: {fit.reason}."
-    form = (
-        f"The form of Gao et al. 2022, {fit.form} with d = √KL, fitted to {len(frontier.points)} evaluation points"
-    )
+    curve = f"The curve fitted to {counted(len(frontier.points), 'evaluation point', 'evaluation points')}"
     if peak.value is None:
-        return f"{form}, has no peak: within this run more KL does no harm."
+        return f"{curve} has no peak: within this run more KL does no harm."
     high = "beyond this run" if peak.high is None or peak.high > fit.farthest else fixed(peak.high)
     where = f"{fixed(peak.value)} nats (95 % interval {fixed(peak.low)} to {high})"
     if fit.set_in:
-        return f"{form}, peaks at {where}. Beyond the peak the judge’s gain falls by {fixed(fit.lost)}."
+        return f"{curve} peaks at {where}. Beyond the peak the judge’s gain falls by {fixed(fit.lost)}."
     if peak.value >= fit.farthest:
-        return f"{form}, peaks at {where}, beyond the {fixed(fit.farthest)} nats of this run."
+        return f"{curve} peaks at {where}, beyond the {fixed(fit.farthest)} nats of this run."
     return (
-        f"{form}, peaks at {where}, but the run is too short to be sure: only {percent(fit.share, 1)} of the "
-        "bootstrap resamples have a peak before their farthest point."
+        f"{curve} peaks at {where}, but the run is too short to be sure: only {percent(fit.share, 1)} of the "
+        f"bootstrap resamples have a peak before their farthest point."
     )
 
 

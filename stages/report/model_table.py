@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.wording import fixed, percent, points, span
 from stages.eval.artifact import Evaluation, ModelResult
@@ -12,14 +12,14 @@ from stages.report import win_rates
 
 @dataclass(frozen=True)
 class Metric:
-    """A row. `key` is a field of `ModelResult`; `better` is 1 if more is better, -1 if less is, 0 if neither."""
+    """A row. `key` is a field of `ModelResult`; `first` says whether the page shows the row unfolded."""
 
     key: str
     label: str
     unit: str
-    better: int = 0
     decimals: int = 2
     share: bool = False
+    first: bool = False
 
     def of(self, result: ModelResult) -> float | None:
         value: float | None = getattr(result, self.key)
@@ -33,31 +33,33 @@ class Metric:
 
 
 METRICS = (
-    Metric("slot_error_rate", "Fact errors", "of given facts", -1, 1, share=True),
-    Metric("missing", "Missing facts", "per answer", -1),
-    Metric("wrong", "Wrong facts", "per answer", -1),
-    Metric("invented", "Invented facts", "per answer", -1),
-    Metric("repeated", "Repeated facts", "per answer", -1),
-    Metric("faultless", "Faultless answers", "of answers", 1, 1, share=True),
-    Metric("score", "Reward model’s score", "mean; what PPO optimises"),
-    Metric("kl", "KL from SFT", "nats per response"),
-    Metric("length", "Length", "tokens", decimals=1),
-    Metric("ended", "Ended with a stop token", "of answers", 1, 1, share=True),
-    Metric("distinct_2", "Distinct word pairs", "of all word pairs", 1, 1, share=True),
-    Metric("repetition", "Repeated sequences of four words", "of an answer’s", -1, 1, share=True),
-    Metric("nll", "Loss on held-out demonstrations", "nats per token", -1, 3),
-    Metric("text_nll", "Loss on held-out text", "nats per token", -1, 3),
+    Metric("slot_error_rate", "Fact errors", "of given facts", 1, share=True, first=True),
+    Metric("faultless", "Faultless answers", "of answers", 1, share=True),
+    Metric("missing", "Missing facts", "per answer"),
+    Metric("wrong", "Wrong facts", "per answer"),
+    Metric("invented", "Invented facts", "per answer"),
+    Metric("repeated", "Repeated facts", "per answer"),
+    Metric("score", "Reward model’s score", "mean; what PPO optimises", first=True),
+    Metric("kl", "KL from SFT", "nats per response", first=True),
+    Metric("length", "Length", "tokens", 1, first=True),
+    Metric("ended", "Ended with a stop token", "of answers", 1, share=True, first=True),
+    Metric("distinct_2", "Distinct word pairs", "of all word pairs", 1, share=True),
+    Metric("repetition", "Repeated sequences of four words", "of an answer’s", 1, share=True),
+    Metric("nll", "Loss on held-out demonstrations", "nats per token", 3, first=True),
+    Metric("text_nll", "Loss on held-out text", "nats per token", 3),
 )
 ERRORS, KL = METRICS[0], next(metric for metric in METRICS if metric.key == "kl")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Cells by model. `change` is PPO's from SFT, and `tone` is good or bad if that is for better or worse."""
+    """Cells by model. `change` is PPO's from SFT, with the interval of the relative change where that was measured;
+    `tone` is good or bad if the interval excludes zero."""
 
     metric: Metric
     cells: dict[str, str]
     change: str = ""
+    change_interval: str = ""
     tone: str = ""
     intervals: dict[str, str] = field(default_factory=dict)
 
@@ -66,7 +68,16 @@ def rows(evaluation: Evaluation | None) -> list[Row]:
     """One row per metric that was measured; without a judge there are no facts."""
     models = evaluation.models if evaluation else {}
     ppo = models.get("ppo", ModelResult())
-    return [_row(metric, models) for metric in METRICS if metric.of(ppo) is not None]
+    table = [_row(metric, models) for metric in METRICS if metric.of(ppo) is not None]
+    reduction = evaluation.reduction if evaluation else None
+    if reduction is None or reduction.low is None or reduction.high is None:
+        return table
+    interval = f"relative: {span(reduction.low, reduction.high, sign=True)}"
+    tone = {-1: "good", 1: "bad", 0: ""}[reduction.side()]
+    return [
+        replace(row, tone=tone, change_interval=interval) if row.metric is ERRORS and row.change else row
+        for row in table
+    ]
 
 
 def error_interval(result: ModelResult) -> str:
@@ -85,12 +96,10 @@ def _row(metric: Metric, models: Mapping[str, ModelResult]) -> Row:
             cells["best_of_n"] = f"≤ {cells['best_of_n']}"
         return Row(metric, cells, intervals=_kl_intervals(models))
     change = round(ppo - sft, metric.decimals + 2 * metric.share)
-    gain = metric.better * change
-    tone = "good" if gain > 0 else "bad" if gain < 0 else ""
     intervals = {}
     if metric is ERRORS:
         intervals = {name: error_interval(models[name]) for name in win_rates.NAMES if name in models}
-    return Row(metric, cells, metric.write_change(change), tone, intervals)
+    return Row(metric, cells, metric.write_change(change), intervals=intervals)
 
 
 def _kl_intervals(models: Mapping[str, ModelResult]) -> dict[str, str]:

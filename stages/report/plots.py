@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
+from pipeline.wording import number
+
 Point = tuple[float, float]
 Bounds = tuple[float | None, float | None]
 Kind = Literal["train", "held-out", "other", "point", "level", "histogram"]
@@ -95,18 +97,36 @@ def numbers(chart: Chart) -> dict[str, Any]:
     return {"title": chart.title, "unit": chart.unit, "x": chart.x, "source": chart.source, "lines": lines}
 
 
+def in_words(chart: Chart) -> str:
+    """The points of a chart that has too few to draw: none of its lines has two. Empty for other charts."""
+    lines = [line for line in chart.lines if line.kind != "level"]
+    if any(len(line.points) > 1 for line in lines):
+        return ""
+    labels = {"train": "training batch", "held-out": "held out"}
+    points = [
+        f"{number(y)} at {chart.x} {number(x)} ({labels[line.kind]})" if line.kind in labels else number(y)
+        for line in lines
+        for x, y in line.points
+    ]
+    return f"Measured once: {'; '.join(points)}." if points else "Not measured."
+
+
 def draw(chart: Chart, name: str) -> Markup:
-    """The chart as an `<svg>` element. `name` makes its ids unique in the page."""
+    """The chart as an `<svg>` element, or as a sentence if it has too few points. `name` makes its ids unique in
+    the page."""
+    if text := in_words(chart):
+        return Markup("<p class='few'>{}</p>").format(text)
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(SETTINGS):
-        width, height = (300, 280) if chart.square else (330, 190)
+        width, height = (300, 280) if chart.square else (330, 170)
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")  # a point is a CSS pixel
         axes = figure.subplots()
         for line in chart.lines:
-            axes.plot(*zip(*thinned(line.points), strict=True), **STYLES[line.kind])
+            alone: dict[str, Any] = {"marker": "o", "markersize": 4} if len(line.points) == 1 else {}
+            axes.plot(*zip(*thinned(line.points), strict=True), **(alone | STYLES[line.kind]))
         if chart.mark is not None:
             axes.axvline(chart.mark, **STYLES["level"])
             place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}

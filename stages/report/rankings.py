@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.engine.plan import StageRun
+from pipeline.engine.plan import RunSummary, StageRun
 from stages.artifacts import Agreement, AnnotatorAgreement, ModelStrength, read_dropped
+from stages.left_out import losses
 
 FIRST_ROWS = 12
 """Rows that are listed for each reason."""
@@ -21,8 +22,8 @@ TABLES = {
     "completions": "rankings",
 }
 """What can be left out -> the recipe's table that it is in."""
-RANKED = {"": "training rankings", "eval_": "held-out rankings", "pretraining_": "rankings of reward.pretrain_on"}
-"""Prefix of metrics of the `reward` stage -> the rankings that they are about."""
+LEAVE_OUT = ("sft", "collect", "rank", "reward", "ppo", "dpo", "eval")
+"""The stages that leave rows out of what others made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Dropped:
     Attributes:
         file: the table's file, or the stage that left it out.
         read: rows read in all; None where that is not recorded.
-        rows: numbers of the first rows; rankings that the reward stage left out have none.
+        rows: numbers of the first rows; only the `data` stage has them.
     """
 
     table: str
@@ -73,9 +74,14 @@ class Dropped:
     rows: Sequence[int]
 
 
-def dropped(data: StageRun | None, reward: StageRun | None) -> list[Dropped]:
-    """What the `data` and `reward` stages left out."""
-    return [*(_dropped_rows(data) if data else []), *(_dropped_rankings(reward) if reward else [])]
+def dropped(run: RunSummary) -> list[Dropped]:
+    """What each stage left out: `data` of its tables, the newest run of the others of what they read."""
+    data = run.stages.get("data")
+    newest = {stage: stage_run for stage in LEAVE_OUT if (stage_run := run.newest(stage))}
+    return [
+        *(_dropped_rows(data) if data else []),
+        *(row for stage, stage_run in newest.items() for row in _dropped_by_stage(stage, stage_run)),
+    ]
 
 
 def _dropped_rows(data: StageRun) -> list[Dropped]:
@@ -99,30 +105,17 @@ def _dropped_rows(data: StageRun) -> list[Dropped]:
     ]
 
 
-def _dropped_rankings(reward: StageRun) -> list[Dropped]:
-    metrics = reward.manifest.metrics
+def _dropped_by_stage(stage: str, run: StageRun) -> list[Dropped]:
     return [
         Dropped(
-            table=table,
-            file="reward stage",
-            read=metrics.get(f"{prefix}read_rankings"),
-            reason=reason,
-            count=count,
-            rows=[],
+            table=loss.what, file=f"{stage} stage", read=loss.read, reason=loss.reason, count=loss.count, rows=[]
         )
-        for prefix, table in RANKED.items()
-        for reason, count in _reasons(metrics, f"{prefix}dropped_rankings/")
+        for loss in losses(run.manifest.metrics)
     ]
 
 
 def _reasons(metrics: Mapping[str, Any], prefix: str) -> list[tuple[str, int]]:
     return [(name.removeprefix(prefix), count) for name, count in metrics.items() if name.startswith(prefix)]
-
-
-def columns(section: Measured) -> list[str]:
-    """The measures that at least one annotator has."""
-    shares = ("agreement", "self_consistency", "first_shown", "longer")
-    return [name for name in shares if any(getattr(row, name).value is not None for _, row in section.annotators)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.reward import GateConfig
+from pipeline.wording import percent, points_span
 
 
-def _left_out(metrics: Mapping[str, Any]) -> str:
-    """The reasons why held-out rankings were left out, in parentheses; empty if none were."""
-    reasons = [
-        f"{count} {name.partition('/')[2]}"
-        for name, count in metrics.items()
-        if name.startswith("dropped_rankings/")
-    ]
-    return f" (held-out rankings left out: {', '.join(reasons)})" if reasons else ""
+def _lead(metrics: Mapping[str, Any], baseline: str) -> str:
+    """How much more accurate it is than a baseline, in words."""
+    lead = points_span(metrics[f"above_{baseline}_low"], metrics[f"above_{baseline}_high"])
+    return f"the 95 % interval of its lead is {lead}"
 
 
 def _agreement(metrics: Mapping[str, Any]) -> str:
@@ -46,10 +43,9 @@ def _above_bag_of_words(metrics: Mapping[str, Any]) -> str | None:
     if metrics.get("above_bag_of_words_low") is None or metrics["above_bag_of_words_low"] > 0:
         return None
     accuracy, words = metrics["accuracy"], metrics["bag_of_words_accuracy"]
-    low, high = metrics["above_bag_of_words_low"], metrics["above_bag_of_words_high"]
     return (
         f"it may be no better ({accuracy:.3f}) than a logistic regression on the words of the answers "
-        f"({words:.3f}): the 95 % interval of the difference is {low:+.3f} to {high:+.3f}"
+        f"({words:.3f}): {_lead(metrics, 'bag_of_words')}"
     )
 
 
@@ -61,11 +57,15 @@ def warnings(config: GateConfig | None, metrics: Mapping[str, Any]) -> list[str]
     return [f"{words} (set reward.gate.above_bag_of_words to true to stop PPO in this case)"]
 
 
-def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
+def gate(config: GateConfig, metrics: Mapping[str, Any], left_out: str = "") -> list[str]:
     """The reasons why a reward model with these held-out metrics (`stages.reward.measure`) fails the gate; empty if
-    it passes. A missing metric fails no check, unless no pair was measured at all."""
+    it passes. A missing metric fails no check, unless no pair was measured at all.
+
+    Args:
+        left_out: which held-out rankings were left out and why; empty if none were.
+    """
     if not metrics.get("pairs"):
-        return [f"it was measured on no held-out pair{_left_out(metrics)}"]
+        return ["it was measured on no held-out pair" + (f" ({left_out})" if left_out else "")]
     if not all(math.isfinite(metrics[name]) for name in ("score_mean", "score_std")):
         return ["its scores are not finite"]
     words = _above_bag_of_words(metrics)
@@ -82,9 +82,8 @@ def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
         ),
         (
             config.above_length and metrics["above_length_low"] <= 0,
-            f"it may be no better than choosing the longer answer ({metrics['length_accuracy']:.3f}): the 95 % "
-            f"interval of the difference is {metrics['above_length_low']:+.3f} to "
-            f"{metrics['above_length_high']:+.3f} (reward.gate.above_length)",
+            f"it may be no better than choosing the longer answer ({metrics['length_accuracy']:.3f}): "
+            f"{_lead(metrics, 'length')} (reward.gate.above_length)",
         ),
         (
             config.above_bag_of_words and words is not None,
@@ -107,8 +106,8 @@ def gate(config: GateConfig, metrics: Mapping[str, Any]) -> list[str]:
         ),
         (
             metrics["ended_preferred"] < config.min_ended_preferred,
-            f"it prefers answers without an end: only {metrics['ended_preferred']:.0%} of held-out answers score "
-            f"above themselves cut in half, below {config.min_ended_preferred:.0%} "
+            f"it does not prefer complete answers: only {percent(metrics['ended_preferred'])} of held-out answers "
+            f"score higher than their own first half, below {percent(config.min_ended_preferred)} "
             "(reward.gate.min_ended_preferred)",
         ),
     )

@@ -12,7 +12,7 @@ from pipeline import invocation
 from pipeline.errors import DataError, StageError
 from stages.models.templates import named
 from stages.models.text import Codec, pad
-from stages.reward.left_out import LeftOut
+from stages.reward.left_out import RankingsLeftOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,9 @@ def group_rankings(
     weights: Mapping[str, float] | None = None,
     *,
     ties_teach: bool = False,
-) -> tuple[dict[str, Group], LeftOut]:
+    prefix: str = "",
+    limit_key: str = "reward.max_length",
+) -> tuple[dict[str, Group], RankingsLeftOut]:
     """Groups rankings by prompt key, in one pass over them, and counts what is left out.
 
     A completion that exceeds `max_length` is removed from its rankings.
@@ -104,13 +106,15 @@ def group_rankings(
         weights: by annotator; scaled to a mean of 1 over the rankings.
         ties_teach: whether the objective learns from rankings in which all answers are tied. If not, these count as
             left out, but stay in their groups.
+        prefix: which rankings these are, one of `stages.left_out.PREFIXES`.
+        limit_key: the recipe key of `max_length`.
 
     Raises `StageError` if an annotator has no weight, and `templates.Refused` if the chat template rejects a
     prompt.
     """
     groups: dict[str, Group] = {}
     prompts: dict[str, Any] = {}
-    left_out = LeftOut(max_length, ties_teach)
+    left_out = RankingsLeftOut("rankings", prefix, limit_key, max_length, ties_teach=ties_teach)
     for ranking in rankings:
         key = prompt_key(ranking.prompt)
         if key not in groups:
@@ -119,11 +123,11 @@ def group_rankings(
                 groups[key] = Group(encoder.prompt_length(prompts[key]))
         group = groups[key]
         for text in ranking.completions:
-            if text in group.completions or hash((key, text)) in left_out.too_long:
+            if text in group.completions or hash((key, text)) in left_out.long_answers:
                 continue
             row = encoder.row(prompts[key], text)
             if len(row) > max_length:
-                left_out.too_long.add(hash((key, text)))
+                left_out.long_answers.add(hash((key, text)))
                 left_out.longest = max(left_out.longest, len(row))
                 continue
             group.completions[text] = len(group.rows)

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from data.schema import Ranking
 from pipeline.engine.stage import Metrics
+from stages.left_out import LeftOut
 
-TOO_LONG, EQUAL, TIED = "longer than max_length", "all answers equal", "all answers tied"
+EQUAL, TIED = "all answers equal", "all answers tied"
+NO_STRICT_PAIR = "give rankings with at least one strict preference"
+"""The hint where there are no rankings at all."""
 
 
 @dataclass
-class LeftOut:
+class RankingsLeftOut(LeftOut):
     """Counts of the rankings of a table that are left out.
 
-    A ranking is left out if it has no strict pair of distinct answers that fit into `max_length`. Otherwise it is
-    used without the answers that are too long.
+    A ranking is left out if it has no strict pair of distinct answers that fit into the limit. Otherwise it is used
+    without the answers that are too long.
 
     Attributes:
-        max_length: limit on prompt and answer together, in tokens.
         ties_teach: whether the objective learns from a ranking whose answers are all tied.
-        read: number of rankings read.
         shortened: number of rankings used without some of their answers.
-        counts: number of rankings left out, by reason.
-        too_long: hashes of (prompt key, answer) that exceed the limit; the texts could take too much memory.
-        longest: length of the longest of these, in tokens.
-        key: the recipe key of `max_length`.
+        long_answers: hashes of (prompt key, answer) that exceed the limit; the texts could take too much memory.
     """
 
-    max_length: int
+    measured: str = "prompt and answer"
     ties_teach: bool = False
-    read: int = 0
     shortened: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    too_long: set[int] = field(default_factory=set)
-    longest: int = 0
-    key: str = "reward.max_length"
+    long_answers: set[int] = field(default_factory=set)
 
     def count(self, ranking: Ranking, fitting: Collection[int]) -> None:
         """Counts a ranking. `fitting`: the indices of its distinct completions that fit."""
@@ -51,11 +44,7 @@ class LeftOut:
         elif len(fitting) == distinct or (len(fitting) > 1 and len(set(ranking.ranks)) == 1):
             self.counts[TIED] += 1
         else:
-            self.counts[TOO_LONG] += 1
-
-    @property
-    def total(self) -> int:
-        return self.counts.total()
+            self.counts[self.too_long] += 1
 
     @property
     def used(self) -> int:
@@ -66,43 +55,36 @@ class LeftOut:
         if self.used:
             self.counts[TIED] += self.used
 
-    def metrics(self, prefix: str = "") -> Metrics:
-        """Metrics. `dropped_rankings` of `read_rankings` are left out; it is the sum over
-        `dropped_rankings/<reason>`."""
+    def metrics(self) -> Metrics:
         return {
-            f"{prefix}read_rankings": self.read,
-            f"{prefix}dropped_rankings": self.total,
-            **{f"{prefix}dropped_rankings/{reason}": count for reason, count in sorted(self.counts.items())},
-            f"{prefix}rankings_shortened": self.shortened,
-            f"{prefix}completions_too_long": len(self.too_long),
+            **super().metrics(),
+            f"{self.prefix}rankings_shortened": self.shortened,
+            f"{self.prefix}completions_too_long": len(self.long_answers),
         }
 
-    def describe(self, what: str) -> str:
-        """Says how many of `what` are left out, and why; empty if none are."""
-        words = {
-            TOO_LONG: f"longer than {self.key} = {self.max_length} tokens (the longest: {self.longest})",
+    def words(self) -> dict[str, str]:
+        return super().words() | {
             EQUAL: "with answers that are all the same text",
             TIED: "with all answers tied",
         }
-        parts = []
-        if len(self.counts) == 1:
-            parts.append(f"{self.total} of {self.read} {what} left out: {words[next(iter(self.counts))]}")
-        elif self.counts:
-            reasons = ", ".join(f"{count} {words[reason]}" for reason, count in self.counts.most_common())
-            parts.append(f"{self.total} of {self.read} {what} left out: {reasons}")
-        if self.shortened:
-            answers = f"{self.shortened} of {self.read} {what} used without some answers"
-            parts.append(answers if self.counts[TOO_LONG] else f"{answers}, {words[TOO_LONG]}")
-        return "; ".join(parts)
 
-    def hint(self, *, learns: bool = True) -> str:
-        """Says what to change. `learns`: whether the rankings are for training rather than evaluation."""
+    def describe(self) -> str:
+        left_out = super().describe()
+        if not self.shortened:
+            return left_out
+        answers = f"{self.shortened:,} of {self.read:,} {self.what} used without some answers"
+        if self.counts[self.too_long]:
+            return f"{left_out}; {answers}"
+        return "; ".join(part for part in (left_out, f"{answers}: {self.words()[self.too_long]}") if part)
+
+    def hint(self) -> str:
         hints = []
-        if self.counts[TOO_LONG] or self.shortened:
-            hints.append(f"raise {self.key}")
+        if self.counts[self.too_long] or self.shortened:
+            hints.append(self.raising)
         if self.counts[EQUAL]:
             hints.append("rank answers that differ")
         if self.counts[TIED]:
-            davidson = ", or set reward.objective: davidson, which learns from ties"
-            hints.append(f"rank answers strictly{davidson if learns and self.used else ''}")
+            learns = self.stage == "reward" and self.prefix != "eval_" and self.used
+            davidson = ", or set reward.objective: davidson, which learns from ties" if learns else ""
+            hints.append(f"rank answers strictly{davidson}")
         return "; ".join(hints)

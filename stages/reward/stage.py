@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from data.schema import Ranking, read_rankings_file
 from data.splits import group_of
+from data.tables.mapping import located
 from data.tables.messages import with_system
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
@@ -30,13 +32,14 @@ from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
 from stages.artifacts import AGREEMENT, rankings_file, read_weights
+from stages.left_out import PREFIXES
 from stages.models.distributed import World
 from stages.models.text import load_codec
 from stages.reward import artifact, bag_of_words, training
 from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
-from stages.reward.left_out import TOO_LONG, LeftOut
+from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
 from stages.reward.measure import measure_reward_model
 from stages.scoring.reward_model import numbered
 
@@ -61,13 +64,9 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     builder = builder_for(config, inputs, codec, ctx)
     # 1.
     read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
-    groups, left_out = read(
-        "training rankings",
-        _ranked(rounds, "train"),
-        where=", ".join(str(ranked.path) for ranked in rounds),
-        weights=_weights(config, rounds),
-    )
-    held_out, unmeasured = read("held-out rankings", _ranked(rounds, "eval"))
+    where = ", ".join(str(ranked.path) for ranked in rounds)
+    groups, left_out = read("", _ranked(rounds, "train"), where=where, weights=_weights(config, rounds))
+    held_out, unmeasured = read("eval_", _ranked(rounds, "eval"), where=where)
     pretraining: dict[str, Group] = {}
     metrics: Metrics = {}
     if config.pretrain_on is not None:
@@ -89,13 +88,12 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     quality, tables = measure_reward_model(
         model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx
     )
-    quality |= unmeasured.metrics()
-    metrics |= {f"eval_{name}": value for name, value in quality.items()}
+    metrics |= {f"eval_{name}": value for name, value in quality.items()} | unmeasured.metrics()
     if World().rank:
         return metrics
     # 5.
     builder.save(model, out_dir, [row for group in groups.values() for row in group.rows][: config.fingerprints])
-    reasons = [] if config.gate is None else gate(config.gate, quality)
+    reasons = [] if config.gate is None else gate(config.gate, quality, unmeasured.describe())
     notes = warnings(config.gate, quality)
     artifact.write(out_dir, metrics, tables, unfit=reasons, warnings=notes)
     if line := summary(quality):
@@ -108,25 +106,25 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
 
 
 def _read(
-    name: str,
+    prefix: str,
     rankings: Iterable[Ranking],
     *,
     encoder: Encoder,
     config: RewardConfig,
     ctx: RunContext,
-    where: str | None = None,
+    where: str,
     weights: Mapping[str, float] | None = None,
-) -> tuple[dict[str, Group], LeftOut]:
+) -> tuple[dict[str, Group], RankingsLeftOut]:
     """Groups rankings, and counts and prints what is left out.
 
     Args:
-        name: of the rankings, for progress and messages.
-        where: the source of training rankings. None: the rankings are for evaluation.
+        prefix: which rankings these are, one of `stages.left_out.PREFIXES`.
+        where: their source.
 
-    Raises `DataError` if training rankings have no strict pair.
+    Raises `DataError` if rankings to train on have no strict pair.
     """
-    learns = where is not None
-    with ctx.progress(f"reward: {name}") as bar:
+    learns = prefix != "eval_"
+    with ctx.progress(f"reading {PREFIXES[prefix].format(rows='rankings')}") as bar:
 
         def passing() -> Iterator[Ranking]:
             for ranking in rankings:
@@ -139,17 +137,13 @@ def _read(
             config.max_length,
             weights,
             ties_teach=learns and config.objective in TEACHES_TIES,
+            prefix=prefix,
         )
     ordered = any(len(set(order.ranks)) > 1 for group in groups.values() for order in group.orders)
-    if where is not None and not ordered:
+    if learns and not ordered:
         left_out.ties_count()
-        raise DataError(
-            f"the {name} have no strict pair: {left_out.describe('rankings') or 'there are none'}",
-            where=ctx.describe(left_out.key) if left_out.counts[TOO_LONG] else where,
-            hint=left_out.hint() or "give rankings with at least one strict preference",
-        )
-    if left_out.total or left_out.shortened:
-        ctx.say(f"reward: {left_out.describe(name)}. To use them: {left_out.hint(learns=learns)}")
+        raise left_out.error(ctx.describe, where, NO_STRICT_PAIR)
+    left_out.report(ctx.say)
     if not ordered:
         refused = " and will fail the gate" if config.gate else ""
         ctx.say(f"no held-out ranking has a strict pair: the reward model cannot be evaluated{refused}")
@@ -157,18 +151,21 @@ def _read(
 
 
 def _read_pretraining(
-    config: PretrainOnConfig, data: Artifact, read: Callable[..., tuple[dict[str, Group], LeftOut]], ctx: RunContext
+    config: PretrainOnConfig,
+    data: Artifact,
+    read: Callable[..., tuple[dict[str, Group], RankingsLeftOut]],
+    ctx: RunContext,
 ) -> tuple[dict[str, Group], Metrics]:
     """The groups of `reward.pretrain_on`, and metrics of reading them."""
     dropped = Dropped()
     rankings = _pretraining(config, data, dropped, ctx)
-    groups, left_out = read("rankings of reward.pretrain_on", rankings, where="reward.pretrain_on")
+    groups, left_out = read("pretraining_", rankings, where="reward.pretrain_on")
     if dropped.rows_out:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.rows_out.most_common())
-        ctx.say(f"left out while reading reward.pretrain_on: {reasons}")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.rows_out.most_common())
+        ctx.say(f"reward: {dropped.rows_out.total():,} rows of reward.pretrain_on left out: {reasons}.")
     metrics: Metrics = {
         "pretraining_rankings": left_out.used,
-        **left_out.metrics("pretraining_"),
+        **left_out.metrics(),
         **{f"pretraining_dropped_rows/{reason}": count for reason, count in sorted(dropped.rows_out.items())},
     }
     if not config.human:
@@ -214,12 +211,13 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx
         if row["split"] == "eval":
             held_out.add(group_of(row["prompt"]))
     count = 0
-    for ranking in read_rankings(config, dropped, ctx.say):
-        if group_of(ranking.prompt) not in held_out:
-            count += 1
-            yield replace(ranking, prompt=with_system(ranking.prompt, system))
-        else:
-            dropped.rows_out["held-out prompt"] += 1
+    with located("reward.pretrain_on", config, ctx.describe):
+        for ranking in read_rankings(config, dropped, ctx.say):
+            if group_of(ranking.prompt) not in held_out:
+                count += 1
+                yield replace(ranking, prompt=with_system(ranking.prompt, system))
+            else:
+                dropped.rows_out["held-out prompt"] += 1
     if not count:
         raise DataError(
             "every ranking of reward.pretrain_on is of a held-out prompt",
@@ -256,4 +254,6 @@ def _train_members(
             steps, metrics = training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
             offset += steps
     rows = [row for group in data.training for row in group.rows][:COMMON]
-    return builder.finish(rows), {"trainable_parameters": parameters, **metrics}
+    with ctx.progress("reward: common scale", total=len(rows)) if config.ensemble > 1 else nullcontext() as bar:
+        model = builder.finish(rows, bar.advance if bar else lambda count: None)
+    return model, {"trainable_parameters": parameters, **metrics}

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from pipeline import network
 from pipeline.config.evaluate import LLMJudgeConfig
 from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
@@ -38,6 +39,8 @@ The order of the answers says nothing. Reason in a few sentences, then end with 
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """HTTP status codes of errors that may pass."""
 LONGEST_PAUSE = 60.0
+RETRIES_WITHOUT_SERVER = 2
+"""How often a request is repeated to an endpoint that has never been reached."""
 
 
 class LLMJudge(PairJudge):
@@ -61,6 +64,7 @@ class LLMJudge(PairJudge):
                 hint=f"export {config.api_key_env}=..., or set eval.llm_judge to null",
             )
         self._replies = dict(_read_replies(self._file))
+        self._replied = False  # by the endpoint, in this process
         self._lock, self._stop = threading.Lock(), threading.Event()
 
     def compare(self, pairs: Sequence[Pair], progress: AbstractContextManager[Progress]) -> Verdicts:
@@ -126,10 +130,13 @@ class LLMJudge(PairJudge):
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = Request(address, json.dumps(body).encode(), headers)
-        for attempt in range(self.config.retries + 1):
+        allowed, attempt = self.config.retries, -1
+        while attempt < allowed:
+            attempt += 1
             wait = self._pause * 2**attempt
             try:
                 with urlopen(request, timeout=self.config.timeout) as response:
+                    self._replied = True
                     return str(json.load(response)["choices"][0]["message"]["content"] or "")
             except HTTPError as error:
                 with error:
@@ -138,10 +145,12 @@ class LLMJudge(PairJudge):
                 if error.code not in PASSING:
                     raise self._refused(address, reason) from error
             except (OSError, http.client.HTTPException) as error:
-                reason = str(error) or type(error).__name__
+                reason = network.reason(error)
+                if not self._replied and network.never_connected(error):
+                    allowed = min(self.config.retries, RETRIES_WITHOUT_SERVER)
             except (ValueError, LookupError, TypeError) as error:
                 raise self._refused(address, f"its reply is no chat completion ({error})") from error
-            if attempt < self.config.retries and self._stop.wait(min(wait, LONGEST_PAUSE)):
+            if attempt < allowed and self._stop.wait(min(wait, LONGEST_PAUSE)):
                 break
         raise self._refused(address, f"{reason} ({attempt + 1} times)")
 
@@ -149,7 +158,10 @@ class LLMJudge(PairJudge):
         return StageError(
             f"the LLM judge does not answer: {reason}",
             where=address,
-            hint="check eval.llm_judge and run again: its replies so far are kept",
+            hint=(
+                "start the server, or correct eval.llm_judge.base_url, and run again: its replies so far are kept. "
+                "eval.llm_judge: null works without it"
+            ),
         )
 
 

@@ -41,10 +41,12 @@ class Scorer(ABC):
     Attributes:
         name: for people: in reports, progress and errors.
         size: M, the number of members; 1 for a single model.
+        on_batch: called with the number of responses of each batch that is scored.
     """
 
     name: str
     size: int = 1
+    on_batch: Callable[[int], None] = staticmethod(_ignore)
 
     @abstractmethod
     def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
@@ -75,7 +77,7 @@ class TokenScorer(Scorer):
     Args:
         batch_size: rows scored at once, fewer once memory has run out.
         say: called with a message when the batch is halved.
-        on_batch: called with the number of rows of each batch.
+        on_batch: see `Scorer`.
     """
 
     def __init__(
@@ -91,13 +93,13 @@ class TokenScorer(Scorer):
     ) -> None:
         self.model, self.codec, self.device, self.name = model, codec, device, name
         self.size = len(model.roles) if isinstance(model, RewardEnsemble) else 1
-        self._batch, self._on_batch = MicroBatch(batch_size, "scoring", say), on_batch
+        self._batch, self.on_batch = MicroBatch(batch_size, "scoring", say), on_batch
 
     def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
         rows = [p.ids + self.codec.ended_as_trained(r) for p, r in zip(prompts, responses, strict=True)]
         with self.scoring():
             return score_rows(
-                self.model.members, rows, self._batch, self.device, on_batch=self._on_batch, where=self.name
+                self.model.members, rows, self._batch, self.device, on_batch=self.on_batch, where=self.name
             )
 
     def scoring(self) -> contextlib.AbstractContextManager[None]:
@@ -120,20 +122,32 @@ class TextScorer(Scorer):
     ) -> None:
         self.classifier, self.codec, self.name = classifier, codec, name
         self.encoder = TextEncoder(classifier, codec)
-        self._batch, self._on_batch = MicroBatch(batch_size, "scoring", say), on_batch
+        self._say, self._reported = say, False
+        self._batch, self.on_batch = MicroBatch(batch_size, "scoring", say), on_batch
 
     def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
-        rows = [
-            self.encoder.row(prompt.messages, self.codec.decode(response), self.classifier.longest)
+        classifier, longest = self.classifier, self.classifier.longest
+        texts = [
+            (prompt.messages, self.codec.decode(response))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        classifier = self.classifier
+        rows = [self.encoder.row(messages, text) for messages, text in texts]
+        too_long = {place: len(row) for place, row in enumerate(rows) if len(row) > longest}
+        for place in too_long:
+            rows[place] = self.encoder.row(*texts[place], longest)
+        if too_long and not self._reported:
+            self._reported = True
+            self._say(
+                f"{self.name}: {len(too_long):,} of {len(rows):,} texts lose their beginning: longer than the "
+                f"{longest:,} tokens that it reads (the longest has {max(too_long.values()):,}). Lower "
+                "max_prompt_length or response_length."
+            )
         return score_rows(
             classifier.members,
             rows,
             self._batch,
             classifier.model.device,
-            on_batch=self._on_batch,
+            on_batch=self.on_batch,
             where=classifier.where,
         )
 
@@ -169,4 +183,5 @@ class FunctionScorer(Scorer):
                 where=self.name,
                 hint="return finite numbers",
             )
+        self.on_batch(len(texts))
         return scores[None]

@@ -37,10 +37,11 @@ class SlotScorer(Scorer):
 
     def errors(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> list[SlotErrors]:
         """The errors of each response (N)."""
-        return [
-            self.check_text(prompt.messages, self.codec.decode(response))
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
+        errors = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            errors.append(self.check_text(prompt.messages, self.codec.decode(response)))
+            self.on_batch(1)
+        return errors
 
     def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
         return -torch.tensor([[float(faults(errors)) for errors in self.errors(prompts, responses)]])

@@ -12,8 +12,10 @@ from stages.models.templates import Refused, fold
 from stages.models.text import Codec
 
 
-def check_conversations(data: Artifact, codec: Codec, say: Callable[[str], None]) -> Metrics:
-    """Renders every prompt of the `data` artifact.
+def check_conversations(
+    data: Artifact, codec: Codec, say: Callable[[str], None], advance: Callable[[], None] = lambda: None
+) -> Metrics:
+    """Renders every prompt of the `data` artifact. `advance` is called for each prompt and answer.
 
     Returns the number of prompts and answers that spell a control token (`texts_with_control_tokens`) and of
     answers that end with a stop token (`answers_with_stop_token`), and prints those that are not zero.
@@ -30,12 +32,14 @@ def check_conversations(data: Artifact, codec: Codec, say: Callable[[str], None]
         except Refused as error:
             refused += 1
             first = first or (row, error)
+        advance()
     if first is not None:
         raise _refusal(*first, f"{refused:,} of {count:,}", data, codec)
     for text in _answers(data):
         stripped = codec.without_stop(text)
         stopped += stripped != text
         spelled += codec.control.spelled(stripped)
+        advance()
     if stopped:
         say(f"{stopped:,} answers end with the text of a stop token, which is removed")
     if spelled:

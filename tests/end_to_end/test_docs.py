@@ -46,10 +46,14 @@ def parsed(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def tutorial_recipe(folder: Path) -> Path:
+    """A recipe as the tutorial's reader has it: some base and tables, and the section that the page adds.
+    test_tutorial.py runs the one that `init` writes."""
     page = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
     parts = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     file = folder / "recipe.yaml"
-    file.write_text("\n".join(parts))
+    data = "{demonstrations: {path: a.csv}, rankings: {path: b.csv, format: long}}"
+    start = f"name: my\nbase: {{model: ./base}}\ndata: {data}"
+    file.write_text("\n".join([start, *parts]))
     return file
 
 

@@ -31,7 +31,7 @@ def test_the_notebook_runs_and_shows_the_report(tmp_path: Path, monkeypatch: pyt
         for cell in notebook.cells
         if cell.cell_type == "code" and cell is not values
     ]
-    assert "base     run     never ran" in planned
+    assert "base     run     no earlier result" in planned
     assert "report: runs/quickstart/report.html" in ran
     assert "<iframe srcdoc=" in report
     assert "By the independent judge" in report

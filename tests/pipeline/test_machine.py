@@ -13,7 +13,16 @@ from pipeline.errors import StageError
 from pipeline.files import readable_bytes, readable_seconds
 
 
-def test_peak_memory_sees_what_was_freed_again() -> None:
+@pytest.fixture(params=["as this system can", "sampled"])
+def measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Peaks with and without the system's help."""
+    monkeypatch.setattr(machine.PeakMemory, "left", 0)
+    if request.param == "sampled":
+        monkeypatch.setattr(machine, "_reset_peak", lambda: False)
+    return str(request.param)
+
+
+def test_peak_memory_sees_what_was_freed_again(measured: str) -> None:
     with machine.PeakMemory() as peak:
         before = machine._resident_bytes()
         block = bytearray(b"x" * 200_000_000)
@@ -23,14 +32,32 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
     assert peak.report()["peak_bytes"] > before + 150_000_000
 
 
-def test_each_block_has_its_own_peak() -> None:
-    with machine.PeakMemory():
+def test_each_block_has_its_own_peak(measured: str) -> None:
+    with machine.PeakMemory() as first:
         block = bytearray(b"x" * 200_000_000)
+        time.sleep(3 * machine.PeakMemory.INTERVAL)
         del block
     with machine.PeakMemory() as second:
         after = machine._resident_bytes()
     assert after is not None
     assert second.report()["peak_bytes"] < after + 100_000_000
+    assert first.report()["peak_bytes"] > after + 150_000_000
+    assert ("sampled" in first.report()["how"]) or measured != "sampled"
+
+
+def test_what_a_stage_leaves_is_not_in_the_next_ones_peak(measured: str) -> None:
+    with machine.PeakMemory() as first:
+        kept = b"x" * 200_000_000
+    first.settle()
+    with machine.PeakMemory() as second:
+        block = b"x" * 50_000_000
+        time.sleep(3 * machine.PeakMemory.INTERVAL)
+    second.settle()
+    assert len(kept) == 4 * len(block)
+    peaks = [stage.report() for stage in (first, second)]
+    assert 140e6 < peaks[0]["peak_bytes"] - peaks[1]["peak_bytes"] < 160e6
+    assert peaks[0]["left_bytes"] == 0
+    assert 190e6 < peaks[1]["left_bytes"] < 210e6
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep nothing, or do not say")

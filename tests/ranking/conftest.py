@@ -1,8 +1,10 @@
-"""A campaign with a real HTTP server."""
+"""A campaign with a real HTTP server, and a real browser."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,3 +40,43 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
             return served
 
         yield make
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Any]:
+    """The system's Chromium, or else Playwright's."""
+    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        if system is None and not os.path.exists(driver.chromium.executable_path):
+            pytest.skip("there is no Chromium: install one, or run `playwright install chromium`")
+        launched = driver.chromium.launch(executable_path=system)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens an annotator's page, or the one at `path`. Any error, console error or dialog fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_(served: Site, name: str = "ana", *, path: str | None = None, **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
+        context.set_default_timeout(5000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if _grave(message) else None)
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(served.address + (path or served.path(name)))
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def _grave(message: Any) -> bool:
+    return message.type == "error" and "502" not in message.text  # a test causes 502 on purpose

@@ -171,13 +171,11 @@ def test_resume_equals_no_interruption(
     whole, metrics = run(inputs, tmp_path / "whole out", ctx, **values)
 
     ctx, notes = training_context(state="cut")
-    advance, steps = notes.advance, 0
+    advance = notes.advance
 
     def die(count: int = 1, **numbers: float) -> None:
-        nonlocal steps
         advance(count, **numbers)
-        steps += count == 1
-        if steps == 5:
+        if notes.bars["dpo"] == 5:
             raise Killed
 
     notes.advance = die
@@ -196,7 +194,7 @@ def test_rankings_without_a_strict_pair_are_refused(
 ) -> None:
     rows = [Ranking(tiny.user("a"), ["b", "c"], [1, 1], annotator="ann", human=False)]
     write_jsonl(inputs["rank"].path / "rankings.jsonl", rows)
-    with pytest.raises(DataError, match="no strict pair: 1 of 1 rankings left out: with all answers tied"):
+    with pytest.raises(DataError, match="dpo: 1 of 1 training rankings left out: with all answers tied"):
         run(inputs, tmp_path / "out", training_context()[0])
 
 
@@ -209,12 +207,18 @@ def test_what_is_too_long_is_counted_and_the_key_named(
     ctx, notes = training_context()
     _, metrics = run(inputs, tmp_path / "out", ctx, trainer=FAST | {"max_steps": 1})
     assert metrics["dropped_rankings"] == metrics["dropped_rankings/longer than max_length"] == 1
+    assert metrics["longest_rankings"] == 83
     assert metrics["read_rankings"] == 1 + sum(row.split == "train" for row in rows)
+    held_out = sum(row.split == "eval" for row in rows)
     (line,) = [line for line in notes.lines if "left out" in line]
-    assert "longer than dpo.max_length = 60 tokens" in line
-    assert line.endswith("raise dpo.max_length")
+    assert line == (
+        f"dpo: 1 of {len(rows) - held_out + 1} training rankings left out: prompt and answer longer than "
+        "dpo.max_length = 60 tokens (the longest has 83). Raise it."
+    )
     write_jsonl(inputs["rank"].path / "rankings.jsonl", [long])
-    with pytest.raises(DataError, match=r"1 of 1 rankings left out: longer than dpo.max_length = 60") as raised:
+    with pytest.raises(
+        DataError, match=r"1 of 1 training rankings left out: prompt and answer longer than dpo.max_length = 60"
+    ) as raised:
         run(inputs, tmp_path / "none", training_context(state="none state")[0])
     assert (raised.value.where, raised.value.hint) == ("dpo.max_length", "raise dpo.max_length")
 

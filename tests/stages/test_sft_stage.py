@@ -53,9 +53,27 @@ def test_labels_are_on_the_completion_only(inputs):
 def test_long_demonstrations_are_left_out_and_counted(inputs):
     every = documents(inputs)
     limit = sorted(len(row["input_ids"]) for row in every)[7]
-    kept, too_long = sft.encode_demonstrations(inputs["data"], tiny.codec(), "train", limit)
+    kept, left_out = sft.encode_demonstrations(inputs["data"], tiny.codec(), "train", limit)
     assert kept == [row for row in every if len(row["input_ids"]) <= limit]
-    assert too_long == len(every) - len(kept) > 0
+    assert left_out.total == len(every) - len(kept) > 0
+    assert left_out.longest == max(len(row["input_ids"]) for row in every)
+
+
+def test_each_split_has_a_line_about_what_is_too_long(inputs, tmp_path, training_context):
+    lengths = {
+        split: sorted(len(row["input_ids"]) for row in documents(inputs, split)) for split in ("train", "eval")
+    }
+    limit = min(lengths["train"][-2], lengths["eval"][-2]) - 1
+    ctx, notes = training_context()
+    _, metrics = run(inputs, tmp_path / "out", ctx, max_length=limit, trainer={"max_steps": 1})
+    for prefix, split, words in (("", "train", "training"), ("eval_", "eval", "held-out")):
+        count = sum(length > limit for length in lengths[split])
+        assert count
+        assert metrics[f"{prefix}dropped_demonstrations/longer than max_length"] == count
+        assert (
+            f"sft: {count} of {len(lengths[split])} {words} demonstrations left out: prompt and answer longer than "
+            f"sft.max_length = {limit} tokens (the longest has {lengths[split][-1]}). Raise it."
+        ) in notes.lines
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
@@ -107,7 +125,7 @@ def test_it_learns_and_can_be_loaded(inputs, tmp_path, training_context, lora):
     artifact, metrics = run(inputs, tmp_path / "out", ctx, lora=lora, trainer=trainer)
     losses = [values["loss"] for _, values in notes.logged if "loss" in values]
     assert losses[-1] < 0.8 * losses[0]
-    assert (metrics["demonstrations"], metrics["demonstrations_too_long"]) == (16, 0)
+    assert (metrics["demonstrations"], metrics["dropped_demonstrations"]) == (16, 0)
     policy = load_policy(inputs["base"], artifact, "cpu")
     total, count = 0.0, 0
     for row in documents(inputs, "eval"):
@@ -158,7 +176,7 @@ def test_resume_from_the_newest_complete_checkpoint(inputs, tmp_path, training_c
     resumed, _ = run(inputs, tmp_path / "resumed out", ctx, **values)
     assert notes.lines == ["resuming from step 4"]
     assert notes.truncated == [4]
-    assert notes.advanced == 6
+    assert notes.bars["sft"] == 6
     assert [step for step, _ in notes.logged][:2] == [5, 6]
     assert not half_written.exists()
     name = "adapter/adapter_model.safetensors"
@@ -170,11 +188,11 @@ def test_without_a_complete_checkpoint_it_starts_afresh(inputs, tmp_path, traini
     (ctx.state_dir / "checkpoint-2").mkdir()
     run(inputs, tmp_path / "out", ctx, trainer={"max_steps": 1})
     assert notes.lines == []
-    assert notes.advanced == 1
+    assert notes.bars["sft"] == 1
 
 
 def test_nothing_that_fits(inputs, tmp_path, training_context):
-    with pytest.raises(DataError, match=r"no demonstration fits into sft\.max_length = 4"):
+    with pytest.raises(DataError, match=r"sft: 16 of 16 training demonstrations left out: .*sft\.max_length = 4 "):
         run(inputs, tmp_path / "out", training_context()[0], max_length=4)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -162,13 +164,15 @@ class FakeRun:
         self.runner = runner
         self.ranking, self.quality, self.evaluation = dict(RANKING), dict(QUALITY), evaluation()
         self.agreement: dict[str, Any] | None = None
+        self.sample: dict[str, Any] = SAMPLE
         self.dropped: list[dict[str, Any]] = []
         self.unfit: list[str] = []
         self.warnings: list[str] = []
-        self.left_out: dict[str, int] = {}
+        self.left_out: dict[str, dict[str, int]] = {}
+        """Further metrics by stage."""
         self.forced_past_gate: list[str] = []
         for name in ("base", "data", "sft", "rank", "reward", "ppo", "eval"):
-            stages.does[name] = getattr(self, f"_{name}")
+            stages.does[name] = partial(self._stage, name)
 
     def __call__(self, until: str | None = None, *sets: str) -> RunSummary:
         runner = self.runner(*sets)
@@ -177,6 +181,10 @@ class FakeRun:
 
     def findings(self) -> Findings:
         return collect(self("eval"))
+
+    def _stage(self, name: str, *arguments: Any) -> dict[str, Any]:
+        metrics: dict[str, Any] = getattr(self, f"_{name}")(*arguments)
+        return metrics | self.left_out.get(name, {})
 
     def _base(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         for step in range(1, 1001):
@@ -219,7 +227,7 @@ class FakeRun:
             "warnings": self.warnings,
         }
         (out / "quality.json").write_text(json.dumps(quality))
-        return {**metrics, "rankings": 1600, "completions": 3157, **self.left_out}
+        return {**metrics, "rankings": 1600, "completions": 3157}
 
     def _ppo(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         for update in range(1, 17):
@@ -236,9 +244,9 @@ class FakeRun:
 
     def _eval(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         (out / "eval.json").write_text(json.dumps(self.evaluation))
-        sample = SAMPLE if self.evaluation["judge"] else SAMPLE | {"faults": {}}
+        sample = self.sample if self.evaluation["judge"] else self.sample | {"faults": {}}
         (out / "samples.jsonl").write_text(json.dumps(sample) + "\n")
-        return {"prompts": 256, "judge": str(self.evaluation["judge"])}
+        return {"prompts": 256, "judge": self.evaluation["judge"] or "none"}
 
 
 class Page(HTMLParser):
@@ -264,9 +272,14 @@ class Page(HTMLParser):
             self.text += data.replace(wording.SPACE, " ")
 
 
+UNREADABLE = re.compile(r"<built-in|object at 0x|<bound method|\b(None|nan|NaN|undefined|Undefined)\b")
+
+
 def build(run: RunSummary, tmp_path: Path) -> tuple[str, Page]:
+    """Writes the report. Returns what is printed, and the page, which must show no Python object."""
     path = tmp_path / "made" / "report.html"
-    return build_report(run, path), Page(path)
-
-
-# --- The file -----------------------------------------------------------------------------------------------
+    printed, page = build_report(run, path), Page(path)
+    attributes = " ".join(str(value) for _, named in page.elements for value in named.values() if value is not None)
+    for text in (printed, page.text, attributes):
+        assert UNREADABLE.search(text) is None, UNREADABLE.findall(text)
+    return printed, page

@@ -347,7 +347,10 @@ def test_what_only_the_loaded_model_tells_is_refused_after_base(runner: MakeRunn
         return write_all(config, inputs, out_dir, ctx)
 
     stages.does["base"] = base
-    model = "base.model=some/model base.revision=abc sft.lora.target_modules=[c_attn]"
+    # With its dimensions in the recipe the model is not looked up on the Hub.
+    sizes = "{vocab_size: 9, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2, "
+    architecture = f"base.architecture={sizes}num_key_value_heads: 2}}"
+    model = f"base.model=some/model base.revision=abc '{architecture}' sft.lora.target_modules=[c_attn]"
     values = f"{model} reward.lora.target_modules=[c_fc]"
     for _ in range(2):
         with pytest.raises(

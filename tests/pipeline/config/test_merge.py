@@ -132,14 +132,14 @@ def test_a_circle_of_extends_is_refused() -> None:
 
 
 def test_a_missing_file_names_the_recipe_that_extends_it() -> None:
-    with pytest.raises(RecipeError, match=r"cannot read the recipe gone.yaml: No such file") as error:
+    with pytest.raises(RecipeError, match=r"cannot read the recipe gone.yaml: there is no such file") as error:
         merged(child="extends: gone.yaml\n")
     assert error.value.where == "named in extends of child.yaml"
 
 
-@pytest.mark.parametrize("text", ["- a\n", "just words\n", ""])
+@pytest.mark.parametrize("text", ["- a\n", "just words\n"])
 def test_a_recipe_must_be_a_mapping(text: str) -> None:
-    with pytest.raises(RecipeError, match="must be a mapping"):
+    with pytest.raises(RecipeError, match="consists of lines such as"):
         merged(child=text)
 
 
@@ -169,5 +169,5 @@ def test_set_values(sets: list[str], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("text", ["ppo.kl.target", "=5", "a..b=1", "a.b='unclosed"])
 def test_a_malformed_set_is_refused(text: str) -> None:
-    with pytest.raises(RecipeError, match="cannot read --set"):
+    with pytest.raises(RecipeError, match=r"--set .* assigns no value|cannot read --set"):
         merged(child="{}", sets=[text])

@@ -67,21 +67,20 @@ def test_shipped_recipe_needs_nothing_of_a_clone(name: str) -> None:
         ("quikstart", "the shipped recipe quickstart?"),
         ("recipes/quickstart.yaml", "the shipped recipe quickstart?"),
         ("../recipes/tldr/qwen3-1.7b.yaml", "the shipped recipe tldr/qwen3-1.7b?"),
-        ("elsewhere/mine.yaml", ""),
+        ("elsewhere/mine.yaml", "that is shipped: e2e-human, hh-rlhf/*"),
     ],
 )
 def test_a_file_that_is_not_there(name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecipeError, match=f"cannot read the recipe {name}: No such file") as caught:
+    with pytest.raises(RecipeError, match=f"cannot read the recipe {name}: there is no such file") as caught:
         load_recipe(name)
     assert hint in caught.value.hint
-    assert bool(hint) == bool(caught.value.hint)
 
 
 def test_a_parent_that_is_not_there(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("extends: [quickstart, hardware/gpu-8g]\nname: mine\n")
-    with pytest.raises(RecipeError, match="gpu-8g: No such file") as caught:
+    with pytest.raises(RecipeError, match="gpu-8g: there is no such file") as caught:
         load_recipe(recipe)
     assert caught.value.where == f"named in extends of {recipe}"
     assert caught.value.hint == "did you mean the shipped recipe hardware/gpu-8gb?"

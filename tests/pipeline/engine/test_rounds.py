@@ -105,7 +105,7 @@ def test_what_only_later_rounds_read_leaves_the_first_alone(runner: MakeRunner) 
     changed = runner("rounds=2 collect.pool=6")
     assert [name for name, action in actions(changed).items() if action == "run"] == ["collect-2"]
     [reason] = [step.reason for step in changed.planner.plan() if step.spec.name == "collect-2"]
-    assert reason == "config changed: collect.pool 4 -> 6"
+    assert reason == "changed: collect.pool 4 -> 6"
 
 
 @pytest.mark.parametrize("stage", ["ppo-3", "eval-2", "ppo-02"])

@@ -53,7 +53,7 @@ def interrupt_after(steps: int) -> Callable[..., dict[str, Any]]:
 
 def test_a_run_makes_every_stage_once_and_a_second_does_nothing(runner: MakeRunner, stages: FakeStages) -> None:
     assert set(actions(runner()).values()) == {"run", "wait"}
-    assert reason(runner(), "base") == "never ran"
+    assert reason(runner(), "base") == "no earlier result"
     runner().run()
     assert stages.calls == ORDER
     again = runner()
@@ -80,8 +80,8 @@ def test_a_changed_value_reruns_its_stage_and_what_follows(runner: MakeRunner, s
     changed = runner("ppo.kl.target=8")
     expected = dict.fromkeys(ORDER[:6], "skip") | {"ppo": "run", "eval": "wait", "export": "wait"}
     assert actions(changed) == expected
-    assert reason(changed, "ppo") == "config changed: ppo.kl.target 6.0 -> 8.0"
-    assert reason(changed, "eval") == "its input ppo will run first"
+    assert reason(changed, "ppo") == "changed: ppo.kl.target 6.0 -> 8.0"
+    assert reason(changed, "eval") == "after ppo, if its result changes"
     stages.calls.clear()
     changed.run()
     assert stages.calls == ["ppo", "eval", "export"]
@@ -95,7 +95,7 @@ def test_runtime_values_rerun_nothing(runner: MakeRunner) -> None:
 
 def test_the_seed_is_part_of_every_key(runner: MakeRunner) -> None:
     runner().run()
-    assert reason(runner("seed=1"), "data") == "config changed: seed 0 -> 1"
+    assert reason(runner("seed=1"), "data") == "changed: seed 0 -> 1"
 
 
 def test_a_rerun_with_the_same_content_stops_there(runner: MakeRunner, stages: FakeStages) -> None:
@@ -250,7 +250,7 @@ def test_fresh_remakes_only_what_it_names(runner: MakeRunner, stages: FakeStages
     runner().run()
     stages.calls.clear()
     again = runner(fresh=["sft"])
-    assert reason(again, "sft") == "--fresh asks for it"
+    assert reason(again, "sft") == "--fresh"
     again.run("sft")
     assert stages.calls == ["sft"]
 

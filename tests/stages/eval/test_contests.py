@@ -63,7 +63,7 @@ def test_the_llm_judge_is_asked_about_what_the_recipe_names(
     assert (rows[0]["ties"], rows[0]["disagreed"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     assert verdicts is not None
     assert verdicts.wins == [1.0, 1.0, 0.5]
-    found = extremes(PROMPTS[:3], given, {}, verdicts, 10)
+    found = extremes(PROMPTS[:3], given, {}, verdicts, [2], 10)
     assert found is not None
     assert [row["prompt"] for row in found["improved"]] == ["a", "b"]
     assert found["damaged"] == []
@@ -80,9 +80,9 @@ def test_scoring_judges_compare_every_baseline_that_was_evaluated(
     expected = (0.25 + 0.75 / 2) + 0.25 + 1 + 0.25 / 2
     assert rates["ppo", "best_of_n"] == pytest.approx(expected / 4)
     assert len(rates) == 6
-    found = extremes(PROMPTS, given, scores, None, 1)
+    found = extremes(PROMPTS, given, scores, None, [2], 1)
     assert found is not None
     assert [(row["prompt"], row["gain"], row["ppo"]) for row in found["improved"]] == [("a", 2.0, "111")]
     assert [(row["prompt"], row["gain"]) for row in found["damaged"]] == [("d", -3.0)]
     assert (found["share_improved"], found["share_damaged"]) == (0.5, 0.25)
-    assert extremes(PROMPTS, given, {}, None, 1) is None
+    assert extremes(PROMPTS, given, {}, None, [2], 1) is None

@@ -208,7 +208,7 @@ def test_it_makes_a_policy_that_can_be_loaded(tmp_path, base, training_context, 
     artifact, metrics = run(made, tmp_path / "out", ctx)
     assert (metrics["updates"], metrics["episodes"], metrics["prompts"]) == (4, 32, 12)
     assert [step for step, _ in notes.logged] == [1, 2, 3, 4]
-    assert notes.advanced == 4
+    assert notes.bars["ppo"] == 4
     evaluations = list(artifact.jsonl("evaluations.jsonl"))
     assert [point["update"] for point in evaluations] == [0, 2, 4]
     assert evaluations[0]["kl"] == 0.0
@@ -291,7 +291,9 @@ def test_an_unfit_reward_model_is_refused_unless_forced(inputs, tmp_path, traini
 
 
 def test_prompts_that_are_all_too_long(inputs, tmp_path, training_context):
-    with pytest.raises(DataError, match=r"no training prompt fits into ppo\.max_prompt_length = 1 tokens"):
+    with pytest.raises(
+        DataError, match=r"ppo: 12 of 12 training prompts left out: longer than ppo\.max_prompt_length = 1 "
+    ):
         run(inputs, tmp_path / "out", training_context()[0], max_prompt_length=1)
 
 

@@ -44,11 +44,13 @@ def test_the_report_of_a_full_run_has_its_numbers(fake: FakeRun, tmp_path: Path)
         assert made.manifest.key[:12] in page.text
     for text in ("missing: food", "invented: kind", "no fault", "491,904 parameters", "small.yaml:7"):
         assert text in page.text
-    assert page.source.count("<svg") == 3 + len(charts.TRAINING) + len(charts.PPO) + 1 + 2
+    drawn = 3 + len(charts.TRAINING) + len(charts.PPO) + 1 + 2
+    assert page.source.count("<svg") == drawn - 1, "the loss of SFT was measured once, which a sentence says"
+    assert "Measured once: 0.385 at step 10 (training batch); 0.381 at step 20 (held out)." in page.text
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
     assert numbers["verdict"]["tone"] == "good"
     assert numbers["evaluation"] == fake.evaluation
-    assert numbers["samples"] == [SAMPLE]
+    assert numbers["samples"] == [SAMPLE | {"finished": {}}]
     assert numbers["reward"]["held_out"] == QUALITY
     assert [stage["name"] for stage in numbers["stages"]] == [
         spec.name for spec, _ in registry.planned(run.loaded.recipe)
@@ -102,7 +104,7 @@ def test_the_same_run_gives_the_same_bytes(fake: FakeRun, tmp_path: Path) -> Non
 def test_what_is_simulated_is_never_called_human(fake: FakeRun, tmp_path: Path) -> None:
     printed, page = build(fake(), tmp_path)
     assert "Annotators are simulated" in printed
-    assert "1,600 by 4 simulated annotators" in page.text
+    assert "1,600 rankings by 4 simulated annotators" in page.text
     assert "human" not in page.text.lower()
 
 
@@ -153,18 +155,33 @@ def test_the_report_compares_the_reward_model_with_a_bag_of_words(fake: FakeRun,
     assert "About this run’s reward model: it may be no better than a bag of words." in printed
 
 
-def test_what_the_reward_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
+def test_what_each_stage_left_out_is_listed(fake: FakeRun, tmp_path: Path) -> None:
     fake.left_out = {
-        "read_rankings": 1603,
-        "dropped_rankings": 3,
-        "dropped_rankings/longer than max_length": 3,
-        "eval_read_rankings": 200,
-        "eval_dropped_rankings/all answers tied": 7,
+        "sft": {
+            "read_demonstrations": 60,
+            "dropped_demonstrations": 2,
+            "dropped_demonstrations/longer than max_length": 2,
+            "longest_demonstrations": 1812,
+        },
+        "rank": {"collected_read_prompts": 40, "collected_dropped_prompts/not ranked": 5},
+        "reward": {
+            "read_rankings": 1603,
+            "dropped_rankings": 3,
+            "dropped_rankings/longer than max_length": 3,
+            "eval_read_rankings": 200,
+            "eval_dropped_rankings/all answers tied": 7,
+            "pretraining_dropped_rows/held-out prompt": 4,
+        },
+        "ppo": {"eval_read_prompts": 9, "eval_dropped_prompts/longer than max_prompt_length": 1},
     }
-    _, page = build(fake("reward"), tmp_path)
+    _, page = build(fake(), tmp_path)
     text = " ".join(page.text.split())
     assert "training rankingsreward stage longer than max_length 3 1,603" in text
     assert "held-out rankingsreward stage all answers tied 7 200" in text
+    assert "demonstrationssft stage longer than max_length (the longest has 1,812 tokens) 2 60" in text
+    assert "collected promptsrank stage not ranked 5 40" in text
+    assert "rows of reward.pretrain_onreward stage held-out prompt 4 –" in text
+    assert "held-out promptsppo stage longer than max_prompt_length 1 9" in text
 
 
 # --- The verdict --------------------------------------------------------------------------------------------
@@ -177,7 +194,7 @@ def test_good_with_its_price(fake: FakeRun) -> None:
     assert "fell from 13.0 % to 5.9 %, by 55 % (95 % interval 48 to 61 %)" in text
     assert "beats SFT’s on 71 % of them (66 to 76 %; ties count half)" in text
     assert "PPO’s KL from SFT is 1.86 nats per response" in text
-    for price in ("20.7 tokens (were 21.6)", "28.4 % of word pairs", "0.392 nats (was 0.381)"):
+    for price in ("average 20.7 tokens (SFT: 21.6)", "28.4 % of word pairs", "0.392 nats per token (SFT: 0.381)"):
         assert price in text
 
 
@@ -187,7 +204,7 @@ def test_good_with_its_price(fake: FakeRun) -> None:
         ((0.3, 0.1, 0.5), (0.4, 0.35, 0.45), "bad", "PPO did not help"),
         ((0.3, 0.1, 0.5), (0.5, 0.45, 0.55), "bad", "rose from"),
         ((-0.05, -0.2, 0.1), (0.5, 0.45, 0.55), "unclear", "−20 to +10 %) contains zero"),
-        ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "chance"),
+        ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "This evaluation cannot tell whether PPO helped."),
         ((-0.3, -0.5, -0.1), (0.5, 0.45, 0.55), "good", "PPO helped."),
         ((-0.3, -0.5, -0.1), (0.4, 0.35, 0.45), "unclear", "fact errors and win rate disagree"),
     ],
@@ -271,12 +288,23 @@ def test_overoptimisation_is_a_rise_of_score_and_errors(
 # --- Parts --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("interval_", "tone"), [((-0.5, -0.6, -0.4), "good"), ((0.5, 0.4, 0.6), "bad"), ((-0.1, -0.3, 0.1), "")]
+)
+def test_a_change_has_a_colour_only_if_its_interval_excludes_zero(
+    interval_: tuple[float, float, float], tone: str
+) -> None:
+    content = evaluation() | {"reduction": interval(*interval_)}
+    rows = {row.metric.key: row for row in model_table.rows(Evaluation.of(content))}
+    assert rows["slot_error_rate"].tone == tone
+    assert rows["slot_error_rate"].change_interval.startswith("relative: ")
+
+
 def test_changes_are_judged_by_their_direction() -> None:
     rows = {row.metric.key: row for row in model_table.rows(Evaluation.of(evaluation()))}
     assert (rows["slot_error_rate"].tone, rows["slot_error_rate"].change) == ("good", "−7.2 points")
     assert rows["slot_error_rate"].intervals["sft"].replace(wording.SPACE, " ") == "12.0 to 14.0 %"
-    assert rows["nll"].tone == rows["distinct_2"].tone == "bad"
-    assert rows["score"].tone == rows["length"].tone == rows["missing"].tone == ""
+    assert {row.tone for row in rows.values() if row.metric is not model_table.ERRORS} == {""}, "no intervals"
     assert rows["kl"].change == ""
     assert model_table.rows(None) == []
 
@@ -356,12 +384,14 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
 # --- What people say ----------------------------------------------------------------------------------------
 
 
-def people(run: RunSummary, value: float, low: float, high: float, eval_: str | None = None) -> None:
+def people(
+    run: RunSummary, value: float, low: float, high: float, eval_: str | None = None, prompts: int = 100
+) -> None:
     """As `tutelage judge` writes it."""
     fingerprint = run.stages["eval"].manifest.fingerprint
     found = {
         "eval": eval_ or fingerprint,
-        "prompts": 100,
+        "prompts": prompts,
         "judges": 3,
         "win_rate": interval(value, low, high, ties=0.1),
         "agreement": interval(0.8, 0.7, 0.9, pairs=60),

@@ -60,7 +60,7 @@ def finished(runner: Callable[..., Runner], stages: FakeStages) -> Callable[[dic
 def test_each_file_has_a_row_beside_the_policy() -> None:
     policy, plain, small = exported.rows(ExportResult.of(EXPORT))
     assert policy.cells == ("The policy itself", "as trained", "–", "–", "–", "1.480", "2.70", f"5.0{SPACE}%")
-    assert plain.cells[:5] == ("safetensors, merged", "nothing", "2 MB", "< 0.001", f"100.0{SPACE}%")
+    assert plain.cells[:5] == ("safetensors, merged", "as trained", "2 MB", "< 0.001", f"100.0{SPACE}%")
     assert small.cells == (
         "GGUF Q4_0", "quantised after training", "300 kB", "0.123",
         f"98.7{SPACE}%", "1.610", "2.50", f"7.1{SPACE}%",
@@ -95,5 +95,5 @@ def test_the_report_has_the_same_table(finished: Callable[[dict[str, Any]], RunS
     build_report(run, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Exported files</h2>" in page
-    assert "<th>GGUF Q4_0</th><td>quantised after training</td>" in page
+    assert '<th>GGUF Q4_0</th>\n<td data-label="Weights">quantised after training</td>' in page
     assert json.loads((tmp_path / "report.json").read_text())["export"]["formats"][1]["kl"] == 0.1234

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import HOSTILE, FakeRun, build, interval, model
+from fake_run import HOSTILE, FakeRun, build
+from full_run import fit, full_evaluation, win
 from pipeline_fakes import FakeStages
 
 from pipeline.engine.runner import Runner
@@ -17,85 +18,29 @@ from stages.eval.artifact import Contest, Evaluation
 from stages.report import findings, frontier, model_table, verdict, win_rates
 
 
-def win(judge: str, ours: str, theirs: str, value: float, **more: Any) -> dict[str, Any]:
-    sides = {"judge": judge, "ours": ours, "theirs": theirs}
-    return sides | interval(value, value - 0.04, value + 0.04, ties=0.3, prompts=256, **more)
-
-
-def fit(peak: float | None, high: float | None, *, set_in: bool) -> dict[str, Any]:
-    return {
-        "reason": None,
-        "form": "d (alpha - beta log d)",
-        "alpha": interval(0.7, 0.6, 0.8),
-        "beta": interval(0.5, 0.4, 0.6),
-        "peak_kl": interval(peak, 0.9, high),  # type: ignore[arg-type]
-        "farthest": 4.0,
-        "set_in": set_in,
-        "share": 0.99 if set_in else 0.6,
-        "lost": 0.21,
-        "curve": [[0.0, 0.0], [2.0, 0.8], [4.0, 0.6]],
-    }
-
-
 @pytest.fixture
 def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
-    made = FakeRun(stages, runner)
-    looks = [
-        {"update": u, "kl": interval(kl, kl, kl), "proxy": interval(p, p, p), "gold": interval(g, g, g)}
-        for u, kl, p, g in ((0, 0.0, 0.0, 0.0), (8, 4.0, 1.2, 0.6), (16, 2.0, 0.9, 0.8))
-    ]
-    made.evaluation |= {
-        "judges": [{"name": "venues", "unit": "faults an answer"}],
-        "wins": [
-            win("venues", "ppo", "sft", 0.71),
-            win("venues", "ppo", "best_of_n", 0.45),
-            win("venues", "ppo", "dpo", 0.5),
-            win("venues", "dpo", "sft", 0.6),
-            win(HOSTILE, "ppo", "sft", 0.6, disagreed=0.25, unreadable=3),
-        ],
-        "frontier": {
-            "judge": "venues", "round": 1, "prompts": 64, "points": looks, "fit": fit(1.8, 2.5, set_in=True),
-        },
-        "best_of_n": {
-            "samples": 16,
-            "n": 16,
-            "reaches": 1.835,
-            "rows": [
-                {"n": n, "kl": kl, "proxy": interval(kl, 0, 2), "gold": interval(kl, 0, 2)}
-                for n, kl in ((1, 0.0), (16, 1.835))
-            ],
-            "fit": {"reason": "1 evaluation points are away from the reference, and the form needs 4"},
-        },
-        "points": {name: {"kl": 1.9, "gold": interval(0.8, 0.7, 0.9)} for name in ("ppo", "dpo")},
-        "extremes": {
-            "judge": "venues",
-            "improved": [{"prompt": "name[A]", "gain": 3.0, "sft": HOSTILE, "ppo": "A is fine."}],
-            "damaged": [],
-            "share_improved": 0.57,
-            "share_damaged": 0.0,
-        },
-    }  # fmt: skip
-    made.evaluation["models"] |= {
-        "dpo": model(0.08, kl=2.5, kl_low=2.2, kl_high=2.8),
-        "best_of_n": model(0.035, kl=1.835, n=16, nll=None),
-    }
-    return made
+    fake = FakeRun(stages, runner)
+    fake.evaluation = full_evaluation()
+    return fake
 
 
 def test_the_report_has_judges_baselines_and_frontier(fake: FakeRun, tmp_path: Path) -> None:
     printed, page = build(fake(), tmp_path)
     text = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
     for part in (
-        "Best of 16 is better than PPO: PPO’s answer wins on 45 % of prompts (41 to 49 %), at a KL of 1.86 "
+        "Best of 16 is better than PPO: PPO’s answer wins on 45 % of 256 prompts (41 to 49 %), at a KL of 1.86 "
         "nats against at most 1.83.",
-        "Over-optimised. The form of Gao et al. 2022, d (alpha - beta log d) with d = √KL, fitted to 3 "
-        "evaluation points, peaks at 1.80 nats (95 % interval 0.90 to 2.50). Beyond the peak the judge’s gain "
-        "falls "
-        "by 0.21.",
+        "Over-optimised. The curve fitted to 3 evaluation points peaks at 1.80 nats (95 % interval 0.90 to 2.50). "
+        "Beyond the peak the judge’s gain falls by 0.21.",
+        "The fitted curve (Gao et al. 2022) is d (alpha - beta log d), with d = √KL.",
+        "Set ppo.kl.target to about that, and run again:",
+        "PPO trains once, then samples one answer per reply. Best of 16 needs no PPO, but samples and scores 16",
+        "The judge cannot tell PPO’s answers from DPO’s (PPO’s is preferred on 50 % of prompts",
         "PPO, update 16",
         "16 answers reach at most 1.83 nats.",
         "verdict changed with the order of answers for 25 % of pairs; 3 replies without a verdict",
-        "BaseSFTDPOBest of 16PPOChange from SFT",
+        "Base SFT DPO Best of 16 PPO Change from SFT",
         "≤ 1.83",
         "2.20 to 2.80",
         "better than SFT’s on 57 % of the prompts and worse on 0 %",

@@ -50,7 +50,9 @@ def test_each_ranking_has_one_reason(kind):
 def test_reasons_add_up_and_one_line_says_them():
     _, left_out = grouped(*(given for given, _ in KINDS.values()))
     metrics = left_out.metrics()
+    longest = len(tiny.codec().prompt(tiny.user("p")) + tiny.codec().completion(LONG + "c"))
     assert metrics == {
+        "longest_rankings": longest,
         "read_rankings": 10,
         "dropped_rankings": 8,
         "dropped_rankings/all answers equal": 2,
@@ -60,11 +62,10 @@ def test_reasons_add_up_and_one_line_says_them():
         "completions_too_long": 2,
     }
     assert left_out.used + metrics["dropped_rankings"] == left_out.read == len(KINDS)
-    longest = len(tiny.codec().prompt(tiny.user("p")) + tiny.codec().completion(LONG + "c"))
-    line = left_out.describe("rankings")
-    assert line.startswith("8 of 10 rankings left out: 3 ")
-    assert f"3 longer than reward.max_length = {MAX} tokens (the longest: {longest})" in line
-    assert "1 of 10 rankings used without some answers" in line
+    line = left_out.describe()
+    assert line.startswith("8 of 10 training rankings left out: 3 ")
+    assert f"3 prompt and answer longer than reward.max_length = {MAX} tokens (the longest has {longest})" in line
+    assert "1 of 10 training rankings used without some answers" in line
     assert left_out.hint() == (
         "raise reward.max_length; rank answers that differ; rank answers strictly, or set reward.objective: "
         "davidson, which learns from ties"
@@ -126,9 +127,10 @@ def test_the_stage_counts_and_says_what_it_leaves_out(run):
     assert len(said) == 2
     assert said[0].startswith("reward: 2 of 6 training rankings left out: ")
     assert said[1].startswith(
-        "reward: 1 of 5 held-out rankings left out: longer than reward.max_length = 12 tokens"
+        "reward: 1 of 5 held-out rankings left out: prompt and answer longer than reward.max_length = 12 tokens"
     )
-    assert all("raise reward.max_length" in line for line in said)
+    assert "To use them: raise reward.max_length; rank answers strictly" in said[0]
+    assert said[1].endswith("Raise it.")
 
 
 def test_when_everything_is_too_long_the_error_says_so(run):
@@ -138,8 +140,8 @@ def test_when_everything_is_too_long_the_error_says_so(run):
         )
     longest = len(tiny.codec().prompt(tiny.user("train0")) + tiny.codec().completion(LONG + "bb"))
     assert raised.value.what == (
-        "the training rankings have no strict pair: 4 of 4 rankings left out: longer than reward.max_length = 12 "
-        f"tokens (the longest: {longest})"
+        "reward: 4 of 4 training rankings left out: prompt and answer longer than reward.max_length = 12 tokens "
+        f"(the longest has {longest})"
     )
     assert (raised.value.where, raised.value.hint) == ("recipe.yaml:7", "raise reward.max_length")
 
@@ -147,14 +149,18 @@ def test_when_everything_is_too_long_the_error_says_so(run):
 @pytest.mark.parametrize(
     ("values", "reason", "hint"),
     [
-        ({"ranks": (1, 1)}, "4 of 4 rankings left out: with all answers tied", "rank answers strictly"),
+        ({"ranks": (1, 1)}, "4 of 4 training rankings left out: with all answers tied", "rank answers strictly"),
         ({"texts": ("a", "a")}, "left out: with answers that are all the same text", "rank answers that differ"),
-        ({"count": 0}, "there are none", "give rankings with at least one strict preference"),
+        (
+            {"count": 0},
+            "reward: there are no training rankings",
+            "give rankings with at least one strict preference",
+        ),
     ],
 )
 @pytest.mark.parametrize("objective", ["bradley_terry", "davidson"])
 def test_nothing_to_learn_has_its_own_reason(run, values, reason, hint, objective):
-    with pytest.raises(DataError, match="have no strict pair") as raised:
+    with pytest.raises(DataError) as raised:
         run([*several("train", **values), *several("eval")], objective=objective)
     assert raised.value.what.endswith(reason)
     assert raised.value.hint == hint
@@ -166,8 +172,9 @@ def test_a_held_out_split_without_a_strict_pair_is_said_before_training(run):
     assert "no held-out ranking has a strict pair" in lines[1]
     assert "and will fail the gate" in lines[1]
     assert metrics["eval_pairs"] == 0
-    reason = "it was measured on no held-out pair (held-out rankings left out: 1 all answers tied, 4 longer"
-    assert metrics["unfit"] == quality["unfit"] == [f"{reason} than max_length)"]
+    (reason,) = metrics["unfit"]
+    assert quality["unfit"] == [reason]
+    assert reason.startswith("it was measured on no held-out pair (5 of 5 held-out rankings left out: 4 prompt and")
 
 
 def test_what_pretraining_leaves_out_is_counted(run, tmp_path):
@@ -186,5 +193,5 @@ def test_what_pretraining_leaves_out_is_counted(run, tmp_path):
     assert metrics["pretraining_dropped_rankings"] == 1
     assert metrics["pretraining_dropped_rankings/longer than max_length"] == 1
     assert metrics["pretraining_dropped_rows/held-out prompt"] == 4
-    assert any("1 of 4 rankings of reward.pretrain_on left out: longer than" in line for line in lines)
-    assert any("reward.pretrain_on: 4 x held-out prompt" in line for line in lines)
+    assert any("1 of 4 rankings of reward.pretrain_on left out: prompt and answer longer" in line for line in lines)
+    assert "reward: 4 rows of reward.pretrain_on left out: 4 held-out prompt." in lines

@@ -33,7 +33,7 @@ def test_rankings_of_a_prompt_share_a_group_and_equal_completions_a_row():
     ]
     groups, left_out = group_rankings(rankings, TokenEncoder(codec), max_length=20)
     p, q = (groups[prompt_key(tiny.user(name))] for name in "pq")
-    assert (len(groups), left_out.too_long, left_out.total) == (2, set(), 0)
+    assert (len(groups), left_out.long_answers, left_out.total) == (2, set(), 0)
     assert p.rows == [codec.prompt(tiny.user("p")) + codec.completion(text) for text in ("aa", "bb", "cc")]
     assert p.orders == [Order([0, 1, 2], [1, 2, 3]), Order([2, 0], [1, 2])]
     assert q.orders == [Order([0, 1], [2, 1])]
@@ -52,7 +52,7 @@ def test_completions_that_are_too_long_leave_their_rankings():
     rankings = [ranking("p", ["a", "b" * 30, "c"], [1, 2, 3]), ranking("p", ["b" * 30, "c"], [1, 2])]
     groups, left_out = group_rankings(rankings, TokenEncoder(codec), max_length=10)
     (group,) = groups.values()
-    assert (len(left_out.too_long), len(group.rows)) == (1, 2)
+    assert (len(left_out.long_answers), len(group.rows)) == (1, 2)
     assert group.orders == [Order([0, 1], [1, 3])]
 
 
@@ -150,8 +150,9 @@ def test_it_learns_what_the_rankings_say(inputs, tmp_path, training_context, obj
     assert metrics["eval_accuracy"] > 0.7
     assert (metrics["prompts"], metrics["rankings"]) == (8, 8)
     assert metrics["unfit"] == artifact.json("quality.json")["unfit"]
-    # Steps; rankings that are read; 24 texts for the bag of words; 12 held-out answers, whole and cut in half.
-    assert notes.advanced == 48 + 12 + 24 + 2 * 12
+    # Steps; rankings that are read; 24 texts for the bag of words; 12 held-out answers, whole and cut in half; the
+    # 4 held-out rankings, for the accuracy and for the agreement.
+    assert notes.advanced == 48 + 12 + 24 + 2 * 12 + 2 * 4
     reward_model.verify(artifact, scorer(artifact, inputs["base"]), "cpu")
     reward_model.check_base(artifact, inputs["base"])
 
@@ -223,7 +224,7 @@ def test_rankings_that_order_nothing_are_refused(inputs, tmp_path, training_cont
     rows = list(inputs["rank"].jsonl("rankings.jsonl"))
     path = inputs["rank"].file("rankings.jsonl")
     path.write_text("".join(json.dumps(row | {"ranks": [1] * len(row["ranks"])}) + "\n" for row in rows))
-    with pytest.raises(DataError, match="have no strict pair"):
+    with pytest.raises(DataError, match="training rankings left out: with all answers tied"):
         run(inputs, tmp_path / "out", training_context()[0])
 
 

@@ -163,7 +163,7 @@ def test_without_a_judge_the_last_policy_is_selected_with_a_message(inputs, tmp_
     assert "judge" not in evaluations[0]
     assert answers(inputs, artifact) == evaluations[-1]["responses"]
     assert artifact.metrics["judge"] == "none"
-    assert any("no independent judge" in line for line in notes.lines)
+    assert any("so the last policy is kept" in line for line in notes.lines)
 
 
 def test_a_later_round_starts_at_the_selected_points_kl_coefficient(inputs, tmp_path, training_context, judged):
@@ -357,7 +357,7 @@ def test_eval_leaves_out_the_prompts_of_evaluation_points(inputs, tmp_path, trai
     held_out, _ = load_prompts(inputs["data"], tiny.codec(), "eval", 30)
     looked_at = {prompt_key(prompt) for prompt in next(iter(artifact.jsonl("evaluations.jsonl")))["prompts"]}
     assert looked_at == {prompt_key(prompt.messages) for prompt in held_out[16:]}
-    left = unseen_prompts(inputs | {"ppo": artifact}, tiny.codec(), 30)
+    left, _ = unseen_prompts(inputs | {"ppo": artifact}, tiny.codec(), 30)
     assert [prompt.ids for prompt in left] == [prompt.ids for prompt in held_out[:16]]
 
 

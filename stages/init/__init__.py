@@ -1,0 +1,1 @@
+"""`tutelage init`: a recipe from a user's own tables and base model."""

@@ -1,0 +1,96 @@
+"""The terms of the report in one line each, and links to them from where a page first uses them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from markupsafe import Markup, escape
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term and its explanation. `pattern` matches it in a text, in its forms."""
+
+    name: str
+    meaning: str
+    pattern: str = ""
+
+    @property
+    def id(self) -> str:
+        return "term-" + re.sub(r"\W+", "-", self.name.lower()).strip("-")
+
+
+TERMS = (
+    Term("Annotator", "Who ranks answers: a person, or a simulated one.", r"[Aa]nnotators?"),
+    Term("Best of n", "Sampling n answers of SFT and keeping the one that the reward model scores highest.",
+         r"[Bb]est[ -]of[ -](?:n|\d+)\b"),
+    Term("Bradley-Terry", "A model of comparisons: each side has a strength, and their difference gives the odds.",
+         r"Bradley-Terry"),
+    Term("Calibration", "Whether pairs that are predicted with 80 % are ordered that way 80 % of the time. ECE and "
+         "Brier score measure it; lower is better.", r"[Cc]alibration"),
+    Term("DPO", "Direct preference optimisation: trains on ranked pairs, without a reward model.", r"DPO"),
+    Term("Entropy", "How spread out the next token’s distribution is: near zero, answers hardly vary.",
+         r"[Ee]ntropy"),
+    Term("EOS, stop token", "The token that ends an answer. An answer without it was cut at the length limit.",
+         r"stop token|EOS"),
+    Term("Episode", "One sampled answer with its reward, as PPO learns from it.", r"[Ee]pisodes?"),
+    Term("Gate", "The check of the reward model on held-out rankings. PPO starts only if it passes.", r"[Gg]ate"),
+    Term("Held out", "Not used for training.", r"[Hh]eld[ -]out"),
+    Term("Interval", "A 95 % bootstrap interval: prompts are drawn again and again with replacement, and the value "
+         "lies in it for 95 % of the draws.", r"95\s%\s(?:bootstrap\s)?intervals?"),
+    Term("Judge", "What compares or checks the answers and was not used in training: a fact checker, a model, or "
+         "people.", r"[Jj]udges?\b"),
+    Term("KL", "Kullback-Leibler divergence: how far a policy’s answers have moved from SFT’s.", r"KL"),
+    Term("Krippendorff’s alpha, Kendall’s τ", "Measures of agreement: 1 is perfect, 0 is chance.",
+         r"Krippendorff’s alpha|Kendall’s τ"),
+    Term("LoRA", "Training small added matrices instead of all weights of the model.", r"LoRA"),
+    Term("Nats", "The unit of KL and loss, with natural logarithms: 1 nat is 1.44 bits.", r"nats?\b"),
+    Term("Over-optimisation", "The reward model’s score keeps rising while the judge’s falls.",
+         r"[Oo]ver-optimi[sz](?:ation|ed)"),
+    Term("Perplexity", "The exponential of the loss per token; lower is better.", r"[Pp]erplexity"),
+    Term("Policy", "The model that PPO trains.", r"[Pp]olic(?:y|ies)"),
+    Term("PPO", "Proximal policy optimisation: samples answers, scores them with the reward model, and makes high "
+         "scores more likely while a penalty on KL keeps the model near SFT.", r"PPO"),
+    Term("Proxy", "The reward model’s score, which PPO optimises. It rises in any case and is no evidence.",
+         r"[Pp]roxy"),
+    Term("Quantised", "Stored with fewer bits per weight: smaller files, small errors.", r"[Qq]uantis(?:ed|ation)"),
+    Term("Reward model", "A model that learned from the rankings to score an answer.", r"[Rr]eward models?\b"),
+    Term("SFT", "Supervised fine-tuning on demonstrations: the model that PPO starts from.", r"SFT"),
+    Term("Update", "One step of PPO: sample a batch of answers, then train on it.", r"[Uu]pdates?\b"),
+    Term("Value model", "Predicts the reward to come at each token; PPO compares rewards with it.",
+         r"[Vv]alue model"),
+    Term("Win rate", "The share of prompts on which one model’s answer is preferred; ties count half.",
+         r"[Ww]in rates?\b"),
+)  # fmt: skip
+
+
+@dataclass
+class Glossary:
+    """Links the first use of each term in a page. Texts are linked in the order in which they are rendered."""
+
+    linked: set[str] = field(default_factory=set)
+
+    def link(self, text: object) -> Markup:
+        """Escapes a text, and links the terms that the page has not used before.
+
+        Args:
+            text: plain text, or markup without links of its own.
+        """
+        markup = str(escape(text))
+        pending = [term for term in TERMS if term.pattern and term.name not in self.linked]
+        pattern = "|".join(f"(?P<t{at}>{term.pattern})" for at, term in enumerate(pending))
+        if not pattern:
+            return Markup(markup)
+
+        def replace(match: re.Match[str]) -> str:
+            if match.lastgroup is None:  # a tag
+                return match[0]
+            term = pending[int(match.lastgroup[1:])]
+            if term.name in self.linked:
+                return match[0]
+            self.linked.add(term.name)
+            return f'<a class="term" href="#{term.id}" title="{escape(term.meaning)}">{match[0]}</a>'
+
+        # Tags and entities match first and stay as they are; \b keeps "KL" out of longer words.
+        return Markup(re.sub(rf"<[^>]*>|&[#\w]+;|\b(?:{pattern})", replace, markup))

@@ -1,0 +1,87 @@
+"""What to do next with a run, as commands to paste."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.engine.plan import RunSummary
+from pipeline.engine.rounds import parse
+from pipeline.invocation import command
+from pipeline.wording import fixed
+from stages.report.findings import Findings
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do, or to know: in words, with a command to paste or a path beside the report."""
+
+    text: str
+    command: str = ""
+    path: str = ""
+
+
+def steps(run: RunSummary, findings: Findings) -> list[Step]:
+    """The next steps, the most useful first."""
+    pending = [stage.name for stage in findings.stages if stage.key is None]
+    if pending and parse(pending[0])[0] not in ("eval", "export"):
+        return _unfinished(run, findings, pending)
+    rest = [Step(f"Finish {' and '.join(pending)}:", command("run"))] if pending else []
+    return [*rest, *_after_ppo(run, findings)]
+
+
+def _unfinished(run: RunSummary, findings: Findings, pending: list[str]) -> list[Step]:
+    stage, number = parse(pending[0])
+    if stage == "ppo" and findings.reward and findings.reward.unfit:
+        return [
+            Step(
+                "The reward model did not pass the gate, so PPO has not started. Improve the rankings first: see "
+                "how well annotators agree, and add rankings; then run again:",
+                command("run"),
+            ),
+            Step(
+                "Or train PPO with this reward model anyway. Report and model card will say so:",
+                command("run", "--force"),
+            ),
+        ]
+    if stage == "rank" and run.loaded.recipe.rank.source == "app":
+        return [Step("Open the ranking page, and have the answers ranked:", command("run", pending[0]))]
+    later = f", then {', '.join(pending[1:])}" if pending[1:] else ""
+    where = f" of round {number}" if number > 1 else ""
+    return [Step(f"Continue with {stage}{where}{later}:", command("run"))]
+
+
+def _after_ppo(run: RunSummary, findings: Findings) -> list[Step]:
+    recipe, evaluation = run.loaded.recipe, findings.evaluation
+    found = [Step("Talk to SFT and PPO side by side:", command("chat", "sft", "ppo"))]
+    frontier = evaluation.frontier if evaluation else None
+    if frontier and frontier.fit.set_in and frontier.fit.peak_kl:
+        found.append(
+            Step(
+                f"PPO went past the peak of the judge’s gain, at a KL of {fixed(frontier.fit.peak_kl.value)} nats. "
+                "Set ppo.kl.target to about that, and run again:",
+                command("run"),
+            )
+        )
+    if evaluation and findings.human is None:
+        found.append(
+            Step(
+                "Have people compare PPO’s answers with SFT’s, without knowing which is which:",
+                command("judge", "--annotators", "ana,ben"),
+            )
+        )
+    if recipe.rank.source != "data":
+        found.append(Step("Train another round on rankings of PPO’s own answers:", command("round")))
+    if export := run.newest("export"):
+        folder = export.artifact.path.relative_to(run.folder).as_posix()
+        found.append(Step("The trained model, beside this file:", path=folder))
+        if recipe.publish.model or recipe.publish.rankings:
+            found.append(Step("See what would be uploaded to the Hub:", command("publish", "--dry-run")))
+        else:
+            found.append(
+                Step(
+                    "To upload it to the Hub, set publish.model to owner/name in the recipe. Then see what would "
+                    "be uploaded:",
+                    command("publish", "--dry-run"),
+                )
+            )
+    return found
