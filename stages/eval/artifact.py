@@ -157,6 +157,30 @@ class BestOfN:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OptimumPoint:
+    """The reward model's score of the optimum with a KL from SFT, as a gain over SFT."""
+
+    kl: float
+    gain: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """The optimum of PPO's objective, from several SFT answers per prompt.
+
+    Attributes:
+        samples: answers per prompt.
+        reach: the largest KL that they resolve, nats per response.
+        share: PPO's gain in parts of the optimum's at PPO's KL; None if that KL is beyond `reach`.
+    """
+
+    samples: int
+    reach: float
+    points: Sequence[OptimumPoint]
+    share: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyPoint:
     """A trained policy's KL from SFT and the judge's gain over SFT."""
 
@@ -226,6 +250,7 @@ class Evaluation:
     along: Sequence[EvaluatedPoint] = ()
     frontier: Frontier | None = None
     best_of_n: BestOfN | None = None
+    optimum: Optimum | None = None
     points: Mapping[str, PolicyPoint] = field(default_factory=dict)
     extremes: Extremes | None = None
     json: Mapping[str, Any] = field(default_factory=dict, repr=False)

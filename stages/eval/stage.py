@@ -28,7 +28,7 @@ from data.venues.slots import SlotErrors, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from stages.eval import along, best_of_n, wins
+from stages.eval import along, best_of_n, optimum, wins
 from stages.eval.answers import Answers, answer_all, held_out_demonstrations, sample_sft
 from stages.eval.contests import contests, extremes
 from stages.eval.judges import load_proxy, scoring_judges
@@ -121,6 +121,15 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         result["win_rate"] = {key: first[key] for key in ("value", "low", "high", "ties")}
         result["win_rate"]["by"] = f"judge {config.judge}"
     result["extremes"] = extremes(prompts, answers, judged, verdicts, codec.stop_ids, config.extremes)
+    if config.best_of_n is not None:
+        result["optimum"] = optimum.measure(
+            proxy["best_of_n"],
+            proxy["ppo"][:, 0],
+            _kl(answers["ppo"]),
+            unit=along.spread(proxy["sft"]),
+            resamples=config.bootstrap,
+            seed=ctx.seed,
+        )
     # 4.
     result["along"] = [
         {"round": number} | _along(slots, step)

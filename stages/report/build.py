@@ -95,6 +95,7 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         reach=win_rates.reach(evaluation) if evaluation else "",
         frontier=frontier.charts(evaluation),
         frontier_text=frontier.explain(evaluation),
+        possible=frontier.possible(evaluation),
         frontier_form=frontier.form(evaluation),
         along=charts.along(run, findings),
         curves=charts.curves(run),

@@ -3,7 +3,7 @@ sets in."""
 
 from __future__ import annotations
 
-from pipeline.wording import counted, fixed, percent
+from pipeline.wording import counted, fixed, percent, span
 from stages.eval.artifact import Evaluation, Fit, FrontierPoint
 from stages.report.plots import Chart, Line, Point
 
@@ -27,6 +27,13 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
         )
     ]
     best = evaluation.best_of_n
+    if best and evaluation.optimum:
+        lines = [
+            Line("level", [(point.kl, point.gain.value or 0.0) for point in evaluation.optimum.points]),
+            Line("train", proxy),
+            Line("other", [(row.kl, row.proxy.value or 0.0) for row in best.rows]),
+        ]
+        drawn.append(Chart("Reward model’s score: how much is possible", UNIT, lines, X, fraction=True))
     if best:
         lines = [
             Line("held-out", gold),
@@ -60,6 +67,25 @@ def explain(evaluation: Evaluation | None) -> str:
     if frontier is None:
         return ""
     return f"{WHY} {conclude(evaluation)}"
+
+
+def possible(evaluation: Evaluation | None) -> str:
+    """How much of the score that is possible at its KL PPO has, in a sentence."""
+    optimum = evaluation.optimum if evaluation else None
+    if evaluation is None or optimum is None:
+        return ""
+    kl = evaluation.models["ppo"].kl
+    if optimum.share is None:
+        return (
+            f"How much of the possible score PPO has cannot be told from {optimum.samples} answers per prompt: "
+            f"they resolve KLs up to {fixed(optimum.reach)} nats, and PPO’s is {fixed(kl)}. Raise eval.best_of_n."
+        )
+    share = optimum.share
+    return (
+        f"PPO has {percent(share.value)} ({span(share.low or 0.0, share.high or 0.0)}) of the gain in the reward "
+        f"model’s score that is possible at its KL of {fixed(kl)} nats: no policy with that KL can score higher "
+        "than SFT’s answers, weighted by exp(score / β)."
+    )
 
 
 def form(evaluation: Evaluation | None) -> str:
