@@ -36,7 +36,7 @@ def shoot_report(browser: Browser, run: Path) -> None:
 
 
 def shoot_ranking(browser: Browser, run: Path) -> None:
-    """The ranking page with the first prompt of the run and its four answers."""
+    """The ranking page with the first prompt of the run and its four answers, in an order."""
     collected = json.loads((run / "current.json").read_text("utf-8"))["stages"]["collect"]
     items = (run / "collect" / collected / "out/answers.jsonl").read_text("utf-8").splitlines()[:6]
     with tempfile.TemporaryDirectory() as folder:
@@ -49,8 +49,13 @@ def shoot_ranking(browser: Browser, run: Path) -> None:
             assert server.stdout is not None
             links = (re.search(r"http://\S+/r/\S+", line) for line in server.stdout)
             link = next(match.group() for match in links if match)
-            page = browser.new_page(viewport={"width": 960, "height": 900})
+            page = browser.new_page(viewport={"width": 960, "height": 1060})
             page.goto(link)
+            for place in ("2", "1", "4", "3"):
+                page.keyboard.press(place)
+            page.mouse.move(0, 0)
+            page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+            page.wait_for_timeout(500)
             page.screenshot(path=HERE / "ranking.png")
         finally:
             server.terminate()
