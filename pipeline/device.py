@@ -28,7 +28,7 @@ def resolve(loaded: LoadedRecipe) -> str:
     if not available[wanted]():
         raise StageError(
             f"this machine has no {wanted} device",
-            where=loaded.describe("device"),
+            where=loaded.place("device"),
             hint="set device to auto or cpu",
         )
     return wanted

@@ -105,6 +105,11 @@ def flags() -> tuple[str, ...]:
     return _present.flags
 
 
+def program() -> str:
+    """The program, as a user can call it."""
+    return _present.program
+
+
 def begin(name: str) -> None:
     """Forgets the command before this one."""
     global _present

@@ -6,6 +6,7 @@ A complete campaign is served a while longer, so that annotators can correct the
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import threading
@@ -22,7 +23,7 @@ from pipeline.config.rank import AppConfig
 from pipeline.engine.lock import locked
 from pipeline.errors import StageError
 from pipeline.wording import counted
-from ranking import assignment
+from ranking import assignment, workload
 from ranking.app import Pages
 from ranking.campaign import Campaign
 from ranking.security import Links
@@ -62,6 +63,7 @@ def collect_rankings(
     try:
         with locked(database.parent, wait=False, say=say, name=f"{database.name}.lock", what="these rankings"):
             store.open(campaign)
+            workload.announce(store, campaign, say)
             if not assignment.progress(store, campaign).complete:
                 _serve(store, campaign, config, say)
     except BaseException:
@@ -87,14 +89,19 @@ def _serve(store: Store, campaign: Campaign, config: AppConfig, say: Callable[[s
             say(f"  admin (progress, agreement, finish): {address}/admin/{links.token('admin')}/")
             say(f"Ctrl-C stops; the same command continues. Rankings are stored in {store.path}")
             _watch(store, campaign, ended, say)
-            if not ended.is_set() and config.linger_minutes:
-                _await_corrections(pages, ended, config.linger_minutes, say)
-            time.sleep(LINGER)
+            while config.linger_minutes and not ended.is_set():
+                if _await_corrections(pages, ended, config.linger_minutes, say):
+                    break
+                _watch(store, campaign, ended, say)
+            with contextlib.suppress(KeyboardInterrupt):  # the campaign has ended: do not interrupt the run
+                time.sleep(LINGER)
 
 
 def _watch(store: Store, campaign: Campaign, ended: threading.Event, say: Callable[[str], None]) -> None:
     """Waits until the campaign is complete or ended."""
     seen = assignment.progress(store, campaign)
+    if seen.done:
+        say(f"{seen.done} of {counted(seen.wanted, 'ranking')} are in.")
     lines = Lines(seen.done, seen.wanted, say)
     while not (seen.complete or ended.is_set()):
         ended.wait(POLL)
@@ -102,8 +109,11 @@ def _watch(store: Store, campaign: Campaign, ended: threading.Event, say: Callab
         lines.update(seen.done, seen.wanted)
 
 
-def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say: Callable[[str], None]) -> None:
-    """Waits until the annotators have left, the admin ends the campaign, or somebody presses Enter or Ctrl-C."""
+def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say: Callable[[str], None]) -> bool:
+    """Waits until the annotators have left, the admin ends the campaign, or somebody presses Enter or Ctrl-C.
+
+    Returns False at once when a correction makes the campaign incomplete: a ranking that is skipped after all.
+    """
     say(
         f"All rankings are in. The page stays open for corrections until nobody has used it for {minutes:g} min. "
         "Press Enter or Ctrl-C to continue now."
@@ -112,7 +122,10 @@ def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say
     with contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() - pages.last_visit < 60 * minutes and not keyboard.enter():
             if ended.wait(POLL):
-                return
+                break
+            if not assignment.progress(pages.store, pages.campaign).complete:
+                return False
+    return True
 
 
 @contextlib.contextmanager
@@ -123,9 +136,12 @@ def _listening(config: AppConfig) -> Iterator[socket.socket]:
         try:
             listener.bind((config.host, config.port))
         except OSError as error:
+            wrong_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
             raise StageError(
                 f"the page cannot be served at {config.host}, port {config.port}: {error.strerror or error}",
-                hint="set another host or port (0 takes any free port)",
+                hint="set rank.app.host to an address of this machine, such as 127.0.0.1 (or 0.0.0.0: all of them)"
+                if wrong_host
+                else "set rank.app.port to another port, or to 0 for any free one (judge and annotate: --port)",
             ) from error
         yield listener
 

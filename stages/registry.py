@@ -88,7 +88,7 @@ register(
         ),
         StageSpec(
             "data",
-            version=3,
+            version=4,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={

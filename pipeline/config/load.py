@@ -40,6 +40,10 @@ class LoadedRecipe:
         """Where the value at a dotted path was set."""
         return self.provenance.get(path, DEFAULT)
 
+    def place(self, path: str) -> str:
+        """The same for an error message: of a default, the recipe that could set it."""
+        return self.provenance.get(path) or f"{merge.shown(self.path)}, which does not set {path}"
+
     def values(self) -> dict[str, Any]:
         """Every value by dotted path, defaults included."""
         return flatten(asdict(self.recipe))

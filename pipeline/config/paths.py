@@ -38,12 +38,20 @@ def nearest(path: Path | str, *, folders: bool = False) -> str | None:
             names = [child.name for child in at.iterdir() if not last or not folders or child.is_dir()]
         except OSError:
             return None
-        lower = {name.lower(): name for name in names if not name.startswith(".") or part.startswith(".")}
-        near = difflib.get_close_matches(part.lower(), lower, n=1, cutoff=CLOSE)
-        if not near:
+        shown = [name for name in names if not name.startswith(".") or part.startswith(".")]
+        likeness = {name: _likeness(part.lower(), name.lower()) for name in shown}
+        best = max(likeness, key=lambda name: likeness[name], default="")
+        if likeness.get(best, 0.0) < CLOSE:
             return None
-        at /= lower[near[0]]
+        at /= best
     return str(at) if at.exists() and (at.is_dir() or not folders) else None
+
+
+def _likeness(one: str, other: str) -> float:
+    """From 0 to 1. A suffix that both have makes no two names alike."""
+    a, b = Path(one), Path(other)
+    pair = (a.stem, b.stem) if a.suffix == b.suffix else (one, other)
+    return difflib.SequenceMatcher(None, *pair).ratio()
 
 
 def missing(dotted: str, path: Path) -> tuple[str, str]:

@@ -190,7 +190,7 @@ class Planner:
                 decides, when = registry.STAGES[until].exists
                 raise RecipeError(
                     f"this recipe has no {until} stage",
-                    where=self.loaded.describe(decides),
+                    where=self.loaded.place(decides),
                     hint=f"it exists {when}",
                 )
         return registry.planned(self.recipe, until)
@@ -290,7 +290,7 @@ class Planner:
         for dotted, path in spec.files(self.recipe).items():
             if not path.exists():
                 what, hint = missing(dotted, path)
-                raise RecipeError(what, where=self.loaded.describe(dotted), hint=hint)
+                raise RecipeError(what, where=self.loaded.place(dotted), hint=hint)
             records[dotted] = LocalRecord(path=str(path), fingerprint=self._fingerprints(path))
         return records
 

@@ -238,7 +238,7 @@ class Runner:
         if wanted and self._device == "mps":
             raise RecipeError(
                 "sharding: full is not supported on mps",
-                where=self._loaded.describe("sharding"),
+                where=self._loaded.place("sharding"),
                 hint="set it to none, or choose another device",
             )
         return wanted and self._processes.size > 1

@@ -65,14 +65,15 @@ class Upload:
         everything: dict[str, Content] = {CARD: self.card.encode(), **self.files}
         return dict(sorted(everything.items(), key=lambda item: (size(item[1]), item[0])))
 
-    def describe(self) -> str:
-        """The exact files, sizes and card, as text."""
+    def describe(self, verbose: bool = False) -> str:
+        """The exact files and sizes, with `verbose` the card too, as text."""
         visibility = "private" if self.private else "public"
         sizes = {name: size(content) for name, content in self.contents.items()}
         lines = [f"{readable_bytes(sizes[name]):>10}  {name}" for name in sorted(sizes)]
         total = f"{readable_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
         out = [f"not uploaded, because on no list: {', '.join(self.left_out)}"] if self.left_out else []
-        return "\n".join([f"{visibility} {self.kind} {self.repository}", *lines, total, *out, "", self.card])
+        end = ["", self.card] if verbose else []
+        return "\n".join([f"{visibility} {self.kind} {self.repository}", *lines, total, *out, *end, ""])
 
 
 def size(content: Content) -> int:
@@ -92,7 +93,7 @@ def uploads(run: RunSummary, progress: Opener, private: bool | None = None) -> l
     if publish.model is None and publish.rankings is None:
         raise RecipeError(
             "the recipe does not say where to publish",
-            where=run.loaded.describe("publish"),
+            where=run.loaded.place("publish"),
             hint="set publish.model=owner/name (and publish.rankings=owner/name)",
         )
     is_private = publish.private if private is None else private
@@ -185,13 +186,13 @@ def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], lis
     if base.model is None or not is_hub_id(base.model):
         raise RecipeError(
             "an adapter needs a base that others can load, and this recipe's base is not on the Hub",
-            where=run.loaded.describe("publish.adapter"),
+            where=run.loaded.place("publish.adapter"),
             hint="publish the merged model (publish.adapter=false), or train on a base from the Hub",
         )
     if "adapter/adapter_config.json" not in policy.manifest.files:
         raise RecipeError(
             "the policy is a whole model and has no adapter",
-            where=run.loaded.describe("publish.adapter"),
+            where=run.loaded.place("publish.adapter"),
             hint="set publish.adapter=false",
         )
     for stage_run in (policy, run.need("base")):

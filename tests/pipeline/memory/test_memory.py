@@ -13,6 +13,7 @@ from pipeline_fakes import FakeStages
 from repository import ROOT
 from typer.testing import CliRunner
 
+from pipeline import network
 from pipeline.config.base import BaseConfig
 from pipeline.config.hardware import size_in_bytes
 from pipeline.config.load import LoadedRecipe, load_recipe
@@ -25,6 +26,7 @@ from pipeline.memory.architecture import Architecture
 from pipeline.memory.components import PlannedModel
 from pipeline.memory.flops import stage_flops
 from pipeline.memory.plan import predict, resolve
+from pipeline.network import NoNetwork
 from stages.__main__ import app
 
 PUBLISHED = {
@@ -104,6 +106,7 @@ def test_of_a_hub_model_only_its_config_is_fetched(
         (tmp_path / file).write_text(json.dumps(CONFIG))
         return str(tmp_path / file)
 
+    monkeypatch.setattr(network, "hub_is_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     base = load("base.model=some/model", "base.revision=abc").recipe.base
@@ -111,16 +114,27 @@ def test_of_a_hub_model_only_its_config_is_fetched(
     assert asked == [("some/model", "config.json", "abc")]
 
 
-def test_without_the_hub_a_run_continues_without_a_plan(
+def test_a_run_continues_without_a_plan_when_the_hub_refuses(
     runner: Callable[..., Runner], stages: FakeStages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(*_: Any, **__: Any) -> str:
-        raise OSError("no network")
+    def refuse(*_: Any, **__: Any) -> str:
+        raise OSError("503")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    monkeypatch.setattr(network, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     steps = runner("base.model=some/model", "base.revision=abc", "hardware.memory=1MB").run("sft")
     assert [step.action for step in steps][-1] == "run"
+
+
+def test_a_run_without_a_network_is_refused_before_anything_runs(
+    runner: Callable[..., Runner], stages: FakeStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "hub_is_reachable", lambda: False)
+    with pytest.raises(NoNetwork, match=r"config\.json of some/model is not in the Hub's cache") as error:
+        runner("base.model=some/model", "base.revision=abc").run("sft")
+    assert "hf download some/model --local-dir FOLDER" in error.value.hint
+    assert not stages.calls
 
 
 def test_experts_are_not_planned() -> None:

@@ -297,6 +297,7 @@ def test_a_change_has_a_colour_only_if_its_interval_excludes_zero(
     content = evaluation() | {"reduction": interval(*interval_)}
     rows = {row.metric.key: row for row in model_table.rows(Evaluation.of(content))}
     assert rows["slot_error_rate"].tone == tone
+    assert rows["slot_error_rate"].change_interval.startswith("relative: ")
 
 
 def test_changes_are_judged_by_their_direction() -> None:
