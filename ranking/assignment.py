@@ -54,24 +54,21 @@ def progress(store: Store, campaign: Campaign) -> Progress:
 def share(store: Store, campaign: Campaign, annotator: str) -> Progress:
     """The annotator's rankings, repetitions included, and how many there will be if all annotators do the same
     number. Skipped items are not rankings."""
-    values = _values(campaign, annotator, store.now())
-    [(done, repeats)] = store.read(
-        """SELECT COALESCE(SUM(NOT t.repeat), 0), COALESCE(SUM(t.repeat), 0)
-        FROM tasks t JOIN active a USING (campaign, item)
-        WHERE t.campaign = ? AND t.annotator = ? AND t.state = 'ranked'""",
-        campaign.name,
-        annotator,
+    rows = store.read(
+        """SELECT COALESCE(SUM(t.annotator = :me AND t.state = 'ranked' AND NOT t.repeat), 0),
+          COALESCE(SUM(t.annotator = :me AND t.state = 'ranked' AND t.repeat), 0),
+          COALESCE(SUM(t.annotator = :me AND t.state = 'skipped' AND NOT t.repeat), 0),
+          COALESCE(SUM(t.annotator != :me AND t.state = 'ranked' AND NOT t.repeat), 0)
+        FROM active a LEFT JOIN tasks t ON t.campaign = a.campaign AND t.item = a.item
+          AND t.annotator IN (SELECT value FROM json_each(:all))
+        WHERE a.campaign = :campaign GROUP BY a.item""",
+        campaign=campaign.name,
+        me=annotator,
+        all=json.dumps(list(campaign.annotators)),
     )
-    [(available,)] = store.read(
-        """SELECT COUNT(*) FROM active a WHERE a.campaign = :campaign
-        AND NOT EXISTS (
-          SELECT 1 FROM tasks t WHERE t.campaign = a.campaign AND t.item = a.item AND t.annotator = :me
-            AND NOT t.repeat AND t.state IN ('ranked', 'skipped'))
-        AND (SELECT COUNT(*) FROM tasks o WHERE o.campaign = a.campaign AND o.item = a.item AND NOT o.repeat
-          AND o.annotator != :me AND o.annotator IN (SELECT value FROM json_each(:all)) AND o.state = 'ranked')
-          < :overlap""",
-        **values,
-    )
+    done = sum(mine for mine, *_ in rows)
+    repeats = sum(repeat for _, repeat, *_ in rows)
+    available = sum(not mine and not skipped and others < campaign.overlap for mine, _, skipped, others in rows)
     equal = math.ceil(progress(store, campaign).wanted / len(campaign.annotators))
     wanted = min(done + available, max(equal, done + bool(available)))
     again = max(repeats, int(campaign.repeats * wanted) if wanted > GAP else 0)

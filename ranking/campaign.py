@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from data.schema import Message, Split
+from data.schema import Message, Split, same_text
 from pipeline.config.rank import AppConfig
 
 
@@ -30,7 +30,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """A prompt and sampled answers, in the order of sampling, perhaps with duplicates."""
+    """A prompt and sampled answers, in the order of sampling, perhaps with duplicates (`same_text`)."""
 
     prompt: list[Message]
     completions: list[str]
@@ -40,7 +40,8 @@ class Source:
     @cached_property
     def item(self) -> Item | None:
         """The item to rank; None when all answers are equal."""
-        distinct = sorted(set(self.completions))
+        by_text = {same_text(text): text for text in sorted(self.completions, reverse=True)}
+        distinct = sorted(by_text.values())
         return Item(self.prompt, distinct) if len(distinct) > 1 else None
 
 

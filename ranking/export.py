@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data.schema import Ranking
+from data.schema import Ranking, same_text
 from ranking.campaign import Campaign, Source
 from ranking.store import Store, Stored
 
@@ -34,7 +34,8 @@ def rankings(store: Store, campaign: Campaign) -> Iterator[Ranking]:
 def _ranking(source: Source, stored: Stored) -> Ranking:
     """The ranking of a source. Answers with equal texts share rank, rating and labels."""
     assessment, task = stored.assessment, stored.task
-    at = [task.item.completions.index(text) for text in source.completions]
+    places = {same_text(text): place for place, text in enumerate(task.item.completions)}
+    at = [places[same_text(text)] for text in source.completions]
     assert assessment.ranks is not None
     metadata: dict[str, Any] = {
         "seconds": round(stored.seconds, 1),

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.annotators.agreement import agreement
 from data.bootstrap import bootstrap
+from data.held_out import too_few
 from data.schema import Ranking, prompt_key
 from pipeline.config.rank import AppConfig
 from pipeline.engine.plan import RunSummary
@@ -44,6 +45,8 @@ def judge(
     evaluation = run.need("eval")
     rows = islice(evaluation.artifact.jsonl("answers.jsonl"), prompts)
     campaign = Campaign.of(CAMPAIGN, sources(rows), config, f"{run.folder.name}, comparison")
+    if warning := too_few(len(campaign.sources), "to compare", "raise --prompts, or evaluate on more"):
+        say(f"warning: {warning}")
     store = collect_rankings(run.folder / database, campaign, config, say=say)
     try:
         comparisons = list(rankings(store, campaign))

@@ -3,7 +3,7 @@
 The token stays in the link's path and no cookie is set, so only the link itself gives access. Another site cannot
 make a browser send it (no cross-site request forgery), two annotators can share a browser, and links opened from a
 mail work, where a `SameSite=Strict` cookie set by a redirect would not be sent. Nothing leaks the path: no referrer
-is sent, pages link nowhere, requests are not logged, and responses are not cached.
+is sent, links in answers open without an opener, requests are not logged, and responses are not cached.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
+                if scope["path"].startswith("/static/"):
+                    headers["Cache-Control"] = "no-cache"  # kept, but only used if it is still the same
             await send(message)
 
         origin = Headers(scope=scope).get("sec-fetch-site", "same-origin")

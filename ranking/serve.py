@@ -89,14 +89,19 @@ def _serve(store: Store, campaign: Campaign, config: AppConfig, say: Callable[[s
             say(f"  admin (progress, agreement, finish): {address}/admin/{links.token('admin')}/")
             say(f"Ctrl-C stops; the same command continues. Rankings are stored in {store.path}")
             _watch(store, campaign, ended, say)
-            if not ended.is_set() and config.linger_minutes:
-                _await_corrections(pages, ended, config.linger_minutes, say)
-            time.sleep(LINGER)
+            while config.linger_minutes and not ended.is_set():
+                if _await_corrections(pages, ended, config.linger_minutes, say):
+                    break
+                _watch(store, campaign, ended, say)
+            with contextlib.suppress(KeyboardInterrupt):  # the campaign has ended: do not interrupt the run
+                time.sleep(LINGER)
 
 
 def _watch(store: Store, campaign: Campaign, ended: threading.Event, say: Callable[[str], None]) -> None:
     """Waits until the campaign is complete or ended."""
     seen = assignment.progress(store, campaign)
+    if seen.done:
+        say(f"{seen.done} of {counted(seen.wanted, 'ranking')} are in.")
     lines = Lines(seen.done, seen.wanted, say)
     while not (seen.complete or ended.is_set()):
         ended.wait(POLL)
@@ -104,8 +109,11 @@ def _watch(store: Store, campaign: Campaign, ended: threading.Event, say: Callab
         lines.update(seen.done, seen.wanted)
 
 
-def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say: Callable[[str], None]) -> None:
-    """Waits until the annotators have left, the admin ends the campaign, or somebody presses Enter or Ctrl-C."""
+def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say: Callable[[str], None]) -> bool:
+    """Waits until the annotators have left, the admin ends the campaign, or somebody presses Enter or Ctrl-C.
+
+    Returns False at once when a correction makes the campaign incomplete: a ranking that is skipped after all.
+    """
     say(
         f"All rankings are in. The page stays open for corrections until nobody has used it for {minutes:g} min. "
         "Press Enter or Ctrl-C to continue now."
@@ -114,7 +122,10 @@ def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say
     with contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() - pages.last_visit < 60 * minutes and not keyboard.enter():
             if ended.wait(POLL):
-                return
+                break
+            if not assignment.progress(pages.store, pages.campaign).complete:
+                return False
+    return True
 
 
 @contextlib.contextmanager

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Sequence
 
-import torch
 from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from pipeline import invocation
+from pipeline.engine import registry
 from pipeline.engine.plan import RunSummary
-from stages.models.adapters import load_actor
-from stages.models.text import load_codec
-from stages.sampling.sampler import SamplingParams, sampler_of
+from pipeline.engine.rounds import parse, step_name
+from pipeline.errors import StageError
+from pipeline.wording import listing
+
+SPEAKERS = ("base", "sft", "ppo", "dpo")
+"""The stages whose result is a language model."""
+QUIT = ("", "exit", "quit", "/exit", "/quit")
+HELP = "Enter sends, /clear starts over, exit or an empty line quits, /help shows this."
+
+
+def choose_models(summary: RunSummary, names: Sequence[str]) -> list[str]:
+    """Checks names of models, such as `ppo` (of the last round) and `ppo-1`, before anything is loaded.
+
+    Raises `StageError` with the known names if one is unknown, or with the finished ones if one is not finished.
+    """
+    steps = [name for name in registry.steps(summary.loaded.recipe) if parse(name)[0] in SPEAKERS]
+    finished = [name for name in steps if name in summary.stages]
+    for name in names:
+        if step_name(*parse(name)) not in steps:
+            near = difflib.get_close_matches(name, steps, n=1)
+            raise StageError(
+                f"there is no model called {name}",
+                hint=f"{f'did you mean {near[0]}? ' if near else ''}This recipe's models are {listing(steps)}",
+            )
+        try:
+            summary.need(name)
+        except StageError as error:
+            if finished:
+                error.hint += f", or chat with a finished model: `{invocation.command('chat', *finished)}`"
+            raise
+    return list(names)
 
 
 def chat(
@@ -26,16 +56,22 @@ def chat(
     top_p: float = 1.0,
     max_new_tokens: int = 128,
 ) -> None:
-    """Reads lines, and prints the answer of each of `models` (base, sft or ppo).
-
-    Each model has a separate conversation. `/clear` resets them; an empty line or end of input quits.
+    """Loads `models` (see `choose_models`), reads lines, and prints each model's answer. Each model has a separate
+    conversation.
 
     Args:
         summary: the recipe's finished stages.
         temperature, top_k, top_p, max_new_tokens: as in `SamplingParams`.
-
-    Raises `StageError` if a model's stage is not finished.
     """
+    console = Console(highlight=False)
+    # Importing torch takes as long as loading a small model.
+    console.print(f"loading {listing(list(models))} ...", style="dim")
+    import torch
+
+    from stages.models.adapters import load_actor
+    from stages.models.text import load_codec
+    from stages.sampling.sampler import SamplingParams, sampler_of
+
     base = summary.need("base").artifact
     codec = load_codec(base)
     sampler = sampler_of(codec)
@@ -49,8 +85,17 @@ def chat(
     actors = {
         name: load_actor(base, None if name == "base" else summary.need(name).artifact, device) for name in models
     }
-    console = Console(highlight=False)
-    console.print("An empty line quits, /clear resets the conversation.", style="dim")
+
+    def answer(name: str, history: list[dict[str, str]]) -> str:
+        episodes = sampler.sample(actors[name], [codec.prompt(history)], params, torch.default_generator)
+        return codec.decode(episodes.responses[0])
+
+    converse(console, models, answer)
+
+
+def converse(console: Console, models: Sequence[str], answer: Callable[[str, list[dict[str, str]]], str]) -> None:
+    """The conversation: until the user quits, reads a line and prints `answer(model, history)` of each model."""
+    console.print(HELP, style="dim")
     histories: dict[str, list[dict[str, str]]] = {name: [] for name in models}
     while True:
         try:
@@ -58,16 +103,21 @@ def chat(
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
-        if not line:
+        if line in QUIT:
             return
         if line == "/clear":
             histories = {name: [] for name in models}
+            console.print("new conversation", style="dim")
+            continue
+        if line == "/help":
+            console.print(HELP, style="dim")
+            continue
+        if line.startswith("/") and " " not in line:
+            console.print(f"there is no {line}. {HELP}", style="dim")
             continue
         panels = []
-        for name, actor in actors.items():
-            histories[name].append({"role": "user", "content": line})
-            episodes = sampler.sample(actor, [codec.prompt(histories[name])], params, torch.default_generator)
-            answer = codec.decode(episodes.responses[0])
-            histories[name].append({"role": "assistant", "content": answer})
-            panels.append(Panel(Text(answer), title=name))
+        for name, history in histories.items():
+            history.append({"role": "user", "content": line})
+            history.append({"role": "assistant", "content": answer(name, list(history))})
+            panels.append(Panel(Text(history[-1]["content"]), title=name))
         console.print(Columns(panels, equal=True, expand=True))

@@ -1,12 +1,20 @@
-"""What `tutelage check` says about the tables of a recipe."""
+"""What `tutelage check` and `tutelage plan` say about the tables of a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from pipeline.cli.app import recipe_check
+from pipeline.cli.app import plan_notes, recipe_check
 from pipeline.config.load import LoadedRecipe
+from pipeline.engine.plan import StageRun
 from pipeline.errors import TutelageError
+
+if TYPE_CHECKING:
+    from data.tables.check import TableReport
+
+SPLIT = ("data.demonstrations", "data.prompts", "data.rankings")
+"""The tables whose prompts are split into training and held-out ones."""
 
 
 @recipe_check
@@ -19,4 +27,41 @@ def check_tables(loaded: LoadedRecipe, say: Callable[[str], None]) -> list[Tutel
     for report in reports:
         for line in report.describe():
             say(line)
+    for line in _few_held_out(loaded, reports):
+        say(line)
     return [problem.error(loaded.describe) for report in reports for problem in report.problems]
+
+
+@plan_notes
+def few_held_out(loaded: LoadedRecipe, data: StageRun | None) -> list[str]:
+    """Warnings about too few held-out prompts: from the finished `data` stage, or from small local tables."""
+    from data.held_out import warnings
+    from data.tables.check import check_table
+    from data.tables.mapping import tables_of
+
+    if data is not None:
+        metrics = data.manifest.metrics
+        held_out = metrics.get("prompts_eval")  # `data` of an older version has no `ranked_prompts_eval`
+        return [] if held_out is None else warnings(loaded.recipe, held_out, metrics.get("ranked_prompts_eval"))
+    tables = tables_of(loaded.recipe)
+    return _few_held_out(loaded, [check_table(name, table) for name, table in tables.items() if name in SPLIT])
+
+
+def _few_held_out(loaded: LoadedRecipe, reports: Sequence[TableReport]) -> list[str]:
+    """Warnings from the tables' own prompts, where every table was read to its end."""
+    from data.held_out import warnings
+    from data.splits import split_of
+
+    read = {report.name: report for report in reports if report.name in SPLIT}
+    sources = {name: getattr(loaded.recipe.data, name.partition(".")[2]) for name in SPLIT}
+    if any(source is not None and name not in read for name, source in sources.items()):
+        return []  # generated prompts
+    if not all(report.complete and not report.problems for report in read.values()):
+        return []
+    fraction = loaded.recipe.data.eval_fraction
+    held_out = {
+        name: {key for key, group in report.groups.items() if split_of(group, fraction) == "eval"}
+        for name, report in read.items()
+    }
+    ranked = held_out.get("data.rankings")
+    return warnings(loaded.recipe, len(set().union(*held_out.values())), None if ranked is None else len(ranked))

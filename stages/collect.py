@@ -35,7 +35,7 @@ class Answered:
 
 def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     codec = load_codec(inputs["base"])
-    with ctx.progress("collect: reading") as bar:
+    with ctx.progress("reading prompts") as bar:
         read = partial(
             load_prompts,
             inputs["data"],

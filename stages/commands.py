@@ -6,6 +6,7 @@ They import what they need when they run; only `chat` needs torch.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import invocation
 from pipeline.cli.app import (
     QUICKSTART,
     RUNS,
@@ -34,6 +36,7 @@ from pipeline.engine.progress import Display
 from pipeline.engine.stage import RANKINGS_DATABASE
 from pipeline.errors import RecipeError
 from pipeline.files import need_file, need_folder
+from pipeline.wording import listing
 
 REPORT = "report.html"
 
@@ -67,6 +70,11 @@ def report_of_run(planner: Planner, changed: bool) -> None:
         echo(f"report: {path}")
 
 
+def interactive() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
+
+
 def write_report(planner: Planner, against: str | None = None) -> None:
     from stages.report.build import build_report
 
@@ -86,13 +94,24 @@ def compare_two(
         Path, typer.Argument(callback=home, help="A run: its folder, its report.json or its report.html.")
     ],
     second: Annotated[Path, typer.Argument(callback=home, help="The other run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="The page to write.")] = Path(
-        "comparison.html"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            callback=home,
+            help="The page to write.",
+            show_default="comparisons/ beside the first run",
+        ),
+    ] = None,
 ) -> None:
     """Compare two runs from their reports: differences in the recipes and in the results, with intervals."""
-    from stages.report.build import compare_reports
+    from stages.report.build import compare_reports, run_name
 
+    if out is None:
+        folder = first.resolve() if first.is_dir() else first.resolve().parent
+        out = folder.parent / "comparisons" / f"{run_name(first)}-{run_name(second)}.html"
+        out = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     need_file(out, "comparison.html", "give another file with --out")
     echo(compare_reports(first, second, out))
     echo(f"comparison: {out}")
@@ -114,13 +133,13 @@ def chat(
     ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 128,
 ) -> None:
-    """Chat with a model of the run, or with several side by side."""
-    summary = planner_of(recipe, sets, runs).summary()
-    from stages.chat import chat as talk
+    """Chat with a model of the run, or with several side by side. An empty line, exit or Ctrl-D quits."""
+    from stages import chat as chatting
 
-    talk(
+    summary = planner_of(recipe, sets, runs).summary()
+    chatting.chat(
         summary,
-        models or ["ppo"],
+        chatting.choose_models(summary, models or ["ppo"]),
         device=resolve(summary.loaded),
         temperature=temperature,
         top_k=top_k,
@@ -143,6 +162,11 @@ def judge(
 ) -> None:
     """Have people compare PPO's answers with SFT's, blind. The report then includes the result."""
     planner = planner_of(recipe, sets, runs)
+    if not (annotators or planner.recipe.rank.app.annotators):
+        raise RecipeError(
+            "judge needs the people who compare the answers",
+            hint=f"name them: `{invocation.command('judge', '--annotators', 'ana,ben')}`",
+        )
     config = _app_config(planner.recipe.rank.app, annotators, overlap, host, port, url, labels=[], ratings=False)
     display = Display(console())
     from ranking.judge import judge as compare
@@ -159,9 +183,13 @@ def judge(
 
 @app.command()
 def annotate(
-    file: Annotated[Path, typer.Argument(callback=home, help='JSONL of {"prompt", "completions"[, "models"]}.')],
-    out: Annotated[Path, typer.Option("--out", "-o", callback=home, help="The JSONL file for the rankings.")],
-    annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")],
+    file: Annotated[
+        Path | None, typer.Argument(callback=home, help='JSONL of {"prompt", "completions"[, "models"]}.')
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", callback=home, help="The JSONL file for the rankings.")
+    ] = None,
+    annotators: Annotated[str, typer.Option(help="Who ranks: ana,ben.")] = "",
     overlap: OverlapOption = 1,
     repeats: Annotated[float, typer.Option(help="Share of items that come again, unannounced.")] = 0.0,
     ratings: Annotated[bool, typer.Option("--ratings", help="Ask for ratings from 1 to 7 as well.")] = False,
@@ -171,6 +199,16 @@ def annotate(
     url: UrlOption = None,
 ) -> None:
     """Have people rank the answers in a file, without a recipe. The result can be a recipe's `data.rankings`."""
+    if file is None or out is None or not annotators:
+        needs = {"a file of answers": file, "--annotators": annotators, "--out": out}
+        example = invocation.command(
+            "annotate", "answers.jsonl", "--annotators", "ana,ben", "--out", "rankings.jsonl"
+        )
+        raise RecipeError(
+            f"annotate needs {listing([name for name, value in needs.items() if not value])}",
+            hint=f'for example `{example}`; a line of answers.jsonl is {{"prompt": "...", "completions": ["...", '
+            '"..."]}',
+        )
     values = {"repeats": repeats, "ratings": ratings, "guidelines": guidelines}
     config = _app_config(AppConfig(), annotators, overlap, host, port, url, **values)
     display = Display(console())
@@ -212,22 +250,36 @@ def publish(
     sets: SetOption = None,
     runs: RunsOption = RUNS,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the exact files, sizes and cards; upload nothing.")
+        bool, typer.Option("--dry-run", help="Print the exact files and sizes; upload nothing.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the cards, too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Overrides publish.private of the recipe.")
     ] = None,
 ) -> None:
-    """Upload the model and the rankings to the Hub. After an interruption the same command continues."""
+    """Upload the model and the rankings to the Hub, after a list of the files and a question. After an interruption
+    the same command continues."""
     from stages.publish import send, uploads
 
     summary = planner_of(recipe, sets, runs).summary()
     display = Display(console())
     planned = uploads.uploads(summary, display.open, private)
+    if not dry_run:
+        send.check_login(planned[-1].repository)
+    for upload in planned:
+        echo(upload.describe(verbose))
+    if not verbose:
+        echo(f"--verbose prints the cards ({uploads.CARD}), too")
     if dry_run:
-        for upload in planned:
-            echo(upload.describe())
         return
+    if not yes:
+        if not interactive():
+            raise RecipeError(
+                "publish asks before it uploads, and there is no terminal to ask on",
+                hint=f"check the list above, then run `{invocation.again('--yes')}`",
+            )
+        typer.confirm("Upload?", abort=True)
     for upload in planned:
         echo(f"published: {send.send(upload, display.open, display.say)}")
     if address := send.collect(summary.loaded.recipe.publish, planned):
@@ -236,7 +288,7 @@ def publish(
 
 @app.command("export-rankings")
 def export_rankings(
-    folder: Annotated[Path, typer.Argument(callback=home, help="The folder to write.")],
+    folder: Annotated[Path | None, typer.Argument(callback=home, help="The folder to write.")] = None,
     recipe: RecipeOption = QUICKSTART,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
@@ -249,6 +301,11 @@ def export_rankings(
     pseudonyms."""
     from stages.publish import uploads
 
+    if folder is None:
+        raise RecipeError(
+            "export-rankings needs a folder to write",
+            hint=f"for example `{invocation.command('export-rankings', 'my-rankings')}`",
+        )
     need_folder(folder, "rankings", "name another folder")
     summary = planner_of(recipe, sets, runs).summary()
     with Display(console()).open("export-rankings"):

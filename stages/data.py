@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.held_out import EVALUATED, RANKED, too_few
 from data.schema import Demonstration, Prompt, Ranking, as_line, prompt_key, write_jsonl
 from data.splits import check_split, split_of_prompt
 from data.tables.demonstrations import read_demonstrations, read_prompts
@@ -87,6 +88,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             for _ in passing(extra, "prompts"):
                 pass
         rankings: Counter[str] = Counter()
+        ranked: set[str] = set()  # held-out prompts with rankings
         if config.rankings:
 
             def counted(rows: Iterable[Ranking]) -> Iterator[Ranking]:
@@ -96,7 +98,10 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     annotators.add(row.annotator)
                     human = human and row.human
                     pairs.add(row)
-                    yield replace(row, split=split_of_prompt(row.prompt, held_out))
+                    split = split_of_prompt(row.prompt, held_out)
+                    if split == "eval":
+                        ranked.add(prompt_key(row.prompt))
+                    yield replace(row, split=split)
 
             reading = readings["rankings"]
             reading.repeats = opened.enter_context(repeats(reading.name, config.rankings, reading.profile))
@@ -105,6 +110,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     for line in chain(pairs.lines(), *(reading.lines() for reading in readings.values())):
         ctx.say(line)
     _check_sizes(demonstrations, prompts, held_out, dropped["demonstrations"], ctx)
+    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(len(ranked), RANKED)):
+        if warning:
+            ctx.say(f"warning: {warning}")
     if own_system:
         ctx.say(f"{own_system:,} rows keep their own system message instead of data.system")
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
@@ -122,6 +130,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         completions = dropped["rankings"].completions_out
         metrics |= {
             **_by_split("rankings", rankings),
+            "ranked_prompts_eval": len(ranked),
             "dropped_completions": completions.total(),
             **_by_reason({"completions": completions}),
             **pairs.metrics(),

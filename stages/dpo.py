@@ -68,7 +68,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     base, sft = inputs["base"], inputs["sft"]
     codec = load_codec(base)
     # 1.
-    with ctx.progress("dpo: reading") as bar:
+    with ctx.progress("reading rankings") as bar:
         pairs, left_out = read_pairs(inputs, codec, config, "train", bar.advance)
         held_out, unmeasured = read_pairs(inputs, codec, config, "eval", bar.advance)
     if not pairs:

@@ -88,7 +88,7 @@ register(
         ),
         StageSpec(
             "data",
-            version=3,
+            version=4,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={
@@ -168,7 +168,7 @@ register(
         ),
         StageSpec(
             "eval",
-            version=8,
+            version=9,
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),

@@ -30,8 +30,9 @@ from stages.training.trainer import train as train_to_end
 def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, data = inputs["base"], inputs["data"]
     codec = load_codec(base)
-    with ctx.progress("sft: reading") as bar:
+    with ctx.progress("checking prompts and answers") as bar:
         checked = check_conversations(data, codec, ctx.say, bar.advance)
+    with ctx.progress("reading demonstrations") as bar:
         rows, left_out = encode_demonstrations(data, codec, "train", config.max_length, advance=bar.advance)
         held_out, unmeasured = encode_demonstrations(data, codec, "eval", config.max_length, advance=bar.advance)
     if not rows:
@@ -74,8 +75,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }
     if held_out:
-        with ctx.progress("sft: held-out loss"):
-            metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
+        metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
     if trainer.world.rank == 0:
         if config.lora is None:
             trainer.model.save_pretrained(out_dir / MODEL)

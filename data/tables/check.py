@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.schema import Demonstration, Prompt, Ranking, prompt_key
+from data.splits import group_of
 from data.tables.corpus import documents
 from data.tables.demonstrations import read_demonstrations, read_prompts
 from data.tables.mapping import Problem, Table, missing, missing_in_row
@@ -51,6 +52,7 @@ class TableReport:
         kind: what its rows become: rankings, demonstrations, prompts or texts.
         parsed: how many of them there are.
         prompts: distinct prompts among them.
+        groups: the group of each distinct prompt, by its key (`data.splits`).
         columns: of the table, in its order.
         unused: those of them that the reader does not use.
         lines: what the user should know about unused columns, repeated rankings and the like.
@@ -68,6 +70,7 @@ class TableReport:
     complete: bool = False
     parsed: int = 0
     prompts: int = 0
+    groups: dict[str, str] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -134,6 +137,8 @@ def check_table(name: str, table: Table, limit: int = ROWS) -> TableReport:
     if not rows:
         return report
     lacking = [_nested(problem, profile) for problem in missing(name, table, report.columns)]
+    if name == "data.demonstrations" and "prompt" in profile.columns and profile.columns["prompt"].keys:
+        lacking = []  # a tree: answers are replies inside the prompt's cell
     report.problems += lacking
     report.unused = profile.unused(name, table)
     if not lacking:
@@ -211,8 +216,7 @@ def _parsed(
 
 def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
     """Counts what the rows become, in `report`."""
-    report.parsed, report.first, report.annotators = 0, [], Counter()
-    prompts = set()
+    report.parsed, report.first, report.annotators, report.groups = 0, [], Counter(), {}
     try:
         for item in parsed:
             report.parsed += 1
@@ -221,9 +225,9 @@ def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
             if isinstance(item, Ranking):
                 report.annotators[item.annotator] += 1
             if not isinstance(item, tuple):
-                prompts.add(prompt_key(item.prompt))
+                report.groups[prompt_key(item.prompt)] = group_of(item.prompt)
     finally:
-        report.prompts = len(prompts)
+        report.prompts = len(report.groups)
 
 
 def _grouped(report: TableReport, table: Table, errors: Sequence[DataError | RecipeError]) -> list[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
 from data.tables import suggest
@@ -13,7 +13,7 @@ from data.tables.sources import MissingColumn
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.formats import TEXT_TABLES, ColumnNames, TableFormat
 from pipeline.config.recipe import Recipe
-from pipeline.errors import DataError, RecipeError, TutelageError, all_of
+from pipeline.errors import DataError, RecipeError, TutelageError
 
 Table = TableConfig | RankingTableConfig
 
@@ -238,8 +238,9 @@ def located(
     except MissingColumn as error:
         if isinstance(table, TaskConfig):  # generated, without columns
             raise
-        problems = missing_in_row(name, table, error, columns)
-        raise all_of([problem.error(describe) for problem in problems], f"the columns of {name}") from None
+        first, *more = missing_in_row(name, table, error, columns)
+        what = "; ".join([first.what, *(problem.what for problem in more)])  # one hint for all
+        raise replace(first, what=what).error(describe) from None
 
 
 def missing_in_row(name: str, table: Table, error: MissingColumn, columns: Iterable[str]) -> list[Problem]:

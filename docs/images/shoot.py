@@ -21,17 +21,22 @@ GUIDELINES = "Prefer the answer that names every fact of the request and invents
 
 
 def shoot_report(browser: Browser, run: Path) -> None:
-    """The report's title and verdict."""
+    """The report's contents, title and verdict. Also prints how long the page is on a phone."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto((run / "report.html").resolve().as_uri())
     box = page.locator("section.verdict").bounding_box()
     assert box is not None
-    clip = {"x": 80, "y": 0, "width": 1120, "height": box["y"] + box["height"] + 32}
-    page.screenshot(path=HERE / "report.png", clip=clip)
+    page.screenshot(
+        path=HERE / "report.png",
+        clip={"x": 0, "y": 0, "width": 1280, "height": box["y"] + box["height"] + 32},
+    )
+    page.set_viewport_size({"width": 390, "height": 844})
+    screens = page.evaluate("document.documentElement.scrollHeight / innerHeight")
+    print(f"{screens:.1f} screens on a phone")
 
 
 def shoot_ranking(browser: Browser, run: Path) -> None:
-    """The ranking page with the first prompt of the run and its four answers."""
+    """The ranking page with the first prompt of the run and its four answers, in an order."""
     collected = json.loads((run / "current.json").read_text("utf-8"))["stages"]["collect"]
     items = (run / "collect" / collected / "out/answers.jsonl").read_text("utf-8").splitlines()[:6]
     with tempfile.TemporaryDirectory() as folder:
@@ -44,8 +49,13 @@ def shoot_ranking(browser: Browser, run: Path) -> None:
             assert server.stdout is not None
             links = (re.search(r"http://\S+/r/\S+", line) for line in server.stdout)
             link = next(match.group() for match in links if match)
-            page = browser.new_page(viewport={"width": 960, "height": 900})
+            page = browser.new_page(viewport={"width": 960, "height": 1060})
             page.goto(link)
+            for place in ("2", "1", "4", "3"):
+                page.keyboard.press(place)
+            page.mouse.move(0, 0)
+            page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+            page.wait_for_timeout(500)
             page.screenshot(path=HERE / "ranking.png")
         finally:
             server.terminate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,14 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from pipeline import invocation
+from pipeline import invocation, machine
 from pipeline.config import shipped
 from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.boundary import translate
-from pipeline.engine.plan import Planner
+from pipeline.engine.plan import Planner, StageRun
+from pipeline.engine.progress import print_line
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 
 
@@ -62,10 +64,33 @@ def _flag(parameter: typer.CallbackParam, value: bool) -> bool:
     return value
 
 
+def _complete_recipe(incomplete: str) -> list[str]:
+    """For the shell: shipped recipes, YAML files, and folders."""
+    paths = sorted(Path().glob(f"{glob.escape(incomplete)}*"))
+    files = [f"{path}/" if path.is_dir() else str(path) for path in paths]
+    names = [name for name in shipped.recipes() if name.startswith(incomplete)]
+    return [*names, *(file for file in files if file.endswith(("/", ".yaml", ".yml")))]
+
+
+def _complete_target(incomplete: str) -> list[str]:
+    stages = [name for name in registry.STAGES if name.startswith(incomplete)]
+    return [*stages, *_complete_recipe(incomplete)]
+
+
 _RECIPE = "The recipe's YAML file, or the name of a shipped recipe."
-RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", callback=_path, help=_RECIPE)]
+RecipeOption = Annotated[
+    Path, typer.Option("--recipe", "-r", callback=_path, help=_RECIPE, autocompletion=_complete_recipe)
+]
 OptionalRecipe = Annotated[
-    Path | None, typer.Option("--recipe", "-r", callback=_path, help=_RECIPE, show_default="quickstart")
+    Path | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        callback=_path,
+        help=_RECIPE,
+        show_default="quickstart",
+        autocompletion=_complete_recipe,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -95,6 +120,7 @@ TargetArgument = Annotated[
     typer.Argument(
         metavar="STAGE|RECIPE",
         callback=_target,
+        autocompletion=_complete_target,
         help="A stage as `tutelage plan` lists it (ppo-2 is PPO of the second round), or a shipped recipe. "
         "Default: all stages.",
     ),
@@ -107,11 +133,22 @@ ProcessesOption = Annotated[
     ),
 ]
 
+VERSIONS = ("tutelage", "python", "torch", "trl", "transformers", "peft", "accelerate")
+"""What `--version` prints."""
+
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Base class of the command line's own errors, which typer does not export."""
 
 QUICKSTART = Path("quickstart")
 RUNS = Path("runs")
+
+
+def _without_bool(parameters: Any) -> Any:
+    """Typer prints the type "<bool>" beside flags in the help, as if they took a value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.display_type = parameter.display_type_rich = lambda ctx: ""
+    return parameters
 
 
 class _Commands(TyperGroup):
@@ -120,6 +157,15 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """As registered, but for those that run a recipe, which come first."""
         return sorted(super().list_commands(ctx), key=lambda name: name not in ("run", "round"))
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_bool(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        command = super().get_command(ctx, name)
+        if command is not None:
+            _without_bool(command.get_params(ctx))
+        return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -175,8 +221,22 @@ app = typer.Typer(
     help="RLHF on one GPU: reinforcement learning from human rankings, with PPO.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        versions = machine.package_versions()
+        echo("\n".join(f"{name} {versions[name]}" for name in VERSIONS if name in versions))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_versions, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None: ...
 
 
 AfterRun = Callable[[Planner, bool], None]
@@ -200,6 +260,18 @@ def recipe_check(function: RecipeCheck) -> RecipeCheck:
     """Registers `function(loaded, say)`. `tutelage check` calls it; it says what it read, and returns what is
     wrong."""
     RECIPE_CHECKS.append(function)
+    return function
+
+
+PlanNotes = Callable[[LoadedRecipe, StageRun | None], Sequence[str]]
+
+PLAN_NOTES: list[PlanNotes] = []
+
+
+def plan_notes(function: PlanNotes) -> PlanNotes:
+    """Registers `function(loaded, data)`, whose lines `tutelage plan` prints below its tables. `data`: the finished
+    `data` stage; None if it is not finished."""
+    PLAN_NOTES.append(function)
     return function
 
 
@@ -238,4 +310,4 @@ def console() -> Console:
 
 
 def echo(text: str) -> None:
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    print_line(console(), text)

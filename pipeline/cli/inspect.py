@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import (
+    PLAN_NOTES,
     QUICKSTART,
     RECIPE_CHECKS,
     RUNS,
@@ -47,7 +48,7 @@ def plan(
     stage, path = target(stage, recipe)
     planner = planner_of(path, sets, runs)
     steps = planner.plan(stage)
-    planner.check_model(_base(steps))
+    planner.check_model(_finished(steps, "base"))
     terminal = console()
     terminal.print(plan_table(steps, terminal.width, verbose))
     forecast = Forecast.of(planner.loaded, planner.latest("data"))
@@ -57,11 +58,14 @@ def plan(
         echo(total)
     for line in proposals(forecast):
         echo(line)
+    for function in PLAN_NOTES:
+        for line in function(planner.loaded, _finished(steps, "data")):
+            echo(line)
 
 
-def _base(steps: Sequence[StagePlan]) -> StageRun | None:
-    """The run of the `base` stage, if it is finished."""
-    return next((step.finished for step in steps if step.spec.name == "base"), None)
+def _finished(steps: Sequence[StagePlan], stage: str) -> StageRun | None:
+    """The run of a stage, if it is finished."""
+    return next((step.finished for step in steps if step.spec.name == stage), None)
 
 
 @app.command()
@@ -91,7 +95,7 @@ def check(
     problems = [problem for function in RECIPE_CHECKS for problem in function(planner.loaded, echo)]
     try:
         steps = planner.plan()
-        planner.check_model(_base(steps))
+        planner.check_model(_finished(steps, "base"))
     except TutelageError as error:
         if error.what not in {problem.what for problem in problems}:
             problems.insert(0, error)

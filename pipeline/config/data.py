@@ -36,7 +36,8 @@ class TableConfig:
     split: str = "train"
     """Of a Hub data set, or of a folder of splits that `save_to_disk` wrote."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Our name -> the table's: `prompt`, `completion`, `text` or `messages`. Others stand for themselves."""
+    """Our name -> the table's: `prompt`, `completion` or `messages` of demonstrations, `prompt` of prompts, `text`
+    (or `prompt` and `completion`) of other texts. Those that are not given stand for themselves."""
     text_lists: Literal["refuse", "unwrap", "text"] = "refuse"
     """What is done with text cells that spell a list of texts (`["Hello"]`, as in Kaggle's lmsys table): refuse the
     table; unwrap lists of one text, and leave out rows with longer ones; or take them as text."""
@@ -68,7 +69,8 @@ class RankingTableConfig:
     """As `TableConfig.split`; `train+eval` for several."""
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     """Our name -> the table's: `prompt`, `completions`, `ratings`, `models`, `annotator`, ... (lists
-    for wide). `prompt: ""`: the conversations in the answers' cells are the whole prompt."""
+    for wide). `prompt: ""`: the conversations in the answers' cells are the whole prompt. `annotator: ""`: all
+    rankings are by one person, or nobody knows by whom."""
     labels: dict[str, Literal["first", "second", "tie"]] = field(default_factory=dict)
     """What the values of the `preference` column (wide) or of `choice` mean, for two answers:
     `{1: first, 2: second, 0: tie}`. A value that is not named is refused."""

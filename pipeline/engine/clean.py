@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from pathlib import Path
 
 from pipeline.engine import registry
 from pipeline.engine.lock import locked
-from pipeline.engine.plan import POINTER, Planner
+from pipeline.engine.plan import KEY_DIGITS, POINTER, Planner
 from pipeline.engine.stage import RANKINGS_DATABASE
 from pipeline.errors import StageError
 from pipeline.files import folder_size
+
+REPORT = ("report.html", "report.json")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def kept(planner: Planner) -> list[Path]:
 
 
 def remove(planner: Planner, leftovers: list[Leftover], say: Callable[[str], None]) -> int:
-    """Removes stage runs, except those that another process is working on. Returns the freed bytes."""
+    """Removes stage runs, except those that another process is working on, and a report that describes one of them.
+    Returns the freed bytes of the runs."""
     freed = 0
     for leftover in leftovers:
         try:
@@ -54,12 +58,27 @@ def remove(planner: Planner, leftovers: list[Leftover], say: Callable[[str], Non
     for folder in _stage_folders(planner):
         if not any(folder.iterdir()):
             folder.rmdir()
-    if planner.folder.is_dir() and {path.name for path in planner.folder.iterdir()} <= {
-        POINTER,
-        "report.html",
-    }:
-        shutil.rmtree(planner.folder)
+    if planner.folder.is_dir():
+        if _describes_removed_runs(planner):
+            for name in REPORT:
+                if (planner.folder / name).exists():
+                    (planner.folder / name).unlink()
+                    say(f"removed {planner.folder / name}, which described runs that are gone")
+        if {path.name for path in planner.folder.iterdir()} <= {POINTER}:
+            shutil.rmtree(planner.folder)
     return freed
+
+
+def _describes_removed_runs(planner: Planner) -> bool:
+    """Whether a stage run in the report does not exist any more."""
+    if not _stage_folders(planner):
+        return True
+    try:
+        content = json.loads((planner.folder / REPORT[1]).read_text(encoding="utf-8"))
+        finished = [(stage["name"], stage["key"]) for stage in content["stages"] if stage["key"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # no report, or one of another version
+    return not all((planner.folder / name / key[:KEY_DIGITS]).is_dir() for name, key in finished)
 
 
 def _stage_folders(planner: Planner) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +38,16 @@ def _rate(per_second: float) -> str:
     return f"{per_second:.1f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
 
 
+def print_line(console: Console, text: str) -> None:
+    """Prints plain text. On a terminal it is wrapped between words, unless it holds a command to copy."""
+    if console.is_terminal and "`" not in text:
+        words = textwrap.TextWrapper(
+            console.width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
+        )
+        text = "\n".join("\n".join(words.wrap(line)) for line in text.split("\n"))
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -44,7 +55,8 @@ class _RateColumn(ProgressColumn):
 
 
 class _Bars(Progress):
-    """Bars of loops below a line with the time left."""
+    """Bars of loops, between a line with the time left and one with the numbers of each loop that has any: beside
+    the bars they would not fit into 80 columns."""
 
     def __init__(self, left: Callable[[], str], *columns: ProgressColumn, **options: Any) -> None:
         self._left = left
@@ -54,6 +66,9 @@ class _Bars(Progress):
         if left := self._left():
             yield Text(left, style="dim")
         yield from super().get_renderables()
+        for task in self.tasks:
+            if numbers := task.fields["numbers"]:
+                yield Text(f"  {numbers}", no_wrap=True, overflow="ellipsis")
 
 
 class Display:
@@ -71,7 +86,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One plain line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, text)
 
     def left(self) -> str:
         """The time left in total, as text; empty if it is not known."""
@@ -105,7 +120,6 @@ class Display:
                 MofNCompleteColumn(),
                 _RateColumn(),
                 TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[numbers]}", markup=False),
                 console=self._console,
                 transient=True,
             )

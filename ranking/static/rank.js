@@ -1,6 +1,6 @@
 // Makes the ranking page fast: dragging, keys, drafts, and sending until it is stored. The form works without it, too.
 import { allBad, form, list, local, pair, say, touch } from "./page.js";
-import { canUndo, cards, changed, choose, onChange, tie } from "./order.js";
+import { canUndo, cards, changed, choose, onChange, tie, unplaced } from "./order.js";
 import { draggable } from "./drag.js";
 import { undoOrGoBack } from "./keys.js";
 import "./send.js";
@@ -30,7 +30,7 @@ onChange(() => { undo.disabled = !canUndo() && !document.querySelector("#saved a
 
 draft.start();
 if (!pair && !touch && !document.querySelector(".problem"))
-  list.querySelector(".grip").focus({ preventScroll: true });
+  (unplaced()[0] || list).querySelector(".grip").focus({ preventScroll: true });
 
 /* Formatted text, or as it was written */
 

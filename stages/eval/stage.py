@@ -69,8 +69,9 @@ class Evaluation:
 def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     codec = load_codec(inputs["base"])
     llm = None if config.llm_judge is None else LLMJudge(config.llm_judge, ctx.recipe_dir)
-    with ctx.progress("eval: reading") as bar:
+    with ctx.progress("reading held-out prompts") as bar:
         prompts, left_out = unseen_prompts(inputs, codec, config.max_prompt_length, bar.advance)
+    with ctx.progress("reading held-out demonstrations") as bar:
         demonstrations, unmeasured = held_out_demonstrations(inputs["data"], codec, config, bar.advance)
     if not prompts:
         raise left_out.error(ctx.describe, str(inputs["data"].path), "raise data.eval_fraction")

@@ -8,7 +8,7 @@ sampled tokens alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,12 @@ from stages.scoring.slots import SlotScorer
 from stages.training.demonstrations import encode_demonstrations
 
 Measures = dict[str, Any]
+OnBatch = Callable[[int], None]
+"""Called with the number of rows of each finished batch."""
+
+
+def _ignore(_: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -87,17 +93,23 @@ class ReferenceMetrics:
             batch_size=config.batch_size,
         )
 
-    def answers(self, actor: Actor) -> list[list[int]]:
+    def steps(self, *, compared: bool) -> int:
+        """How often `on_batch` counts a row while a model answers, is measured and, if `compared`, diverges."""
+        return (3 if compared else 2) * len(self.prompts) + len(self.demonstrations)
+
+    def answers(self, actor: Actor, on_batch: OnBatch = _ignore) -> list[list[int]]:
         """Samples one response per prompt, with the same random numbers for every actor."""
         asked = [prompt.ids for prompt in self.prompts]
-        return sampler_of(self.codec, self.batch_size).sample(actor, asked, self.params, self.seed).responses
+        sampler = sampler_of(self.codec, self.batch_size)
+        return sampler.sample(actor, asked, self.params, self.seed, on_batch=on_batch).responses
 
-    def measure(self, actor: Actor, answers: Sequence[list[int]]) -> Measures:
+    def measure(self, actor: Actor, answers: Sequence[list[int]], on_batch: OnBatch = _ignore) -> Measures:
         """Metrics of a model and its answers: `score` (the reward model's mean), `perplexity` on held-out
         demonstrations (None if there are none) and, with a judge, `slot_error_rate` with its 95 % interval."""
+        self.scorer.on_batch = on_batch
         metrics: Measures = {
             "score": float(self.scorer(self.prompts, answers).mean()),
-            "perplexity": self._perplexity(actor),
+            "perplexity": self._perplexity(actor, on_batch),
         }
         if self.judge is not None:
             errors = self.judge.errors(self.prompts, answers)
@@ -114,7 +126,9 @@ class ReferenceMetrics:
             }
         return metrics
 
-    def divergence(self, policy: Actor, other: Actor, answers: Sequence[list[int]]) -> Measures:
+    def divergence(
+        self, policy: Actor, other: Actor, answers: Sequence[list[int]], on_batch: OnBatch = _ignore
+    ) -> Measures:
         """`kl`, KL(policy || other) in nats per response, `kl_per_token`, and `top_1`, the share of positions where
         both have the same most likely token. `answers` are the policy's."""
         asked = [prompt.ids for prompt in self.prompts]
@@ -127,11 +141,12 @@ class ReferenceMetrics:
             total += float(kl_N.cpu().double().sum())
             agreed += int(same_N.sum())
             tokens += len(kl_N)
+            on_batch(len(rows))
 
         MicroBatch.of(self.batch_size).each(episodes.by_length(torch.arange(len(episodes))), compare)
         return {"kl": total / len(episodes), "kl_per_token": total / tokens, "top_1": agreed / tokens}
 
-    def _perplexity(self, actor: Actor) -> float | None:
+    def _perplexity(self, actor: Actor, on_batch: OnBatch) -> float | None:
         if not self.demonstrations:
             return None
         starts = [sum(label == IGNORED for label in row["labels"]) for row in self.demonstrations]
@@ -144,6 +159,7 @@ class ReferenceMetrics:
             self.codec.pad_id,
             temperature=1.0,
             batch_size=self.batch_size,
+            on_batch=on_batch,
         )
         return math.exp(-float(logps_B.double().sum()) / int(tokens_B.sum()))
 

@@ -59,15 +59,17 @@ def run(config: ExportConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         reference = ReferenceMetrics.of(config, inputs, codec, ctx)
         actor = load_actor(base, policy, ctx.device)
         computed = precision_of(actor.lm)
-        answers = reference.answers(actor)
-        trained = reference.measure(actor, answers)
+        with ctx.progress("export: the policy", total=reference.steps(compared=False)) as measuring:
+            answers = reference.answers(actor, measuring.advance)
+            trained = reference.measure(actor, answers, measuring.advance)
         bar.advance()
         rows = []
         for name in formats:
             model = files.reload(name, base)
             other = Actor(causal_lm(model))
-            metrics = reference.divergence(actor, other, answers)
-            metrics |= reference.measure(other, reference.answers(other))
+            with ctx.progress(f"export: {name}", total=reference.steps(compared=True)) as measuring:
+                metrics = reference.divergence(actor, other, answers, measuring.advance)
+                metrics |= reference.measure(other, reference.answers(other, measuring.advance), measuring.advance)
             difference = change(name, config, base_format, trained_on["qat"])
             if trained_on["activations"] == "none":
                 _check(name, config, difference, metrics, computed)

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,7 @@ class Base:
 
 
 def resolve(name: str) -> Base:
-    """The base model for PATH, FILE.gguf, or HUB_ID[@commit]. The commit of a Hub id is looked up where it is not
-    given.
+    """The base model for PATH, FILE.gguf, or HUB_ID[@commit]. Without a commit the newest one is looked up.
 
     Raises:
         RecipeError: there is no such folder or model, or its commit cannot be found.
@@ -96,35 +96,37 @@ def _local(name: str, path: Path) -> Base:
             where="--base",
             hint="name the model's folder, a .gguf file or a Hub id",
         )
-    return _described(name, None, path if path.is_dir() else None)
+    return _described(name, None, None)
 
 
-def _hub(model: str, commit: str) -> Base:
+def _hub(model: str, revision: str) -> Base:
+    """A model on the Hub. Without a connection its commit must be given, or its files be in the Hub's cache."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     cache = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
-    if not COMMIT.fullmatch(commit):
-        reference = cache / "refs" / (commit or "main")
-        try:
-            commit = str(HfApi().model_info(model, revision=commit or None, timeout=5).sha)
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    is_commit = COMMIT.fullmatch(revision) is not None
+    if is_commit and _snapshot(cache, revision) is not None:
+        return _described(model, revision, cache)
+    try:
+        commit = str(HfApi().model_info(model, revision=revision or None, timeout=5).sha)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise RecipeError(
+            f"the Hub has no model {model}" + (f" with a revision {revision}" if revision else ""),
+            where="--base",
+            hint="check the spelling; for a private or gated model, log in with `hf auth login`",
+        ) from error
+    except Exception as error:  # whatever the Hub's HTTP client raises without a connection
+        reference = cache / "refs" / (revision or "main")
+        if not is_commit and not reference.is_file():
             raise RecipeError(
-                f"the Hub has no model {model}" + (f" with a revision {commit}" if commit else ""),
+                f"the commit of {model} cannot be looked up: the Hub does not answer",
                 where="--base",
-                hint="check the spelling; for a private or gated model, log in with `hf auth login`",
+                hint=f"write --base {model}@COMMIT; https://huggingface.co/{model}/commits/main lists commits",
             ) from error
-        except Exception as error:  # whatever the Hub's HTTP client raises without a connection
-            if not reference.is_file():
-                raise RecipeError(
-                    f"the commit of {model} cannot be looked up: the Hub does not answer",
-                    where="--base",
-                    hint=f"write --base {model}@COMMIT; https://huggingface.co/{model}/commits/main lists commits",
-                ) from error
-            commit = reference.read_text(encoding="utf-8").strip()
-        else:
-            return _described(model, commit, _snapshot(cache, commit), online=True)
-    return _described(model, commit, _snapshot(cache, commit))
+        commit = revision if is_commit else reference.read_text(encoding="utf-8").strip()
+        return _described(model, commit, cache, online=False)
+    return _described(model, commit, cache)
 
 
 def _snapshot(cache: Path, commit: str) -> Path | None:
@@ -132,19 +134,26 @@ def _snapshot(cache: Path, commit: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _described(model: str, commit: str | None, folder: Path | None, online: bool = False) -> Base:
-    """Reads the model's files, as far as they are here. `online`: its config may be fetched."""
-    parameters, said = None, ""
-    if online or folder is not None or commit is None:
-        try:
-            parameters = architecture_of(BaseConfig(model=model, revision=commit)).parameters
-            said = "by its config"
-        except RecipeError:
-            said = "its config does not say"
+def _described(model: str, commit: str | None, cache: Path | None, online: bool = True) -> Base:
+    """Reads the model's files, as far as they are here.
+
+    Args:
+        cache: the Hub's folder for the model; None for a local model.
+        online: whether its config may be fetched.
+    """
+    local = Path(model).expanduser()
+    parameters, source = None, "(its config does not say)"
+    if online or cache is None or _snapshot(cache, str(commit)) is not None:
+        with suppress(RecipeError):
+            parameters = architecture_of(
+                BaseConfig(model=model if cache else str(local), revision=commit)
+            ).parameters
+            source = "by its config"
     if parameters is None and (stated := _stated_size(model)):
-        parameters, said = stated, "by its name"
+        parameters, source = stated, "by its name"
+    folder = _snapshot(cache, str(commit)) if cache else local if local.is_dir() else None
     tokens, counted, around = _tokenizer(folder)
-    return Base(model, commit, parameters, said, _context(folder), tokens, counted, around)
+    return Base(model, commit, parameters, source, _context(folder), tokens, counted, around)
 
 
 def _stated_size(model: str) -> int | None:

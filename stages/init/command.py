@@ -17,6 +17,7 @@ import typer
 import yaml
 
 from data.tables.formats import FORMATS
+from data.tables.labels import VERDICTS
 from data.tables.sources import HUB
 from data.tables.suggest import listed
 from pipeline import invocation
@@ -251,8 +252,7 @@ def correct(guess: Guess, answer: str, sample: Sample) -> None:
         guess.format, guess.columns, guess.open = theirs, {}, []
         return
     if ours == "labels":
-        labels = yaml.safe_load(theirs if theirs.startswith("{") else f"{{{theirs}}}")
-        guess.labels = {str(key): str(value) for key, value in labels.items()}
+        guess.labels = _labels(theirs)
         guess.open = [item for item in guess.open if not item.line.startswith("labels")]
         return
     form = next((column.form for column in format.columns if column.name == ours), "name") if format else "name"
@@ -274,6 +274,17 @@ def correct(guess: Guess, answer: str, sample: Sample) -> None:
         guess.columns[ours] = names if form == "list" or len(names) > 1 else names[0]
     used = guess.used()
     guess.unused = [column for column in sample.columns if column not in used and sample.cells(column)]
+
+
+def _labels(text: str) -> dict[str, str]:
+    """Labels as a recipe has them, from `1: first, 2: second`. Raises `DataError`."""
+    try:
+        labels = yaml.safe_load(f"{{{text.strip('{}')}}}")
+    except yaml.YAMLError:
+        labels = {}
+    if not labels or not {str(value) for value in labels.values()} <= VERDICTS.keys():
+        raise DataError("labels are first, second or tie", hint="write as in labels=1: first, 2: second, 0: tie")
+    return {str(key): str(value) for key, value in labels.items()}
 
 
 def _names_annotators(guess: Guess) -> bool:
@@ -379,7 +390,7 @@ def _say_next(out: Path, text: str, notes: Sequence[str]) -> None:
         raise DataError(
             f"the recipe is written, and {len(open_lines)} line{'s' * (len(open_lines) > 1)} must be filled in",
             where=", ".join(f"{path}:{number}" for number in open_lines),
-            hint=f"complete them, then {invocation.command('check')}",
+            hint=f"replace each with what it asks for, then {invocation.command('check')}",
         )
     echo("next:")
     for command, what in (

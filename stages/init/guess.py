@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from data.tables import suggest
 from data.tables.formats import FORMATS
 from pipeline.errors import DataError
+from stages.init.families import COMPLETION_WORDS
 from stages.init.sample import Sample, annotator_in, named
 
 FORMATS_PAGE = "docs/rankings/formats.md"
@@ -70,6 +71,14 @@ class Guess:
         elif candidates:
             self.leave_open(role, candidates, f"{' and '.join(candidates)} may both be the {role}")
 
+    def choose_rest(self, role: str, texts: Sequence[str]) -> None:
+        """Takes the only column of text that has no other role, or leaves `role` open."""
+        if len(texts) == 1:
+            self.columns[role] = texts[0]
+            self.why[role] = "the only other column of text"
+        else:
+            self.leave_open(role, texts, f"no column is named like the {role}; texts are in {' and '.join(texts)}")
+
     def leave_open(self, role: str, candidates: Sequence[str], why: str) -> None:
         self.open.append(Open(f"{role}: {' or '.join(candidates)}", why))
 
@@ -89,14 +98,10 @@ def choose_prompt(guess: Guess, sample: Sample, columns: Sequence[str], optional
     guess.choose("prompt", named("prompt", texts))
     if decided(guess, "prompt"):
         return
-    rest = [
-        column
-        for column in texts
-        if column not in named("annotator", texts) and " " in str(sample.cells(column)[0])
-    ]
-    if len(rest) == 1:
-        guess.columns["prompt"] = rest[0]
-        guess.why["prompt"] = "the only other column of text"
+    annotator = annotator_in(sample, columns)
+    rest = [column for column in texts if column != annotator and " " in str(sample.cells(column)[0])]
+    if rest:
+        guess.choose_rest("prompt", rest)
     elif not optional:
         raise no_column(sample, "prompt")
 
@@ -117,21 +122,22 @@ def demonstrations(sample: Sample) -> Guess:
     if any(is_tree(row.get("prompt")) for row in sample.rows):
         guess.columns["prompt"] = "prompt"
         guess.notes.append("trees of replies: the best reply to each message is the demonstration")
-        return finish(guess, sample)
+        return guess
     whole = [column for column in sample.columns if sample.holds_conversations(column, "assistant")]
-    answers = [column for column in named("completion", sample.columns) if column not in whole]
+    answers = [column for column in named("completion", sample.columns) if column not in whole] or [
+        column for column in sample.texts(whole) if set(suggest.words_of(column)) & COMPLETION_WORDS
+    ]
     if whole and not answers:
         guess.choose("messages", [column for column in whole if column in named("messages", whole)] or whole)
         guess.why["messages"] = "whole conversations that end with the assistant's turn"
         return finish(guess, sample)
     texts = sample.texts()
     guess.choose("prompt", [column for column in named("prompt", texts) if column not in answers])
-    guess.choose("completion", [column for column in named("completion", texts) if column not in guess.used()])
+    guess.choose("completion", [column for column in answers if column in texts and column not in guess.used()])
     for role, other in (("prompt", "completion"), ("completion", "prompt")):
         rest = [column for column in texts if column not in guess.used()]
-        if not decided(guess, role) and other in guess.columns and len(rest) == 1:
-            guess.columns[role] = rest[0]
-            guess.why[role] = "the only other column of text"
+        if not decided(guess, role) and other in guess.columns and rest:
+            guess.choose_rest(role, rest)
     for role in ("prompt", "completion"):
         if not decided(guess, role):
             raise no_column(sample, role)

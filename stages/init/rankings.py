@@ -58,7 +58,7 @@ def _tree(sample: Sample) -> Guess | None:
     column = next((name for name in sample.columns if any(map(is_tree, sample.cells(name)))), None)
     if column is None:
         return None
-    return finish(Guess("tree", {"prompt": column}, why={"format": "messages with nested replies"}), sample)
+    return Guess("tree", {"prompt": column}, why={"format": "messages with nested replies"})
 
 
 def _pairs(sample: Sample) -> Guess | None:

@@ -141,5 +141,12 @@ def named(role: str, columns: Sequence[str]) -> list[str]:
 
 
 def annotator_in(sample: Sample, columns: Sequence[str]) -> str | None:
-    """The column that says who ranked: named like it, with short values."""
-    return next((column for column in named("annotator", columns) if sample.width(column) <= 40), None)
+    """The column that says who ranked: named like it, with short values that repeat."""
+    called = [column for column in columns if is_called("annotator", column)]
+    called.sort(key=lambda column: plain(column) != "annotator")
+    return next((column for column in called if _repeats(sample, column)), None)
+
+
+def _repeats(sample: Sample, column: str) -> bool:
+    cells = [str(cell) for cell in sample.cells(column)]
+    return sample.width(column) <= 40 and (len(cells) < 4 or len(set(cells)) < len(cells))

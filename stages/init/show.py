@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from data.annotators.agreement import agreement
 from data.schema import Demonstration, Message, Ranking
+from data.tables.columns import ANONYMOUS
 from stages.init.guess import Guess
 
 ROWS = 3
@@ -40,7 +41,8 @@ def rankings(rows: Sequence[Ranking]) -> Iterator[str]:
     """The first ranking of each of the first prompts, with its answers from best to worst."""
     first = {repr(row.prompt): row for row in reversed(rows)}
     for row in [row for row in rows if row is first[repr(row.prompt)]][:ROWS]:
-        yield f"    prompt  {prompt_text(row.prompt)}   (ranked by {row.annotator})"
+        who = "" if row.annotator == ANONYMOUS else f"   (ranked by {row.annotator})"
+        yield f"    prompt  {prompt_text(row.prompt)}{who}"
         for rank, place in sorted((rank, place) for place, rank in enumerate(row.ranks)):
             yield f"      {rank}. {short(row.completions[place])}"
 
@@ -50,9 +52,9 @@ def ranked(rows: Sequence[Ranking]) -> str:
     counts = sorted({len(row.completions) for row in rows})
     answers = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     prompts = len({repr(row.prompt) for row in rows})
-    annotators = len({row.annotator for row in rows})
-    people = f"{annotators} annotator" + ("s" if annotators > 1 else "")
-    return f"{len(rows):,} rankings of {answers} answers to {prompts:,} prompts, by {people}"
+    annotators = {row.annotator for row in rows} - {ANONYMOUS}
+    people = f", by {len(annotators)} annotator" + "s" * (len(annotators) > 1) if annotators else ""
+    return f"{len(rows):,} rankings of {answers} answers to {prompts:,} prompts{people}"
 
 
 def overlap(rows: Sequence[Ranking], names_annotators: bool) -> str:

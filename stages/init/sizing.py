@@ -1,8 +1,7 @@
 """The values of a recipe for these data and this model, each with the reason for it.
 
 Learning rates follow the number of parameters. Those of the shipped recipes are used where one has a model of that
-size. The values below 10 M parameters were measured with a model of 0.26 M on 40 demonstrations and 60 rankings
-(docs/tutorial.md).
+size. Those below 10 M parameters were measured with a model of 0.26 M (docs/log/ppo.md).
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.held_out import FEW as HELD_OUT
 from stages.init.base import Base
 from stages.init.measure import Sizes
 
-HELD_OUT = 30
-"""Held-out prompts that results should rest on, at least."""
 FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of prompts that may be held out."""
 SHARE = 0.3
@@ -24,6 +22,8 @@ FEW = (0.2, 0.25, 0.3, 0.35, 0.4)
 """Shares for few prompts, of which the hash of each prompt may select more or fewer than it should."""
 LONGEST = 512
 """Tokens of an answer that PPO samples, at most: sampling takes most of its time."""
+RANKED = (100, 30)
+"""Prompts whose answers people are first asked to rank: for training, and held out."""
 UNLIMITED = 8192
 """Tokens that a model is taken to read if its files are not here."""
 MONITORED = 60
@@ -57,13 +57,15 @@ class Class:
 
 _MEASURED = "measured with 0.26 M parameters"
 _OPEN = "not measured for this size"
-_TLDR = "as in recipes/tldr/data.yaml, not run yet"
+_TLDR = "recipes/tldr/data.yaml, not run yet"
 CLASSES = (
     Class(10e6, False, 1e-3, 1e-3, 2e-4, 0.2, 2.0, (20, 4), _MEASURED, _MEASURED),
-    Class(200e6, True, 2e-4, 1e-4, 5e-5, 0.1, 4.0, (4, 2), "as in recipes/smollm2-135m.yaml", _OPEN),
-    Class(1e9, True, 2e-4, 1e-4, 2e-5, 0.05, 6.0, (4, 2), "as in recipes/tldr/smollm2-360m.yaml", _TLDR),
-    Class(4e9, True, 1e-4, 5e-5, 1e-5, 0.05, 6.0, (3, 2), "as in recipes/tldr/qwen3-1.7b.yaml", _TLDR),
-    Class(math.inf, True, 1e-4, 5e-5, 5e-6, 0.05, 6.0, (3, 2), "as in recipes/tldr/llama-3.1-8b.yaml", _TLDR),
+    Class(200e6, True, 2e-4, 1e-4, 5e-5, 0.1, 4.0, (4, 2), "recipes/smollm2-135m.yaml, a short run", _OPEN),
+    Class(1e9, True, 2e-4, 1e-4, 2e-5, 0.05, 6.0, (4, 2), "recipes/tldr/smollm2-360m.yaml, not run yet", _TLDR),
+    Class(4e9, True, 1e-4, 5e-5, 1e-5, 0.05, 6.0, (3, 2), "recipes/tldr/qwen3-1.7b.yaml, not run yet", _TLDR),
+    Class(
+        math.inf, True, 1e-4, 5e-5, 5e-6, 0.05, 6.0, (3, 2), "recipes/tldr/llama-3.1-8b.yaml, not run yet", _TLDR
+    ),
 )
 UNKNOWN = 135_000_000
 """Parameters that are assumed of a model whose files are not here."""
@@ -107,7 +109,7 @@ def values(base: Base, sizes: Sizes) -> Values:
     fraction, held_out = eval_fraction(sizes)
     if held_out.why.startswith("only"):
         notes.append(f"data.eval_fraction: {held_out.why}")
-    train = len(sizes.groups) - sizes.held_out(fraction)
+    train = round(len(sizes.prompt) * (1 - sizes.held_out(fraction) / len(sizes.groups)))
     batch = _batch(sizes.demonstrations)
     prompts, answers, lengths = _lengths(base, sizes)
     lora = {} if kind.lora else {"lora": Value("null", f"train every weight of so small a model ({kind.basis})")}
@@ -167,9 +169,23 @@ def values(base: Base, sizes: Sizes) -> Values:
             ),
         },
         eval={"max_prompt_length": prompts, "response_length": answers},
-        collect={"max_prompt_length": prompts, "response_length": answers},
+        collect=_collect(train, sizes.held_out(fraction))
+        | {"max_prompt_length": prompts, "response_length": answers},
         notes=notes,
     )
+
+
+def _collect(train: int, held_out: int) -> Section:
+    """How many prompts get answers to rank, where people rank: few enough for an afternoon."""
+    asked, measured = min(train, RANKED[0]), min(held_out, RANKED[1])
+    return {
+        "num_prompts": Value(
+            str(max(1, asked)), f"of {train:,}; null: all. Each is 4 answers for each annotator to rank"
+        ),
+        "eval_prompts": Value(
+            str(max(1, measured)), f"of {held_out:,} held-out ones, which measure the reward model"
+        ),
+    }
 
 
 def eval_fraction(sizes: Sizes) -> tuple[float, Value]:
@@ -236,5 +252,5 @@ def _rounded(counts: Sequence[int], most: int) -> int:
 
 def _longest(counts: Sequence[int], length: int, what: str) -> str:
     longer = sum(count > length for count in counts)
-    said = f"the longest {what} has about {counts[-1]} tokens"
-    return f"{said}; {longer} of {len(counts)} are longer than this" if longer else said
+    cut = f"; {longer} of {len(counts)} are longer than this" if longer else ""
+    return f"the longest {what} has about {counts[-1]} tokens{cut}"

@@ -8,7 +8,7 @@ point, or of the last update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,14 @@ FINGERPRINTS = 8
 def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     forced = _gate(config, inputs, ctx)
     codec = load_codec(inputs["base"])
-    with ctx.progress("ppo: reading") as bar:
+    with ctx.progress("reading prompts") as bar:
         read = partial(
             load_prompts, inputs["data"], codec, max_length=config.max_prompt_length, advance=bar.advance
         )
         (prompts, left_out), (held_out, unmeasured) = read("train"), read("eval")
-        if not prompts:
-            raise left_out.error(ctx.describe, str(inputs["data"].path), "add prompts")
-        demonstrations, unlearned = _demonstrations(inputs["data"], codec, config, ctx, bar.advance)
+    if not prompts:
+        raise left_out.error(ctx.describe, str(inputs["data"].path), "add prompts")
+    demonstrations, unlearned = _demonstrations(inputs["data"], codec, config, ctx)
     losses = [left_out, unmeasured, *unlearned]
     for counted in losses:
         counted.report(ctx.say)
@@ -205,14 +205,17 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
 
 
 def _demonstrations(
-    data: Artifact, codec: Codec, config: PPOConfig, ctx: RunContext, advance: Callable[[], None]
+    data: Artifact, codec: Codec, config: PPOConfig, ctx: RunContext
 ) -> tuple[Demonstrations | None, list[LeftOut]]:
     """Draws minibatches of demonstrations for PPO-ptx, and what is left out of them; nothing without PPO-ptx."""
     if not config.ptx_coef:
         return None, []
     limit = config.max_prompt_length + config.response_length
     key = "ppo.max_prompt_length + ppo.response_length"
-    rows, left_out = encode_demonstrations(data, codec, "train", limit, key=key, prefix="ptx_", advance=advance)
+    with ctx.progress("reading demonstrations") as bar:
+        rows, left_out = encode_demonstrations(
+            data, codec, "train", limit, key=key, prefix="ptx_", advance=bar.advance
+        )
     if not rows:
         raise left_out.error(ctx.describe, str(data.path), "set ppo.ptx_coef to 0")
     size = config.batch_size // config.num_mini_batches

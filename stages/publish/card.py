@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from pipeline.files import readable_seconds
 from pipeline.wording import DASH, percent, span
 from stages.artifacts import RankMetrics
 from stages.eval.artifact import Evaluation
-from stages.report import exported, model_table, verdict
+from stages.report import evidence, exported, model_table, verdict
 from stages.report.findings import Findings, collect
 
 HUB = "hub://"
 EXAMPLE = "What makes a good answer?"
+"""The prompt in the card's code, if all of the run's are longer than `LONGEST`."""
+LONGEST = 300
+"""Characters."""
 
 
 def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves: str | None = None) -> str:
@@ -214,7 +219,7 @@ def _use(run: RunSummary, repository: str, files: Sequence[str]) -> str:
         f"## Use\n\n```python\n{imports}\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{repository}")\n'
         f'model = {loader}.from_pretrained("{repository}")\n'
-        f'chat = [{{"role": "user", "content": "{EXAMPLE}"}}]\n'
+        f"chat = {json.dumps(_example(run), ensure_ascii=False)}\n"
         "inputs = tokenizer.apply_chat_template("
         'chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```"
@@ -226,6 +231,18 @@ def _use(run: RunSummary, repository: str, files: Sequence[str]) -> str:
     return text
 
 
+def _example(run: RunSummary) -> list[dict[str, str]]:
+    """A short held-out prompt of the run, since a model is best tried on what it was trained for."""
+    data = run.stages.get("data")
+    best: list[dict[str, str]] | None = None
+    if data is not None and "prompts.jsonl" in data.manifest.files:
+        rows = (row for row in data.artifact.jsonl("prompts.jsonl") if row["split"] == "eval")
+        lines = [json.dumps(row["prompt"], ensure_ascii=False) for row in islice(rows, 100)]
+        short = [line for line in lines if len(line) <= LONGEST]
+        best = json.loads(min(short, key=len)) if short else None
+    return best or [{"role": "user", "content": EXAMPLE}]
+
+
 def _limits(run: RunSummary, findings: Findings) -> str:
     """Intended use and limits: what holds for every such model, and what this one's manifests show."""
     points = [
@@ -235,7 +252,7 @@ def _limits(run: RunSummary, findings: Findings) -> str:
         "No safety evaluation was made. It may state falsehoods and reproduce harmful content of its base model "
         "and data.",
     ]
-    if findings.evaluation and findings.evaluation.judge is None:
+    if findings.evaluation and not evidence.read(findings.evaluation, findings.human):
         points.append("No independent judge read its answers, and the reward model's score is no evidence.")
     if run.loaded.recipe.publish.license is None:
         points.append("No licence is stated here; the licences of the base model and the data apply.")
@@ -249,7 +266,9 @@ def _card(header: Mapping[str, Any], *sections: str) -> str:
 
 def _recipe(run: RunSummary) -> str:
     values = content(run.loaded.recipe)
-    values["rank"]["app"]["annotators"] = [f"{len(values['rank']['app']['annotators'])} people"]
+    people = len(values["rank"]["app"].pop("annotators"))
+    if people:  # their names stay private
+        values["rank"]["app"]["annotators"] = [f"{people} {'person' if people == 1 else 'people'}"]
     values.pop("publish")
     return yaml.safe_dump(_without_folders(values), sort_keys=False, allow_unicode=True)
 

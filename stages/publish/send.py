@@ -34,15 +34,22 @@ OURS = {
 """Files that an earlier upload may have left and that would be loaded together with the new ones."""
 
 
+def check_login(repository: str) -> None:
+    """Raises `StageError` where there is no token for the Hub. Asks no network."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise StageError("the Hub needs a login for uploads", where=repository, hint=LOGIN)
+
+
 def send(upload: Upload, progress: Opener, say: Callable[[str], None]) -> str:
     """Uploads in one commit and returns its address. Raises `StageError`, in which case nothing is visible."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()  # in a log file bars are noise; our progress display prints lines there
-    if get_token() is None:
-        raise StageError("the Hub needs a login for uploads", where=upload.repository, hint=LOGIN)
+    check_login(upload.repository)
     api = HfApi(library_name="tutelage")
     repository, kind = upload.repository, upload.kind
     contents = upload.contents

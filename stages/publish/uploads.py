@@ -65,14 +65,15 @@ class Upload:
         everything: dict[str, Content] = {CARD: self.card.encode(), **self.files}
         return dict(sorted(everything.items(), key=lambda item: (size(item[1]), item[0])))
 
-    def describe(self) -> str:
-        """The exact files, sizes and card, as text."""
+    def describe(self, verbose: bool = False) -> str:
+        """The exact files and sizes, with `verbose` the card too, as text."""
         visibility = "private" if self.private else "public"
         sizes = {name: size(content) for name, content in self.contents.items()}
         lines = [f"{readable_bytes(sizes[name]):>10}  {name}" for name in sorted(sizes)]
         total = f"{readable_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
         out = [f"not uploaded, because on no list: {', '.join(self.left_out)}"] if self.left_out else []
-        return "\n".join([f"{visibility} {self.kind} {self.repository}", *lines, total, *out, "", self.card])
+        end = ["", self.card] if verbose else []
+        return "\n".join([f"{visibility} {self.kind} {self.repository}", *lines, total, *out, *end, ""])
 
 
 def size(content: Content) -> int:

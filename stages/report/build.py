@@ -126,7 +126,7 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
 
 def compare_reports(a: Path, b: Path, out: Path) -> str:
     """Writes the comparison of two runs to `out` and, beside it, its numbers as JSON. Returns it as plain text."""
-    names = (_named(a), _named(b))
+    names = (run_name(a), run_name(b))
     if names[0] == names[1]:
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
     reports = run_comparison.RunReport.read(a), run_comparison.RunReport.read(b)
@@ -135,7 +135,7 @@ def compare_reports(a: Path, b: Path, out: Path) -> str:
     return run_comparison.as_text(comparison)
 
 
-def _named(path: Path) -> str:
+def run_name(path: Path) -> str:
     """The name of a run: its folder's, or the file's if that is not called `report`."""
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     return folder.name if path.is_dir() or path.stem == "report" else path.stem

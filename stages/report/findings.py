@@ -100,7 +100,7 @@ class PPOSummary:
             reward_model=ppo.settings.reward_model,
             forced_past_gate=ppo.metrics.forced_past_gate,
             points=[Point(update=p.update, kl=p.kl, score=p.score, length=p.length) for p in ppo.points],
-            prompts=ppo.settings.eval_prompts,
+            prompts=(len(ppo.points[0].prompts) if ppo.points else 0) or ppo.settings.eval_prompts,
             stopped=ppo.metrics.stopped_at is not None,
         )
 

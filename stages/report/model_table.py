@@ -53,11 +53,13 @@ ERRORS, KL = METRICS[0], next(metric for metric in METRICS if metric.key == "kl"
 
 @dataclass(frozen=True)
 class Row:
-    """Cells by model. `change` is PPO's from SFT; `tone` is good or bad if its interval excludes zero."""
+    """Cells by model. `change` is PPO's from SFT, with the interval of the relative change where that was measured;
+    `tone` is good or bad if the interval excludes zero."""
 
     metric: Metric
     cells: dict[str, str]
     change: str = ""
+    change_interval: str = ""
     tone: str = ""
     intervals: dict[str, str] = field(default_factory=dict)
 
@@ -66,11 +68,15 @@ def rows(evaluation: Evaluation | None) -> list[Row]:
     """One row per metric that was measured; without a judge there are no facts."""
     models = evaluation.models if evaluation else {}
     ppo = models.get("ppo", ModelResult())
+    table = [_row(metric, models) for metric in METRICS if metric.of(ppo) is not None]
     reduction = evaluation.reduction if evaluation else None
-    tone = {-1: "good", 1: "bad", 0: ""}[reduction.side() if reduction else 0]
+    if reduction is None or reduction.low is None or reduction.high is None:
+        return table
+    interval = f"relative: {span(reduction.low, reduction.high, sign=True)}"
+    tone = {-1: "good", 1: "bad", 0: ""}[reduction.side()]
     return [
-        replace(row, tone=tone) if row.metric is ERRORS else row
-        for row in (_row(metric, models) for metric in METRICS if metric.of(ppo) is not None)
+        replace(row, tone=tone, change_interval=interval) if row.metric is ERRORS and row.change else row
+        for row in table
     ]
 
 

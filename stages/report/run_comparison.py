@@ -133,11 +133,16 @@ class Paired:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A recipe value that differs. None where a recipe does not have it."""
+    """A recipe value that differs. None where a recipe does not have it.
+
+    Attributes:
+        section: whether it is a section that only one recipe has; `a` and `b` then say how many values it has.
+    """
 
     path: str
     a: Any
     b: Any
+    section: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,14 +258,35 @@ def write(comparison: RunComparison, path: Path, template: Template) -> None:
 
 
 def _differences(a: RunReport, b: RunReport) -> list[Difference]:
-    """The recipe values that differ, apart from the name."""
+    """The recipe values that differ, apart from the name. A section that one recipe lacks is one difference."""
     ours, theirs = ({row.path: row.value for row in report.values} for report in (a, b))
-    paths = [path for path in {**ours, **theirs} if path != "name"]
-    return [
-        Difference(path=path, a=ours.get(path), b=theirs.get(path))
-        for path in paths
-        if ours.get(path) != theirs.get(path)
-    ]
+    differences: dict[str, Difference] = {}
+    for path in {**ours, **theirs}:
+        if path == "name" or ours.get(path) == theirs.get(path):
+            continue
+        if section := _lacking(path, ours, theirs):
+            sizes = [_below(values, section) for values in (ours, theirs)]
+            counts = [f"{size} values" if size else None for size in sizes]
+            differences[section] = Difference(path=section, a=counts[0], b=counts[1], section=True)
+        else:
+            differences[path] = Difference(path=path, a=ours.get(path), b=theirs.get(path))
+    return list(differences.values())
+
+
+def _lacking(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """The widest section around `path` that has several values in one recipe and none in the other."""
+    parts = path.split(".")
+    for length in range(1, len(parts) + 1):
+        section = ".".join(parts[:length])
+        fewer, more = sorted((_below(ours, section), _below(theirs, section)))
+        if fewer == 0 and more > 1:
+            return section
+    return None
+
+
+def _below(values: Mapping[str, Any], section: str) -> int:
+    """How many of the values are in a section."""
+    return sum(path.startswith(f"{section}.") for path in values)
 
 
 def _facts(a: RunReport, b: RunReport) -> list[Fact]:
@@ -327,10 +353,13 @@ def as_text(comparison: RunComparison) -> str:
     """For a terminal."""
     first, second = comparison.names
     _, headline, evidence = conclude(comparison)
-    differences = [
-        (row.path, json.dumps(row.a, ensure_ascii=False), json.dumps(row.b, ensure_ascii=False))
-        for row in comparison.values
-    ]
+
+    def shown(row: Difference, value: Any) -> str:
+        if row.section:
+            return value or "(absent)"
+        return json.dumps(value, ensure_ascii=False)
+
+    differences = [(row.path, shown(row, row.a), shown(row, row.b)) for row in comparison.values]
     parts = [
         ("recipe", differences),
         ("run", [(row.label, row.a, row.b) for row in comparison.runs]),

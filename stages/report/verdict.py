@@ -1,9 +1,8 @@
 """Did PPO help? The answer in a few sentences, from the numbers alone.
 
-Only a judge that the reward model never saw can answer. Yes, if the 95 % interval of the change in fact errors lies
-below zero; no, if it lies above; otherwise the run cannot tell. People who compared the answers blind are such a
-judge too: their win rate answers where the other judge cannot, and if the two contradict each other the run cannot
-tell.
+Only a judge that the reward model never saw can answer: people, the rubric, a held-out reward model or a language
+model (`stages.report.evidence`). If all evidence that decides points the same way, that is the answer. If it points
+both ways, or there is none, the run cannot tell.
 """
 
 from __future__ import annotations
@@ -12,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pipeline.wording import fixed, listing, number, percent, span
+from data.held_out import EVALUATED, RANKED, too_few
+from pipeline.wording import fixed, listing, number, percent
 from stages.eval.artifact import EvaluatedPoint, Evaluation, ModelResult
-from stages.intervals import Interval
-from stages.report import frontier, human, monitors, win_rates
+from stages.report import evidence, frontier, monitors, win_rates
+from stages.report.evidence import PEOPLE, RUBRIC, Evidence
 from stages.report.findings import Findings
-from stages.report.human import HumanVerdict
+
+NEVER_ENDS = 0.05
+"""Share of answers with a stop token up to which answers count as never ending."""
 
 Tone = Literal["good", "bad", "unclear", "unknown"]
 
@@ -51,106 +53,64 @@ def reach(findings: Findings) -> Verdict:
         return Verdict("unknown", "Not evaluated yet.", _progress(findings), caveats=caveats)
     sft, ppo = evaluation.models["sft"], evaluation.models["ppo"]
     price = _price(sft, ppo)
-    people, others = findings.human, win_rates.other_judges(evaluation)
-    if evaluation.judge is None and people is None and not others:
+    every = evidence.read(evaluation, findings.human)
+    if not every:
         return Verdict(
             "unknown",
             "Whether PPO helped is not known.",
-            f"No independent judge read the answers. {_score(sft, ppo)}",
+            f"No independent judge read the answers. {_score(sft, ppo, evaluation.prompts)}",
             price,
             caveats,
         )
-    tone, headline = _direction(evaluation, people)
-    evidence = [human.evidence(people)] if people else []
-    if evaluation.judge is not None:
-        evidence.append(_evidence(evaluation))
-    evidence += [win_rates.evidence(others)] if others else []
-    return Verdict(tone, headline, " ".join(evidence), price, caveats)
+    tone, headline = _direction(every)
+    texts = [one.text for one in every]
+    if not any(one.decides for one in every):
+        texts.append(evidence.wanting(every))
+    return Verdict(tone, headline, " ".join(texts), price, caveats)
 
 
 def _progress(findings: Findings) -> str:
     finished = [stage.name for stage in findings.stages if stage.key]
     text = f"Finished: {listing(finished)}." if finished else "No stage is finished."
     if findings.ppo and len(findings.ppo.points) > 1:
-        text += f" {_score(findings.ppo.points[0], findings.ppo.points[-1])}"
+        text += f" {_score(findings.ppo.points[0], findings.ppo.points[-1], findings.ppo.prompts)}"
     return text
 
 
-def _score(before: _Scored, after: _Scored) -> str:
+def _score(before: _Scored, after: _Scored, prompts: int) -> str:
     return (
-        f"The reward model’s mean score on held-out prompts went from {fixed(before.score)} to "
+        f"The reward model’s mean score on {prompts:,} held-out prompts went from {fixed(before.score)} to "
         f"{fixed(after.score)}, but PPO optimises that score, so it is no evidence that answers are better."
     )
 
 
-def _direction(evaluation: Evaluation, people: HumanVerdict | None) -> tuple[Tone, str]:
-    by_people = people.win_rate.side(0.5) if people else 0
-    side = by_people
-    if evaluation.judge is not None and evaluation.win_rate is not None and evaluation.reduction is not None:
-        wins = evaluation.win_rate.side(0.5)
-        side = -evaluation.reduction.side() if _sft_has_errors(evaluation) else wins
-        if side and by_people == -side:
+def _direction(every: Sequence[Evidence]) -> tuple[Tone, str]:
+    if any(one.torn for one in every):
+        return "unclear", "The judge’s fact errors and win rate disagree."
+    deciding = [one for one in every if one.decides]
+    sides = {one.side for one in deciding}
+    if len(sides) > 1:
+        by_source = {one.source: one.side for one in deciding}
+        if by_source.get(PEOPLE, 0) == -by_source.get(RUBRIC, 0) != 0:
             return "unclear", "People and the judge of facts disagree."
-        if side and wins == -side:
-            return "unclear", "The judge’s fact errors and win rate disagree."
-        side = side or by_people
-    others = {contest.side for contest in win_rates.other_judges(evaluation)} - {0}
-    if len(others | ({side} - {0})) > 1:
         return "unclear", "The judges disagree."
-    side = side or next(iter(others), 0)
-    if side > 0:
+    if sides == {1}:
         return "good", "PPO helped."
-    if side < 0:
+    if sides == {-1}:
         return "bad", "PPO did not help: answers got worse."
-    return "unclear", "PPO made no difference that this run can tell from chance."
-
-
-def _sft_has_errors(evaluation: Evaluation) -> bool:
-    """Otherwise there is no relative change of fact errors."""
-    return bool(evaluation.models["sft"].slot_error_rate)
-
-
-def _evidence(evaluation: Evaluation) -> str:
-    sft, ppo = evaluation.models["sft"], evaluation.models["ppo"]
-    win, change = evaluation.win_rate, evaluation.reduction
-    assert win is not None
-    assert change is not None
-    rates = f"from {percent(sft.slot_error_rate, 1)} to {percent(ppo.slot_error_rate, 1)}"
-    if not _sft_has_errors(evaluation):
-        errors = f"went {rates}"
-    elif change.side() == 0:
-        errors = (
-            f"went {rates}, a change of {percent(change.value, sign=True)} whose 95 % interval "
-            f"({_span(change, sign=True)}) contains zero"
-        )
-    else:
-        assert change.value is not None
-        verb = "fell" if change.value < 0 else "rose"
-        low, high = sorted(abs(end) for end in (change.low, change.high) if end is not None)
-        errors = f"{verb} {rates}, by {percent(abs(change.value))} (95 % interval {span(low, high)})"
-    return (
-        f"By the independent judge ({evaluation.judge}), fact errors on {evaluation.prompts:,} held-out prompts "
-        f"{errors}. PPO’s answer beats SFT’s on {percent(win.value)} of them ({_span(win)}; ties count half)."
-    )
-
-
-def _span(interval: Interval, *, sign: bool = False) -> str:
-    assert interval.low is not None
-    assert interval.high is not None
-    return span(interval.low, interval.high, sign=sign)
+    return "unclear", "This evaluation cannot tell whether PPO helped."
 
 
 def _price(sft: ModelResult, ppo: ModelResult) -> str:
     parts = [
-        f"answers take {fixed(ppo.length, 1)} tokens (were {fixed(sft.length, 1)})",
-        f"{percent(ppo.distinct_2, 1)} of word pairs are distinct (were {percent(sft.distinct_2, 1)})",
+        f"answers average {fixed(ppo.length, 1)} tokens (SFT: {fixed(sft.length, 1)})",
+        f"{percent(ppo.distinct_2, 1)} of word pairs are distinct (SFT: {percent(sft.distinct_2, 1)})",
     ]
     if ppo.nll is not None:
         parts.append(
-            f"a token of the held-out demonstrations costs {fixed(ppo.nll, 3)} nats (was {fixed(sft.nll, 3)})"
+            f"the loss on held-out demonstrations is {fixed(ppo.nll, 3)} nats per token (SFT: {fixed(sft.nll, 3)})"
         )
-    distance = f"PPO’s KL from SFT is {number(ppo.kl)} nats per response."
-    return f"{distance} Compared with SFT, {listing(parts)}."
+    return f"PPO’s KL from SFT is {number(ppo.kl)} nats per response; {listing(parts)}."
 
 
 def _caveats(findings: Findings) -> list[str]:
@@ -163,11 +123,9 @@ def _caveats(findings: Findings) -> list[str]:
     sft_model, ppo_model = evaluation.models["sft"], evaluation.models["ppo"]
     if ppo and ppo.kl_target and (ppo_model.kl or 0) > ppo.kl_target:
         notes.append(f"The KL exceeds the recipe’s target of {number(ppo.kl_target)} nats.")
-    if ppo_model.ended is not None and sft_model.ended is not None and ppo_model.ended < sft_model.ended - 0.02:
-        notes.append(
-            f"Only {percent(ppo_model.ended)} of PPO’s answers end with a stop token; {percent(sft_model.ended)} "
-            "of SFT’s do."
-        )
+    notes += _unfinished(sft_model, ppo_model, evaluation)
+    if warning := too_few(evaluation.prompts, EVALUATED):
+        notes.append(f"There {'is' if evaluation.prompts == 1 else 'are'} {warning}.")
     fitted = frontier.caveats(evaluation)
     notes += [*win_rates.caveats(evaluation), *fitted]
     # If a training monitor stopped the run, or the fit shows over-optimisation, it is already in the list.
@@ -177,8 +135,8 @@ def _caveats(findings: Findings) -> list[str]:
         notes.append(
             f"Over-optimised: after update {best.update} the reward model’s score kept rising "
             f"({fixed(best.score)} to {fixed(last.score)}) while fact errors rose again "
-            f"({percent(best.slot_error_rate, 1)} to {percent(last.slot_error_rate, 1)}, on the prompts of the "
-            "evaluation points)."
+            f"({percent(best.slot_error_rate, 1)} to {percent(last.slot_error_rate, 1)}, on the {ppo.prompts:,} "
+            "prompts of the evaluation points)."
         )
     return notes
 
@@ -203,9 +161,40 @@ def _about_rewards(findings: Findings) -> list[str]:
         notes.append(f"The reward model of this run is unfit for PPO: {'; '.join(reward.unfit)}.")
     if reward:
         notes += [f"About this run’s reward model: {warning}." for warning in reward.warnings]
+        measured = reward.held_out
+        if measured.pairs and (warning := too_few(measured.prompts, RANKED)):
+            notes.append(f"The reward model was measured on {warning}.")
     if ppo and ppo.reward_model:
         notes.append(f"PPO’s reward came from another reward model ({ppo.reward_model}) than the one trained here.")
     return notes
+
+
+def _unfinished(sft: ModelResult, ppo: ModelResult, evaluation: Evaluation) -> list[str]:
+    """Notes on answers that do not end with a stop token, and what to change."""
+    if ppo.ended is None or sft.ended is None:
+        return []
+    limit = f"{evaluation.settings.response_length} tokens" if evaluation.settings else "the length limit"
+    share = {"SFT": sft.ended, "PPO": ppo.ended}
+    never = [name for name, ended in share.items() if ended <= NEVER_ENDS]
+    if never:
+        exactly = not any(share[name] for name in never)
+        who = (
+            "No response of"
+            if exactly
+            else f"At most {percent(max(share[name] for name in never))} of responses of"
+        )
+        cut = "all are cut" if exactly else "the others are cut"
+        return [
+            f"{who} {' or '.join(never)} end{'s' * exactly} with a stop token; {cut} at {limit}. Raise "
+            "eval.response_length and ppo.response_length if answers need more, check that the demonstrations are "
+            "shorter than that, or set ppo.missing_eos_penalty."
+        ]
+    if ppo.ended < sft.ended - 0.02:
+        return [
+            f"Only {percent(ppo.ended)} of PPO’s answers end with a stop token, and {percent(sft.ended)} of SFT’s; "
+            f"the others are cut at {limit}. Set ppo.missing_eos_penalty, or raise ppo.response_length."
+        ]
+    return []
 
 
 def _last_round(along: Sequence[EvaluatedPoint]) -> list[EvaluatedPoint]:

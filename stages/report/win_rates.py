@@ -82,13 +82,12 @@ def other_judges(evaluation: Evaluation) -> list[artifact.Contest]:
     ]
 
 
-def evidence(contests: list[artifact.Contest]) -> str:
-    """Win rates of PPO against SFT in words."""
-    return " ".join(
+def evidence(contest: artifact.Contest) -> str:
+    """A win rate of PPO against SFT in words."""
+    return (
         f"{contest.judge[:1].upper()}{contest.judge[1:]} prefers PPO’s answer to SFT’s on {percent(contest.value)} "
         f"of {contest.prompts:,} held-out prompts (95 % interval {span(contest.low, contest.high)}; ties count "
         "half)."
-        for contest in contests
     )
 
 
@@ -105,7 +104,8 @@ def caveats(evaluation: Evaluation) -> list[str]:
             kl = models[theirs].kl
             at = f"at most {fixed(kl)}" if theirs == "best_of_n" else fixed(kl)
             notes.append(
-                f"{labels[theirs]} is better than PPO: PPO’s answer wins on {percent(contest.value)} of prompts "
+                f"{labels[theirs]} is better than PPO: PPO’s answer wins on {percent(contest.value)} of "
+                f"{contest.prompts:,} prompts "
                 f"({span(contest.low, contest.high)}), at a KL of {fixed(models['ppo'].kl)} nats against {at}."
             )
     return notes

@@ -3,7 +3,7 @@ encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +46,8 @@ class Builder(Protocol):
     def member(self, number: int, seed: int) -> ScoringModule:
         """A new member to train, initialised from `seed`. The previous member must be trained."""
 
-    def finish(self, rows: Sequence[list[int]]) -> Any:
-        """The frozen reward model, with its members scaled to a common scale on `rows`."""
+    def finish(self, rows: Sequence[list[int]], on_batch: Callable[[int], None]) -> Any:
+        """The frozen reward model. Several members are scaled to a common scale on `rows`, scored in batches."""
 
     def save(self, model: Any, out_dir: Path, rows: Sequence[list[int]]) -> None:
         """Writes the artifact, with fingerprints of `rows`."""
@@ -96,7 +96,7 @@ class BackboneBuilder:
         self.heads.append(head)
         return RewardModel(self.lm, head)
 
-    def finish(self, rows: Sequence[list[int]]) -> RewardEnsemble:
+    def finish(self, rows: Sequence[list[int]], on_batch: Callable[[int], None]) -> RewardEnsemble:
         names = [numbered(ROLE, number) for number in range(len(self.heads))]
         heads = dict(zip(names, self.heads, strict=True))
         # A bank, as in PPO: in 16 bits its forward pass differs from that of training. The difference is a large
@@ -104,7 +104,8 @@ class BackboneBuilder:
         bank = FullBank({ROLE: self.lm}, heads, ()) if self.config.lora is None else ActorBank(self.lm, heads, ())
         ensemble = RewardEnsemble(bank, names)
         if len(names) > 1:
-            ensemble.share_scale_(score_rows(ensemble.members, rows, self.config.eval_batch_size, self.device))
+            scores_MN = score_rows(ensemble.members, rows, self.config.eval_batch_size, self.device, on_batch)
+            ensemble.share_scale_(scores_MN)
         return ensemble
 
     def save(self, model: RewardEnsemble, out_dir: Path, rows: Sequence[list[int]]) -> None:
@@ -146,7 +147,7 @@ class ClassifierBuilder:
         torch.manual_seed(seed)
         return self.classifier
 
-    def finish(self, rows: Sequence[list[int]]) -> classifier.TextClassifier:
+    def finish(self, rows: Sequence[list[int]], on_batch: Callable[[int], None]) -> classifier.TextClassifier:
         classifier.finish(self.classifier)
         return self.classifier
 

@@ -49,17 +49,25 @@ def measure_reward_model(
     scores = members.mean(0)
     words = bag_of_words([text for _, text in texts]).tolist()
     baselines = {"bag_of_words": dict(zip(texts, words, strict=True))}
-    metrics, tables = quality(
-        _measured(rankings(), groups), dict(zip(texts, scores.tolist(), strict=True)), ctx.seed, baselines
-    )
-    metrics |= {"ended_preferred": float((scores > unended).float().mean())}
-    metrics |= _ceiling(_measured(rankings(), groups), ctx.seed)
-    if len(members) > 1 and metrics["pairs"]:
-        by_member = [dict(zip(texts, scores.tolist(), strict=True)) for scores in members]
-        metrics["member_accuracy"] = [
-            quality(_measured(rankings(), groups), scores, ctx.seed)[0]["accuracy"] for scores in by_member
-        ]
-        metrics["disagreement"] = float(members.std(0, unbiased=False).mean())
+    passes = 2 + (len(members) if len(members) > 1 else 0)
+    with ctx.progress(
+        "reward: measures", total=passes * sum(len(group.orders) for group in groups.values())
+    ) as bar:
+
+        def measured() -> Iterator[Ranking]:
+            for ranking in _measured(rankings(), groups):
+                yield ranking
+                bar.advance()
+
+        metrics, tables = quality(measured(), dict(zip(texts, scores.tolist(), strict=True)), ctx.seed, baselines)
+        metrics |= {"ended_preferred": float((scores > unended).float().mean())}
+        metrics |= _ceiling(measured(), ctx.seed)
+        if len(members) > 1 and metrics["pairs"]:
+            by_member = [dict(zip(texts, scores.tolist(), strict=True)) for scores in members]
+            metrics["member_accuracy"] = [
+                quality(measured(), scores, ctx.seed)[0]["accuracy"] for scores in by_member
+            ]
+            metrics["disagreement"] = float(members.std(0, unbiased=False).mean())
     return metrics, tables
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,7 +124,7 @@ def _read(
     Raises `DataError` if rankings to train on have no strict pair.
     """
     learns = prefix != "eval_"
-    with ctx.progress(f"reward: reading {PREFIXES[prefix].format(rows='rankings')}") as bar:
+    with ctx.progress(f"reading {PREFIXES[prefix].format(rows='rankings')}") as bar:
 
         def passing() -> Iterator[Ranking]:
             for ranking in rankings:
@@ -253,4 +254,6 @@ def _train_members(
             steps, metrics = training.run_phase(member, fit, ctx, name, seed=seed, offset=offset)
             offset += steps
     rows = [row for group in data.training for row in group.rows][:COMMON]
-    return builder.finish(rows), {"trainable_parameters": parameters, **metrics}
+    with ctx.progress("reward: common scale", total=len(rows)) if config.ensemble > 1 else nullcontext() as bar:
+        model = builder.finish(rows, bar.advance if bar else lambda count: None)
+    return model, {"trainable_parameters": parameters, **metrics}

@@ -122,14 +122,26 @@ class TextScorer(Scorer):
     ) -> None:
         self.classifier, self.codec, self.name = classifier, codec, name
         self.encoder = TextEncoder(classifier, codec)
+        self._say, self._reported = say, False
         self._batch, self.on_batch = MicroBatch(batch_size, "scoring", say), on_batch
 
     def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
-        rows = [
-            self.encoder.row(prompt.messages, self.codec.decode(response), self.classifier.longest)
+        classifier, longest = self.classifier, self.classifier.longest
+        texts = [
+            (prompt.messages, self.codec.decode(response))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        classifier = self.classifier
+        rows = [self.encoder.row(messages, text) for messages, text in texts]
+        too_long = {place: len(row) for place, row in enumerate(rows) if len(row) > longest}
+        for place in too_long:
+            rows[place] = self.encoder.row(*texts[place], longest)
+        if too_long and not self._reported:
+            self._reported = True
+            self._say(
+                f"{self.name}: {len(too_long):,} of {len(rows):,} texts lose their beginning: longer than the "
+                f"{longest:,} tokens that it reads (the longest has {max(too_long.values()):,}). Lower "
+                "max_prompt_length or response_length."
+            )
         return score_rows(
             classifier.members,
             rows,

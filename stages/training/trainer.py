@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline.engine.stage import Metrics, RunContext
+from pipeline.engine.stage import Metrics, Progress, RunContext
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import sync_below, write_atomic
 from stages.models.distributed import World
@@ -80,6 +81,7 @@ class StageCallback(TrainerCallback):
     def __init__(self, ctx: RunContext, name: str) -> None:
         self.ctx, self.name = ctx, name
         self._latest: dict[str, float] = {}
+        self._evaluation: AbstractContextManager[Progress] | None = None
 
     def on_train_begin(self, args, state, control, **_):  # type: ignore[no-untyped-def]
         self._display = self.ctx.progress(self.name, total=state.max_steps, done=state.global_step)
@@ -97,6 +99,18 @@ class StageCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
         self._display.__exit__(None, None, None)
+
+    def on_prediction_step(self, args, state, control, **values):  # type: ignore[no-untyped-def]
+        if self._evaluation is None:
+            batches = len(values["eval_dataloader"])
+            self._evaluation = self.ctx.progress(f"{self.name}: held-out loss", total=batches)
+            self._evaluation_bar = self._evaluation.__enter__()
+        self._evaluation_bar.advance()
+
+    def on_evaluate(self, args, state, control, **_):  # type: ignore[no-untyped-def]
+        if self._evaluation is not None:
+            self._evaluation.__exit__(None, None, None)
+            self._evaluation = None
 
 
 class _Checkpoints(TrainerCallback):

@@ -145,6 +145,7 @@ def let_people_rank(monkeypatch: pytest.MonkeyPatch) -> None:
                 store.submit(task.id, f"{task.id:016}", Assessment(ranks=list(range(1, len(task.shown) + 1))))
 
     monkeypatch.setattr(serve, "_watch", rank_all)
+    monkeypatch.setattr(serve, "_await_corrections", lambda *arguments: True)
     monkeypatch.setattr(serve, "LINGER", 0.0)
 
 

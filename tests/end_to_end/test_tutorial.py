@@ -69,7 +69,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             if arguments[0] == "publish" and "publish:" not in recipe.read_text():
                 add_section(recipe)
             if "publish" in arguments and "--dry-run" not in arguments:
-                process = start(hub, tmp_path / "home", "-P", "-m", "stages", *arguments, *extra)
+                process = start(hub, tmp_path / "home", "-P", "-m", "stages", *arguments, "--yes", *extra)
                 output, code = process.communicate(timeout=300)[0], process.returncode
             else:
                 result = CliRunner().invoke(app, [*arguments, *extra], input="Where is room 3?\n\n")

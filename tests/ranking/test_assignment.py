@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ranking_site import ask
 
-from ranking.assignment import GAP, next_task, progress
+from ranking.assignment import GAP, next_task, progress, share
 from ranking.campaign import Campaign
 from ranking.store import Assessment, Store
 
@@ -46,6 +46,30 @@ def test_each_item_gets_its_overlap_of_different_annotators(tmp_path: Path) -> N
     assert len(seen) == len(set(seen)) == 14
     assert set(Counter(key for key, _ in seen).values()) == {2}
     assert desk.progress == (14, 14)
+
+
+def test_an_annotator_is_told_of_their_share(tmp_path: Path) -> None:
+    """Seven items for two of three annotators each are 14 rankings, of which each does five at most."""
+    desk = Desk(tmp_path, 7, "ana ben cem", overlap=2)
+
+    def shares() -> list[tuple[int, int]]:
+        states = [share(desk.store, desk.campaign, name) for name in ("ana", "ben", "cem")]
+        return [(state.done, state.wanted) for state in states]
+
+    assert shares() == [(0, 5)] * 3
+    desk.send(desk.next("ana"), skip=True)  # a skip is not a ranking
+    assert shares()[0] == (0, 5)
+    for _ in range(5):
+        desk.send(desk.next("ana"))
+    assert shares() == [(5, 6), (0, 5), (0, 5)]  # one more that nobody has ranked twice
+    while task := desk.next("ben"):
+        desk.send(task)
+    assert shares()[1] == (7, 7)
+    while task := desk.next("cem"):
+        desk.send(task)
+    done = [state for state, _ in shares()]
+    assert sum(done) == 14
+    assert [wanted for _, wanted in shares()] == done
 
 
 def test_an_assigned_item_is_reserved_until_its_lease_ends(tmp_path: Path) -> None:

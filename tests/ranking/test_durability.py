@@ -96,6 +96,10 @@ def test_no_acknowledged_ranking_is_lost_when_the_server_is_killed(tmp_path: Pat
     for person in people:
         person.join()
     spent = time.monotonic() - started - down
+    while "All rankings are in" not in server.log.read_text():
+        assert server.process.poll() is None, server.log.read_text()
+        time.sleep(0.05)
+    server.process.send_signal(signal.SIGINT)
     assert server.process.wait(timeout=60) == 0, server.log.read_text()
 
     total = ITEMS * len(NAMES)

@@ -40,10 +40,8 @@ def test_a_comparison_is_blind_and_written_for_the_report(tmp_path: Path, monkey
         ranks_all("ana")(terminal)
 
     terminal = Terminal(view_and_rank, ranks_all("ben"))
-    config = AppConfig(annotators=["ana", "ben"], overlap=2, labels=[], port=0)
-    summary = judge(
-        run, config, prompts=None, say=terminal.say, progress=terminal.progress, database="rankings.sqlite"
-    )
+    config = AppConfig(annotators=["ana", "ben"], overlap=2, labels=[], port=0, linger_minutes=0)
+    summary = judge(run, config, prompts=None, say=terminal.say, database="rankings.sqlite")
     assert summary["win_rate"]["value"] == pytest.approx((4 + 0 + 0.5) / 6)
     assert (summary["prompts"], summary["identical"], summary["judges"], summary["judgements"]) == (6, 1, 2, 10)
     assert summary["agreement"]["value"] == 1.0
@@ -52,3 +50,4 @@ def test_a_comparison_is_blind_and_written_for_the_report(tmp_path: Path, monkey
     for name in ("ppo", "sft", "PPO", "SFT"):
         assert name not in pages[0].replace(terminal.links["ana"].base, "")
     assert any("ppo wins 75.0 % against sft" in line for line in terminal.lines)
+    assert terminal.lines[0].startswith("warning: only 6 held-out prompts to compare: results on fewer than 30")

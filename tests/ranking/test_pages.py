@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 from ranking_site import Site, ask, contents
@@ -55,7 +55,7 @@ def test_the_form_works_without_javascript(two: Site) -> None:
     item = ana.current()
     assert item is not None
     reply = ana.submit(item, {**fields, **dict.fromkeys(names, 1)}, json_wanted=False)
-    assert (reply.status, reply.headers["location"]) == (303, ana.base)
+    assert (reply.status, reply.headers["location"]) == (303, f"{ana.base}?sent={item}")
     assert ana.current() != item
     assert 'value="1"' in ana.get(f"item/{item}").text
     incomplete = ana.submit(item, {"rank-0": 1}, json_wanted=False)
@@ -154,7 +154,10 @@ def test_every_page_has_a_restrictive_security_policy(two: Site) -> None:
     assert reply.headers["referrer-policy"] == "no-referrer"
     assert reply.headers["cache-control"] == "no-store"
     assert "server" not in reply.headers
-    assert not re.search(r"<script(?! src=)|\son\w+=|style=|https?://", reply.text)
+    static = two.client("ana").request("GET", "/static/rank.js")
+    assert static.headers["cache-control"] == "no-cache"
+    assert two.client("ana").request("GET", "/static/rank.js", If_None_Match=static.headers["etag"]).status == 304
+    assert not re.search(r"<script(?! type=.module. src=)|\son\w+=|style=|https?://", reply.text)
 
 
 def test_answers_are_escaped(site: Make) -> None:
@@ -182,10 +185,10 @@ def test_skipping_all_bad_and_the_final_page(two: Site) -> None:
     assert following not in (item, None)
     assert ana.submit(following or 0, {"all_bad": "1"}).status == 200
     assert ana.current() is None
-    assert "Nothing for you right now" in ana.get().text
+    assert "You ranked 1 item and skipped 1." in re.sub(r"<.*?>", "", ana.get().text)
     while (task := ben.current()) is not None:
         ben.rank(task, [1, 2, 3, 4])
-    assert "All done" in ana.get().text
+    assert "All rankings are in" in ana.get().text
     kinds = {(row["kind"], row.get("all_bad", False), row.get("flag")) for row in contents(two)}
     assert kinds == {("skipped", False, ""), ("ranked", True, None), ("ranked", False, None)}
     bad = [r for r in rankings(two.store, two.campaign) if r.metadata["all_bad"]]
@@ -208,12 +211,30 @@ def test_the_admin_sees_progress_and_can_finish(two: Site) -> None:
     page = ana.request("GET", admin).text
     assert re.search(r"<strong>2</strong> of 4 rankings", page)
     assert page.count("83\N{NO-BREAK SPACE}% <small>of 6 pairs") == 4  # all, ana, ben, the disputed item
+    version = re.search(r'data-version="(\d+)"', page)
+    assert version
+    assert ana.request("GET", f"{admin}live?version={version[1]}").status == 204
+    part = ana.request("GET", f"{admin}live?version=0")
+    assert (part.status, "<html" in part.text, "of 6 pairs" in part.text) == (200, False, True)
+    assert ana.request("GET", f"/admin/{'x' * 43}/live").status == 403
     assert "&lt;i&gt;note" in page
     assert ana.base in page
     assert "Finish with 2 rankings" in ana.request("GET", f"{admin}finish").text
     assert not two.finished.is_set()
     assert ana.request("POST", f"{admin}finish").status == 200
     assert two.finished.is_set()
+
+
+def test_what_was_sent_is_confirmed_to_its_annotator_only(two: Site) -> None:
+    ana, ben = two.client("ana"), two.client("ben")
+    item = ana.current()
+    assert item is not None
+    ana.rank(item, [1, 2, 3, 4])
+    assert "Saved." in ana.get(f"?sent={item}").text
+    for path in ("", f"?sent={item + 1}", "?sent=-1", "?sent=x", "?sent=²", f"?sent={'9' * 30}"):
+        assert "Saved." not in ana.request("GET", ana.base + quote(path, safe="?=")).text, path
+    assert "Saved." not in ben.get(f"?sent={item}").text
+    assert ana.get("alive").status == 204
 
 
 def test_two_answers_are_compared_by_choice(site: Make) -> None:

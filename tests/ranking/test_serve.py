@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ranking.campaign import Campaign, Source
 from ranking.files import rank_file
 from ranking.judge import result
 from ranking.security import Links
+from ranking.terminal import Keyboard
 
 
 class Terminal:
@@ -33,7 +35,6 @@ class Terminal:
 
     def __init__(self, *workers: Any) -> None:
         self.lines: list[str] = []
-        self.counted: list[int] = []
         self.workers = [threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in workers]
         self.links: dict[str, Client] = {}
 
@@ -51,11 +52,10 @@ class Terminal:
 
     @contextlib.contextmanager
     def progress(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Terminal]:
-        self.counted.append(done)
-        yield Terminal() if name == "rank: measures" else self  # count rankings only
+        yield self
 
     def advance(self, steps: int = 1, **numbers: float) -> None:
-        self.counted.append(steps)
+        pass
 
 
 def ranks_all(name: str, limit: int = 10**6) -> Any:
@@ -111,13 +111,16 @@ def stage(config: RankConfig, collected: Artifact, tmp_path: Path, terminal: Ter
 
 
 def app_config(*names: str, **values: Any) -> RankConfig:
-    return RankConfig(source="app", app=AppConfig(annotators=list(names), port=0, **values))
+    return RankConfig(
+        source="app", app=AppConfig(**{"annotators": list(names), "port": 0, "linger_minutes": 0, **values})
+    )
 
 
 def test_the_rank_stage_ends_when_every_item_has_its_overlap(collected: Artifact, tmp_path: Path) -> None:
     terminal = Terminal(ranks_all("ana"), ranks_all("ben"))
     metrics, rankings = stage(app_config("ana", "ben"), collected, tmp_path, terminal)
-    assert sum(terminal.counted) == 2 * len(rankings) == 12  # once when submitted, once when read
+    assert len(rankings) == 6
+    assert any(line.endswith(" 6 of 6 rankings") for line in terminal.lines)
     assert [r.annotator for r in rankings].count("ana") == 3
     assert [r.split for r in rankings] == ["train"] * 4 + ["eval"] * 2
     for ranking in rankings:
@@ -138,7 +141,7 @@ def test_the_rank_stage_ends_when_every_item_has_its_overlap(collected: Artifact
     assert again["rankings"] == 6
     terminal = Terminal(ranks_all("cem"))
     _, more = stage(app_config("ana", "ben", "cem", overlap=3), collected, tmp_path, terminal)
-    assert terminal.counted[0] == 6
+    assert "6 of 9 rankings are in." in terminal.lines
     assert len(more) == 9
 
 
@@ -177,30 +180,69 @@ def test_stopping_frees_the_port_and_keeps_rankings(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = RankConfig(source="app", app=AppConfig(annotators=["ana", "ben"], port=port))
+    config = app_config("ana", "ben", port=port)
     with pytest.raises(KeyboardInterrupt):
         stage(config, collected, tmp_path, Terminal(some))
     monkeypatch.undo()
     monkeypatch.setattr(serve, "LINGER", 0.1)
     terminal = Terminal(ranks_all("ana"), ranks_all("ben"))
     _, rankings = stage(config, collected, tmp_path, terminal)
-    assert terminal.counted[0] == 2
+    assert "2 of 6 rankings are in." in terminal.lines
     assert len(rankings) == 6
+
+
+def test_the_last_rankings_can_be_corrected(collected: Artifact, tmp_path: Path) -> None:
+    """A complete campaign is served until the admin ends it."""
+
+    def corrects(terminal: Terminal) -> None:
+        ranks_all("ana")(terminal)
+        while not any(line.startswith("All rankings are in.") for line in terminal.lines):
+            time.sleep(0.01)
+        ana, admin = terminal.links["ana"], terminal.links["admin"]
+        assert "Thank you" in ana.get().text
+        assert ana.submit(3, {"action": "skip"}).status == 200  # now ben can have it
+        ranks_all("ben")(terminal)
+        assert ana.rank(2, [2, 1, 3, 4], note="corrected").status == 200
+        assert admin.request("POST", f"{admin.base}finish").status == 200
+
+    terminal = Terminal(corrects)
+    config = app_config("ana", "ben", overlap=1, linger_minutes=5)
+    _, rankings = stage(config, collected, tmp_path, terminal)
+    assert [r.annotator for r in rankings] == ["ana", "ana", "ben"]
+    assert [r.metadata.get("note") for r in rankings] == [None, "corrected", None]
+    assert rankings[1].metadata["revisions"] == 2
+
+
+@pytest.mark.parametrize("how", ["nobody visits", "Enter", "Ctrl-C"])
+def test_a_complete_campaign_ends(
+    collected: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    class Pressed(Keyboard):
+        def enter(self) -> bool:
+            if how == "Ctrl-C":
+                raise KeyboardInterrupt
+            return how == "Enter"
+
+    monkeypatch.setattr(serve, "Keyboard", Pressed)
+    minutes = 0.3 / 60 if how == "nobody visits" else 60
+    terminal = Terminal(ranks_all("ana"))
+    _, rankings = stage(app_config("ana", overlap=1, linger_minutes=minutes), collected, tmp_path, terminal)
+    assert len(rankings) == 3
+    assert any("stays open for corrections" in line for line in terminal.lines)
 
 
 def test_an_empty_campaign_and_a_taken_port_are_errors(tmp_path: Path) -> None:
     terminal = Terminal()
-    values: dict[str, Any] = {"say": terminal.say, "progress": terminal.progress}
     same = Campaign("rank", [Source([{"role": "user", "content": "q"}], ["x", "x"])], ["ana"])
     with pytest.raises(StageError, match="nothing to rank"):
-        serve.collect_rankings(tmp_path / "r.sqlite", same, AppConfig(), **values)
+        serve.collect_rankings(tmp_path / "r.sqlite", same, AppConfig(), say=terminal.say)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         config = AppConfig(annotators=["ana"], port=taken.getsockname()[1])
         campaign = Campaign.of("rank", [ask(0)], config)
         with pytest.raises(StageError, match="cannot be served"):
-            serve.collect_rankings(tmp_path / "r.sqlite", campaign, config, **values)
+            serve.collect_rankings(tmp_path / "r.sqlite", campaign, config, say=terminal.say)
 
 
 def test_a_file_of_items_is_ranked(tmp_path: Path) -> None:
@@ -208,8 +250,8 @@ def test_a_file_of_items_is_ranked(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completions": ["bad answer to 1", "good answer to 1"], "models": ["m", "n"]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     terminal = Terminal(ranks_all("ana"))
-    config = AppConfig(annotators=["ana"], overlap=1, port=0)
-    assert rank_file(file, out, config, say=terminal.say, progress=terminal.progress) == 1
+    config = AppConfig(annotators=["ana"], overlap=1, port=0, linger_minutes=0)
+    assert rank_file(file, out, config, say=terminal.say) == 1
     [ranking] = [Ranking(**json.loads(line)) for line in out.read_text().splitlines()]
     table = RankingTableConfig(path=str(out), format="scored", columns={"ranks": "ranks"})
     [read] = read_rankings(table, Dropped())
@@ -227,7 +269,7 @@ def test_a_file_of_items_is_ranked(tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps(broken) + "\n")
         with pytest.raises(DataError, match=message) as error:
-            rank_file(file, out, config, say=terminal.say, progress=terminal.progress)
+            rank_file(file, out, config, say=terminal.say)
         assert "items.jsonl" in error.value.where
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from ranking_site import ask
 from pipeline.errors import StageError
 from ranking.assignment import next_task
 from ranking.campaign import Campaign, Item
+from ranking.export import rankings
 from ranking.store import Assessment, Conflict, Store, Task
 
 
@@ -107,5 +109,19 @@ def test_an_item_is_identified_by_its_content() -> None:
     assert first.item is not None
     assert reordered.item is not None
     assert first.item.key == reordered.item.key != ask(1).item.key  # type: ignore[union-attr]
-    assert type(first)(first.prompt, ["same", "same"]).item is None
+    for other in ("same", " same\n", "sa\u0301me"):
+        assert type(first)(first.prompt, [unicodedata.normalize("NFC", other), other]).item is None
     assert Item([{"role": "user", "content": "\ud800"}], ["\udfff", "a"]).key
+
+
+def test_equal_answers_are_shown_once_and_share_a_rank(tmp_path: Path) -> None:
+    source = ask(0)
+    source = type(source)(source.prompt, ["x", "y", " x"])
+    campaign = Campaign("rank", [source], ["ana"], overlap=1)
+    store = Store(tmp_path / "r.sqlite")
+    store.open(campaign)
+    task = assigned(store, campaign)
+    assert [text.strip() for text in task.item.completions] == ["x", "y"]
+    store.submit(task.id, "a" * 16, Assessment(ranks=[2, 1], seconds=3.0))
+    [ranking] = rankings(store, campaign)
+    assert (ranking.completions, ranking.ranks) == (["x", "y", " x"], [2, 1, 2])

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data.schema import prompt_key
 from pipeline.config.data import DataConfig, RankingTableConfig, TableConfig, TaskConfig
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RecipeError
 from stages.data import run
 
 
@@ -96,7 +97,7 @@ def test_built_in_task(tmp_path, context):
 
 def test_nothing_to_train_on(tmp_path, context):
     path = write(tmp_path / "d.jsonl", [{"prompt": "p", "completion": ""}])
-    with pytest.raises(DataError, match="demonstrations is left to train on"):
+    with pytest.raises(DataError, match=r"no demonstration is left: 1 x empty completion\n.*\n.*fill the answer"):
         stage(DataConfig(demonstrations=TableConfig(path=path)), tmp_path, context)
 
 
@@ -202,3 +203,66 @@ def test_composed_and_decomposed_prompts_are_on_one_side(tmp_path, context):
     for i in range(40):
         assert len(set(splits[3 * i : 3 * i + 3])) == 1
     assert set(splits) == {"train", "eval"}
+
+
+def said(config, tmp_path, training_context):
+    """The lines of the stage about its tables."""
+    ctx, notes = training_context()
+    (tmp_path / "out").mkdir()
+    run(config, {}, tmp_path / "out", ctx)
+    return [line for line in notes.lines if line.startswith("data.")]
+
+
+def test_one_line_says_what_is_left_out_of_a_table_and_why(tmp_path, training_context):
+    demonstrations = [{"prompt": f"p{i}", "completion": "c" if i % 4 else ""} for i in range(40)]
+    good = {"prompt": "Q", "a": "x", "b": "y", "c": "z", "ra": 1, "rb": 2, "rc": 3}
+    rows = [good, good | {"prompt": ""}, good | {"a": "z "}, good | {"a": "y", "ra": 2}]
+    columns = {"completions": ["a", "b", "c"], "ranks": ["ra", "rb", "rc"]}
+    config = DataConfig(
+        demonstrations=TableConfig(path=write(tmp_path / "d.jsonl", demonstrations)),
+        rankings=RankingTableConfig(path=write(tmp_path / "r.jsonl", rows), format="wide", columns=columns),
+        eval_fraction=0.3,
+    )
+    assert said(config, tmp_path, training_context)[1:] == [
+        "data.demonstrations: 10 of 40 demonstrations left out: 10 x empty completion (fill the answer's cell)",
+        "data.rankings: 2 of 4 rankings left out: 1 x empty prompt (fill the prompt's cell), 1 x fewer than 2 "
+        "completions left, which had 2 x the same answer at two places (give equal answers equal ranks, or keep "
+        "one of them). 1 answer left out of rankings that are kept: 1 x merged with an equal answer",
+    ]
+
+
+def test_unused_columns_are_said(tables, tmp_path, training_context):
+    rows = [{"prompt": f"p{i}", "chosen": "x", "rejected": "y", "rater": "ab"[i % 2], "id": i} for i in range(20)]
+    rankings = RankingTableConfig(path=write(tmp_path / "r2.jsonl", rows), format="pairs")
+    lines = said(DataConfig(**{**tables, "rankings": rankings}, eval_fraction=0.3), tmp_path, training_context)
+    assert lines[-2:] == [
+        "data.rankings: column 'rater' is not used. If it names who ranked, set data.rankings.columns: {annotator: "
+        "rater}",
+        "data.rankings: also not used: id",
+    ]
+
+
+def test_people_who_are_not_told_apart_are_an_error(tables, tmp_path, context):
+    rows = [{"prompt": f"p{i // 2}", "chosen": "x", "rejected": "y", "rater": "ab"[i % 2]} for i in range(20)]
+    rankings = RankingTableConfig(path=write(tmp_path / "r2.jsonl", rows), format="pairs")
+    with pytest.raises(DataError, match="10 of 20 rankings repeat the prompt and answers"):
+        stage(DataConfig(**{**tables, "rankings": rankings}), tmp_path, context)
+
+
+def test_a_missing_column_is_an_error_at_the_recipe_s_line(tables, tmp_path, training_context):
+    rows = [{"question": "p", "chosen": "x", "rejected": "y"}]
+    rankings = RankingTableConfig(
+        path=write(tmp_path / "r2.jsonl", rows), format="pairs", columns={"prompt": "quesion", "annotator": "who"}
+    )
+    ctx, _ = training_context()
+    where = {"data.rankings.columns.prompt": "r.yaml:7"}
+    ctx = replace(ctx, describe=lambda path: where.get(path, "default"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(RecipeError) as caught:
+        run(DataConfig(**{**tables, "rankings": rankings}), {}, tmp_path / "out", ctx)
+    assert caught.value.what == (
+        "data.rankings.columns.prompt: the table has no column 'quesion'; did you mean 'question'?; the table has "
+        "no column 'who'"
+    )
+    assert caught.value.where == "r.yaml:7"
+    assert "{prompt: question, annotator: COLUMN}" in caught.value.hint

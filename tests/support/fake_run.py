@@ -164,6 +164,7 @@ class FakeRun:
         self.runner = runner
         self.ranking, self.quality, self.evaluation = dict(RANKING), dict(QUALITY), evaluation()
         self.agreement: dict[str, Any] | None = None
+        self.sample: dict[str, Any] = SAMPLE
         self.dropped: list[dict[str, Any]] = []
         self.unfit: list[str] = []
         self.warnings: list[str] = []
@@ -243,7 +244,7 @@ class FakeRun:
 
     def _eval(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         (out / "eval.json").write_text(json.dumps(self.evaluation))
-        sample = SAMPLE if self.evaluation["judge"] else SAMPLE | {"faults": {}}
+        sample = self.sample if self.evaluation["judge"] else self.sample | {"faults": {}}
         (out / "samples.jsonl").write_text(json.dumps(sample) + "\n")
         return {"prompts": 256, "judge": self.evaluation["judge"] or "none"}
 

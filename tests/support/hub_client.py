@@ -37,10 +37,10 @@ def publish(
     arguments: tuple[str, ...] = (),
     token: str | None = TOKEN,
 ) -> tuple[int, str]:
-    """Runs `tutelage publish` in the working directory. Returns its exit code and output."""
+    """Runs `tutelage publish --yes` in the working directory. Returns its exit code and output."""
     values = [part for text in sets for part in ("--set", text)]
     process = start(
-        hub, home, "-P", "-m", "stages", "publish", "--recipe", recipe, *values, *arguments, token=token
+        hub, home, "-P", "-m", "stages", "publish", "--yes", "--recipe", recipe, *values, *arguments, token=token
     )
     output, _ = process.communicate(timeout=300)
     return process.returncode, output

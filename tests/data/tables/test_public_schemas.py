@@ -7,6 +7,7 @@ from dropped import rows_by_reason
 
 from data.annotators.agreement import agreement
 from data.schema import Ranking, write_jsonl
+from data.tables.check import check_table
 from data.tables.demonstrations import read_demonstrations
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
@@ -285,3 +286,81 @@ def test_oasst_trees_as_demonstrations(tmp_path):
         ([user("Hi")], "y"),
         ([user("Hi"), assistant("y"), user("more")], "v"),
     ]
+
+
+LMSYS = {
+    "completions": ["response_a", "response_b"],
+    "ratings": ["winner_model_a", "winner_model_b"],
+    "models": ["model_a", "model_b"],
+}
+
+
+def lmsys(i, prompt, winner=0):
+    """A row of Kaggle's lmsys table, with lists of texts unwrapped."""
+    return {
+        "id": 30192 + i,
+        "model_a": ("gpt-4", "koala-13b")[i % 2],
+        "model_b": ("vicuna", "gpt-4")[i % 2],
+        "prompt": prompt,
+        "response_a": f"Hello {prompt}",
+        "response_b": f"Hi {prompt}",
+        "winner_model_a": int(winner == 0),
+        "winner_model_b": int(winner == 1),
+        "winner_tie": int(winner == 2),
+    }
+
+
+REPEATED = {
+    "ultrafeedback": (
+        "scored",
+        [
+            {
+                "source": "sharegpt",
+                "instruction": f"q{i}",
+                "models": ["a", "b"],
+                "completions": [completion("a", 6.5), completion("b", 8)],
+            }
+            for i in range(12)
+        ],
+        {"prompt": "instruction", "text": "response", "score": "overall_score"},
+    ),
+    "hh-rlhf": (
+        "pairs",
+        [
+            {
+                "chosen": hh(("Human", f"Hi {i // 2}"), last="xy"[i % 2]),
+                "rejected": hh(("Human", f"Hi {i // 2}"), last="yx"[i % 2]),
+            }
+            for i in range(12)
+        ],
+        {},
+    ),
+    "lmsys": ("wide", [*(lmsys(i, f"q{i}") for i in range(30)), lmsys(30, "q3", 1), lmsys(31, "q4", 2)], LMSYS),
+    "tldr": (
+        "choice",
+        [comparison(worker=f"w{i % 2}", choice=i % 2) for i in range(8)],
+        {"prompt": TLDR, "completions": "summaries", "model": "policy", "annotator": "worker"},
+    ),
+    "helpsteer2": (
+        "wide",
+        [preference(1 - i % 3) | {"prompt": f"q{i}"} for i in range(12)],
+        {"completions": ["response_1", "response_2"], "preference": "preference_strength"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_repeated_comparisons_of_public_tables_are_read(tmp_path, name):
+    """They hold some, by nobody that they name, and no column that could be taken for people."""
+    format, rows, columns = REPEATED[name]
+    report = check_table("data.rankings", table(tmp_path, format, rows, **columns))
+    assert report.problems == []
+    assert report.parsed == len(rows)
+    assert not [line for line in report.lines if "If it names who ranked" in line]
+
+
+def test_comparisons_with_workers_need_them_named(tmp_path):
+    format, rows, columns = REPEATED["tldr"]
+    columns = {name: value for name, value in columns.items() if name != "annotator"}
+    [problem] = check_table("data.rankings", table(tmp_path, format, rows, **columns)).problems
+    assert "set data.rankings.columns: {annotator: worker}" in problem.hint

@@ -139,6 +139,71 @@ def test_check_reads_artifacts_on_request(recipe_file: Path, stages: FakeStages)
     assert "contents of given.json" in result.stderr
 
 
+TABLES = """\
+name: small
+device: cpu
+base: {pretrain: {corpus: {task: venues, size: 10}}}
+data:
+  demonstrations: {path: demos.jsonl}
+  prompts: {path: hub://owner/name@123}
+  rankings:
+    path: votes.csv
+    format: wide
+    columns:
+      prompt: question
+      completions: [reply_1, reply_2]
+      ranks: [pos_1, pos_2]
+rank: {source: data}
+"""
+
+
+@pytest.fixture
+def tables(recipe_file: Path, stages: FakeStages) -> None:
+    recipe_file.write_text(TABLES)
+    Path("demos.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c"}) + "\n")
+    Path("votes.csv").write_text("question,reply_1,reply_2,pos_1,pos_2,rater\nq,x,y,1,2,ana\nr,x,y,2,1,ben\n")
+
+
+def test_check_describes_the_tables(tables: None) -> None:
+    result = invoke("check")
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [
+        "data.demonstrations: demos.jsonl, all 1 row: 1 demonstration of 1 prompt",
+        "data.prompts: hub://owner/name@123 was not opened, since it is not a local file",
+        "data.rankings: votes.csv, all 2 rows: 2 rankings of 2 prompts, by unknown (2)",
+        "data.rankings: column 'rater' is not used. If it names who ranked, set data.rankings.columns: {annotator: "
+        "rater}",
+        "small.yaml is valid: 8 stages",
+    ]
+
+
+def test_check_lists_the_problems_of_all_tables(tables: None) -> None:
+    Path("demos.jsonl").write_text(json.dumps({"instruction": "p", "output": "c"}) + "\n")
+    result = invoke("check -s data.rankings.columns.annotator=worker -s eval.text.path=gone.csv")
+    assert result.exit_code == 2
+    assert "5 problems" not in result.stderr
+    assert "4 problems in small.yaml and its tables" in result.stderr
+    for words in (
+        "data.demonstrations: the table has no column 'prompt'; 'instruction' is probably the prompt\n"
+        "    where: small.yaml:5\n"
+        "    hint:  set data.demonstrations.columns: {prompt: instruction, completion: output}",
+        "data.rankings.columns.annotator: the table has no column 'worker'; did you mean 'rater'?\n"
+        "    where: --set #1\n"
+        "    hint:  set data.rankings.columns: {annotator: rater}",
+        "eval.text.path: there is no file or folder gone.csv\n    where: --set #2",
+    ):
+        assert words in result.stderr
+    assert "is valid" not in result.output
+
+
+def test_check_exits_with_the_code_of_what_is_wrong(tables: None) -> None:
+    Path("votes.csv").write_text("question,reply_1,reply_2,pos_1,pos_2\nq,x,y,first,2\nr,x,y,2,1\n")
+    result = invoke("check")
+    assert result.exit_code == 3
+    assert "column 'pos_1' must be a number, got 'first'\n  where: votes.csv:2" in result.stderr
+    assert invoke("check -s data.rankings.columns.prompt=frage").exit_code == 2
+
+
 def test_clean_never_removes_what_people_made(recipe_file: Path, stages: FakeStages) -> None:
     invoke("run rank")
     folder = Path("runs/small")
@@ -173,10 +238,9 @@ def test_clean_keeps_what_the_values_use(recipe_file: Path, stages: FakeStages) 
 
 def test_chat_gets_the_run(recipe_file: Path, stages: FakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    module = types.ModuleType("stages.chat")
-    module.chat = lambda run, models, **options: calls.append((list(run.stages), models, options))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stages", types.ModuleType("stages"))
-    monkeypatch.setitem(sys.modules, "stages.chat", module)
+    monkeypatch.setattr(
+        "stages.chat.chat", lambda run, models, **options: calls.append((list(run.stages), models, options))
+    )
     invoke("run sft")
     result = invoke("chat base sft --temperature 0")
     assert result.exit_code == 0, result.output
@@ -345,3 +409,101 @@ def test_export_rankings(recipe_file: Path, stages: FakeStages) -> None:
     Path("other").mkdir()
     Path("other/file").touch()
     assert invoke("export-rankings other").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "needs", "example"),
+    [
+        ("judge", "judge needs the people who compare the answers", "judge --annotators ana,ben"),
+        ("export-rankings", "export-rankings needs a folder to write", "export-rankings my-rankings"),
+    ],
+)
+def test_what_is_missing_is_said_with_an_example(
+    recipe_file: Path, stages: FakeStages, command: str, needs: str, example: str
+) -> None:
+    result = invoke(f"{command} -s rank.app.annotators=[]")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(needs)
+    assert result.stderr.count("hint:") == 1
+    assert f"`tutelage {example}" in result.stderr
+    assert "Usage" not in result.output + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needs"),
+    [
+        ("", "a file of answers, --annotators and --out"),
+        ("answers.jsonl", "--annotators and --out"),
+        ("answers.jsonl --out r.jsonl", "--annotators"),
+    ],
+)
+def test_annotate_says_what_it_needs(arguments: str, needs: str) -> None:
+    result = CliRunner().invoke(app, ["annotate", *shlex.split(arguments)])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0] == f"annotate needs {needs}"
+    assert "tutelage annotate answers.jsonl --annotators ana,ben --out rankings.jsonl" in result.stderr
+
+
+def test_versions_are_printed_without_importing_the_packages() -> None:
+    code = (
+        "import sys\nfrom stages.__main__ import app\n"
+        "try:\n    app(['--version'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    versions = dict(line.split() for line in done.stdout.splitlines())
+    assert list(versions)[:5] == ["tutelage", "python", "torch", "trl", "transformers"]
+
+
+def test_no_type_is_shown_beside_flags() -> None:
+    for command in ([], ["run"], ["publish"], ["annotate"]):
+        shown = CliRunner().invoke(app, [*command, "--help"]).output
+        assert "<bool>" not in shown
+        assert "--help" in shown
+    assert "<path>" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tutelage pl", {"plan"}),
+        ("tutelage run pp", {"ppo"}),
+        ("tutelage plan quickstart-", {"quickstart-nf4", "quickstart-overoptimised", "quickstart-qat"}),
+        ("tutelage plan sm", {"small.yaml", "smollm2-135m"}),
+        ("tutelage status --recipe sm", {"small.yaml", "smollm2-135m"}),
+    ],
+)
+def test_a_shell_completes_commands_stages_and_recipes(recipe_file: Path, line: str, expected: set[str]) -> None:
+    words = line.split()
+    completion = {"_TUTELAGE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    result = CliRunner().invoke(app, [], prog_name="tutelage", env=completion)
+    offered = set(result.output.split())
+    assert expected <= offered
+    assert all(name.startswith(words[-1]) for name in offered)
+
+
+def test_clean_removes_a_report_of_removed_runs(recipe_file: Path, stages: FakeStages) -> None:
+    invoke("run data")
+    folder = Path("runs/small")
+
+    def report() -> None:
+        [run] = Path("runs/small/data").iterdir()
+        entries = [{"name": "data", "key": run.name + "f" * 52}, {"name": "ppo", "key": None}]
+        (folder / "report.json").write_text(json.dumps({"stages": entries}))
+        (folder / "report.html").write_text("PPO helped.")
+        (folder / "rankings.key").write_text("by people")
+
+    report()
+    invoke("run data -s seed=1")
+    assert "removed" not in invoke("clean -y").output, "the report describes a run that is kept"
+    assert (folder / "report.html").exists()
+    output = invoke("clean -y -s seed=1").output
+    assert "removed runs/small/report.html, which described runs that are gone" in output
+    assert not (folder / "report.html").exists()
+    assert not (folder / "report.json").exists()
+    invoke("run data")
+    invoke("clean -y")
+    report()
+    assert "removed runs/small/report.html" in invoke("clean --all -y").output
+    assert sorted(path.name for path in folder.iterdir()) == ["current.json", "rankings.key"]

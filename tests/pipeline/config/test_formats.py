@@ -86,3 +86,42 @@ def test_without_formats_reading_checks_the_name(load: Load, monkeypatch: pytest
 def test_every_format_is_registered_under_its_name() -> None:
     assert formats.known_formats() == FORMATS
     assert [format.name for format in FORMATS.values()] == list(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("source", "columns", "message"),
+    [
+        (
+            "data.demonstrations",
+            "{promt: question}",
+            "data.demonstrations.columns.promt: a table of demonstrations",
+        ),
+        (
+            "data.demonstrations",
+            "{promt: question}",
+            "did you mean prompt? The names are prompt, completion, messages",
+        ),
+        ("data.demonstrations", "{question: prompt}", "our name comes first: write {prompt: question}"),
+        ("data.demonstrations", "{annotator: who}", "a table of demonstrations has no column 'annotator'"),
+        ("data.prompts", "{Prompt: q}", "did you mean prompt?"),
+        ("data.prompts", "{completion: c}", "a table of prompts has no column 'completion'"),
+        ("eval.text", "{txt: t}", "did you mean text?"),
+        ("base.pretrain.corpus", "{completions: t}", "did you mean completion?"),
+    ],
+)
+def test_column_names_of_tables_of_text(load: Load, source: str, columns: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(f"{source}={{path: t.csv, columns: {columns}}}", "rank.source=app", "rank.app.annotators=[ana, ben]")
+    assert message in caught.value.what
+    assert caught.value.where == "--set #1"
+
+
+@pytest.mark.parametrize(
+    ("columns", "nearest"),
+    [("{anotator: r}", "annotator"), ("{rater: r}", "annotator"), ("{score: [r]}", "ratings")],
+)
+def test_the_name_that_is_probably_meant(load: Load, columns: str, nearest: str) -> None:
+    columns = columns.replace("{", "{completions: [a, b], ")
+    with pytest.raises(RecipeError, match=f"did you mean {nearest}") as caught:
+        load(table("wide", columns))
+    assert "--set #1" in str(caught.value)

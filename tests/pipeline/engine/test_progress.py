@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import re
+import time
 from io import StringIO
+from typing import Any
 
 import pytest
 from pipeline_fakes import Lines
@@ -86,6 +89,36 @@ def test_the_live_display_has_a_line_with_the_time_left_in_total() -> None:
     with display.open("ppo", total=2) as bar:
         bar.advance()
     assert "about 5 min left in total" in stream.getvalue()
+
+
+def test_the_bars_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = StringIO()
+    display = Display(Console(file=stream, force_terminal=True, width=80, color_system=None))
+    with display.open("reward: held-out rankings", total=10_000) as bar:
+        bar.advance(5_000, scores=1.236, kl=0.9824, length=15.23, entropy=0.8103)
+        assert display._live is not None
+        time.sleep(0.2)
+        display._live.refresh()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    [*_, bars] = [line.rstrip() for line in shown if "5000/10000" in line and ":" not in line[:3]]
+    assert max(map(len, shown[:-1])) <= 80
+    assert "…" not in bars
+    assert "  scores 1.236  kl 0.9824  length 15.23  entropy 0.8103" in "\n".join(shown)
+
+
+def test_lines_are_wrapped_between_words_on_a_terminal_only() -> None:
+    def printed(text: str, **options: Any) -> list[str]:
+        stream = StringIO()
+        Display(Console(file=stream, width=20, **options)).say(text)
+        return stream.getvalue().splitlines()
+
+    text = "twenty columns hold few words"
+    assert printed(text, force_terminal=True) == ["twenty columns hold", "few words"]
+    assert printed(text) == [text], "a log file"
+    path = "report: runs/a/path/of/many/columns"
+    assert printed(path, force_terminal=True) == ["report:", "runs/a/path/of/many/columns"]
+    command = "again: `tutelage run --force --set seed=1`"
+    assert printed(command, force_terminal=True) == [command]
 
 
 def test_text_is_not_taken_for_markup() -> None:

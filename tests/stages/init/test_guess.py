@@ -402,6 +402,15 @@ def test_two_columns_for_one_role_are_left_open(tmp_path: Path) -> None:
     assert item.line == "completion: answer or response"
 
 
+def test_several_unnamed_columns_of_text_are_left_open(tmp_path: Path) -> None:
+    table = written(tmp_path, [{"id": 3, "mr": "Q q", "note": "x y", "answer": "x"}])
+    [item] = demonstrations(Sample.of(table)).open
+    assert item.line == "prompt: mr or note"
+    ranked = {"mr": "Q q", "note": "x y", "ref1": "x", "ref2": "y", "rank1": 1, "rank2": 2}
+    guess, _ = guessed(tmp_path, [ranked])
+    assert [item.line for item in guess.open] == ["prompt: mr or note"]
+
+
 def test_a_table_without_a_prompt_is_refused_with_its_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="looks like the prompt") as caught:
         demonstrations(Sample.of(written(tmp_path, [{"alpha": "Q", "beta": "x", "gamma": 3}])))
@@ -419,19 +428,15 @@ def test_a_table_of_no_format_is_refused(tmp_path: Path) -> None:
     [
         ({"instruction": "Q", "output": "x"}, {"prompt": "instruction", "completion": "output"}),
         ({"Question": "Q", "Answer": "x"}, {"prompt": "Question", "completion": "Answer"}),
-        ({"id": 3, "mr": "Q q", "ref": "x y", "answer": "x"}, None),
+        ({"mr": "Q", "ref": "x"}, {"prompt": "mr", "completion": "ref"}),
         ({"topic": "Q", "answer": "x", "id": 4}, {"prompt": "topic", "completion": "answer"}),
         ({"messages": [user("Q"), assistant("x")], "source": "s"}, {"messages": "messages"}),
         ({"dialog": "Human: Q\n\nAssistant: x"}, {"messages": "dialog"}),
         ({"prompt": [user("Q")], "response": "x"}, {"prompt": "prompt", "completion": "response"}),
     ],
 )
-def test_columns_of_demonstrations(row: dict[str, Any], columns: dict[str, str] | None, tmp_path: Path) -> None:
+def test_columns_of_demonstrations(row: dict[str, Any], columns: dict[str, str], tmp_path: Path) -> None:
     table = written(tmp_path, [row])
-    if columns is None:
-        with pytest.raises(DataError, match="looks like the prompt"):
-            demonstrations(Sample.of(table))
-        return
     guess = demonstrations(Sample.of(table))
     assert guess.columns == columns
     [read] = read_demonstrations(TableConfig(path=table.path, columns=columns), 0.1, Dropped())
@@ -443,6 +448,13 @@ def test_a_second_column_of_the_prompt_is_pointed_out(tmp_path: Path) -> None:
     guess = demonstrations(Sample.of(table))
     assert guess.columns["prompt"] == "instruction"
     assert "column input has text in 1 rows" in guess.notes[0]
+
+
+def test_a_column_of_names_is_only_an_annotator_if_they_repeat(tmp_path: Path) -> None:
+    rows = [{"user": f"Question {i}?", "reply_1": "x", "reply_2": "y", "pos_1": 1, "pos_2": 2} for i in range(6)]
+    guess, _ = guessed(tmp_path, rows)
+    assert guess.columns["prompt"] == "user"
+    assert "annotator" not in guess.columns
 
 
 # The parts

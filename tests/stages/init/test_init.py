@@ -156,6 +156,7 @@ def test_without_rankings_people_rank(workplace: Path) -> None:
     written = load_recipe("new/app.yaml").recipe
     assert (written.name, written.rank.source, written.rank.app.annotators) == ("app", "app", ["ana", "ben"])
     assert written.collect.max_prompt_length == written.ppo.max_prompt_length
+    assert (written.collect.num_prompts or 0) + (written.collect.eval_prompts or 0) == 40
 
 
 def test_what_is_open_is_written_as_a_line_to_fill_in(workplace: Path) -> None:
@@ -270,6 +271,18 @@ def test_ranks_can_be_corrected_to_ratings(workplace: Path, terminal: None) -> N
     assert rankings is not None
     assert rankings.columns["ratings"] == ["pos_1", "pos_2", "pos_3", "pos_4"]
     assert not {"ranks", "annotator"} & rankings.columns.keys()
+
+
+def test_labels_can_be_explained(workplace: Path, terminal: None) -> None:
+    rows = [{"question": p, "reply_1": "x", "reply_2": "y", "label": 1 + i % 2} for i, p in enumerate(PROMPTS)]
+    Path("my/labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = "\nlabels=1: best, 2: second\nlabels=1: first, 2: second\n\n"
+    output = succeeds("init", *TABLES[:2], "--rankings", "my/labels.jsonl", *BASE, answers=answers)
+    assert "labels are first, second or tie" in output
+    assert "50 rankings of 2 answers to 50 prompts" in output
+    rankings = recipe().data.rankings
+    assert rankings is not None
+    assert rankings.labels == {"1": "first", "2": "second"}
 
 
 def test_an_existing_recipe_is_overwritten_after_a_question(workplace: Path, terminal: None) -> None:

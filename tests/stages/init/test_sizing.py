@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -83,7 +84,7 @@ def test_rates_are_those_of_the_recipe_that_is_named(parameters: float, recipe: 
         shipped.ppo.learning_rate,
     )
     assert rates == (kind.sft, kind.reward, kind.ppo)
-    if kind.kl_basis.startswith("as in"):
+    if kind.kl_basis.startswith("recipes"):
         assert (shipped.ppo.kl.init, shipped.ppo.kl.target) == (kind.init, kind.target)
 
 
@@ -133,6 +134,18 @@ def test_few_held_out_prompts_are_left_to_eval(tmp_path: Path) -> None:
 # Bases
 
 
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No connection, and an empty cache."""
+
+    def refused(*arguments: Any, **values: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refused)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [("me/SmolLM2-135M", 135e6), ("Qwen/Qwen3-1.7B-Base", 1.7e9), ("me/llama-3.2-3b", 3e9), ("me/gpt2", None)],
@@ -143,15 +156,35 @@ def test_the_name_may_say_the_size(name: str, parameters: float | None) -> None:
     assert base.tokens("x" * 40) == 10
 
 
+CONFIG = {"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16,
+          "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 77,
+          "tie_word_embeddings": True}  # fmt: skip
+PARAMETERS = 100 * 8 + 2 * (4 * 8 * 8 + 3 * 8 * 16 + 2 * 8) + 8
+
+
+def test_the_newest_commit_and_the_config_are_looked_up(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = hub / "models--me--tiny-7B/snapshots" / ("a" * 40)
+
+    def fetch(model: str, revision: str | None) -> Path:
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text(json.dumps(CONFIG))
+        return snapshot / "config.json"
+
+    class Info:
+        sha = "a" * 40
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *arguments, **values: Info)
+    monkeypatch.setattr("pipeline.memory.sources._fetch", fetch)
+    base = bases.resolve("me/tiny-7B")
+    assert (base.revision, base.parameters, base.context) == ("a" * 40, PARAMETERS, 77)
+
+
 def test_a_folder_says_its_size_and_context(tmp_path: Path) -> None:
-    config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16,
-              "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 77,
-              "tie_word_embeddings": True}  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     base = bases.resolve(str(tmp_path))
     assert base.context == 77
-    assert base.parameters == 100 * 8 + 2 * (4 * 8 * 8 + 3 * 8 * 16 + 2 * 8) + 8
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    assert base.parameters == PARAMETERS
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(StageError, match="stored quantised"):
         bases.resolve(str(tmp_path))
 

@@ -13,8 +13,10 @@ from hub_client import publish, start
 from hub_run import MODEL, write_model
 from hub_server import Hub, serving
 from pipeline_fakes import FakeStages
+from typer.testing import CliRunner
 
 from pipeline.engine.plan import RunSummary
+from stages.__main__ import app
 
 Finished = Callable[..., RunSummary]
 RANKINGS = "publish.rankings=me/rankings"
@@ -64,6 +66,42 @@ def test_model_rankings_and_collection_arrive(finished: Finished, hub: Hub, home
     assert f"published: {hub.url}/me/model/commit/" in printed
 
 
+def test_nothing_is_uploaded_without_consent(finished: Finished, hub: Hub, home: Path) -> None:
+    finished(MODEL)
+    arguments = ("-P", "-m", "stages", "publish", "--recipe", "small.yaml", "--set", MODEL)
+    client = start(hub, home, *arguments)  # its input is no terminal
+    output, _ = client.communicate(timeout=60)
+    assert client.returncode == 2, output
+    assert "2 kB  model.safetensors" in output, "what would be uploaded"
+    assert "there is no terminal to ask on" in output
+    assert "--yes" in output
+    client = start(hub, home, *arguments, token=None)
+    output, _ = client.communicate(timeout=60)
+    assert client.returncode == 4, output
+    assert output.count("hint:") == 1
+    assert "run `hf auth login`, or set HF_TOKEN" in output
+    assert hub.received == []
+
+
+def test_publish_asks_before_it_uploads(
+    finished: Finished, hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr("stages.publish.send.check_login", lambda repository: None)
+    monkeypatch.setattr("stages.publish.send.send", lambda upload, *_: sent.append(upload.repository))
+    monkeypatch.setattr("stages.commands.interactive", lambda: True)
+    finished(MODEL)
+    arguments = ["publish", "--recipe", "small.yaml", "--set", MODEL]
+    declined = CliRunner().invoke(app, arguments, input="n\n")
+    assert declined.exit_code == 1
+    assert "Upload?" in declined.output
+    assert sent == []
+    agreed = CliRunner().invoke(app, arguments, input="y\n")
+    assert agreed.exit_code == 0, agreed.output
+    assert sent == ["me/model"]
+    assert CliRunner().invoke(app, [*arguments, "--verbose", "--dry-run"]).output.count("# model") == 1
+
+
 def test_a_killed_upload_continues(finished: Finished, stages: FakeStages, hub: Hub, home: Path) -> None:
     stages.does["export"] = three_large_files
     run = finished(MODEL)
@@ -77,7 +115,7 @@ def test_a_killed_upload_continues(finished: Finished, stages: FakeStages, hub: 
         return "hold" if oid == large else None
 
     hub.interrupt = interrupt
-    client = start(hub, home, "-P", "-m", "stages", "publish", "--recipe", "small.yaml", "--set", MODEL)
+    client = start(hub, home, "-P", "-m", "stages", "publish", "--yes", "--recipe", "small.yaml", "--set", MODEL)
     assert hub.holding.wait(timeout=60), client.communicate(timeout=10)
     client.kill()
     client.communicate()
@@ -177,8 +215,15 @@ def test_a_dry_run_asks_nobody(finished: Finished, hub: Hub, home: Path) -> None
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert hub.received == []
-    for line in ("private dataset me/rankings", "private model me/model", "2 kB  model.safetensors", "# model"):
+    for line in (
+        "private dataset me/rankings",
+        "private model me/model",
+        "2 kB  model.safetensors",
+        "--verbose prints the cards",
+    ):
         assert line in output
+    assert "# model" not in output, "the card is long"
+    assert len(output.splitlines()) < 20
 
 
 @pytest.mark.slow

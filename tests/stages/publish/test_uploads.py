@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -45,6 +47,34 @@ def test_the_card_distinguishes_simulated_from_human_rankings(finished: Finished
     assert "private model me/model" in shown
     assert "2 kB  model.safetensors" in shown
     assert "in 4 files" in shown
+
+
+def test_the_cards_example_is_a_short_prompt_of_the_run(finished: Finished, stages: FakeStages) -> None:
+    rows = [
+        {"split": "train", "prompt": [{"role": "user", "content": "seen"}]},
+        {"split": "eval", "prompt": [{"role": "user", "content": "long " * 100}]},
+        {"split": "eval", "prompt": [{"role": "user", "content": 'Describe the "Ünicorn".'}]},
+        {"split": "eval", "prompt": [{"role": "user", "content": "Describe the Blue Fox, which is a pub."}]},
+    ]
+
+    def data(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        (out_dir / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"demonstrations": 1}
+
+    [upload] = planned(finished(MODEL))
+    assert '"What makes a good answer?"' in upload.card, "there are no prompts"
+    stages.does["data"] = data
+    [upload] = planned(finished(MODEL, "seed=1"))
+    [line] = [line for line in upload.card.splitlines() if line.startswith("chat = ")]
+    assert ast.literal_eval(line.removeprefix("chat = ")) == rows[2]["prompt"]
+
+
+def test_the_card_counts_people_only_where_people_ranked(finished: Finished) -> None:
+    [upload] = planned(finished(MODEL))
+    assert "0 people" not in upload.card
+    [upload] = planned(finished(MODEL, "rank.app.annotators=[ana] rank.app.overlap=1"))
+    assert "1 person" in upload.card
+    assert "ana" not in re.findall(r"\w+", upload.card)
 
 
 def test_the_metadata_has_what_the_hub_asks_for(finished: Finished) -> None:

@@ -194,7 +194,7 @@ def test_good_with_its_price(fake: FakeRun) -> None:
     assert "fell from 13.0 % to 5.9 %, by 55 % (95 % interval 48 to 61 %)" in text
     assert "beats SFT’s on 71 % of them (66 to 76 %; ties count half)" in text
     assert "PPO’s KL from SFT is 1.86 nats per response" in text
-    for price in ("20.7 tokens (were 21.6)", "28.4 % of word pairs", "0.392 nats (was 0.381)"):
+    for price in ("average 20.7 tokens (SFT: 21.6)", "28.4 % of word pairs", "0.392 nats per token (SFT: 0.381)"):
         assert price in text
 
 
@@ -204,7 +204,7 @@ def test_good_with_its_price(fake: FakeRun) -> None:
         ((0.3, 0.1, 0.5), (0.4, 0.35, 0.45), "bad", "PPO did not help"),
         ((0.3, 0.1, 0.5), (0.5, 0.45, 0.55), "bad", "rose from"),
         ((-0.05, -0.2, 0.1), (0.5, 0.45, 0.55), "unclear", "−20 to +10 %) contains zero"),
-        ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "chance"),
+        ((-0.05, -0.2, 0.1), (0.6, 0.55, 0.65), "unclear", "This evaluation cannot tell whether PPO helped."),
         ((-0.3, -0.5, -0.1), (0.5, 0.45, 0.55), "good", "PPO helped."),
         ((-0.3, -0.5, -0.1), (0.4, 0.35, 0.45), "unclear", "fact errors and win rate disagree"),
     ],
@@ -297,6 +297,7 @@ def test_a_change_has_a_colour_only_if_its_interval_excludes_zero(
     content = evaluation() | {"reduction": interval(*interval_)}
     rows = {row.metric.key: row for row in model_table.rows(Evaluation.of(content))}
     assert rows["slot_error_rate"].tone == tone
+    assert rows["slot_error_rate"].change_interval.startswith("relative: ")
 
 
 def test_changes_are_judged_by_their_direction() -> None:
@@ -383,12 +384,14 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
 # --- What people say ----------------------------------------------------------------------------------------
 
 
-def people(run: RunSummary, value: float, low: float, high: float, eval_: str | None = None) -> None:
+def people(
+    run: RunSummary, value: float, low: float, high: float, eval_: str | None = None, prompts: int = 100
+) -> None:
     """As `tutelage judge` writes it."""
     fingerprint = run.stages["eval"].manifest.fingerprint
     found = {
         "eval": eval_ or fingerprint,
-        "prompts": 100,
+        "prompts": prompts,
         "judges": 3,
         "win_rate": interval(value, low, high, ties=0.1),
         "agreement": interval(0.8, 0.7, 0.9, pairs=60),

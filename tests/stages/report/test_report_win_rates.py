@@ -29,7 +29,7 @@ def test_the_report_has_judges_baselines_and_frontier(fake: FakeRun, tmp_path: P
     printed, page = build(fake(), tmp_path)
     text = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
     for part in (
-        "Best of 16 is better than PPO: PPO’s answer wins on 45 % of prompts (41 to 49 %), at a KL of 1.86 "
+        "Best of 16 is better than PPO: PPO’s answer wins on 45 % of 256 prompts (41 to 49 %), at a KL of 1.86 "
         "nats against at most 1.83.",
         "Over-optimised. The curve fitted to 3 evaluation points peaks at 1.80 nats (95 % interval 0.90 to 2.50). "
         "Beyond the peak the judge’s gain falls by 0.21.",

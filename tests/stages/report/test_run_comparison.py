@@ -113,6 +113,36 @@ def test_what_differs_in_the_recipes(report: dict[str, Any], tmp_path: Path) -> 
     assert compare(report, report).values == []
 
 
+def test_a_section_that_one_recipe_lacks_is_one_difference(report: dict[str, Any], tmp_path: Path) -> None:
+    with_dpo, single = other(report), other(report)
+    for changed in (with_dpo, single):
+        changed["values"] = [row for row in report["values"] if row["path"].partition(".")[0] != "dpo"]
+    single["values"].append({"path": "dpo", "value": None})
+    with_dpo["values"] += [{"path": f"dpo.{name}", "value": 1} for name in ("beta", "lora.r", "pairs")]
+    found = compare(with_dpo, single)
+    assert found.values == [Difference(path="dpo", a="3 values", b=None, section=True)]
+    [line] = [line for line in run_comparison.as_text(found).splitlines() if line.startswith("dpo")]
+    assert line.split(maxsplit=1)[1].strip().split("  ")[0] == "3 values"
+    assert line.endswith("(absent)")
+    assert '"3 values"' not in page(found, tmp_path)
+
+
+def test_the_page_is_written_beside_the_runs(
+    report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("a", "b"):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "report.json").write_text(json.dumps(report))
+    result = CliRunner().invoke(app, ["compare", "runs/a", "runs/b/report.html"])
+    assert result.exit_code == 0, result.output
+    assert "comparison: runs/comparisons/a-b.html" in result.output
+    assert Path("runs/comparisons/a-b.html").is_file()
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+
+
 def test_the_command_takes_folders_and_files(report: dict[str, Any], tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -112,5 +112,5 @@ def test_evaluation_shows_its_progress(training_context):
 
     object.__setattr__(ctx, "progress", progress)
     measured([ranking("p", ["a", "bb", "ccc"], [1, 2, 3])], None, ctx=ctx)
-    assert opened == {"reward: evaluation": 6}
-    assert notes.advanced == 6
+    assert opened == {"reward: evaluation": 6, "reward: measures": 2}
+    assert notes.advanced == 8

@@ -105,6 +105,24 @@ def test_its_fingerprints_are_verified(inputs, tmp_path, training_context, encod
         load_reward_classifier(artifact, "cpu")
 
 
+def test_texts_that_lose_their_beginning_are_reported_once(inputs, tmp_path, training_context, encoder):
+    artifact, _ = run(
+        inputs, tmp_path / "out", training_context()[0], encoder, trainer=FAST | {"num_train_epochs": 1}
+    )
+    codec, lines = tiny.codec(), []
+    prompts, _ = load_prompts(inputs["data"], codec, "train", 40)
+    score = load_scorer(artifact, inputs, codec, "cpu", say=lines.append)
+    score(prompts[:2], [[20, 1], [21, 1]])
+    assert lines == []
+    for _ in range(2):
+        score(prompts[:2], [[20] * 60, [21, 1]])
+    length = len(prompts[0].messages[0]["content"]) + 1 + 60 + 1  # a newline after the prompt, and EOS
+    assert lines == [
+        "reward model: 1 of 2 texts lose their beginning: longer than the 48 tokens that it reads (the longest has "
+        f"{length}). Lower max_prompt_length or response_length."
+    ]
+
+
 def test_texts_longer_than_it_reads_are_refused_before_training(inputs, tmp_path, training_context, encoder):
     with pytest.raises(StageError, match=r"reads 48 tokens and reward\.max_length is 60"):
         run(inputs, tmp_path / "out", training_context()[0], encoder, max_length=60)
