@@ -98,10 +98,7 @@ MISTAKES = {
     "run dpo -r recipe.yaml": ["this recipe has no dpo stage", "where: recipe.yaml", "with dpo.enabled=true"],
     "run --frehs": ["No such option: --frehs", "--fresh", "`tutelage run --help`"],
     "run -r recipe.yaml --nproc 0": ["Invalid value for '--nproc'", "greater than or equal to 1"],
-    "export-rankings -r recipe.yaml": [
-        "export-rankings needs folder",
-        "write `tutelage export-rankings FOLDER --recipe recipe.yaml`",
-    ],
+    "export-rankings -r recipe.yaml": ["export-rankings needs a folder", "--recipe recipe.yaml"],
     # --set
     check("ppo.kl.target 8"): ["--set 'ppo.kl.target 8' assigns no value", "write ppo.kl.target=8"],
     check("ppo.kl.target = 8"): ["assigns no value", "write ppo.kl.target=8, without spaces"],
