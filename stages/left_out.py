@@ -112,7 +112,7 @@ class LeftOut:
             return ""
         words = self.words()
         reasons = [f"{count:,} {words.get(reason, reason)}" for reason, count in self.counts.most_common()]
-        why = reasons[0].partition(" ")[2] if len(reasons) == 1 else ", ".join(reasons)
+        why = reasons[0].partition(" ")[2].removeprefix("with ") if len(reasons) == 1 else ", ".join(reasons)
         return f"{self.total:,} of {self.read:,} {self.what} left out: {why}"
 
     def hint(self) -> str:

@@ -70,9 +70,10 @@ def _parts(error: ErrorDetails) -> tuple[str, str]:
         return "unknown key", nearest(name, valid_names(error["loc"][:-1]))
     if kind == "dataclass_type":
         # Where other types are allowed too, the keys show which section is meant.
-        names = sorted(valid_names(error["loc"])) if str(error["loc"][-1]).endswith("Config") else []
-        keys = f" ({', '.join(names)})" if names else ""
-        return f"must be a section of keys{keys}", ""
+        names = sorted(valid_names(error["loc"]))
+        if str(error["loc"][-1]).endswith("Config"):
+            return f"must be a section of keys ({', '.join(names)})", ""
+        return "must be a section of keys", f"; its keys are {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
     if kind == "string_pattern_mismatch":
         if context["pattern"] == hardware.SIZE:
             return "must be a size such as 16GB or 15.5GiB", ""

@@ -83,18 +83,20 @@ def needed(value: Interval, null: float, prompts: int) -> int | None:
 
 def wanting(evidence: Sequence[Evidence]) -> str:
     """What it would take for undecided evidence to decide."""
-    counts = [one.needed for one in evidence if one.needed is not None]
+    counts = sorted(one.needed for one in evidence if one.needed is not None)
     how = (
         "hold out more prompts (data.eval_fraction, eval.num_prompts)"
         if any(one.source != PEOPLE for one in evidence)
         else "let people judge more answers (judge --prompts)"
     )
+    if all(one.prompts < FEW for one in evidence):  # too few for an estimate of the spread
+        return f"It takes at least {max([FEW, *counts[:1]]):,} prompts: {how}."
     if not counts:
         return (
             f"If there is a difference, it is so small that {MOST:,} prompts would not show it: treat the two "
             "models as equally good."
         )
-    return f"A difference of this size would show on about {min(counts):,} prompts: {how}."
+    return f"A difference of this size would show on about {counts[0]:,} prompts: {how}."
 
 
 def _by_win_rate(source: str, rate: Interval, prompts: int, text: str) -> Evidence:

@@ -75,7 +75,7 @@ def conclude(comparison: Comparison) -> tuple[Tone, str, str]:
     headline = {
         "good": "It makes fewer fact errors than the run it is compared with.",
         "bad": "It makes more fact errors than the run it is compared with.",
-        "unclear": "Neither run beats the other.",
+        "unclear": "This comparison cannot tell which run is better.",
     }[tone]
     evidence = (
         f"Compared with the same recipe under {comparison.values}. Fact errors are "

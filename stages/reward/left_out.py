@@ -27,7 +27,7 @@ class RankingsLeftOut(LeftOut):
         long_answers: hashes of (prompt key, answer) that exceed the limit; the texts could take too much memory.
     """
 
-    measured: str = "prompt and answer"
+    measured: str = "with prompt and answer"
     ties_teach: bool = False
     shortened: int = 0
     long_answers: set[int] = field(default_factory=set)
@@ -75,7 +75,9 @@ class RankingsLeftOut(LeftOut):
         answers = f"{self.shortened:,} of {self.read:,} {self.what} used without some answers"
         if self.counts[self.too_long]:
             return f"{left_out}; {answers}"
-        return "; ".join(part for part in (left_out, f"{answers}: {self.words()[self.too_long]}") if part)
+        return "; ".join(
+            part for part in (left_out, f"{answers}: {self.words()[self.too_long].removeprefix('with ')}") if part
+        )
 
     def hint(self) -> str:
         hints = []

@@ -29,7 +29,7 @@ def encode_demonstrations(
         advance: called for each demonstration.
     """
     left_out = LeftOut("demonstrations", of_split(split) if prefix is None else prefix, key, max_length)
-    left_out.measured = "prompt and answer"
+    left_out.measured = "with prompt and answer"
     rows = []
     for demonstration in data.jsonl("demonstrations.jsonl"):
         if demonstration["split"] != split:

@@ -98,17 +98,14 @@ MISTAKES = {
     "run dpo -r recipe.yaml": ["this recipe has no dpo stage", "where: recipe.yaml", "with dpo.enabled=true"],
     "run --frehs": ["No such option: --frehs", "--fresh", "`tutelage run --help`"],
     "run -r recipe.yaml --nproc 0": ["Invalid value for '--nproc'", "greater than or equal to 1"],
-    "export-rankings -r recipe.yaml": [
-        "export-rankings needs folder",
-        "write `tutelage export-rankings FOLDER --recipe recipe.yaml`",
-    ],
+    "export-rankings -r recipe.yaml": ["export-rankings needs a folder", "--recipe recipe.yaml"],
     # --set
     check("ppo.kl.target 8"): ["--set 'ppo.kl.target 8' assigns no value", "write ppo.kl.target=8"],
     check("ppo.kl.target = 8"): ["assigns no value", "write ppo.kl.target=8, without spaces"],
     check('name="x'): ["a quotation mark is not closed"],
     check("ppo.kl.traget=8"): ["ppo.kl.traget: unknown key; did you mean target?", "where: --set #1"],
     check("ppo.kl.target=8,seed=1"): ["must be a number", "separate assignments with spaces"],
-    check("ppo=8"): ["ppo: must be a section of keys, got 8"],
+    check("ppo=8"): ["ppo: must be a section of keys, got 8; its keys are adam_beta1, "],
     # values with units, and names of values
     check("hardware.memory=16XB"): ['hardware.memory: must be a size such as 16GB or 15.5GiB, got "16XB"'],
     check("rank.app.lease_minutes=30min"): ['must be a number, got "30min"; write 30, without a unit'],

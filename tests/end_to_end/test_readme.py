@@ -13,6 +13,7 @@ from commands import commands, recorded
 from small_run import ROOT, SMALL, runner
 from typer.testing import CliRunner
 
+from pipeline.config.load import load_recipe
 from ranking import serve
 from ranking.assignment import next_task
 from ranking.campaign import Campaign
@@ -71,6 +72,12 @@ def test_the_readme_names_the_main_commands() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").split()) < 900
+
+
+def test_people_are_asked_to_rank_about_twenty_prompts() -> None:
+    [command] = [command for command in COMMANDS if "rank.source=app" in command]
+    collect = load_recipe("quickstart", [shlex.split(command)[-1].removeprefix("SET=")]).recipe.collect
+    assert (collect.num_prompts or 0) + (collect.eval_prompts or 0) == 20
 
 
 def test_images_are_small() -> None:

@@ -28,7 +28,7 @@ def test_ranking_by_mouse(site: Make, visit: Callable[..., Any]) -> None:
     assert order(page) == "DCAb"
     page.get_by_role("button", name="It stays where it is").click()
     assert order(page) == "DCAB"
-    page.get_by_role("button", name="Answer C as good as the one above").click()
+    page.get_by_role("button", name="Answer C: tie with the answer above").click()
     assert order(page) == "(DC)AB"
     page.get_by_role("button", name="Answer B up").click()
     page.get_by_role("button", name="Answer B up").click()
@@ -151,7 +151,7 @@ def test_ranking_by_touch_on_a_phone(site: Make, visit: Callable[..., Any]) -> N
     for letter in "CB":
         page.locator(f".answer[data-letter={letter}] .grip").tap()
     assert order(page) == "CBdA"
-    page.get_by_role("button", name="Answer D as good as the one above").tap()
+    page.get_by_role("button", name="Answer D: tie with the answer above").tap()
     page.get_by_role("button", name="Answer A up").tap()
     assert order(page) == "C(BAD)"
     page.locator(".check", has_text="Flag").tap()

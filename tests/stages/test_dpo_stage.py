@@ -194,7 +194,7 @@ def test_rankings_without_a_strict_pair_are_refused(
 ) -> None:
     rows = [Ranking(tiny.user("a"), ["b", "c"], [1, 1], annotator="ann", human=False)]
     write_jsonl(inputs["rank"].path / "rankings.jsonl", rows)
-    with pytest.raises(DataError, match="dpo: 1 of 1 training rankings left out: with all answers tied"):
+    with pytest.raises(DataError, match="dpo: 1 of 1 training rankings left out: all answers tied"):
         run(inputs, tmp_path / "out", training_context()[0])
 
 

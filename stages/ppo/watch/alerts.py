@@ -214,7 +214,7 @@ RULES = (
     Rule(
         "ended-falls",
         _ended_falls,
-        "the reward model prefers answers without an end, or ppo.response_length truncates them",
+        "the reward model prefers incomplete answers, or ppo.response_length truncates them",
         "set ppo.missing_eos_penalty, or raise ppo.response_length",
     ),
     Rule("kl-spikes", _kl_spikes, "one update was too large", _SMALLER_STEPS),

@@ -136,7 +136,7 @@ def test_overoptimisation_is_searched_in_the_last_round_only(fake: FakeRun) -> N
     [
         ([0, 1] * 40, [2, 3] * 40, "good", "It makes fewer fact errors"),
         ([2, 3] * 40, [0, 1] * 40, "bad", "It makes more fact errors"),
-        ([0, 2] * 40, [2, 0] * 40, "unclear", "Neither run beats the other."),
+        ([0, 2] * 40, [2, 0] * 40, "unclear", "This comparison cannot tell which run is better."),
     ],
 )
 def test_a_comparison_names_the_better_run_or_says_that_it_cannot_tell(

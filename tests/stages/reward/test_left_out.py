@@ -64,7 +64,9 @@ def test_reasons_add_up_and_one_line_says_them():
     assert left_out.used + metrics["dropped_rankings"] == left_out.read == len(KINDS)
     line = left_out.describe()
     assert line.startswith("8 of 10 training rankings left out: 3 ")
-    assert f"3 prompt and answer longer than reward.max_length = {MAX} tokens (the longest has {longest})" in line
+    assert (
+        f"3 with prompt and answer longer than reward.max_length = {MAX} tokens (the longest has {longest})" in line
+    )
     assert "1 of 10 training rankings used without some answers" in line
     assert left_out.hint() == (
         "raise reward.max_length; rank answers that differ; rank answers strictly, or set reward.objective: "
@@ -149,8 +151,8 @@ def test_when_everything_is_too_long_the_error_says_so(run):
 @pytest.mark.parametrize(
     ("values", "reason", "hint"),
     [
-        ({"ranks": (1, 1)}, "4 of 4 training rankings left out: with all answers tied", "rank answers strictly"),
-        ({"texts": ("a", "a")}, "left out: with answers that are all the same text", "rank answers that differ"),
+        ({"ranks": (1, 1)}, "4 of 4 training rankings left out: all answers tied", "rank answers strictly"),
+        ({"texts": ("a", "a")}, "left out: answers that are all the same text", "rank answers that differ"),
         (
             {"count": 0},
             "reward: there are no training rankings",
@@ -174,7 +176,9 @@ def test_a_held_out_split_without_a_strict_pair_is_said_before_training(run):
     assert metrics["eval_pairs"] == 0
     (reason,) = metrics["unfit"]
     assert quality["unfit"] == [reason]
-    assert reason.startswith("it was measured on no held-out pair (5 of 5 held-out rankings left out: 4 prompt and")
+    assert reason.startswith(
+        "it was measured on no held-out pair (5 of 5 held-out rankings left out: 4 with prompt and"
+    )
 
 
 def test_what_pretraining_leaves_out_is_counted(run, tmp_path):

@@ -224,7 +224,7 @@ def test_rankings_that_order_nothing_are_refused(inputs, tmp_path, training_cont
     rows = list(inputs["rank"].jsonl("rankings.jsonl"))
     path = inputs["rank"].file("rankings.jsonl")
     path.write_text("".join(json.dumps(row | {"ranks": [1] * len(row["ranks"])}) + "\n" for row in rows))
-    with pytest.raises(DataError, match="training rankings left out: with all answers tied"):
+    with pytest.raises(DataError, match="training rankings left out: all answers tied"):
         run(inputs, tmp_path / "out", training_context()[0])
 
 
