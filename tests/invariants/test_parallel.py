@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from pipeline.config.ppo import KLConfig, ScoreConfig
+
 KINDS = [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")]
 
 
@@ -50,12 +52,15 @@ CASES = {
     "trunk": {"value": "trunk"},
     "no-critic": {"value": "trunk", "advantage_estimator": "reinforce", "num_generations": 2},
     "no-critic-alone": {"value": "trunk", "advantage_estimator": "reinforce"},
+    "solved": {"kl": KLConfig(kind="solved", target=0.2, num_prompts=7, num_generations=9), "score": ScoreConfig()},
 }
 STEPS = 2
 
 
 def run_steps(case):
     trainer = ppo_case.make(**SHARED | CASES[case])
+    if case == "solved":
+        trainer.start()
     metrics = [trainer.step() for _ in range(STEPS)]
     return {
         "weights": ppo_case.weights(trainer),
