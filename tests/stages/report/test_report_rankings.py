@@ -1,0 +1,61 @@
+"""The report's section on rankings: agreement, annotators, and what was left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_run import HOSTILE, FakeRun, agreement, build, part
+from pipeline_fakes import FakeStages
+
+from pipeline.engine.runner import Runner
+
+
+@pytest.fixture
+def fake(stages: FakeStages, runner: Callable[..., Runner]) -> FakeRun:
+    return FakeRun(stages, runner)
+
+
+def test_the_report_has_annotators_models_and_dropped_rankings(fake: FakeRun, tmp_path: Path) -> None:
+    fake.agreement = agreement()
+    fake.dropped = [{"table": "rankings", "row": row, "reason": "missing rating"} for row in range(3, 43)]
+    _, page = build(fake(), tmp_path)
+    text = " ".join(page.text.split())
+    for phrase in (
+        "they agree on 69.0 % (64.0 to 74.0 %) of 4,321 pairs, of training and held-out prompts together",
+        "the one shown first 63 % (58 to 68 %)",
+        "Measured on 1,600 of 6,400 rankings: all rankings of 400 prompts",
+        "42 s median; 9 of 10 below 120 s",
+        "83 % of 60 pairs",
+        "48 more annotators, of 59",
+        "large +0.50 wins 62 %",
+        "missing rating 40 900 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, …",
+    ):
+        assert phrase in text
+    assert "<script" not in page.source
+    assert text.index(HOSTILE) < text.index("worker 0") < text.index("worker 58")
+    assert "worker 59" not in text
+    head = next(part for part in page.source.split("<thead>") if "Agrees with others" in part).split("</thead>")[0]
+    assert "Agrees with self" not in head  # nobody has it
+    assert "First shown wins" in head
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["rankings"]["all_annotators"] == 71
+    assert numbers["dropped"][0]["count"] == 40
+
+
+def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> None:
+    measures = ("pairwise", "by_others", "tau", "self_consistency", "first_shown", "longer")
+    nothing = {name: part(None) for name in measures}
+    shares = {name: part(None) for name in ("agreement", "tau", "self_consistency", "first_shown", "longer")}
+    fake.agreement = agreement() | nothing
+    fake.agreement |= {"alpha": None, "seconds": None, "models": []}
+    fake.agreement["by_annotator"] = {"unknown": {"rankings": 3, **shares, "seconds": None, "weight": 1.0}}
+    fake.ranking |= {"agreement": None, "predicted_by_others": None, "alpha": None}
+    _, page = build(fake("rank"), tmp_path)
+    text = " ".join(page.text.split())
+    assert "their agreement is not known" in text
+    assert "nobody ranked the same answers twice" in text
+    assert "Models behind the answers" not in text
+    assert "Left out" not in text
