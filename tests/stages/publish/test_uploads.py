@@ -25,7 +25,7 @@ from stages.publish.uploads import CURVES, Upload
 Finished = Callable[..., RunSummary]
 SHAPE = (
     "base.architecture={vocab_size: 100, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
-    "num_attention_heads: 2}"
+    "num_attention_heads: 2, num_key_value_heads: 2}"
 )
 """Of a model on the Hub; with it nothing is fetched."""
 
