@@ -370,7 +370,7 @@ def _say_next(out: Path, text: str, notes: Sequence[str]) -> None:
         )
     echo("next:")
     for command, what in (
-        ("check", "opens the tables and the model's config"),
+        ("check", "opens tables and model"),
         ("run", "all stages, then the report"),
     ):
         echo(f"  {invocation.command(command):40}  # {what}")
