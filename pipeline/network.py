@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import StageError, TutelageError
+from pipeline.errors import StageError
 
 TIMEOUT = 4.0
 """Seconds to wait for the Hub's answer."""
@@ -85,9 +85,9 @@ def hub(needed: str, *, where: str = "", offline: str) -> Iterator[None]:
     try:
         with _offline():
             yield
-    except TutelageError:
-        raise
-    except Exception as error:  # each library has its own exceptions for a file that is not in the cache
+    except Exception as error:
+        if not _is_missing(error):
+            raise
         chosen = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
         absent = "HF_HUB_OFFLINE is set" if chosen else f"{hub_address()} cannot be reached"
         raise NoNetwork(
@@ -95,6 +95,17 @@ def hub(needed: str, *, where: str = "", offline: str) -> Iterator[None]:
             where=where,
             hint=f"{'unset HF_HUB_OFFLINE' if chosen else 'connect to the network'} and run again, or {offline}",
         ) from error
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    """Whether an error comes from a file that is not in the cache. Each library wraps huggingface_hub's error."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def local_model(name: str) -> str:

@@ -191,14 +191,15 @@ class Dropped:
             parts.append(f"{out:,} of {count_of(out + kept, what)} left out: {why}")
         if answers := +self.completions_out:
             shown = f"{count_of(answers.total(), 'answers')} left out of {what} that are kept"
-            parts.append(f"{shown}: {self._why(answers)}")
+            # A row may have fewer answers than the table has columns.
+            parts.append(f"{shown}: {self._why(answers, {'empty completion': 'no text in the cell'})}")
         return f"{name}: {'. '.join(parts)}" if parts else ""
 
-    def _why(self, counts: Counter[str]) -> str:
-        """The counts, highest first, each with how to fix it."""
+    def _why(self, counts: Counter[str], remarks: Mapping[str, str] = HINTS) -> str:
+        """The counts, highest first, each with how to fix it or another remark."""
         parts = []
         for reason, count in counts.most_common():
-            hint = self.hints.get(reason) or HINTS.get(reason, "")
+            hint = self.hints.get(reason) or remarks.get(reason) or HINTS.get(reason, "")
             parts.append(f"{count:,} x {reason}" + (f" ({hint})" if hint else ""))
         return ", ".join(parts)
 

@@ -1,4 +1,4 @@
-"""The command `init`: from a user's own tables and base model to a recipe."""
+"""The steps of `init`: from a user's own tables and base model to a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import typer
 import yaml
@@ -21,7 +21,7 @@ from data.tables.labels import VERDICTS
 from data.tables.sources import HUB
 from data.tables.suggest import listed
 from pipeline import invocation
-from pipeline.cli.app import app, echo, home
+from pipeline.cli.app import echo
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.config.load import load_recipe
 from pipeline.engine.plan import Planner
@@ -46,30 +46,6 @@ Table = TypeVar("Table", TableConfig, RankingTableConfig)
 def interactive() -> bool:
     """Whether a person can be asked."""
     return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-@app.command()
-def init(
-    demonstrations: Annotated[
-        str | None, typer.Option(help="Table of prompts with good answers: a file, a folder, hub:// or https://.")
-    ] = None,
-    rankings: Annotated[
-        str | None, typer.Option(help="Table of ranked answers. Without it people rank in a browser.")
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="The model: a folder, a .gguf file, or OWNER/NAME[@COMMIT].")
-    ] = None,
-    name: Annotated[str, typer.Option(help="Name of the recipe and of its folder in runs/.")] = "",
-    annotators: Annotated[str, typer.Option(help="Without --rankings: who will rank, ana,ben.")] = "",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", callback=home, help="The recipe to write.", show_default="beside the table"),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept what is proposed; ask nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
-) -> None:
-    """Write a recipe for your own tables and base model."""
-    Dialog(asks=interactive() and not yes).run(demonstrations, rankings, base, name, annotators, out, force)
 
 
 @dataclass(frozen=True)
@@ -394,7 +370,7 @@ def _say_next(out: Path, text: str, notes: Sequence[str]) -> None:
         )
     echo("next:")
     for command, what in (
-        ("check", "opens the tables and the model's config"),
+        ("check", "opens tables and model"),
         ("run", "all stages, then the report"),
     ):
         echo(f"  {invocation.command(command):40}  # {what}")

@@ -23,6 +23,11 @@ from stages.publish import uploads
 from stages.publish.uploads import CURVES, Upload
 
 Finished = Callable[..., RunSummary]
+SHAPE = (
+    "base.architecture={vocab_size: 100, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
+    "num_attention_heads: 2, num_key_value_heads: 2}"
+)
+"""Of a model on the Hub; with it nothing is fetched."""
 
 
 def planned(run: RunSummary, private: bool | None = None) -> list[Upload]:
@@ -103,7 +108,7 @@ def test_a_licence_that_is_not_on_the_hub_s_list_has_a_name_and_a_link(finished:
 
 
 def test_base_and_data_sets_of_the_hub_are_named(finished: Finished) -> None:
-    sets = "base.model=me/base base.revision=abc data.demonstrations.path=hub://you/chat/part@abc"
+    sets = f"base.model=me/base base.revision=abc {SHAPE} data.demonstrations.path=hub://you/chat/part@abc"
     rankings = "rank.source=data data.rankings={path: hub://you/ranked@def, format: native}"
     [_, upload] = planned(finished(MODEL, sets, rankings, "publish.rankings=me/rankings"))
     assert header(upload)["base_model"] == "me/base"
@@ -113,7 +118,7 @@ def test_base_and_data_sets_of_the_hub_are_named(finished: Finished) -> None:
 
 
 def test_an_adapter_names_its_base_and_brings_the_tokenizer(finished: Finished) -> None:
-    sets = "base.model=me/base base.revision=abc data.demonstrations.path=hub://you/chat@abc"
+    sets = f"base.model=me/base base.revision=abc {SHAPE} data.demonstrations.path=hub://you/chat@abc"
     data = "rank.source=data data.rankings={path: hub://you/ranked@def, format: native}"
     [upload] = planned(finished(MODEL, sets, data, "publish.adapter=true"))
     assert sorted(upload.files) == [
