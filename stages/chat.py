@@ -35,7 +35,7 @@ def choose_models(summary: RunSummary, names: Sequence[str]) -> list[str]:
             near = difflib.get_close_matches(name, steps, n=1)
             raise StageError(
                 f"there is no model called {name}",
-                hint=f"{f'did you mean {near[0]}? ' if near else ''}This recipe's models are {listing(steps)}",
+                hint=f"{f'did you mean {near[0]}? ' if near else ''}this recipe's models are {listing(steps)}",
             )
         try:
             summary.need(name)

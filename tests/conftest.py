@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 import types
 from collections import Counter
@@ -32,6 +33,19 @@ rank: {source: simulated, annotators: [{name: ann}, {name: bob}]}
 ppo:
   kl: {target: 6}
 """
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The system's Chromium, or else Playwright's. Of one module: while it is open, no other event loop can run."""
+    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        if system is None and not os.path.exists(driver.chromium.executable_path):
+            pytest.skip("there is no Chromium: install one, or run `playwright install chromium`")
+        launched = driver.chromium.launch(executable_path=system)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,7 @@ class Upload:
         sizes = {name: size(content) for name, content in self.contents.items()}
         lines = [f"{readable_bytes(sizes[name]):>10}  {name}" for name in sorted(sizes)]
         total = f"{readable_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
-        out = [f"not uploaded, because on no list: {', '.join(self.left_out)}"] if self.left_out else []
+        out = [f"not on the upload list: {', '.join(self.left_out)}"] if self.left_out else []
         end = ["", self.card] if verbose else []
         return "\n".join([f"{visibility} {self.kind} {self.repository}", *lines, total, *out, *end, ""])
 

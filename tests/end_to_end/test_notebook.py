@@ -34,7 +34,7 @@ def test_the_notebook_runs_and_shows_the_report(tmp_path: Path, monkeypatch: pyt
     assert "base     run     no earlier result" in planned
     assert "report: runs/quickstart/report.html" in ran
     assert "<iframe srcdoc=" in report
-    assert "By the independent judge" in report
+    assert "fact errors on" in report
     assert "prompt: name[" in sample
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,19 +38,6 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
             return served
 
         yield make
-
-
-@pytest.fixture(scope="package")
-def browser() -> Iterator[Any]:
-    """The system's Chromium, or else Playwright's."""
-    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        if system is None and not os.path.exists(driver.chromium.executable_path):
-            pytest.skip("there is no Chromium: install one, or run `playwright install chromium`")
-        launched = driver.chromium.launch(executable_path=system)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

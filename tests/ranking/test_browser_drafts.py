@@ -23,7 +23,7 @@ def test_a_draft_survives_a_reload(site: Make, visit: Callable[..., Any]) -> Non
     page = visit(served)
     assert not page.locator("#restored").is_visible()
     place_all(page, "CA")
-    page.get_by_role("button", name="Answer A as good").click()
+    page.get_by_role("button", name="Answer A: tie with the answer above").click()
     page.get_by_role("group", name="Rating of answer B").get_by_role("radio", name="3").check(force=True)
     page.get_by_role("group", name="What is wrong with answer D").get_by_label("Invents facts").check(force=True)
     page.get_by_text("Leave a note").click()

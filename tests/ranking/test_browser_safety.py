@@ -137,7 +137,8 @@ def test_the_page_is_accessible(site: Make, visit: Callable[..., Any]) -> None:
     page.locator(".answer[data-letter=A] .grip").click()
     page.get_by_role("button", name="Answer C: place 2 of 3").focus()
     page.keyboard.press("t")
-    assert page.get_by_role("button", name="Answer C as good").get_attribute("aria-pressed") == "true"
+    tie = page.get_by_role("button", name="Answer C: tie with the answer above")
+    assert tie.get_attribute("aria-pressed") == "true"
     assert page.locator(".answer[data-letter=C] .place").inner_text() == "1="
 
 
@@ -146,7 +147,7 @@ def test_text_has_enough_contrast(site: Make, visit: Callable[..., Any], scheme:
     """WCAG 2.2 AA: a contrast of 4.5 to 1 for all text that is not disabled."""
     page = visit(site([ask(0), ask(1)], ratings=True), color_scheme=scheme)
     place_all(page, "AB")
-    page.get_by_role("button", name="Answer B as good").click()
+    page.get_by_role("button", name="Answer B: tie with the answer above").click()
     page.get_by_role("group", name="What is wrong with answer A").get_by_label("Invents facts").check(force=True)
     for details in page.locator("summary").all():
         details.click()

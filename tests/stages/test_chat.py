@@ -66,7 +66,7 @@ def test_unknown_and_unfinished_models_are_refused_with_the_known_ones(runner: M
     assert choose_models(summary, ["sft", "base"]) == ["sft", "base"]
     with pytest.raises(StageError, match="there is no model called pppo") as unknown:
         choose_models(summary, ["sft", "pppo"])
-    assert unknown.value.hint == "did you mean ppo? This recipe's models are base, sft and ppo"
+    assert unknown.value.hint == "did you mean ppo? this recipe's models are base, sft and ppo"
     with pytest.raises(StageError, match="no model called reward"):
         choose_models(summary, ["reward"])
     with pytest.raises(StageError, match="ppo is not finished") as unfinished:

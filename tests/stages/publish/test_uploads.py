@@ -250,7 +250,7 @@ def test_unlisted_files_are_not_uploaded(finished: Finished, stages: FakeStages)
     assert upload.left_out == (
         "notes.txt", "optimizer.pt", "state/checkpoint.pt", "trainer_state.json", "training_args.bin",
     )  # fmt: skip
-    assert "on no list: notes.txt, optimizer.pt" in upload.describe()
+    assert "not on the upload list: notes.txt, optimizer.pt" in upload.describe()
     assert "`gguf/model-Q4_0.gguf`" in upload.card
 
 

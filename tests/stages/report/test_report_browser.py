@@ -3,10 +3,8 @@ they point to."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from pipeline_fakes import FakeStages
 
 from pipeline.engine.runner import Runner
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -40,18 +37,6 @@ BROKEN = """() => {
   }
   return broken;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The system's Chromium, or else Playwright's."""
-    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with playwright.sync_playwright() as driver:
-        if system is None and not os.path.exists(driver.chromium.executable_path):
-            pytest.skip("there is no Chromium: install one, or run `playwright install chromium`")
-        launched = driver.chromium.launch(executable_path=system)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
