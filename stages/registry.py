@@ -168,7 +168,7 @@ register(
         ),
         StageSpec(
             "eval",
-            version=9,
+            version=10,
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),

@@ -33,7 +33,7 @@ from pipeline.engine.processes import Processes
 from pipeline.engine.progress import Display
 from pipeline.engine.recording import Outcome, assemble
 from pipeline.engine.registry import StageSpec, steps
-from pipeline.engine.stage import Artifact, RunContext
+from pipeline.engine.stage import Artifact, RunContext, Silent
 from pipeline.errors import Interrupted, RecipeError, StageError
 from pipeline.files import readable_seconds
 from pipeline.memory.forecast import Forecast
@@ -270,21 +270,6 @@ def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool) -> Fore
         raise forecast.no_network
     forecast.check({step.spec.section for step in planned if not step.finished}, force)
     return forecast
-
-
-class Silent:
-    """The metrics log and progress display of every process but the first."""
-
-    def log(self, step: int, **values: Any) -> None: ...
-
-    def truncate(self, step: int) -> None: ...
-
-    def advance(self, steps: int = 1, **numbers: float) -> None: ...
-
-    @staticmethod
-    @contextmanager
-    def progress(description: str, total: int | None = None, *, done: int = 0) -> Iterator[Silent]:
-        yield Silent()
 
 
 def _announced_inputs(folders: Mapping[str, str], rank: int) -> dict[str, Artifact]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -122,6 +122,21 @@ class MetricsLog(Protocol):
 
     def truncate(self, step: int) -> None:
         """Removes the lines after `step`, which a resumed run writes again."""
+
+
+class Silent:
+    """A metrics log and a progress display that show nothing, as of every process but the first."""
+
+    def log(self, step: int, **values: Any) -> None: ...
+
+    def truncate(self, step: int) -> None: ...
+
+    def advance(self, steps: int = 1, **numbers: float) -> None: ...
+
+    @staticmethod
+    @contextmanager
+    def progress(description: str, total: int | None = None, *, done: int = 0) -> Iterator[Silent]:
+        yield Silent()
 
 
 @dataclass(frozen=True)

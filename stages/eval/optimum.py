@@ -40,9 +40,7 @@ def measure(
     kls = np.linspace(0, curve.reach, POINTS)
 
     def gains(drawn_RP: np.ndarray) -> Array:
-        return np.stack(
-            [np.interp(kls, kl_PG[rows].mean(0), score_PG[rows].mean(0)) - sft_P[rows].mean() for rows in drawn_RP]
-        )
+        return np.stack([_gain(kls, kl_PG[rows], score_PG[rows], sft_P[rows]) for rows in drawn_RP])
 
     def shares(drawn_RP: np.ndarray) -> Array:
         return np.array(
@@ -64,7 +62,13 @@ def measure(
     return {"samples": scores_PN.shape[1], "reach": curve.reach, "points": points, "share": share}
 
 
+def _gain(kl: Array, kl_PG: Array, score_PG: Array, sft_P: Array) -> Array:
+    """The optimum's gain over SFT at KLs of any shape."""
+    sft = sft_P.mean()
+    return np.interp(kl, np.append(0.0, kl_PG.mean(0)), np.append(sft, score_PG.mean(0))) - sft
+
+
 def _share(kl_PG: Array, score_PG: Array, sft_P: Array, ppo_P: Array, kl_P: Array) -> float:
     """PPO's gain over SFT in parts of the optimum's at the same KL; NaN where that gains nothing."""
-    possible = float(np.interp(kl_P.mean(), kl_PG.mean(0), score_PG.mean(0)) - sft_P.mean())
+    possible = float(_gain(kl_P.mean(), kl_PG, score_PG, sft_P))
     return float(ppo_P.mean() - sft_P.mean()) / possible if possible > 0 else float("nan")

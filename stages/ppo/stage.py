@@ -179,7 +179,9 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
         ctx.say(f"resuming from update {trainer.update} of {trainer.updates}")
     else:
         ctx.metrics.truncate(-1)  # an interrupted run may have logged updates without a checkpoint
-        _start(trainer, ctx)
+        trainer.start(ctx.progress)
+        for line in trainer.solution.lines() if trainer.solution else ():
+            ctx.say(line)
         roles.start_value(trainer.bank, config, trainer.normalizer)
     with ctx.progress("ppo", total=trainer.updates, done=trainer.update) as bar:
         while trainer.update < trainer.updates and not evaluations.stop:
@@ -207,19 +209,6 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
                     checkpoint.save(path, state)
                     evaluations.prune()
                 del state  # a copy of all trainable weights, too large to hold during an update
-
-
-def _start(trainer: PPOTrainer, ctx: RunContext) -> None:
-    kl = trainer.config.kl
-    if kl.kind != "solved":
-        trainer.start()
-        return
-    count = min(kl.num_prompts, len(trainer.prompts.prompts)) * kl.num_generations
-    with ctx.progress("ppo: samples for the KL coefficient", total=count) as bar:
-        trainer.start(bar.advance)
-    assert trainer.solution is not None
-    for line in trainer.solution.lines():
-        ctx.say(line)
 
 
 def _demonstrations(

@@ -8,12 +8,14 @@ checkpoint includes the value role and heads, and logits are computed in chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.config.ppo import PPOConfig
+from pipeline.engine.stage import Progress, Silent
 from pipeline.machine import trim_memory
 from stages.models.bank import Bank
 from stages.models.distributed import World
@@ -89,12 +91,12 @@ class PPOTrainer:
         self.meter = Meter(bank, config, device, self.world)
         self.frozen = checks.FrozenRoles(bank)
 
-    def start(self, on_batch: Callable[[int], None] = lambda responses: None) -> None:
+    def start(self, progress: Callable[..., AbstractContextManager[Progress]] = Silent.progress) -> None:
         """Before the first update, prepares the score normaliser from scores of the reference's responses, and
         solves the KL coefficient if the recipe says so.
 
         Args:
-            on_batch: called with the number of responses in each batch sampled to solve it.
+            progress: opens a progress display.
         """
 
         def scores() -> Tensor:
@@ -106,24 +108,27 @@ class PPOTrainer:
             self.solution = solve(
                 self.config.kl,
                 len(self.prompts.prompts),
-                lambda rows: self.reference_rewards(rows, on_batch),
+                lambda rows: self.reference_rewards(rows, progress),
                 self.generator,
             )
             self.kl.value = self.solution.target.beta
 
-    def reference_rewards(self, rows: Sequence[int], on_batch: Callable[[int], None]) -> Tensor:
+    def reference_rewards(
+        self, rows: Sequence[int], progress: Callable[..., AbstractContextManager[Progress]] = Silent.progress
+    ) -> Tensor:
         """Samples a response of the reference to each training prompt in `rows`, by index. Returns what PPO would
         optimise for them, on every process."""
         size, parts = self.config.batch_size, []
-        for batch in (rows[i : i + size] for i in range(0, len(rows), size)):
-            shares = Shares(len(batch), 1, self.world)
-            prompts = shares.of([self.prompts.prompts[i] for i in batch])
-            episodes = self.sample(prompts, role="reference", share=shares.share)
-            ended = episodes.ended(self.codec.stop_ids).cpu()
-            rewards = torch.zeros(len(batch))
-            rewards[shares.rows] = self.rewards(self.reward(prompts, episodes.responses), ended)
-            parts.append(self.world.sum(rewards))
-            on_batch(len(batch))
+        with progress("ppo: samples for the KL coefficient", total=len(rows)) as bar:
+            for batch in (rows[i : i + size] for i in range(0, len(rows), size)):
+                shares = Shares(len(batch), 1, self.world)
+                prompts = shares.of([self.prompts.prompts[i] for i in batch])
+                episodes = self.sample(prompts, role="reference", share=shares.share)
+                ended = episodes.ended(self.codec.stop_ids).cpu()
+                rewards = torch.zeros(len(batch))
+                rewards[shares.rows] = self.rewards(self.reward(prompts, episodes.responses), ended)
+                parts.append(self.world.sum(rewards))
+                bar.advance(len(batch))
         return torch.cat(parts)
 
     def rewards(self, scores_N: Tensor, ended_N: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ from pipeline.config.dpo import DPOConfig
 from pipeline.config.reward import GateConfig, RewardConfig
 from pipeline.config.sft import SFTConfig
 from pipeline.engine.processes import Processes
-from pipeline.engine.runner import Silent
-from pipeline.engine.stage import RunContext
+from pipeline.engine.stage import RunContext, Silent
 from stages import dpo, sft
 from stages.models.distributed import World
 from stages.reward import stage as reward

@@ -61,6 +61,12 @@ def full_evaluation() -> dict[str, Any]:
             ],
             "fit": {"reason": "1 evaluation points are away from the reference, and the form needs 4"},
         },
+        "optimum": {
+            "samples": 16,
+            "reach": 2.1,
+            "points": [{"kl": kl, "gain": interval(kl, kl - 0.1, kl + 0.1)} for kl in (0.0, 1.0, 2.1)],
+            "share": interval(0.82, 0.77, 0.87),
+        },
         "points": {name: {"kl": 1.9, "gold": interval(0.8, 0.7, 0.9)} for name in ("ppo", "dpo")},
         "extremes": {
             "judge": "venues",

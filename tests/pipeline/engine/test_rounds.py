@@ -15,7 +15,8 @@ from pipeline.config.load import LoadedRecipe
 from pipeline.engine import clean, registry
 from pipeline.engine.processes import Processes
 from pipeline.engine.rounds import by_round, newest, parse, step_name
-from pipeline.engine.runner import Runner, Silent
+from pipeline.engine.runner import Runner
+from pipeline.engine.stage import Silent
 from pipeline.errors import RecipeError, StageError
 from stages.publish import uploads
 

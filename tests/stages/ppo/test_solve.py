@@ -120,7 +120,7 @@ def test_samples_are_scored_as_ppo_scores_its_episodes():
     }
     trainer = ppo_case.make(**SOLVED | values)
     trainer.start()
-    rewards = trainer.reference_rewards([0, 1, 2] * 10, lambda count: None)
+    rewards = trainer.reference_rewards([0, 1, 2] * 10)
     assert rewards.shape == (30,)
     levels = {round(float(value), 4) for value in rewards}
     assert max(levels) <= 0.5
@@ -154,7 +154,10 @@ def test_a_checkpoint_holds_the_solution(tmp_path):
     assert second.step()["objective/kl_coef"] == first.step()["objective/kl_coef"]
 
 
-def test_progress_counts_every_sample():
-    trainer, counts = ppo_case.make(**SOLVED), []
-    trainer.start(counts.append)
-    assert sum(counts) == trainer.solution.num_prompts * trainer.solution.num_generations
+def test_progress_counts_every_sample(training_context):
+    ctx, notes = training_context()
+    trainer = ppo_case.make(**SOLVED)
+    trainer.start(ctx.progress)
+    assert notes.bars["ppo: samples for the KL coefficient"] == (
+        trainer.solution.num_prompts * trainer.solution.num_generations
+    )

@@ -17,7 +17,8 @@ from hub_run import MODEL, write_model
 from pipeline_fakes import FakeStages, write_rankings
 
 from pipeline.engine.plan import RunSummary
-from pipeline.engine.runner import Runner, Silent
+from pipeline.engine.runner import Runner
+from pipeline.engine.stage import Silent
 from pipeline.errors import RecipeError, StageError
 from stages.publish import uploads
 from stages.publish.uploads import CURVES, Upload
