@@ -155,8 +155,8 @@ MUTATIONS = [
     mutation(
         "solved coefficient: raw scores",
         "stages/ppo/trainer.py",
-        "self.rewards(self.reward(prompts, episodes.responses), ended)",
-        "self.reward(prompts, episodes.responses)",
+        "rewards[shares.rows] = self.rewards(scores, self.ended(episodes))",
+        "rewards[shares.rows] = scores",
         f"{PPO}/test_solve.py",
     ),
     mutation(

@@ -25,6 +25,11 @@ SOLVABLE_KL = 5.5
 """Nats per response: log 256, rounded down. The KL of a policy that always gives one of so many samples."""
 
 
+def kl_goal(kind: str, target: float) -> float | None:
+    """The KL that a controller of this kind aims for, nats per response; None with a fixed coefficient."""
+    return None if kind == "fixed" else target
+
+
 @section
 class KLConfig:
     """The penalty on the KL divergence from the reference model, subtracted from the reward of every response
@@ -51,8 +56,8 @@ class KLConfig:
 
     @property
     def goal(self) -> float | None:
-        """The KL that is steered towards, nats per response; None with a fixed coefficient."""
-        return None if self.kind == "fixed" else self.target
+        """As `kl_goal`."""
+        return kl_goal(self.kind, self.target)
 
 
 @section

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.ppo import KLConfig
+from pipeline.config.ppo import kl_goal
 from pipeline.engine.plan import StageRun
 from pipeline.engine.stage import parse
 
@@ -59,10 +59,16 @@ class Alert:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KLSettings:
+    kind: str
+    target: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PPOSettings:
     """The values of `PPOConfig` that explain a result."""
 
-    kl: KLConfig
+    kl: KLSettings
     eval_prompts: int
     reward_model: str | None = None
     checkpoint: str = "last"
@@ -70,7 +76,7 @@ class PPOSettings:
     @property
     def kl_target(self) -> float | None:
         """The KL target, nats per response; None with a fixed coefficient."""
-        return self.kl.goal
+        return kl_goal(self.kl.kind, self.kl.target)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,12 +124,16 @@ class PPOTrainer:
                 shares = Shares(len(batch), 1, self.world)
                 prompts = shares.of([self.prompts.prompts[i] for i in batch])
                 episodes = self.sample(prompts, role="reference", share=shares.share)
-                ended = episodes.ended(self.codec.stop_ids).cpu()
                 rewards = torch.zeros(len(batch))
-                rewards[shares.rows] = self.rewards(self.reward(prompts, episodes.responses), ended)
+                scores = self.reward(prompts, episodes.responses)
+                rewards[shares.rows] = self.rewards(scores, self.ended(episodes))
                 parts.append(self.world.sum(rewards))
                 bar.advance(len(batch))
         return torch.cat(parts)
+
+    def ended(self, episodes: Episodes) -> Tensor:
+        """Which responses end with a stop token, (N,), on the CPU."""
+        return episodes.ended(self.codec.stop_ids).cpu()
 
     def rewards(self, scores_N: Tensor, ended_N: Tensor) -> Tensor:
         """What PPO optimises, (N,): scores normalised and clipped, less the penalty for a missing stop token."""
@@ -148,7 +152,7 @@ class PPOTrainer:
         # 2. Score them.
         scores = self.reward(prompts, episodes.responses)
         disagreement = self.reward.disagreement(self.world)
-        ended = episodes.ended(self.codec.stop_ids).cpu()
+        ended = self.ended(episodes)
         rewards = self.rewards(scores, ended)
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.

@@ -65,7 +65,7 @@ SHARDED = "sharding=full sft.lora=null reward.lora=null"
         ("seed=1.0", "seed: must be a whole number, got 1.0; write 1"),
         ("ppo.whiten_rewards=1", "ppo.whiten_rewards: must be true or false, got 1"),
         ("eval.judge=5", "eval.judge: must be text, got 5 (put it in quotes)"),
-        ("ppo.kl.kind=x", "ppo.kl.kind: must be 'fixed' or 'adaptive', got \"x\""),
+        ("ppo.kl.kind=x", "ppo.kl.kind: must be 'fixed', 'adaptive' or 'solved', got \"x\""),
         ("ppo.learning_rate=.nan", "ppo.learning_rate: must be a finite number"),
         ("rank.annotators=[{name: a, verbosity: .inf}]", "must be a finite number"),
         ("sft.lora.target_modules=5", "sft.lora.target_modules: must be text, or a list, got 5"),

@@ -41,7 +41,7 @@ def test_a_value_without_a_docstring_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_types_defaults_and_words_are_those_of_the_code() -> None:
     for row in (
-        "| `kind` | `fixed`, `adaptive` | `adaptive` | fixed: the coefficient stays at `init` (TRL's `kl_coef`).",
+        "| `kind` | `fixed`, `adaptive`, `solved` | `adaptive` | fixed: the coefficient stays at `init`",
         "| `lam` | number (above 0, at most 1) | `0.95` |",
         "| `micro_batch_size` | integer, at least 1, or `auto`, or null | null | **r** Sequences per forward",
         "| `rankings` | a section, below, or null | null | Existing rankings",
