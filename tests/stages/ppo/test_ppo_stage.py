@@ -357,6 +357,48 @@ def test_a_fixed_price_of_kl_stays_that_of_the_recipe(inputs, tmp_path, training
     assert notes.logged[0][1]["objective/kl_coef"] == 0.07
 
 
+SOLVED = KLConfig(kind="solved", target=0.05, num_prompts=4, num_generations=16)
+
+
+def test_a_solved_coefficient_is_printed_and_written_with_its_table(inputs, tmp_path, training_context):
+    ctx, notes = training_context()
+    policy, metrics = run(inputs, tmp_path / "out", ctx, kl=SOLVED)
+    written = policy.json("optimum.json")
+    assert written["target"]["kl"] == 0.05
+    assert metrics["kl_coef"] == written["target"]["beta"] == notes.logged[-1][1]["objective/kl_coef"]
+    assert notes.bars["ppo: samples for the KL coefficient"] == written["num_prompts"] * written["num_generations"]
+    assert any(line.startswith("ppo: KL coefficient ") for line in notes.lines)
+    assert any(line.endswith("<- kl.target") for line in notes.lines)
+
+
+def test_a_resumed_run_does_not_solve_again(inputs, tmp_path, training_context):
+    whole, _ = run(inputs, tmp_path / "whole out", training_context(state="whole")[0], kl=SOLVED)
+    ctx, notes = training_context(state="cut")
+    log = notes.log
+
+    def die(step, **numbers):
+        if step == 3:
+            raise Killed
+        log(step, **numbers)
+
+    notes.log = die
+    with pytest.raises(Killed):
+        run(inputs, tmp_path / "cut out", ctx, kl=SOLVED)
+    ctx, notes = training_context(state="cut")
+    resumed, _ = run(inputs, tmp_path / "resumed out", ctx, kl=SOLVED)
+    assert "ppo: samples for the KL coefficient" not in notes.bars
+    for name in ("optimum.json", "adapter/adapter_model.safetensors", "evaluations.jsonl"):
+        assert resumed.file(name).read_bytes() == whole.file(name).read_bytes(), name
+
+
+def test_a_later_round_solves_its_coefficient_anew(inputs, tmp_path, training_context):
+    later = later_inputs(inputs, tmp_path, training_context)
+    ctx, notes = training_context(state="second")
+    second, _ = run(later, tmp_path / "second out", ctx, kl=SOLVED, total_episodes=8)
+    assert notes.logged[0][1]["objective/kl_coef"] == second.json("optimum.json")["target"]["beta"]
+    assert notes.logged[0][1]["objective/kl_coef"] != later["ppo"].metrics["kl_coef"]
+
+
 @pytest.mark.parametrize("wrong", ["policy", "reference"])
 def test_a_policy_or_reference_that_is_not_the_stored_one_is_refused(
     inputs, tmp_path, training_context, base, wrong
