@@ -59,14 +59,29 @@ def test_the_report_has_judges_baselines_and_frontier(fake: FakeRun, tmp_path: P
 
 
 def test_the_pictures_of_the_frontier(fake: FakeRun) -> None:
-    both, ways = frontier.charts(fake.findings().evaluation)
+    both, most, ways = frontier.charts(fake.findings().evaluation)
     assert [(line.kind, len(line.points)) for line in both.lines] == [("train", 3), ("held-out", 3), ("level", 3)]
     assert [x for x, _ in both.lines[1].points] == [0.0, 2.0, 4.0]  # by KL, not by update
+    assert [(line.kind, len(line.points)) for line in most.lines] == [("level", 3), ("train", 3), ("other", 2)]
     assert [line.kind for line in ways.lines] == ["held-out", "other", "point"]
     assert frontier.charts(None) == []
     del fake.evaluation["frontier"]
     assert frontier.charts(Evaluation.of(fake.evaluation)) == []
     assert frontier.conclude(Evaluation.of(fake.evaluation)) == ""
+
+
+def test_the_share_of_the_possible_score_is_a_sentence(fake: FakeRun) -> None:
+    text = frontier.possible(fake.findings().evaluation).replace("\N{NO-BREAK SPACE}", " ")
+    assert text.startswith(
+        "PPO has 82 % (77 to 87 %) of the gain in the reward model’s score that is possible at its KL"
+    )
+    fake.evaluation["optimum"] |= {"share": None, "reach": 1.5}
+    unresolved = frontier.possible(Evaluation.of(fake.evaluation))
+    assert "cannot be told from 16 answers per prompt" in unresolved
+    assert "Raise eval.best_of_n." in unresolved
+    del fake.evaluation["optimum"]
+    assert frontier.possible(Evaluation.of(fake.evaluation)) == ""
+    assert frontier.possible(None) == ""
 
 
 @pytest.mark.parametrize(
