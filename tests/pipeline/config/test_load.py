@@ -161,6 +161,14 @@ def test_ranges(load: Load, given: str) -> None:
         ("base.template_date=today", "base.template_date: must be a date, YYYY-MM-DD, got 'today'"),
         ("base.control_tokens=drop", "base.control_tokens: must be 'text' or 'tokens'"),
         ("ppo.num_mini_batches=3", "ppo.num_mini_batches: 3 must divide batch_size (128)"),
+        (
+            "ppo.kl.kind=solved ppo.kl.target=5.5",
+            "ppo.kl.target: must be below 5.5 nats with kl.kind: solved (got 5.5)",
+        ),
+        (
+            "ppo.kl.kind=solved ppo.kl.target=1 ppo.score.normalization=running",
+            "ppo.score.normalization: running changes the scale",
+        ),
         ("ppo.micro_batch_size=5", "ppo.micro_batch_size: 5 must divide the minibatch (32)"),
         ("ppo.value_learning_rate=1e-3", "ppo.value_learning_rate: is for a separate value model"),
         ("ppo.critic_warmup_updates=2", "ppo.critic_warmup_updates: is for a separate value model"),
