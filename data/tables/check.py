@@ -6,7 +6,6 @@ problem at once, where the stage would stop at the first.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from data.tables.repeats import Repeats, repeats
 from data.tables.sources import Dropped, MissingColumn, Row, TableError, read_table
 from data.tables.suggest import count_of, listed
 from pipeline.config.data import RankingTableConfig
+from pipeline.config.paths import nearest
 from pipeline.config.rules import is_local
 from pipeline.errors import DataError, RecipeError
 
@@ -159,10 +159,8 @@ def _nested(problem: Problem, profile: Profile) -> Problem:
 
 
 def _no_file(name: str, path: Path) -> Problem:
-    folder = path.parent
-    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    hint = f"did you mean {folder / near[0]}? " if near else ""
+    near = nearest(path)
+    hint = f"did you mean {near}? " if near else ""
     return Problem(
         f"{name}.path: there is no file or folder {path}",
         f"{name}.path",

@@ -50,7 +50,7 @@ class KLConfig:
     faster."""
     num_prompts: Annotated[int, Field(ge=2)] = 128
     """For `solved`: training prompts to sample answers to."""
-    num_generations: Annotated[int, Field(ge=4, le=256)] = 32
+    num_generations: Annotated[int, Field(ge=4, le=MOST_SAMPLES)] = 32
     """For `solved`: samples per prompt. N samples resolve a KL well below log N; where they do not resolve
     `target`, more are drawn, up to 256."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 from pipeline.config.base import BaseConfig
 from pipeline.config.checkpoint import CONFIG, context_length, folder_refusal
+from pipeline.config.paths import nearest
 from pipeline.config.rules import is_hub_id
 from pipeline.errors import RecipeError, StageError
 from pipeline.memory.sources import architecture_of
@@ -68,13 +68,11 @@ def resolve(name: str) -> Base:
 
 
 def _no_folder(name: str, path: Path) -> RecipeError:
-    folder = path.parent
-    there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, there, n=1)
+    near = nearest(path)
     return RecipeError(
         f"there is no folder or GGUF file {name}",
         where="--base",
-        hint=f"did you mean {folder / near[0]}?"
+        hint=f"did you mean {near}?"
         if near
         else "write the path of a folder or .gguf file, or a Hub id, OWNER/NAME[@COMMIT]",
     )

@@ -24,6 +24,7 @@ from pipeline import invocation
 from pipeline.cli.app import echo
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.config.load import load_recipe
+from pipeline.config.paths import nearest
 from pipeline.engine.plan import Planner
 from pipeline.errors import DataError, RecipeError, TutelageError
 from pipeline.files import write_atomic
@@ -310,12 +311,10 @@ def _check_file(path: str) -> None:
     local = Path(path).expanduser()
     if not _is_local(path) or local.exists():
         return
-    folder = local.parent
-    there = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(local.name, there, n=1)
+    near = nearest(local)
     raise DataError(
         f"there is no file or folder {path}",
-        hint=f"did you mean {folder / near[0]}?" if near else "paths are relative to the working directory",
+        hint=f"did you mean {near}?" if near else "paths are relative to the working directory",
     )
 
 

@@ -228,14 +228,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("value", ["adapter", "trunk"])
-def test_resume_is_exact(inputs, tmp_path, training_context, value):
-    """Killed in its third update, after the checkpoint of the second, and a run that was not: the same."""
-    values = {"value": value, "score": ScoreConfig(normalization="running"), "ptx_coef": 0.1}
-    ctx, notes = training_context(state="whole")
-    whole, _ = run(inputs, tmp_path / "whole out", ctx, **values)
-    expected = notes.logged
-
+def run_killed(inputs, out, training_context, **values):
+    """A run of the state `cut` that is killed in its third update."""
     ctx, notes = training_context(state="cut")
     log = notes.log
 
@@ -246,7 +240,18 @@ def test_resume_is_exact(inputs, tmp_path, training_context, value):
 
     notes.log = die
     with pytest.raises(Killed):
-        run(inputs, tmp_path / "cut out", ctx, **values)
+        run(inputs, out, ctx, **values)
+
+
+@pytest.mark.parametrize("value", ["adapter", "trunk"])
+def test_resume_is_exact(inputs, tmp_path, training_context, value):
+    """Killed in its third update, after the checkpoint of the second, and a run that was not: the same."""
+    values = {"value": value, "score": ScoreConfig(normalization="running"), "ptx_coef": 0.1}
+    ctx, notes = training_context(state="whole")
+    whole, _ = run(inputs, tmp_path / "whole out", ctx, **values)
+    expected = notes.logged
+
+    run_killed(inputs, tmp_path / "cut out", training_context, **values)
 
     ctx, notes = training_context(state="cut")
     resumed, _ = run(inputs, tmp_path / "resumed out", ctx, **values)
@@ -373,17 +378,7 @@ def test_a_solved_coefficient_is_printed_and_written_with_its_table(inputs, tmp_
 
 def test_a_resumed_run_does_not_solve_again(inputs, tmp_path, training_context):
     whole, _ = run(inputs, tmp_path / "whole out", training_context(state="whole")[0], kl=SOLVED)
-    ctx, notes = training_context(state="cut")
-    log = notes.log
-
-    def die(step, **numbers):
-        if step == 3:
-            raise Killed
-        log(step, **numbers)
-
-    notes.log = die
-    with pytest.raises(Killed):
-        run(inputs, tmp_path / "cut out", ctx, kl=SOLVED)
+    run_killed(inputs, tmp_path / "cut out", training_context, kl=SOLVED)
     ctx, notes = training_context(state="cut")
     resumed, _ = run(inputs, tmp_path / "resumed out", ctx, kl=SOLVED)
     assert "ppo: samples for the KL coefficient" not in notes.bars
@@ -433,17 +428,7 @@ def test_the_stored_responses_are_the_policys_and_their_logprobs_too(inputs, tmp
 def test_resume_is_exact_in_a_later_round(inputs, tmp_path, training_context):
     later = later_inputs(inputs, tmp_path, training_context)
     whole, _ = run(later, tmp_path / "whole out", training_context(state="whole")[0])
-    ctx, notes = training_context(state="cut")
-    log = notes.log
-
-    def die(step, **numbers):
-        if step == 3:
-            raise Killed
-        log(step, **numbers)
-
-    notes.log = die
-    with pytest.raises(Killed):
-        run(later, tmp_path / "cut out", ctx)
+    run_killed(later, tmp_path / "cut out", training_context)
     resumed, _ = run(later, tmp_path / "resumed out", training_context(state="cut")[0])
     for name in (
         "adapter/adapter_model.safetensors",
