@@ -242,9 +242,10 @@ def test_the_bootstrap_draws_prompts_not_pairs():
 
 @pytest.mark.parametrize(
     ("name", "ratings", "pairwise", "by_others"),
-    [("quality", "quality", 0.671, 0.670), ("naturalness", "natur", 0.625, 0.632)],
+    [("quality", "quality", 0.67278, 0.67162), ("naturalness", "natur", 0.62633, 0.63492)],
 )
 def test_agreement_of_e2e_workers(shared, name, ratings, pairwise, by_others):
+    """The figures were counted from the files without this package, less the answers that a worker rated twice."""
     config = RankingTableConfig(
         path=str(shared / "e2e_rankings" / f"{name}.csv"),
         format="wide",
@@ -256,6 +257,6 @@ def test_agreement_of_e2e_workers(shared, name, ratings, pairwise, by_others):
         },
     )
     measured = agreement(read_rankings(config, Dropped()), resamples=200)
-    assert measured.pairwise.value == pytest.approx(pairwise, abs=0.001)
-    assert measured.by_others.value == pytest.approx(by_others, abs=0.001)
+    assert measured.pairwise.value == pytest.approx(pairwise, abs=1e-5)
+    assert measured.by_others.value == pytest.approx(by_others, abs=1e-5)
     assert measured.pairwise.low < measured.pairwise.value < measured.pairwise.high
