@@ -105,6 +105,10 @@ class RewardConfig:
     is counted and printed."""
     fingerprints: Natural = 16
     """Number of texts whose scores are stored with the model as fingerprints and verified whenever it is loaded."""
+    rubric: LocalPath = "eval"
+    """The slot lexicon that counts faults, for the held-out accuracy by kind of fault; it enters neither training
+    nor the gate. eval: the one that `eval.judge` names, if it names one. Otherwise `venues` or `e2e`, the path of
+    another lexicon, or `none`."""
     gate: GateConfig | None = field(default_factory=GateConfig)
     """Requirements before PPO may use the model; null: none."""
     trainer: dict[str, Any] = trainer_values("transformers.TrainingArguments", REWARD_TRAINER)

@@ -6,7 +6,7 @@
    the rankings of the recipe.
 3. Scale the members to a common scale.
 4. Evaluate the model on held-out rankings, against a bag of words trained on the same pairs and the agreement of
-   the annotators. Decide whether PPO may use it (the gate).
+   the annotators and, where the recipe has a rubric, by kind of fault. Decide whether PPO may use it (the gate).
 5. Write the model with its fingerprints, and `quality.json`.
 """
 
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.schema import Ranking, read_rankings_file
+from data.schema import Prompt, Ranking, prompt_key, read_rankings_file
 from data.splits import group_of
 from data.tables.mapping import located
 from data.tables.messages import with_system
@@ -35,7 +35,8 @@ from stages.artifacts import AGREEMENT, rankings_file, read_weights
 from stages.left_out import PREFIXES
 from stages.models.distributed import World
 from stages.models.text import load_codec
-from stages.reward import artifact, bag_of_words, training
+from stages.reward import artifact, bag_of_words, by_fault, training
+from stages.reward.artifact import FaultAccuracy
 from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
@@ -66,7 +67,9 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
     where = ", ".join(str(ranked.path) for ranked in rounds)
     groups, left_out = read("", _ranked(rounds, "train"), where=where, weights=_weights(config, rounds))
-    held_out, unmeasured = read("eval_", _ranked(rounds, "eval"), where=where)
+    asked: dict[str, Prompt] = {}
+    held_out, unmeasured = read("eval_", _noting(_ranked(rounds, "eval"), asked), where=where)
+    rubric = by_fault.load_rubric(config.rubric, (asked[key] for key in held_out))
     pretraining: dict[str, Group] = {}
     metrics: Metrics = {}
     if config.pretrain_on is not None:
@@ -86,7 +89,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     with ctx.progress("reward: bag of words", total=len(bag_of_words.distinct(pairs))) as bar:
         words = bag_of_words.fit(pairs, bar.advance)
     quality, tables = measure_reward_model(
-        model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx
+        model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, rubric, config, ctx
     )
     metrics |= {f"eval_{name}": value for name, value in quality.items()} | unmeasured.metrics()
     if World().rank:
@@ -98,6 +101,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     artifact.write(out_dir, metrics, tables, unfit=reasons, warnings=notes)
     if line := summary(quality):
         ctx.say(line)
+    if "by_fault" in tables:
+        ctx.say(by_fault.line(FaultAccuracy(**row) for row in tables["by_fault"]))
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
     for note in notes:
@@ -178,6 +183,15 @@ def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
     their size."""
     rows = (row for ranked in rounds for row in read_rankings_file(rankings_file(ranked)))
     return (row for row in rows if row.split == split)
+
+
+def _noting(rankings: Iterable[Ranking], prompts: dict[str, Prompt]) -> Iterator[Ranking]:
+    """Passes rankings on, and notes their prompts by key in `prompts`."""
+    for ranking in rankings:
+        key = prompt_key(ranking.prompt)
+        if key not in prompts:
+            prompts[key] = Prompt(ranking.prompt, ranking.split, ranking.where)
+        yield ranking
 
 
 def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, float] | None:

@@ -163,6 +163,7 @@ class FakeRun:
     def __init__(self, stages: FakeStages, runner: Callable[..., Runner]) -> None:
         self.runner = runner
         self.ranking, self.quality, self.evaluation = dict(RANKING), dict(QUALITY), evaluation()
+        self.tables: dict[str, Any] = dict(TABLES)
         self.agreement: dict[str, Any] | None = None
         self.sample: dict[str, Any] = SAMPLE
         self.dropped: list[dict[str, Any]] = []
@@ -218,7 +219,7 @@ class FakeRun:
             {"predicted": 0.8, "observed": 0.75, "count": 700},
         ]
         metrics = {f"eval_{name}": value for name, value in self.quality.items()}
-        tables = {} if not self.quality["pairs"] else TABLES
+        tables = {} if not self.quality["pairs"] else self.tables
         quality = {
             "metrics": metrics,
             "reliability": table,

@@ -59,3 +59,22 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
     assert "nobody ranked the same answers twice" in text
     assert "Models behind the answers" not in text
     assert "Left out" not in text
+
+
+def test_the_report_has_accuracy_by_kind_of_fault(fake: FakeRun, tmp_path: Path) -> None:
+    fake.tables["by_fault"] = [
+        {"kind": "missing", "pairs": 1412, "accuracy": 0.934, "low": 0.91, "high": 0.95},
+        {"kind": "wrong", "pairs": 0, "accuracy": None, "low": None, "high": None},
+    ]
+    _, page = build(fake(), tmp_path)
+    text = " ".join(page.text.split())
+    assert "differ in the number of faults of one kind only" in text
+    assert "missing 93 % 91 to 95 % 1,412 wrong – – 0" in text
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["reward"]["by_fault"] == fake.tables["by_fault"]
+
+
+def test_without_a_rubric_the_report_has_no_kinds_of_fault(fake: FakeRun, tmp_path: Path) -> None:
+    _, page = build(fake("reward"), tmp_path)
+    assert "Reward model" in page.text
+    assert "By kind of fault" not in page.text
