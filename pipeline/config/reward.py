@@ -90,6 +90,10 @@ class RewardConfig:
     annotator_weights: Literal["none", "reliability"] = "none"
     """Weight of a ranking in the loss. none: 1. reliability: the reliability of its annotator, as the `rank` stage
     measured it."""
+    hard_negatives: Natural = 0
+    """How many swapped answers to add per training prompt, where prompts are meaning representations
+    (`attribute[value], ...`): copies of ranked answers in which one value is that of another training prompt, each
+    ranked below its original. They are not rankings of people, and are counted apart."""
     center_rewards_coefficient: NonNegative = 0.0
     """Weight of a loss on the squared mean score of a prompt's answers, which keeps scores centred on zero."""
     pretrain_on: PretrainOnConfig | None = None

@@ -255,6 +255,8 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
         yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
     if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":
         yield "reward.merits", "says where margins or regression targets come from, and the recipe uses neither"
+    if reward.hard_negatives and reward.merits == "ratings" and (reward.margin or reward.objective == "regression"):
+        yield "reward.hard_negatives", "makes pairs without ratings: set reward.merits to ranks, or leave it out"
     if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
         yield "reward.ensemble", "needs LoRA on the policy's backbone, because its members are adapters there"
     if reward.rubric not in ("eval", *JUDGES) and Path(reward.rubric).is_dir():

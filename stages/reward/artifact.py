@@ -110,6 +110,7 @@ class RewardQuality:
         by_fault: one row per kind of fault; empty without a rubric.
         by_prompt: histogram of accuracy per prompt.
         scores: histogram of the scores of held-out answers.
+        hard_negatives: number of training pairs that the stage made (`stages.reward.hard_negatives`).
         unfit: why the model fails the gate; empty if it passes.
     """
 
@@ -119,13 +120,16 @@ class RewardQuality:
     by_fault: Sequence[FaultAccuracy] = ()
     by_prompt: Sequence[Bin] = ()
     scores: Sequence[Bin] = ()
+    hard_negatives: int = 0
     unfit: Sequence[str]
     warnings: Sequence[str] = ()
 
     @classmethod
     def read(cls, artifact: Artifact) -> RewardQuality:
         content, where = artifact.json(FILE), str(artifact.path / FILE)
-        return parse(cls, content | {"held_out": HeldOut.of(content["metrics"], where)}, where)
+        metrics = content["metrics"]
+        measured = {"held_out": HeldOut.of(metrics, where), "hard_negatives": metrics.get("hard_negatives", 0)}
+        return parse(cls, content | measured, where)
 
 
 def read_unfit(artifact: Artifact) -> list[str]:

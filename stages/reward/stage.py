@@ -1,7 +1,8 @@
 """The `reward` stage: trains a scalar reward model on rankings of K answers, and evaluates it.
 
 1. Group the training rankings by prompt. A training example is a prompt with its distinct completions, each scored
-   once, and all their rankings. Count the rankings left out, and fail if no strict pair remains.
+   once, and all their rankings. Count the rankings left out, and fail if no strict pair remains. Add the hard
+   negatives that the recipe asks for.
 2. For each member of the ensemble (one by default): build it, train it on `reward.pretrain_on`, if set, and then on
    the rankings of the recipe.
 3. Scale the members to a common scale.
@@ -40,6 +41,7 @@ from stages.reward.artifact import FaultAccuracy
 from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
+from stages.reward.hard_negatives import add_hard_negatives
 from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
 from stages.reward.measure import measure_reward_model
 from stages.scoring.reward_model import numbered
@@ -66,8 +68,16 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     # 1.
     read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
     where = ", ".join(str(ranked.path) for ranked in rounds)
-    groups, left_out = read("", _ranked(rounds, "train"), where=where, weights=_weights(config, rounds))
+    trained_on: dict[str, Prompt] = {}
     asked: dict[str, Prompt] = {}
+    rankings: Iterable[Ranking] = _ranked(rounds, "train")
+    if config.hard_negatives:
+        rankings = _noting(rankings, trained_on)
+    groups, left_out = read("", rankings, where=where, weights=_weights(config, rounds))
+    completions = sum(len(group.rows) for group in groups.values())
+    negatives: Metrics = {}
+    if config.hard_negatives:
+        negatives = add_hard_negatives(groups, trained_on, builder.encoder, config, ctx)
     held_out, unmeasured = read("eval_", _noting(_ranked(rounds, "eval"), asked), where=where)
     rubric = by_fault.load_rubric(config.rubric, (asked[key] for key in held_out))
     pretraining: dict[str, Group] = {}
@@ -81,7 +91,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     metrics |= {
         "rankings": left_out.used,
         "prompts": len(groups),
-        "completions": sum(len(g.rows) for g in groups.values()),
+        "completions": completions,
+        **negatives,
         **left_out.metrics(),
         **trained,
     }

@@ -168,6 +168,8 @@ class FakeRun:
         self.sample: dict[str, Any] = SAMPLE
         self.dropped: list[dict[str, Any]] = []
         self.unfit: list[str] = []
+        self.made: dict[str, int] = {}
+        """Metrics of hard negatives."""
         self.warnings: list[str] = []
         self.left_out: dict[str, dict[str, int]] = {}
         """Further metrics by stage."""
@@ -218,7 +220,7 @@ class FakeRun:
             {"predicted": 0.2, "observed": 0.25, "count": 700},
             {"predicted": 0.8, "observed": 0.75, "count": 700},
         ]
-        metrics = {f"eval_{name}": value for name, value in self.quality.items()}
+        metrics = self.made | {f"eval_{name}": value for name, value in self.quality.items()}
         tables = {} if not self.quality["pairs"] else self.tables
         quality = {
             "metrics": metrics,
