@@ -123,8 +123,9 @@ def problems(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
             f"the model's chat template refuses a system turn ({profile.no_system}). Remove data.system, or set "
             "base.fold_turns to true, which puts its text before the first user turn",
         )
-    if recipe.sft.lora is not None:
-        yield from _targets("sft.lora.target_modules", recipe.sft.lora.target_modules, profile)
+    for path, lora in recipe.policy_loras.items():
+        if lora is not None:
+            yield from _targets(f"{path}.target_modules", lora.target_modules, profile)
     if recipe.reward.lora is not None and recipe.reward.model is None:
         yield from _targets("reward.lora.target_modules", recipe.reward.lora.target_modules, profile)
     yield from _same_targets(recipe, profile)
@@ -139,7 +140,7 @@ def _lengths(recipe: Recipe, context: int | None) -> Iterator[Problem]:
     """Positions beyond the context are an index error with learned positions, and untrained with rotary ones."""
     if context is None:
         return
-    whole = {"sft.max_length": recipe.sft.max_length}
+    whole = {} if recipe.sft is None else {"sft.max_length": recipe.sft.max_length}
     if recipe.reward.model is None:
         whole["reward.max_length"] = recipe.reward.max_length
     if recipe.dpo is not None and recipe.dpo.enabled:
@@ -207,7 +208,7 @@ def _targets(path: str, targets: str | Sequence[str], profile: ModelProfile) -> 
 
 def _same_targets(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
     """A copy of the SFT adapter needs the same layers. `_targets` reports targets that cannot be read."""
-    sft, reward = recipe.sft.lora, recipe.reward.lora
+    sft, reward = None if recipe.sft is None else recipe.sft.lora, recipe.reward.lora
     if sft is None or reward is None or recipe.reward.model is not None or recipe.reward.init != "sft":
         return
     with contextlib.suppress(re.error):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config.section import (
+    ADDED,
     RUNTIME,
     BelowOne,
     Chance,
@@ -18,6 +19,7 @@ from pipeline.config.section import (
     field,
     section,
 )
+from pipeline.config.sft import LoRAConfig
 
 MOST_SAMPLES = 256
 """Samples per prompt from which a KL coefficient is solved, at most."""
@@ -106,6 +108,9 @@ class MonitorConfig:
 class PPOConfig:
     """PPO with a KL penalty: batch sizes, learning rates, the losses' coefficients, and what watches the run."""
 
+    lora: LoRAConfig | None = field(default_factory=LoRAConfig, metadata=ADDED)
+    """Only for `sft: null`: the policy's adapter, which starts without effect on the base model; null: train every
+    weight. After SFT, PPO trains what SFT trained."""
     total_episodes: Count = 8192
     """Responses sampled in the whole stage, in each round."""
     batch_size: Count = 128

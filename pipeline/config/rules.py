@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import licenses
+from pipeline.config import licenses, policies
 from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
-from pipeline.config.dpo import DPOConfig
 from pipeline.config.export import PublishConfig
 from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
 from pipeline.config.paths import nearest
@@ -46,8 +45,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
             f"{pretrain.held_out} must be at least data.eval_fraction ({eval_fraction}), or held-out prompts leak "
             "into the corpus",
         )
-    yield from _lora(recipe)
-    yield from _sharding(recipe)
+    yield from policies.problems(recipe)
     yield from _reward(recipe)
     yield from _rank(recipe)
     yield from _rounds(recipe)
@@ -161,87 +159,6 @@ def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
 def _column_names(path: str, table: TableConfig | RankingTableConfig, format: TableFormat) -> Iterator[Problem]:
     for column, what, hint in format.problems(table.columns):
         yield f"{path}.columns" + (f".{column}" if column else ""), f"{what}; {hint}"
-
-
-def _lora(recipe: Recipe) -> Iterator[Problem]:
-    sft, reward = recipe.sft.lora, recipe.reward.lora
-    quantization = recipe.base.quantization
-    if quantization in ("nf4", "int8"):
-        for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
-            if lora is None and not (path == "reward.lora" and recipe.reward.model):
-                yield path, f"is required by base.quantization = {quantization}"
-    elif (sft is None) != (reward is None) and recipe.reward.model is None:
-        yield (
-            "reward.lora",
-            "and sft.lora must both be sections or both be null: roles share one backbone or none",
-        )
-    if recipe.base.dtype == "float16" and sft is None:
-        yield (
-            "base.dtype",
-            "float16 trains LoRA adapters only, and sft.lora is null: a full fine-tune needs the range of "
-            "bfloat16 or float32. Set it to auto",
-        )
-    if sft is not None and reward is not None and recipe.reward.model is None and recipe.reward.init == "sft":
-        for name in ("r", "lora_alpha"):
-            if getattr(reward, name) != getattr(sft, name):
-                yield (
-                    f"reward.lora.{name}",
-                    f"must be that of sft.lora ({getattr(sft, name)}): with reward.init = sft the reward adapter "
-                    "starts as a copy of the SFT adapter. Make them equal, or set reward.init to base",
-                )
-    if isinstance(quantization, QATConfig):
-        for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
-            if lora is not None and lora.lora_dropout:
-                yield (
-                    f"{path}.lora_dropout",
-                    "must be 0 with base.quantization.qat, which rounds weight and adapter together",
-                )
-
-
-def _sharding(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.sharding == "none":
-        return
-    sft, reward, ppo = recipe.sft, recipe.reward, recipe.ppo
-    if recipe.base.quantization != "none":
-        yield (
-            "sharding",
-            "full needs a full fine-tune of unquantised weights, and base.quantization is set: remove one of the "
-            "two",
-        )
-    for path, lora in (("sft.lora", sft.lora), ("reward.lora", reward.lora)):
-        if lora is not None and not (path == "reward.lora" and reward.model):
-            yield (
-                path,
-                "must be null for sharding = full: with adapters every process keeps the whole backbone anyway. "
-                "Set it to null, or sharding to none",
-            )
-    if ppo.optimizer != "adamw":
-        yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding = full: use adamw"
-    dpo = recipe.dpo or DPOConfig()
-    for path, size in (
-        ("sft", sft.micro_batch_size),
-        ("reward", reward.micro_batch_size),
-        ("ppo", ppo.micro_batch_size),
-        ("dpo", dpo.micro_batch_size),
-    ):
-        if size == "auto":
-            yield (
-                f"{path}.micro_batch_size",
-                "auto works by running out of memory, and with sharding = full the other processes would then wait "
-                "forever. Set a number",
-            )
-    pretrain_on = reward.pretrain_on.trainer if reward.pretrain_on else {}
-    for path, values in (
-        ("sft.trainer", sft.trainer),
-        ("reward.trainer", reward.trainer),
-        ("reward.pretrain_on.trainer", pretrain_on),
-        ("dpo.trainer", dpo.trainer),
-    ):
-        if values.get("optim", "adamw_torch") not in ("adamw_torch", "adamw_torch_fused"):
-            yield f"{path}.optim", f"{values['optim']} is not supported with sharding = full: use adamw_torch"
-        for name in ("torch_compile", "use_liger_kernel"):
-            if values.get(name):
-                yield f"{path}.{name}", "is not supported with sharding = full"
 
 
 def _reward(recipe: Recipe) -> Iterator[Problem]:
@@ -410,7 +327,7 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
 
 
 def _export(recipe: Recipe) -> Iterator[Problem]:
-    export, lora = recipe.export, recipe.sft.lora
+    export, (path, lora) = recipe.export, next(iter(recipe.policy_loras.items()))
     formats = export.formats
     if formats is None:
         return
@@ -419,7 +336,7 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
     if not formats:
         yield "export.formats", "is empty; null chooses a format that suits the base"
     if "adapter" in formats and lora is None:
-        yield "export.formats", "adapter needs LoRA, and sft.lora is null: every weight is trained"
+        yield "export.formats", f"adapter needs LoRA, and {path} is null: every weight is trained"
     merged = [name for name in formats if name != "adapter"]
     quantization = recipe.base.quantization
     if isinstance(quantization, QATConfig):
