@@ -44,6 +44,7 @@ class ModelProfile:
         unsupported: linear layers, by the last part of their names, that peft cannot adapt.
         formats: export format -> why the model cannot be written in it.
         no_system: the chat template's error for a system turn; empty if it accepts one.
+        no_turns: why the assistant's turns of a conversation cannot be located; empty if they can.
     """
 
     context: int | None = None
@@ -54,9 +55,13 @@ class ModelProfile:
     unsupported: Sequence[str] = ()
     formats: Mapping[str, str] = field(default_factory=dict)
     no_system: str = ""
+    no_turns: str = ""
 
     def write(self, folder: Path) -> None:
-        (folder / PROFILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        values = asdict(self)
+        if not self.no_turns:  # so that the artifact is the one of versions before this field
+            del values["no_turns"]
+        (folder / PROFILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> ModelProfile | None:
@@ -122,6 +127,13 @@ def problems(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
             "data.system",
             f"the model's chat template refuses a system turn ({profile.no_system}). Remove data.system, or set "
             "base.fold_turns to true, which puts its text before the first user turn",
+        )
+    if profile.no_turns and recipe.sft is not None and recipe.sft.assistant_only_loss:
+        yield (
+            "sft.assistant_only_loss",
+            "the model's chat template does not show where the assistant's turns of a conversation are: "
+            f"{profile.no_turns}. Set it to false, which trains on the last turn, or set base.chat_template to a "
+            "template with {% generation %} markers",
         )
     for path, lora in recipe.policy_loras.items():
         if lora is not None:

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from pipeline.config import licenses, policies
-from pipeline.config.base import BaseConfig, QATConfig
+from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.export import PublishConfig
 from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
@@ -91,6 +91,10 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
     built_in = ("auto", "plain", "chatml")
     if base.model is None and base.chat_template not in built_in and not base.chat_template.endswith(".jinja"):
         yield "base.chat_template", "must be auto, plain, chatml or a .jinja file"
+    for name in base.chat_template_kwargs:
+        if not name.isidentifier() or name in TEMPLATE_INPUTS:
+            what = "is part of each conversation" if name in TEMPLATE_INPUTS else "is not a variable's name"
+            yield "base.chat_template_kwargs", f"{name} {what} and cannot be set here"
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", base.template_date) or not _is_date(base.template_date):
         yield "base.template_date", f"must be a date, YYYY-MM-DD, got {base.template_date!r}"
     if base.pretrain is not None:
