@@ -155,7 +155,7 @@ register(
             later=_ppo_later,
             repeats=True,
             paths={
-                "ppo.reward_model": lambda _: True,
+                "ppo.reward_model": lambda model: not is_hub_id(model),
                 "ppo.monitor.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
                 "eval.judge": _is_file,
             },

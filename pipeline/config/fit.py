@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import hub_models
 from pipeline.config import checkpoint
 from pipeline.config.base import BaseConfig, PretrainConfig, QATConfig
 from pipeline.config.recipe import Recipe
@@ -86,31 +87,34 @@ def foreseen(recipe: Recipe) -> Iterator[Problem]:
 
 
 def scorers(recipe: Recipe) -> Iterator[Problem]:
-    """Problems of the classifiers in local folders that the recipe names. Without this check each would be found
-    only after earlier stages have run. Raises `StageError` when a file cannot be read."""
+    """Problems of the classifiers that the recipe names, in local folders or in the Hub's cache. Without this check
+    each would be found only after earlier stages have run. Raises `StageError` when a file cannot be read."""
     scoring = {
         "reward.model": recipe.reward.model,
         "ppo.reward_model": recipe.ppo.reward_model,
         "ppo.monitor.judge": recipe.ppo.monitor.judge,
         "eval.reward_model": recipe.eval.reward_model,
     }
+    fetched = hub_models.scorer(recipe)
     for path, value in scoring.items():
-        folder = Path(value or "")
-        if not value or not folder.is_dir() or (folder / REWARD_ARTIFACT).exists():
+        folder: Path | None = Path(value or "")
+        if path == "ppo.reward_model" and fetched is not None:
+            folder = hub_models.cached(*fetched)
+        if not value or folder is None or not folder.is_dir() or (folder / REWARD_ARTIFACT).exists():
             continue
         if refusal := checkpoint.folder_refusal(folder, causal=False):
-            yield path, f"{folder} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
+            yield path, f"{value} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
         elif (folder / checkpoint.CONFIG).exists():
             config = checkpoint.read_json(folder / checkpoint.CONFIG)
             context, labels = checkpoint.context_length(config), checkpoint.label_count(config)
             if path != "reward.model" and labels != 1:
                 yield (
                     path,
-                    f"{folder} does not give one score: its config.json says {labels} labels. Use a sequence "
+                    f"{value} does not give one score: its config.json says {labels} labels. Use a sequence "
                     "classifier that was trained with num_labels=1",
                 )
             elif path != "reward.model" and (refusal := checkpoint.score_head_refusal(folder)):
-                yield path, f"{folder} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
+                yield path, f"{value} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
             elif path == "reward.model" and context is not None and recipe.reward.max_length > context:
                 length = recipe.reward.max_length
                 yield (

@@ -198,8 +198,11 @@ class PPOConfig:
     reward model; it learns a little more from the same number of episodes and takes about twice the time
     (docs/performance.md)."""
     reward_model: LocalPath | None = None
-    """A folder with the reward model to use instead of the `reward` stage's: a reward artifact, or a sequence
-    classifier with one label. A classifier with another tokenizer scores the decoded text."""
+    """The reward model to use instead of the `reward` stage's: the folder of a reward artifact, or the folder or
+    Hub id of a sequence classifier with one label. A classifier reads the conversation as text, in its own
+    tokens."""
+    reward_model_revision: str | None = field(default=None, metadata=ADDED)
+    """Commit of `reward_model`; required if that is a Hub id."""
     gradient_checkpointing: bool | Literal["auto"] = field(default=False, metadata=RUNTIME)
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more training time.
     auto: on if the memory plan says that PPO would not fit otherwise (`hardware.memory`, or the GPU's own)."""

@@ -86,7 +86,7 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
     elif base.model is not None and base.pretrain is not None:
         yield "base", "has both `model` and `pretrain`: set one of them to null"
     elif base.model is not None and is_hub_id(base.model) and not base.revision:
-        yield _no_revision("base", base.model)
+        yield _no_revision("base.model", "base.revision", base.model)
     # A published tokenizer may have further templates by name, which only the base stage knows.
     built_in = ("auto", "plain", "chatml")
     if base.model is None and base.chat_template not in built_in and not base.chat_template.endswith(".jinja"):
@@ -106,16 +106,16 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
             )
 
 
-def _no_revision(section: str, model: str) -> Problem:
+def _no_revision(path: str, revision: str, model: str) -> Problem:
     """A name without a revision is a misspelt folder, or a Hub id whose commit is missing."""
     near, parent = nearest(model, folders=True), Path(model).parent
-    hub = f"For a model of the Hub, set {section}.revision to its commit"
+    hub = f"For a model of the Hub, set {revision} to its commit"
     if near:
-        return f"{section}.model", f"there is no folder {model}; did you mean {near}? {hub}"
+        return path, f"there is no folder {model}; did you mean {near}? {hub}"
     if "/" in model and parent.is_dir():
-        return f"{section}.model", f"there is no folder {model}. {hub}"
+        return path, f"there is no folder {model}. {hub}"
     return (
-        f"{section}.revision",
+        revision,
         f"is required: {model} is a Hub id (there is no such folder), and branches move. Set it to a commit",
     )
 
@@ -168,9 +168,14 @@ def _column_names(path: str, table: TableConfig | RankingTableConfig, format: Ta
 def _reward(recipe: Recipe) -> Iterator[Problem]:
     reward = recipe.reward
     if reward.model is not None and is_hub_id(reward.model) and not reward.revision:
-        yield _no_revision("reward", reward.model)
+        yield _no_revision("reward.model", "reward.revision", reward.model)
     if reward.model is None and reward.revision is not None:
         yield "reward.revision", "belongs to reward.model, which is not set"
+    scorer, commit = recipe.ppo.reward_model, recipe.ppo.reward_model_revision
+    if scorer is not None and is_hub_id(scorer) and not commit:
+        yield _no_revision("ppo.reward_model", "ppo.reward_model_revision", scorer)
+    elif commit is not None and (scorer is None or not is_hub_id(scorer)):
+        yield "ppo.reward_model_revision", "belongs to a Hub id in ppo.reward_model, which is not set"
     if reward.margin and reward.objective not in ("bradley_terry", "bradley_terry_pairs"):
         yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
     if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":

@@ -76,6 +76,7 @@ def build(
         batch_size=batch,
         members=optimised_members(config.reward.held_out),
         bank=bank,
+        revision=config.reward_model_revision,
         say=say,
     )
     scorer.check(row["prompt"] for row in inputs["data"].jsonl("prompts.jsonl"))

@@ -117,3 +117,30 @@ def test_new_values_at_their_defaults_leave_keys_as_they_were() -> None:
     changed: dict[str, Any] = content(PPOConfig(lora=LoRAConfig(r=4)))
     assert changed["lora"]["r"] == 4
     assert content(PPOConfig(lora=None))["lora"] is None
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ("ppo.reward_model=a/b", "ppo.reward_model_revision: is required: a/b is a Hub id"),
+        ("ppo.reward_model_revision=abc", "belongs to a Hub id in ppo.reward_model"),
+        ("ppo.reward_model=. ppo.reward_model_revision=abc", "belongs to a Hub id in ppo.reward_model"),
+        (
+            "base.chat_template_kwargs={messages: []}",
+            "messages is part of each conversation and cannot be set here",
+        ),
+        ("base.chat_template_kwargs={a-b: 1}", "a-b is not a variable's name"),
+    ],
+)
+def test_values_of_scorers_and_templates_are_checked(load: Load, sets: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load(*_split(sets))
+
+
+def test_the_revision_of_a_scorer_is_in_the_key_and_its_name_is_no_path(load: Load) -> None:
+    specs = [
+        (registry.STAGES["ppo"], load("ppo.reward_model=a/b", f"ppo.reward_model_revision={revision}").recipe)
+        for revision in ("x", "y")
+    ]
+    assert specs[0][0].keyed(specs[0][1]) != specs[1][0].keyed(specs[1][1])
+    assert "ppo.reward_model" not in specs[0][0].files(specs[0][1])
