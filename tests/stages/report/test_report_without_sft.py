@@ -47,6 +47,7 @@ def test_no_sentence_speaks_of_sft(run: RunSummary, tmp_path: Path) -> None:
     texts = re.sub(r"SFTSupervised fine-tuning on demonstrations, before PPO\.", "", page.text)  # the glossary
     assert [texts[m.start() - 60 : m.end() + 40] for m in re.finditer(r"\bSFT", texts)] == []
     assert "Change from the base model" in texts
+    assert "<h3>Base</h3>" in page.source
     assert "KL from the base model" in texts
 
 
