@@ -446,6 +446,27 @@ MUTATIONS = [
         f"{REWARD}/test_groups.py",
     ),
     mutation(
+        "pairs that differ in several kinds of fault count",
+        "stages/reward/by_fault.py",
+        "if len(different) != 1:",
+        "if not different:",
+        f"{REWARD}/test_by_fault.py",
+    ),
+    mutation(
+        "swapped answers are ranked above the original",
+        "stages/reward/hard_negatives.py",
+        "len(group.rows)], [1, 2]))",
+        "len(group.rows)], [2, 1]))",
+        f"{REWARD}/test_hard_negatives.py",
+    ),
+    mutation(
+        "values are swapped inside words",
+        "stages/reward/hard_negatives.py",
+        "(?<!\\w){re.escape(value)}(?!\\w)",
+        "{re.escape(value)}",
+        f"{REWARD}/test_hard_negatives.py",
+    ),
+    mutation(
         "members share one seed",
         "stages/reward/stage.py",
         "seed = ctx.seed + number",
