@@ -184,11 +184,12 @@ def _unfinished(reference: ModelResult, ppo: ModelResult, evaluation: Evaluation
             if exactly
             else f"At most {percent(max(share[name] for name in never))} of responses of"
         )
+        learned = ", check that the demonstrations are shorter than that" if evaluation.reference == "sft" else ""
         cut = "all are cut" if exactly else "the others are cut"
         return [
             f"{who} {' or '.join(never)} end{'s' * exactly} with a stop token; {cut} at {limit}. Raise "
-            "eval.response_length and ppo.response_length if answers need more, check that the demonstrations are "
-            "shorter than that, or set ppo.missing_eos_penalty."
+            f"eval.response_length and ppo.response_length if answers need more{learned}, or set "
+            "ppo.missing_eos_penalty."
         ]
     if ppo.ended < reference.ended - 0.02:
         return [
