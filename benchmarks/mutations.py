@@ -69,7 +69,7 @@ MUTATIONS = [
     mutation(
         "rounds: PPO starts from SFT again",
         "stages/ppo/roles.py",
-        'start = newest(inputs, "ppo", "sft")',
+        'start = newest(inputs, "ppo") if by_round(inputs, "ppo") else sft',
         "start = sft",
         f"{PPO}/test_ppo_stage.py",
     ),
@@ -556,9 +556,30 @@ MUTATIONS = [
     mutation(
         "loss on prompts too",
         "stages/training/demonstrations.py",
-        '"labels": [IGNORED] * len(prompt) + completion',
-        '"labels": prompt + completion',
+        "return ids, [IGNORED] * len(ids)",
+        "return ids, list(ids)",
         "tests/stages/test_sft_stage.py",
+    ),
+    mutation(
+        "assistant_only_loss: the end of a turn is not learned",
+        "stages/models/turns.py",
+        "(blank + len(end) if closes else 0)",
+        "0",
+        "tests/stages/models/test_turns.py",
+    ),
+    mutation(
+        "assistant_only_loss: only the last answer is learned",
+        "stages/training/demonstrations.py",
+        "    if every_turn:\n        return",
+        "    if not messages:\n        return",
+        "tests/stages/test_sft_stage.py",
+    ),
+    mutation(
+        "chat_template_kwargs: the values are not written",
+        "stages/models/template_values.py",
+        'return "".join(lines) + "\\n" + template',
+        "return template",
+        "tests/stages/models/test_template_values.py",
     ),
     mutation(
         "incomplete checkpoints are resumed from",

@@ -24,8 +24,8 @@ from ranking.judged import judged_file
 from ranking.serve import collect_rankings
 
 CAMPAIGN = "judge"
-MODELS = ("ppo", "sft")
-"""The model whose wins are counted, and its opponent."""
+MODEL = "ppo"
+"""The model whose wins are counted."""
 
 
 def judge(
@@ -62,8 +62,13 @@ def judge(
 
 
 def sources(rows: Iterable[dict[str, Any]]) -> list[Source]:
-    """The two answers to each prompt, from rows of the `eval` stage's answers.jsonl."""
-    return [Source(row["prompt"], [row["answers"][name] for name in MODELS], list(MODELS), "eval") for row in rows]
+    """The answers of PPO and of the model that it started from (SFT, or the base model without SFT) to each prompt,
+    from rows of the `eval` stage's answers.jsonl."""
+    compared = []
+    for row in rows:
+        models = [MODEL, "sft" if "sft" in row["answers"] else "base"]
+        compared.append(Source(row["prompt"], [row["answers"][name] for name in models], models, "eval"))
+    return compared
 
 
 def result(compared: Sequence[Source], comparisons: Sequence[Ranking], resamples: int, seed: int) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def result(compared: Sequence[Source], comparisons: Sequence[Ranking], resamples
     low, high = bootstrap(wins, resamples=resamples, seed=seed)
     agreed = agreement(first, resamples=resamples, seed=seed).pairwise
     return {
-        "models": list(MODELS),
+        "models": compared[0].models,
         "prompts": len(wins),
         "identical": identical,
         "judgements": len(first),
@@ -110,7 +115,7 @@ def summary(outcome: dict[str, Any]) -> str:
     win = outcome["win_rate"]
     return (
         f"{outcome['judges']} judges, {outcome['judgements']} comparisons on {outcome['prompts']} prompts: "
-        f"{MODELS[0]} wins {100 * win['value']:.1f} % against {MODELS[1]} "
+        f"{outcome['models'][0]} wins {100 * win['value']:.1f} % against {outcome['models'][1]} "
         f"(95 % interval {100 * win['low']:.1f} to {100 * win['high']:.1f}; ties count half)"
     )
 

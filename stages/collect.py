@@ -1,8 +1,8 @@
 """The `collect` stage: K answers of the newest policy to each prompt, for annotators to rank.
 
-The first round samples from the SFT model, for the first prompts in hash order. A later round samples from the
-previous round's PPO policy, for prompts that are not ranked yet: random ones, or those on whose answers the newest
-reward ensemble disagrees most.
+The first round samples from the SFT model (from the base model without one), for the first prompts in hash order. A
+later round samples from the previous round's PPO policy, for prompts that are not ranked yet: random ones, or those
+on whose answers the newest reward ensemble disagrees most.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from stages.sampling.prompts import EncodedPrompt, load_prompts, mixed
 from stages.sampling.sampler import SamplingParams, sampler_of
 from stages.scoring.information_gain import expected_information_gain
 from stages.scoring.load import load_scorer
+from stages.training.conversations import check_first
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Answered:
 
 def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     codec = load_codec(inputs["base"])
+    checked = check_first(inputs, codec, ctx)
     with ctx.progress("reading prompts") as bar:
         read = partial(
             load_prompts,
@@ -81,6 +83,7 @@ def run(config: CollectConfig, inputs: Mapping[str, Artifact], out_dir: Path, ct
     if ranked:
         metrics["prompts_again"] = sum(prompt_key(row.prompt.messages) in ranked for row in answered)
     return {
+        **checked,
         "prompts": len(answered),
         **left_out.metrics(),
         **unmeasured.metrics(),
@@ -118,7 +121,8 @@ def _answer(
     codec: Codec,
     ctx: RunContext,
 ) -> list[Answered]:
-    actor = load_actor(inputs["base"], newest(inputs, "ppo", "sft"), ctx.device)
+    policy = newest(inputs, "ppo") if by_round(inputs, "ppo") else inputs.get("sft")
+    actor = load_actor(inputs["base"], policy, ctx.device)
     k = config.num_completions
     params = SamplingParams(
         max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature

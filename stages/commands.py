@@ -160,7 +160,7 @@ def judge(
     port: PortOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Have people compare PPO's answers with SFT's, blind. The report then includes the result."""
+    """Have people compare PPO's answers with SFT's, or the base model's without SFT, blind, for the report."""
     planner = planner_of(recipe, sets, runs)
     if not (annotators or planner.recipe.rank.app.annotators):
         raise RecipeError(

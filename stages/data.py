@@ -109,7 +109,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             rankings = _write(out_dir / "rankings.jsonl", passing(counted(table), "rankings"))
     for line in chain(pairs.lines(), *(reading.lines() for reading in readings.values())):
         ctx.say(line)
-    _check_sizes(demonstrations, prompts, held_out, dropped["demonstrations"], ctx)
+    learned = None if config.demonstrations is None else demonstrations
+    _check_sizes(learned, prompts, held_out, dropped["demonstrations"], ctx)
     for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(len(ranked), RANKED)):
         if warning:
             ctx.say(f"warning: {warning}")
@@ -143,6 +144,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
 def _demonstrations(config: DataConfig, dropped: Dropped, ctx: RunContext) -> Iterable[Demonstration]:
     source = config.demonstrations
+    if source is None:
+        return ()
     if isinstance(source, TaskConfig):
         return venues.demonstrations(source, ctx.seed, config.eval_fraction)
     return read_demonstrations(source, config.eval_fraction, dropped, ctx.say)
@@ -187,20 +190,26 @@ def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:
 
 
 def _check_sizes(
-    demonstrations: Counter[str], prompts: Counter[str], held_out: float, dropped: Dropped, ctx: RunContext
+    demonstrations: Counter[str] | None,
+    prompts: Counter[str],
+    held_out: float,
+    dropped: Dropped,
+    ctx: RunContext,
 ) -> None:
-    if not demonstrations.total():
+    """`demonstrations` is None where the recipe has none."""
+    if demonstrations is not None and not demonstrations.total():
         raise DataError(
             f"no demonstration is left: {dropped.reasons()}",
             where=ctx.describe("data.demonstrations"),
             hint=dropped.hint() or "add demonstrations with non-empty prompts and completions",
         )
-    if not demonstrations["train"]:
+    rows, name = (prompts, "prompts") if demonstrations is None else (demonstrations, "demonstrations")
+    if not rows["train"]:
         reasons = f"; left out: {dropped.reasons()}" if dropped.counts else ""
         raise DataError(
-            f"all {demonstrations.total()} demonstrations are held out, none is left to train on{reasons}",
+            f"all {rows.total()} {name} are held out, none is left to train on{reasons}",
             where="data.eval_fraction",
-            hint="add demonstrations, or lower data.eval_fraction",
+            hint=f"add {name}, or lower data.eval_fraction",
         )
     if held_out > 0 and not prompts["eval"]:
         raise DataError(

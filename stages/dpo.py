@@ -1,8 +1,9 @@
 """The `dpo` stage: direct preference optimisation on the rankings, with trl's DPOTrainer. A baseline for PPO.
 
 1. Extract and encode the strict pairs of the training rankings.
-2. Compute the log-prob of each distinct answer under the SFT model, the reference, once.
-3. Train from the SFT model: its adapter, or all weights if SFT trained all weights.
+2. Compute the log-prob of each distinct answer under the reference, the SFT model, once.
+3. Train from the SFT model: its adapter, or all weights if SFT trained all weights. Without an SFT stage the base
+   model takes its place, with a new adapter or all weights (`dpo.lora`).
 4. Evaluate the implicit reward, beta log(policy / reference), on held-out pairs.
 
 Writes `adapter/`, or `model/` after a full fine-tune.
@@ -25,21 +26,21 @@ from trl import DPOTrainer  # type: ignore[attr-defined]
 from data.bootstrap import share
 from data.schema import Ranking, Split, read_rankings_file
 from pipeline.config.dpo import DPO_TRAINER, DPOConfig
+from pipeline.config.sft import LoRAConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from stages.left_out import of_split
 from stages.models.actor import Actor
 from stages.models.adapters import (
-    ADAPTER,
     MODEL,
-    attach_adapter,
     causal_lm,
     float32_trainables,
-    is_adapter,
     load_actor,
     load_full,
     save_adapter,
+    start_adapter,
     trained_in_full,
+    trains_adapter,
 )
 from stages.models.loading import load_backbone
 from stages.models.microbatch import MicroBatch
@@ -65,7 +66,7 @@ class Pair:
 
 
 def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    base, sft = inputs["base"], inputs["sft"]
+    base, sft = inputs["base"], inputs.get("sft")
     codec = load_codec(base)
     # 1.
     with ctx.progress("reading rankings") as bar:
@@ -76,7 +77,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     for counted in (left_out, unmeasured):
         counted.report(ctx.say)
     # 2.
-    reference = load_actor(base, sft, ctx.device)
+    reference, lora = load_actor(base, sft, ctx.device), trains_adapter(sft, config.lora)
     scoring = MicroBatch(config.precompute_ref_batch_size, "dpo", ctx.say)
     with ctx.progress("dpo reference", total=len(distinct(pairs)) + len(distinct(held_out))) as bar:
         pairs = with_reference(pairs, reference, codec, scoring, bar.advance)
@@ -84,7 +85,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     del reference
     # 3.
     torch.manual_seed(ctx.seed)
-    model = trainable_policy(base, sft, ctx.device)
+    model = trainable_policy(base, sft, config.lora, ctx.device)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     values = DPO_TRAINER | config.trainer
     trainer: Any = PreferenceTrainer(
@@ -102,7 +103,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         callbacks=[StageCallback(ctx, "dpo")],
     )
     _restore(trainer.model, start)
-    sharded = ctx.sharded and not is_adapter(sft)
+    sharded = ctx.sharded and not lora
     training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     metrics: Metrics = {
         **training_metrics,
@@ -119,7 +120,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             policy = Actor(causal_lm(trainer.model).eval())
             metrics |= measure(held_out, policy, codec, config.beta, scoring, bar.advance)
     if trainer.world.rank == 0:
-        if is_adapter(sft):
+        if lora:
             save_adapter(trainer.model, "default", out_dir)
         else:
             trainer.model.save_pretrained(out_dir / MODEL)
@@ -234,11 +235,11 @@ def as_dataset(pairs: Sequence[Pair]) -> Dataset:
     )
 
 
-def trainable_policy(base: Artifact, sft: Artifact, device: str) -> Any:
-    """The SFT model with its trained weights unfrozen: its adapter, or all weights."""
-    if not is_adapter(sft):
-        return trained_in_full(load_full(base, sft.file(MODEL), device), base, device)
-    return attach_adapter(load_backbone(base, device), sft.file(ADAPTER), trainable=True)
+def trainable_policy(base: Artifact, sft: Artifact | None, lora: LoRAConfig | None, device: str) -> Any:
+    """The SFT model, or the base model without SFT, with what is trained unfrozen: the adapter, or all weights."""
+    if not trains_adapter(sft, lora):
+        return trained_in_full(load_full(base, sft, device), base, device)
+    return start_adapter(load_backbone(base, device), sft, lora, trainable=True)
 
 
 def _restore(model: Any, start: Mapping[str, Tensor]) -> None:

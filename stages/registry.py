@@ -28,6 +28,10 @@ def _ranks_itself(recipe: Recipe) -> bool:
     return recipe.rank.source != "data"
 
 
+def _has_sft(recipe: Recipe) -> bool:
+    return recipe.sft is not None
+
+
 def _has_dpo(recipe: Recipe) -> bool:
     return recipe.dpo is not None and recipe.dpo.enabled
 
@@ -53,7 +57,8 @@ def _reward_later(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 
 def _ppo_later(recipe: Recipe, number: int) -> tuple[str, ...]:
-    """SFT is the reference in every round; the policy continues from the previous round's."""
+    """SFT, or the base model without it, is the reference in every round; the policy continues from the previous
+    round's."""
     return ("base", "data", "sft", step_name("reward", number), step_name("ppo", number - 1))
 
 
@@ -103,6 +108,8 @@ register(
             target="stages.sft:run",
             summary="trained on {demonstrations:,} demonstrations",
             needs=("base", "data"),
+            planned=_has_sft,
+            exists=("sft", "unless sft is null"),
             parallel=True,
         ),
         StageSpec(
@@ -151,7 +158,7 @@ register(
             later=_ppo_later,
             repeats=True,
             paths={
-                "ppo.reward_model": lambda _: True,
+                "ppo.reward_model": lambda model: not is_hub_id(model),
                 "ppo.monitor.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
                 "eval.judge": _is_file,
             },

@@ -1,12 +1,15 @@
 """The `sft` stage: supervised fine-tuning on demonstrations, with trl's SFTTrainer.
 
-`Codec` encodes the demonstrations; the loss covers completions only. Writes `adapter/`, or `model/` after a full
+`Codec` encodes the demonstrations; the loss covers completions only or, with `assistant_only_loss`, every turn of
+the assistant. Writes `adapter/`, or `model/` after a full
 fine-tune.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from pipeline.config.sft import SFT_TRAINER, SFTConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
+from pipeline.errors import StageError
 from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter, trained_in_full
 from stages.models.loading import load_backbone
-from stages.models.text import load_codec
+from stages.models.text import IGNORED, load_codec
 from stages.training.batches import TrlTrainer
 from stages.training.conversations import check_conversations
 from stages.training.demonstrations import encode_demonstrations
@@ -30,11 +34,27 @@ from stages.training.trainer import train as train_to_end
 def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, data = inputs["base"], inputs["data"]
     codec = load_codec(base)
+    every_turn = config.assistant_only_loss
+    if every_turn and codec.no_turns:  # `base` of an earlier version did not check it
+        raise StageError(
+            "sft.assistant_only_loss needs to know where the assistant's turns of a conversation are, and the chat "
+            f"template does not show it: {codec.no_turns}",
+            where="base.chat_template",
+            hint="set sft.assistant_only_loss to false, which trains on the last turn; or set base.chat_template "
+            "to a template with {% generation %} markers around what the assistant writes",
+        )
     with ctx.progress("checking prompts and answers") as bar:
         checked = check_conversations(data, codec, ctx.say, bar.advance)
     with ctx.progress("reading demonstrations") as bar:
-        rows, left_out = encode_demonstrations(data, codec, "train", config.max_length, advance=bar.advance)
-        held_out, unmeasured = encode_demonstrations(data, codec, "eval", config.max_length, advance=bar.advance)
+        read = partial(
+            encode_demonstrations,
+            data,
+            codec,
+            max_length=config.max_length,
+            every_turn=every_turn,
+            advance=bar.advance,
+        )
+        (rows, left_out), (held_out, unmeasured) = read("train"), read("eval")
     if not rows:
         raise left_out.error(ctx.describe, str(data.path), "add demonstrations")
     for counted in (left_out, unmeasured):
@@ -69,6 +89,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         **training_metrics,
         **checked,
         "demonstrations": len(rows),
+        **({"assistant_turns": sum(answers_in(row["labels"]) for row in rows)} if every_turn else {}),
         **left_out.metrics(),
         **unmeasured.metrics(),
         "train_loss": trainer.state.log_history[-1]["train_loss"],
@@ -82,6 +103,11 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         else:
             save_adapter(trainer.model, "default", out_dir)
     return metrics
+
+
+def answers_in(labels: Sequence[int]) -> int:
+    """The number of answers that have labels."""
+    return sum(before == IGNORED != label for before, label in pairwise([IGNORED, *labels]))
 
 
 class DemonstrationTrainer(TrlTrainer, SFTTrainer):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.config.data import TextSource
-from pipeline.config.section import RUNTIME, Count, LocalPath, Natural, field, section, trainer_values
+from pipeline.config.section import ADDED, RUNTIME, Count, LocalPath, Natural, field, section, trainer_values
 
 PRETRAIN_TRAINER = {
     "per_device_train_batch_size": 32,
@@ -16,6 +16,9 @@ PRETRAIN_TRAINER = {
     "num_train_epochs": 1,
 }
 """Defaults of `base.pretrain.trainer`."""
+
+TEMPLATE_INPUTS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+"""Variables of chat templates that are part of each conversation."""
 
 
 @section
@@ -108,6 +111,9 @@ class BaseConfig:
     chat_template: LocalPath = "auto"
     """auto: the tokenizer's own template (the one called `default` if it has several), or `plain` if it has none.
     Or the name of a template of the tokenizer, or of a built-in one (`plain`, `chatml`). Or a .jinja file."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict, metadata=ADDED)
+    """Values of the chat template's variables, such as `{enable_thinking: false}` for Qwen3. Every stage, the chat
+    and the exported tokenizer use them. A variable that the template does not have is refused."""
     template_date: str = "2024-07-26"
     """The date (YYYY-MM-DD) that chat templates print as today's. It is fixed so that prompts do not change from
     day to day."""

@@ -87,8 +87,8 @@ class RankingTableConfig:
 class DataConfig:
     """Sources. The built-in task may make the demonstrations, and `collect` and `rank` the rankings."""
 
-    demonstrations: TextSource
-    """Prompt and completion pairs for SFT."""
+    demonstrations: TextSource | None = None
+    """Prompt and completion pairs for SFT. null: none, which needs `sft: null`, and prompts from the other two."""
     prompts: TableConfig | None = None
     """More prompts for `collect` and `ppo`; the demonstrations' and rankings' prompts are used otherwise."""
     rankings: RankingTableConfig | None = None

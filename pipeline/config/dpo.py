@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pipeline.config.section import RUNTIME, Count, Positive, field, section, trainer_values
+from pipeline.config.section import ADDED, RUNTIME, Count, Positive, field, section, trainer_values
+from pipeline.config.sft import LoRAConfig
 
 DPO_TRAINER = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_batch_size": 16}
 """Defaults of `dpo.trainer`."""
@@ -13,10 +14,12 @@ DPO_TRAINER = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_b
 @section
 class DPOConfig:
     """DPO with trl's DPOTrainer (Rafailov et al. 2023, arXiv:2305.18290). It starts from the SFT model, which is
-    also its reference, and trains adapters if SFT did."""
+    also its reference, and trains adapters if SFT did. With `sft: null` both are the base model."""
 
     enabled: bool = True
     """Whether the stage runs. Set it to false to switch off a section that a parent recipe has."""
+    lora: LoRAConfig | None = field(default_factory=LoRAConfig, metadata=ADDED)
+    """Only for `sft: null`: the adapter to train; null: train every weight, as PPO must then, too."""
     beta: Positive = 0.1
     """Strength of the penalty on the log-ratio to the reference. Higher values keep the policy closer to it."""
     pairs: Literal["all", "extremes"] = "all"

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import hub_models
 from pipeline.config import checkpoint
 from pipeline.config.base import BaseConfig, PretrainConfig, QATConfig
 from pipeline.config.recipe import Recipe
@@ -44,6 +45,7 @@ class ModelProfile:
         unsupported: linear layers, by the last part of their names, that peft cannot adapt.
         formats: export format -> why the model cannot be written in it.
         no_system: the chat template's error for a system turn; empty if it accepts one.
+        no_turns: why the assistant's turns of a conversation cannot be located; empty if they can.
     """
 
     context: int | None = None
@@ -54,9 +56,13 @@ class ModelProfile:
     unsupported: Sequence[str] = ()
     formats: Mapping[str, str] = field(default_factory=dict)
     no_system: str = ""
+    no_turns: str = ""
 
     def write(self, folder: Path) -> None:
-        (folder / PROFILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        values = asdict(self)
+        if not self.no_turns:  # so that the artifact is the one of versions before this field
+            del values["no_turns"]
+        (folder / PROFILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> ModelProfile | None:
@@ -81,31 +87,34 @@ def foreseen(recipe: Recipe) -> Iterator[Problem]:
 
 
 def scorers(recipe: Recipe) -> Iterator[Problem]:
-    """Problems of the classifiers in local folders that the recipe names. Without this check each would be found
-    only after earlier stages have run. Raises `StageError` when a file cannot be read."""
+    """Problems of the classifiers that the recipe names, in local folders or in the Hub's cache. Without this check
+    each would be found only after earlier stages have run. Raises `StageError` when a file cannot be read."""
     scoring = {
         "reward.model": recipe.reward.model,
         "ppo.reward_model": recipe.ppo.reward_model,
         "ppo.monitor.judge": recipe.ppo.monitor.judge,
         "eval.reward_model": recipe.eval.reward_model,
     }
+    fetched = hub_models.scorer(recipe)
     for path, value in scoring.items():
-        folder = Path(value or "")
-        if not value or not folder.is_dir() or (folder / REWARD_ARTIFACT).exists():
+        folder: Path | None = Path(value or "")
+        if path == "ppo.reward_model" and fetched is not None:
+            folder = hub_models.cached(*fetched)
+        if not value or folder is None or not folder.is_dir() or (folder / REWARD_ARTIFACT).exists():
             continue
         if refusal := checkpoint.folder_refusal(folder, causal=False):
-            yield path, f"{folder} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
+            yield path, f"{value} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
         elif (folder / checkpoint.CONFIG).exists():
             config = checkpoint.read_json(folder / checkpoint.CONFIG)
             context, labels = checkpoint.context_length(config), checkpoint.label_count(config)
             if path != "reward.model" and labels != 1:
                 yield (
                     path,
-                    f"{folder} does not give one score: its config.json says {labels} labels. Use a sequence "
+                    f"{value} does not give one score: its config.json says {labels} labels. Use a sequence "
                     "classifier that was trained with num_labels=1",
                 )
             elif path != "reward.model" and (refusal := checkpoint.score_head_refusal(folder)):
-                yield path, f"{folder} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
+                yield path, f"{value} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
             elif path == "reward.model" and context is not None and recipe.reward.max_length > context:
                 length = recipe.reward.max_length
                 yield (
@@ -123,8 +132,16 @@ def problems(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
             f"the model's chat template refuses a system turn ({profile.no_system}). Remove data.system, or set "
             "base.fold_turns to true, which puts its text before the first user turn",
         )
-    if recipe.sft.lora is not None:
-        yield from _targets("sft.lora.target_modules", recipe.sft.lora.target_modules, profile)
+    if profile.no_turns and recipe.sft is not None and recipe.sft.assistant_only_loss:
+        yield (
+            "sft.assistant_only_loss",
+            "the model's chat template does not show where the assistant's turns of a conversation are: "
+            f"{profile.no_turns}. Set it to false, which trains on the last turn, or set base.chat_template to a "
+            "template with {% generation %} markers",
+        )
+    for path, lora in recipe.policy_loras.items():
+        if lora is not None:
+            yield from _targets(f"{path}.target_modules", lora.target_modules, profile)
     if recipe.reward.lora is not None and recipe.reward.model is None:
         yield from _targets("reward.lora.target_modules", recipe.reward.lora.target_modules, profile)
     yield from _same_targets(recipe, profile)
@@ -139,7 +156,7 @@ def _lengths(recipe: Recipe, context: int | None) -> Iterator[Problem]:
     """Positions beyond the context are an index error with learned positions, and untrained with rotary ones."""
     if context is None:
         return
-    whole = {"sft.max_length": recipe.sft.max_length}
+    whole = {} if recipe.sft is None else {"sft.max_length": recipe.sft.max_length}
     if recipe.reward.model is None:
         whole["reward.max_length"] = recipe.reward.max_length
     if recipe.dpo is not None and recipe.dpo.enabled:
@@ -207,7 +224,7 @@ def _targets(path: str, targets: str | Sequence[str], profile: ModelProfile) -> 
 
 def _same_targets(recipe: Recipe, profile: ModelProfile) -> Iterator[Problem]:
     """A copy of the SFT adapter needs the same layers. `_targets` reports targets that cannot be read."""
-    sft, reward = recipe.sft.lora, recipe.reward.lora
+    sft, reward = None if recipe.sft is None else recipe.sft.lora, recipe.reward.lora
     if sft is None or reward is None or recipe.reward.model is not None or recipe.reward.init != "sft":
         return
     with contextlib.suppress(re.error):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config.section import (
+    ADDED,
     RUNTIME,
     BelowOne,
     Chance,
@@ -18,6 +19,7 @@ from pipeline.config.section import (
     field,
     section,
 )
+from pipeline.config.sft import LoRAConfig
 
 MOST_SAMPLES = 256
 """Samples per prompt from which a KL coefficient is solved, at most."""
@@ -106,6 +108,9 @@ class MonitorConfig:
 class PPOConfig:
     """PPO with a KL penalty: batch sizes, learning rates, the losses' coefficients, and what watches the run."""
 
+    lora: LoRAConfig | None = field(default_factory=LoRAConfig, metadata=ADDED)
+    """Only for `sft: null`: the policy's adapter, which starts without effect on the base model; null: train every
+    weight. After SFT, PPO trains what SFT trained."""
     total_episodes: Count = 8192
     """Responses sampled in the whole stage, in each round."""
     batch_size: Count = 128
@@ -193,8 +198,11 @@ class PPOConfig:
     reward model; it learns a little more from the same number of episodes and takes about twice the time
     (docs/performance.md)."""
     reward_model: LocalPath | None = None
-    """A folder with the reward model to use instead of the `reward` stage's: a reward artifact, or a sequence
-    classifier with one label. A classifier with another tokenizer scores the decoded text."""
+    """The reward model to use instead of the `reward` stage's: the folder of a reward artifact, or the folder or
+    Hub id of a sequence classifier with one label. A classifier reads the conversation as text, in its own
+    tokens."""
+    reward_model_revision: str | None = field(default=None, metadata=ADDED)
+    """Commit of `reward_model`; required if that is a Hub id."""
     gradient_checkpointing: bool | Literal["auto"] = field(default=False, metadata=RUNTIME)
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more training time.
     auto: on if the memory plan says that PPO would not fit otherwise (`hardware.memory`, or the GPU's own)."""

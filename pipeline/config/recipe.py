@@ -17,7 +17,7 @@ from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import RankConfig
 from pipeline.config.reward import RewardConfig
 from pipeline.config.section import RUNTIME, Count, field, section
-from pipeline.config.sft import SFTConfig
+from pipeline.config.sft import LoRAConfig, SFTConfig
 
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab"]
 
@@ -50,8 +50,9 @@ class Recipe:
     """The base model: loaded, or pretrained here."""
     data: DataConfig
     """Demonstrations, prompts and rankings."""
-    sft: SFTConfig = field(default_factory=SFTConfig)
-    """Supervised fine-tuning on the demonstrations."""
+    sft: SFTConfig | None = field(default_factory=SFTConfig)
+    """Supervised fine-tuning on the demonstrations. null: there is no SFT stage, and the reward model, PPO and DPO
+    start from the base model, which is then the reference (docs/instruct_models.md)."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     """Sampling the answers that annotators rank."""
     rank: RankConfig = field(default_factory=RankConfig)
@@ -68,3 +69,16 @@ class Recipe:
     """The files that the policy is written to."""
     publish: PublishConfig = field(default_factory=PublishConfig)
     """What is uploaded to the Hugging Face Hub."""
+
+    @property
+    def policy_loras(self) -> dict[str, LoRAConfig | None]:
+        """Dotted path -> an adapter that policies are trained with, or None: every weight. The first is PPO's."""
+        if self.sft is not None:
+            return {"sft.lora": self.sft.lora}
+        dpo = {} if self.dpo is None or not self.dpo.enabled else {"dpo.lora": self.dpo.lora}
+        return {"ppo.lora": self.ppo.lora, **dpo}
+
+    @property
+    def policy_lora(self) -> LoRAConfig | None:
+        """PPO's adapter; None: every weight is trained."""
+        return next(iter(self.policy_loras.values()))

@@ -69,11 +69,11 @@ class RewardConfig:
     revision: str | None = None
     """Commit of `model`; required if that is a Hub id."""
     lora: LoRAConfig | None = field(default_factory=LoRAConfig)
-    """The adapter to train; null: train every weight. Unless `model` is set, both this and `sft.lora` must be
-    sections or both null, because the roles share one backbone or none."""
+    """The adapter to train; null: train every weight. Unless `model` is set, both this and `sft.lora` (`ppo.lora`
+    with `sft: null`) must be sections or both null, because the roles share one backbone or none."""
     init: Literal["sft", "base"] = "sft"
     """Where the reward adapter starts. sft: as a copy of the SFT adapter, with the same `r`, `lora_alpha` and
-    targets. base: as a new adapter on the base model."""
+    targets. base: as a new adapter on the base model, which is also what sft means with `sft: null`."""
     objective: Literal["bradley_terry", "bradley_terry_pairs", "davidson", "plackett_luce", "regression"] = (
         "bradley_terry"
     )

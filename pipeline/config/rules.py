@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import licenses
-from pipeline.config.base import BaseConfig, QATConfig
+from pipeline.config import licenses, policies
+from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
-from pipeline.config.dpo import DPOConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.export import PublishConfig
 from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
@@ -47,8 +46,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
             f"{pretrain.held_out} must be at least data.eval_fraction ({eval_fraction}), or held-out prompts leak "
             "into the corpus",
         )
-    yield from _lora(recipe)
-    yield from _sharding(recipe)
+    yield from policies.problems(recipe)
     yield from _reward(recipe)
     yield from _rank(recipe)
     yield from _rounds(recipe)
@@ -89,11 +87,15 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
     elif base.model is not None and base.pretrain is not None:
         yield "base", "has both `model` and `pretrain`: set one of them to null"
     elif base.model is not None and is_hub_id(base.model) and not base.revision:
-        yield _no_revision("base", base.model)
+        yield _no_revision("base.model", "base.revision", base.model)
     # A published tokenizer may have further templates by name, which only the base stage knows.
     built_in = ("auto", "plain", "chatml")
     if base.model is None and base.chat_template not in built_in and not base.chat_template.endswith(".jinja"):
         yield "base.chat_template", "must be auto, plain, chatml or a .jinja file"
+    for name in base.chat_template_kwargs:
+        if not name.isidentifier() or name in TEMPLATE_INPUTS:
+            what = "is part of each conversation" if name in TEMPLATE_INPUTS else "is not a variable's name"
+            yield "base.chat_template_kwargs", f"{name} {what} and cannot be set here"
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", base.template_date) or not _is_date(base.template_date):
         yield "base.template_date", f"must be a date, YYYY-MM-DD, got {base.template_date!r}"
     if base.pretrain is not None:
@@ -105,16 +107,16 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
             )
 
 
-def _no_revision(section: str, model: str) -> Problem:
+def _no_revision(path: str, revision: str, model: str) -> Problem:
     """A name without a revision is a misspelt folder, or a Hub id whose commit is missing."""
     near, parent = nearest(model, folders=True), Path(model).parent
-    hub = f"For a model of the Hub, set {section}.revision to its commit"
+    hub = f"For a model of the Hub, set {revision} to its commit"
     if near:
-        return f"{section}.model", f"there is no folder {model}; did you mean {near}? {hub}"
+        return path, f"there is no folder {model}; did you mean {near}? {hub}"
     if "/" in model and parent.is_dir():
-        return f"{section}.model", f"there is no folder {model}. {hub}"
+        return path, f"there is no folder {model}. {hub}"
     return (
-        f"{section}.revision",
+        revision,
         f"is required: {model} is a Hub id (there is no such folder), and branches move. Set it to a commit",
     )
 
@@ -164,93 +166,17 @@ def _column_names(path: str, table: TableConfig | RankingTableConfig, format: Ta
         yield f"{path}.columns" + (f".{column}" if column else ""), f"{what}; {hint}"
 
 
-def _lora(recipe: Recipe) -> Iterator[Problem]:
-    sft, reward = recipe.sft.lora, recipe.reward.lora
-    quantization = recipe.base.quantization
-    if quantization in ("nf4", "int8"):
-        for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
-            if lora is None and not (path == "reward.lora" and recipe.reward.model):
-                yield path, f"is required by base.quantization = {quantization}"
-    elif (sft is None) != (reward is None) and recipe.reward.model is None:
-        yield (
-            "reward.lora",
-            "and sft.lora must both be sections or both be null: roles share one backbone or none",
-        )
-    if recipe.base.dtype == "float16" and sft is None:
-        yield (
-            "base.dtype",
-            "float16 trains LoRA adapters only, and sft.lora is null: a full fine-tune needs the range of "
-            "bfloat16 or float32. Set it to auto",
-        )
-    if sft is not None and reward is not None and recipe.reward.model is None and recipe.reward.init == "sft":
-        for name in ("r", "lora_alpha"):
-            if getattr(reward, name) != getattr(sft, name):
-                yield (
-                    f"reward.lora.{name}",
-                    f"must be that of sft.lora ({getattr(sft, name)}): with reward.init = sft the reward adapter "
-                    "starts as a copy of the SFT adapter. Make them equal, or set reward.init to base",
-                )
-    if isinstance(quantization, QATConfig):
-        for path, lora in (("sft.lora", sft), ("reward.lora", reward)):
-            if lora is not None and lora.lora_dropout:
-                yield (
-                    f"{path}.lora_dropout",
-                    "must be 0 with base.quantization.qat, which rounds weight and adapter together",
-                )
-
-
-def _sharding(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.sharding == "none":
-        return
-    sft, reward, ppo = recipe.sft, recipe.reward, recipe.ppo
-    if recipe.base.quantization != "none":
-        yield (
-            "sharding",
-            "full needs a full fine-tune of unquantised weights, and base.quantization is set: remove one of the "
-            "two",
-        )
-    for path, lora in (("sft.lora", sft.lora), ("reward.lora", reward.lora)):
-        if lora is not None and not (path == "reward.lora" and reward.model):
-            yield (
-                path,
-                "must be null for sharding = full: with adapters every process keeps the whole backbone anyway. "
-                "Set it to null, or sharding to none",
-            )
-    if ppo.optimizer != "adamw":
-        yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding = full: use adamw"
-    dpo = recipe.dpo or DPOConfig()
-    for path, size in (
-        ("sft", sft.micro_batch_size),
-        ("reward", reward.micro_batch_size),
-        ("ppo", ppo.micro_batch_size),
-        ("dpo", dpo.micro_batch_size),
-    ):
-        if size == "auto":
-            yield (
-                f"{path}.micro_batch_size",
-                "auto works by running out of memory, and with sharding = full the other processes would then wait "
-                "forever. Set a number",
-            )
-    pretrain_on = reward.pretrain_on.trainer if reward.pretrain_on else {}
-    for path, values in (
-        ("sft.trainer", sft.trainer),
-        ("reward.trainer", reward.trainer),
-        ("reward.pretrain_on.trainer", pretrain_on),
-        ("dpo.trainer", dpo.trainer),
-    ):
-        if values.get("optim", "adamw_torch") not in ("adamw_torch", "adamw_torch_fused"):
-            yield f"{path}.optim", f"{values['optim']} is not supported with sharding = full: use adamw_torch"
-        for name in ("torch_compile", "use_liger_kernel"):
-            if values.get(name):
-                yield f"{path}.{name}", "is not supported with sharding = full"
-
-
 def _reward(recipe: Recipe) -> Iterator[Problem]:
     reward = recipe.reward
     if reward.model is not None and is_hub_id(reward.model) and not reward.revision:
-        yield _no_revision("reward", reward.model)
+        yield _no_revision("reward.model", "reward.revision", reward.model)
     if reward.model is None and reward.revision is not None:
         yield "reward.revision", "belongs to reward.model, which is not set"
+    scorer, commit = recipe.ppo.reward_model, recipe.ppo.reward_model_revision
+    if scorer is not None and is_hub_id(scorer) and not commit:
+        yield _no_revision("ppo.reward_model", "ppo.reward_model_revision", scorer)
+    elif commit is not None and (scorer is None or not is_hub_id(scorer)):
+        yield "ppo.reward_model_revision", "belongs to a Hub id in ppo.reward_model, which is not set"
     if reward.margin and reward.objective not in ("bradley_terry", "bradley_terry_pairs"):
         yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
     if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":
@@ -427,7 +353,7 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
 
 
 def _export(recipe: Recipe) -> Iterator[Problem]:
-    export, lora = recipe.export, recipe.sft.lora
+    export, (path, lora) = recipe.export, next(iter(recipe.policy_loras.items()))
     formats = export.formats
     if formats is None:
         return
@@ -436,7 +362,7 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
     if not formats:
         yield "export.formats", "is empty; null chooses a format that suits the base"
     if "adapter" in formats and lora is None:
-        yield "export.formats", "adapter needs LoRA, and sft.lora is null: every weight is trained"
+        yield "export.formats", f"adapter needs LoRA, and {path} is null: every weight is trained"
     merged = [name for name in formats if name != "adapter"]
     quantization = recipe.base.quantization
     if isinstance(quantization, QATConfig):

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import dataclass_transform
 
 __all__ = [
+    "ADDED",
     "LATER",
     "RUNTIME",
     "BelowOne",
@@ -46,6 +47,10 @@ RUNTIME: dict[str, Any] = {"runtime": True}
 LATER: dict[str, Any] = {"later": True}
 """Metadata of a field that only rounds after the first read. It is left out of the first round's key."""
 
+ADDED: dict[str, Any] = {"added": True}
+"""Metadata of a field that earlier versions did not have, whose default is what they did. With its default it is
+left out of the stage's key, so that their runs stay up to date."""
+
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -67,14 +72,24 @@ def trainer_values(owner: str, defaults: Mapping[str, Any]) -> Any:
 
 
 def content(value: Any, *, later: bool = True) -> Any:
-    """A section as JSON values without its runtime fields, at any depth: what a stage's key is made from. Without
-    `later`, the fields that only later rounds read are left out too."""
+    """A section as JSON values without its runtime fields and `ADDED` fields that have their default, at any depth:
+    what a stage's key is made from. Without `later`, the fields that only later rounds read are left out too."""
     if is_dataclass(value):
         left_out = {"runtime"} if later else {"runtime", "later"}
-        kept = (f.name for f in fields(value) if not any(f.metadata.get(mark) for mark in left_out))
+        kept = (
+            f.name
+            for f in fields(value)
+            if not any(f.metadata.get(mark) for mark in left_out)
+            and not (f.metadata.get("added") and getattr(value, f.name) == _default(f))
+        )
         return {name: content(getattr(value, name), later=later) for name in kept}
     if isinstance(value, list | tuple):
         return [content(item, later=later) for item in value]
     if isinstance(value, dict):
         return {key: content(item, later=later) for key, item in value.items()}
     return value
+
+
+def _default(field: Any) -> Any:
+    """The default of a dataclass's field that has one."""
+    return field.default if field.default_factory is MISSING else field.default_factory()

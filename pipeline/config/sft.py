@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pipeline.config.section import RUNTIME, BelowOne, Count, field, section, trainer_values
+from pipeline.config.section import ADDED, RUNTIME, BelowOne, Count, field, section, trainer_values
 
 SFT_TRAINER = {"learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 8}
 """Defaults of `sft.trainer`."""
@@ -27,12 +27,15 @@ class LoRAConfig:
 
 @section
 class SFTConfig:
-    """Supervised fine-tuning with trl's SFTTrainer. The loss is on completions only."""
+    """Supervised fine-tuning with trl's SFTTrainer."""
 
     lora: LoRAConfig | None = field(default_factory=LoRAConfig)
     """The adapter to train; null: train every weight."""
     max_length: Count = 256
     """Maximum tokens of prompt and completion together. Longer demonstrations are left out and counted."""
+    assistant_only_loss: bool = field(default=False, metadata=ADDED)
+    """true: the loss is on every turn of the assistant in a conversation, false: on the last one only. The chat
+    template must show where the turns are (docs/chat_templates.md)."""
     packing: bool = True
     """Put several demonstrations into one row of `max_length` tokens. They do not attend to each other."""
     trainer: dict[str, Any] = trainer_values("trl.SFTConfig", SFT_TRAINER)

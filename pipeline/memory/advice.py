@@ -133,12 +133,6 @@ def _sizes(recipe: Recipe, plan: MemoryPlan) -> dict[str, dict[str, int]]:
     """By stage, the recipe values that decide how many rows are in memory at once."""
     rollout = recipe.ppo.rollout_batch_size
     sizes = {
-        "sft": {
-            "sft.micro_batch_size": plan.micro["sft"],
-            "sft.trainer.per_device_eval_batch_size": int(
-                recipe.sft.trainer.get("per_device_eval_batch_size", EVAL_BATCH_SIZE)
-            ),
-        },
         "collect": {"collect.batch_size": recipe.collect.batch_size},
         "reward": {
             "reward.micro_batch_size": plan.micro["reward"],
@@ -151,6 +145,13 @@ def _sizes(recipe: Recipe, plan: MemoryPlan) -> dict[str, dict[str, int]]:
         "eval": {"eval.batch_size": recipe.eval.batch_size},
         "export": {"export.batch_size": min(recipe.export.batch_size, recipe.export.num_prompts)},
     }
+    if recipe.sft is not None:
+        sizes["sft"] = {
+            "sft.micro_batch_size": plan.micro["sft"],
+            "sft.trainer.per_device_eval_batch_size": int(
+                recipe.sft.trainer.get("per_device_eval_batch_size", EVAL_BATCH_SIZE)
+            ),
+        }
     if recipe.dpo is not None:
         sizes["dpo"] = {
             "dpo.micro_batch_size": plan.micro["dpo"],
@@ -181,13 +182,13 @@ def _trunk(recipe: Recipe, plan: MemoryPlan) -> Values:
 
 
 def _adapters(recipe: Recipe, plan: MemoryPlan) -> Values:
-    if recipe.sft.lora is not None or (recipe.base.pretrain is not None and plan.too_large() == ["base"]):
+    if recipe.policy_lora is not None or (recipe.base.pretrain is not None and plan.too_large() == ["base"]):
         return {}
-    return {"sft.lora": LoRAConfig(), "reward.lora": LoRAConfig()}
+    return {path: LoRAConfig() for path in (*recipe.policy_loras, "reward.lora")}
 
 
 def _four_bits(recipe: Recipe, plan: MemoryPlan) -> Values:
-    fits = recipe.base.quantization == "none" and recipe.sft.lora is not None and recipe.base.pretrain is None
+    fits = recipe.base.quantization == "none" and recipe.policy_lora is not None and recipe.base.pretrain is None
     return {"base.quantization": "nf4"} if fits else {}
 
 

@@ -98,7 +98,7 @@ def stage_flops(recipe: Recipe, architecture: Architecture, counts: Mapping[str,
             `limit` of tables are used.
     """
     model, flops = ModelCost.of(architecture), {}
-    learning = 2 if recipe.sft.lora else 3
+    learning = 2 if recipe.policy_lora else 3
 
     def row(prompt: int, response: int, predicted: bool = True) -> float:
         return model.forward([(prompt, response)], predicted)
@@ -109,9 +109,10 @@ def stage_flops(recipe: Recipe, architecture: Architecture, counts: Mapping[str,
         if rows is not None:
             flops["base"] = 3 * rows * row(0, pretrain.max_position_embeddings)
     demonstrations = counts.get("demonstrations_train", _size(recipe.data.demonstrations))
-    rows = _trained(SFT_TRAINER | recipe.sft.trainer, demonstrations)
-    if rows is not None:
-        flops["sft"] = learning * rows * row(0, recipe.sft.max_length)
+    if recipe.sft is not None:
+        rows = _trained(SFT_TRAINER | recipe.sft.trainer, demonstrations)
+        if rows is not None:
+            flops["sft"] = learning * rows * row(0, recipe.sft.max_length)
     prompts = counts.get("prompts_train", demonstrations)
     collect, ranks = recipe.collect, recipe.rank.source != "data"
     answered = collect.num_prompts if collect.num_prompts is not None else prompts
@@ -129,13 +130,12 @@ def stage_flops(recipe: Recipe, architecture: Architecture, counts: Mapping[str,
         [(ppo.max_prompt_length, ppo.response_length)],
         epochs=ppo.num_ppo_epochs,
         adapter_value=ppo.critic == "adapter",
-        full=recipe.sft.lora is None,
+        full=recipe.policy_lora is None,
         rewards=recipe.reward.ensemble,
     )
     solving = ppo.kl.num_prompts * ppo.kl.num_generations if ppo.kl.kind == "solved" else 0
-    flops["ppo"] = (
-        ppo.total_episodes // ppo.batch_size * ppo.batch_size * sum(update.values())
-        + solving * (update["rollout"] + update["score"])
+    flops["ppo"] = ppo.total_episodes // ppo.batch_size * ppo.batch_size * sum(update.values()) + solving * (
+        update["rollout"] + update["score"]
     )
     evaluated = recipe.eval.num_prompts if recipe.eval.num_prompts is not None else counts.get("prompts_eval")
     if evaluated is not None:  # three models answer; two compute log-probs of PPO's answers

@@ -14,7 +14,7 @@ from pipeline.config.base import PRETRAIN_TRAINER
 from pipeline.config.dpo import DPO_TRAINER
 from pipeline.config.recipe import Recipe
 from pipeline.config.reward import REWARD_TRAINER
-from pipeline.config.sft import SFT_TRAINER
+from pipeline.config.sft import SFT_TRAINER, SFTConfig
 from pipeline.config.trainer import EVAL_BATCH_SIZE
 from pipeline.machine import RETURNED
 from pipeline.memory.architecture import BYTES
@@ -37,7 +37,8 @@ def stages(recipe: Recipe, model: PlannedModel, micro: dict[str, int]) -> dict[s
         micro: by stage, the rows per pass (`micro_batches`).
     """
     planned: dict[str, Phases] = {"base": _base(recipe, model, micro)}
-    planned["sft"] = _sft(recipe, model, micro["sft"])
+    if recipe.sft is not None:
+        planned["sft"] = _sft(recipe.sft, model, micro["sft"])
     if recipe.rank.source != "data":
         planned["collect"] = _collect(recipe, model)
     if recipe.reward.model is None:
@@ -57,7 +58,7 @@ def micro_batches(recipe: Recipe) -> dict[str, int]:
     minibatch = recipe.ppo.batch_size // recipe.ppo.num_mini_batches
     return {
         "base": _per_device(PRETRAIN_TRAINER | pretrain),
-        "sft": _rows(sft.micro_batch_size, SFT_TRAINER | sft.trainer),
+        **({"sft": _rows(sft.micro_batch_size, SFT_TRAINER | sft.trainer)} if sft else {}),
         "reward": _rows(reward.micro_batch_size, REWARD_TRAINER | reward.trainer),
         "ppo": recipe.ppo.micro_batch_size if isinstance(recipe.ppo.micro_batch_size, int) else minibatch,
         **({"dpo": _rows(dpo.micro_batch_size, DPO_TRAINER | dpo.trainer)} if dpo else {}),
@@ -102,8 +103,8 @@ def _base(recipe: Recipe, model: PlannedModel, micro: dict[str, int]) -> Phases:
     return {"train": {"weights": whole.weights, **trained}, "check": check}
 
 
-def _sft(recipe: Recipe, model: PlannedModel, rows: int) -> Phases:
-    config, learner = recipe.sft, _learner(model)
+def _sft(config: SFTConfig, model: PlannedModel, rows: int) -> Phases:
+    learner = _learner(model)
     length = config.max_length
     held = {"weights": learner.weights, "adapters": model.adapter}
     evaluated = int(config.trainer.get("per_device_eval_batch_size", EVAL_BATCH_SIZE))
@@ -243,7 +244,7 @@ def _eval(recipe: Recipe, model: PlannedModel) -> Phases:
     length = config.max_prompt_length + config.response_length
     return {
         **_decode(one, learner, rows, config.max_prompt_length, config.response_length),
-        "compare": two  # the policy and the SFT model
+        "compare": two  # the policy and the reference
         | {
             "activations": learner.passing(rows, length, "plain"),
             "logits": learner.logits(learner.chunk(rows * config.response_length), 1),

@@ -119,7 +119,7 @@ def predict(
     dtype = recipe.base.dtype
     size = (2 if device == "cuda" and computes_in_bfloat16() else 4) if dtype == "auto" else BYTES[dtype]
     held = recipe.base.quantization
-    model = PlannedModel(architecture, device, size, held if isinstance(held, str) else "qat", recipe.sft.lora)
+    model = PlannedModel(architecture, device, size, held if isinstance(held, str) else "qat", recipe.policy_lora)
     wanted = phases.micro_batches(recipe)
 
     def plan(recipe: Recipe, micro: dict[str, int]) -> dict[str, StagePeak]:
@@ -128,7 +128,7 @@ def predict(
 
     # Automatic micro-batches halve until they fit; `resolve` decides about checkpointing after that.
     automatic = {
-        "sft": recipe.sft.micro_batch_size == "auto",
+        "sft": recipe.sft is not None and recipe.sft.micro_batch_size == "auto",
         "reward": recipe.reward.micro_batch_size == "auto",
         "ppo": recipe.ppo.micro_batch_size == "auto",
         "dpo": recipe.dpo is not None and recipe.dpo.micro_batch_size == "auto",

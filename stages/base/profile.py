@@ -44,6 +44,7 @@ def profile(model: Any, codec: Codec, passes: Passes) -> ModelProfile:
         unsupported=_unsupported(model, [name for name in linear if name != output]),
         formats=_formats(model, codec.tokenizer),
         no_system=codec.template.no_system or "",
+        no_turns=codec.no_turns,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from stages.models.loading import (
     read_tokenizer,
 )
 from stages.models.quantization import qat
-from stages.models.templates import chat_template
+from stages.models.template_values import with_values
+from stages.models.templates import DEFAULT, chat_template
 from stages.models.text import IGNORED, Codec, load_codec
 from stages.models.weights import check_finite
 from stages.training.batches import GlobalBatchTrainer
@@ -60,6 +62,7 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "template_date": config.template_date,
         "fold_turns": config.fold_turns,
         "control_tokens": config.control_tokens,
+        **({"chat_template_kwargs": config.chat_template_kwargs} if config.chat_template_kwargs else {}),
     }
     metrics: Metrics = {}
     if config.pretrain is not None:
@@ -143,9 +146,20 @@ def _check(base: Artifact, tokens: int, ctx: RunContext, architecture: Architect
 
 
 def _save_tokenizer(tokenizer: Any, config: BaseConfig, out_dir: Path, ctx: RunContext) -> None:
-    tokenizer.chat_template = chat_template(
+    template = chat_template(
         config.chat_template, tokenizer, f"base.chat_template ({ctx.describe('base.chat_template')})"
     )
+    set_values = partial(
+        with_values,
+        values=config.chat_template_kwargs,
+        special=tokenizer.special_tokens_map,
+        where=ctx.describe("base.chat_template_kwargs"),
+    )
+    if isinstance(template, dict):
+        template = {**template, DEFAULT: set_values(template[DEFAULT])}
+    else:
+        template = set_values(template)
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(out_dir / "tokenizer")
 
 

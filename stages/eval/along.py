@@ -1,7 +1,7 @@
-"""The gains by the judge (`gold`) and by the proxy along PPO, against the KL from the SFT model; the same for
+"""The gains by the judge (`gold`) and by the proxy along PPO, against the KL from the reference; the same for
 best-of-n.
 
-Both are gains over the SFT model's answers, in standard deviations over those answers, so that they share an axis.
+Both are gains over the reference's answers, in standard deviations over those answers, so that they share an axis.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stages.scoring.judge import ScoringJudge
 
 @dataclass(frozen=True)
 class Scales:
-    """Standard deviations of the judge's and of the proxy's scores over the SFT model's answers."""
+    """Standard deviations of the judge's and of the proxy's scores over the reference's answers."""
 
     gold: float
     proxy: float
@@ -47,7 +47,7 @@ def frontier(
     """`points` (evaluation points) of the last round, each with `update`, `kl`, `proxy` and `gold` (values and
     intervals over the prompts), and the `fit` of the gold gain. None with fewer than two evaluation points.
 
-    The judge's gains are over the first point of the first round, which evaluates the SFT model; the proxy's are
+    The judge's gains are over the first point of the first round, which evaluates the reference; the proxy's are
     over the first point of the same round, since another round's reward model has another scale.
     """
     number, policy = max(policies.items())

@@ -16,6 +16,7 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import DataError
+from stages.eval.artifact import reference_of
 from stages.eval.wins import Array
 from stages.left_out import LeftOut
 from stages.models.actor import Actor
@@ -42,7 +43,7 @@ class Answers:
     Attributes:
         ids, texts: by prompt, then by answer.
         weights_PS: the probability of each answer; rows sum to 1.
-        kl_P: log-ratio of each prompt's answer between the model and SFT, nats; None if not measured.
+        kl_P: log-ratio of each prompt's answer between the model and the reference, nats; None if not measured.
         losses: nats per token, for `nll` (held-out demonstrations) and `text_nll` (held-out text).
     """
 
@@ -84,7 +85,8 @@ def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:
     *earlier, last = by_round(inputs, "ppo").items()
     policies = {f"ppo-{number}": policy for number, policy in earlier} | {"ppo": last[1]}
     others = {"dpo": inputs["dpo"]} if "dpo" in inputs else {}
-    return {"base": None, "sft": inputs["sft"], **policies, **others}
+    sft = {"sft": inputs["sft"]} if "sft" in inputs else {}
+    return {"base": None, **sft, **policies, **others}
 
 
 def answer_all(
@@ -95,21 +97,21 @@ def answer_all(
     config: EvalConfig,
     ctx: RunContext,
 ) -> dict[str, Answers]:
-    """Samples each model's answers with the same random numbers, and measures its KL from SFT (for models trained
-    from it) and its loss on held-out demonstrations and text."""
+    """Samples each model's answers with the same random numbers, and measures its KL from the reference (for models
+    trained from it) and its loss on held-out demonstrations and text."""
     datasets = {"nll": demonstrations}
     if config.text is not None:
         datasets["text_nll"] = _text_rows(config.text, codec, ctx)
     asked = [prompt.ids for prompt in prompts]
-    reference = load_actor(inputs["base"], inputs["sft"], ctx.device)
-    answers = {}
+    reference = load_actor(inputs["base"], inputs.get("sft"), ctx.device)
+    answers, start = {}, reference_of(inputs)
     for name, artifact in evaluated(inputs).items():
-        actor = reference if name == "sft" else load_actor(inputs["base"], artifact, ctx.device)
+        actor = reference if name == start else load_actor(inputs["base"], artifact, ctx.device)
         trained = name not in ("base", "sft")
         steps = len(asked) * (3 if trained else 1) + sum(map(len, datasets.values()))
         with ctx.progress(f"eval {name}", total=steps) as bar:
             ids = sample(actor, asked, codec, config, ctx.seed, bar.advance)
-            kl = np.zeros(len(ids)) if name == "sft" else None
+            kl = np.zeros(len(ids)) if name == start else None
             if trained:
                 ours, theirs = (
                     _logprobs(model, asked, ids, codec, config, config.temperature, bar.advance)
@@ -123,7 +125,7 @@ def answer_all(
     return answers
 
 
-def sample_sft(
+def sample_reference(
     inputs: Mapping[str, Artifact],
     prompts: Sequence[EncodedPrompt],
     codec: Codec,
@@ -131,8 +133,8 @@ def sample_sft(
     ctx: RunContext,
     count: int,
 ) -> Answers:
-    """Samples `count` answers of the SFT model to each prompt, independently of those in `answer_all`."""
-    actor = load_actor(inputs["base"], inputs["sft"], ctx.device)
+    """Samples `count` answers of the reference to each prompt, independently of those in `answer_all`."""
+    actor = load_actor(inputs["base"], inputs.get("sft"), ctx.device)
     asked = [prompt.ids for prompt in prompts for _ in range(count)]
     with ctx.progress("eval best of n", total=len(asked)) as bar:
         rows = sample(actor, asked, codec, config, ctx.seed + 1, bar.advance)

@@ -5,7 +5,7 @@ Values that older runs do not have are optional. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,16 @@ from pipeline.engine.stage import Artifact, parse
 from stages.intervals import Interval
 
 FILE, JUDGED, SAMPLES = "eval.json", "judged.jsonl", "samples.jsonl"
+
+
+def reference_of(models: Iterable[str]) -> str:
+    """Which of the evaluated models PPO started from: SFT or, where there is none, the base model."""
+    return "sft" if "sft" in models else "base"
+
+
+def in_words(reference: str) -> str:
+    """A reference as texts name it."""
+    return "SFT" if reference == "sft" else "the base model"
 
 
 CUT = " … (cut)"
@@ -26,7 +36,7 @@ def marked(answer: str, finished: bool) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class WinRate(Interval):
-    """A win rate of PPO against SFT. `ties` is the share of ties, which count half."""
+    """A win rate of PPO against the reference. `ties` is the share of ties, which count half."""
 
     ties: float | None = None
 
@@ -63,7 +73,7 @@ class ModelResult:
 
     Attributes:
         n: of best-of-n, its n.
-        kl: from SFT, nats per response.
+        kl: from the reference, nats per response.
         nll, text_nll: loss on held-out demonstrations and text, nats per token.
         score: the reward model's mean score.
     """
@@ -104,7 +114,7 @@ class EvaluatedPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierPoint:
-    """KL from SFT, and the gains of the proxy and the judge over SFT, at an evaluation point."""
+    """KL from the reference, and the gains of the proxy and the judge over it, at an evaluation point."""
 
     update: int
     kl: Interval
@@ -158,7 +168,7 @@ class BestOfN:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimumPoint:
-    """The reward model's score of the optimum with a KL from SFT, as a gain over SFT."""
+    """The reward model's score of the optimum with a KL from the reference, as a gain over the reference."""
 
     kl: float
     gain: Interval
@@ -166,7 +176,7 @@ class OptimumPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """The optimum of PPO's objective, from several SFT answers per prompt.
+    """The optimum of PPO's objective, from several answers of the reference per prompt.
 
     Attributes:
         samples: answers per prompt.
@@ -182,7 +192,7 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyPoint:
-    """A trained policy's KL from SFT and the judge's gain over SFT."""
+    """A trained policy's KL from the reference and the judge's gain over it."""
 
     kl: float
     gold: Interval
@@ -190,17 +200,19 @@ class PolicyPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Extreme:
-    """A prompt with the answers of SFT and PPO, what the judge gained, and which answers end with a stop token."""
+    """A prompt with the answers of the reference (`sft`, or `base` without SFT) and of PPO, what the judge gained,
+    and which answers end with a stop token."""
 
     prompt: str
     gain: float
-    sft: str
+    base: str = ""
+    sft: str = ""
     ppo: str
     finished: Mapping[str, bool] = field(default_factory=dict)
 
     def shown(self, model: str) -> str:
-        """The answer of `sft` or `ppo` as it is shown."""
-        return marked(self.sft if model == "sft" else self.ppo, self.finished.get(model, True))
+        """The answer of `base`, `sft` or `ppo` as it is shown."""
+        return marked(getattr(self, model), self.finished.get(model, True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +241,10 @@ class Evaluation:
 
     Attributes:
         judge: the rubric that counts fact errors; None: there is none.
-        models: by name: base, sft, ppo, ppo-1 (of an earlier round), dpo, best_of_n.
+        models: by name: base, sft (if the run has that stage), ppo, ppo-1 (of an earlier round), dpo, best_of_n.
         wins: every judge's win rates.
-        win_rate, reduction: of PPO against SFT by the rubric; `reduction` is the relative change of fact errors.
+        win_rate, reduction: of PPO against the reference by the rubric; `reduction` is the relative change of fact
+            errors.
         by_round: relative change of fact errors of each round's policy from the one before.
         along: the evaluation points of all rounds.
         points: PPO and DPO beside the frontier.
@@ -254,6 +267,16 @@ class Evaluation:
     points: Mapping[str, PolicyPoint] = field(default_factory=dict)
     extremes: Extremes | None = None
     json: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def reference(self) -> str:
+        """As `reference_of`."""
+        return reference_of(self.models)
+
+    @property
+    def start(self) -> str:
+        """The reference as texts name it."""
+        return in_words(self.reference)
 
     @classmethod
     def of(cls, content: Mapping[str, Any], where: str = FILE) -> Evaluation:

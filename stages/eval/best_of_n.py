@@ -1,6 +1,6 @@
-"""Best of n: the answer among n of the SFT model that the reward model scores highest, as a policy to beat.
+"""Best of n: the answer among n of the reference that the reward model scores highest, as a policy to beat.
 
-It needs no training, and its distance from the SFT model is known beforehand. Shapes: P prompts, N samples.
+It needs no training, and its distance from the reference is known beforehand. Shapes: P prompts, N samples.
 """
 
 from __future__ import annotations

@@ -11,19 +11,24 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.stage import RunContext
 from stages.eval import wins
 from stages.eval.answers import Answers
+from stages.eval.artifact import reference_of
 from stages.eval.wins import Array
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.judge import Pair, PairJudge, Verdicts
 
-CONTESTS = (
-    ("ppo", "sft"),
-    ("ppo", "base"),
-    ("ppo", "best_of_n"),
-    ("ppo", "dpo"),
-    ("dpo", "sft"),
-    ("best_of_n", "sft"),
-)
-"""Pairs of models whose win rate is measured, where both were evaluated."""
+
+def pairs_of(models: Collection[str]) -> list[tuple[str, str]]:
+    """Pairs of models whose win rate is measured, where both were evaluated."""
+    reference = reference_of(models)
+    pairs = [
+        ("ppo", reference),
+        ("ppo", "base"),
+        ("ppo", "best_of_n"),
+        ("ppo", "dpo"),
+        ("dpo", reference),
+        ("best_of_n", reference),
+    ]
+    return [pair for pair in dict.fromkeys(pairs) if set(pair) <= set(models)]
 
 
 def contests(
@@ -37,16 +42,15 @@ def contests(
     """One row per judge and contest: `judge`, `ours`, `theirs`, the win rate's `value`, `low` and `high`, the share
     of `ties`, and the number of `prompts`. Rows of the pair judge also have `disagreed` (the share of pairs that it
     judged differently in the other order) and `unreadable` (replies). Also returns the pair judge's verdicts on PPO
-    against SFT.
+    against the reference.
 
     Args:
         scores: (P, S) by scoring judge, then by model.
         pair_judge: compares what `config.llm_judge` names.
     """
-    present = [(ours, theirs) for ours, theirs in CONTESTS if ours in answers and theirs in answers]
-    rows = []
+    reference, rows = reference_of(answers), []
     for judge, by_model in scores.items():
-        for ours, theirs in present:
+        for ours, theirs in pairs_of(answers):
             sides = (
                 by_model[ours], answers[ours].weights_PS, by_model[theirs], answers[theirs].weights_PS,
             )  # fmt: skip
@@ -55,15 +59,15 @@ def contests(
             rows.append(row | rate | {"ties": wins.ties(*sides), "prompts": len(prompts)})
     if pair_judge is None or config.llm_judge is None:
         return rows, None
-    against_sft = None
-    compared = [("ppo", theirs) for theirs in config.llm_judge.against if theirs in answers]
-    compared += [("dpo", "sft")] * ("dpo" in answers)
+    against_reference = None
+    compared: list[tuple[str, str]] = [("ppo", theirs) for theirs in config.llm_judge.against if theirs in answers]
+    compared += [("dpo", reference)] * ("dpo" in answers)
     for ours, theirs in compared:
         pairs = _pairs(prompts[: config.llm_judge.num_prompts], answers[ours], answers[theirs])
         name = f"{pair_judge.name}: {ours} against {theirs}"
         verdicts = pair_judge.compare(pairs, ctx.progress(name, total=2 * len(pairs)))
-        if (ours, theirs) == ("ppo", "sft"):
-            against_sft = verdicts
+        if (ours, theirs) == ("ppo", reference):
+            against_reference = verdicts
         won = np.array(verdicts.wins)
         rows.append(
             {
@@ -77,7 +81,7 @@ def contests(
                 "unreadable": verdicts.unreadable,
             }
         )
-    return rows, against_sft
+    return rows, against_reference
 
 
 def _pairs(prompts: Sequence[EncodedPrompt], ours: Answers, theirs: Answers) -> list[Pair]:
@@ -92,26 +96,27 @@ def extremes(
     stop_ids: Collection[int],
     count: int,
 ) -> dict[str, Any] | None:
-    """The prompts whose answer gained and lost most from SFT to PPO, by the first scoring judge, else by the pair
-    judge; None without either. Of equal gains the first prompts. An answer is finished if it ends with one of
-    `stop_ids`."""
+    """The prompts whose answer gained and lost most from the reference to PPO, by the first scoring judge, else by
+    the pair judge; None without either. Of equal gains the first prompts. An answer is finished if it ends with one
+    of `stop_ids`."""
+    reference = reference_of(answers)
     if scores:
         judge, by_model = next(iter(scores.items()))
-        gains = by_model["ppo"][:, 0] - by_model["sft"][:, 0]
+        gains = by_model["ppo"][:, 0] - by_model[reference][:, 0]
     elif verdicts is not None:
         judge, gains = "LLM judge", 2 * np.array(verdicts.wins) - 1
     else:
         return None
     order = gains.argsort(kind="stable")
 
-    finished = {name: answers[name].finished(stop_ids) for name in ("sft", "ppo")}
+    finished = {name: answers[name].finished(stop_ids) for name in (reference, "ppo")}
 
     def rows(picked: Any) -> list[dict[str, Any]]:
         return [
             {
                 "prompt": prompts[i].messages[-1]["content"],
                 "gain": float(gains[i]),
-                "sft": answers["sft"].shown[i],
+                reference: answers[reference].shown[i],
                 "ppo": answers["ppo"].shown[i],
                 "finished": {name: ends[i] for name, ends in finished.items()},
             }

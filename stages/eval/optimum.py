@@ -1,5 +1,5 @@
 """How much of the possible score PPO reached: the optimum of its objective, from the reward model's scores of
-several SFT answers to each held-out prompt (`stages.ppo.optimum`).
+several answers of the reference to each held-out prompt (`stages.ppo.optimum`).
 
 No policy with PPO's KL has a higher expected score than the optimum with that KL. Shapes: P prompts, N answers per
 prompt, G betas, R resamples.
@@ -23,11 +23,11 @@ POINTS = 17
 def measure(
     scores_PN: Array, ppo_P: Array, kl_P: Array, *, unit: float, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The optimum's gain over SFT by KL, and PPO's share of it at PPO's KL.
+    """The optimum's gain over the reference by KL, and PPO's share of it at PPO's KL.
 
     Args:
-        scores_PN: the reward model's scores of the SFT model's answers.
-        ppo_P, kl_P: its scores of PPO's answers, and their log-ratios to SFT, nats.
+        scores_PN: the reward model's scores of the reference's answers.
+        ppo_P, kl_P: its scores of PPO's answers, and their log-ratios to the reference, nats.
         unit: what a gain is divided by.
 
     Returns `reach`, the largest KL that so many answers resolve, nats per response; `points`, each with `kl`, and
@@ -63,12 +63,12 @@ def measure(
 
 
 def _gain(kl: Array, kl_PG: Array, score_PG: Array, sft_P: Array) -> Array:
-    """The optimum's gain over SFT at KLs of any shape."""
+    """The optimum's gain over the reference at KLs of any shape."""
     sft = sft_P.mean()
     return np.interp(kl, np.append(0.0, kl_PG.mean(0)), np.append(sft, score_PG.mean(0))) - sft
 
 
 def _share(kl_PG: Array, score_PG: Array, sft_P: Array, ppo_P: Array, kl_P: Array) -> float:
-    """PPO's gain over SFT in parts of the optimum's at the same KL; NaN where that gains nothing."""
+    """PPO's gain over the reference in parts of the optimum's at the same KL; NaN where that gains nothing."""
     possible = float(_gain(kl_P.mean(), kl_PG, score_PG, sft_P))
     return float(ppo_P.mean() - sft_P.mean()) / possible if possible > 0 else float("nan")

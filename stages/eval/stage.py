@@ -1,7 +1,9 @@
 """The `eval` stage: did it get better? Base, SFT, PPO and its baselines on held-out prompts, by independent judges.
 
+The reference is the model that PPO started from: SFT or, in a recipe without SFT, the base model.
+
 1. Every model answers the same prompts with the same random numbers; best-of-n selects by the reward model among
-   answers of the SFT model, at the n whose KL is nearest PPO's.
+   answers of the reference, at the n whose KL is nearest PPO's.
 2. Measurements without a judge: the reward model's score (the proxy), KL, length, variety, repetition, losses on
    held-out demonstrations and text.
 3. Judges that PPO never optimised: the task's slot lexicon, a held-out reward model, a language model. Win rates
@@ -29,7 +31,8 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from stages.eval import along, best_of_n, optimum, wins
-from stages.eval.answers import Answers, answer_all, held_out_demonstrations, sample_sft
+from stages.eval.answers import Answers, answer_all, held_out_demonstrations, sample_reference
+from stages.eval.artifact import reference_of
 from stages.eval.contests import contests, extremes
 from stages.eval.judges import load_proxy, scoring_judges
 from stages.eval.prompts import unseen_prompts
@@ -79,7 +82,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     # 1. One model at a time, so that they need not fit on the device together.
     answers = answer_all(inputs, prompts, demonstrations, codec, config, ctx)
     if config.best_of_n is not None:
-        answers["best_of_n"] = sample_sft(inputs, prompts, codec, config, ctx, config.best_of_n)
+        answers["best_of_n"] = sample_reference(inputs, prompts, codec, config, ctx, config.best_of_n)
     scorer = load_proxy(inputs, codec, ctx.device, ctx.say)
     proxy = _score_all("proxy", scorer, prompts, answers, ctx)
     del scorer
@@ -115,7 +118,8 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         write_jsonl(out_dir / "judged.jsonl", _errors_by_prompt(prompts, errors))
     result["wins"], verdicts = contests(prompts, answers, judged, llm, config, ctx)
     if slots is not None:
-        first = next(row for row in result["wins"] if (row["judge"], row["theirs"]) == (slots.name, "sft"))
+        sides = (slots.name, "ppo", reference_of(answers))
+        first = next(row for row in result["wins"] if (row["judge"], row["ours"], row["theirs"]) == sides)
         result["win_rate"] = {key: first[key] for key in ("value", "low", "high", "ties")}
         result["win_rate"]["by"] = f"judge {config.judge}"
     result["extremes"] = extremes(prompts, answers, judged, verdicts, codec.stop_ids, config.extremes)
@@ -124,7 +128,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             proxy["best_of_n"],
             proxy["ppo"][:, 0],
             _kl(answers["ppo"]),
-            unit=along.spread(proxy["sft"]),
+            unit=along.spread(proxy[reference_of(answers)]),
             resamples=config.bootstrap,
             seed=ctx.seed,
         )
@@ -226,11 +230,12 @@ def _changes(
     config: EvalConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Relative changes of the fact errors: PPO's from SFT's, and each policy's from the one before."""
+    """Relative changes of the fact errors: PPO's from the reference's, and each policy's from the one before."""
     totals = {name: _fact_errors(theirs, answers[name]) for name, theirs in errors.items()}
-    policies = ["sft", *(name for name in answers if name.startswith("ppo"))]
+    reference = reference_of(answers)
+    policies = [reference, *(name for name in answers if name.startswith("ppo"))]
     return {
-        "reduction": wins.relative_change(totals["ppo"], totals["sft"], config.bootstrap, seed),
+        "reduction": wins.relative_change(totals["ppo"], totals[reference], config.bootstrap, seed),
         "by_round": [
             wins.relative_change(totals[after], totals[before], config.bootstrap, seed)
             for before, after in pairwise(policies)
@@ -255,9 +260,10 @@ def _frontier(
     config: EvalConfig,
     ctx: RunContext,
 ) -> dict[str, Any]:
-    """The frontier along PPO and that of best-of-n, in standard deviations over the SFT model's answers."""
+    """The frontier along PPO and that of best-of-n, in standard deviations over the reference's answers."""
     judged, proxy = evaluation.judged[judge.name], evaluation.proxy
-    scales = along.Scales(gold=along.spread(judged["sft"]), proxy=along.spread(proxy["sft"]))
+    reference = reference_of(evaluation.answers)
+    scales = along.Scales(gold=along.spread(judged[reference]), proxy=along.spread(proxy[reference]))
     result: dict[str, Any] = {
         "frontier": along.frontier(judge, by_round(inputs, "ppo"), codec, scales, config, ctx)
     }
@@ -268,7 +274,9 @@ def _frontier(
     result["points"] = {
         name: {
             "kl": float(_kl(evaluation.answers[name]).mean()),
-            "gold": wins.mean((judged[name][:, 0] - judged["sft"][:, 0]) / scales.gold, config.bootstrap, ctx.seed),
+            "gold": wins.mean(
+                (judged[name][:, 0] - judged[reference][:, 0]) / scales.gold, config.bootstrap, ctx.seed
+            ),
         }
         for name in ("ppo", "dpo")
         if name in evaluation.answers

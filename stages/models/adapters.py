@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from pipeline.config.sft import LoRAConfig
 from pipeline.engine.stage import Artifact
@@ -29,8 +29,9 @@ from stages.models.quantization import qat
 ADAPTER, MODEL = "adapter", "model"
 
 
-def new_adapter(backbone: PreTrainedModel, lora: LoRAConfig, name: str = "default") -> PeftModel:
-    """`backbone` with a new, trainable LoRA adapter. B is zero, so the outputs do not change yet."""
+def new_adapter(backbone: Any, lora: LoRAConfig, name: str = "default") -> PeftModel:
+    """`backbone`, bare or with other adapters, with a new, trainable LoRA adapter. B is zero, so the outputs do not
+    change yet."""
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -39,7 +40,11 @@ def new_adapter(backbone: PreTrainedModel, lora: LoRAConfig, name: str = "defaul
         task_type="CAUSAL_LM",
     )
     with adaptable(lora):
-        model = get_peft_model(backbone, config, adapter_name=name)
+        if isinstance(backbone, PeftModel):
+            model = backbone
+            model.add_adapter(name, config)
+        else:
+            model = get_peft_model(backbone, config, adapter_name=name)
     qat.adapt(model)
     return model
 
@@ -77,6 +82,17 @@ def attach_adapter(model: Any, folder: Path, name: str = "default", *, trainable
     return model
 
 
+def start_adapter(
+    model: Any, start: Artifact | None, lora: LoRAConfig | None, name: str = "default", *, trainable: bool = False
+) -> PeftModel:
+    """Adds the adapter of a policy as `name`, as `attach_adapter` does; from the base model (`start` is None) a new
+    one as `lora` says, without effect."""
+    if start is not None:
+        return attach_adapter(model, start.file(ADAPTER), name, trainable=trainable)
+    assert lora is not None
+    return new_adapter(model, lora, name)
+
+
 def adapter_weights(model: PeftModel, name: str) -> set[str]:
     """Names of an adapter's weights, as in peft's files."""
     return set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
@@ -95,10 +111,16 @@ def is_adapter(artifact: Artifact) -> bool:
     return (artifact.path / ADAPTER).is_dir()
 
 
+def trains_adapter(start: Artifact | None, lora: LoRAConfig | None) -> bool:
+    """Whether what starts from a policy trains an adapter: if the policy is one or, from the base model (`start` is
+    None), if there is a section `lora`."""
+    return lora is not None if start is None else is_adapter(start)
+
+
 def load_policy(base: Artifact, artifact: Artifact | None, device: str) -> Any:
     """The frozen policy of a `sft` or `ppo` artifact; the bare backbone if `artifact` is None."""
     if artifact is not None and not is_adapter(artifact):
-        return load_full(base, artifact.file(MODEL), device)
+        return load_full(base, artifact, device)
     backbone = load_backbone(base, device)
     if artifact is None:
         return backbone
@@ -121,8 +143,12 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def load_full(base: Artifact, folder: Path, device: str) -> Any:
-    """A fully fine-tuned model, frozen, in its saved precision. It computes in the precision of `base`."""
+def load_full(base: Artifact, artifact: Artifact | None, device: str) -> Any:
+    """The fully fine-tuned model of an artifact, frozen, in its saved precision, or the base model with float32
+    weights if `artifact` is None. It computes in the precision of `base`."""
+    if artifact is None:
+        return trained_in_full(load_backbone(base, device), base, device).requires_grad_(False)
+    folder = artifact.file(MODEL)
     model: Any = load_pretrained(AutoModelForCausalLM, folder, dtype="auto").to(device)
     model.requires_grad_(False)
     mark_as(base, model)

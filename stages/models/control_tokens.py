@@ -7,6 +7,7 @@ the markers that a chat template writes around messages should become control to
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -56,10 +57,28 @@ class ControlTokens:
         """
         if START not in text:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._pieces(text, inner=False)
+
+    def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
+        """Ids of each part of a text. Together they are the ids of the whole, unless a token of the whole extends
+        over two parts: then the second part is encoded on its own."""
+        encoded: list[list[int]] = []
+        text, before = "", list[int]()
+        for part in parts:
+            text += part
+            ids = self.encode(text)
+            whole = ids[: len(before)] == before
+            encoded.append(ids[len(before) :] if whole else self._pieces(part, inner=True))
+            before = ids
+        return encoded
+
+    def _pieces(self, text: str, *, inner: bool) -> list[int]:
+        """`inner`: whether something stands before the text."""
         ids: list[int] = []
         for number, piece in enumerate(self._marked.split(text)):
             if piece:  # None if the template separated a pair of marks
-                ids += self._as_text(piece, inner=bool(ids)) if number % 2 else self._piece(piece, inner=bool(ids))
+                encode = self._as_text if number % 2 else self._piece
+                ids += encode(piece, inner=inner or bool(ids))
         return ids
 
     def _as_text(self, token: str, *, inner: bool) -> list[int]:

@@ -158,7 +158,8 @@ class ChatTemplate:
         where: the location to report in errors.
 
     Attributes:
-        source: the template as published.
+        source: the template as the tokenizer has it.
+        text: the same with its clock fixed.
         no_system: why the template does not accept a system turn or leaves out its text; None if it accepts one.
         exchange: a rendered question and answer.
         talk: a rendered conversation with a turn of each role, up to the next answer. It contains everything that
@@ -175,7 +176,7 @@ class ChatTemplate:
             raise StageError("the tokenizer has no chat template", where=where, hint="set base.chat_template")
         self.tokenizer, self.folds, self._where = tokenizer, folds, where
         self.source = default_of(tokenizer.chat_template, where)
-        self._text = pinned(self.source, date) if CLOCK in self.source else self.source
+        self.text = pinned(self.source, date) if CLOCK in self.source else self.source
         try:
             self.exchange = self.as_given(_turns(USER, ANSWER))
         except Refused as refused:
@@ -193,15 +194,20 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
         """A conversation as text; with `generation`, up to the assistant's next answer. Raises `Refused`."""
+        return self.as_given(self.accepted(messages), generation=generation)
+
+    def accepted(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The turns that are rendered: folded, if the template folds. Raises `Refused` for a system turn that the
+        template does not take."""
         if self.folds:
-            messages = fold(messages, system=not self.takes_system)
-        elif self.no_system is not None and any(message["role"] == "system" for message in messages):
+            return fold(messages, system=not self.takes_system)
+        if self.no_system is not None and any(message["role"] == "system" for message in messages):
             raise Refused(self.no_system, self._where)
-        return self.as_given(messages, generation=generation)
+        return messages
 
     def as_given(self, messages: Sequence[Message], *, generation: bool = False) -> str:
         """As `render`, without folding."""
-        return self._rendered(self._text, messages, generation)
+        return self._rendered(self.text, messages, generation)
 
     def prints_date(self) -> bool:
         """Whether the template's output depends on the date."""

@@ -7,6 +7,7 @@ and PPO all use it, so the tokens that are trained on are the tokens that are sa
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from data.schema import Message
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
+from stages.models import turns
 from stages.models.control_tokens import ControlTokens
 from stages.models.loading import load_tokenizer
-from stages.models.templates import DATE, ChatTemplate, ending, starts_with_bos
+from stages.models.templates import ANSWER, DATE, ChatTemplate, ending, starts_with_bos
 from stages.models.templates import chat_template as chat_template
 
 IGNORED = -100
@@ -86,10 +88,47 @@ class Codec:
         return [self._bos, *ids] if self._bos is not None and ids[:1] != [self._bos] else ids
 
     def _rendered(self, messages: Sequence[Message]) -> list[int]:
-        turns = [self.cleaned(message) for message in messages]
-        if self.literal:
-            turns = [{**turn, "content": self.control.mark(turn["content"])} for turn in turns]
-        return self.control.encode(self.template.render(turns, generation=True))
+        return self.control.encode(self.template.render(self._turns(messages), generation=True))
+
+    def _turns(self, messages: Sequence[Message]) -> list[Message]:
+        cleaned = [self.cleaned(message) for message in messages]
+        if not self.literal:
+            return cleaned
+        return [{**turn, "content": self.control.mark(turn["content"])} for turn in cleaned]
+
+    @property
+    def end(self) -> str:
+        """The text of `end_id`."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.end_id))
+
+    def prompt_labels(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """As `prompt`, and labels: the ids of the assistant's turns, each with the token that ends it, and
+        `IGNORED` for the rest. The ids are those of `prompt`, except that no token extends over an end of a turn.
+
+        Raises `turns.Unlocatable` if the chat template does not show where a turn is.
+        """
+        text, spans = turns.locate(self.template, self.template.accepted(self._turns(messages)), self.end)
+        cuts = [0, *(cut for span in spans for cut in span), len(text)]
+        parts = self.control.encode_parts([text[start:stop] for start, stop in pairwise(cuts)])
+        ids = [i for part in parts for i in part]
+        labels = [i if number % 2 else IGNORED for number, part in enumerate(parts) for i in part]
+        if self._bos is not None and ids[:1] != [self._bos]:
+            return [self._bos, *ids], [IGNORED, *labels]
+        return ids, labels
+
+    @property
+    def no_turns(self) -> str:
+        """Why `prompt_labels` would not label the tokens that the model samples; empty if it does."""
+        if reason := turns.why_not(self.template, self.end):
+            return reason
+        if turns.marks_generation(self.template):
+            return ""
+        _, labels = self.prompt_labels(turns.probe(self.template))
+        learned = [i for i in labels if i != IGNORED]
+        answers = [self.completion(text) for text in (ANSWER, turns.LATER)]
+        if learned in (answers[0] + answers[1], answers[0][:-1] + answers[1][:-1]):
+            return ""
+        return "its tokenizer encodes an answer inside a conversation differently from an answer after a prompt"
 
     @property
     def adds_bos(self) -> bool:

@@ -22,7 +22,7 @@ class EvaluationPoint:
     """Means over the answers to held-out prompts at one update.
 
     Attributes:
-        kl: KL from SFT, nats per response.
+        kl: KL from the reference, nats per response.
         judge: the independent judge's mean score, higher is better; None without a judge.
         prompts: the held-out prompts, as conversations.
     """

@@ -15,7 +15,7 @@ def same_start(data: Experience, exact: bool) -> None:
     if not deviation.is_rounding(exact):
         raise StageError(
             f"policy and reference differ before the first step, in nats per token: {deviation}",
-            hint="the policy must start as a copy of the reference; rerun the sft stage",
+            hint="the policy must start as a copy of the reference; run the stages before PPO again",
         )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 
 from pipeline.config.ppo import PPOConfig
-from pipeline.engine.rounds import newest
+from pipeline.engine.rounds import by_round, newest
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models.actor import check_projection
-from stages.models.adapters import ADAPTER, MODEL, attach_adapter, is_adapter, load_full
+from stages.models.adapters import is_adapter, load_full, start_adapter, trains_adapter
 from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
@@ -41,8 +41,8 @@ def build(
 ) -> tuple[Bank, RewardSignal]:
     """Builds the bank and the reward signal.
 
-    The reference is the SFT model. The policy starts as a copy of it or, in a later round, as the previous round's
-    policy. The value role starts as a copy of the reward model.
+    The reference is the SFT model, or the base model without an SFT stage. The policy starts as a copy of it or, in
+    a later round, as the previous round's policy. The value role starts as a copy of the reward model.
 
     Args:
         sharded: shard every role over the processes.
@@ -51,11 +51,11 @@ def build(
     Raises `StageError` when the reward model belongs to another base, is damaged or does not reproduce its
     fingerprints.
     """
-    base, sft, artifact = inputs["base"], inputs["sft"], reward_artifact(config, inputs)
-    start = newest(inputs, "ppo", "sft")
+    base, sft, artifact = inputs["base"], inputs.get("sft"), reward_artifact(config, inputs)
+    start = newest(inputs, "ppo") if by_round(inputs, "ppo") else sft
     # A classifier reads text and shares no weights with the policy.
     reward = None if artifact is None else token_artifact(artifact)
-    make = _lora_bank if is_adapter(sft) else _full_bank
+    make = _lora_bank if trains_adapter(sft, config.lora) else _full_bank
     # A role that will be sharded may not fit on one device: it is loaded on the CPU.
     bank = make(config, base, sft, start, reward, "cpu" if sharded else device)
     if isinstance(bank, FullBank) and sharded:
@@ -76,6 +76,7 @@ def build(
         batch_size=batch,
         members=optimised_members(config.reward.held_out),
         bank=bank,
+        revision=config.reward_model_revision,
         say=say,
     )
     scorer.check(row["prompt"] for row in inputs["data"].jsonl("prompts.jsonl"))
@@ -110,16 +111,21 @@ def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: s
 
 
 def _lora_bank(
-    config: PPOConfig, base: Artifact, sft: Artifact, start: Artifact, reward: Artifact | None, device: str
+    config: PPOConfig,
+    base: Artifact,
+    sft: Artifact | None,
+    start: Artifact | None,
+    reward: Artifact | None,
+    device: str,
 ) -> ActorBank:
     # A reward model that is not an adapter gets a separate bank, and its head does not initialise the critic.
     shared = reward if reward is not None and is_adapter(reward) else None
     backbone = load_backbone(base, device)
-    model = attach_adapter(backbone, sft.file(ADAPTER), "reference")
-    attach_adapter(model, start.file(ADAPTER), "policy")
+    model = start_adapter(backbone, sft, config.lora, "reference")
+    start_adapter(model, start, config.lora, "policy")
     heads = reward_model.load_members(shared, model, device) if shared else {}
     if config.critic == "adapter":
-        attach_adapter(model, (shared or sft).file(ADAPTER), "value")
+        start_adapter(model, shared or sft, config.lora, "value")
     trainable = ["policy", "value"] if config.critic == "adapter" else ["policy"]
     hidden = backbone.config.get_text_config().hidden_size
     if config.critic is not None:
@@ -128,20 +134,25 @@ def _lora_bank(
 
 
 def _full_bank(
-    config: PPOConfig, base: Artifact, sft: Artifact, start: Artifact, reward: Artifact | None, device: str
+    config: PPOConfig,
+    base: Artifact,
+    sft: Artifact | None,
+    start: Artifact | None,
+    reward: Artifact | None,
+    device: str,
 ) -> FullBank:
     shared = reward if reward is not None and not is_adapter(reward) else None
     models = {
-        "reference": load_full(base, sft.file(MODEL), device),
-        "policy": load_full(base, start.file(MODEL), device),
+        "reference": load_full(base, sft, device),
+        "policy": load_full(base, start, device),
     }
     heads = {}
     if shared:
-        models[ROLE] = load_full(base, shared.file(MODEL), device)
+        models[ROLE] = load_full(base, shared, device)
         heads[ROLE] = ScalarHead.load(shared.file(reward_model.HEAD)).to(device)
     trainable = ["policy"]
     if config.critic == "adapter":
-        models["value"] = load_full(base, (shared or sft).file(MODEL), device)
+        models["value"] = load_full(base, shared or sft, device)
         trainable.append("value")
     for role in trainable:
         models[role].float()

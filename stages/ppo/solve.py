@@ -81,7 +81,7 @@ class Solution:
             f"ppo: KL coefficient {point.beta:.3g} (95 % interval {point.beta_low:.3g} to {point.beta_high:.3g}), "
             f"solved for a KL of {point.kl:g} nats per response from {self.num_generations} samples for each of "
             f"{self.num_prompts} prompts",
-            "   KL   beta  expected score (0 is the SFT model's mean)",
+            "   KL   beta  expected score (0 is the reference's mean)",
             *(
                 f"{row.kl:5.2f}  {row.beta:5.3f}  {row.score - self.reference_score:5.2f}"
                 + ("  <- kl.target" if row is point else "")

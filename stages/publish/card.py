@@ -39,8 +39,7 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
     return _card(
         metadata(run, repository),
         f"# {repository.partition('/')[2]}",
-        f"{_origin(run)}. Trained with tutelage: supervised fine-tuning, a reward model from rankings, and PPO "
-        "with a KL penalty.",
+        f"{_origin(run)}. Trained with tutelage: {_steps(run)} with a KL penalty.",
         " ".join(part for part in (_who_ranked(run), hard_negatives(findings.reward)) if part),
         _verdict(findings),
         *_evaluation(run, findings),
@@ -49,6 +48,12 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
         _limits(run, findings),
         f"## Recipe\n\nThe values that determine the result:\n\n```yaml\n{_recipe(run)}```",
     )
+
+
+def _steps(run: RunSummary) -> str:
+    if run.loaded.recipe.sft is None:
+        return "a reward model from rankings and, without supervised fine-tuning before it, PPO"
+    return "supervised fine-tuning, a reward model from rankings, and PPO"
 
 
 def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
 
 
 def _results(run: RunSummary) -> Iterator[Any]:
-    """The comparisons of PPO with SFT, for the model index."""
+    """The comparisons of PPO with the model that it started from, for the model index."""
     from huggingface_hub import EvalResult
 
     evaluation = Evaluation.read(run.need("eval").artifact)
@@ -88,13 +93,13 @@ def _results(run: RunSummary) -> Iterator[Any]:
             dataset_name="held-out prompts",
             dataset_split="eval",
             metric_type=name,
-            metric_name=f"{LABELS[name]}, judge {evaluation.judge} ({interval})",
+            metric_name=f"{LABELS[name]} {evaluation.start}, judge {evaluation.judge} ({interval})",
             metric_value=round(value, 4),
         )
 
 
 def comparisons(evaluation: Evaluation) -> Iterator[tuple[str, float, float, float]]:
-    """Name, value and interval of each comparison of PPO with SFT that was measured."""
+    """Name, value and interval of each comparison of PPO with the reference that was measured."""
     for name, interval in (("win_rate", evaluation.win_rate), ("reduction", evaluation.reduction)):
         if interval is None or interval.value is None or interval.low is None or interval.high is None:
             continue
@@ -102,7 +107,8 @@ def comparisons(evaluation: Evaluation) -> Iterator[tuple[str, float, float, flo
 
 
 MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
-LABELS = {"win_rate": "win rate against SFT", "reduction": "change of fact errors from SFT"}
+LABELS = {"win_rate": "win rate against", "reduction": "change of fact errors from"}
+"""Of PPO, before the name of the model that it started from."""
 
 
 def _held_out(run: RunSummary) -> str:
@@ -176,10 +182,11 @@ def _evaluation(run: RunSummary, findings: Findings) -> Iterator[str]:
     yield (
         f"## Evaluation\n\nOn {evaluation.prompts:,} held-out prompts, {who}. In parentheses: 95 % "
         "bootstrap intervals over prompts.\n\n"
-        f"| metric | {names} | PPO minus SFT |\n|---|{'---|' * (len(models) + 1)}\n" + "\n".join(rows)
+        f"| metric | {names} | PPO minus {MODELS[evaluation.reference]} |\n|---|{'---|' * (len(models) + 1)}\n"
+        + "\n".join(rows)
     )
     with_intervals = [
-        f"| {LABELS[name]} | {value:.4g} | {low:.4g} to {high:.4g} |"
+        f"| {LABELS[name]} {evaluation.start} | {value:.4g} | {low:.4g} to {high:.4g} |"
         for name, value, low, high in comparisons(evaluation)
     ]
     if with_intervals:

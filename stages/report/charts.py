@@ -120,7 +120,7 @@ def along(run: RunSummary, findings: Findings) -> list[Chart]:
     charts = [
         Chart("Reward model’s score", "mean", score, "update", source=both("objective/scores", "score")),
         Chart(
-            "KL from SFT",
+            f"KL from {findings.start}",
             f"nats per response{f' (target {shown(target)})' if target else ''}",
             kl,
             "update",

@@ -18,7 +18,7 @@ STAGES = {
     "best_of_n": ("collect", "reward"),
     "ppo": ("collect", "reward", "ppo"),
 }
-"""Model -> the stages that it takes, besides those of SFT. People's ranking time is not counted."""
+"""Model -> the stages that it takes, besides SFT. People's ranking time is not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _per_reply(ppo: Cost, best: Cost, name: str) -> str:
 def left_out(rows: Sequence[Cost]) -> str:
     """What the times do not include."""
     models = [row.model for row in rows if row.key != "sft"]
-    after = f"The times of {listing(models)} come on top of SFT’s. " if models else ""
+    after = f"The times of {listing(models)} come on top of SFT’s. " if 0 < len(models) < len(rows) else ""
     return f"{after}Evaluation, export and the time of those who ranked are not counted."
 
 

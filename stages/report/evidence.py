@@ -1,4 +1,5 @@
-"""What each judge says about PPO against SFT, in the order in which the verdict reads it (docs/evaluation.md).
+"""What each judge says about PPO against the model that it started from, in the order in which the verdict reads it
+(docs/evaluation.md).
 
 Evidence that decides comes before evidence that does not. Among equals, people come first, then the rubric, then
 the other judges in the order of `eval.json`.
@@ -26,7 +27,7 @@ _POWER = 1.96 + 0.84
 
 @dataclass(frozen=True)
 class Evidence:
-    """A judge's comparison of PPO's answers with SFT's.
+    """A judge's comparison of PPO's answers with the reference's.
 
     Attributes:
         source: `people`, `rubric`, or another judge's name.
@@ -52,7 +53,7 @@ class Evidence:
 
 def read(evaluation: Evaluation, people: HumanVerdict | None) -> list[Evidence]:
     """All evidence of a run, the strongest first."""
-    every = [_people(people)] if people else []
+    every = [_people(people, evaluation)] if people else []
     if evaluation.judge is not None:
         every.append(_rubric(evaluation))
     for contest in win_rates.other_judges(evaluation):
@@ -114,8 +115,8 @@ def _doubt(side: int, prompts: int) -> str:
     return f" That decides nothing: {' and '.join(reasons)}." if reasons else ""
 
 
-def _people(verdict: HumanVerdict) -> Evidence:
-    return _by_win_rate(PEOPLE, verdict.win_rate, verdict.prompts, human.evidence(verdict))
+def _people(verdict: HumanVerdict, evaluation: Evaluation) -> Evidence:
+    return _by_win_rate(PEOPLE, verdict.win_rate, verdict.prompts, human.evidence(verdict, evaluation.start))
 
 
 def _rubric(evaluation: Evaluation) -> Evidence:
@@ -123,11 +124,12 @@ def _rubric(evaluation: Evaluation) -> Evidence:
     win, change, prompts = evaluation.win_rate, evaluation.reduction, evaluation.prompts
     assert win is not None
     assert change is not None
-    wins, has_errors = win.side(0.5), bool(evaluation.models["sft"].slot_error_rate)
+    wins, has_errors = win.side(0.5), bool(evaluation.models[evaluation.reference].slot_error_rate)
     side = -change.side() if has_errors else wins
     text = f"By the independent judge ({evaluation.judge}), fact errors on {prompts:,} held-out prompts "
     text += _errors(evaluation, change, has_errors)
-    text += f" PPO’s answer beats SFT’s on {percent(win.value)} of them ({_span(win)}; ties count half)."
+    beats = f"PPO’s answer beats {evaluation.start}’s on {percent(win.value)} of them"
+    text += f" {beats} ({_span(win)}; ties count half)."
     if prompts < FEW:
         text += f" That decides nothing: {prompts} prompts are fewer than {FEW}."
     return Evidence(
@@ -142,7 +144,7 @@ def _rubric(evaluation: Evaluation) -> Evidence:
 
 def _errors(evaluation: Evaluation, change: Interval, has_errors: bool) -> str:
     """The rest of the sentence about fact errors."""
-    before, after = (evaluation.models[name].slot_error_rate for name in ("sft", "ppo"))
+    before, after = (evaluation.models[name].slot_error_rate for name in (evaluation.reference, "ppo"))
     rates = f"from {percent(before, 1)} to {percent(after, 1)}"
     if not has_errors:
         return f"went {rates}."

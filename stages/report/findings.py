@@ -17,7 +17,15 @@ from pipeline.engine.plan import KEY_DIGITS, RunSummary, StageRun
 from pipeline.engine.registry import StageSpec
 from pipeline.files import jsonable, readable_bytes
 from stages.artifacts import RankMetrics
-from stages.eval.artifact import Evaluation, JudgedPrompt, Sample, read_judged, read_samples
+from stages.eval.artifact import (
+    Evaluation,
+    JudgedPrompt,
+    Sample,
+    in_words,
+    read_judged,
+    read_samples,
+    reference_of,
+)
 from stages.export.artifact import ExportResult
 from stages.ppo.artifact import PPOResult
 from stages.report import exported, lineage, rankings, sources
@@ -69,7 +77,7 @@ class OpenStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """An evaluation point: KL from SFT, the reward model's mean score, and length."""
+    """An evaluation point: KL from the reference, the reward model's mean score, and length."""
 
     update: int
     kl: float | None
@@ -154,6 +162,11 @@ class Findings:
     environment: Mapping[str, Mapping[str, Sequence[str]]]
     values: Sequence[Value]
     sources: Mapping[str, Sequence[str]]
+
+    @property
+    def start(self) -> str:
+        """The model that PPO starts from, as texts name it."""
+        return in_words(reference_of(stage.name for stage in self.stages))
 
     def as_json(self) -> dict[str, Any]:
         """The findings as report.json has them."""

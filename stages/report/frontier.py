@@ -7,22 +7,21 @@ from pipeline.wording import counted, fixed, percent, span
 from stages.eval.artifact import Evaluation, Fit, FrontierPoint
 from stages.report.plots import Chart, Line, Point
 
-UNIT = "standard deviations above SFT’s answers"
-X = "KL from SFT, nats per response"
-
 
 def charts(evaluation: Evaluation | None) -> list[Chart]:
     """Judge and proxy by KL with the fitted form; and the judge's gain of PPO, best-of-n and DPO."""
     if evaluation is None or evaluation.frontier is None:
         return []
+    start = evaluation.start
+    unit, x = f"standard deviations above {start}’s answers", f"KL from {start}, nats per response"
     points = sorted(evaluation.frontier.points, key=lambda point: point.kl.value or 0.0)
     proxy, gold = ([_point(point, name) for point in points] for name in ("proxy", "gold"))
     drawn = [
         Chart(
             "Judge and reward model by KL",
-            UNIT,
+            unit,
             [Line("train", proxy), Line("held-out", gold), *_curve(evaluation.frontier.fit)],
-            X,
+            x,
             fraction=True,
         )
     ]
@@ -33,7 +32,7 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
             Line("train", proxy),
             Line("other", [(row.kl, row.proxy.value or 0.0) for row in best.rows]),
         ]
-        drawn.append(Chart("Reward model’s score: how much is possible", UNIT, lines, X, fraction=True))
+        drawn.append(Chart("Reward model’s score: how much is possible", unit, lines, x, fraction=True))
     if best:
         lines = [
             Line("held-out", gold),
@@ -42,7 +41,7 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
         if "dpo" in evaluation.points:
             dpo = evaluation.points["dpo"]
             lines.append(Line("point", [(dpo.kl, dpo.gold.value or 0.0)]))
-        drawn.append(Chart("Judge’s gain by method", UNIT, lines, X, fraction=True))
+        drawn.append(Chart("Judge’s gain by method", unit, lines, x, fraction=True))
     return drawn
 
 
@@ -56,17 +55,17 @@ def _curve(fit: Fit) -> list[Line]:
 
 
 WHY = (
-    "The further PPO moves from SFT, the higher the reward model scores its answers. Whether answers get better "
-    "is for the judge to say: its gain may stop rising, or fall."
+    "The further PPO moves from {start}, the higher the reward model scores its answers. Whether answers get "
+    "better is for the judge to say: its gain may stop rising, or fall."
 )
 
 
 def explain(evaluation: Evaluation | None) -> str:
     """What the charts are about, and where over-optimisation set in."""
     frontier = evaluation.frontier if evaluation else None
-    if frontier is None:
+    if evaluation is None or frontier is None:
         return ""
-    return f"{WHY} {conclude(evaluation)}"
+    return f"{WHY.format(start=evaluation.start)} {conclude(evaluation)}"
 
 
 def possible(evaluation: Evaluation | None) -> str:
@@ -84,7 +83,7 @@ def possible(evaluation: Evaluation | None) -> str:
     return (
         f"PPO has {percent(share.value)} ({span(share.low or 0.0, share.high or 0.0)}) of the gain in the reward "
         f"model’s score that is possible at its KL of {fixed(kl)} nats: no policy with that KL can score higher "
-        "than SFT’s answers, weighted by exp(score / β)."
+        f"than {evaluation.start}’s answers, weighted by exp(score / β)."
     )
 
 

@@ -23,7 +23,8 @@ class Term:
 
 TERMS = (
     Term("Annotator", "Who ranks answers: a person, or a simulated one.", r"[Aa]nnotators?"),
-    Term("Best of n", "Sampling n answers of SFT and keeping the one that the reward model scores highest.",
+    Term("Best of n", "Sampling n answers of the model that PPO starts from, and keeping the one that the "
+         "reward model scores highest.",
          r"[Bb]est[ -]of[ -](?:n|\d+)\b"),
     Term("Bradley-Terry", "A model of comparisons: each side has a strength, and their difference gives the odds.",
          r"Bradley-Terry"),
@@ -41,7 +42,8 @@ TERMS = (
          "lies in it for 95 % of the draws.", r"95\s%\s(?:bootstrap\s)?intervals?"),
     Term("Judge", "What compares or checks the answers and was not used in training: a fact checker, a model, or "
          "people.", r"[Jj]udges?\b"),
-    Term("KL", "Kullback-Leibler divergence: how far a policy’s answers have moved from SFT’s.", r"KL"),
+    Term("KL", "Kullback-Leibler divergence: how far a policy’s answers have moved from those of the model "
+         "that it started from.", r"KL"),
     Term("Krippendorff’s alpha, Kendall’s τ", "Measures of agreement: 1 is perfect, 0 is chance.",
          r"Krippendorff’s alpha|Kendall’s τ"),
     Term("LoRA", "Training small added matrices instead of all weights of the model.", r"LoRA"),
@@ -51,12 +53,12 @@ TERMS = (
     Term("Perplexity", "The exponential of the loss per token; lower is better.", r"[Pp]erplexity"),
     Term("Policy", "The model that PPO trains.", r"[Pp]olic(?:y|ies)"),
     Term("PPO", "Proximal policy optimisation: samples answers, scores them with the reward model, and makes high "
-         "scores more likely while a penalty on KL keeps the model near SFT.", r"PPO"),
+         "scores more likely while a penalty on KL keeps the KL small.", r"PPO"),
     Term("Proxy", "The reward model’s score, which PPO optimises. It rises in any case and is no evidence.",
          r"[Pp]roxy"),
     Term("Quantised", "Stored with fewer bits per weight: smaller files, small errors.", r"[Qq]uantis(?:ed|ation)"),
     Term("Reward model", "A model that learned from the rankings to score an answer.", r"[Rr]eward models?\b"),
-    Term("SFT", "Supervised fine-tuning on demonstrations: the model that PPO starts from.", r"SFT"),
+    Term("SFT", "Supervised fine-tuning on demonstrations, before PPO.", r"SFT"),
     Term("Update", "One step of PPO: sample a batch of answers, then train on it.", r"[Uu]pdates?\b"),
     Term("Value model", "Predicts the reward to come at each token; PPO compares rewards with it.",
          r"[Vv]alue model"),

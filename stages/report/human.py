@@ -17,7 +17,7 @@ from stages.intervals import Share
 
 @dataclass(frozen=True, kw_only=True)
 class HumanVerdict:
-    """What `tutelage judge` wrote: PPO's win rate against SFT, and how far the judges agree.
+    """What `tutelage judge` wrote: PPO's win rate against the reference, and how far the judges agree.
 
     Attributes:
         eval: fingerprint of the evaluation whose answers were compared.
@@ -46,14 +46,14 @@ class HumanVerdict:
         return verdict if verdict.eval == fingerprint else None
 
 
-def evidence(verdict: HumanVerdict) -> str:
-    """The verdict in words."""
+def evidence(verdict: HumanVerdict, start: str) -> str:
+    """The verdict in words. `start` is the reference as texts name it."""
     win, agreed = verdict.win_rate, verdict.agreement
     who = "One person" if verdict.judges == 1 else f"{verdict.judges} people"
     assert win.low is not None
     assert win.high is not None
     text = (
-        f"{who} compared the answers to {verdict.prompts:,} held-out prompts blind: PPO’s beats SFT’s on "
+        f"{who} compared the answers to {verdict.prompts:,} held-out prompts blind: PPO’s beats {start}’s on "
         f"{percent(win.value)} of them (95 % interval {span(win.low, win.high)}; ties count half)."
     )
     if agreed.value is not None:

@@ -21,7 +21,7 @@ class RoundRow:
 
     Attributes:
         accuracy: of the round's reward model, on the held-out rankings of all rounds so far.
-        change: relative change of fact errors from the round before; from SFT in the first round.
+        change: relative change of fact errors from the round before; from the reference in the first round.
     """
 
     number: int = named("round")

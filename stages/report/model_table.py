@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.wording import fixed, percent, points, span
-from stages.eval.artifact import Evaluation, ModelResult
+from stages.eval.artifact import Evaluation, ModelResult, in_words
 from stages.report import win_rates
 
 
@@ -40,7 +40,7 @@ METRICS = (
     Metric("invented", "Invented facts", "per answer"),
     Metric("repeated", "Repeated facts", "per answer"),
     Metric("score", "Reward model’s score", "mean; what PPO optimises", first=True),
-    Metric("kl", "KL from SFT", "nats per response", first=True),
+    Metric("kl", "KL from the reference", "nats per response", first=True),
     Metric("length", "Length", "tokens", 1, first=True),
     Metric("ended", "Ended with a stop token", "of answers", 1, share=True, first=True),
     Metric("distinct_2", "Distinct word pairs", "of all word pairs", 1, share=True),
@@ -53,8 +53,8 @@ ERRORS, KL = METRICS[0], next(metric for metric in METRICS if metric.key == "kl"
 
 @dataclass(frozen=True)
 class Row:
-    """Cells by model. `change` is PPO's from SFT, with the interval of the relative change where that was measured;
-    `tone` is good or bad if the interval excludes zero."""
+    """Cells by model. `change` is PPO's from the reference, with the interval of the relative change where that was
+    measured; `tone` is good or bad if the interval excludes zero."""
 
     metric: Metric
     cells: dict[str, str]
@@ -68,7 +68,10 @@ def rows(evaluation: Evaluation | None) -> list[Row]:
     """One row per metric that was measured; without a judge there are no facts."""
     models = evaluation.models if evaluation else {}
     ppo = models.get("ppo", ModelResult())
-    table = [_row(metric, models) for metric in METRICS if metric.of(ppo) is not None]
+    reference = evaluation.reference if evaluation else "sft"
+    table = [_row(metric, models, reference) for metric in METRICS if metric.of(ppo) is not None]
+    from_start = replace(KL, label=f"KL from {in_words(reference)}")
+    table = [replace(row, metric=from_start) if row.metric is KL else row for row in table]
     reduction = evaluation.reduction if evaluation else None
     if reduction is None or reduction.low is None or reduction.high is None:
         return table
@@ -87,24 +90,24 @@ def error_interval(result: ModelResult) -> str:
     return span(result.slot_error_low, result.slot_error_high, ERRORS.decimals)
 
 
-def _row(metric: Metric, models: Mapping[str, ModelResult]) -> Row:
+def _row(metric: Metric, models: Mapping[str, ModelResult], reference: str) -> Row:
     values = {name: metric.of(models.get(name, ModelResult())) for name in win_rates.NAMES}
     cells = {name: metric.write(value) for name, value in values.items()}
-    sft, ppo = values["sft"], values["ppo"]
-    if metric is KL or sft is None or ppo is None:  # SFT's KL from itself is no baseline
+    before, ppo = values[reference], values["ppo"]
+    if metric is KL or before is None or ppo is None:  # the reference's KL from itself is no baseline
         if values["best_of_n"] is not None:
             cells["best_of_n"] = f"≤ {cells['best_of_n']}"
-        return Row(metric, cells, intervals=_kl_intervals(models))
-    change = round(ppo - sft, metric.decimals + 2 * metric.share)
+        return Row(metric, cells, intervals=_kl_intervals(models, reference))
+    change = round(ppo - before, metric.decimals + 2 * metric.share)
     intervals = {}
     if metric is ERRORS:
         intervals = {name: error_interval(models[name]) for name in win_rates.NAMES if name in models}
     return Row(metric, cells, metric.write_change(change), intervals=intervals)
 
 
-def _kl_intervals(models: Mapping[str, ModelResult]) -> dict[str, str]:
+def _kl_intervals(models: Mapping[str, ModelResult], reference: str) -> dict[str, str]:
     return {
         name: f"{fixed(result.kl_low)} to {fixed(result.kl_high)}"
         for name, result in models.items()
-        if name != "sft" and result.kl_low is not None
+        if name != reference and result.kl_low is not None
     }

@@ -52,7 +52,8 @@ def _unfinished(run: RunSummary, findings: Findings, pending: list[str]) -> list
 
 def _after_ppo(run: RunSummary, findings: Findings) -> list[Step]:
     recipe, evaluation = run.loaded.recipe, findings.evaluation
-    found = [Step("Talk to SFT and PPO side by side:", command("chat", "sft", "ppo"))]
+    before = "base" if recipe.sft is None else "sft"
+    found = [Step(f"Talk to {findings.start} and PPO side by side:", command("chat", before, "ppo"))]
     frontier = evaluation.frontier if evaluation else None
     if frontier and frontier.fit.set_in and frontier.fit.peak_kl:
         found.append(
@@ -65,7 +66,7 @@ def _after_ppo(run: RunSummary, findings: Findings) -> list[Step]:
     if evaluation and findings.human is None:
         found.append(
             Step(
-                "Have people compare PPO’s answers with SFT’s, without knowing which is which:",
+                f"Have people compare PPO’s answers with {findings.start}’s, without knowing which is which:",
                 command("judge", "--annotators", "ana,ben"),
             )
         )

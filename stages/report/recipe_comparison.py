@@ -21,7 +21,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two runs: its budget, its final policy's KL from SFT, and that policy's fact errors."""
+    """One of the two runs: its budget, its final policy's KL from the reference, and that policy's fact errors."""
 
     rounds: int
     rankings: int

@@ -51,14 +51,14 @@ def reach(findings: Findings) -> Verdict:
     caveats = tuple(_caveats(findings))
     if evaluation is None:
         return Verdict("unknown", "Not evaluated yet.", _progress(findings), caveats=caveats)
-    sft, ppo = evaluation.models["sft"], evaluation.models["ppo"]
-    price = _price(sft, ppo)
+    reference, ppo = evaluation.models[evaluation.reference], evaluation.models["ppo"]
+    price = _price(reference, ppo, evaluation.start)
     every = evidence.read(evaluation, findings.human)
     if not every:
         return Verdict(
             "unknown",
             "Whether PPO helped is not known.",
-            f"No independent judge read the answers. {_score(sft, ppo, evaluation.prompts)}",
+            f"No independent judge read the answers. {_score(reference, ppo, evaluation.prompts)}",
             price,
             caveats,
         )
@@ -101,16 +101,17 @@ def _direction(every: Sequence[Evidence]) -> tuple[Tone, str]:
     return "unclear", "This evaluation cannot tell whether PPO helped."
 
 
-def _price(sft: ModelResult, ppo: ModelResult) -> str:
+def _price(reference: ModelResult, ppo: ModelResult, start: str) -> str:
     parts = [
-        f"answers average {fixed(ppo.length, 1)} tokens (SFT: {fixed(sft.length, 1)})",
-        f"{percent(ppo.distinct_2, 1)} of word pairs are distinct (SFT: {percent(sft.distinct_2, 1)})",
+        f"answers average {fixed(ppo.length, 1)} tokens ({start}: {fixed(reference.length, 1)})",
+        f"{percent(ppo.distinct_2, 1)} of word pairs are distinct ({start}: {percent(reference.distinct_2, 1)})",
     ]
     if ppo.nll is not None:
         parts.append(
-            f"the loss on held-out demonstrations is {fixed(ppo.nll, 3)} nats per token (SFT: {fixed(sft.nll, 3)})"
+            f"the loss on held-out demonstrations is {fixed(ppo.nll, 3)} nats per token ({start}: "
+            f"{fixed(reference.nll, 3)})"
         )
-    return f"PPO’s KL from SFT is {number(ppo.kl)} nats per response; {listing(parts)}."
+    return f"PPO’s KL from {start} is {number(ppo.kl)} nats per response; {listing(parts)}."
 
 
 def _caveats(findings: Findings) -> list[str]:
@@ -120,10 +121,10 @@ def _caveats(findings: Findings) -> list[str]:
         notes += monitors.caveats(findings.monitors)
     if not evaluation:
         return notes
-    sft_model, ppo_model = evaluation.models["sft"], evaluation.models["ppo"]
+    reference, ppo_model = evaluation.models[evaluation.reference], evaluation.models["ppo"]
     if ppo and ppo.kl_target and (ppo_model.kl or 0) > ppo.kl_target:
         notes.append(f"The KL exceeds the recipe’s target of {number(ppo.kl_target)} nats.")
-    notes += _unfinished(sft_model, ppo_model, evaluation)
+    notes += _unfinished(reference, ppo_model, evaluation)
     if warning := too_few(evaluation.prompts, EVALUATED):
         notes.append(f"There {'is' if evaluation.prompts == 1 else 'are'} {warning}.")
     fitted = frontier.caveats(evaluation)
@@ -169,12 +170,12 @@ def _about_rewards(findings: Findings) -> list[str]:
     return notes
 
 
-def _unfinished(sft: ModelResult, ppo: ModelResult, evaluation: Evaluation) -> list[str]:
+def _unfinished(reference: ModelResult, ppo: ModelResult, evaluation: Evaluation) -> list[str]:
     """Notes on answers that do not end with a stop token, and what to change."""
-    if ppo.ended is None or sft.ended is None:
+    if ppo.ended is None or reference.ended is None:
         return []
     limit = f"{evaluation.settings.response_length} tokens" if evaluation.settings else "the length limit"
-    share = {"SFT": sft.ended, "PPO": ppo.ended}
+    share = {evaluation.start: reference.ended, "PPO": ppo.ended}
     never = [name for name, ended in share.items() if ended <= NEVER_ENDS]
     if never:
         exactly = not any(share[name] for name in never)
@@ -183,16 +184,18 @@ def _unfinished(sft: ModelResult, ppo: ModelResult, evaluation: Evaluation) -> l
             if exactly
             else f"At most {percent(max(share[name] for name in never))} of responses of"
         )
+        learned = ", check that the demonstrations are shorter than that" if evaluation.reference == "sft" else ""
         cut = "all are cut" if exactly else "the others are cut"
         return [
             f"{who} {' or '.join(never)} end{'s' * exactly} with a stop token; {cut} at {limit}. Raise "
-            "eval.response_length and ppo.response_length if answers need more, check that the demonstrations are "
-            "shorter than that, or set ppo.missing_eos_penalty."
+            f"eval.response_length and ppo.response_length if answers need more{learned}, or set "
+            "ppo.missing_eos_penalty."
         ]
-    if ppo.ended < sft.ended - 0.02:
+    if ppo.ended < reference.ended - 0.02:
         return [
-            f"Only {percent(ppo.ended)} of PPO’s answers end with a stop token, and {percent(sft.ended)} of SFT’s; "
-            f"the others are cut at {limit}. Set ppo.missing_eos_penalty, or raise ppo.response_length."
+            f"Only {percent(ppo.ended)} of PPO’s answers end with a stop token, and {percent(reference.ended)} of "
+            f"{evaluation.start}’s; the others are cut at {limit}. Set ppo.missing_eos_penalty, or raise "
+            "ppo.response_length."
         ]
     return []
 

@@ -29,7 +29,8 @@ class Row:
 def names(evaluation: Evaluation | None) -> dict[str, str]:
     """Model -> its name in the report, for the evaluated models, in order."""
     models = evaluation.models if evaluation else {}
-    labels = {name: label for name, label in NAMES.items() if name in models or name in ("base", "sft", "ppo")}
+    always = ("base", "ppo") if models else ("base", "sft", "ppo")
+    labels = {name: label for name, label in NAMES.items() if name in models or name in always}
     if "best_of_n" in labels:
         labels["best_of_n"] = f"Best of {models['best_of_n'].n}"
     return labels
@@ -64,30 +65,31 @@ def _note(contest: artifact.Contest) -> str:
     return note
 
 
-def against_sft(evaluation: Evaluation | None) -> dict[str, artifact.Contest]:
-    """By model, the first judge's win rate against SFT."""
+def against_reference(evaluation: Evaluation | None) -> dict[str, artifact.Contest]:
+    """By model, the first judge's win rate against the model that PPO started from."""
     first: dict[str, artifact.Contest] = {}
     for contest in evaluation.wins if evaluation else ():
-        if contest.theirs == "sft":
+        if evaluation and contest.theirs == evaluation.reference:
             first.setdefault(contest.ours, contest)
     return first
 
 
 def other_judges(evaluation: Evaluation) -> list[artifact.Contest]:
-    """PPO against SFT by the judges besides the rubric."""
+    """PPO against the reference by the judges besides the rubric."""
     return [
         contest
         for contest in evaluation.wins
-        if (contest.ours, contest.theirs) == ("ppo", "sft") and contest.judge != evaluation.judge
+        if (contest.ours, contest.theirs) == ("ppo", evaluation.reference) and contest.judge != evaluation.judge
     ]
 
 
 def evidence(contest: artifact.Contest) -> str:
-    """A win rate of PPO against SFT in words."""
+    """A win rate of PPO against the reference in words."""
+    start = artifact.in_words(contest.theirs)
+    judge = contest.judge[:1].upper() + contest.judge[1:]
     return (
-        f"{contest.judge[:1].upper()}{contest.judge[1:]} prefers PPO’s answer to SFT’s on {percent(contest.value)} "
-        f"of {contest.prompts:,} held-out prompts (95 % interval {span(contest.low, contest.high)}; ties count "
-        "half)."
+        f"{judge} prefers PPO’s answer to {start}’s on {percent(contest.value)} of {contest.prompts:,} held-out "
+        f"prompts (95 % interval {span(contest.low, contest.high)}; ties count half)."
     )
 
 
@@ -118,9 +120,10 @@ def reach(evaluation: Evaluation) -> str:
         return ""
     kl = evaluation.models["ppo"].kl or 0.0
     text = (
-        f"Best of n takes the answer that the reward model scores highest among n answers of SFT. n = {best.n} is "
-        f"the one whose KL is nearest PPO’s {fixed(kl)} nats; best-of-n’s KL is at most log n - (n-1)/n (Beirami "
-        f"et al. 2024). The result is averaged over all subsets of n among {best.samples} answers per prompt."
+        f"Best of n takes the answer that the reward model scores highest among n answers of {evaluation.start}. "
+        f"n = {best.n} is the one whose KL is nearest PPO’s {fixed(kl)} nats; best-of-n’s KL is at most log n - "
+        f"(n-1)/n (Beirami et al. 2024). The result is averaged over all subsets of n among {best.samples} answers "
+        "per prompt."
     )
     if kl > best.reaches:
         text += f" {best.samples} answers reach at most {fixed(best.reaches)} nats."

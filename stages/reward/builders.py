@@ -64,7 +64,8 @@ class BackboneBuilder:
     """LoRA adapters on a shared backbone, each with a head, or a single full model."""
 
     def __init__(self, config: RewardConfig, inputs: Mapping[str, Artifact], codec: Codec, device: str) -> None:
-        self.config, self.base, self.sft = config, inputs["base"], inputs["sft"]
+        self.config, self.base = config, inputs["base"]
+        self.start = inputs.get("sft") if config.init == "sft" else None  # None: the base model
         self.codec, self.device = codec, device
         self.encoder: Encoder = TokenEncoder(codec)
         self.lm: Any = None
@@ -73,13 +74,7 @@ class BackboneBuilder:
     def member(self, number: int, seed: int) -> RewardModel:
         lora, name = self.config.lora, numbered(ROLE, number)
         if lora is None:
-            start = self.sft if self.config.init == "sft" else None
-            self.lm = (
-                load_full(self.base, start.file("model"), self.device)
-                if start
-                else load_backbone(self.base, self.device)
-            )
-            trained_in_full(self.lm, self.base, self.device)
+            self.lm = trained_in_full(load_full(self.base, self.start, self.device), self.base, self.device)
             torch.manual_seed(seed)
         else:
             backbone = load_backbone(self.base, self.device) if self.lm is None else None
@@ -89,8 +84,8 @@ class BackboneBuilder:
             else:
                 self.lm.add_adapter(name, self.lm.peft_config[ROLE])
                 self.lm.set_adapter(name)  # the other adapters stop training
-            if self.config.init == "sft":
-                _copy_adapter(self.sft, self.lm, name)
+            if self.start is not None:
+                _copy_adapter(self.start, self.lm, name)
         float32_trainables(self.lm)
         head = ScalarHead(self.lm.config.get_text_config().hidden_size).to(self.device)
         self.heads.append(head)

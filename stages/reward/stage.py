@@ -45,6 +45,7 @@ from stages.reward.hard_negatives import add_hard_negatives
 from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
 from stages.reward.measure import measure_reward_model
 from stages.scoring.reward_model import numbered
+from stages.training.conversations import check_first
 
 COMMON = 1024
 """Training completions on which the members are scaled to a common scale."""
@@ -64,6 +65,7 @@ class TrainingData:
 def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
     base, rounds = inputs["base"], list(by_round(inputs, "rank").values())
     codec = load_codec(base)
+    checked = check_first(inputs, codec, ctx)
     builder = builder_for(config, inputs, codec, ctx)
     # 1.
     read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
@@ -88,7 +90,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     # 2. and 3.
     model, trained = _train_members(builder, config, training_data, ctx)
     # 4.
-    metrics |= {
+    metrics |= checked | {
         "rankings": left_out.used,
         "prompts": len(groups),
         "completions": completions,

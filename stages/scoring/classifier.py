@@ -126,12 +126,16 @@ def is_classifier(reward: Artifact) -> bool:
     return (reward.path / CLASSIFIER).is_dir()
 
 
-def load_classifier(folder: str | Path, device: str, where: str = "ppo.reward_model") -> TextClassifier:
-    """Any sequence classifier with one label, frozen, from a folder or the Hub. Raises `StageError` when it cannot
-    be loaded, or has weights that are not finite."""
-    check_trainable(folder, causal=False)
-    tokenizer = read_tokenizer(folder)
-    model: Any = load_pretrained(AutoModelForSequenceClassification, folder, dtype="auto").to(device)
+def load_classifier(
+    folder: str | Path, device: str, where: str = "ppo.reward_model", revision: str | None = None
+) -> TextClassifier:
+    """Any sequence classifier with one label, frozen, from a folder or, at a revision, from the Hub. Raises
+    `StageError` when it cannot be loaded, or has weights that are not finite."""
+    check_trainable(folder, revision, causal=False)
+    tokenizer = read_tokenizer(folder, revision)
+    model: Any = load_pretrained(AutoModelForSequenceClassification, folder, revision=revision, dtype="auto").to(
+        device
+    )
     weights.check_finite(model, folder, "the reward model")
     classifier = TextClassifier(model.eval(), tokenizer, where)
     classifier.requires_grad_(False)

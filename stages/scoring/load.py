@@ -41,6 +41,7 @@ def load_scorer(
     members: slice = EVERY,
     bank: Bank | None = None,
     where: str = "ppo.reward_model",
+    revision: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Scorer:
@@ -53,6 +54,7 @@ def load_scorer(
         bank: holds the reward model already, if it has roles of these names; otherwise the reward model is loaded
             on a bank of its own.
         where: the recipe's key that names the source, for errors.
+        revision: the commit of a Hub id.
         say: called with a message when the batch is halved.
         on_batch: called with the number of rows of each batch.
 
@@ -65,7 +67,7 @@ def load_scorer(
     artifact = as_artifact(source)
     if artifact is None or is_classifier(artifact):
         classifier = (
-            load_classifier(str(source), device, where)
+            load_classifier(str(source), device, where, revision)
             if artifact is None
             else load_reward_classifier(artifact, device, where)
         )

@@ -258,7 +258,7 @@ def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardEnsemble
         bank = ActorBank(lm.to(device), heads, ())
     else:
         heads = {ROLE: ScalarHead.load(reward.file(HEAD)).to(device)}
-        bank = FullBank({ROLE: load_full(base, reward.file(MODEL), device)}, heads, ())
+        bank = FullBank({ROLE: load_full(base, reward, device)}, heads, ())
     model = RewardEnsemble(bank, list(heads))
     verify(reward, model, device)
     return model

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from data.schema import Message
-from pipeline.engine.stage import Artifact, Metrics
+from pipeline.engine.rounds import by_round
+from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages.models.templates import Refused, fold
 from stages.models.text import Codec
@@ -46,6 +47,15 @@ def check_conversations(
         kind = "text" if codec.literal else "the tokens"
         say(f"{spelled:,} prompts and answers spell control tokens, encoded as {kind} (base.control_tokens)")
     return {"texts_with_control_tokens": spelled, "answers_with_stop_token": stopped}
+
+
+def check_first(inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Metrics:
+    """`check_conversations` for the stages that read the data first in a recipe without an SFT stage, which does it
+    otherwise. Nothing in later rounds."""
+    if "sft" in inputs or by_round(inputs, "ppo") or len(by_round(inputs, "rank")) > 1:
+        return {}
+    with ctx.progress("checking prompts and answers") as bar:
+        return check_conversations(inputs["data"], codec, ctx.say, bar.advance)
 
 
 def _answers(data: Artifact) -> Iterator[str]:

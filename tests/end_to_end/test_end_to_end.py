@@ -179,6 +179,12 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
         pytest.param("sft.packing=true base.chat_template=chatml base.dtype=bfloat16", id="packed, chatml, bf16"),
         pytest.param("sft.lora=null reward.lora=null base.dtype=bfloat16", id="full, bf16"),
         pytest.param("base.dtype=float16 ppo.importance_sampling_clip_max=2.0", id="fp16, importance weights"),
+        pytest.param("sft=null rounds=2", id="no SFT, two rounds"),
+        pytest.param("sft=null ppo.lora=null dpo.lora=null reward.lora=null ppo.value=adapter", id="no SFT, full"),
+        pytest.param(
+            "sft=null base.quantization=nf4 base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128",
+            id="no SFT, NF4 backbone",
+        ),
     ],
 )
 def test_other_configurations_run_to_eval(tmp_path: Path, sets: str) -> None:

@@ -135,7 +135,7 @@ MISTAKES = {
         "set base.revision",
     ],
     check("reward.model=my/modle"): ["reward.model: there is no folder my/modle; did you mean my/model?"],
-    check("ppo.reward_model=my/modle"): ["ppo.reward_model: there is no file or folder my/modle", "my/model?"],
+    check("ppo.reward_model=my/modle"): ["ppo.reward_model: there is no folder my/modle", "my/model?"],
     check("eval.reward_model=my/modle"): ["eval.reward_model: there is no file or folder my/modle", "my/model?"],
     check("eval.judge=venuse"): [
         "venuse is neither a known name nor a file",

@@ -105,7 +105,7 @@ def test_the_first_loss_and_the_first_step_are_those_of_the_paper(
     first = next(values for _, values in notes.logged if "loss" in values)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
-    policy = dpo.trainable_policy(inputs["base"], inputs["sft"], "cpu")
+    policy = dpo.trainable_policy(inputs["base"], inputs["sft"], None, "cpu")
     before = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
     total = torch.tensor(0.0)
     for prompt, better, worse in pairs_of(inputs, "train"):

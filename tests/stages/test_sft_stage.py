@@ -5,6 +5,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from data.schema import write_jsonl
 from pipeline.config.sft import SFTConfig
 from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
@@ -215,3 +216,82 @@ def test_a_base_without_its_model_is_refused(inputs, tmp_path, training_context)
     )
     with pytest.raises(StageError, match="checkpoint cannot be loaded"):
         run(inputs, tmp_path / "out", training_context()[0])
+
+
+def as_conversations(inputs, *before):
+    """Puts turns before each demonstration's prompt."""
+    path = inputs["data"].path / "demonstrations.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_jsonl(path, [row | {"prompt": [*before, *row["prompt"]]} for row in rows])
+
+
+def first_loss(inputs, out, training_context, **values):
+    ctx, notes = training_context(state=f"{out.name} state")
+    trainer = {"per_device_train_batch_size": 16, "max_steps": 1}
+    _, metrics = run(inputs, out, ctx, packing=False, trainer=trainer, **values)
+    return next(values["loss"] for _, values in notes.logged if "loss" in values), metrics
+
+
+def mean_loss(inputs, spans):
+    """Nats per token of the base model over parts of each demonstration's text, `spans(text)`."""
+    model, total, count = load_backbone(inputs["base"], "cpu"), 0.0, 0
+    for row in documents(inputs):
+        text = tiny.codec().tokenizer.convert_ids_to_tokens(row["input_ids"])
+        with torch.no_grad():
+            logp = torch.log_softmax(model(torch.tensor([row["input_ids"]])).logits[0].double(), -1)
+        for position in spans(text):
+            total -= float(logp[position - 1, row["input_ids"][position]])
+            count += 1
+    return total / count, count
+
+
+def test_assistant_only_loss_covers_every_answer_of_a_conversation(inputs, tmp_path, training_context):
+    """The plain template writes `hi`, a line break, `dog` and EOS before each prompt."""
+    as_conversations(inputs, *tiny.user("hi"), {"role": "assistant", "content": "dog"})
+    on, metrics = first_loss(inputs, tmp_path / "on", training_context, assistant_only_loss=True)
+    off, other = first_loss(inputs, tmp_path / "off", training_context)
+
+    def last(text):
+        return range(text.index("\n", 7) + 1, len(text))
+
+    expected, count = mean_loss(inputs, last)
+    assert off == pytest.approx(expected, rel=1e-4)
+    every, count_on = mean_loss(inputs, lambda text: [3, 4, 5, 6, *last(text)])
+    assert on == pytest.approx(every, rel=1e-4)
+    assert count_on == count + 4 * 16
+    assert metrics["assistant_turns"] == 32
+    assert "assistant_turns" not in other
+
+
+def test_assistant_only_loss_changes_nothing_for_single_answers(inputs):
+    kept, _ = sft.encode_demonstrations(inputs["data"], tiny.codec(), "train", 40, every_turn=True)
+    assert kept == documents(inputs)
+
+
+def test_a_demonstration_whose_answer_the_template_changes_is_left_out(inputs, tmp_path, training_context):
+    """The probes have no such text, so only the row shows it."""
+    template = "{% for m in messages %}{{ m.content.split('cut')[-1] + '\n' }}{% endfor %}"
+    (inputs["base"].path / "tokenizer/chat_template.jinja").write_text(template)
+    as_conversations(inputs, *tiny.user("hi"), {"role": "assistant", "content": "dog"})
+    path = inputs["data"].path / "demonstrations.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["prompt"][1]["content"] = "a cut dog"
+    write_jsonl(path, rows)
+    ctx, notes = training_context()
+    _, metrics = run(inputs, tmp_path / "out", ctx, assistant_only_loss=True, trainer={"max_steps": 1})
+    assert metrics["dropped_demonstrations/an assistant's turn that the chat template changes"] == 1
+    assert metrics["demonstrations"] == 15
+    assert (
+        "sft: 1 of 16 training demonstrations left out: an assistant's turn that the chat template changes. To use "
+        "them: set sft.assistant_only_loss to false."
+    ) in notes.lines
+
+
+def test_a_template_that_does_not_show_the_turns_is_refused(inputs, tmp_path, training_context):
+    template = (
+        "{% for m in messages %}{{ m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}so: {% endif %}"
+    )
+    (inputs["base"].path / "tokenizer/chat_template.jinja").write_text(template)
+    with pytest.raises(StageError, match="differently once the answer is there") as refusal:
+        run(inputs, tmp_path / "out", training_context()[0], assistant_only_loss=True)
+    assert "set sft.assistant_only_loss to false" in refusal.value.hint

@@ -20,7 +20,7 @@ JUDGE = "eval.llm_judge.base_url=http://localhost:8000/v1 eval.llm_judge.model=m
         ("eval.reward_model=ensemble", "ensemble needs a member that PPO does not use: set ppo.reward.held_out"),
         ("ppo.reward.held_out=1", "1 leaves PPO no member: reward.ensemble is 1"),
         ("reward.ensemble=2 ppo.reward.held_out=2", "2 leaves PPO no member"),
-        ("reward.ensemble=3 ppo.reward.held_out=1 ppo.reward_model=x", "ppo.reward_model names another model"),
+        ("reward.ensemble=3 ppo.reward.held_out=1 ppo.reward_model=./x", "ppo.reward_model names another model"),
         ("eval.llm_judge.base_url=localhost eval.llm_judge.model=m", "must be like https://api.example.org/v1"),
         (f"{JUDGE} 'eval.llm_judge.parameters={{model: x, n: 2}}'", "must not set model, n"),
         (f"{JUDGE} eval.llm_judge.against=[ppo]", "eval.llm_judge.against"),

@@ -70,7 +70,7 @@ SHARDED = "sharding=full sft.lora=null reward.lora=null"
         ("rank.annotators=[{name: a, verbosity: .inf}]", "must be a finite number"),
         ("sft.lora.target_modules=5", "sft.lora.target_modules: must be text, or a list, got 5"),
         ("base.pretrain.corpus=5", "base.pretrain.corpus: must be a section of keys, got 5"),
-        ("data.demonstrations=null", "data.demonstrations: must be a section of keys, got null"),
+        ("data.demonstrations=5", "data.demonstrations: must be a section of keys, got 5"),
         ("base.pretrain.corpus={path: x} base.pretrain.corpus={task: venues}", "corpus.size: is required"),
         ("name=../up", "name: may contain letters"),
         ("name=..", "name: may contain letters"),
@@ -252,8 +252,8 @@ def test_rules_across_sections(load: Load, given: str, message: str) -> None:
         "reward.margin=0.5 reward.merits=ratings reward.objective=bradley_terry_pairs",
         "reward.ensemble=4 ppo.reward.aggregate=uncertainty",
         "reward.ensemble=3 ppo.reward.held_out=1 ppo.reward.aggregate=min ppo.monitor.judge=member",
-        "ppo.reward_model=models/rm ppo.monitor.judge=reward",
-        "ppo.reward_model=models/rm ppo.reward.aggregate=min",
+        "ppo.reward_model=./models/rm ppo.monitor.judge=reward",
+        "ppo.reward_model=./models/rm ppo.reward.aggregate=min",
         "reward.gate=null",
         "ppo.micro_batch_size=8",
         "ppo.value=adapter ppo.value_learning_rate=1e-3 ppo.critic_warmup_updates=2",
@@ -297,7 +297,7 @@ def test_all_problems_come_in_one_error(load: Load) -> None:
 def test_a_missing_key_is_placed_at_its_section(recipe_file: Path, load: Load) -> None:
     recipe_file.write_text("name: x\nbase: {model: a/b, revision: c}\ndata:\n  system: hi\n")
     text = refusal(load)
-    assert "data.demonstrations: is required" in text
+    assert "data.demonstrations (small.yaml:3): is required" in text
     assert "small.yaml:3" in text
 
 

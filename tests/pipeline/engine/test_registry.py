@@ -57,7 +57,7 @@ def test_until_takes_only_what_the_stage_needs(load: Callable[..., LoadedRecipe]
             "reward",
             {"reward.pretrain_on.path": Path("more.csv")},
         ),
-        ("ppo.reward_model=models/rm", "ppo", {"ppo.reward_model": Path("models/rm")}),
+        ("ppo.reward_model=./models/rm", "ppo", {"ppo.reward_model": Path("models/rm")}),
         ("eval.judge=venues", "eval", {}),
         ("eval.judge=my.yaml", "eval", {"eval.judge": Path("my.yaml")}),
     ],

@@ -212,7 +212,7 @@ def test_another_process_takes_part_in_a_later_round_with_its_seed(runner: MakeR
             "rounds: 2 rounds need annotators",
         ),
         (
-            "rounds=2 ppo.reward_model=models/rm",
+            "rounds=2 ppo.reward_model=./models/rm",
             "ppo.reward_model: would replace the reward models",
         ),
         (

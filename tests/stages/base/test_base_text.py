@@ -97,3 +97,40 @@ def test_a_bos_that_the_template_forgets_is_said(make):
 def test_a_template_that_cannot_be_trained_with_is_refused(make, template, message):
     with pytest.raises(StageError, match=message):
         make(published.byte_level(template))
+
+
+THINKS = published.CHATML.replace(
+    "<|im_start|>assistant\n' }}", "<|im_start|>assistant\n' }}{% if thinks is false %}{{ 'No' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [THINKS, {"default": THINKS, "other": published.CHATML}], ids=["one", "named"])
+def test_values_of_the_templates_variables_hold_in_every_stage_and_in_the_exported_tokenizer(make, template):
+    artifact, _, _ = make(published.byte_level(template), chat_template_kwargs={"thinks": False})
+    codec, messages = load_codec(artifact), tiny.user("hi")
+    assert codec.decode(codec.prompt(messages)[-2:]).endswith("No")
+    tokenizer = AutoTokenizer.from_pretrained(artifact.file("tokenizer"))
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text.endswith("assistant\nNo")
+    assert artifact.json("base.json")["chat_template_kwargs"] == {"thinks": False}
+    if isinstance(template, dict):
+        assert tokenizer.chat_template["other"] == published.CHATML
+
+
+def test_without_values_the_artifact_does_not_mention_them(make):
+    artifact, _, _ = make(published.byte_level())
+    assert "chat_template_kwargs" not in artifact.json("base.json")
+    assert "no_turns" not in artifact.json("profile.json")
+
+
+def test_an_unknown_variable_of_the_template_is_refused(make):
+    with pytest.raises(StageError, match="the chat template has no variable think") as refusal:
+        make(published.byte_level(THINKS), chat_template_kwargs={"think": False})
+    assert refusal.value.hint == "did you mean thinks?"
+
+
+def test_a_template_that_does_not_show_the_assistants_turns_is_recorded(make):
+    artifact, _, _ = make(published.byte_level(THINKS), chat_template_kwargs={"thinks": False})
+    profile = ModelProfile.read(artifact.path)
+    assert profile is not None
+    assert "differently once the answer is there" in profile.no_turns

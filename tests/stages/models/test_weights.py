@@ -20,6 +20,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models.adapters import ADAPTER, attach_adapter, load_full, load_policy
 from stages.models.loading import load_backbone, load_causal_lm, load_pretrained
@@ -125,7 +126,7 @@ def test_a_fully_fine_tuned_policy_is_checked(tmp_path):
     base = tiny.base_artifact(tmp_path / "base")
     checkpoint(tmp_path / "model", without(LAYER))
     with pytest.raises(StageError, match=re.escape(LAYER)):
-        load_full(base, tmp_path / "model", "cpu")
+        load_full(base, Artifact("sft", tmp_path, ""), "cpu")
 
 
 def adapter_of(artifact, change: Callable[[State], State]) -> None:

@@ -214,7 +214,7 @@ def test_every_weight_may_be_trained(inputs, tmp_path, training_context):
     from stages.models.adapters import load_full
 
     model = reward_model.RewardModel(
-        load_full(inputs["base"], artifact.file("model"), "cpu"), ScalarHead.load(artifact.file("head.safetensors"))
+        load_full(inputs["base"], artifact, "cpu"), ScalarHead.load(artifact.file("head.safetensors"))
     )
     assert reward_model.verify(artifact, model, "cpu") < 1e-4
     assert metrics["trainable_parameters"] == sum(p.numel() for p in model.parameters())
