@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.config import formats
+from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge
@@ -34,6 +35,12 @@ def _has_dpo(recipe: Recipe) -> bool:
 
 def _is_file(judge: str) -> bool:
     return judge not in JUDGES
+
+
+def _checks_corpus(recipe: Recipe) -> tuple[str, ...]:
+    """Pretraining on a table leaves out documents with a held-out prompt, which `data` tells."""
+    pretrain = recipe.base.pretrain
+    return ("data",) if pretrain is not None and isinstance(pretrain.corpus, TableConfig) else ()
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -80,6 +87,7 @@ register(
             version=2,
             target="stages.base.stage:run",
             summary="{parameters:,} parameters",
+            also=_checks_corpus,
             paths={
                 "base.model": lambda model: not is_hub_id(model),
                 "base.pretrain.corpus.path": is_local,
@@ -88,7 +96,7 @@ register(
         ),
         StageSpec(
             "data",
-            version=4,
+            version=5,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={
