@@ -38,9 +38,14 @@ def _is_file(judge: str) -> bool:
 
 
 def _checks_corpus(recipe: Recipe) -> tuple[str, ...]:
-    """Pretraining on a table leaves out documents with a held-out prompt, which `data` tells."""
-    pretrain = recipe.base.pretrain
-    return ("data",) if pretrain is not None and isinstance(pretrain.corpus, TableConfig) else ()
+    """Pretraining on a table needs the held-out prompts of `data`, unless it is a table of prompts with completions
+    and no overlap with held-out prompts counts."""
+    pretrain, contamination = recipe.base.pretrain, recipe.data.contamination
+    if pretrain is None or not isinstance(pretrain.corpus, TableConfig):
+        return ()
+    pairs = pretrain.corpus.columns.keys() & {"prompt", "completion"} and "text" not in pretrain.corpus.columns
+    ignored = contamination.exact == contamination.near == "ignore"
+    return () if pairs and ignored else ("data",)
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:

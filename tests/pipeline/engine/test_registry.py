@@ -39,6 +39,11 @@ def test_a_corpus_that_is_a_table_is_read_after_the_data(load: Callable[..., Loa
     assert [spec.name for spec, _ in steps][:3] == ["data", "base", "sft"]
     assert {spec.name: needs for spec, needs in steps}["base"] == ("data",)
     assert [spec.name for spec, _ in registry.planned(table, "base")] == ["data", "base"]
+    ignored = "data.contamination={exact: ignore, near: ignore}"
+    assert registry.planned(load("base.pretrain.corpus={path: c.jsonl}", ignored).recipe)[0][0].name == "data"
+    pairs = "base.pretrain.corpus={path: c.jsonl, columns: {prompt: q, completion: a}}"
+    assert registry.planned(load(pairs).recipe)[0][0].name == "data"
+    assert registry.planned(load(pairs, ignored).recipe)[0][0].name == "base"
     generated = load().recipe
     steps = registry.planned(generated)
     assert [spec.name for spec, _ in steps][:3] == ["base", "data", "sft"]
