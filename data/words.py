@@ -15,10 +15,13 @@ import regex
 
 _WORD = regex.compile(r"(?w)\b\w.*?\b")
 _TOKEN = regex.compile(r"(?w)\b\w.*?\b|[^\w\s]")
-UNSPACED = regex.compile(
-    r"[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}\p{scx=Thai}\p{scx=Lao}\p{scx=Khmer}\p{scx=Myanmar}]"
+UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303b\u3041-\u30ff"
+    r"\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    r"\ua9e0-\ua9fe\uaa60-\uaa7f\U00016fe3\U0001aff0-\U0001b167\U00020000-\U0003ffff"
 )
-"""A character of a script that puts no spaces between words."""
+"""The characters of scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), as the
+inside of a character class of `re`."""
 
 
 def words(text: str) -> list[str]:

@@ -89,7 +89,7 @@ register(
     [
         StageSpec(
             "base",
-            version=2,
+            version=3,
             target="stages.base.stage:run",
             summary="{parameters:,} parameters",
             also=_checks_corpus,
@@ -131,7 +131,7 @@ register(
         ),
         StageSpec(
             "rank",
-            version=3,
+            version=4,
             target="stages.rank:run",
             summary="{rankings:,} rankings by {annotators} {who}",
             needs=("data", "collect"),
@@ -140,7 +140,7 @@ register(
         ),
         StageSpec(
             "reward",
-            version=4,
+            version=5,
             target="stages.reward.stage:run",
             summary="trained on {rankings:,} rankings of {completions:,} answers",
             needs=("base", "data", "sft", "rank"),
@@ -181,7 +181,7 @@ register(
         ),
         StageSpec(
             "eval",
-            version=10,
+            version=11,
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),

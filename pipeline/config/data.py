@@ -16,6 +16,8 @@ class TaskConfig:
 
     task: Literal["venues"]
     """The name of the built-in task."""
+    language: Literal["en", "zh"] = "en"
+    """English or Chinese."""
     size: Count
     """How many texts."""
     missing: Chance = 0.25
