@@ -17,7 +17,7 @@ from pipeline.config import formats
 from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
-from pipeline.config.rules import is_hub_id, is_local, monitor_judge
+from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
 
@@ -149,8 +149,11 @@ register(
             paths={
                 "reward.model": lambda model: not is_hub_id(model),
                 "reward.pretrain_on.path": is_local,
+                "reward.rubric": lambda rubric: rubric != "eval" and _is_file(rubric),
+                "eval.judge": _is_file,
             },
             parallel=True,
+            resolve=lambda recipe, reward: replace(reward, rubric=reward_rubric(recipe)),
         ),
         StageSpec(
             "ppo",
