@@ -140,7 +140,7 @@ register(
         ),
         StageSpec(
             "reward",
-            version=5,
+            version=6,
             target="stages.reward.stage:run",
             summary="trained on {rankings:,} rankings of {completions:,} answers",
             needs=("base", "data", "sft", "rank"),
