@@ -10,7 +10,7 @@ setup(
         "pipeline.recipes": ["**/*.yaml"],
         "pipeline.config": ["*.json", "*.txt"],
         "data.venues": ["lexicons/*.yaml"],
-        "ranking": ["static/*", "templates/*.html"],
+        "ranking": ["static/*", "templates/*.html", "messages/*.yaml"],
         "stages.models": ["chat_templates/*.jinja"],
         "stages.report": ["templates/*.html", "*.css"],
     },

@@ -511,8 +511,8 @@ MUTATIONS = [
     mutation(
         "pretraining uses held-out prompts",
         "stages/reward/stage.py",
-        "if group_of(ranking.prompt) not in held_out:",
-        "if True:",
+        "if group_of(ranking.prompt) in held_out:",
+        "if False:",
         f"{REWARD}/test_ensemble.py",
     ),
     mutation(

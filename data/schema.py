@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,12 @@ def prompt_key(prompt: Sequence[Message]) -> str:
 def same_text(text: str) -> str:
     """What equal answers share: the text in Unicode's composed form (NFC), without white space around it."""
     return unicodedata.normalize("NFC", text).strip()
+
+
+def row_number(where: str) -> int:
+    """The number of a row in its table, from the place that its reader gives it; 0 for generated data."""
+    numbers = re.findall(r"\d+", where)
+    return int(numbers[-1]) if numbers else 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,20 @@ class Ranking:
                 where=self.where,
                 hint="number the ranks from 1, the best",
             )
+
+    def only(self, places: Sequence[int]) -> Ranking:
+        """The ranking of the completions at `places`. Their ranks are dense, from 1."""
+        ranks = ranks_from_scores([-self.ranks[place] for place in places])
+        kept: dict[str, Any] = {
+            name: [values[place] for place in places]
+            for name in ("completions", "ratings", "models")
+            if (values := getattr(self, name)) is not None
+        }
+        metadata = {
+            name: [value[place] for place in places] if name == "shown" else value
+            for name, value in self.metadata.items()
+        }
+        return replace(self, ranks=ranks, metadata=metadata, **kept)
 
     def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) index pairs, without ties."""

@@ -7,10 +7,10 @@ demonstrations, rankings and extra prompts agree on it independently.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 
 from data.schema import Demonstration, Message, Prompt, Ranking, Split
+from data.words import folded
 from pipeline.errors import DataError
 
 
@@ -26,9 +26,7 @@ def group_of(prompt: Sequence[Message]) -> str:
     All turns of a conversation tree share the first one, so the whole tree stays on one side.
     """
     first = next((m for m in prompt if m["role"] == "user"), prompt[0])
-    # NFC before and after: folding can decompose a letter, and composed letters can fold differently.
-    folded = unicodedata.normalize("NFC", first["content"]).casefold()
-    return " ".join(unicodedata.normalize("NFC", folded).split())
+    return folded(first["content"])
 
 
 def split_of_prompt(prompt: Sequence[Message], eval_fraction: float) -> Split:

@@ -24,11 +24,11 @@ from pipeline.files import readable_seconds
 from pipeline.wording import counted, fixed, percent
 from ranking import assignment, forms
 from ranking.campaign import Campaign
+from ranking.language import Language, mark
 from ranking.markup import formatted
 from ranking.overview import overview
 from ranking.security import MAX_BODY, Guard, Hosts, Links
 from ranking.store import Conflict, Store, Stored, Task
-from ranking.terminal import roughly
 from ranking.text import visible
 
 HERE = Path(__file__).parent
@@ -66,12 +66,13 @@ class Pages:
             "visible": visible,
             "formatted": formatted,
             "counted": counted,
-            "roughly": roughly,
             "percent": percent,
             "fixed": fixed,
             "duration": readable_seconds,
         }
         self.templates.globals |= {"campaign": campaign, "long": LONG}
+        self.language = Language.load(campaign.language)
+        self.language.install(self.templates)
 
     def app(self, hosts: list[str]) -> Starlette:
         return Starlette(
@@ -141,12 +142,10 @@ class Pages:
             new = self.store.submit(task.id, form.submission(), forms.read_assessment(form, task, self.campaign))
         except forms.BadForm as error:
             if quick:
-                return JSONResponse({"error": str(error)}, 422)
-            return self._item_page(request, task, str(error), status=422)
+                return JSONResponse({"error": self.language.refused(error)}, 422)
+            return self._item_page(request, task, self.language.refused(error), status=422)
         except Conflict:
-            message = (
-                "This form was sent before with different content. Below is what is stored; change and resend it."
-            )
+            message = self.language.translated(_SENT_BEFORE)
             if quick:
                 return JSONResponse({"error": message}, 409)
             return self._item_page(request, task, message, status=409)
@@ -236,6 +235,7 @@ class Pages:
         assert isinstance(error, HTTPException)
         phrase = HTTPStatus(error.status_code).phrase
         message = error.detail if error.detail != phrase else _MESSAGES.get(error.status_code, phrase)
+        message = self.language.translated(message)
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"error": message}, error.status_code)
         return self._page("error.html", error.status_code, message=message)
@@ -247,7 +247,7 @@ class Pages:
         name = self.links.holder(request.path_params["token"], "annotator", self.campaign.annotators)
         if name is None:
             raise HTTPException(
-                403, "This link is not valid (any more). Ask the person who sent it to you for a new one."
+                403, mark("This link is not valid (any more). Ask the person who sent it to you for a new one.")
             )
         self.last_visit = time.monotonic()
         return name
@@ -261,7 +261,7 @@ class Pages:
         name = self._annotator(request)
         task = self.store.task(request.path_params["task"])
         if task is None or task.annotator != name or task.campaign != self.campaign.name:
-            raise HTTPException(404, "You have no such item.")
+            raise HTTPException(404, mark("You have no such item."))
         return task
 
     def _base(self, request: Request) -> str:
@@ -269,10 +269,13 @@ class Pages:
         return "/".join(request.url.path.split("/")[:3]) + "/"
 
 
+_SENT_BEFORE = mark(
+    "This form was sent before with different content. Below is what is stored; change and resend it."
+)
 _MESSAGES = {
-    404: "There is no page here. Open the link that you were given.",
-    405: "This page does not accept that.",
-    413: "The form is too long to be stored. Shorten the note.",
+    404: mark("There is no page here. Open the link that you were given."),
+    405: mark("This page does not accept that."),
+    413: mark("The form is too long to be stored. Shorten the note."),
 }
 
 

@@ -56,6 +56,7 @@ class Campaign:
         overlap: how many of them rank each item.
         repeats: share of an annotator's items that they rank twice.
         lease: seconds for which an assigned item is reserved.
+        language: of the annotators' page.
         title: what the admin calls it, such as the recipe's name. Annotators do not see it.
     """
 
@@ -68,6 +69,7 @@ class Campaign:
     ratings: bool = False
     guidelines: str = ""
     lease: float = 1800.0
+    language: str = "en"
     title: str = ""
     items: dict[str, Item] = field(init=False, repr=False)
     """By key, in order."""
@@ -88,5 +90,6 @@ class Campaign:
             ratings=config.ratings,
             guidelines=config.guidelines,
             lease=60 * config.lease_minutes,
+            language=config.language,
             title=title or name,
         )

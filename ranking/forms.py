@@ -7,6 +7,7 @@ import re
 from urllib.parse import parse_qs
 
 from ranking.campaign import Campaign
+from ranking.language import Refusal
 from ranking.store import Assessment, Task
 
 LONGEST_TEXT = 2000
@@ -16,8 +17,8 @@ CHOICES = {"first": (1, 2), "tie": (1, 1), "second": (2, 1)}
 """Of two answers: the ranks for each choice."""
 
 
-class BadForm(Exception):
-    """The form is wrong. The message is for the annotator."""
+class BadForm(Refusal):
+    """The form is wrong."""
 
 
 class Form:
@@ -42,7 +43,9 @@ class Form:
         if not text:
             return None
         if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or not low <= int(text) <= high:
-            raise BadForm(f"“{text[:20]}” must be a whole number from {low} to {high}.")
+            raise BadForm(
+                "“%(value)s” must be a whole number from %(low)s to %(high)s.", value=text[:20], low=low, high=high
+            )
         return int(text)
 
     def submission(self) -> str:
@@ -89,11 +92,9 @@ def _ranks(form: Form, positions: list[int]) -> list[int]:
         return [CHOICES[choice][p] for p in positions]
     numbers = [form.whole(f"rank-{p}", 1, k) for p in positions]
     if None in numbers:
-        raise BadForm(
-            "Choose which answer is better, or that they are about equal."
-            if k == 2
-            else f"Give each answer a rank from 1, the best, to {k}. Equal numbers are ties."
-        )
+        if k == 2:
+            raise BadForm("Choose which answer is better, or that they are about equal.")
+        raise BadForm("Give each answer a rank from 1, the best, to %(last)s. Equal numbers are ties.", last=k)
     levels = sorted({rank for rank in numbers if rank is not None})
     return [levels.index(rank) + 1 for rank in numbers if rank is not None]
 

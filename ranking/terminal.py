@@ -47,10 +47,16 @@ class Lines:
         return f", about {roughly(pace * (self._wanted - self._done))} left at this pace"
 
 
-def roughly(seconds: float) -> str:
-    """A duration to the minute, from two hours on to the hour."""
+def rough(seconds: float) -> tuple[int, str]:
+    """A duration to the minute, from two hours on to the hour: the number and its unit."""
     minutes = max(1, math.ceil(seconds / 60))
-    return f"{minutes} min" if minutes < 120 else f"{round(minutes / 60)} h"
+    return (minutes, "min") if minutes < 120 else (round(minutes / 60), "h")
+
+
+def roughly(seconds: float) -> str:
+    """A duration as text, such as "5 min"."""
+    number, unit = rough(seconds)
+    return f"{number} {unit}"
 
 
 class Keyboard:

@@ -4,24 +4,38 @@
    in memory.
 2. Prepend the system message, and assign every prompt group to a split.
 3. Check that every row is in the split of its prompt group, across tables.
-4. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row), rankings.jsonl and
+4. Count duplicates, and drop them if the recipe says so (`data.duplicates`).
+5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row), rankings.jsonl and
    dropped.jsonl (for each table the first rows that were dropped or shortened, with row number, or line number in
-   text files, and reason).
+   text files, and reason); duplicates.jsonl has examples.
+6. Look for held-out prompts in the training rows (`stages.contamination`).
 """
 
 from __future__ import annotations
 
-import re
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.contamination import conversation
+from data.duplicates import HINTS, REASONS, Duplicates, NearAnswers, duplicates
 from data.held_out import EVALUATED, RANKED, too_few
-from data.schema import Demonstration, Prompt, Ranking, as_line, prompt_key, write_jsonl
+from data.schema import (
+    Demonstration,
+    Prompt,
+    Ranking,
+    Split,
+    as_line,
+    prompt_key,
+    read_rankings_file,
+    row_number,
+    write_jsonl,
+)
 from data.splits import check_split, split_of_prompt
 from data.tables.demonstrations import read_demonstrations, read_prompts
 from data.tables.first_wins import FirstWins
@@ -35,6 +49,7 @@ from data.venues import task as venues
 from pipeline.config.data import DataConfig, TaskConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
+from stages import contamination
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 
@@ -44,7 +59,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
     `dropped_demonstrations`, `dropped_prompts` and `dropped_rankings` count dropped rows, `dropped_completions` the
     answers dropped from rankings that stay. Each is the sum over its reasons, such as `dropped_rankings/empty
-    prompt`. `first_wins` is the share of strict pairs whose first answer is better.
+    prompt`. `duplicate_<table>/<kind>` and `contaminated_<table>/<kind>` count rows that stay, of the kinds `exact`
+    and `near`. `first_wins` is the share of strict pairs whose first answer is better.
     """
     held_out = config.eval_fraction
     tables: dict[str, Any] = {
@@ -52,30 +68,54 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "prompts": config.prompts,
         "rankings": config.rankings,
     }
+    generated = frozenset() if tables["demonstrations"] else frozenset({"demonstrations"})
     readings = {name: Reading(f"data.{name}", table) for name, table in tables.items()}
     dropped = {name: reading.dropped for name, reading in readings.items()}
-    sizes: Counter[int] = Counter()
-    annotators: set[str] = set()
-    human = True
+    statistics = RankingStatistics(config)
     own_system = 0  # rows that already have a system message
-    pairs = FirstWins(config.rankings)
+    rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
+    near_answers = NearAnswers(config.duplicates)
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
+        repeated, repeated_prompts = (
+            opened.enter_context(duplicates(config.duplicates, table)) for table in ("demonstrations", "prompts")
+        )
         distinct = opened.enter_context((out_dir / "prompts.jsonl").open("w", encoding="utf-8"))
         prompts: Counter[str] = Counter()
 
-        def passing(rows: Iterable[Text], table: str) -> Iterator[Text]:
+        def drop(table: str, row: int, reason: str, hint: str) -> None:
+            dropped[table].add(reason, row, hint)
+            readings[table].kept -= 1
+
+        def is_dropped(table: str, finder: Duplicates, row: int, split: Split, texts: Sequence[str]) -> bool:
+            duplicate = None if table in generated else finder.find(row, split, texts)
+            if duplicate is None or not finder.drops(duplicate):
+                return False
+            if table == finder.table:
+                drop(table, row, REASONS[duplicate.kind], HINTS[duplicate.kind])
+            return True
+
+        def passing(read: Iterable[Text], table: str) -> Iterator[Text]:
             """Yields the rows to write, and writes each new prompt to prompts.jsonl."""
             nonlocal own_system
             with ctx.progress(f"reading {table}") as bar:
                 dropped[table].on_read = lambda number: bar.advance(0, read=number)
-                for read in readings[table].passing(rows, ctx.describe):
-                    row = replace(read, prompt=with_system(read.prompt, config.system))
+                for as_read in readings[table].passing(read, ctx.describe):
+                    row = replace(as_read, prompt=with_system(as_read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
-                    if seen_prompts.first(prompt_key(row.prompt)):
+                    number, text = row_number(row.where), conversation(row.prompt)
+                    if isinstance(row, Demonstration) and is_dropped(
+                        table, repeated, number, row.split, (text, row.completion)
+                    ):
+                        continue
+                    if seen_prompts.first(prompt_key(row.prompt)) and not is_dropped(
+                        table, repeated_prompts, number, row.split, (text,)
+                    ):
                         distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
+                    if table in rows:
+                        rows[table].append(number)
                     yield row
                     bar.advance()
 
@@ -88,30 +128,50 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             for _ in passing(extra, "prompts"):
                 pass
         rankings: Counter[str] = Counter()
-        ranked: set[str] = set()  # held-out prompts with rankings
         if config.rankings:
 
-            def counted(rows: Iterable[Ranking]) -> Iterator[Ranking]:
-                nonlocal human
-                for row in rows:
-                    sizes[len(row.completions)] += 1
-                    annotators.add(row.annotator)
-                    human = human and row.human
-                    pairs.add(row)
+            def prepared(read: Iterable[Ranking]) -> Iterator[Ranking]:
+                for row in read:
                     split = split_of_prompt(row.prompt, held_out)
-                    if split == "eval":
-                        ranked.add(prompt_key(row.prompt))
-                    yield replace(row, split=split)
+                    ranking = _without_near_answers(replace(row, split=split), near_answers, dropped["rankings"])
+                    if ranking is not None:
+                        statistics.add(ranking)
+                        yield ranking
 
             reading = readings["rankings"]
             reading.repeats = opened.enter_context(repeats(reading.name, config.rankings, reading.profile))
             table = read_rankings(config.rankings, reading.dropped, ctx.say, reading.repeats)
-            rankings = _write(out_dir / "rankings.jsonl", passing(counted(table), "rankings"))
-    for line in chain(pairs.lines(), *(reading.lines() for reading in readings.values())):
+            rankings = _write(out_dir / "rankings.jsonl", passing(prepared(table), "rankings"))
+        finders: list[NearAnswers | Duplicates] = [near_answers, repeated, repeated_prompts]
+        write_jsonl(out_dir / "duplicates.jsonl", (example for finder in finders for example in finder.examples))
+        duplicate: Metrics = {
+            f"duplicate_{finder.table}/{kind}": count
+            for finder in finders
+            for kind, count in finder.kept().items()
+            if count
+        }
+        repeated_lines = [line for finder in finders if (line := finder.describe())]
+
+    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings}
+
+    def dropped_row(table: str, row: int, kind: contamination.Kind, content: Mapping[str, Any]) -> None:
+        counts[table][content["split"]] -= 1
+        if table != "prompts" or content["table"] == "prompts":
+            drop(table, row, contamination.REASONS[kind], contamination.HINTS[kind])
+
+    checks = contamination.check_tables(out_dir, config.contamination, rows, generated, ctx, dropped_row)
+    if config.rankings and any(check.dropped and check.table == "rankings" for check in checks):
+        statistics = RankingStatistics(config)
+        for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
+            statistics.add(ranking)
+    for line in chain(
+        statistics.pairs.lines(), *(reading.lines() for reading in readings.values()), repeated_lines
+    ):
         ctx.say(line)
     learned = None if config.demonstrations is None else demonstrations
     _check_sizes(learned, prompts, held_out, dropped["demonstrations"], ctx)
-    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(len(ranked), RANKED)):
+    ranked = len(statistics.ranked)
+    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(ranked, RANKED)):
         if warning:
             ctx.say(f"warning: {warning}")
     if own_system:
@@ -121,9 +181,11 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         **{f"source_{name}": table.path for name, table in tables.items() if table},
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
-        **{f"read_{table}": rows.read for table, rows in dropped.items() if rows.read},
-        **{f"dropped_{table}": rows.rows_out.total() for table, rows in dropped.items()},
-        **_by_reason({table: rows.rows_out for table, rows in dropped.items()}),
+        **{f"read_{table}": out.read for table, out in dropped.items() if out.read},
+        **{f"dropped_{table}": out.rows_out.total() for table, out in dropped.items()},
+        **_by_reason({table: out.rows_out for table, out in dropped.items()}),
+        **duplicate,
+        **{name: value for check in checks for name, value in check.metrics().items()},
     }
     if config.system is not None:
         metrics["own_system_message"] = own_system
@@ -131,15 +193,53 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         completions = dropped["rankings"].completions_out
         metrics |= {
             **_by_split("rankings", rankings),
-            "ranked_prompts_eval": len(ranked),
             "dropped_completions": completions.total(),
             **_by_reason({"completions": completions}),
-            **pairs.metrics(),
-            **{f"rankings_of_{k}": count for k, count in sorted(sizes.items())},
-            "annotators": len(annotators),
-            "human": human,
+            **statistics.metrics(),
         }
     return metrics
+
+
+class RankingStatistics:
+    """Counts of the rankings that are written. `ranked`: the held-out prompts with rankings."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.pairs = FirstWins(config.rankings)
+        self.sizes: Counter[int] = Counter()
+        self.annotators: set[str] = set()
+        self.ranked: set[str] = set()
+        self.human = True
+
+    def add(self, row: Ranking) -> None:
+        self.sizes[len(row.completions)] += 1
+        self.annotators.add(row.annotator)
+        self.human = self.human and row.human
+        self.pairs.add(row)
+        if row.split == "eval":
+            self.ranked.add(prompt_key(row.prompt))
+
+    def metrics(self) -> Metrics:
+        return {
+            "ranked_prompts_eval": len(self.ranked),
+            **self.pairs.metrics(),
+            **{f"rankings_of_{k}": count for k, count in sorted(self.sizes.items())},
+            "annotators": len(self.annotators),
+            "human": self.human,
+        }
+
+
+def _without_near_answers(row: Ranking, answers: NearAnswers, dropped: Dropped) -> Ranking | None:
+    """The ranking without the near-duplicate answers that the recipe drops; None if fewer than two are left."""
+    places = answers.find(row_number(row.where), row.split, row.completions)
+    if not places:
+        return row
+    kept = [place for place in range(len(row.completions)) if place not in places]
+    dropped.add_completions([REASONS["near"]] * len(places), row_number(row.where), kept=len(kept) >= 2)
+    dropped.hints.setdefault(REASONS["near"], HINTS["near"])
+    if len(kept) < 2:
+        dropped.add("fewer than 2 completions left", row_number(row.where))
+        return None
+    return row.only(kept)
 
 
 def _demonstrations(config: DataConfig, dropped: Dropped, ctx: RunContext) -> Iterable[Demonstration]:
@@ -173,13 +273,7 @@ def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:
 
 def _distinct(row: Demonstration | Prompt | Ranking, table: str) -> dict[str, Any]:
     """A line of prompts.jsonl. Its `row` is the number of the first row with this prompt, 0 for generated data."""
-    numbers = re.findall(r"\d+", row.where)
-    return {
-        "prompt": row.prompt,
-        "split": row.split,
-        "table": table,
-        "row": int(numbers[-1]) if numbers else 0,
-    }
+    return {"prompt": row.prompt, "split": row.split, "table": table, "row": row_number(row.where)}
 
 
 def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:

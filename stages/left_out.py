@@ -20,6 +20,7 @@ PREFIXES = {
     "eval_": "held-out {rows}",
     "collected_": "collected {rows}",
     "pretraining_": "{rows} of reward.pretrain_on",
+    "corpus_": "{rows} of base.pretrain.corpus",
     "ptx_": "{rows} for ppo.ptx_coef",
 }
 """Prefix of the metrics -> which rows they count."""

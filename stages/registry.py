@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.config import formats
+from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
@@ -38,6 +39,17 @@ def _has_dpo(recipe: Recipe) -> bool:
 
 def _is_file(judge: str) -> bool:
     return judge not in JUDGES
+
+
+def _checks_corpus(recipe: Recipe) -> tuple[str, ...]:
+    """Pretraining on a table needs the held-out prompts of `data`, unless it is a table of prompts with completions
+    and no overlap with held-out prompts counts."""
+    pretrain, contamination = recipe.base.pretrain, recipe.data.contamination
+    if pretrain is None or not isinstance(pretrain.corpus, TableConfig):
+        return ()
+    pairs = pretrain.corpus.columns.keys() & {"prompt", "completion"} and "text" not in pretrain.corpus.columns
+    ignored = contamination.exact == contamination.near == "ignore"
+    return () if pairs and ignored else ("data",)
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -82,9 +94,10 @@ register(
     [
         StageSpec(
             "base",
-            version=2,
+            version=3,
             target="stages.base.stage:run",
             summary="{parameters:,} parameters",
+            also=_checks_corpus,
             paths={
                 "base.model": lambda model: not is_hub_id(model),
                 "base.pretrain.corpus.path": is_local,
@@ -93,7 +106,7 @@ register(
         ),
         StageSpec(
             "data",
-            version=4,
+            version=5,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={
@@ -125,7 +138,7 @@ register(
         ),
         StageSpec(
             "rank",
-            version=3,
+            version=4,
             target="stages.rank:run",
             summary="{rankings:,} rankings by {annotators} {who}",
             needs=("data", "collect"),
@@ -134,7 +147,7 @@ register(
         ),
         StageSpec(
             "reward",
-            version=5,
+            version=6,
             target="stages.reward.stage:run",
             summary="trained on {rankings:,} rankings of {completions:,} answers",
             needs=("base", "data", "sft", "rank"),
@@ -178,7 +191,7 @@ register(
         ),
         StageSpec(
             "eval",
-            version=10,
+            version=11,
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo"),

@@ -21,10 +21,11 @@ CACHE_KIB = 8192
 
 
 @contextmanager
-def _temporary() -> Iterator[sqlite3.Connection]:
+def temporary(cache_kib: int = CACHE_KIB) -> Iterator[sqlite3.Connection]:
+    """A temporary database. Raises `DataError` if it cannot be written."""
     connection = sqlite3.connect("", isolation_level=None)
     try:
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         connection.execute("PRAGMA temp_store = FILE")  # where sorting spills to
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
@@ -39,7 +40,7 @@ def _temporary() -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def _digest(key: str) -> bytes:
+def digest(key: str) -> bytes:
     """16 bytes. Among a billion keys the chance of a collision is 1e-21."""
     return sha256(key.encode()).digest()[:16]
 
@@ -54,11 +55,11 @@ class Grouping:
         self.groups = 0
 
     def add(self, key: str, value: Any) -> None:
-        digest = _digest(key)
-        group = self._connection.execute("SELECT number FROM groups WHERE key = ?", (digest,)).fetchone()
+        hashed = digest(key)
+        group = self._connection.execute("SELECT number FROM groups WHERE key = ?", (hashed,)).fetchone()
         number = group[0] if group else self.groups
         if not group:
-            self._connection.execute("INSERT INTO groups VALUES (?, ?)", (digest, number))
+            self._connection.execute("INSERT INTO groups VALUES (?, ?)", (hashed, number))
             self.groups += 1
         self._connection.execute("INSERT INTO items VALUES (?, ?)", (number, json.dumps(value)))
 
@@ -76,7 +77,7 @@ class Grouping:
 @contextmanager
 def grouping() -> Iterator[Grouping]:
     """A `Grouping` that spills to the disk beyond a few megabytes."""
-    with _temporary() as connection:
+    with temporary() as connection:
         yield Grouping(connection)
 
 
@@ -89,13 +90,13 @@ class Seen:
 
     def first(self, key: str) -> bool:
         """Whether `key` is new."""
-        return self._connection.execute("INSERT OR IGNORE INTO keys VALUES (?)", (_digest(key),)).rowcount == 1
+        return self._connection.execute("INSERT OR IGNORE INTO keys VALUES (?)", (digest(key),)).rowcount == 1
 
 
 @contextmanager
 def seen() -> Iterator[Seen]:
     """A `Seen` that spills to the disk beyond a few megabytes."""
-    with _temporary() as connection:
+    with temporary() as connection:
         yield Seen(connection)
 
 
@@ -108,16 +109,16 @@ class Values:
 
     def setdefault(self, key: str, value: Any) -> Any:
         """The value of a key that has one. For a new key, stores `value` and returns None."""
-        digest = _digest(key)
-        row = self._connection.execute("SELECT value FROM first WHERE key = ?", (digest,)).fetchone()
+        hashed = digest(key)
+        row = self._connection.execute("SELECT value FROM first WHERE key = ?", (hashed,)).fetchone()
         if row is not None:
             return json.loads(row[0])
-        self._connection.execute("INSERT INTO first VALUES (?, ?)", (digest, json.dumps(value)))
+        self._connection.execute("INSERT INTO first VALUES (?, ?)", (hashed, json.dumps(value)))
         return None
 
 
 @contextmanager
 def values() -> Iterator[Values]:
     """A `Values` that spills to the disk beyond a few megabytes."""
-    with _temporary() as connection:
+    with temporary() as connection:
         yield Values(connection)

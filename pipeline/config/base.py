@@ -26,11 +26,13 @@ class PretrainConfig:
     """Pretrain a small language model of the Llama architecture from a corpus, with a tokenizer of its own."""
 
     corpus: TextSource
-    """The corpus: the built-in task's, or a table with a `text` column or with `prompt` and `completion`
-    columns."""
+    """The corpus: the built-in task's, or a table with a `text` column or with `prompt` and `completion` columns.
+    The loss covers all of a text, and only the completion of a prompt."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of prompt groups kept out of the corpus. Must be at least `data.eval_fraction`, or held-out prompts
-    would leak into it."""
+    """Share of prompt groups kept out of a corpus of prompts with completions. Must be at least
+    `data.eval_fraction`, or held-out prompts would leak into it. Of running text, documents are left out in which a
+    held-out prompt of the recipe's data, or the completion of a held-out demonstration, occurs in full.
+    `data.contamination` says what is done with other occurrences."""
     vocab_size: Annotated[int, Field(ge=260)] = 1024
     """Entries of the byte-level BPE tokenizer, special tokens included."""
     hidden_size: Count = 128
@@ -42,7 +44,8 @@ class PretrainConfig:
     intermediate_size: Count = 384
     """Width of the gated MLP."""
     max_position_embeddings: Count = 256
-    """Context length in tokens. Longer documents are cut into several rows."""
+    """Context length in tokens. Every document is a row of its own, ended by the stop token and padded, not packed
+    with others. Longer documents are cut into several rows, which do not attend to each other."""
     trainer: dict[str, Any] = trainer_values("transformers.TrainingArguments", PRETRAIN_TRAINER)
     """Values of `transformers.TrainingArguments`, by their own names."""
 

@@ -16,6 +16,8 @@ class TaskConfig:
 
     task: Literal["venues"]
     """The name of the built-in task."""
+    language: Literal["en", "zh"] = "en"
+    """English or Chinese."""
     size: Count
     """How many texts."""
     missing: Chance = 0.25
@@ -83,6 +85,37 @@ class RankingTableConfig:
     """Whether people made them. What is not human is never called so in a report or card."""
 
 
+Action = Literal["report", "drop", "ignore"]
+
+
+@section
+class DuplicatesConfig:
+    """Rows that repeat an earlier row of the same kind and split: demonstrations with the same prompt and answer,
+    prompts, and near-duplicate answers in one ranking. Generated text is not compared. docs/rankings/duplicates.md
+    defines both kinds. The first row stays; held-out rows are counted, never dropped."""
+
+    exact: Action = "report"
+    """Equal text, ignoring case, white space and Unicode form."""
+    near: Action = "report"
+    """Texts whose 3-word shingles have a Jaccard similarity of at least `threshold`."""
+    threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.8
+    """Similarity from which texts are near-duplicates."""
+
+
+@section
+class ContaminationConfig:
+    """Held-out prompts that occur in the text that is trained on: demonstrations, rankings, `data.prompts`,
+    `reward.pretrain_on` and a table in `base.pretrain.corpus`. Generated text is not compared. Only training rows
+    are dropped. docs/rankings/duplicates.md defines both kinds."""
+
+    exact: Action = "report"
+    """The whole prompt occurs in the text, ignoring case, punctuation and white space."""
+    near: Action = "report"
+    """The text contains at least the share `threshold` of the prompt's 3-word shingles."""
+    threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.8
+    """Share of a prompt's shingles from which a text nearly contains it."""
+
+
 @section
 class DataConfig:
     """Sources. The built-in task may make the demonstrations, and `collect` and `rank` the rankings."""
@@ -93,6 +126,10 @@ class DataConfig:
     """More prompts for `collect` and `ppo`; the demonstrations' and rankings' prompts are used otherwise."""
     rankings: RankingTableConfig | None = None
     """Existing rankings, for `rank: {source: data}`."""
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    """What is done with rows that repeat another one."""
+    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
+    """What is done with training rows that contain a held-out prompt."""
     system: str | None = None
     """A system message put before every prompt."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1

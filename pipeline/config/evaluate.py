@@ -9,7 +9,7 @@ from pydantic import Field
 from pipeline.config.data import TableConfig
 from pipeline.config.section import RUNTIME, Count, LocalPath, Natural, Positive, field, section
 
-JUDGES = ("none", "venues", "e2e")
+JUDGES = ("none", "venues", "venues-zh", "e2e")
 """The names that `eval.judge` knows; any other value is a path."""
 
 
@@ -50,8 +50,8 @@ class EvalConfig:
     """Who judges the models, on how many prompts, and against which baselines."""
 
     judge: LocalPath = "none"
-    """The rubric that counts fact errors: `venues` or `e2e`, slot lexicons that ship in data/venues/lexicons; the
-    path of another slot lexicon; or `none`."""
+    """The rubric that counts fact errors: `venues`, `venues-zh` or `e2e`, slot lexicons that ship in
+    data/venues/lexicons; the path of another slot lexicon; or `none`."""
     reward_model: LocalPath | None = None
     """A reward model that PPO did not use, as a further judge: the folder of a reward artifact or of a sequence
     classifier with one label; or `ensemble`, the members that `ppo.reward.held_out` keeps from PPO. null: none."""

@@ -58,6 +58,9 @@ class AppConfig:
         ]
     )
     """Checkboxes shown with each answer (as in Ouyang et al. 2022, appendix B)."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the annotators' page: English or Chinese. Labels and guidelines are shown as they are written,
+    and the default labels translated. The admin's page is in English."""
     guidelines: str = ""
     """Instructions for annotators, shown before the first item and on request."""
     host: str = field(default="127.0.0.1", metadata=RUNTIME)

@@ -33,7 +33,8 @@ class StageSpec:
         summary: one line of the report on what a run made, as a format string of its metrics, of `size` (its metric
             `bytes`, readable) and of `who` (the annotators).
         needs: steps whose artifacts it gets. Those that the recipe does not have are left out.
-        later: the same for round r > 1, from the recipe and r. For a stage that runs once, r is the last round.
+        also: further needs, which depend on the recipe. They may be registered after this stage, and run before it.
+        later: as `needs`, for round r > 1, from the recipe and r. For a stage that runs once, r is the last round.
             None: as `needs`.
         repeats: whether every round runs it.
         planned: whether the recipe has this stage.
@@ -50,6 +51,7 @@ class StageSpec:
     target: str
     summary: str = ""
     needs: tuple[str, ...] = ()
+    also: Callable[[Recipe], tuple[str, ...]] | None = None
     later: Callable[[Recipe, int], tuple[str, ...]] | None = None
     repeats: bool = False
     planned: Callable[[Recipe], bool] = _always
@@ -85,6 +87,8 @@ class StageSpec:
         """Its step of a round. For a stage that runs once: the stage after that many rounds."""
         name = step_name(self.name, number) if self.repeats else self.name
         needs = self.needs if number == 1 or self.later is None else self.later(recipe, number)
+        if self.also is not None:
+            needs += self.also(recipe)
         return replace(self, name=name, needs=needs)
 
     def load(self) -> StageFunction:
@@ -123,7 +127,22 @@ def steps(recipe: Recipe) -> dict[str, StageSpec]:
             ordered.append(spec.in_round(recipe, recipe.rounds))
         elif spec is repeated[0]:
             ordered += [again.in_round(recipe, r) for r in range(1, recipe.rounds + 1) for again in repeated]
-    return {spec.name: spec for spec in ordered}
+    return _after_needs({spec.name: spec for spec in ordered})
+
+
+def _after_needs(specs: Mapping[str, StageSpec]) -> dict[str, StageSpec]:
+    """Steps in the same order, except that each comes after those that it needs."""
+    placed: dict[str, StageSpec] = {}
+
+    def place(spec: StageSpec) -> None:
+        for need in spec.needs:
+            if need in specs and need not in placed:
+                place(specs[need])
+        placed.setdefault(spec.name, spec)
+
+    for spec in specs.values():
+        place(spec)
+    return placed
 
 
 def is_step(name: str) -> bool:

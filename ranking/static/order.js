@@ -2,7 +2,7 @@
 //
 // The list has as many places as answers. An answer with a place stays at it, unless another one is put there; the
 // answers without a place fill the gaps in the order in which they came.
-import { allBad, form, list, pair, say } from "./page.js";
+import { allBad, form, list, pair, say, t } from "./page.js";
 
 export const cards = () => [...list.children];
 export const letter = (card) => card.dataset.letter;
@@ -36,9 +36,12 @@ export function refresh() {
     const numbers = places();
     all.forEach((card, i) => {
       const shared = numbers[i] !== null && numbers.filter((place) => place === numbers[i]).length > 1;
-      const text = numbers[i] === null ? "no place yet" : `place ${numbers[i]}${shared ? ", tied," : ""} of ${all.length}`;
+      const values = { letter: letter(card), place: numbers[i], count: all.length };
       card.querySelector(".place").textContent = numbers[i] === null ? "" : `${numbers[i]}${shared ? "=" : ""}`;
-      card.querySelector(".grip .spoken").textContent = `Answer ${letter(card)}: ${text}`;
+      card.querySelector(".grip .spoken").textContent =
+        numbers[i] === null ? t("Answer {letter}: no place yet", values)
+          : shared ? t("Answer {letter}: place {place}, tied, of {count}", values)
+            : t("Answer {letter}: place {place} of {count}", values);
       card.querySelector(".up").disabled = i === 0;
       card.querySelector(".down").disabled = i === all.length - 1;
       const tie = card.querySelector(".tie");
@@ -101,7 +104,7 @@ export function undo() {
   restore(state);
   before = snapshot();
   changes.at = Date.now();
-  say("Undone.");
+  say(t("Undone."));
   return true;
 }
 export const canUndo = () => history.length > 0;
@@ -169,8 +172,10 @@ function describe(card) {
   const i = cards().indexOf(card);
   const tied = cards().filter((other, j) => j !== i && numbers[j] === numbers[i]).map(letter);
   const left = unplaced().length;
-  say(`Answer ${letter(card)}: place ${numbers[i]} of ${numbers.length}${tied.length ? `, tied with ${tied.join(", ")}` : ""}.`
-    + (left ? ` ${left} without a place.` : ""));
+  const values = { letter: letter(card), place: numbers[i], count: numbers.length, others: tied.join(", ") };
+  const place = tied.length ? t("Answer {letter}: place {place} of {count}, tied with {others}.", values)
+    : t("Answer {letter}: place {place} of {count}.", values);
+  say(left ? `${place} ${t("{count} without a place.", { count: left })}` : place);
 }
 
 export function move(card, to) {
@@ -198,7 +203,7 @@ export function placeNext(card) {
 export function tie(card) {
   const above = card.previousElementSibling;
   if (!above || !isPlaced(above)) {
-    say(above ? `Give answer ${letter(above)} a place first.` : "There is no answer above.");
+    say(above ? t("Give answer {letter} a place first.", { letter: letter(above) }) : t("There is no answer above."));
     return;
   }
   set(card, "tied", !isTied(card) || !isPlaced(card));
@@ -212,7 +217,7 @@ export function choose(value) {
   form.querySelector(`input[name=choice][value=${value}]`).checked = true;
   allBad.checked = false;
   changed();
-  say({ first: "A is better.", tie: "About equal.", second: "B is better." }[value]);
+  say({ first: t("A is better."), tie: t("About equal."), second: t("B is better.") }[value]);
 }
 
 /* The rest: those that have no place yet, once some have one */
@@ -224,10 +229,12 @@ function offerRest() {
   const left = unplaced();
   rest.hidden = left.length === 0 || left.length === all.length || allBad.checked;
   rest.querySelector("span").textContent =
-    left.length === 1 ? `Answer ${letter(left[0])} has no place yet.` : `${left.length} answers have no place yet.`;
+    left.length === 1 ? t("Answer {letter} has no place yet.", { letter: letter(left[0]) })
+      : t("{count} answers have no place yet.", { count: left.length });
   const together = all.indexOf(left.at(-1)) - all.indexOf(left[0]) === left.length - 1;
   document.getElementById("rest-tied").hidden = left.length < 2 || !together;
-  document.getElementById("rest-ordered").textContent = left.length === 1 ? "It stays where it is" : "The rest is in this order";
+  document.getElementById("rest-ordered").textContent =
+    left.length === 1 ? t("It stays where it is") : t("The rest is in this order");
 }
 
 function placeRest(tied) {
@@ -236,7 +243,7 @@ function placeRest(tied) {
     set(card, "tied", tied && i > 0);
   });
   changed();
-  say("All answers have a place.");
+  say(t("All answers have a place."));
 }
 
 if (rest) {

@@ -8,6 +8,10 @@ export const flag = document.getElementById("flag");
 export const sendBar = form.querySelector(".send");
 export const touch = window.matchMedia("(hover: none)").matches;
 
+// The English text, or its translation, with the values in braces filled in.
+const messages = JSON.parse(form.dataset.messages);
+export const t = (text, values = {}) => (messages[text] || text).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
 const status = document.getElementById("status");
 export const say = (text) => { status.textContent = text; };
 

@@ -1,5 +1,5 @@
 // Makes the ranking page fast: dragging, keys, drafts, and sending until it is stored. The form works without it, too.
-import { allBad, form, list, local, pair, say, touch } from "./page.js";
+import { allBad, form, list, local, pair, say, t, touch } from "./page.js";
 import { canUndo, cards, changed, choose, onChange, tie, unplaced } from "./order.js";
 import { draggable } from "./drag.js";
 import { undoOrGoBack } from "./keys.js";
@@ -11,7 +11,7 @@ document.querySelector(".problem")?.focus();
 allBad.addEventListener("change", () => {
   if (allBad.checked) form.querySelectorAll("input[name=choice]").forEach((radio) => { radio.checked = false; });
   changed();
-  say(allBad.checked ? "All bad: the order does not count." : "The order counts.");
+  say(allBad.checked ? t("All bad: the order does not count.") : t("The order counts."));
 });
 
 if (pair) {

@@ -1,5 +1,5 @@
 // Sending: repeated until the server confirms. The id makes a submission count once.
-import { allBad, flag, form, pair, say, time } from "./page.js";
+import { allBad, flag, form, pair, say, t, time } from "./page.js";
 import { changes, isComplete, letter, onChange, unplaced } from "./order.js";
 import { clear } from "./draft.js";
 
@@ -20,7 +20,7 @@ async function send(body) {
       if (response.status < 500) return { status: response.status, ...(await response.json()) };
     } catch { /* no answer */ }
     form.classList.add("waiting");
-    say("Not saved yet: the server does not respond. Trying again; keep this page open.");
+    say(t("Not saved yet: the server does not respond. Trying again; keep this page open."));
     await wait(1000 * pause);
   }
 }
@@ -28,16 +28,17 @@ async function send(body) {
 const isReady = () => allBad.checked || isComplete();
 
 function missing() {
-  if (pair) return "Choose first which answer is better.";
+  if (pair) return t("Choose first which answer is better.");
   const left = unplaced().map(letter);
-  const which = left.length === 1 ? `Answer ${left[0]} has` : `Answers ${left.slice(0, -1).join(", ")} and ${left.at(-1)} have`;
-  return `${which} no place yet.`;
+  if (left.length === 1) return t("Answer {letter} has no place yet.", { letter: left[0] });
+  const values = { letters: left.slice(0, -1).join(", "), last: left.at(-1) };
+  return t("Answers {letters} and {last} have no place yet.", values);
 }
 
 // A flag may be sent without an order: as a skipped item.
 function update() {
   const skips = flag.checked && !isReady();
-  label.textContent = skips ? "Flag and skip" : usual;
+  label.textContent = skips ? t("Flag and skip") : usual;
   primary.setAttribute("aria-disabled", String(!isReady() && !skips));
 }
 
@@ -59,7 +60,7 @@ form.addEventListener("submit", async (event) => {
   form.elements.moves.value = changes.moves;
   const fields = new URLSearchParams(new FormData(form));
   fields.set("action", action);
-  const timer = setTimeout(() => say("Saving …"), 300);
+  const timer = setTimeout(() => say(t("Saving …")), 300);
   const answer = await send(new Blob([fields.toString()], { type: "application/x-www-form-urlencoded" }));
   clearTimeout(timer);
   form.classList.remove("waiting");
@@ -69,7 +70,7 @@ form.addEventListener("submit", async (event) => {
     return;
   }
   sending = false;
-  say(answer.error || "Something went wrong. Reload the page.");
+  say(answer.error || t("Something went wrong. Reload the page."));
 });
 
 form.noValidate = true;

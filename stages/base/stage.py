@@ -31,6 +31,7 @@ from pipeline.engine.fingerprint import combine, file_sha256, files_below
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
 from stages.base.profile import check_causal, check_quantized, check_usable, profile
+from stages.contamination import check_corpus
 from stages.models import templates
 from stages.models.loading import (
     check_trainable,
@@ -66,7 +67,7 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     }
     metrics: Metrics = {}
     if config.pretrain is not None:
-        metrics |= _pretrain(config, config.pretrain, out_dir, ctx)
+        metrics |= _pretrain(config, config.pretrain, inputs, out_dir, ctx)
     else:
         assert config.model is not None
         if config.model.endswith(".gguf"):
@@ -191,10 +192,15 @@ def _dequantise(path: Path, out_dir: Path) -> Any:
     return tokenizer
 
 
-def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: RunContext) -> Metrics:
+def _pretrain(
+    config: BaseConfig, pretrain: PretrainConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext
+) -> Metrics:
     """Trains a BPE tokenizer and a Llama of the recipe's shape, with one document per row. Returns metrics."""
+    metrics: Metrics = {}
     with located("base.pretrain.corpus", pretrain.corpus, ctx.describe):
         documents = list(corpus.documents(pretrain.corpus, ctx.seed, pretrain.held_out))
+        if "data" in inputs:
+            documents, metrics = check_corpus(documents, inputs["data"], ctx)
     tokenizer = _train_tokenizer([text for turn in documents for text in turn], pretrain)
     tokenizer.chat_template = chat_template(config.chat_template, tokenizer)
     codec = Codec(
@@ -218,8 +224,8 @@ def _pretrain(config: BaseConfig, pretrain: PretrainConfig, out_dir: Path, ctx: 
     train_to_end(trainer, ctx, values)
     model.save_pretrained(out_dir / "model")
     _save_tokenizer(tokenizer, config, out_dir, ctx)
-    return {
-        "pretrain/documents": len(rows),
+    return metrics | {
+        "pretrain/documents": len(documents),
         "pretrain/tokens": sum(len(row["input_ids"]) for row in rows),
         "pretrain/loss": trainer.state.log_history[-1]["train_loss"],
     }

@@ -1,16 +1,20 @@
-"""What can be counted in answers without understanding them."""
+"""What can be counted in answers without understanding them. Words are those of `data.words`: of scripts without
+spaces, such as Chinese, each character is one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from data.words import words
 
 REPEATED = 4
 """Words in the sequences whose repetition is counted."""
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = text.split()
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
+    """The sequences of n words, in order."""
+    of_text = words(text)
+    return list(zip(*(of_text[i:] for i in range(n)), strict=False))
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

@@ -33,6 +33,7 @@ from stages.report.human import HumanVerdict
 from stages.report.jsonform import json_form, named
 from stages.report.lineage import RoundRow
 from stages.report.monitors import Monitors
+from stages.report.overlaps import Overlap, overlaps
 from stages.report.rankings import Dropped, Measured
 from stages.reward.artifact import RewardQuality
 
@@ -132,6 +133,7 @@ class Findings:
         ranking: metrics of the newest `rank` stage.
         rankings: agreement and annotators.
         dropped: what each stage left out.
+        overlaps: rows that repeat others, and training rows with a held-out prompt.
         monitors: training monitors; None before PPO is finished.
         lineage: one row per round; empty with one round.
         human: people's verdict on the evaluation's answers.
@@ -150,6 +152,7 @@ class Findings:
     ranking: RankMetrics | None
     rankings: Measured | None
     dropped: Sequence[Dropped]
+    overlaps: Sequence[Overlap]
     reward: RewardQuality | None
     ppo: PPOSummary | None
     monitors: Monitors | None = named("monitors")  # noqa: RUF009 (`named` is a `field`)
@@ -189,6 +192,7 @@ def collect(run: RunSummary) -> Findings:
         ranking=RankMetrics.of(ranking) if ranking else None,
         rankings=rankings.measured(ranking),
         dropped=rankings.dropped(run),
+        overlaps=overlaps(run),
         reward=RewardQuality.read(reward.artifact) if reward else None,
         ppo=PPOSummary.of(result) if result else None,
         monitors=Monitors.of(result) if result else None,

@@ -24,7 +24,7 @@ TABLES = {
     "completions": "rankings",
 }
 """What can be left out -> the recipe's table that it is in."""
-LEAVE_OUT = ("sft", "collect", "rank", "reward", "ppo", "dpo", "eval")
+LEAVE_OUT = ("base", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval")
 """The stages that leave rows out of what others made."""
 
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from data.held_out import EVALUATED, RANKED, too_few
 from pipeline.wording import fixed, listing, number, percent
 from stages.eval.artifact import EvaluatedPoint, Evaluation, ModelResult
-from stages.report import evidence, frontier, monitors, win_rates
+from stages.report import evidence, frontier, monitors, overlaps, win_rates
 from stages.report.evidence import PEOPLE, RUBRIC, Evidence
 from stages.report.findings import Findings
 
@@ -116,7 +116,7 @@ def _price(reference: ModelResult, ppo: ModelResult, start: str) -> str:
 
 def _caveats(findings: Findings) -> list[str]:
     evaluation, ppo = findings.evaluation, findings.ppo
-    notes = _about_rewards(findings)
+    notes = [*_about_rewards(findings), *overlaps.caveats(findings.overlaps)]
     if findings.monitors:
         notes += monitors.caveats(findings.monitors)
     if not evaluation:

@@ -6,12 +6,12 @@ weights.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from data.words import words_and_punctuation
 from stages.reward.groups import Group
 
 WordScorer = Callable[[Sequence[str]], np.ndarray]
@@ -23,9 +23,6 @@ CHARACTERS = 20_000_000
 """Upper limit on the characters of training pairs."""
 FEATURES = 2**18
 """Hash buckets for words and word bigrams."""
-
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
-"""A word or a punctuation mark. Chinese and Japanese put no spaces between words: each character is one."""
 
 
 def strict_pairs(groups: Mapping[str, Group]) -> Iterator[tuple[str, str]]:
@@ -54,8 +51,9 @@ def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: 
     """Fits a Bradley-Terry model on words: maximises the likelihood sigmoid(score of better - score of worse) of
     `pairs` of (better, worse) texts.
 
-    Features are the words and bigrams of the training texts, hashed, weighted by (1 + log tf) idf and scaled to an
-    L2 norm of 1. The loss is the sum over pairs plus 1/2 |w|^2, without an intercept; the fit is deterministic.
+    Features are the words (`data.words`) and punctuation marks of the training texts, and bigrams of both, hashed,
+    weighted by (1 + log tf) idf and scaled to an L2 norm of 1. The loss is the sum over pairs plus 1/2 |w|^2,
+    without an intercept; the fit is deterministic.
     Without features all scores are 0. `advance` is called for each of the `distinct` texts.
     """
     from scipy import sparse
@@ -92,6 +90,6 @@ def fit(pairs: Sequence[tuple[str, str]], advance: Callable[[], None] = lambda: 
 
 
 def _features(text: str) -> Iterator[str]:
-    words = _WORD.findall(text.lower())
-    yield from words
-    yield from (f"{a} {b}" for a, b in pairwise(words))
+    tokens = words_and_punctuation(text.lower())
+    yield from tokens
+    yield from (f"{a} {b}" for a, b in pairwise(tokens))

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.schema import Prompt, Ranking, prompt_key, read_rankings_file
+from data.schema import Prompt, Ranking, prompt_key, read_rankings_file, row_number
 from data.splits import group_of
 from data.tables.mapping import located
 from data.tables.messages import with_system
@@ -33,6 +33,7 @@ from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
 from stages.artifacts import AGREEMENT, rankings_file, read_weights
+from stages.contamination import REASONS, Contamination, of_data, text_of
 from stages.left_out import PREFIXES
 from stages.models.distributed import World
 from stages.models.text import load_codec
@@ -176,15 +177,19 @@ def _read_pretraining(
 ) -> tuple[dict[str, Group], Metrics]:
     """The groups of `reward.pretrain_on`, and metrics of reading them."""
     dropped = Dropped()
-    rankings = _pretraining(config, data, dropped, ctx)
+    contaminated = of_data(data, "rankings of reward.pretrain_on")
+    rankings = _pretraining(config, data, dropped, contaminated, ctx)
     groups, left_out = read("pretraining_", rankings, where="reward.pretrain_on")
     if dropped.rows_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.rows_out.most_common())
         ctx.say(f"reward: {dropped.rows_out.total():,} rows of reward.pretrain_on left out: {reasons}.")
+    if warning := contaminated.warning():
+        ctx.say(warning)
     metrics: Metrics = {
         "pretraining_rankings": left_out.used,
         **left_out.metrics(),
         **{f"pretraining_dropped_rows/{reason}": count for reason, count in sorted(dropped.rows_out.items())},
+        **contaminated.metrics(),
     }
     if not config.human:
         metrics["human"] = False  # so that no report calls a model human that was trained on simulated rankings
@@ -228,9 +233,12 @@ def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, floa
     return {annotator: sum(weights) / len(weights) for annotator, weights in by_annotator.items()}
 
 
-def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx: RunContext) -> Iterator[Ranking]:
+def _pretraining(
+    config: PretrainOnConfig, data: Artifact, dropped: Dropped, contaminated: Contamination, ctx: RunContext
+) -> Iterator[Ranking]:
     """The rankings of `reward.pretrain_on`, with the recipe's system message. Those of held-out prompts are
-    excluded and counted in `dropped`, like the rows that the reader leaves out."""
+    excluded and counted in `dropped`, like the rows that the reader leaves out. Those that contain a held-out
+    prompt are counted in `contaminated`."""
     held_out, system = set(), None
     for row in data.jsonl("prompts.jsonl"):
         if row["prompt"][0]["role"] == "system":
@@ -240,14 +248,18 @@ def _pretraining(config: PretrainOnConfig, data: Artifact, dropped: Dropped, ctx
     count = 0
     with located("reward.pretrain_on", config, ctx.describe):
         for ranking in read_rankings(config, dropped, ctx.say):
-            if group_of(ranking.prompt) not in held_out:
-                count += 1
-                yield replace(ranking, prompt=with_system(ranking.prompt, system))
-            else:
+            if group_of(ranking.prompt) in held_out:
                 dropped.rows_out["held-out prompt"] += 1
+                continue
+            number, text = row_number(ranking.where), text_of(ranking.prompt, ranking.completions)
+            if kind := contaminated.find(number, *text):
+                dropped.rows_out[REASONS[kind]] += 1
+                continue
+            count += 1
+            yield replace(ranking, prompt=with_system(ranking.prompt, system))
     if not count:
         raise DataError(
-            "every ranking of reward.pretrain_on is of a held-out prompt",
+            "every ranking of reward.pretrain_on is of a held-out prompt or contains one",
             where="reward.pretrain_on",
             hint="use other rankings, or set reward.pretrain_on to null",
         )

@@ -185,7 +185,7 @@ def test_skipping_all_bad_and_the_final_page(two: Site) -> None:
     assert following not in (item, None)
     assert ana.submit(following or 0, {"all_bad": "1"}).status == 200
     assert ana.current() is None
-    assert "You ranked 1 item and skipped 1." in re.sub(r"<.*?>", "", ana.get().text)
+    assert "You ranked 1 item. You skipped 1 item." in re.sub(r"<.*?>", "", ana.get().text)
     while (task := ben.current()) is not None:
         ben.rank(task, [1, 2, 3, 4])
     assert "All rankings are in" in ana.get().text

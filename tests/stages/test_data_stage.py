@@ -128,7 +128,7 @@ def test_a_long_table_shows_that_it_is_read(tmp_path, training_context):
     metrics = run(config, {}, out, ctx)
     assert metrics["rankings_train"] + metrics["rankings_eval"] == 1500
     assert (metrics["read_rankings"], notes.numbers) == (3000, {"read": 3000})
-    assert notes.advanced == 1520
+    assert (notes.bars["reading demonstrations"], notes.bars["reading rankings"]) == (20, 1500)
 
 
 def test_completions_of_a_ranking_that_is_left_out_are_not_counted_again(tmp_path, context):

@@ -1,4 +1,4 @@
-"""The default recipe on a small model."""
+"""A quickstart recipe on a small model."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ SMALL = (
 )
 
 
-def runner(runs: Path, *sets: str, **options: Any) -> Runner:
-    loaded = load_recipe(ROOT / "recipes/quickstart.yaml", [SMALL, "device=cpu", *sets])
+def runner(runs: Path, *sets: str, recipe: str = "quickstart", **options: Any) -> Runner:
+    loaded = load_recipe(ROOT / f"recipes/{recipe}.yaml", [SMALL, "device=cpu", *sets])
     return Runner(loaded, runs, display=Display(Console(quiet=True)), **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from data.schema import Ranking, write_jsonl
+from pipeline.config.data import ContaminationConfig
 from pipeline.config.sft import LoRAConfig
 from pipeline.engine.stage import Artifact
 from stages.models.adapters import new_adapter, save_adapter
@@ -245,6 +247,8 @@ def data_artifact(folder: Path, *, train: int = 12, held_out: int = 4) -> Artifa
     ]
     write_jsonl(folder / "demonstrations.jsonl", rows)
     write_jsonl(folder / "prompts.jsonl", [{"prompt": r["prompt"], "split": r["split"]} for r in rows])
+    contamination = {"definition": asdict(ContaminationConfig()), "generated": [], "examples": []}
+    (folder / "contamination.json").write_text(json.dumps(contamination))
     return Artifact("data", folder, "data")
 
 

@@ -32,6 +32,24 @@ def test_simulated_rankings_are_collected_and_given_ones_are_not(load: Callable[
     assert given["reward"] == ("base", "data", "sft", "rank")
 
 
+def test_a_corpus_that_is_a_table_is_read_after_the_data(load: Callable[..., LoadedRecipe]) -> None:
+    """Its documents are compared with the held-out prompts. A generated corpus knows them."""
+    table = load("base.pretrain.corpus={path: c.jsonl}").recipe
+    steps = registry.planned(table)
+    assert [spec.name for spec, _ in steps][:3] == ["data", "base", "sft"]
+    assert {spec.name: needs for spec, needs in steps}["base"] == ("data",)
+    assert [spec.name for spec, _ in registry.planned(table, "base")] == ["data", "base"]
+    ignored = "data.contamination={exact: ignore, near: ignore}"
+    assert registry.planned(load("base.pretrain.corpus={path: c.jsonl}", ignored).recipe)[0][0].name == "data"
+    pairs = "base.pretrain.corpus={path: c.jsonl, columns: {prompt: q, completion: a}}"
+    assert registry.planned(load(pairs).recipe)[0][0].name == "data"
+    assert registry.planned(load(pairs, ignored).recipe)[0][0].name == "base"
+    generated = load().recipe
+    steps = registry.planned(generated)
+    assert [spec.name for spec, _ in steps][:3] == ["base", "data", "sft"]
+    assert {spec.name: needs for spec, needs in steps}["base"] == ()
+
+
 def test_until_takes_only_what_the_stage_needs(load: Callable[..., LoadedRecipe]) -> None:
     assert [spec.name for spec, _ in registry.planned(load().recipe, "sft")] == ["base", "data", "sft"]
     assert [spec.name for spec, _ in registry.planned(load().recipe, "data")] == ["data"]

@@ -61,6 +61,32 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
     assert "Left out" not in text
 
 
+def test_overlaps_are_in_the_report_and_contamination_in_the_verdict(fake: FakeRun, tmp_path: Path) -> None:
+    fake.left_out = {
+        "data": {
+            "duplicate_answers/near": 7,
+            "contaminated_demonstrations/exact": 12,
+            "contaminated_demonstrations/near": 3,
+        },
+        "reward": {"contaminated_rankings of reward.pretrain_on/exact": 2},
+    }
+    text = " ".join(build(fake(), tmp_path)[1].text.split())
+    assert "Duplicates and held-out prompts" in text
+    assert "answers nearly repeat another row 7" in text
+    assert "demonstrations nearly contains a held-out prompt 3" in text
+    assert (
+        "Of what was trained on, 12 demonstrations contain a held-out prompt, 3 demonstrations nearly contain a "
+        "held-out prompt and 2 rankings of reward.pretrain_on contain a held-out prompt: results on held-out "
+        "prompts may be too good."
+    ) in text
+
+
+def test_a_report_without_overlaps_does_not_mention_them(fake: FakeRun, tmp_path: Path) -> None:
+    text = build(fake(), tmp_path)[1].text
+    assert "Duplicates and held-out prompts" not in text
+    assert "may be too good" not in text
+
+
 def test_the_report_has_accuracy_by_kind_of_fault(fake: FakeRun, tmp_path: Path) -> None:
     fake.tables["by_fault"] = [
         {"kind": "missing", "pairs": 1412, "accuracy": 0.934, "low": 0.91, "high": 0.95},

@@ -1,0 +1,57 @@
+"""Texts as sets of shingles, which tell how much of two texts is the same.
+
+A shingle is a sequence of `SIZE` words (`data.words`), without differences of case, Unicode form (NFC) and
+punctuation. Of two texts with shingles A and B, the Jaccard similarity is |A and B| / |A or B|, and the share of A
+that B contains is |A and B| / |A| (Broder 1997, "On the resemblance and containment of documents").
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.words import folded, words
+
+SIZE = 3
+"""Words in a shingle. One changed word changes this many shingles."""
+ENOUGH = 8
+"""Words from which texts are compared by shingles. Shorter ones are alike by chance: only equal ones count."""
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
+
+
+@lru_cache(maxsize=2**14)
+def _hash(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+
+
+def shingles(text: str) -> NDArray[np.uint64]:
+    """Hashes of the distinct shingles of a text, ascending (N,); empty for a text of fewer than `ENOUGH` words."""
+    parts = words(folded(text))
+    if len(parts) < ENOUGH:
+        return np.zeros(0, dtype=np.uint64)
+    hashes = np.fromiter(map(_hash, parts), dtype=np.uint64, count=len(parts))
+    starts = len(parts) - SIZE + 1
+    # Each sum is shifted before it is multiplied, or the order of the words would not matter.
+    total = np.zeros(starts, dtype=np.uint64)
+    for place, factor in enumerate(_FACTORS):
+        total = (total ^ (total >> np.uint64(29))) * factor + hashes[place : place + starts]
+    return np.unique(total)
+
+
+def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
+    """The Jaccard similarity of two sets of shingles; 0 if either is empty."""
+    if not len(a) or not len(b):
+        return 0.0
+    common = len(np.intersect1d(a, b, assume_unique=True))
+    return common / (len(a) + len(b) - common)
+
+
+def alike(a: str, b: str) -> float:
+    """The similarity of two texts: the Jaccard similarity of their shingles, or 1 or 0 for equal and different
+    texts of which one is shorter than `ENOUGH` words."""
+    if folded(a) == folded(b):
+        return 1.0
+    return jaccard(shingles(a), shingles(b))

@@ -1,0 +1,78 @@
+"""Rows that repeat others, and training rows with a held-out prompt, as far as they stay in the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.engine.plan import RunSummary, StageRun
+from pipeline.wording import listing
+from stages import contamination
+
+DUPLICATES = "duplicates.jsonl"
+WORDS: dict[contamination.Kind, str] = {"exact": "repeat another row", "near": "nearly repeat another row"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Rows of one table that overlap with others.
+
+    Attributes:
+        table: what they are: demonstrations, prompts, rankings, answers or documents.
+        kind: `duplicate` (of another row) or `contaminated` (training rows with a held-out prompt).
+        near: whether the overlap is only near.
+        examples: the first rows, each with the start of its text and of what it overlaps with.
+    """
+
+    table: str
+    kind: str
+    near: bool
+    count: int
+    examples: list[tuple[int, str, str]]
+
+    @property
+    def what(self) -> str:
+        kind: contamination.Kind = "near" if self.near else "exact"
+        return contamination.REASONS[kind] if self.kind == "contaminated" else WORDS[kind]
+
+
+def overlaps(run: RunSummary) -> list[Overlap]:
+    """Of all stages that were checked."""
+    return [overlap for stage in ("data", "base", "reward") if (of := run.newest(stage)) for overlap in _of(of)]
+
+
+def _of(run: StageRun) -> Iterator[Overlap]:
+    metrics, artifact = run.manifest.metrics, run.artifact
+    rows = list(artifact.jsonl(DUPLICATES)) if (artifact.path / DUPLICATES).is_file() else []
+    for name, count in metrics.items():
+        if name.startswith("duplicate_"):
+            table, _, kind = name.removeprefix("duplicate_").rpartition("/")
+            yield _overlap("duplicate", table, kind, count, rows, "first")
+    checked = artifact.json(contamination.FILE) if (artifact.path / contamination.FILE).is_file() else {}
+    for table, kind, count in contamination.counts(metrics):
+        yield _overlap("contaminated", table, kind, count, checked.get("examples", []), "held_out")
+
+
+def _overlap(
+    what: str, table: str, kind: str, count: int, rows: Sequence[Mapping[str, Any]], other: str
+) -> Overlap:
+    examples = [
+        (row["row"], row["text"], row[other]) for row in rows if (row["table"], row["kind"]) == (table, kind)
+    ]
+    return Overlap(table=table, kind=what, near=kind == "near", count=count, examples=examples[:3])
+
+
+def caveats(rows: Sequence[Overlap]) -> list[str]:
+    """A note on contaminated training rows; none where there are none."""
+    parts = [
+        f"{row.count:,} {row.table} {'nearly contain' if row.near else 'contain'} a held-out prompt"
+        for row in rows
+        if row.kind == "contaminated"
+    ]
+    if not parts:
+        return []
+    return [
+        f"Of what was trained on, {listing(parts)}: results on held-out prompts may be too good. "
+        "data.contamination can drop these rows."
+    ]
