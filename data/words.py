@@ -22,6 +22,10 @@ UNSPACED = (
 )
 """The characters of scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), as the
 inside of a character class of `re`."""
+WORD_START = rf"(?:(?<![^\W{UNSPACED}])|(?=[{UNSPACED}]))"
+WORD_END = rf"(?:(?![^\W{UNSPACED}])|(?<=[{UNSPACED}]))"
+"""Boundaries of words, for patterns of `re`. There is none next to a character of a script without spaces, so text in
+such a script matches anywhere."""
 
 
 def words(text: str) -> list[str]:

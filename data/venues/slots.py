@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from data.words import UNSPACED
+from data.words import WORD_END, WORD_START
 from pipeline.errors import DataError
 
 MeaningRepresentation = dict[str, str]
@@ -181,12 +181,7 @@ class SlotLexicon:
         return stated
 
 
-_START = rf"(?:(?<![^\W{UNSPACED}])|(?=[{UNSPACED}]))"
-_END = rf"(?:(?![^\W{UNSPACED}])|(?<=[{UNSPACED}]))"
-"""Boundaries of words. There is none next to a character of a script without spaces, so a form matches there."""
-
-
 def _compile(forms: Iterable[str], words: Mapping[str, str] | None = None) -> re.Pattern[str]:
     """One pattern of all forms; `<name>` in a form stands for a group of the lexicon's `words`."""
     filled = [re.sub(r"<(\w+)>", lambda name: f"(?:{(words or {})[name[1]]})", form) for form in forms]
-    return re.compile("|".join(f"{_START}(?:{form}){_END}" for form in filled), re.IGNORECASE)
+    return re.compile("|".join(f"{WORD_START}(?:{form}){WORD_END}" for form in filled), re.IGNORECASE)

@@ -22,6 +22,7 @@ from itertools import islice
 
 from data.schema import Prompt
 from data.venues.slots import MeaningRepresentation, parse_mr
+from data.words import WORD_END, WORD_START
 from pipeline.config.reward import RewardConfig
 from pipeline.engine.stage import Metrics, RunContext
 from pipeline.errors import DataError
@@ -195,7 +196,7 @@ def _places(value: str, text: str) -> list[tuple[int, int]]:
 
 @lru_cache(maxsize=1 << 14)
 def _pattern(value: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE)
+    return re.compile(f"{WORD_START}{re.escape(value)}{WORD_END}", re.IGNORECASE)
 
 
 def _starts_with_vowel(value: str) -> bool:

@@ -63,6 +63,12 @@ def test_values_of_several_words_and_signs() -> None:
     ]
 
 
+def test_values_in_a_script_without_spaces() -> None:
+    assert texts("名称[蓝狐], 菜系[泰国菜]", "蓝狐餐厅供应泰国菜。", others=("菜系[希腊菜]",)) == [
+        "蓝狐餐厅供应希腊菜。"
+    ]
+
+
 def test_every_answer_is_swapped() -> None:
     assert texts("area[harbour]", "In the harbour.", "At the harbour!", "Here.", others=("area[suburbs]",)) == [
         "At the suburbs!",
