@@ -24,8 +24,8 @@ UNSPACED = (
 inside of a character class of `re`."""
 WORD_START = rf"(?:(?<![^\W{UNSPACED}])|(?=[{UNSPACED}]))"
 WORD_END = rf"(?:(?![^\W{UNSPACED}])|(?<=[{UNSPACED}]))"
-"""Boundaries of words, for patterns of `re`. There is none next to a character of a script without spaces, so text in
-such a script matches anywhere."""
+"""Boundaries of words, for patterns of `re`. There is none next to a character of a script without spaces, so text
+in such a script matches anywhere."""
 
 
 def words(text: str) -> list[str]:
