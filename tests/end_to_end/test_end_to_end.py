@@ -174,7 +174,10 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
             id="NF4 backbone",
         ),
         pytest.param("ppo.ptx_coef=0.5 ppo.entropy_coef=0.01 ppo.dual_clip=3.0", id="ptx, entropy, dual clip"),
-        pytest.param("ppo.score.normalization=running ppo.whiten_rewards=true ppo.target_kl=0.1", id="running"),
+        pytest.param(
+            "ppo.kl.kind=adaptive ppo.score.normalization=running ppo.whiten_rewards=true ppo.target_kl=0.1",
+            id="running",
+        ),
         pytest.param("reward.objective=plackett_luce reward.center_rewards_coefficient=0.01", id="Plackett-Luce"),
         pytest.param("sft.packing=true base.chat_template=chatml base.dtype=bfloat16", id="packed, chatml, bf16"),
         pytest.param("sft.lora=null reward.lora=null base.dtype=bfloat16", id="full, bf16"),
