@@ -39,7 +39,7 @@ def test_simulated_artifacts_are_marked_as_simulated(runs: Path) -> None:
 
 
 def test_changing_the_kl_target_reruns_ppo_and_later_stages(runs: Path) -> None:
-    steps = {step.spec.name: step for step in runner(runs, "ppo.kl.target=8").planner.plan()}
+    steps = {step.spec.name: step for step in runner(runs, "ppo.kl.target=1").planner.plan()}
     assert {name for name, step in steps.items() if step.action != "skip"} == {"ppo", "eval", "export"}
     assert steps["dpo"].action == "skip"
     assert "ppo.kl.target" in steps["ppo"].reason
@@ -174,7 +174,10 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
             id="NF4 backbone",
         ),
         pytest.param("ppo.ptx_coef=0.5 ppo.entropy_coef=0.01 ppo.dual_clip=3.0", id="ptx, entropy, dual clip"),
-        pytest.param("ppo.score.normalization=running ppo.whiten_rewards=true ppo.target_kl=0.1", id="running"),
+        pytest.param(
+            "ppo.kl.kind=adaptive ppo.score.normalization=running ppo.whiten_rewards=true ppo.target_kl=0.1",
+            id="running",
+        ),
         pytest.param("reward.objective=plackett_luce reward.center_rewards_coefficient=0.01", id="Plackett-Luce"),
         pytest.param("sft.packing=true base.chat_template=chatml base.dtype=bfloat16", id="packed, chatml, bf16"),
         pytest.param("sft.lora=null reward.lora=null base.dtype=bfloat16", id="full, bf16"),

@@ -81,7 +81,8 @@ def test_every_answer_is_swapped() -> None:
     [
         ("food[Thai]", "It is nice.", "food[Greek]", "the value is not stated"),
         ("food[Thai]", "Thai food and Thai wine.", "food[Greek]", "it is stated twice"),
-        ("kind[pub]", "A public gastropub in Pubton.", "kind[cafe]", "it stands inside other words"),
+        ("kind[pub]", "A gastropub.", "kind[cafe]", "a word ends with it"),
+        ("kind[pub]", "A public house.", "kind[cafe]", "a word starts with it"),
         ("food[Indian], near[Raja Indian Inn]", "Near Raja Indian Inn.", "food[Greek]", "it is part of another"),
         ("price[high], rating[high]", "It is high.", "price[low], rating[low]", "it may be either attribute's"),
         ("friendly[no]", "There is no pub.", "friendly[yes]", "the word is about something else"),
