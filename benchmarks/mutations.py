@@ -490,7 +490,7 @@ MUTATIONS = [
     mutation(
         "values are swapped inside words",
         "stages/reward/hard_negatives.py",
-        "(?<!\\w){re.escape(value)}(?!\\w)",
+        "{WORD_START}{re.escape(value)}{WORD_END}",
         "{re.escape(value)}",
         f"{REWARD}/test_hard_negatives.py",
     ),
