@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli.app import plan_notes, recipe_check
+from pipeline.config.evaluate import JUDGES
 from pipeline.config.load import LoadedRecipe
 from pipeline.engine.plan import StageRun
-from pipeline.errors import TutelageError
+from pipeline.errors import DataError, TutelageError
 
 if TYPE_CHECKING:
     from data.tables.check import TableReport
@@ -29,7 +31,33 @@ def check_tables(loaded: LoadedRecipe, say: Callable[[str], None]) -> list[Tutel
             say(line)
     for line in _few_held_out(loaded, reports):
         say(line)
-    return [problem.error(loaded.describe) for report in reports for problem in report.problems]
+    problems = [problem.error(loaded.describe) for report in reports for problem in report.problems]
+    return [*problems, *_rubric(loaded, reports)]
+
+
+def _rubric(loaded: LoadedRecipe, reports: Sequence[TableReport]) -> Iterator[TutelageError]:
+    """What is wrong with a rubric that the recipe names for the reward model, or with the first held-out prompt of
+    the local tables that it does not fit."""
+    from data.splits import split_of
+    from stages.reward.by_fault import load_rubric
+
+    recipe, rubric = loaded.recipe, loaded.recipe.reward.rubric
+    if rubric == "eval":  # the stages report prompts that do not fit eval.judge
+        return
+    if rubric not in JUDGES and not Path(rubric).exists():  # reported with the recipe's other paths
+        return
+    ranked = ("data.rankings",) if recipe.rank.source == "data" else ("data.demonstrations", "data.prompts")
+    held_out = (
+        prompt
+        for report in reports
+        if report.name in ranked
+        for key, prompt in report.asked.items()
+        if split_of(report.groups[key], recipe.data.eval_fraction) == "eval"
+    )
+    try:
+        load_rubric(rubric, held_out)
+    except DataError as error:
+        yield error
 
 
 @plan_notes

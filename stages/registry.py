@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import formats
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
-from pipeline.config.rules import is_hub_id, is_local, monitor_judge
+from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
 
@@ -127,7 +127,7 @@ register(
         ),
         StageSpec(
             "reward",
-            version=4,
+            version=5,
             target="stages.reward.stage:run",
             summary="trained on {rankings:,} rankings of {completions:,} answers",
             needs=("base", "data", "sft", "rank"),
@@ -136,8 +136,11 @@ register(
             paths={
                 "reward.model": lambda model: not is_hub_id(model),
                 "reward.pretrain_on.path": is_local,
+                "reward.rubric": lambda rubric: rubric != "eval" and _is_file(rubric),
+                "eval.judge": _is_file,
             },
             parallel=True,
+            resolve=lambda recipe, reward: replace(reward, rubric=reward_rubric(recipe)),
         ),
         StageSpec(
             "ppo",

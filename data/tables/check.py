@@ -53,6 +53,7 @@ class TableReport:
         parsed: how many of them there are.
         prompts: distinct prompts among them.
         groups: the group of each distinct prompt, by its key (`data.splits`).
+        asked: each distinct prompt, by its key, without completion and split.
         columns: of the table, in its order.
         unused: those of them that the reader does not use.
         lines: what the user should know about unused columns, repeated rankings and the like.
@@ -71,6 +72,7 @@ class TableReport:
     parsed: int = 0
     prompts: int = 0
     groups: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, Prompt] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -214,7 +216,8 @@ def _parsed(
 
 def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
     """Counts what the rows become, in `report`."""
-    report.parsed, report.first, report.annotators, report.groups = 0, [], Counter(), {}
+    report.parsed, report.first, report.annotators = 0, [], Counter()
+    report.groups, report.asked = {}, {}
     try:
         for item in parsed:
             report.parsed += 1
@@ -223,7 +226,9 @@ def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
             if isinstance(item, Ranking):
                 report.annotators[item.annotator] += 1
             if not isinstance(item, tuple):
-                report.groups[prompt_key(item.prompt)] = group_of(item.prompt)
+                key = prompt_key(item.prompt)
+                report.groups[key] = group_of(item.prompt)
+                report.asked.setdefault(key, Prompt(item.prompt, where=item.where))
     finally:
         report.prompts = len(report.groups)
 

@@ -27,6 +27,8 @@ from pipeline.errors import DataError
 
 MeaningRepresentation = dict[str, str]
 
+KINDS = ("missing", "wrong", "invented", "repeated")
+"""The kinds of fault: the fields of `SlotErrors`."""
 LEXICONS = Path(__file__).parent / "lexicons"
 
 _SLOT = re.compile(r"\s*([^\[\],]+)\[([^\]]*)\]\s*(?:,|$)")

@@ -12,6 +12,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     "base.chat_template": ("auto", "plain", "chatml"),
     "eval.judge": JUDGES,
     "eval.reward_model": ("ensemble",),
+    "reward.rubric": ("eval", *JUDGES),
     "ppo.monitor.judge": ("eval", "member", "reward", *JUDGES),
 }
 """Dotted path of a value that is a name or a path -> the names."""

@@ -90,6 +90,10 @@ class RewardConfig:
     annotator_weights: Literal["none", "reliability"] = "none"
     """Weight of a ranking in the loss. none: 1. reliability: the reliability of its annotator, as the `rank` stage
     measured it."""
+    hard_negatives: Natural = 0
+    """How many swapped answers to add per training prompt, where prompts are meaning representations
+    (`attribute[value], ...`): copies of ranked answers in which one value is that of another training prompt, each
+    ranked below its original. They are not rankings of people, and are counted apart."""
     center_rewards_coefficient: NonNegative = 0.0
     """Weight of a loss on the squared mean score of a prompt's answers, which keeps scores centred on zero."""
     pretrain_on: PretrainOnConfig | None = None
@@ -105,6 +109,10 @@ class RewardConfig:
     is counted and printed."""
     fingerprints: Natural = 16
     """Number of texts whose scores are stored with the model as fingerprints and verified whenever it is loaded."""
+    rubric: LocalPath = "eval"
+    """The slot lexicon that counts faults, for the held-out accuracy by kind of fault; it enters neither training
+    nor the gate. eval: the one that `eval.judge` names, if it names one. Otherwise `venues` or `e2e`, the path of
+    another lexicon, or `none`."""
     gate: GateConfig | None = field(default_factory=GateConfig)
     """Requirements before PPO may use the model; null: none."""
     trainer: dict[str, Any] = trainer_values("transformers.TrainingArguments", REWARD_TRAINER)

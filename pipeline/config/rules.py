@@ -13,6 +13,7 @@ from pipeline.config import licenses
 from pipeline.config.base import BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.dpo import DPOConfig
+from pipeline.config.evaluate import JUDGES
 from pipeline.config.export import PublishConfig
 from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
 from pipeline.config.paths import nearest
@@ -252,8 +253,15 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
         yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
     if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":
         yield "reward.merits", "says where margins or regression targets come from, and the recipe uses neither"
+    if reward.hard_negatives and reward.merits == "ratings" and (reward.margin or reward.objective == "regression"):
+        yield "reward.hard_negatives", "makes pairs without ratings: set reward.merits to ranks, or leave it out"
     if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
         yield "reward.ensemble", "needs LoRA on the policy's backbone, because its members are adapters there"
+    if reward.rubric not in ("eval", *JUDGES) and Path(reward.rubric).is_dir():
+        yield (
+            "reward.rubric",
+            f"must be a slot lexicon, and {reward.rubric} is a folder. Name a .yaml file, or none",
+        )
     aggregate, held_out = recipe.ppo.reward.aggregate, recipe.ppo.reward.held_out
     if held_out and recipe.ppo.reward_model is not None:
         yield "ppo.reward.held_out", "applies to the run's own ensemble, and ppo.reward_model names another model"
@@ -361,6 +369,15 @@ def monitor_judge(recipe: Recipe) -> str:
     """Who scores the answers at PPO's evaluation points: `ppo.monitor.judge`, with `eval` resolved."""
     judge = recipe.ppo.monitor.judge
     return recipe.eval.judge if judge == "eval" else judge
+
+
+def reward_rubric(recipe: Recipe) -> str:
+    """The slot lexicon that the reward model's held-out answers are checked with: `reward.rubric`, with `eval`
+    resolved. `none` if `eval.judge` is a folder, since that is no lexicon."""
+    rubric = recipe.reward.rubric
+    if rubric != "eval":
+        return rubric
+    return "none" if Path(recipe.eval.judge).is_dir() else recipe.eval.judge
 
 
 def _monitor(recipe: Recipe) -> Iterator[Problem]:

@@ -132,7 +132,11 @@ def stage_flops(recipe: Recipe, architecture: Architecture, counts: Mapping[str,
         full=recipe.sft.lora is None,
         rewards=recipe.reward.ensemble,
     )
-    flops["ppo"] = ppo.total_episodes // ppo.batch_size * ppo.batch_size * sum(update.values())
+    solving = ppo.kl.num_prompts * ppo.kl.num_generations if ppo.kl.kind == "solved" else 0
+    flops["ppo"] = (
+        ppo.total_episodes // ppo.batch_size * ppo.batch_size * sum(update.values())
+        + solving * (update["rollout"] + update["score"])
+    )
     evaluated = recipe.eval.num_prompts if recipe.eval.num_prompts is not None else counts.get("prompts_eval")
     if evaluated is not None:  # three models answer; two compute log-probs of PPO's answers
         flops["eval"] = 5 * evaluated * row(recipe.eval.max_prompt_length, recipe.eval.response_length)

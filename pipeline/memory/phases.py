@@ -156,10 +156,10 @@ def _reward(recipe: Recipe, model: PlannedModel, prompts: int) -> Phases:
 
 
 def packed_rows(recipe: Recipe, prompts: int) -> tuple[int, int]:
-    """Rows, and tokens per row, of so many prompts with all their completions (stages/reward/packing.py), each as
-    long as the recipe allows."""
+    """Rows, and tokens per row, of so many prompts with all their completions (stages/reward/packing.py), swapped
+    ones included, each as long as the recipe allows."""
     reward = recipe.reward
-    count = completions(recipe)
+    count = completions(recipe) + reward.hard_negatives
     prompt = min(_prompt_length(recipe), reward.max_length - 1)
     answer = reward.max_length - prompt
     if recipe.rank.source != "data":

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from data.schema import write_jsonl
-from data.venues.slots import SlotErrors, slot_error_rate
+from data.venues.slots import KINDS, SlotErrors, slot_error_rate
 from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
@@ -42,8 +42,6 @@ from stages.scoring.judge import ScoringJudge
 from stages.scoring.llm_judge import LLMJudge
 from stages.scoring.scorer import Scorer
 from stages.scoring.slots import SlotScorer, faults
-
-KINDS = ("missing", "wrong", "invented", "repeated")
 
 ErrorsByAnswer = Sequence[Sequence[SlotErrors]]
 """By prompt, then by answer."""

@@ -19,6 +19,7 @@ from stages.artifacts import RankMetrics
 from stages.eval.artifact import Evaluation
 from stages.report import evidence, exported, model_table, verdict
 from stages.report.findings import Findings, collect
+from stages.report.rankings import hard_negatives
 
 HUB = "hub://"
 EXAMPLE = "What makes a good answer?"
@@ -40,7 +41,7 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
         f"# {repository.partition('/')[2]}",
         f"{_origin(run)}. Trained with tutelage: supervised fine-tuning, a reward model from rankings, and PPO "
         "with a KL penalty.",
-        _who_ranked(run),
+        " ".join(part for part in (_who_ranked(run), hard_negatives(findings.reward)) if part),
         _verdict(findings),
         *_evaluation(run, findings),
         *([_training(findings, curves)] if curves else []),

@@ -106,6 +106,7 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
         exported_text=exported.explanation(findings.export) if findings.export else "",
         strengths=rankings.strengths(findings.rankings) if findings.rankings else [],
         shown_annotators=rankings.SHOWN,
+        hard_negatives=rankings.hard_negatives(findings.reward),
         draw=draw,
         numbers=numbers.name,
         monitor_summary=monitors.summary(monitored) if monitored else "",

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.engine.plan import RunSummary, StageRun
+from pipeline.wording import counted
 from stages.artifacts import Agreement, AnnotatorAgreement, ModelStrength, read_dropped
 from stages.left_out import losses
+from stages.reward.artifact import RewardQuality
 
 FIRST_ROWS = 12
 """Rows that are listed for each reason."""
@@ -151,3 +153,14 @@ def strengths(section: Measured) -> list[Bar]:
         )
         for model in models
     ]
+
+
+def hard_negatives(reward: RewardQuality | None) -> str:
+    """A sentence on the pairs that the reward stage made beside the rankings; empty if it made none."""
+    if reward is None or not reward.hard_negatives:
+        return ""
+    were = "was" if reward.hard_negatives == 1 else "were"
+    return (
+        f"The reward model also learned from {counted(reward.hard_negatives, 'pair')} that {were} made, not ranked "
+        "by people: an answer, and a copy with one wrong value."
+    )

@@ -80,6 +80,18 @@ class AnnotatorAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaultAccuracy:
+    """Accuracy on pairs of held-out answers that differ in the number of faults of one kind only, with its 95 %
+    bootstrap interval over prompts; None if there is no such pair (`stages.reward.by_fault`)."""
+
+    kind: str
+    pairs: int
+    accuracy: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bin:
     """A bin of a histogram."""
 
@@ -95,23 +107,29 @@ class RewardQuality:
     Attributes:
         reliability: the calibration table; each pair counts from both sides.
         by_annotator: sorted by number of pairs, descending.
+        by_fault: one row per kind of fault; empty without a rubric.
         by_prompt: histogram of accuracy per prompt.
         scores: histogram of the scores of held-out answers.
+        hard_negatives: number of training pairs that the stage made (`stages.reward.hard_negatives`).
         unfit: why the model fails the gate; empty if it passes.
     """
 
     held_out: HeldOut
     reliability: Sequence[Calibration] = ()
     by_annotator: Sequence[AnnotatorAccuracy] = ()
+    by_fault: Sequence[FaultAccuracy] = ()
     by_prompt: Sequence[Bin] = ()
     scores: Sequence[Bin] = ()
+    hard_negatives: int = 0
     unfit: Sequence[str]
     warnings: Sequence[str] = ()
 
     @classmethod
     def read(cls, artifact: Artifact) -> RewardQuality:
         content, where = artifact.json(FILE), str(artifact.path / FILE)
-        return parse(cls, content | {"held_out": HeldOut.of(content["metrics"], where)}, where)
+        metrics = content["metrics"]
+        measured = {"held_out": HeldOut.of(metrics, where), "hard_negatives": metrics.get("hard_negatives", 0)}
+        return parse(cls, content | measured, where)
 
 
 def read_unfit(artifact: Artifact) -> list[str]:
@@ -124,7 +142,7 @@ def write(out_dir: Path, metrics: Metrics, tables: Metrics, unfit: Sequence[str]
 
     Args:
         metrics: the stage's metrics; those on held-out rankings have the prefix `HELD_OUT`.
-        tables: reliability, by_annotator, by_prompt and scores.
+        tables: reliability, by_annotator, by_prompt, scores and, with a rubric, by_fault.
     """
     content = {"metrics": metrics, **tables, "unfit": unfit, "warnings": warnings}
     (out_dir / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

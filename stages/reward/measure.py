@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from data.annotators.agreement import agreement
@@ -11,7 +11,9 @@ from data.annotators.sample import sample_rankings
 from data.schema import Ranking, prompt_key
 from pipeline.config.reward import RewardConfig
 from pipeline.engine.stage import Metrics, RunContext
+from stages.reward import by_fault
 from stages.reward.bag_of_words import WordScorer
+from stages.reward.by_fault import Rubric
 from stages.reward.groups import Encoder, Group
 from stages.reward.quality import quality
 from stages.scoring.reward_model import score_rows
@@ -23,6 +25,7 @@ def measure_reward_model(
     rankings: Callable[[], Iterable[Ranking]],
     encoder: Encoder,
     bag_of_words: WordScorer,
+    rubric: Rubric | None,
     config: RewardConfig,
     ctx: RunContext,
 ) -> tuple[Metrics, Metrics]:
@@ -31,7 +34,8 @@ def measure_reward_model(
     ended_preferred: share of answers that score above their first half without a stop token;
     the agreement of the annotators, see `_ceiling`;
     for an ensemble, member_accuracy (each member's accuracy) and disagreement (standard deviation over members,
-    averaged over answers).
+    averaged over answers);
+    with a rubric, the table by_fault (`stages.reward.by_fault`).
 
     Args:
         groups: those of the held-out prompts.
@@ -47,6 +51,7 @@ def measure_reward_model(
         members = score_rows(model.members, rows, config.eval_batch_size, ctx.device, bar.advance)
         unended = score_rows(model, cut, config.eval_batch_size, ctx.device, bar.advance)
     scores = members.mean(0)
+    by_text = dict(zip(texts, scores.tolist(), strict=True))
     words = bag_of_words([text for _, text in texts]).tolist()
     baselines = {"bag_of_words": dict(zip(texts, words, strict=True))}
     passes = 2 + (len(members) if len(members) > 1 else 0)
@@ -59,7 +64,7 @@ def measure_reward_model(
                 yield ranking
                 bar.advance()
 
-        metrics, tables = quality(measured(), dict(zip(texts, scores.tolist(), strict=True)), ctx.seed, baselines)
+        metrics, tables = quality(measured(), by_text, ctx.seed, baselines)
         metrics |= {"ended_preferred": float((scores > unended).float().mean())}
         metrics |= _ceiling(measured(), ctx.seed)
         if len(members) > 1 and metrics["pairs"]:
@@ -68,6 +73,10 @@ def measure_reward_model(
                 quality(measured(), scores, ctx.seed)[0]["accuracy"] for scores in by_member
             ]
             metrics["disagreement"] = float(members.std(0, unbiased=False).mean())
+    if rubric is not None:
+        with ctx.progress("reward: kinds of fault", total=len(texts)) as bar:
+            by_kind = by_fault.accuracy_by_fault(by_text, rubric, ctx.seed, bar.advance)
+        tables["by_fault"] = [asdict(row) for row in by_kind]
     return metrics, tables
 
 

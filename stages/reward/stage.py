@@ -1,12 +1,13 @@
 """The `reward` stage: trains a scalar reward model on rankings of K answers, and evaluates it.
 
 1. Group the training rankings by prompt. A training example is a prompt with its distinct completions, each scored
-   once, and all their rankings. Count the rankings left out, and fail if no strict pair remains.
+   once, and all their rankings. Count the rankings left out, and fail if no strict pair remains. Add the hard
+   negatives that the recipe asks for.
 2. For each member of the ensemble (one by default): build it, train it on `reward.pretrain_on`, if set, and then on
    the rankings of the recipe.
 3. Scale the members to a common scale.
 4. Evaluate the model on held-out rankings, against a bag of words trained on the same pairs and the agreement of
-   the annotators. Decide whether PPO may use it (the gate).
+   the annotators and, where the recipe has a rubric, by kind of fault. Decide whether PPO may use it (the gate).
 5. Write the model with its fingerprints, and `quality.json`.
 """
 
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.schema import Ranking, read_rankings_file
+from data.schema import Prompt, Ranking, prompt_key, read_rankings_file
 from data.splits import group_of
 from data.tables.mapping import located
 from data.tables.messages import with_system
@@ -35,10 +36,12 @@ from stages.artifacts import AGREEMENT, rankings_file, read_weights
 from stages.left_out import PREFIXES
 from stages.models.distributed import World
 from stages.models.text import load_codec
-from stages.reward import artifact, bag_of_words, training
+from stages.reward import artifact, bag_of_words, by_fault, training
+from stages.reward.artifact import FaultAccuracy
 from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
+from stages.reward.hard_negatives import add_hard_negatives
 from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
 from stages.reward.measure import measure_reward_model
 from stages.scoring.reward_model import numbered
@@ -65,8 +68,18 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     # 1.
     read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
     where = ", ".join(str(ranked.path) for ranked in rounds)
-    groups, left_out = read("", _ranked(rounds, "train"), where=where, weights=_weights(config, rounds))
-    held_out, unmeasured = read("eval_", _ranked(rounds, "eval"), where=where)
+    trained_on: dict[str, Prompt] = {}
+    asked: dict[str, Prompt] = {}
+    rankings: Iterable[Ranking] = _ranked(rounds, "train")
+    if config.hard_negatives:
+        rankings = _noting(rankings, trained_on)
+    groups, left_out = read("", rankings, where=where, weights=_weights(config, rounds))
+    completions = sum(len(group.rows) for group in groups.values())
+    negatives: Metrics = {}
+    if config.hard_negatives:
+        negatives = add_hard_negatives(groups, trained_on, builder.encoder, config, ctx)
+    held_out, unmeasured = read("eval_", _noting(_ranked(rounds, "eval"), asked), where=where)
+    rubric = by_fault.load_rubric(config.rubric, (asked[key] for key in held_out))
     pretraining: dict[str, Group] = {}
     metrics: Metrics = {}
     if config.pretrain_on is not None:
@@ -78,7 +91,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     metrics |= {
         "rankings": left_out.used,
         "prompts": len(groups),
-        "completions": sum(len(g.rows) for g in groups.values()),
+        "completions": completions,
+        **negatives,
         **left_out.metrics(),
         **trained,
     }
@@ -86,7 +100,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     with ctx.progress("reward: bag of words", total=len(bag_of_words.distinct(pairs))) as bar:
         words = bag_of_words.fit(pairs, bar.advance)
     quality, tables = measure_reward_model(
-        model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, config, ctx
+        model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, rubric, config, ctx
     )
     metrics |= {f"eval_{name}": value for name, value in quality.items()} | unmeasured.metrics()
     if World().rank:
@@ -98,6 +112,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     artifact.write(out_dir, metrics, tables, unfit=reasons, warnings=notes)
     if line := summary(quality):
         ctx.say(line)
+    if "by_fault" in tables:
+        ctx.say(by_fault.line(FaultAccuracy(**row) for row in tables["by_fault"]))
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
     for note in notes:
@@ -178,6 +194,15 @@ def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
     their size."""
     rows = (row for ranked in rounds for row in read_rankings_file(rankings_file(ranked)))
     return (row for row in rows if row.split == split)
+
+
+def _noting(rankings: Iterable[Ranking], prompts: dict[str, Prompt]) -> Iterator[Ranking]:
+    """Passes rankings on, and notes their prompts by key in `prompts`."""
+    for ranking in rankings:
+        key = prompt_key(ranking.prompt)
+        if key not in prompts:
+            prompts[key] = Prompt(ranking.prompt, ranking.split, ranking.where)
+        yield ranking
 
 
 def _weights(config: RewardConfig, rounds: Sequence[Artifact]) -> dict[str, float] | None:

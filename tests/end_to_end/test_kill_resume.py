@@ -12,7 +12,7 @@ TINY = (
     "base.pretrain.corpus.size=200 base.pretrain.hidden_size=32 base.pretrain.intermediate_size=64 "
     "base.pretrain.trainer.num_train_epochs=1 base.check_tokens=4 data.demonstrations.size=200 "
     "collect.num_prompts=12 collect.eval_prompts=6 collect.response_length=24 reward.trainer.num_train_epochs=8 "
-    "reward.gate=null ppo.total_episodes=128 ppo.batch_size=16 "
+    "reward.gate=null ppo.total_episodes=128 ppo.batch_size=16 ppo.kl.kind=adaptive "
     "ppo.response_length=24 ppo.eval_updates=3 ppo.eval_prompts=4 eval.num_prompts=12 eval.response_length=24 "
     "eval.bootstrap=50 sft.trainer.num_train_epochs=2 ppo.save_updates=1 ppo.score.normalization=running"
 )

@@ -143,6 +143,14 @@ MISTAKES = {
         "none, venues, e2e or a path",
     ],
     check("eval.judge=my/lexicn.yaml"): ["there is no file or folder my/lexicn.yaml", "my/lexicon.yaml?"],
+    check("reward.rubric=venuse"): ["venuse is neither a known name nor a file", "did you mean venues?"],
+    check("reward.rubric=my"): ["reward.rubric: must be a slot lexicon, and my is a folder"],
+    check("reward.rubric=venues data.eval_fraction=0.9 base.pretrain.held_out=0.9"): [
+        "the rubric venues does not fit a held-out prompt: 'Where is room",
+        "is not a meaning representation",
+        "my/votes.csv",
+        "set reward.rubric: none",
+    ],
     check("base.chat_template=my/templte.jinja"): ["there is no file or folder", "my/template.jinja?"],
     "annotate my/votess.csv --annotators ana --out out.jsonl": ["there is no file my/votess.csv", "my/votes.csv?"],
     # where results go

@@ -17,6 +17,7 @@ SMALL = (
     "data.demonstrations.size=120 sft.trainer.max_steps=3 "
     "collect.num_prompts=12 collect.eval_prompts=6 collect.response_length=12 collect.num_completions=3 "
     "reward.trainer.max_steps=3 reward.gate=null "
+    "ppo.kl.num_prompts=4 ppo.kl.num_generations=8 ppo.kl.target=0.5 "
     "ppo.total_episodes=16 ppo.batch_size=8 ppo.response_length=12 ppo.eval_updates=1 ppo.eval_prompts=4 "
     "eval.num_prompts=6 eval.response_length=12 eval.bootstrap=50 eval.best_of_n=2 "
     "dpo.enabled=true dpo.trainer.max_steps=2"

@@ -163,10 +163,13 @@ class FakeRun:
     def __init__(self, stages: FakeStages, runner: Callable[..., Runner]) -> None:
         self.runner = runner
         self.ranking, self.quality, self.evaluation = dict(RANKING), dict(QUALITY), evaluation()
+        self.tables: dict[str, Any] = dict(TABLES)
         self.agreement: dict[str, Any] | None = None
         self.sample: dict[str, Any] = SAMPLE
         self.dropped: list[dict[str, Any]] = []
         self.unfit: list[str] = []
+        self.made: dict[str, int] = {}
+        """Metrics of hard negatives."""
         self.warnings: list[str] = []
         self.left_out: dict[str, dict[str, int]] = {}
         """Further metrics by stage."""
@@ -217,8 +220,8 @@ class FakeRun:
             {"predicted": 0.2, "observed": 0.25, "count": 700},
             {"predicted": 0.8, "observed": 0.75, "count": 700},
         ]
-        metrics = {f"eval_{name}": value for name, value in self.quality.items()}
-        tables = {} if not self.quality["pairs"] else TABLES
+        metrics = self.made | {f"eval_{name}": value for name, value in self.quality.items()}
+        tables = {} if not self.quality["pairs"] else self.tables
         quality = {
             "metrics": metrics,
             "reliability": table,

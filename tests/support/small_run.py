@@ -17,6 +17,7 @@ SMALL = (
     "base.pretrain.trainer.num_train_epochs=1 base.check_tokens=4 data.demonstrations.size=200 "
     "collect.num_prompts=12 collect.eval_prompts=6 collect.response_length=24 reward.trainer.num_train_epochs=1 "
     "reward.gate=null ppo.total_episodes=32 ppo.batch_size=16 "
+    "ppo.kl.num_prompts=4 ppo.kl.num_generations=8 ppo.kl.target=0.5 "
     "ppo.response_length=24 ppo.eval_updates=1 ppo.eval_prompts=4 eval.num_prompts=12 eval.response_length=24 "
     "eval.bootstrap=50 eval.best_of_n=4 dpo.enabled=true dpo.trainer.max_steps=2 dpo.trainer.learning_rate=1e-3"
 )

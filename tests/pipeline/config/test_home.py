@@ -17,7 +17,7 @@ data:
   demonstrations: {path: ~/d.jsonl}
   prompts: {path: "~/p.jsonl"}
   rankings: {path: ~/folder, format: pairs}
-reward: {model: ~/encoder, pretrain_on: {path: ~/more.csv, format: pairs}}
+reward: {model: ~/encoder, rubric: ~/rubric.yaml, pretrain_on: {path: ~/more.csv, format: pairs}}
 ppo: {reward_model: ~/reward, monitor: {judge: ~/guard.yaml}}
 eval: {judge: ~/judge.yaml, reward_model: ~/other, text: {path: ~/text.jsonl}}
 """
@@ -43,6 +43,7 @@ def test_in_every_path_of_a_recipe(home):
         "data.rankings.path": "folder",
         "reward.model": "encoder",
         "reward.pretrain_on.path": "more.csv",
+        "reward.rubric": "rubric.yaml",
         "ppo.reward_model": "reward",
         "ppo.monitor.judge": "guard.yaml",
         "eval.judge": "judge.yaml",

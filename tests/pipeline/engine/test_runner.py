@@ -346,11 +346,11 @@ def test_the_contents_of_local_files_are_part_of_the_key(runner: MakeRunner, sta
     runner(sets).run()
     Path("judge.yaml").write_text("other")
     changed = runner(sets)
-    for stage in ("ppo", "eval"):  # PPO's looks have the same judge
+    for stage in ("reward", "ppo", "eval"):  # the judge of eval is also the rubric of reward, and PPO's judge
         assert "the contents of eval.judge changed (judge.yaml)" in reason(changed, stage)
     stages.calls.clear()
     changed.run()
-    assert stages.calls == ["ppo", "eval"]
+    assert stages.calls == ["reward", "ppo", "eval"]
 
 
 def test_the_summary_survives_a_local_file_that_went(runner: MakeRunner) -> None:

@@ -24,7 +24,7 @@ from pipeline.memory import cards, plan, sources
 from pipeline.memory.advice import propose
 from pipeline.memory.architecture import Architecture
 from pipeline.memory.components import PlannedModel
-from pipeline.memory.flops import stage_flops
+from pipeline.memory.flops import ModelCost, stage_flops, update_flops
 from pipeline.memory.plan import predict, resolve
 from pipeline.network import NoNetwork
 from stages.__main__ import app
@@ -345,6 +345,18 @@ def test_operations_follow_the_counts(load: Callable[..., LoadedRecipe]) -> None
     tokens = 255
     row = 2 * shape.linear * tokens + 4 * 4 * 128 * tokens * (tokens + 1) / 2 + 2 * shape.embedding * 256
     assert once["sft"] == pytest.approx(2 * 100 * row)
+
+
+def test_operations_include_the_samples_of_a_solved_coefficient(load: Callable[..., LoadedRecipe]) -> None:
+    adaptive, solved = (
+        load(f"ppo.kl={{kind: {kind}, target: 2, num_prompts: 64, num_generations: 16}}").recipe
+        for kind in ("adaptive", "solved")
+    )
+    shape = sources.architecture_of(solved.base)
+    lengths = [(solved.ppo.max_prompt_length, solved.ppo.response_length)]
+    sample = update_flops(ModelCost.of(shape), lengths, epochs=1, adapter_value=False, full=False)
+    more = stage_flops(solved, shape, {})["ppo"] - stage_flops(adaptive, shape, {})["ppo"]
+    assert more == pytest.approx(64 * 16 * (sample["rollout"] + sample["score"]))
 
 
 def test_plan_and_status_show_memory(

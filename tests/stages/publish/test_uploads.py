@@ -144,6 +144,24 @@ def test_human_rankings_are_called_human_only_when_recorded(finished: Finished, 
     assert "not recorded whether people" in planned(finished(MODEL + " seed=1"))[0].card
 
 
+def test_made_pairs_are_not_called_rankings_of_people(finished: Finished, stages: FakeStages) -> None:
+    write_reward = stages.does["reward"]
+
+    def reward(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
+        metrics = write_reward(config, inputs, out_dir, ctx) | {"hard_negatives": 1}
+        quality = json.loads((out_dir / "quality.json").read_text())
+        (out_dir / "quality.json").write_text(json.dumps(quality | {"metrics": metrics}))
+        return dict(metrics)
+
+    stages.does["reward"] = reward
+    stages.does["rank"] = lambda *given: write_rankings(*given) | RANKING | {"human": True}
+    card = planned(finished(MODEL))[0].card
+    assert (
+        "The rankings were made by people. The reward model also learned from 1 pair that was made, not ranked by"
+        in card
+    )
+
+
 def test_rankings_are_a_data_set_of_their_own(finished: Finished) -> None:
     rankings, model = planned(finished(MODEL, "publish.rankings=me/rankings"), private=False)
     assert (rankings.kind, model.kind) == ("dataset", "model")

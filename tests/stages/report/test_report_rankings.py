@@ -59,3 +59,56 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
     assert "nobody ranked the same answers twice" in text
     assert "Models behind the answers" not in text
     assert "Left out" not in text
+
+
+def test_the_report_has_accuracy_by_kind_of_fault(fake: FakeRun, tmp_path: Path) -> None:
+    fake.tables["by_fault"] = [
+        {"kind": "missing", "pairs": 1412, "accuracy": 0.934, "low": 0.91, "high": 0.95},
+        {"kind": "wrong", "pairs": 0, "accuracy": None, "low": None, "high": None},
+    ]
+    _, page = build(fake(), tmp_path)
+    text = " ".join(page.text.split())
+    assert "differ in the number of faults of one kind only" in text
+    assert "missing 93 % 91 to 95 % 1,412 wrong – – 0" in text
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["reward"]["by_fault"] == fake.tables["by_fault"]
+
+
+def test_without_a_rubric_the_report_has_no_kinds_of_fault(fake: FakeRun, tmp_path: Path) -> None:
+    _, page = build(fake("reward"), tmp_path)
+    assert "Reward model" in page.text
+    assert "By kind of fault" not in page.text
+
+
+SENTENCE = (
+    "The reward model also learned from 1,234 pairs that were made, not ranked by people: an answer, and a copy "
+    "with one wrong value."
+)
+
+
+@pytest.mark.parametrize("human", [True, False])
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_report_tells_made_pairs_from_rankings(
+    fake: FakeRun, tmp_path: Path, measured: bool, human: bool
+) -> None:
+    """Wherever it counts rankings. They do not change who made the rankings."""
+    fake.made = {"hard_negatives": 1234}
+    fake.ranking |= {"human": human}
+    if measured:
+        fake.agreement = agreement()
+    else:
+        fake.quality = {"pairs": 0}
+    _, page = build(fake("reward"), tmp_path)
+    text = " ".join(page.text.split())
+    who = "human annotators" if human else "simulated annotators"
+    assert f"1,600 rankings by 4 {who}" in text
+    assert text.count(SENTENCE) == 1
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["reward"]["hard_negatives"] == 1234
+    assert numbers["annotators"] == ("human" if human else "simulated")
+
+
+def test_a_run_without_made_pairs_mentions_none(fake: FakeRun, tmp_path: Path) -> None:
+    fake.agreement = agreement()
+    _, page = build(fake("reward"), tmp_path)
+    assert "not ranked by people" not in page.text

@@ -31,13 +31,13 @@ def ranking(prompt, completions, ranks, annotator="ann"):
     return Ranking(tiny.user(prompt), completions, ranks, annotator, human=False)
 
 
-def measured(rankings, context, *, model=None, words=(), max_length=40, ctx=None):
+def measured(rankings, context, *, model=None, words=(), max_length=40, rubric=None, ctx=None):
     encoder = TokenEncoder(tiny.codec())
     groups, _ = group_rankings(rankings, encoder, max_length)
     config = RewardConfig(lora=tiny.LORA)
     scorer = fit(list(words))
     return measure_reward_model(
-        model or LengthModel(), groups, lambda: iter(rankings), encoder, scorer, config, ctx or context()
+        model or LengthModel(), groups, lambda: iter(rankings), encoder, scorer, rubric, config, ctx or context()
     )[0]
 
 
