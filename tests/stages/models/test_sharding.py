@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from pipeline.errors import StageError
 from stages.models import checkpoint
 from stages.models.actor import Actor
+from stages.models.adapters import new_adapter
 from stages.models.bank import checkpoint_activations
 from stages.models.precision import compute_in
 from stages.models.sharding import Twin, gathered, gathered_state, load_optimizer, mesh_of, shard, whole
@@ -182,6 +183,22 @@ def test_a_twin_is_trained_while_the_original_has_no_weights():
     assert model(IDS, lengths).isfinite().all()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("lm_head" in name), name
+
+
+def test_a_twin_of_adapters_on_an_nf4_backbone_gives_the_same_scores():
+    lm = new_adapter(tiny.quantised_lm("nf4"), tiny.LORA)
+    model, lengths = RewardModel(lm, tiny.head(0, tiny.QUANTISED_HIDDEN)), torch.tensor([4, 4])
+    with torch.no_grad():
+        expected = model(IDS, lengths)
+    twin = Twin(model, mesh_of("cpu"))
+    scores = twin.module(IDS, lengths)
+    torch.testing.assert_close(scores.detach(), expected)
+    scores.sum().backward()
+    gradients_of = [n for n, p in twin.module.named_parameters() if p.grad is not None]
+    assert any("lora_B" in name for name in gradients_of)
+    twin.restore()
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS, lengths), expected)
 
 
 def test_an_optimizer_loads_whole_moments():
