@@ -42,7 +42,7 @@ from stages.models.heads import ScalarHead
 from stages.models.sharding import gathered, mesh_of
 from stages.sampling.prompts import EncodedPrompt
 
-SHAPE = SHAPES["h384"]
+SHAPE = SHAPES["h384"] | {"tie_word_embeddings": True}
 ROLES = ("reference", "policy", "reward", "value")
 LEARNERS = ("policy", "value")
 RANK = 8
@@ -112,7 +112,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.bytes = 0.0
-        for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        for name in ("all_gather_single", "reduce_scatter_single"):
             setattr(dist, name, self._counting(getattr(dist, name)))
 
     def _counting(self, collective: Any) -> Any:
