@@ -98,7 +98,7 @@ SetOption = Annotated[
         "--set",
         "-s",
         callback=_sets,
-        help='Override values of the recipe: "ppo.kl.target=8 seed=1". Repeatable.',
+        help='Override values of the recipe: "ppo.kl.target=4 seed=1". Repeatable.',
     ),
 ]
 RunsOption = Annotated[

@@ -208,7 +208,7 @@ def assignments(sets: Sequence[str]) -> Iterator[Node]:
 def _unreadable(text: str) -> RecipeError:
     """The error for a `--set` that assigns nothing; the hint is the assignment that was probably meant."""
     meant = re.fullmatch(r"\s*(\w[\w-]*(?:\.\w[\w-]*)*)\s*(?:=|:|\s)\s*(\S+)\s*", text)
-    hint = "write section.name=value, as in ppo.kl.target=8"
+    hint = "write section.name=value, as in ppo.kl.target=4"
     return RecipeError(
         f"--set {text!r} assigns no value", hint=f"write {meant[1]}={meant[2]}, without spaces" if meant else hint
     )

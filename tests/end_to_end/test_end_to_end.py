@@ -39,7 +39,7 @@ def test_simulated_artifacts_are_marked_as_simulated(runs: Path) -> None:
 
 
 def test_changing_the_kl_target_reruns_ppo_and_later_stages(runs: Path) -> None:
-    steps = {step.spec.name: step for step in runner(runs, "ppo.kl.target=8").planner.plan()}
+    steps = {step.spec.name: step for step in runner(runs, "ppo.kl.target=1").planner.plan()}
     assert {name for name, step in steps.items() if step.action != "skip"} == {"ppo", "eval", "export"}
     assert steps["dpo"].action == "skip"
     assert "ppo.kl.target" in steps["ppo"].reason
