@@ -124,7 +124,7 @@ def test_two_sharded_processes_match_a_single_process(folder, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "kind"), [("sft", "lora"), ("reward", "full"), ("dpo", "lora")])
+@pytest.mark.parametrize(("stage", "kind"), [("sft", "lora"), ("dpo", "lora")])
 def test_a_single_process_s_run_resumes_on_four(folder, tmp_path, monkeypatch, stage, kind):  # noqa: F811
     training_step, _ = recording_step(INTERRUPTED)
     with monkeypatch.context() as during:
