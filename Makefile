@@ -54,7 +54,7 @@ check: venv ## check recipe and files (ARGS=--artifacts: results too)
 	@$(TUTELAGE) check $(VALUES)
 
 plan: venv ## show which stages would run, why, and in how much memory
-	@$(TUTELAGE) plan $(VALUES)
+	@$(TUTELAGE) plan $(TRAINING)
 
 show: venv ## print every value of the recipe and where it was set
 	@$(TUTELAGE) show $(VALUES)

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -530,6 +531,19 @@ def group() -> Rows:
         dist.barrier()
         dist.destroy_process_group()
     yield f"process group, {backend}", f"sums {here.tolist()} and {there.tolist()}"
+
+
+@step(240)
+def sharding() -> Rows:
+    """Models sharded over two GPUs, through NCCL: memory, time, and the difference from whole models."""
+    if torch.cuda.device_count() < 2:
+        yield "sharding over two GPUs", f"not run: there are {torch.cuda.device_count()}"
+        return
+    command = [sys.executable, str(ROOT / "benchmarks/sharding.py"), "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names, *rows = (re.split(r"  +", line.strip()) for line in done.stdout.splitlines())
+    for row in rows:
+        yield f"sharding over two GPUs: {row[0]}", ", ".join(map(" ".join, zip(names[1:], row[1:], strict=True)))
 
 
 @step(60)

@@ -103,8 +103,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         callbacks=[StageCallback(ctx, "dpo")],
     )
     _restore(trainer.model, start)
-    sharded = ctx.sharded and not lora
-    training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
+    training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, ctx.sharded)
     metrics: Metrics = {
         **training_metrics,
         "pairs": len(pairs),

@@ -83,8 +83,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         callbacks=[StageCallback(ctx, "sft")],
     )
     float32_trainables(trainer.model)
-    sharded = ctx.sharded and config.lora is None
-    training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
+    training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, ctx.sharded)
     metrics: Metrics = {
         **training_metrics,
         **checked,

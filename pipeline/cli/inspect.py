@@ -14,6 +14,7 @@ from pipeline.cli.app import (
     RECIPE_CHECKS,
     RUNS,
     OptionalRecipe,
+    ProcessesOption,
     RecipeOption,
     RunsOption,
     SetOption,
@@ -40,6 +41,7 @@ def plan(
     recipe: OptionalRecipe = None,
     sets: SetOption = None,
     runs: RunsOption = RUNS,
+    nproc: ProcessesOption = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also the parts of the memory, operations, and long reasons.")
     ] = False,
@@ -51,7 +53,7 @@ def plan(
     planner.check_model(_finished(steps, "base"))
     terminal = console()
     terminal.print(plan_table(steps, terminal.width, verbose))
-    forecast = Forecast.of(planner.loaded, planner.latest("data"))
+    forecast = Forecast.of(planner.loaded, planner.latest("data"), nproc or 1)
     echo("")
     terminal.print(memory_table(forecast, planner, terminal.width, verbose))
     if total := total_time(forecast, planner, steps):

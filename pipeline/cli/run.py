@@ -60,16 +60,17 @@ def run(
         planner = Planner(loaded, runs, again)
         steps = planner.plan(stage)
         if any(step.spec.parallel and step.finished is None for step in steps):
-            foresee(planner, steps, force)
+            foresee(planner, steps, force, nproc or 1)
             with terminate_as_interrupt():
                 launching.launch(nproc or 1, _arguments(stage, path, sets, runs, fresh, force, wait, nproc))
             return
         nproc = 1  # no parallel stage would run
     launching.end_with_launcher()
     processes = Processes.join(nproc)
-    runner = Runner(
-        loaded, runs, display=Display(console()), fresh=again, force=force, wait=wait, processes=processes
-    )
+    display = Display(console())
+    if note := processes.describe():
+        display.say(note)
+    runner = Runner(loaded, runs, display=display, fresh=again, force=force, wait=wait, processes=processes)
     if processes.rank:
         runner.follow()
         return

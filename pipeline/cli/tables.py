@@ -101,7 +101,7 @@ def _memory(record: Manifest) -> tuple[str, str]:
 
 
 GROUPS = {
-    "weights": ("weights", "merged"),
+    "weights": ("weights", "merged", "gathered"),
     "adapters": ("adapters",),
     "gradients": ("gradients",),
     "optimizer": ("optimizer",),
@@ -152,7 +152,8 @@ def _title(plan: MemoryPlan) -> str:
     held = size if plan.model.quantization == "none" else plan.model.quantization
     limit = f"limit from {plan.limit_from}" if plan.limit is not None else "limit not known: set hardware.memory"
     weights = readable_weights(plan.model.architecture.parameters)
-    return f"memory on {plan.model.device}: {weights} weights in {held}, {limit}"
+    each = f" of each of {plan.processes} processes" if plan.processes > 1 else ""
+    return f"memory on {plan.model.device}{each}: {weights} weights in {held}, {limit}"
 
 
 def _sum(peak: StagePeak, names: Sequence[str]) -> str:
@@ -184,8 +185,6 @@ def proposals(forecast: Forecast) -> list[str]:
     plan = forecast.plan
     if plan is None or not (large := plan.too_large()):
         return []
-    if forecast.recipe.sharding == "full":
-        return ["these numbers are for whole models: the plan does not cover sharding = full"]
     changes = propose(forecast.recipe, plan)
     enough = bool(changes) and changes[-1].fits
     return [

@@ -95,21 +95,20 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
     if recipe.sharding == "none":
         return
     sft, reward, ppo = recipe.sft or SFTConfig(), recipe.reward, recipe.ppo
-    if recipe.base.quantization != "none":
+    quantization = recipe.base.quantization
+    if quantization == "int8":
         yield (
-            "sharding",
-            "full needs a full fine-tune of unquantised weights, and base.quantization is set: remove one of the "
-            "two",
+            "base.quantization",
+            "int8 weights cannot be sharded, because bitsandbytes replaces them at their first use. Set it to nf4, "
+            "or sharding to none",
         )
-    for path, lora in {**recipe.policy_loras, "reward.lora": reward.lora}.items():
-        if lora is not None and not (path == "reward.lora" and reward.model):
-            yield (
-                path,
-                "must be null for sharding = full: with adapters every process keeps the whole backbone anyway. "
-                "Set it to null, or sharding to none",
-            )
+    elif isinstance(quantization, QATConfig):
+        yield (
+            "base.quantization",
+            "quantisation-aware training cannot be sharded: it rounds whole weights. Set sharding to none",
+        )
     if ppo.optimizer != "adamw":
-        yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding = full: use adamw"
+        yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding: use adamw"
     dpo = recipe.dpo or DPOConfig()
     for path, size in (
         ("sft", sft.micro_batch_size),
@@ -120,7 +119,7 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
         if size == "auto":
             yield (
                 f"{path}.micro_batch_size",
-                "auto works by running out of memory, and with sharding = full the other processes would then wait "
+                "auto works by running out of memory, and with sharding the other processes would then wait "
                 "forever. Set a number",
             )
     pretrain_on = reward.pretrain_on.trainer if reward.pretrain_on else {}
@@ -131,7 +130,7 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
         ("dpo.trainer", dpo.trainer),
     ):
         if values.get("optim", "adamw_torch") not in ("adamw_torch", "adamw_torch_fused"):
-            yield f"{path}.optim", f"{values['optim']} is not supported with sharding = full: use adamw_torch"
-        for name in ("torch_compile", "use_liger_kernel"):
+            yield f"{path}.optim", f"{values['optim']} is not supported with sharding: use adamw_torch"
+        for name in ("torch_compile", "use_liger_kernel", "load_best_model_at_end"):
             if values.get(name):
-                yield f"{path}.{name}", "is not supported with sharding = full"
+                yield f"{path}.{name}", "is not supported with sharding"

@@ -38,10 +38,10 @@ class Recipe:
     threads: Count | None = field(default=None, metadata=RUNTIME)
     """CPU threads; null: torch decides. The number is recorded, because another one may change the last bits of
     results."""
-    sharding: Literal["none", "full"] = field(default="none", metadata=RUNTIME)
+    sharding: Literal["none", "full", "offload"] = field(default="none", metadata=RUNTIME)
     """How several processes divide the models. none: each process holds every model whole. full: each process keeps
-    a part of the weights, gradients and optimizer moments of a full fine-tune with `lora: null` (as FSDP and
-    ZeRO-3; docs/distributed.md)."""
+    a part of all weights, gradients and optimizer moments, with LoRA too (PyTorch's FSDP2; docs/distributed.md).
+    offload: the same, and the parts are in host memory."""
     report_to: list[Tracker] = field(default_factory=list, metadata=RUNTIME)
     """Trackers of accelerate that get the metrics besides metrics.jsonl. Each needs its own package."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig, metadata=RUNTIME)

@@ -49,7 +49,10 @@ _DTYPE = "`base.dtype` decides it for every stage"
 _DATA = "the data stage prepares the columns"
 _MODEL = "the base stage makes model and tokenizer"
 _SHARDING = "`--nproc` (make NPROC=2) decides how many processes share the work"
-_DIVIDED = "`sharding: full` at the top of the recipe divides a full fine-tune among processes"
+_DIVIDED = "`sharding: full` at the top of the recipe divides models among processes, with PyTorch's FSDP2"
+_PARALLEL = (
+    "layers are not divided (tensor, context and sequence parallelism); `sharding: full` divides the weights"
+)
 _BATCH = "an optimizer step is the same for any number of processes; see `micro_batch_size` beside `trainer`"
 _CHECKPOINT = "a resumed run needs complete checkpoints"
 _SCREEN = "the runner controls the display and the metrics; see `report_to` at the top of the recipe"
@@ -90,7 +93,7 @@ OWNED = {
     "deepspeed": _DIVIDED,
     "fsdp": _DIVIDED,
     "fsdp_config": _DIVIDED,
-    "parallelism_config": _SHARDING,
+    "parallelism_config": _PARALLEL,
     "do_train": _STEPS,
     "do_eval": _STEPS,
     "do_predict": _STEPS,

@@ -1,9 +1,9 @@
 """The processes that share a run: the first one plans, locks and writes; the others join its parallel stages.
 
 They find each other as torchrun's processes do, through RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT,
-which `pipeline.engine.launch` or torchrun sets. The process group and those variables exist during parallel stages
-only, so what runs in the first process alone cannot join the others by accident. The others wait for it by polling
-the store, which no timeout of a collective interrupts.
+which `pipeline.engine.launch`, torchrun or `accelerate launch` sets. The process group and those variables exist
+during parallel stages only, so what runs in the first process alone cannot join the others by accident. The others
+wait for it by polling the store, which no timeout of a collective interrupts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,20 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 POLL_INTERVAL = 0.2
 """Seconds between two polls of the store."""
 
+_SHARDING = "set `sharding: full` in the recipe, which uses PyTorch's FSDP2"
+ACCELERATE = {
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed is not supported", _SHARDING),
+    "ACCELERATE_USE_FSDP": ("FSDP cannot be configured through accelerate", _SHARDING),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM is not supported", _SHARDING),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        "tensor and context parallelism are not supported: adapters, fast layers and losses need whole layers",
+        _SHARDING,
+    ),
+    "ACCELERATE_MIXED_PRECISION": ("precision cannot be set through accelerate", "set base.dtype in the recipe"),
+    "ACCELERATE_DYNAMO_BACKEND": ("torch.compile cannot be set through accelerate", "leave it out"),
+}
+"""Variables of `accelerate launch` for what the recipe decides -> why they are refused, and a hint."""
+
 
 class Processes:
     """The processes that share a run, seen from this one. On its own: process 0 of 1.
@@ -40,15 +54,27 @@ class Processes:
     @staticmethod
     def join(expected: int | None = None) -> Processes:
         """Joins the processes that the environment names. Raises `RecipeError` when their number is not the
-        expected one."""
+        expected one, or for a configuration of `accelerate launch` that would change the training."""
+        for name, (what, hint) in ACCELERATE.items():
+            if os.environ.get(name, "no").lower() not in ("no", "false", "0", ""):
+                raise RecipeError(what, where=f"{name}={os.environ[name]}, from accelerate launch", hint=hint)
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if expected is not None and expected != size:
             raise RecipeError(
                 f"--nproc asks for {expected} processes, and the environment says {size}",
                 where="WORLD_SIZE",
-                hint="leave --nproc out under torchrun, and do not start the command with accelerate launch",
+                hint="leave --nproc out under torchrun and accelerate launch",
             )
         return _Joined() if size > 1 else Processes()
+
+    def describe(self) -> str:
+        """What the user should know about how the processes were started; usually nothing."""
+        if self.size == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            return (
+                "accelerate launch has started a single process. (With --cpu, it ignores --num_processes: use "
+                "torchrun or --nproc.)"
+            )
+        return ""
 
     @contextmanager
     def together(self, stage: str, device: str) -> Iterator[None]:

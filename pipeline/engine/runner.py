@@ -82,7 +82,7 @@ class Runner:
         with terminate_as_interrupt():
             # Planning everything first reports a missing file or a damaged artifact before anything runs.
             planned = self.planner.plan(until)
-            self._forecast = foresee(self.planner, planned, self._force)
+            self._forecast = foresee(self.planner, planned, self._force, self._processes.size)
             try:
                 self._recipe = self._forecast.recipe
                 if self._forecast.is_tight:
@@ -191,6 +191,7 @@ class Runner:
             recipe_dir=self.planner.folder,
             force=self._force,
             describe=self._loaded.describe,
+            offload=self._recipe.sharding == "offload",
             **more,
         )
 
@@ -198,7 +199,7 @@ class Runner:
         """Joins the parallel stages that the first process announces, silently, until there are no more."""
         with terminate_as_interrupt():
             try:
-                self._recipe = Forecast.of(self._loaded).recipe
+                self._recipe = Forecast.of(self._loaded, processes=self._processes.size).recipe
                 for task in self._processes.tasks():
                     self._join(task)
             except KeyboardInterrupt:
@@ -232,12 +233,13 @@ class Runner:
 
     @cached_property
     def _sharded(self) -> bool:
-        wanted = self._recipe.sharding == "full"
+        kind = self._recipe.sharding
+        wanted = kind != "none"
         if wanted and self._processes.size == 1:
-            self._display.say("sharding: full has no effect on one process: start several with --nproc")
+            self._display.say(f"sharding: {kind} has no effect on one process: start several with --nproc")
         if wanted and self._device == "mps":
             raise RecipeError(
-                "sharding: full is not supported on mps",
+                f"sharding: {kind} is not supported on mps",
                 where=self._loaded.place("sharding"),
                 hint="set it to none, or choose another device",
             )
@@ -261,14 +263,14 @@ def _countdown(durations: Durations, step: StagePlan, later: Sequence[str]) -> C
     return left
 
 
-def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool) -> Forecast:
+def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool, processes: int = 1) -> Forecast:
     """Refuses before anything runs what would fail later: raises `RecipeError` for what the model cannot do, and
     `StageError` for models that cannot be fetched and, unless `force`, for what does not fit into memory."""
     fetched = hub_models.scorer(planner.recipe)
     if fetched is not None and not all(step.finished for step in planned):
         hub_models.fetch(*fetched, planner.loaded.place("ppo.reward_model"))
     planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
-    forecast = Forecast.of(planner.loaded, planner.latest("data"))
+    forecast = Forecast.of(planner.loaded, planner.latest("data"), processes)
     if forecast.no_network and any(step.spec.name == "base" and not step.finished for step in planned):
         raise forecast.no_network
     forecast.check({step.spec.section for step in planned if not step.finished}, force)

@@ -146,7 +146,8 @@ class RunContext:
     Attributes:
         seed: the recipe's seed; later rounds have others. A stage derives every random generator from it.
         device: a torch device name, resolved ("cpu", "cuda", "mps").
-        sharded: whether several processes share the stage and divide the parameters of a full fine-tune.
+        sharded: whether several processes share the stage and divide the models' weights (docs/distributed.md).
+        offload: whether divided weights are kept in host memory.
         state_dir: for checkpoints. Survives an interruption and is removed once the stage is finished.
         metrics: the stage's metrics log.
         progress: opens a progress display: `with ctx.progress("ppo", total=64) as bar: bar.advance()`.
@@ -165,6 +166,7 @@ class RunContext:
     say: Callable[[str], None]
     recipe_dir: Path
     sharded: bool = False
+    offload: bool = False
     force: bool = False
     describe: Callable[[str], str] = lambda path: path
 

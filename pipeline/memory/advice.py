@@ -54,7 +54,7 @@ def propose(recipe: Recipe, plan: MemoryPlan) -> list[Proposal]:
         if not values:
             continue
         trial = with_values(recipe, values)
-        after = predict(trial, plan.model.architecture, device=plan.model.device, limit=plan.limit)
+        after = _replan(trial, plan)
         if _excess(after) >= _excess(plan):
             continue
         recipe, plan = trial, after
@@ -83,6 +83,11 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _replan(recipe: Recipe, plan: MemoryPlan) -> MemoryPlan:
+    device, architecture = plan.model.device, plan.model.architecture
+    return predict(recipe, architecture, device=device, limit=plan.limit, processes=plan.processes)
+
+
 def _excess(plan: MemoryPlan) -> float:
     assert plan.limit is not None
     return sum(max(0.0, peak.total - plan.limit) for peak in plan.stages.values())
@@ -102,7 +107,7 @@ def _smaller_parts(recipe: Recipe, plan: MemoryPlan) -> Values:
 def _parts(recipe: Recipe, stage: str, plan: MemoryPlan) -> Values:
     def needs(values: Values) -> float:
         trial = with_values(recipe, values)
-        again = predict(trial, plan.model.architecture, device=plan.model.device, limit=plan.limit)
+        again = _replan(trial, plan)
         return again.stages[stage].total
 
     assert plan.limit is not None

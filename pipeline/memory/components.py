@@ -38,6 +38,8 @@ class PlannedModel:
             in `size` bytes: a full fine-tune under autocast.
         quantization: none, nf4, int8, or qat for weights that are rounded as they are used.
         lora: the adapters on it; None: all weights are trained.
+        share: the share of weights, gradients and moments that this process's device holds; None: all of them,
+            because the model is not sharded (stages/models/sharding.py).
     """
 
     architecture: Architecture
@@ -46,39 +48,74 @@ class PlannedModel:
     quantization: str
     lora: LoRAConfig | None
     mixed: bool = False
+    share: float | None = None
+
+    @property
+    def part(self) -> float:
+        return 1.0 if self.share is None else self.share
 
     @property
     def wide(self) -> int:
-        """Bytes of a number in the weights and in the hidden states between blocks."""
-        return SINGLE if self.mixed else self.size
+        """Bytes of a number in the hidden states between blocks. Sharded weights are gathered in `size` bytes."""
+        return SINGLE if self.mixed and self.share is None else self.size
 
     @property
     def cast(self) -> float:
         """Bytes of the weights' casts under autocast, which casts each weight once per pass."""
-        return self.architecture.linear * self.size if self.mixed else 0.0
+        return self.architecture.linear * self.size if self.mixed and self.share is None else 0.0
 
     @property
     def weights(self) -> float:
-        """Bytes of one copy of the weights."""
+        """Bytes of one copy of the weights; of its part, if it is sharded."""
+        number = SINGLE if self.mixed else self.size
+        return self.part * (self._linear(number) + self.architecture.rest * number)
+
+    def _linear(self, number: int) -> float:
         architecture = self.architecture
         rows = architecture.num_hidden_layers * sum(matrix.outputs for matrix in architecture.matrices)
-        linear = {
-            "none": architecture.linear * self.wide,
+        return {
+            "none": architecture.linear * number,
             "nf4": architecture.linear * NF4,
             "int8": architecture.linear + rows * SINGLE,
             "qat": architecture.linear * 2 * self.size,  # each weight beside its rounded value
         }[self.quantization]
-        return linear + architecture.rest * self.wide
 
     @property
     def adapter(self) -> float:
-        """Bytes of one LoRA adapter, in float32; 0 without LoRA."""
-        return self.architecture.lora(self.lora.r, self.lora.target_modules) * SINGLE if self.lora else 0.0
+        """Bytes of one LoRA adapter, in float32, or of its part; 0 without LoRA."""
+        if not self.lora:
+            return 0.0
+        return self.part * self.architecture.lora(self.lora.r, self.lora.target_modules) * SINGLE
 
     @property
     def learning(self) -> float:
-        """Bytes of the trained parameters of one role, in float32: its adapter, or every weight."""
-        return self.adapter if self.lora else self.architecture.parameters * SINGLE
+        """Bytes of the trained parameters of one role (its adapter, or every weight) in float32, or of their
+        part."""
+        return self.adapter if self.lora else self.part * self.architecture.parameters * SINGLE
+
+    @property
+    def gathered(self) -> float:
+        """Bytes of a sharded model's gathered weights, as in sampling; 0 if it is not sharded."""
+        return 0.0 if self.share is None else self._linear(self.size) + self.architecture.rest * self.size
+
+    @property
+    def units(self) -> float:
+        """Bytes that a sharded model gathers at once in training: a block, the buffer of another one's gathering,
+        and what is outside the blocks."""
+        blocks = self.architecture.num_hidden_layers
+        return 0.0 if self.share is None else 2 * self._linear(self.size) / blocks + self._outside * self.size
+
+    @property
+    def unreduced(self) -> float:
+        """Bytes of a sharded model's gradients before they are summed into parts: those of a block and of what is
+        outside the blocks, each once more in the buffer of the sum. (Adapters' are negligible.)"""
+        if self.share is None or self.lora:
+            return 0.0
+        return 2 * (self.architecture.linear / self.architecture.num_hidden_layers + self._outside) * SINGLE
+
+    @property
+    def _outside(self) -> int:
+        return (1 if self.architecture.tie_word_embeddings else 2) * self.architecture.embedding
 
     @property
     def merged(self) -> float:

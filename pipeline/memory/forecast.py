@@ -38,20 +38,21 @@ class Forecast:
     no_network: NoNetwork | None = None
 
     @classmethod
-    def of(cls, loaded: LoadedRecipe, data: Any = None) -> Forecast:
+    def of(cls, loaded: LoadedRecipe, data: Any = None, processes: int = 1) -> Forecast:
         """Predicts for a recipe.
 
         Args:
             data: the finished run of the `data` stage (a `StageRun`), for its row counts; None: not finished.
+            processes: how many processes share the run.
         """
         try:
-            plan = predict(loaded.recipe)
+            plan = predict(loaded.recipe, processes=processes)
         except (RecipeError, NoNetwork) as error:
             absent = error if isinstance(error, NoNetwork) else None
             return cls(loaded, resolve(loaded.recipe, None), None, {}, error.what, absent)
         recipe = resolve(loaded.recipe, plan)
         if recipe is not loaded.recipe:
-            plan = predict(recipe, plan.model.architecture)
+            plan = predict(recipe, plan.model.architecture, processes=processes)
         counts = data.manifest.metrics if data else {}
         return cls(loaded, recipe, plan, stage_flops(recipe, plan.model.architecture, counts))
 
@@ -62,9 +63,9 @@ class Forecast:
 
     def check(self, stages: Iterable[str], force: bool = False) -> None:
         """Raises `StageError`, with changes that would fit, if one of these stages needs more memory than the
-        device has. Does nothing with `force`, or with `sharding: full`, which the plan does not cover."""
+        device has. Does nothing with `force`."""
         large = [] if self.plan is None else self.plan.too_large(set(stages))
-        if not large or force or self.recipe.sharding == "full":
+        if not large or force:
             return
         assert self.plan is not None
         assert self.plan.limit is not None
@@ -89,5 +90,5 @@ class Forecast:
 
     def record(self, stage: str) -> dict[str, Any]:
         """A stage's entry for its manifest."""
-        memory = self.plan.record(stage) if self.plan and self.recipe.sharding == "none" else {}
+        memory = self.plan.record(stage) if self.plan else {}
         return memory | ({"flops": self.flops[stage]} if stage in self.flops else {})

@@ -8,6 +8,7 @@ benchmarks/memory_plan.py compares the two.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pipeline.config.base import PRETRAIN_TRAINER
@@ -30,43 +31,54 @@ FUSED_COPIES, FUSED_COPIES_FORWARD = 8.25, 4.25
 """Tiles that exist at once in its backward and forward pass without Triton. With Triton, on a GPU, it is one."""
 
 
-def stages(recipe: Recipe, model: PlannedModel, micro: dict[str, int]) -> dict[str, Phases]:
-    """The phases of every stage that holds the model.
+def stages(recipe: Recipe, model: PlannedModel, micro: dict[str, int], processes: int = 1) -> dict[str, Phases]:
+    """The phases of every stage that holds the model, in one of the processes that share the run.
 
     Args:
         micro: by stage, the rows per pass (`micro_batches`).
     """
     planned: dict[str, Phases] = {"base": _base(recipe, model, micro)}
+    alone = model
+    if processes > 1 and recipe.sharding != "none":
+        on_host = recipe.sharding == "offload" and model.device != "cpu"
+        model = replace(model, share=0.0 if on_host else 1 / processes)
     if recipe.sft is not None:
         planned["sft"] = _sft(recipe.sft, model, micro["sft"])
     if recipe.rank.source != "data":
-        planned["collect"] = _collect(recipe, model)
+        planned["collect"] = _collect(recipe, alone)
     if recipe.reward.model is None:
         planned["reward"] = _reward(recipe, model, micro["reward"])
-    planned["ppo"] = _ppo(recipe, model, micro["ppo"])
+    planned["ppo"] = _ppo(recipe, model, micro["ppo"], processes)
     if recipe.dpo is not None and recipe.dpo.enabled:
         planned["dpo"] = _dpo(recipe, model, micro["dpo"])
-    planned["eval"] = _eval(recipe, model)
-    planned["export"] = _export(recipe, model)
+    planned["eval"] = _eval(recipe, alone)
+    planned["export"] = _export(recipe, alone)
     return planned
 
 
-def micro_batches(recipe: Recipe) -> dict[str, int]:
-    """Rows (reward: prompts; dpo: pairs) per pass, by stage. `auto` starts with a whole optimizer step."""
+def micro_batches(recipe: Recipe, processes: int = 1) -> dict[str, int]:
+    """Rows (reward: prompts; dpo: pairs) per pass, by stage. `auto` starts with a process's whole share of an
+    optimizer step."""
     pretrain = recipe.base.pretrain.trainer if recipe.base.pretrain else {}
     sft, reward, dpo = recipe.sft, recipe.reward, recipe.dpo
-    minibatch = recipe.ppo.batch_size // recipe.ppo.num_mini_batches
+    minibatch = _shared(recipe.ppo.batch_size // recipe.ppo.num_mini_batches, processes)
+    wanted = recipe.ppo.micro_batch_size
     return {
         "base": _per_device(PRETRAIN_TRAINER | pretrain),
-        **({"sft": _rows(sft.micro_batch_size, SFT_TRAINER | sft.trainer)} if sft else {}),
-        "reward": _rows(reward.micro_batch_size, REWARD_TRAINER | reward.trainer),
-        "ppo": recipe.ppo.micro_batch_size if isinstance(recipe.ppo.micro_batch_size, int) else minibatch,
-        **({"dpo": _rows(dpo.micro_batch_size, DPO_TRAINER | dpo.trainer)} if dpo else {}),
+        **({"sft": _rows(sft.micro_batch_size, SFT_TRAINER | sft.trainer, processes)} if sft else {}),
+        "reward": _rows(reward.micro_batch_size, REWARD_TRAINER | reward.trainer, processes),
+        "ppo": min(wanted, minibatch) if isinstance(wanted, int) else minibatch,
+        **({"dpo": _rows(dpo.micro_batch_size, DPO_TRAINER | dpo.trainer, processes)} if dpo else {}),
     }
 
 
-def _rows(micro: Any, trainer: Mapping[str, Any]) -> int:
-    step = _per_device(trainer) * int(trainer.get("gradient_accumulation_steps", 1))
+def _shared(rows: int, processes: int) -> int:
+    """The largest share of a process."""
+    return -(-rows // processes)
+
+
+def _rows(micro: Any, trainer: Mapping[str, Any], processes: int) -> int:
+    step = _shared(_per_device(trainer) * int(trainer.get("gradient_accumulation_steps", 1)), processes)
     if micro == "auto":
         return step
     return min(step, micro or _per_device(trainer))
@@ -110,7 +122,7 @@ def _sft(config: SFTConfig, model: PlannedModel, rows: int) -> Phases:
     evaluated = int(config.trainer.get("per_device_eval_batch_size", EVAL_BATCH_SIZE))
     phases = {
         "train": held | _trl_step(learner, rows, length, config.trainer),
-        "evaluate": held
+        "evaluate": _after(held, learner)
         | {
             "optimizer": 2 * learner.learning,
             "activations": learner.passing(evaluated, length, "library"),
@@ -139,7 +151,9 @@ def _reward(recipe: Recipe, model: PlannedModel, prompts: int) -> Phases:
         "optimizer": 2 * learner.learning,
         "activations": learner.passing(config.eval_batch_size, config.max_length, "library"),
     }
-    return _with_small_blocks({"train": held | trained, "measure": held | measured}, learner, rows * length)
+    return _with_small_blocks(
+        {"train": held | trained, "measure": _after(held, learner) | measured}, learner, rows * length
+    )
 
 
 def packed_rows(recipe: Recipe, prompts: int) -> tuple[int, int]:
@@ -170,7 +184,7 @@ def completions(recipe: Recipe) -> int:
     return len(completion_columns) if isinstance(completion_columns, list) else 2
 
 
-def _ppo(recipe: Recipe, model: PlannedModel, micro: int) -> Phases:
+def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int) -> Phases:
     config, learner = recipe.ppo, _learner(model)
     prompt, response = config.max_prompt_length, config.response_length
     shares_backbone = config.reward_model is None and recipe.reward.model is None
@@ -182,7 +196,8 @@ def _ppo(recipe: Recipe, model: PlannedModel, micro: int) -> Phases:
     else:
         held = {"weights": roles * learner.weights}
     held["optimizer"] = learners * 2 * learner.learning
-    rollout = config.rollout_batch_size if isinstance(config.rollout_batch_size, int) else config.batch_size
+    batch = _shared(config.batch_size, processes)
+    rollout = config.rollout_batch_size if isinstance(config.rollout_batch_size, int) else batch
     minibatch = config.batch_size // config.num_mini_batches
     length = prompt + response
     positions = micro * response
@@ -195,17 +210,20 @@ def _ppo(recipe: Recipe, model: PlannedModel, micro: int) -> Phases:
         if not model.lora:  # the head's gradient, and the next chunk's before it is added
             logits += (1 if chunk == positions else 2) * learner.architecture.embedding * SINGLE
         checkpointing = bool(config.gradient_checkpointing)
-        moment = _train(learner, micro, length, "plain", logits, checkpointing=checkpointing, keeps=held)
+        # A sharded role's own forward is called (stages/models/actor.py).
+        forward: Forward = "plain" if learner.share is None else "library"
+        moment = _train(learner, micro, length, forward, logits, checkpointing=checkpointing, keeps=held)
         moment["activations"] += positions * learner.architecture.hidden_size * learner.size
         return moment
 
     passes = min(micro, minibatch)
     # Evaluation prompts are answered in batches of the rollout's size, or all at once.
-    sampled = min(rollout, max(config.batch_size, config.eval_prompts if config.eval_updates else 0))
+    sampled = min(rollout, max(batch, config.eval_prompts if config.eval_updates else 0))
+    read = held | ({"gathered": learner.gathered} if learner.gathered else {})
     phases = {
-        **_decode(held, learner, sampled, prompt, response, banked=True),
-        "score": held | {"activations": learner.passing(passes, length, "plain")},
-        "passes": held
+        **_decode(read, learner, sampled, prompt, response, banked=True),
+        "score": read | {"activations": learner.passing(passes, length, "plain")},
+        "passes": read
         | {
             "activations": learner.passing(passes, length, "plain"),
             # Two copies, because of the entropies.
@@ -213,6 +231,8 @@ def _ppo(recipe: Recipe, model: PlannedModel, micro: int) -> Phases:
         },
         "train": trained(positions),
     }
+    if learner.share is not None and learner.device == "cpu":  # elsewhere, they are loaded into the host's memory
+        phases["load"] = {"weights": roles * replace(learner, share=None).weights}
     if config.ptx_coef:  # demonstrations as long as prompt and response together
         phases["ptx"] = trained(micro * length)
     return _with_small_blocks(phases, learner, micro * length)
@@ -221,6 +241,7 @@ def _ppo(recipe: Recipe, model: PlannedModel, micro: int) -> Phases:
 def _dpo(recipe: Recipe, model: PlannedModel, pairs: int) -> Phases:
     assert recipe.dpo is not None
     config, learner = recipe.dpo, _learner(model)
+    whole = replace(learner, share=None)
     length, rows = config.max_length, 2 * pairs
     held = {"weights": learner.weights, "adapters": model.adapter}
     reads = config.precompute_ref_batch_size
@@ -229,9 +250,9 @@ def _dpo(recipe: Recipe, model: PlannedModel, pairs: int) -> Phases:
         "logits": learner.logits(learner.chunk(reads * length), 1),
     }
     phases = {
-        "reference": held | read,
+        "reference": {"weights": whole.weights, "adapters": whole.adapter} | read,
         "train": held | _trl_step(learner, rows, length, config.trainer),
-        "measure": held | read | {"optimizer": 2 * learner.learning},
+        "measure": _after(held, learner) | read | {"optimizer": 2 * learner.learning},
     }
     return _with_small_blocks(phases, learner, rows * length)
 
@@ -282,7 +303,18 @@ def _learner(model: PlannedModel) -> PlannedModel:
     if model.lora:
         return model
     mixed = model.size < SINGLE and model.quantization != "qat"
-    return PlannedModel(model.architecture, model.device, model.size if mixed else SINGLE, "none", None, mixed)
+    return replace(model, size=model.size if mixed else SINGLE, quantization="none", lora=None, mixed=mixed)
+
+
+def _after(held: Moment, model: PlannedModel) -> Moment:
+    """What is held after training: a sharded copy beside the model, which has all of its weights again."""
+    if model.share is None:
+        return held
+    whole = replace(model, share=None)
+    return held | {
+        "weights": held["weights"] + whole.weights,
+        "adapters": held.get("adapters", 0.0) + whole.adapter,
+    }
 
 
 def _trl_step(learner: PlannedModel, rows: int, length: int, trainer: dict[str, Any]) -> Moment:
@@ -333,10 +365,14 @@ def _train(
         keeps: what is held besides; None: the optimizer's moments.
     """
     held = dict(keeps or {"optimizer": 2 * model.learning})
+    if model.units:
+        held["gathered"] = model.units
     kept = model.kept(rows, length, forward, checkpointing=checkpointing, mask=mask)
     one = model.layer(length, forward, mask) * rows * length
     returning = model.returning(rows, length, forward)
     embedding = 0.0 if model.lora else model.architecture.embedding * SINGLE
+    if model.share is not None:
+        embedding = model.unreduced
     moments: list[Moment] = [
         {"activations": kept, "logits": logits},
         {"activations": kept + returning, "gradients": embedding},

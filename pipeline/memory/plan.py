@@ -70,6 +70,7 @@ class MemoryPlan:
         limit_from: where the limit comes from.
         model: the model that was planned for.
         micro: rows per pass, by stage.
+        processes: how many processes share the run. Numbers are for each of them.
     """
 
     stages: Mapping[str, StagePeak]
@@ -77,6 +78,7 @@ class MemoryPlan:
     limit_from: str
     model: PlannedModel
     micro: Mapping[str, int]
+    processes: int = 1
 
     def too_large(self, names: Any = None) -> list[str]:
         """The stages (of `names`, if given) that need more than the limit."""
@@ -105,6 +107,7 @@ def predict(
     *,
     device: str | None = None,
     limit: float | None = None,
+    processes: int = 1,
 ) -> MemoryPlan:
     """Plans every stage of a recipe. Raises `RecipeError` when the model's architecture cannot be read.
 
@@ -112,6 +115,7 @@ def predict(
         architecture: the model's; None: read it (`pipeline.memory.sources`).
         device: cpu, cuda or mps; None: the recipe's, or this machine's.
         limit: bytes of the device's memory; None: as the recipe or the GPU says.
+        processes: how many processes share the run.
     """
     architecture = architecture or architecture_of(recipe.base)
     device = device or planned_device(recipe)
@@ -120,10 +124,10 @@ def predict(
     size = (2 if device == "cuda" and computes_in_bfloat16() else 4) if dtype == "auto" else BYTES[dtype]
     held = recipe.base.quantization
     model = PlannedModel(architecture, device, size, held if isinstance(held, str) else "qat", recipe.policy_lora)
-    wanted = phases.micro_batches(recipe)
+    wanted = phases.micro_batches(recipe, processes)
 
     def plan(recipe: Recipe, micro: dict[str, int]) -> dict[str, StagePeak]:
-        stages = phases.stages(recipe, model, micro)
+        stages = phases.stages(recipe, model, micro, processes)
         return {stage: _peak(moments, device) for stage, moments in stages.items()}
 
     # Automatic micro-batches halve until they fit; `resolve` decides about checkpointing after that.
@@ -145,7 +149,7 @@ def predict(
             break
         wanted |= {stage: wanted[stage] // 2 for stage in smaller}
         peaks = plan(recipe, wanted)
-    return MemoryPlan(peaks, room, where, model, wanted)
+    return MemoryPlan(peaks, room, where, model, wanted, processes)
 
 
 def resolve(recipe: Recipe, plan: MemoryPlan | None) -> Recipe:

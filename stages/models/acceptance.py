@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from pipeline.errors import StageError
 from stages.models.fast.plain import PlainDecoder
 from stages.models.miniature import SPECIAL, NoMiniature, miniature, reach
-from stages.models.passes import OwnPass, Pass
+from stages.models.passes import OwnPass, Pass, trunk_of
 from stages.models.precision import exact
 
 Project = Callable[[PreTrainedModel, Tensor], Tensor]
@@ -186,7 +186,7 @@ class _Trial:
 
 
 def _own_hidden(lm: Any, ids_BL: Tensor) -> Tensor:
-    hidden: Tensor = lm.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+    hidden: Tensor = trunk_of(lm)(input_ids=ids_BL, use_cache=False).last_hidden_state
     return hidden
 
 

@@ -95,6 +95,10 @@ class Actor:
         """The passes in use."""
         return self._accepted if self._plain else replace(self._accepted, plain=0)
 
+    def through_modules(self) -> Actor:
+        """This actor without the plain pass, which reads weights without calling the modules that hold them."""
+        return Actor(self.lm, self._head, self._route, replace(self._accepted, plain=0))
+
     def _pass(self, length: int) -> Pass:
         """The pass for rows of `length` positions."""
         if self._plain is not None and length <= self._accepted.plain:

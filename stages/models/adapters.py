@@ -171,9 +171,10 @@ def compute_as(base: Artifact, model: Any, device: str) -> None:
         compute_in(model, torch.bfloat16)
 
 
-def save_adapter(model: Any, name: str, folder: Path, target_name: str = ADAPTER) -> None:
-    """Writes adapter `name` of a peft model to `folder/target_name`, in peft's format."""
-    model.save_pretrained(folder, selected_adapters=[name])
+def save_adapter(model: Any, name: str, folder: Path, target_name: str = ADAPTER, **values: Any) -> None:
+    """Writes adapter `name` of a peft model to `folder/target_name`, in peft's format. `values` are passed to
+    `save_pretrained`."""
+    model.save_pretrained(folder, selected_adapters=[name], **values)
     target = folder / target_name
     source = folder if name == "default" else folder / name
     if source == folder:

@@ -34,11 +34,10 @@ from transformers import PreTrainedModel
 from pipeline import invocation
 from pipeline.errors import StageError
 from stages.models.actor import Actor
-from stages.models.distributed import World
 from stages.models.fast.linear import FastLoRA, merged, speed_up
 from stages.models.heads import ScalarHead
 from stages.models.quantization import qat
-from stages.models.sharding import Shards, gathered
+from stages.models.sharding import Mesh, as_part_of, gathered, shard, whole
 
 BASE = "base"
 """The role of the bare backbone, with no adapter active."""
@@ -51,12 +50,12 @@ class Bank(nn.Module, ABC):
         heads: scalar heads by role.
         trainable: the roles that are trained.
         roles: the roles that can be activated.
-        sharded: whether the parameters are sharded over the processes. If so, every process must call the methods,
-            and in training every process must make the same number of passes.
+        mesh: the processes that the parameters are sharded over; None: each process holds all of them. If sharded,
+            every process must call the methods, and in training every process must make the same number of passes.
     """
 
     roles: tuple[str, ...]
-    sharded = False
+    mesh: Mesh | None = None
 
     def __init__(self, heads: Mapping[str, ScalarHead], trainable: Sequence[str]) -> None:
         super().__init__()
@@ -66,6 +65,7 @@ class Bank(nn.Module, ABC):
         self._actors: dict[str, Actor] = {}
         self._quantised: dict[str, list[qat.Quantised]] = {}
         self._lora: list[FastLoRA] = []
+        self._whole: set[nn.Module] = set()
 
     @contextlib.contextmanager
     def active(self, role: str, *, train: bool = False, decode: bool = False) -> Iterator[Actor]:
@@ -83,30 +83,46 @@ class Bank(nn.Module, ABC):
             raise RuntimeError(f"role {role!r} is frozen")
         self._role = role
         try:
+            if role not in self._actors:
+                self._actors[role] = self._actor(role)
+            actor = self._actors[role]
             # Read-only callers, such as decoding, do not synchronise: they use gathered weights.
             unsharded = contextlib.nullcontext() if train else self.whole(role)
             with unsharded, self._routed(role) as lm:
                 # All modules share one mode. Calling `train` every time would cost a small model 5 % of its step.
                 if lm.training != train:
                     lm.train(train)
-                if role not in self._actors:
-                    head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
-                    self._actors[role] = Actor(lm, head, self._route)  # type: ignore[arg-type]
-                    self._quantised[role] = qat.quantised(lm)
                 merging = merged(self._lora) if decode else contextlib.nullcontext()
                 rounded_once = qat.kept(self._quantised[role])
                 with torch.enable_grad() if train else torch.no_grad(), merging, rounded_once:
-                    yield self._actors[role]
+                    yield actor.through_modules() if train and self.mesh else actor
         finally:
             self._role = None
 
-    def whole(self, role: str, *, changes: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Gathers a sharded role's weights on every process for the duration of the context. A no-op otherwise.
+    def _actor(self, role: str) -> Actor:
+        head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
+        with self.whole(role), self._routed(role) as lm:
+            self._quantised[role] = qat.quantised(lm)
+            return Actor(lm, head, self._route)  # type: ignore[arg-type]
 
-        Args:
-            changes: writes changes to the gathered weights back to the shards.
-        """
-        return contextlib.nullcontext()
+    def shard(self, mesh: Mesh, *, offload: bool = False) -> None:
+        """Shards all roles (`stages.models.sharding`). They cannot be moved to another device after that."""
+        self.mesh = mesh
+        for module in [*dict.fromkeys(map(self._lm_of, self.roles)), *self.heads.values()]:
+            shard(module, mesh, offload=offload)
+
+    @contextlib.contextmanager
+    def whole(self, role: str) -> Iterator[None]:
+        """Gathers a sharded role's weights on every process for the duration of the context, which may be nested.
+        Weights must not change in it. A no-op if the bank is not sharded."""
+        with contextlib.ExitStack() as stack:
+            modules = [self._lm_of(role), *([self.heads[role]] if role in self.heads else [])]
+            opened = [module for module in modules if self.mesh and module not in self._whole]
+            self._whole.update(opened)
+            stack.callback(self._whole.difference_update, opened)
+            for module in opened:
+                stack.enter_context(whole(module))
+            yield
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
         """A role's parameters with its scalar head, without those that roles share."""
@@ -119,26 +135,23 @@ class Bank(nn.Module, ABC):
         return parameters
 
     def state_of(self, role: str) -> dict[str, Tensor]:
-        """A role's parameters by name, on the CPU, for a checkpoint. A sharded role's are gathered and returned on
-        rank 0 only; other ranks get an empty dict."""
-        state = {}
-        for name, parameter in self._role_parameters(role).items():
-            tensor = gathered(parameter).cpu()
-            if not self.sharded or World().rank == 0:
-                state[name] = tensor.clone()
-        return state
+        """A role's parameters by name, for a checkpoint: copies on the CPU or, of a sharded role, the parts."""
+        if self.mesh:
+            return {name: parameter.detach() for name, parameter in self._role_parameters(role).items()}
+        return {name: parameter.detach().cpu().clone() for name, parameter in self._role_parameters(role).items()}
 
     def load_state_of(self, role: str, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_of`. Raises `StageError` when the names or shapes differ."""
-        with torch.no_grad(), self.whole(role, changes=True):
-            parameters = self._role_parameters(role)
-            if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in state.items()}:
-                raise StageError(
-                    f"the checkpoint of role {role!r} has other parameters than the model",
-                    hint=f"start the stage again: `{invocation.stage_again('--fresh')}`",
-                )
+        """The inverse of `state_of`; also accepts whole tensors for a sharded role. Raises `StageError` when the
+        names or shapes differ."""
+        parameters = self._role_parameters(role)
+        if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in state.items()}:
+            raise StageError(
+                f"the checkpoint of role {role!r} has other parameters than the model",
+                hint=f"start the stage again: `{invocation.stage_again('--fresh')}`",
+            )
+        with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(state[name])
+                parameter.copy_(as_part_of(parameter, state[name]))
 
     def checksum(self, role: str) -> str:
         """SHA-256 of a role's parameters. Equal checksums mean equal weights."""
@@ -147,6 +160,10 @@ class Bank(nn.Module, ABC):
             digest.update(name.encode())
             digest.update(gathered(parameter).cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @abstractmethod
+    def _lm_of(self, role: str) -> PreTrainedModel:
+        """The causal LM that holds a role's weights."""
 
     @abstractmethod
     def _routed(self, role: str) -> contextlib.AbstractContextManager[PreTrainedModel]:
@@ -189,13 +206,16 @@ class ActorBank(Bank):
         self._lora = speed_up(model)
         self.eval()
 
+    def _lm_of(self, role: str) -> PreTrainedModel:
+        return self.model.get_base_model()  # type: ignore[return-value]
+
     @contextlib.contextmanager
     def _routed(self, role: str) -> Iterator[PreTrainedModel]:
         if role != BASE and role not in self.roles:
             raise RuntimeError(f"no adapter {role!r}; there are {', '.join(self.roles)}")
         self._switch(None if role == BASE else role)
         try:
-            yield self.model.get_base_model()  # type: ignore[misc]
+            yield self._lm_of(role)
         finally:
             self._switch(None)
 
@@ -234,22 +254,14 @@ class FullBank(Bank):
             speed_up(model)
         for role, head in self.heads.items():
             head.requires_grad_(role in self.trainable)
-        self._shards: dict[str, Shards] = {}
         self.eval()
 
-    def shard(self, device: str) -> None:
-        """Shards every role over the processes, on `device` (`stages.models.sharding`)."""
-        self.sharded = True
-        for role, model in self.models.items():
-            heads = [self.heads[role]] if role in self.heads else []
-            self._shards[role] = Shards(model, *heads, device=device)
-
-    def whole(self, role: str, *, changes: bool = False) -> contextlib.AbstractContextManager[None]:
-        return self._shards[role].whole(changes=changes) if self.sharded else contextlib.nullcontext()
+    def _lm_of(self, role: str) -> PreTrainedModel:
+        return self.models[role]  # type: ignore[return-value]
 
     @contextlib.contextmanager
     def _routed(self, role: str) -> Iterator[PreTrainedModel]:
-        yield self.models[role]  # type: ignore[misc]
+        yield self._lm_of(role)
 
     def _route(self) -> Any:
         return None  # roles share no weights, so no route can be wrong

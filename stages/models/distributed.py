@@ -56,7 +56,7 @@ class World:
 
     def mine(self, count: int) -> Tensor:
         """Indices of this process's share of `count` items."""
-        return torch.arange(self.rank, count, self.size)
+        return torch.arange(min(self.rank, count), count, self.size)
 
     def wait(self) -> None:
         """Waits for all processes."""

@@ -23,7 +23,8 @@ class ScalarHead(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         with without_autocast(hidden):
-            return super().forward(hidden.float()).squeeze(-1)
+            # Not a view: if a view was changed in place, a sharded head would get no gradient.
+            return super().forward(hidden.float()).squeeze(-1).clone()
 
     def rescale_(self, mean: float, std: float) -> None:
         """Changes the head in place so that its output becomes `(output - mean) / std`."""

@@ -41,6 +41,15 @@ class Pass(Protocol):
         """Decodes at most `length` tokens after left-padded prompts; the mask is true at tokens."""
 
 
+TRUNK = "sharded_trunk"
+"""The method through which a sharded model's decoder is called (`stages.models.sharding.shard`)."""
+
+
+def trunk_of(lm: PreTrainedModel) -> Any:
+    """What computes `lm`'s last hidden states when called."""
+    return getattr(lm, TRUNK, None) or lm.get_decoder()
+
+
 class OwnPass:
     """The model's own forward. It decodes with the model's cache or, if `full`, with a pass over the rows per
     token."""
@@ -49,7 +58,7 @@ class OwnPass:
         self._lm, self._decoding = lm, decoding
 
     def hidden(self, ids_BL: Tensor) -> Tensor:
-        hidden: Tensor = self._lm.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
+        hidden: Tensor = trunk_of(self._lm)(input_ids=ids_BL, use_cache=False).last_hidden_state
         return hidden
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> Steps:
@@ -62,12 +71,12 @@ class CachedSteps:
     """Decoding through the model's own forward and cache."""
 
     def __init__(self, lm: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> None:
-        self._decoder, self._ids, self._mask = lm.get_decoder(), ids_BL, mask_BL.long()
+        self._decoder, self._ids, self._mask = trunk_of(lm), ids_BL, mask_BL.long()
         self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
         self._cache: Any = DynamicCache(config=lm.config)
         # Mamba names the cache argument differently, ignores the usual one, and expects a mask of the new tokens
         # only.
-        self._is_mamba = "cache_params" in inspect.signature(self._decoder.forward).parameters
+        self._is_mamba = "cache_params" in inspect.signature(lm.get_decoder().forward).parameters
 
     def start(self) -> Tensor:
         return self._pass(self._ids)

@@ -13,7 +13,7 @@ from pipeline.config.ppo import PPOConfig
 from pipeline.errors import StageError
 from stages.models.bank import Bank
 from stages.models.distributed import World
-from stages.models.sharding import gathered, whole_states
+from stages.models.sharding import gathered, load_optimizer
 from stages.training.loss_scale import LossScale, needs_loss_scale
 from stages.training.optimizers import adamw
 
@@ -27,7 +27,7 @@ class RoleOptimizer:
     """
 
     def __init__(self, bank: Bank, role: str, config: PPOConfig, device: str, world: World) -> None:
-        self.role, self.config, self.world = role, config, world
+        self.role, self.config, self.device, self.world = role, config, device, world
         self.parameters: Sequence[nn.Parameter] = [p for p in bank.parameters_of(role) if p.requires_grad]
         self.scale = LossScale(needs_loss_scale(bank))
         rate = config.value_learning_rate if role == "value" else None
@@ -40,7 +40,6 @@ class RoleOptimizer:
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
         )
-        whole_states(self.optimizer)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
 
@@ -74,7 +73,7 @@ class RoleOptimizer:
         self.scale.unscale_(self.parameters)
         before_clipping = gathered(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         # The only synchronisation with the device in a step.
-        norm, *values = torch.stack([before_clipping, *sums.values()]).tolist()
+        norm, *values = torch.stack([before_clipping.to(self.device), *sums.values()]).tolist()
         skipped = self.scale.skips(math.isfinite(norm))
         if not math.isfinite(norm) and not skipped:
             raise StageError(
@@ -95,7 +94,7 @@ class RoleOptimizer:
         return {"optimizer": self.optimizer.state_dict(), "loss_scale": self.scale.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scale.load_state_dict(state["loss_scale"])
 
 

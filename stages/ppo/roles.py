@@ -15,6 +15,7 @@ from stages.models.adapters import is_adapter, load_full, start_adapter, trains_
 from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
+from stages.models.sharding import mesh_of
 from stages.models.text import Codec
 from stages.ppo.rewards import RewardSignal, ScoreNormalizer
 from stages.scoring import reward_model
@@ -37,6 +38,7 @@ def build(
     codec: Codec,
     device: str,
     sharded: bool = False,
+    offload: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Bank, RewardSignal]:
     """Builds the bank and the reward signal.
@@ -46,6 +48,7 @@ def build(
 
     Args:
         sharded: shard every role over the processes.
+        offload: keep the parts in host memory.
         say: called with a message when a batch to score does not fit into memory.
 
     Raises `StageError` when the reward model belongs to another base, is damaged or does not reproduce its
@@ -56,10 +59,12 @@ def build(
     # A classifier reads text and shares no weights with the policy.
     reward = None if artifact is None else token_artifact(artifact)
     make = _lora_bank if trains_adapter(sft, config.lora) else _full_bank
-    # A role that will be sharded may not fit on one device: it is loaded on the CPU.
-    bank = make(config, base, sft, start, reward, "cpu" if sharded else device)
-    if isinstance(bank, FullBank) and sharded:
-        bank.shard(device)
+    # A role that will be sharded may not fit on one device: it is loaded on the CPU. (bitsandbytes quantises
+    # weights on the device that they are used on.)
+    on_host = sharded and base.json("base.json")["quantization"] == "none"
+    bank = make(config, base, sft, start, reward, "cpu" if on_host else device)
+    if sharded:
+        bank.shard(mesh_of(device), offload=offload)
     disable_dropout(bank)
     if config.gradient_checkpointing is True:  # the runner resolves `auto`
         checkpoint_activations(bank)
@@ -96,8 +101,7 @@ def _check_aggregate(config: PPOConfig, members: int) -> None:
 def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> None:
     """Rescales a value head copied from the reward model: it predicts raw scores, and PPO's are normalised."""
     if config.critic == "adapter" and "reward" in bank.heads:
-        with bank.whole("value", changes=True):
-            bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
+        bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
 
 
 def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:

@@ -25,11 +25,13 @@ from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import RecipeError, StageError
 from stages.left_out import LeftOut
+from stages.models import checkpoint
 from stages.models.adapters import MODEL, save_adapter
-from stages.models.bank import ActorBank, Bank, FullBank
+from stages.models.bank import ActorBank, Bank
 from stages.models.distributed import World
+from stages.models.sharding import gathered, gathered_state
 from stages.models.text import IGNORED, Codec, load_codec, pad
-from stages.ppo import checkpoint, fingerprints, judges, roles
+from stages.ppo import fingerprints, judges, roles
 from stages.ppo.artifact import ALERTS, OPTIMUM, POINTS
 from stages.ppo.ptx import Demonstrations
 from stages.ppo.trainer import PPOTrainer
@@ -70,7 +72,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             hint="start fewer processes, or enlarge the batch",
         )
     torch.manual_seed(ctx.seed)
-    bank, reward = roles.build(config, inputs, codec, ctx.device, ctx.sharded, ctx.say)
+    bank, reward = roles.build(config, inputs, codec, ctx.device, ctx.sharded, ctx.offload, ctx.say)
     earlier = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,
@@ -95,7 +97,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     trainer.frozen.check()
 
     selected = evaluations.select()
-    if trainer.world.rank == 0 or bank.sharded:
+    if trainer.world.rank == 0 or bank.mesh:
         fingerprints.write(trainer, prompts[:FINGERPRINTS], ctx.seed, out_dir)
         _write(out_dir, bank, config)
     if trainer.world.rank == 0:
@@ -128,15 +130,19 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
 def _write(out_dir: Path, bank: Bank, config: PPOConfig) -> None:
     """Writes the policy and, if there is one, the critic from rank 0. All processes of a sharded bank must call
     it."""
-    writes, value = World().rank == 0, bank.state_of("value" if config.critic == "adapter" else "policy")
-    with bank.whole("policy"):
-        if writes and isinstance(bank, ActorBank):
-            save_adapter(bank.model, "policy", out_dir)
-        elif writes and isinstance(bank, FullBank):
-            policy: Any = bank.models["policy"]
-            policy.save_pretrained(out_dir / MODEL)
+    writes, critic = World().rank == 0, "value" if config.critic == "adapter" else "policy"
+    value = {name: gathered(tensor) for name, tensor in bank.state_of(critic).items()}
+    models: Any = bank
+    policy = models.model if isinstance(bank, ActorBank) else models.models["policy"]
+    # Neither transformers nor peft gathers tensors.
+    part = "lora_" if isinstance(bank, ActorBank) else ""
+    weights: Any = {"state_dict": gathered_state(policy, part)} if bank.mesh else {}
+    if writes and isinstance(bank, ActorBank):
+        save_adapter(policy, "policy", out_dir, **weights)
+    elif writes:
+        policy.save_pretrained(out_dir / MODEL, **weights)
     if writes and config.critic is not None:
-        save_file(value, out_dir / "value.safetensors")
+        save_file({name: tensor.cpu() for name, tensor in value.items()}, out_dir / "value.safetensors")
 
 
 def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) -> list[str]:
@@ -171,7 +177,7 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
     """Runs the training loop, from the checkpoint if there is one."""
     path, config = ctx.state_dir / "checkpoint.pt", trainer.config
     if path.exists():
-        state = checkpoint.load(path)
+        state = checkpoint.load(path, trainer.bank.mesh)
         trainer.load_state_dict(state["trainer"])
         evaluations.restore(state["evaluations"])
         alerts.load_state_dict(state["alerts"])
@@ -199,14 +205,14 @@ def _train(trainer: PPOTrainer, evaluations: Evaluations, alerts: AlertLog, ctx:
                 for line in alerts.evaluation(evaluations.points, evaluations.regression, stop=evaluations.stop):
                     ctx.say(line)
             due, writes = trainer.update % config.save_updates == 0 or first, trainer.world.rank == 0
-            if due and (writes or trainer.bank.sharded):
+            if due and (writes or trainer.bank.mesh):
                 state = {
                     "trainer": trainer.state_dict(),
                     "evaluations": evaluations.points,
                     "alerts": alerts.state_dict(),
                 }
+                checkpoint.save(path, state)
                 if writes:
-                    checkpoint.save(path, state)
                     evaluations.prune()
                 del state  # a copy of all trainable weights, too large to hold during an update
 

@@ -193,7 +193,7 @@ class Optimisation:
     def _ptx(self, actor: Actor, size: int | None, generator: torch.Generator) -> Tensor:
         assert self.demonstrations is not None
         batch = PtxBatch.of(self.demonstrations(generator), size, self.device)
-        passes = self.world.most(len(batch)) if self.bank.sharded else len(batch)
+        passes = self.world.most(len(batch)) if self.bank.mesh else len(batch)
         weight, optimizer = self.config.ptx_coef / self.world.size, self.optimizers["policy"]
         chunk_size = self.config.logits_chunk_size
         return batch.backward(actor, lambda loss: optimizer.backward(weight * loss), passes, chunk_size)
@@ -205,7 +205,7 @@ class Optimisation:
         passes of weight zero.
         """
         parts = list(data.episodes.micro_batches(rows, size))
-        most = self.world.most(len(parts)) if self.bank.sharded else len(parts)
+        most = self.world.most(len(parts)) if self.bank.mesh else len(parts)
         yield from parts
         for _ in range(len(parts), most):
             yield from data.episodes.micro_batches(rows[:0], size)

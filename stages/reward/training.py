@@ -116,7 +116,7 @@ def train(
         callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, list(held_out)[:CURVE_PROMPTS])],
     )
     trainer.objective, trainer.center = objective, config.center_rewards_coefficient
-    sharded = ctx.sharded and isinstance(model, RewardModel) and config.lora is None
+    sharded = ctx.sharded and isinstance(model, RewardModel)
     metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, sharded)
     return int(trainer.state.global_step), metrics
 

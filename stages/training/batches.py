@@ -162,7 +162,8 @@ class GlobalBatchTrainer(ShardedTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Computes the gradients of a step over all micro-batches and processes. Returns its loss."""
         unwrapped: Any = self.model  # `model` may be wrapped
-        parameters = [p for p in unwrapped.parameters() if p.requires_grad]
+        assert self.optimizer is not None
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
         def work(size: int | None) -> Tensor:
             total = torch.zeros((), device=self.args.device)
@@ -175,14 +176,21 @@ class GlobalBatchTrainer(ShardedTrainer):
             for parameter in parameters:
                 parameter.grad = None
 
+        # Sharded parameters need the same number of passes on every process.
         passes = -(-len(inputs) // (self.micro.size or max(1, len(inputs))))
-        most = passes if self.shards is None else self.world.most(passes)
+        most = passes if self.mesh is None else self.world.most(passes)
         loss = self.micro.run(work, len(inputs), undo) if inputs else torch.zeros((), device=self.args.device)
-        if most > passes:
-            self.pass_idly(unwrapped, most - passes)
+        for _ in range(passes, most):
+            unwrapped.train()
+            output = self.idle(unwrapped)
+            output.backward(torch.zeros_like(output))
         self.world.sum_gradients(parameters)
         self._unscale(parameters)
         return self.world.sum(loss)
+
+    def idle(self, model: Any) -> Tensor:
+        """A dummy forward pass through all trainable weights, for a process that has run out of examples."""
+        raise NotImplementedError
 
     def _unscale(self, parameters: list[torch.nn.Parameter]) -> None:
         """Divides the gradients by the loss scale. If one overflowed, removes all gradients, which makes the
@@ -232,6 +240,12 @@ class TrlTrainer(GlobalBatchTrainer):
 
     _metrics: Any
     _total_train_tokens: int
+
+    def idle(self, model: Any) -> Tensor:
+        ids = torch.zeros((1, 2), dtype=torch.long, device=self.args.device)
+        # trl's patch of `forward`, without this argument, calls the model that the sharded one is a copy of.
+        loss: Tensor = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
+        return loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         # trl gathers metrics in every pass, but processes may make different numbers of passes: `log` gathers.

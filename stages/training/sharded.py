@@ -1,76 +1,88 @@
-"""A Hugging Face `Trainer` for a model sharded over processes: passes are synchronised, and checkpoints hold
-unsharded tensors."""
+"""A Hugging Face `Trainer` that can train a sharded copy of its model."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from stages.models.sharding import Shards, whole_states
+from stages.models import checkpoint
+from stages.models.sharding import Mesh, Twin, load_optimizer, sharded_parameters
+
+STATE = "sharded.pt"
+"""The file in a checkpoint folder that replaces transformers' files for model, optimizer and scheduler."""
 
 
 class ShardedTrainer(Trainer):
     """A Trainer whose model may be sharded.
 
     Attributes:
-        shards: the model's shards; None if it is not sharded. Must be set before training and released after it.
+        mesh: the processes that share the model; None if it is not sharded.
     """
 
-    shards: Shards | None = None
+    mesh: Mesh | None = None
 
-    def idle(self, model: Any) -> Tensor:
-        """A dummy forward pass through all trainable weights, for a process that has run out of examples."""
-        output: Tensor = model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.args.device)).logits
-        return output
+    @contextlib.contextmanager
+    def sharded(self, mesh: Mesh, resumed: Path | None, *, offload: bool = False) -> Iterator[None]:
+        """Replaces the model by a sharded copy for the duration of the context.
 
-    def pass_idly(self, model: Any, times: int) -> None:
-        """Runs passes with zero gradients, which the collectives in other processes' passes need."""
-        model.train()
-        for _ in range(times):
-            output = self.idle(model)
-            output.backward(torch.zeros_like(output))
+        Args:
+            resumed: the checkpoint folder that training will resume from.
+        """
+        original: Any = self.model
+        if resumed is not None:
+            self._load_from_checkpoint(str(resumed))
+        twin = Twin(original, mesh, offload=offload)
+        self.model = self.model_wrapped = twin.module
+        self.mesh = mesh
+        yield
+        twin.restore()
+        self.model = self.model_wrapped = original
+        self.mesh = None
 
-    def _whole(self, *, changes: bool = False) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.shards is None else self.shards.whole(changes=changes)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        assert self.optimizer is not None
-        whole_states(self.optimizer)
-        return optimizer
-
-    def save_model(self, *args: Any, **kwargs: Any) -> None:
-        with self._whole():
-            super().save_model(*args, **kwargs)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.mesh is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder, trainer = Path(output_dir or str(self.args.output_dir)), _of(self)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {n: p.detach() for n, p in sharded_parameters(trainer.model).items() if p.requires_grad}
+        state = {"model": weights, "optimizer": trainer.optimizer.state_dict()}
+        checkpoint.save(folder / STATE, state | {"scheduler": trainer.lr_scheduler.state_dict()})
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.shards is not None and not self.args.should_save:
-            assert self.optimizer is not None
-            self.optimizer.state_dict()  # a collective: rank 0 gathers and writes the full state
-        super()._save_optimizer_and_scheduler(output_dir)
+        if self.mesh is None:  # otherwise `save_model` has saved them
+            super()._save_optimizer_and_scheduler(output_dir)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.shards is None or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # A sharded model gets its parts below. A whole checkpoint was loaded before it was sharded.
+        if self.mesh is None and not Path(resume_from_checkpoint, STATE).exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        folder, trainer = Path(checkpoint_folder or ""), _of(self)
+        if checkpoint_folder is not None and (folder / STATE).exists():
+            state = checkpoint.load(folder / STATE, self.mesh)
+            parameters = sharded_parameters(trainer.model)
+            with torch.no_grad():
+                for name, tensor in state["model"].items():
+                    parameters[name].copy_(tensor)
+        elif checkpoint_folder is not None and self.mesh is not None:
+            # transformers would load the whole state onto every GPU.
+            whole = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+            state = {"optimizer": whole, "scheduler": torch.load(folder / SCHEDULER_NAME, weights_only=True)}
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint_folder)
             return
-        # transformers would load the full state onto every GPU.
-        assert self.optimizer is not None
-        assert self.lr_scheduler is not None
-        folder = Path(checkpoint)
-        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
-        self.optimizer.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        load_optimizer(trainer.optimizer, state["optimizer"])
+        trainer.lr_scheduler.load_state_dict(state["scheduler"])
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with self._whole(changes=True):
-            super()._load_from_checkpoint(*args, **kwargs)
 
-    def _load_best_model(self) -> None:
-        with self._whole(changes=True):
-            super()._load_best_model()
+def _of(trainer: Trainer) -> Any:
+    """The trainer during training, when it has a model, an optimizer and a scheduler."""
+    return trainer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.files import sync_below, write_atomic
 from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch, Size
-from stages.models.sharding import Shards
+from stages.models.sharding import mesh_of
 from stages.training.batches import GlobalBatchTrainer
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -168,12 +168,8 @@ def train(
         ctx.say(f"resuming from step {_step(checkpoint)}")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Checkpoints(trainer, checkpoint, keep=values.get("save_total_limit") or 2))
-    model: Any = trainer.model
-    trainer.shards = Shards(model, device=ctx.device) if sharded else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.shards is not None:
-        trainer.shards.release()
-        trainer.shards = None
+    with trainer.sharded(mesh_of(ctx.device), checkpoint, offload=ctx.offload) if sharded else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loss = trainer.state.log_history[-1].get("train_loss", 0.0)
     if not torch.isfinite(torch.tensor(loss)):
         raise StageError(f"the training loss is {loss}", hint="lower trainer.learning_rate")

@@ -14,9 +14,9 @@ from simulated_device import NAME, counting
 
 from pipeline.config.reward import RewardConfig
 from stages.export.measure import ReferenceMetrics
+from stages.models import checkpoint
 from stages.models.actor import Actor
 from stages.models.quantization import grids
-from stages.ppo import checkpoint
 from stages.ppo.advantages import gae, masked_moments, token_rewards, whiten
 from stages.ppo.trainer import PPOTrainer
 from stages.reward.groups import Order

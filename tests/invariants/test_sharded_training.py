@@ -1,11 +1,13 @@
-"""Sharded SFT, reward training and DPO train the same model as a single process, interrupted or not."""
+"""Sharded SFT, reward training and DPO train the same model as a single process, interrupted or not, and resume on
+another number of processes."""
 
 import os
 import shutil
-import socket
 
+import processes
 import pytest
 import test_shared_training as shared
+import tiny
 import torch
 import torch.multiprocessing as mp
 from test_shared_training import folder  # noqa: F401 (a fixture)
@@ -20,6 +22,7 @@ BATCH = {"sft": 5, "reward": 3, "dpo": 5}
 # last step.
 VALUES = {"micro": 2, "save_steps": 2, "weight_decay": 0.01, "max_grad_norm": 0.5}
 INTERRUPTED = 4
+LORA = {"lora": tiny.LORA, "full": None}
 
 
 class Killed(Exception):
@@ -50,64 +53,86 @@ def recording_step(killed_at=None):
     return training_step, resident
 
 
-def worker(rank, port, stage, inputs, out):
+def spawn(count, work, *arguments):
+    mp.spawn(_join, args=(count, processes.free_port(), work, arguments), nprocs=count)
+
+
+def _join(rank, count, port, work, arguments):
     torch.set_num_threads(1)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ |= {name: str(value) for name, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = Processes.join(2)
-    values = VALUES | {"sharded": True, "per_device_train_batch_size": BATCH[stage], "gradient_checkpointing": True}
+    joined = Processes.join(count)
+    with joined.together("stage", "cpu"):
+        work(*arguments)
+    joined.finish() if rank == 0 else list(joined.tasks())
+
+
+def run(stage, kind, inputs, out, **values):
+    batch = {"per_device_train_batch_size": BATCH[stage]}
+    return shared.run(stage, inputs, out, LORA[kind], **VALUES, **batch, **values)
+
+
+def train(stage, kind, inputs, out):
+    """Trains; then again, killed and resumed."""
+    rank, values = World().rank, {"sharded": True, "gradient_checkpointing": True}
+    training_step, resident = recording_step()
     patch = pytest.MonkeyPatch()
-    with processes.together(stage, "cpu"):
-        training_step, resident = recording_step()
-        with patch.context() as during:
-            during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
-            undisturbed = shared.run(stage, inputs, out / f"whole {rank}", None, state=out / "whole", **values)
-        training_step, _ = recording_step(INTERRUPTED)
-        with patch.context() as during:
-            during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
-            with pytest.raises(Killed):
-                shared.run(stage, inputs, out / f"first {rank}", None, state=out / "killed", **values)
-        if rank == 0:
-            shutil.copytree(out / "killed", out / "copy")
-        World().wait()
-        resumed = shared.run(stage, inputs, out / f"second {rank}", None, state=out / "killed", **values)
+    with patch.context() as during:
+        during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
+        undisturbed = run(stage, kind, inputs, out / f"whole {rank}", state=out / "whole", **values)
+    training_step, _ = recording_step(INTERRUPTED)
+    with patch.context() as during:
+        during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
+        with pytest.raises(Killed):
+            run(stage, kind, inputs, out / f"first {rank}", state=out / "killed", **values)
+    if rank == 0:
+        shutil.copytree(out / "killed", out / "copy")
+    World().wait()
+    resumed = run(stage, kind, inputs, out / f"second {rank}", state=out / "killed", **values)
     torch.save({"undisturbed": undisturbed, "resumed": resumed, "resident": resident}, out / f"{rank}.pt")
-    processes.finish() if rank == 0 else list(processes.tasks())
+
+
+def resume(stage, kind, inputs, state, out):
+    tensors, log, _ = run(stage, kind, inputs, out / f"of {World().rank}", sharded=True, state=state)
+    if World().rank == 0:
+        torch.save({"tensors": tensors, "steps": [step for step, values in log if "loss" in values]}, out / "0.pt")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
-def test_two_sharded_processes_match_a_single_process(folder, tmp_path, monkeypatch, stage):  # noqa: F811
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, stage, folder, tmp_path), nprocs=2)
+def test_two_sharded_processes_match_a_single_process(folder, tmp_path, monkeypatch, stage, kind):  # noqa: F811
+    spawn(2, train, stage, kind, folder, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     training_step, single_resident = recording_step()
     monkeypatch.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
-    batch = BATCH[stage]
-    tensors, log, _ = shared.run(
-        stage, folder, tmp_path / "alone", None, per_device_train_batch_size=batch, **VALUES
-    )
+    tensors, log, _ = run(stage, kind, folder, tmp_path / "alone")
     shared.close(first["undisturbed"][0], tensors)
     shared.close(first["resumed"][0], first["undisturbed"][0], tolerance=0)
     for (step, actual), (_, expected) in zip(first["undisturbed"][1], log, strict=True):
         for name in {"loss", "grad_norm", "learning_rate", "num_tokens", "eval_accuracy"} & expected.keys():
             assert actual[name] == pytest.approx(expected[name], rel=1e-4), (step, name)
     assert not second["undisturbed"][0], "only rank 0 writes"
-    # A single process can resume from the sharded run's checkpoint.
+    # A single process resumes from the sharded run's checkpoint.
     steps = len(single_resident)
-    from_checkpoint, _, _ = shared.run(
-        stage,
-        folder,
-        tmp_path / "after",
-        None,
-        state=tmp_path / "copy",
-        per_device_train_batch_size=batch,
-        **VALUES,
-    )
+    from_checkpoint, _, _ = run(stage, kind, folder, tmp_path / "after", state=tmp_path / "copy")
     shared.close(from_checkpoint, tensors)
     assert 0 < len(single_resident) - steps < steps
     for resident in (first["resident"], second["resident"]):
         assert 0.4 * single_resident[-1] < resident[-1] < 0.6 * single_resident[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "kind"), [("sft", "lora"), ("dpo", "lora")])
+def test_a_single_process_s_run_resumes_on_four(folder, tmp_path, monkeypatch, stage, kind):  # noqa: F811
+    training_step, _ = recording_step(INTERRUPTED)
+    with monkeypatch.context() as during:
+        during.setattr(batches.GlobalBatchTrainer, "training_step", training_step)
+        with pytest.raises(Killed):
+            run(stage, kind, folder, tmp_path / "first", state=tmp_path / "state")
+    expected, log, _ = run(stage, kind, folder, tmp_path / "alone")
+    spawn(4, resume, stage, kind, folder, tmp_path / "state", tmp_path)
+    actual = torch.load(tmp_path / "0.pt")
+    shared.close(actual["tensors"], expected)
+    assert actual["steps"] == [step for step, values in log if "loss" in values and step > 2]

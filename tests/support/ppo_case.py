@@ -95,7 +95,7 @@ def make(
     config = PPOConfig(**(CONFIG | values))
     if bank is None:
         bank = tiny.BANKS[kind](value=config.critic, seed=bank_seed)
-    if device != "cpu":  # moving a sharded bank would replace its parameters
+    if bank.mesh is None:
         bank = bank.to(device)
     reward = RewardSignal(scorer if isinstance(scorer, Scorer) else Rigged(scorer), config.reward)
     return PPOTrainer(bank, config, CODEC, PROMPTS, reward, seed=seed, device=device, demonstrations=demonstrations)

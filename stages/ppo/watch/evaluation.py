@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.engine.stage import RunContext
-from stages.ppo.checkpoint import load, save
+from stages.models.checkpoint import load, remove_parts, save
 from stages.ppo.experience import score_tokens
 from stages.ppo.kl import k1
 from stages.ppo.trainer import PPOTrainer
@@ -83,10 +83,8 @@ class Evaluations:
         self.points.append(point)
         self._conclude()
         best = trainer.world.first(self.selected == len(self.points) - 1)
-        if best and (trainer.world.rank == 0 or trainer.bank.sharded):
-            weights = self._roles()
-            if trainer.world.rank == 0:
-                save(self._weights(point), weights)
+        if best and (trainer.world.rank == 0 or trainer.bank.mesh):
+            save(self._weights(point), self._roles())
         return {f"eval/{name}": point[name] for name in ("kl", "score", "length", "judge") if name in point}
 
     @property
@@ -113,17 +111,18 @@ class Evaluations:
         for path in self.folder.glob("best-*.pt"):
             if path != best:
                 path.unlink()
+                remove_parts(path)
 
     def select(self) -> dict[str, Any] | None:
         """Loads the selected point's weights into the bank, on rank 0 or, for a sharded bank, on every process.
         Returns that point, or the last one if none is selected; None without evaluations."""
-        world = self.trainer.world
+        world, mesh = self.trainer.world, self.trainer.bank.mesh
         chosen = int(world.first(-1 if self.selected is None else self.selected))
         if chosen < 0:
             return self.points[-1] if self.points else None
         point = self.points[chosen]
-        if point["update"] != self.trainer.update and (world.rank == 0 or self.trainer.bank.sharded):
-            for role, tensors in load(self._weights(point)).items():
+        if point["update"] != self.trainer.update and (world.rank == 0 or mesh):
+            for role, tensors in load(self._weights(point), mesh).items():
                 self.trainer.bank.load_state_of(role, tensors)
         return point
 

@@ -111,5 +111,26 @@ def test_the_number_of_processes_must_match_nproc(monkeypatch: pytest.MonkeyPatc
     """`accelerate launch --cpu` starts one process whatever it is told."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert Processes.join().size == 1
+    assert not Processes.join().describe()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert "started a single process" in Processes.join().describe()
     with pytest.raises(RecipeError, match="asks for 2 processes, and the environment says 1"):
         Processes.join(2)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP cannot be configured through accelerate"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "tensor and context parallelism are not supported"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "precision cannot be set through accelerate"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "torch.compile cannot be set through accelerate"),
+    ],
+)
+def test_what_the_recipe_decides_cannot_be_set_through_accelerate(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RecipeError, match=message):
+        Processes.join()

@@ -203,6 +203,39 @@ def test_what_learns_costs_its_gradient_and_two_moments(load: Callable[..., Load
     assert two.stages["ppo"].phases["train"]["optimizer"] == 4 * weights
 
 
+@pytest.mark.parametrize("sets", [["sft.lora=null", "reward.lora=null"], []], ids=["full", "lora"])
+def test_each_of_four_processes_holds_a_quarter_and_gathers_the_rest(
+    load: Callable[..., LoadedRecipe], sets: list[str]
+) -> None:
+    sets = [*sets, "ppo.value=adapter"]
+    alone, sharded = (
+        predict(load(*sets, f"sharding={kind}").recipe, processes=4).stages for kind in ("none", "full")
+    )
+    for stage in ("sft", "reward", "ppo"):
+        whole, part = alone[stage].phases["train"], sharded[stage].phases["train"]
+        for name in ("weights", "adapters", "optimizer"):
+            assert part.get(name, 0) == whole.get(name, 0) / 4, (stage, name)
+        assert 0 < part["gathered"] < alone["sft"].phases["train"]["weights"]
+    weights = alone["sft"].phases["train"]["weights"]
+    assert sharded["ppo"].phases["rollout"]["gathered"] == weights
+    assert alone["collect"].phases == sharded["collect"].phases, "rank 0 samples alone"
+    # After training these stages have the whole model again, beside its sharded copy.
+    measured = sharded["reward"].phases["measure"]
+    assert measured["weights"] == weights * 1.25
+    # On a GPU, offloaded parts take none of its memory.
+    recipe = load(*sets, "sharding=offload").recipe
+    offloaded = predict(recipe, device="cuda", limit=1e12, processes=4).stages["ppo"].phases["train"]
+    assert offloaded["weights"] == offloaded["optimizer"] == 0
+    assert offloaded["gathered"] > 0
+
+
+def test_processes_share_the_rows_of_a_step(load: Callable[..., LoadedRecipe]) -> None:
+    recipe = load("ppo.batch_size=32 ppo.num_mini_batches=2").recipe
+    alone, shared = (predict(recipe, processes=count) for count in (1, 4))
+    assert (alone.micro["ppo"], shared.micro["ppo"]) == (16, 4)
+    assert shared.stages["ppo"].phases["train"]["activations"] < alone.stages["ppo"].phases["train"]["activations"]
+
+
 @pytest.mark.parametrize(
     ("change", "stage", "component"),
     [

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from pipeline.config.ppo import AggregateConfig, KLConfig, PPOConfig, ScoreConfig
 from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
+from stages.models import checkpoint
 from stages.models.adapters import load_policy
 from stages.models.distributed import World
-from stages.ppo import checkpoint, roles, stage
+from stages.ppo import roles, stage
 from stages.ppo.rewards import ScoreNormalizer
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring import reward_model
