@@ -134,9 +134,8 @@ def stage_flops(recipe: Recipe, architecture: Architecture, counts: Mapping[str,
         rewards=recipe.reward.ensemble,
     )
     solving = ppo.kl.num_prompts * ppo.kl.num_generations if ppo.kl.kind == "solved" else 0
-    flops["ppo"] = ppo.total_episodes // ppo.batch_size * ppo.batch_size * sum(update.values()) + solving * (
-        update["rollout"] + update["score"]
-    )
+    episodes = ppo.total_episodes // ppo.batch_size * ppo.batch_size
+    flops["ppo"] = episodes * sum(update.values()) + solving * (update["rollout"] + update["score"])
     evaluated = recipe.eval.num_prompts if recipe.eval.num_prompts is not None else counts.get("prompts_eval")
     if evaluated is not None:  # three models answer; two compute log-probs of PPO's answers
         flops["eval"] = 5 * evaluated * row(recipe.eval.max_prompt_length, recipe.eval.response_length)

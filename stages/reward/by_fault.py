@@ -19,6 +19,7 @@ from data.bootstrap import share
 from data.schema import Prompt, prompt_key
 from data.venues.slots import KINDS, MeaningRepresentation, SlotLexicon, parse_mr
 from pipeline.errors import DataError
+from pipeline.wording import counted
 from stages.reward.artifact import FaultAccuracy
 from stages.reward.quality import Scores
 
@@ -82,8 +83,8 @@ def accuracy_by_fault(
         answers[key].append((rubric.count(key, text), score))
         advance()
     counts: dict[str, list[tuple[str, float, float]]] = {kind: [] for kind in KINDS}
-    for key, counted in answers.items():
-        for (faults, score), (other_faults, other_score) in combinations(counted, 2):
+    for key, scored in answers.items():
+        for (faults, score), (other_faults, other_score) in combinations(scored, 2):
             different = [i for i, _ in enumerate(KINDS) if faults[i] != other_faults[i]]
             if len(different) != 1:
                 continue
@@ -100,8 +101,7 @@ def accuracy_by_fault(
 def line(rows: Iterable[FaultAccuracy]) -> str:
     """The line to print."""
     kinds = (
-        f"{row.kind} {'unknown' if row.accuracy is None else f'{row.accuracy:.2f}'} ({row.pairs:,} "
-        f"{'pair' if row.pairs == 1 else 'pairs'})"
+        f"{row.kind} {'unknown' if row.accuracy is None else f'{row.accuracy:.2f}'} ({counted(row.pairs, 'pair')})"
         for row in rows
     )
     return f"by kind of fault: {', '.join(kinds)}"
