@@ -8,6 +8,7 @@ with templates/monitors.html is an example.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -154,6 +155,11 @@ def run_name(path: Path) -> str:
     return folder.name if path.is_dir() or path.stem == "report" else path.stem
 
 
+def _paragraph(html: str) -> Markup:
+    """A paragraph of several sentences. Chinese has no spaces between them."""
+    return Markup(re.sub(r"(?<=。)\s+(?=\S)", "", html))
+
+
 def _template(name: str = "report.html") -> Template:
     """A template for one page. Everything is escaped, because models' answers are untrusted text."""
     environment = Environment(
@@ -176,6 +182,7 @@ def _template(name: str = "report.html") -> Template:
         "json": lambda value: json.dumps(value, ensure_ascii=False),
         "terms": Glossary().link,
         "recorded": language.recorded,
+        "paragraph": _paragraph,
         "cards": tables.cards,
     }
     environment.globals |= {

@@ -112,34 +112,27 @@ def _direction(every: Sequence[Evidence]) -> tuple[Tone, str]:
 
 
 def _price(reference: ModelResult, ppo: ModelResult, start: str) -> str:
-    parts = [
-        translate(
-            "answers average {length} tokens ({start}: {before})",
-            length=fixed(ppo.length, 1),
-            start=start,
-            before=fixed(reference.length, 1),
-        ),
-        translate(
-            "{share} of word pairs are distinct ({start}: {before})",
-            share=percent(ppo.distinct_2, 1),
-            start=start,
-            before=percent(reference.distinct_2, 1),
-        ),
-    ]
-    if ppo.nll is not None:
-        parts.append(
-            translate(
-                "the loss on held-out demonstrations is {loss} nats per token ({start}: {before})",
-                loss=fixed(ppo.nll, 3),
-                start=start,
-                before=fixed(reference.nll, 3),
-            )
+    values = {
+        "start": start,
+        "kl": number(ppo.kl),
+        "length": fixed(ppo.length, 1),
+        "length_before": fixed(reference.length, 1),
+        "distinct": percent(ppo.distinct_2, 1),
+        "distinct_before": percent(reference.distinct_2, 1),
+    }
+    if ppo.nll is None:
+        return translate(
+            "PPO’s KL from {start} is {kl} nats per response; answers average {length} tokens ({start}: "
+            "{length_before}) and {distinct} of word pairs are distinct ({start}: {distinct_before}).",
+            **values,
         )
     return translate(
-        "PPO’s KL from {start} is {kl} nats per response; {parts}.",
-        start=start,
-        kl=number(ppo.kl),
-        parts=listing(parts),
+        "PPO’s KL from {start} is {kl} nats per response; answers average {length} tokens ({start}: "
+        "{length_before}), {distinct} of word pairs are distinct ({start}: {distinct_before}) and the loss on "
+        "held-out demonstrations is {loss} nats per token ({start}: {loss_before}).",
+        loss=fixed(ppo.nll, 3),
+        loss_before=fixed(reference.nll, 3),
+        **values,
     )
 
 

@@ -26,9 +26,10 @@ from pipeline.engine.registry import STAGES
 from pipeline.engine.runner import Runner
 from pipeline.language import Language
 from stages import contamination, left_out, rank
+from stages.commands import report_of_run
 from stages.ppo.watch import alerts
 from stages.report import charts, exported, model_table, overlaps, win_rates
-from stages.report.build import MESSAGES, PEOPLE, build_report
+from stages.report.build import MESSAGES, PEOPLE, build_report, compare_reports
 from stages.report.glossary import TERMS
 from stages.reward.left_out import EQUAL, TIED
 from stages.training.demonstrations import UNLOCATED
@@ -280,3 +281,30 @@ def test_a_report_in_chinese(full: FullRun, tmp_path: Path, kind: str) -> None:
     if "eval" in kind or kind == "finished":
         for part in ("奖励模型", "95% 置信区间", "胜率", "KL 散度", "留出提示", "长于 max_length", "个百分点"):
             assert part in text, part
+
+
+def test_another_language_reruns_nothing_but_the_report(full: FullRun, runner: Callable[..., Runner]) -> None:
+    full("base")
+    for code in ("en", "zh"):
+        planner = runner("dpo.enabled=true", f"report.language={code}").planner
+        assert planner.plan("base")[0].action == "skip"
+        report_of_run(planner, changed=False)
+        assert f'<html lang="{code}">' in (planner.folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("languages", "expected"), [(("zh", "zh"), "zh"), (("en", "zh"), "en")])
+def test_a_comparison_is_in_the_language_of_both_reports(
+    full: FullRun, tmp_path: Path, languages: tuple[str, str], expected: str
+) -> None:
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder, code in zip(folders, languages, strict=True):
+        build_report(full("eval", f"report.language={code}"), folder / "report.html")
+    text = compare_reports(*folders, tmp_path / "comparison.html")
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert f'<html lang="{expected}">' in page
+    seed = {"en": "Seed", "zh": "随机种子"}[expected]
+    assert f"<th>{seed}</th>" in page
+    widths = {"en": len("Seed"), "zh": 2 * len("随机种子")}
+    [label] = re.findall(rf"^{seed} *(?=0 )", text, re.MULTILINE)
+    [top] = re.findall(r"^ +(?=first )", text, re.MULTILINE)
+    assert len(label) - len(seed) + widths[expected] == len(top)
