@@ -15,12 +15,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import yaml
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 ENGLISH = "en"
 
@@ -77,11 +74,10 @@ class Language:
                 return self.recorded[pattern].format(*map(self.of_record, match.groups()))
         return text
 
-    def install(self, templates: Environment) -> None:
-        """Makes templates use the language."""
+    def install(self, templates: Any) -> None:
+        """Makes the templates of a Jinja environment use the language."""
         templates.add_extension("jinja2.ext.i18n")
-        install = templates.install_gettext_callables  # type: ignore[attr-defined]
-        install(self.translated, self.counted, newstyle=True)
+        templates.install_gettext_callables(self.translated, self.counted, newstyle=True)
         templates.filters["translated"] = self.translated
         templates.globals["language"] = self.code
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from pipeline import language
 from ranking.terminal import rough
 
@@ -46,7 +44,7 @@ class Language(language.Language):
         number, unit = rough(seconds)
         return f"{number} {self.translated(unit)}"
 
-    def install(self, templates: Environment) -> None:
+    def install(self, templates: Any) -> None:
         super().install(templates)
         templates.filters["roughly"] = self.roughly
         templates.globals["script_messages"] = dict(self.script)
