@@ -12,6 +12,6 @@ setup(
         "data.venues": ["lexicons/*.yaml"],
         "ranking": ["static/*", "templates/*.html", "messages/*.yaml"],
         "stages.models": ["chat_templates/*.jinja"],
-        "stages.report": ["templates/*.html", "*.css"],
+        "stages.report": ["templates/*.html", "*.css", "messages/*.yaml"],
     },
 )

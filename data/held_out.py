@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pipeline.config.recipe import Recipe
+from pipeline.language import mark, translate
 
 FEW = 30
 """Below this number of prompts a result decides nothing: a bootstrap interval over so few is too narrow (three wins
 of three give 100 % to 100 %), and a single prompt moves a share by more than 3 points."""
-EVALUATED, RANKED = "to evaluate on", "with rankings"
-MORE = "add prompts, or raise data.eval_fraction"
+EVALUATED, RANKED = mark("to evaluate on"), mark("with rankings")
+MORE = mark("add prompts, or raise data.eval_fraction")
 
 
 def too_few(count: int, purpose: str, hint: str = MORE) -> str:
@@ -21,8 +22,16 @@ def too_few(count: int, purpose: str, hint: str = MORE) -> str:
     """
     if count >= FEW:
         return ""
-    prompts = "prompt" if count == 1 else "prompts"
-    return f"only {count} held-out {prompts} {purpose}: results on fewer than {FEW} decide nothing ({hint})"
+    values = {"purpose": translate(purpose), "few": FEW, "hint": translate(hint)}
+    if count == 1:
+        return translate(
+            "only 1 held-out prompt {purpose}: results on fewer than {few} decide nothing ({hint})", **values
+        )
+    return translate(
+        "only {count} held-out prompts {purpose}: results on fewer than {few} decide nothing ({hint})",
+        count=count,
+        **values,
+    )
 
 
 def warnings(recipe: Recipe, held_out: int, ranked: int | None) -> list[str]:

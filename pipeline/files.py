@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RecipeError
+from pipeline.language import translate
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """System errors: no space left, the user's quota reached, or a file larger than the system allows."""
@@ -153,5 +154,7 @@ def readable_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+        return translate("{hours} h {minutes:02d} min", hours=hours, minutes=minutes)
+    if minutes:
+        return translate("{minutes} min {rest:02d} s", minutes=minutes, rest=rest)
+    return translate("{rest} s", rest=rest)

@@ -21,10 +21,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from pipeline.files import readable_seconds
+from pipeline.language import mark
 from pipeline.wording import counted, fixed, percent
 from ranking import assignment, forms
 from ranking.campaign import Campaign
-from ranking.language import Language, mark
+from ranking.language import Language
 from ranking.markup import formatted
 from ranking.overview import overview
 from ranking.security import MAX_BODY, Guard, Hosts, Links

@@ -64,10 +64,15 @@ def report(
 def report_of_run(planner: Planner, changed: bool) -> None:
     """Writes the report at the end of `tutelage run`."""
     path = planner.folder / REPORT
-    if changed or not path.exists():
+    if changed or not path.exists() or f'<html lang="{planner.recipe.report.language}">' not in _start(path):
         write_report(planner)
     else:
         echo(f"report: {path}")
+
+
+def _start(page: Path) -> str:
+    with page.open(encoding="utf-8", errors="replace") as file:
+        return file.read(200)
 
 
 def interactive() -> bool:

@@ -15,6 +15,7 @@ from pipeline.config.export import ExportConfig, PublishConfig
 from pipeline.config.hardware import HardwareConfig
 from pipeline.config.ppo import PPOConfig
 from pipeline.config.rank import RankConfig
+from pipeline.config.report import ReportConfig
 from pipeline.config.reward import RewardConfig
 from pipeline.config.section import RUNTIME, Count, field, section
 from pipeline.config.sft import LoRAConfig, SFTConfig
@@ -69,6 +70,8 @@ class Recipe:
     """The files that the policy is written to."""
     publish: PublishConfig = field(default_factory=PublishConfig)
     """What is uploaded to the Hugging Face Hub."""
+    report: ReportConfig = field(default_factory=ReportConfig, metadata=RUNTIME)
+    """The report of the run."""
 
     @property
     def policy_loras(self) -> dict[str, LoRAConfig | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.engine.stage import Artifact, parse
+from pipeline.language import mark, translate
 from stages.intervals import Interval
 
 FILE, JUDGED, SAMPLES = "eval.json", "judged.jsonl", "samples.jsonl"
@@ -22,16 +23,16 @@ def reference_of(models: Iterable[str]) -> str:
 
 def in_words(reference: str) -> str:
     """A reference as texts name it."""
-    return "SFT" if reference == "sft" else "the base model"
+    return translate("SFT") if reference == "sft" else translate("the base model")
 
 
-CUT = " … (cut)"
+CUT = mark(" … (cut)")
 """After an answer that was cut at the length limit, wherever answers are shown."""
 
 
 def marked(answer: str, finished: bool) -> str:
     """An answer with a mark if it does not end with a stop token."""
-    return answer if finished else f"{answer.rstrip()}{CUT}"
+    return answer if finished else f"{answer.rstrip()}{translate(CUT)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ with templates/monitors.html is an example.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline import wording
+from pipeline import language, wording
 from pipeline.engine.plan import RunSummary
 from pipeline.files import jsonable, readable_bytes, readable_seconds, write_atomic
+from pipeline.language import ENGLISH, Language, mark
 from stages.report import (
     charts,
     cost,
@@ -44,11 +46,12 @@ HERE = Path(__file__).parent
 FORMAT = 2
 """The version of report.json's layout."""
 PEOPLE = {
-    "simulated": ("simulated annotator", "simulated annotators"),
-    "human": ("human annotator", "human annotators"),
-    "unknown": ("annotator of unknown kind", "annotators of unknown kind"),
+    "simulated": ("simulated annotator", mark("simulated annotators")),
+    "human": ("human annotator", mark("human annotators")),
+    "unknown": ("annotator of unknown kind", mark("annotators of unknown kind")),
 }
 """Who ranked, as one and as several."""
+MESSAGES = HERE / "messages"
 SHOWN_SAMPLES = 2
 """Prompts whose answers the page shows unfolded."""
 
@@ -57,11 +60,16 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
     """Writes the report of the finished stages to `path` and, beside it, its numbers as JSON.
 
     The result depends on the runs and on how the user called the command, to the byte. Returns the verdict as plain
-    text.
+    text. All texts are in the recipe's `report.language`.
 
     Args:
         other: a run of the same recipe under other `values`, to compare with.
     """
+    with language.using(Language.of(MESSAGES, run.loaded.recipe.report.language)):
+        return _build(run, path, other, values)
+
+
+def _build(run: RunSummary, path: Path, other: RunSummary | None, values: str) -> str:
     findings = collect(run)
     evaluation, monitored = findings.evaluation, findings.monitors
     concluded = verdict.reach(findings)
@@ -123,24 +131,33 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, f"{text}\n")
     write_atomic(path, page)
-    return "\n".join([concluded.text, *([" ".join(against[1:])] if against else [])])
+    return "\n".join([concluded.text, *([wording.sentences(*against[1:])] if against else [])])
 
 
 def compare_reports(a: Path, b: Path, out: Path) -> str:
-    """Writes the comparison of two runs to `out` and, beside it, its numbers as JSON. Returns it as plain text."""
+    """Writes the comparison of two runs to `out` and, beside it, its numbers as JSON. Returns it as plain text. Its
+    language is that of the two reports if they share one, else English."""
     names = (run_name(a), run_name(b))
     if names[0] == names[1]:
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
     reports = run_comparison.RunReport.read(a), run_comparison.RunReport.read(b)
-    comparison = run_comparison.compare(*reports, names)
-    run_comparison.write(comparison, out, _template("compare.html"))
-    return run_comparison.as_text(comparison)
+    languages = {report.language for report in reports}
+    code = languages.pop() if len(languages) == 1 else ENGLISH
+    with language.using(Language.of(MESSAGES, code)):
+        comparison = run_comparison.compare(*reports, names)
+        run_comparison.write(comparison, out, _template("compare.html"))
+        return run_comparison.as_text(comparison)
 
 
 def run_name(path: Path) -> str:
     """The name of a run: its folder's, or the file's if that is not called `report`."""
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     return folder.name if path.is_dir() or path.stem == "report" else path.stem
+
+
+def _paragraph(html: str) -> Markup:
+    """A paragraph of several sentences. Chinese has no spaces between them."""
+    return Markup(re.sub(r"(?<=。)\s+(?=\S)", "", html))
 
 
 def _template(name: str = "report.html") -> Template:
@@ -164,12 +181,16 @@ def _template(name: str = "report.html") -> Template:
         "plain": wording.plain,
         "json": lambda value: json.dumps(value, ensure_ascii=False),
         "terms": Glossary().link,
+        "recorded": language.recorded,
+        "paragraph": _paragraph,
         "cards": tables.cards,
     }
     environment.globals |= {
         "contents": Contents(),
         "tone": lambda low, high: "good" if low > 0.5 else "bad" if high < 0.5 else "",
         "span": wording.span,
+        "between": wording.between,
         "css": Markup((HERE / "style.css").read_text(encoding="utf-8")),
     }
+    language.current().install(environment)
     return environment.get_template(name)

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.engine.metrics import read_metrics
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.rounds import by_round
+from pipeline.language import translate
 from pipeline.wording import number as shown
 from stages.eval.artifact import FILE as EVALUATION
 from stages.ppo.artifact import POINTS, PPOResult
@@ -61,9 +62,10 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
     before, baseline = (
         [
             Chart(
-                title,
-                unit,
+                translate(title),
+                translate(unit),
                 [Line(kind, _points(_newest(run, stage), metric)) for metric, kind in lines.items()],
+                translate("step"),
                 source=_source(run, (stage, sources.METRICS, ", ".join(lines))),
             )
             for stage, title, unit, lines in charts
@@ -73,16 +75,20 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
     rows = _ppo_rows(run)
     ppo = [
         Chart(
-            title,
-            unit,
+            translate(title),
+            translate(unit),
             [Line("train", _points(rows, metric))],
-            "update",
+            translate("update"),
             bounds,
             source=_source(run, ("ppo", sources.METRICS, metric)),
         )
         for title, unit, metric, bounds in PPO
     ]
-    parts = {"Before PPO": _with_points(before), "PPO": _with_points(ppo), "DPO": _with_points(baseline)}
+    parts = {
+        translate("Before PPO"): _with_points(before),
+        translate("PPO"): _with_points(ppo),
+        translate("DPO"): _with_points(baseline),
+    }
     return {part: charts for part, charts in parts.items() if charts}
 
 
@@ -117,20 +123,27 @@ def along(run: RunSummary, findings: Findings) -> list[Chart]:
     def both(metric: str, of_point: str) -> str:
         return _source(run, ("ppo", sources.METRICS, metric), ("ppo", sources.out(POINTS), of_point))
 
+    update, nats = translate("update"), translate("nats per response")
     charts = [
-        Chart("Reward model’s score", "mean", score, "update", source=both("objective/scores", "score")),
         Chart(
-            f"KL from {findings.start}",
-            f"nats per response{f' (target {shown(target)})' if target else ''}",
+            translate("Reward model’s score"),
+            translate("mean"),
+            score,
+            update,
+            source=both("objective/scores", "score"),
+        ),
+        Chart(
+            translate("KL from {start}", start=findings.start),
+            translate("nats per response (target {target})", target=shown(target)) if target else nats,
             kl,
-            "update",
+            update,
             source=both("objective/kl", "kl"),
         ),
         Chart(
-            "Fact errors",
-            "share of facts, by the independent judge",
+            translate("Fact errors"),
+            translate("share of facts, by the independent judge"),
             errors,
-            "update",
+            update,
             (0, None),
             source=_source(run, ("eval", sources.out(EVALUATION), "along[].slot_error_rate")),
         ),
@@ -154,10 +167,10 @@ def reliability(findings: Findings) -> list[Chart]:
         Line("held-out", [(row.predicted, row.observed) for row in table]),
     ]
     chart = Chart(
-        "Calibration",
-        "share preferred",
+        translate("Calibration"),
+        translate("share preferred"),
         lines,
-        "predicted probability of being preferred",
+        translate("predicted probability of being preferred"),
         (0, 1),
         square=True,
         source=f"{_quality(findings)}: reliability",
@@ -180,13 +193,19 @@ def distributions(findings: Findings) -> list[Chart]:
             source=f"{_quality(findings)}: {table}",
         )
         for table, bins, title, unit, x in (
-            ("scores", reward.scores, "Scores of held-out answers", "answers", "score"),
+            (
+                "scores",
+                reward.scores,
+                translate("Scores of held-out answers"),
+                translate("answers"),
+                translate("score"),
+            ),
             (
                 "by_prompt",
                 reward.by_prompt,
-                "Accuracy by held-out prompt",
-                "prompts",
-                "share of its pairs ordered correctly",
+                translate("Accuracy by held-out prompt"),
+                translate("prompts"),
+                translate("share of its pairs ordered correctly"),
             ),
         )
     ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.rounds import by_round
 from pipeline.files import readable_seconds
-from pipeline.wording import counted, listing, percent, span
+from pipeline.language import translate
+from pipeline.wording import commas, counted, listing, percent, sentences, span
 from stages.eval.artifact import Contest, Evaluation
 from stages.report import win_rates
 
@@ -59,7 +60,7 @@ def costs(run: RunSummary, evaluation: Evaluation | None) -> list[Cost]:
                 key=key,
                 model=names[key],
                 seconds=sum(seconds.values()),
-                stages=", ".join(f"{stage} {readable_seconds(time)}" for stage, time in seconds.items()),
+                stages=commas(f"{stage} {readable_seconds(time)}" for stage, time in seconds.items()),
                 sampled=sum(known) if len(known) == len(counts) else None,
                 per_reply=evaluation.models[key].n or 1 if evaluation and key == "best_of_n" else 1,
             )
@@ -76,44 +77,57 @@ def why_ppo(rows: Sequence[Cost], evaluation: Evaluation | None) -> str:
         return ""
     text = []
     if best:
-        name = best.model[:1].lower() + best.model[1:]
+        names = {"name": best.model[:1].lower() + best.model[1:], "model": best.model}
         text += [
-            _per_reply(ppo, best, name),
+            _per_reply(ppo, best),
             _compared(
                 _contest(evaluation, "best_of_n"),
-                better=f"PPO’s answers are better than those of {name}",
-                worse=f"{best.model} gives better answers here, so it suits few replies, and PPO many",
-                equal=f"The judge cannot tell PPO’s answers from those of {name}; for many replies PPO is cheaper",
+                better=translate("PPO’s answers are better than those of {name}", **names),
+                worse=translate(
+                    "{model} gives better answers here, so it suits few replies, and PPO many", **names
+                ),
+                equal=translate(
+                    "The judge cannot tell PPO’s answers from those of {name}; for many replies PPO is cheaper",
+                    **names,
+                ),
             ),
         ]
     if dpo:
         text.append(
             _compared(
                 _contest(evaluation, "dpo"),
-                better="PPO’s answers are better than DPO’s",
-                worse="DPO’s answers are better than PPO’s here",
-                equal="The judge cannot tell PPO’s answers from DPO’s",
+                better=translate("PPO’s answers are better than DPO’s"),
+                worse=translate("DPO’s answers are better than PPO’s here"),
+                equal=translate("The judge cannot tell PPO’s answers from DPO’s"),
             )
         )
-    return " ".join(part for part in text if part)
+    return sentences(*text)
 
 
-def _per_reply(ppo: Cost, best: Cost, name: str) -> str:
-    text = (
-        f"PPO trains once, then samples one answer per reply. {best.model} needs no PPO, but samples and scores "
-        f"{best.per_reply} answers per reply"
-    )
+def _per_reply(ppo: Cost, best: Cost) -> str:
+    values = {"model": best.model, "count": best.per_reply}
     if ppo.sampled is None or best.sampled is None or best.per_reply < 2:
-        return f"{text}."
+        return translate(
+            "PPO trains once, then samples one answer per reply. {model} needs no PPO, but samples and scores "
+            "{count} answers per reply.",
+            **values,
+        )
     replies = -(-(ppo.sampled - best.sampled) // (best.per_reply - 1))
-    return f"{text}: after {counted(replies, 'reply', 'replies')}, more than PPO sampled in training."
+    return translate(
+        "PPO trains once, then samples one answer per reply. {model} needs no PPO, but samples and scores {count} "
+        "answers per reply: after {replies}, more than PPO sampled in training.",
+        replies=counted(replies, "reply", "replies"),
+        **values,
+    )
 
 
 def left_out(rows: Sequence[Cost]) -> str:
     """What the times do not include."""
     models = [row.model for row in rows if row.key != "sft"]
-    after = f"The times of {listing(models)} come on top of SFT’s. " if 0 < len(models) < len(rows) else ""
-    return f"{after}Evaluation, export and the time of those who ranked are not counted."
+    rest = translate("Evaluation, export and the time of those who ranked are not counted.")
+    if not 0 < len(models) < len(rows):
+        return rest
+    return sentences(translate("The times of {models} come on top of SFT’s.", models=listing(models)), rest)
 
 
 def _contest(evaluation: Evaluation, theirs: str) -> Contest | None:
@@ -123,8 +137,9 @@ def _contest(evaluation: Evaluation, theirs: str) -> Contest | None:
 def _compared(contest: Contest | None, *, better: str, worse: str, equal: str) -> str:
     if contest is None:
         return ""
-    verdict = {1: better, -1: worse, 0: equal}[contest.side]
-    return (
-        f"{verdict} (PPO’s is preferred on {percent(contest.value)} of prompts, 95 % interval "
-        f"{span(contest.low, contest.high)})."
+    return translate(
+        "{verdict} (PPO’s is preferred on {share} of prompts, 95 % interval {interval}).",
+        verdict={1: better, -1: worse, 0: equal}[contest.side],
+        share=percent(contest.value),
+        interval=span(contest.low, contest.high),
     )

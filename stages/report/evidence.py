@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.held_out import FEW
-from pipeline.wording import percent, span
+from pipeline.language import translate
+from pipeline.wording import listing, percent, sentences, span
 from stages.eval.artifact import Evaluation
 from stages.intervals import Interval
 from stages.report import human, win_rates
@@ -86,33 +87,41 @@ def wanting(evidence: Sequence[Evidence]) -> str:
     """What it would take for undecided evidence to decide."""
     counts = sorted(one.needed for one in evidence if one.needed is not None)
     how = (
-        "hold out more prompts (data.eval_fraction, eval.num_prompts)"
+        translate("hold out more prompts (data.eval_fraction, eval.num_prompts)")
         if any(one.source != PEOPLE for one in evidence)
-        else "let people judge more answers (judge --prompts)"
+        else translate("let people judge more answers (judge --prompts)")
     )
     if all(one.prompts < FEW for one in evidence):  # too few for an estimate of the spread
-        return f"It takes at least {max([FEW, *counts[:1]]):,} prompts: {how}."
+        return translate("It takes at least {count:,} prompts: {how}.", count=max([FEW, *counts[:1]]), how=how)
     if not counts:
-        return (
-            f"If there is a difference, it is so small that {MOST:,} prompts would not show it: treat the two "
-            "models as equally good."
+        return translate(
+            "If there is a difference, it is so small that {most:,} prompts would not show it: treat the two "
+            "models as equally good.",
+            most=MOST,
         )
-    return f"A difference of this size would show on about {counts[0]:,} prompts: {how}."
+    return translate(
+        "A difference of this size would show on about {count:,} prompts: {how}.", count=counts[0], how=how
+    )
 
 
 def _by_win_rate(source: str, rate: Interval, prompts: int, text: str) -> Evidence:
     side = rate.side(0.5)
-    return Evidence(source, side, prompts, f"{text}{_doubt(side, prompts)}", needed(rate, 0.5, prompts))
+    words = sentences(text, _doubt(side, prompts))
+    return Evidence(source, side, prompts, words, needed(rate, 0.5, prompts))
 
 
 def _doubt(side: int, prompts: int) -> str:
     """Why a win rate does not decide; empty if it does."""
     reasons = []
     if not side:
-        reasons.append("the interval includes one half")
+        reasons.append(translate("the interval includes one half"))
     if prompts < FEW:
-        reasons.append(f"{prompts} prompts are fewer than {FEW}" if prompts != 1 else "one prompt is no sample")
-    return f" That decides nothing: {' and '.join(reasons)}." if reasons else ""
+        reasons.append(_few(prompts) if prompts != 1 else translate("one prompt is no sample"))
+    return translate("That decides nothing: {reasons}.", reasons=listing(reasons)) if reasons else ""
+
+
+def _few(prompts: int) -> str:
+    return translate("{count} prompts are fewer than {few}", count=prompts, few=FEW)
 
 
 def _people(verdict: HumanVerdict, evaluation: Evaluation) -> Evidence:
@@ -126,37 +135,55 @@ def _rubric(evaluation: Evaluation) -> Evidence:
     assert change is not None
     wins, has_errors = win.side(0.5), bool(evaluation.models[evaluation.reference].slot_error_rate)
     side = -change.side() if has_errors else wins
-    text = f"By the independent judge ({evaluation.judge}), fact errors on {prompts:,} held-out prompts "
-    text += _errors(evaluation, change, has_errors)
-    beats = f"PPO’s answer beats {evaluation.start}’s on {percent(win.value)} of them"
-    text += f" {beats} ({_span(win)}; ties count half)."
-    if prompts < FEW:
-        text += f" That decides nothing: {prompts} prompts are fewer than {FEW}."
+    beats = translate(
+        "PPO’s answer beats {start}’s on {share} of them ({interval}; ties count half).",
+        start=evaluation.start,
+        share=percent(win.value),
+        interval=_span(win),
+    )
+    few = translate("That decides nothing: {reasons}.", reasons=_few(prompts)) if prompts < FEW else ""
     return Evidence(
         RUBRIC,
         side,
         prompts,
-        text,
+        sentences(_errors(evaluation, change, has_errors), beats, few),
         needed(change, 0.0, prompts) if has_errors else needed(win, 0.5, prompts),
         torn=bool(side) and wins == -side,
     )
 
 
 def _errors(evaluation: Evaluation, change: Interval, has_errors: bool) -> str:
-    """The rest of the sentence about fact errors."""
-    before, after = (evaluation.models[name].slot_error_rate for name in (evaluation.reference, "ppo"))
-    rates = f"from {percent(before, 1)} to {percent(after, 1)}"
+    """The sentence about fact errors."""
+    before, after = (percent(evaluation.models[name].slot_error_rate, 1) for name in (evaluation.reference, "ppo"))
+    values = {"judge": evaluation.judge, "prompts": evaluation.prompts, "before": before, "after": after}
     if not has_errors:
-        return f"went {rates}."
+        return translate(
+            "By the independent judge ({judge}), fact errors on {prompts:,} held-out prompts went from {before} to "
+            "{after}.",
+            **values,
+        )
     if change.side() == 0:
-        return (
-            f"went {rates}, a change of {percent(change.value, sign=True)} whose 95 % interval "
-            f"({_span(change, sign=True)}) contains zero."
+        return translate(
+            "By the independent judge ({judge}), fact errors on {prompts:,} held-out prompts went from {before} to "
+            "{after}, a change of {change} whose 95 % interval ({interval}) contains zero.",
+            change=percent(change.value, sign=True),
+            interval=_span(change, sign=True),
+            **values,
         )
     assert change.value is not None
-    verb = "fell" if change.value < 0 else "rose"
     low, high = sorted(abs(end) for end in (change.low, change.high) if end is not None)
-    return f"{verb} {rates}, by {percent(abs(change.value))} (95 % interval {span(low, high)})."
+    values |= {"change": percent(abs(change.value)), "interval": span(low, high)}
+    if change.value < 0:
+        return translate(
+            "By the independent judge ({judge}), fact errors on {prompts:,} held-out prompts fell from {before} to "
+            "{after}, by {change} (95 % interval {interval}).",
+            **values,
+        )
+    return translate(
+        "By the independent judge ({judge}), fact errors on {prompts:,} held-out prompts rose from {before} to "
+        "{after}, by {change} (95 % interval {interval}).",
+        **values,
+    )
 
 
 def _span(interval: Interval, *, sign: bool = False) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.engine.plan import RunSummary
 from pipeline.files import readable_bytes
-from pipeline.wording import DASH, fixed, number, percent, span
+from pipeline.language import recorded, translate
+from pipeline.wording import DASH, fixed, number, percent, sentences, span
 from stages.export.artifact import ExportedFile, ExportResult, Measured
 
 LABELS = {
@@ -55,14 +56,14 @@ def rows(export: ExportResult | None) -> list[Row]:
 def _row(measured: Measured) -> Row:
     if isinstance(measured, ExportedFile):
         first = (
-            LABELS[measured.format],
-            measured.change if measured.change != "none" else "as trained",
+            translate(LABELS[measured.format]),
+            recorded(measured.change) if measured.change != "none" else translate("as trained"),
             readable_bytes(measured.bytes),
             small(measured.kl),
             percent(measured.top_1, 1),
         )
     else:
-        first = ("The policy itself", "as trained", DASH, DASH, DASH)
+        first = (translate("The policy itself"), translate("as trained"), DASH, DASH, DASH)
     interval = ""
     if measured.slot_error_low is not None and measured.slot_error_high is not None:
         interval = span(measured.slot_error_low, measured.slot_error_high, 1)
@@ -84,13 +85,16 @@ def small(kl: float) -> str:
 
 def explanation(export: ExportResult) -> str:
     """What the columns mean."""
-    judge = f" Fact errors are counted by the judge {export.judge}." if export.judge else ""
-    return (
-        f"Each file was read back as users read it, and measured on {export.prompts:,} held-out prompts. KL, in "
-        "nats per response, is of the file from the trained policy, exact over the next token along the policy’s "
-        "own answers. Perplexity is on held-out demonstrations. Reward and fact errors are of answers sampled "
-        f"from the file, with the same random numbers for every file.{judge}"
+    text = translate(
+        "Each file was read back as users read it, and measured on {prompts:,} held-out prompts. KL, in nats per "
+        "response, is of the file from the trained policy, exact over the next token along the policy’s own "
+        "answers. Perplexity is on held-out demonstrations. Reward and fact errors are of answers sampled from the "
+        "file, with the same random numbers for every file.",
+        prompts=export.prompts,
     )
+    if not export.judge:
+        return text
+    return sentences(text, translate("Fact errors are counted by the judge {judge}.", judge=export.judge))
 
 
 def markdown(export: ExportResult | None) -> str:

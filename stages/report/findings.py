@@ -16,6 +16,7 @@ from pipeline.engine import registry
 from pipeline.engine.plan import KEY_DIGITS, RunSummary, StageRun
 from pipeline.engine.registry import StageSpec
 from pipeline.files import jsonable, readable_bytes
+from pipeline.language import translate
 from stages.artifacts import RankMetrics
 from stages.eval.artifact import (
     Evaluation,
@@ -252,10 +253,13 @@ def _summary(spec: StageSpec, run: RunSummary) -> str:
     metrics = run.stages[spec.name].manifest.metrics
     size = readable_bytes(metrics.get("bytes", 0))
     alone = metrics.get("annotators") == 1
-    people = {"simulated": "simulated annotators", "human": "person" if alone else "people"}
-    who = people.get(annotators(run), "annotators")
+    people = {
+        "simulated": translate("simulated annotators"),
+        "human": translate("person") if alone else translate("people"),
+    }
+    who = people.get(annotators(run), translate("annotators"))
     try:
-        text = spec.summary.format_map({**metrics, "who": who, "size": size})
+        text = translate(spec.summary).format_map({**metrics, "who": who, "size": size})
     except KeyError:
         return ""
     return re.sub(r"\b1 ((?:simulated )?\w+)s\b", r"1 \1", text)
@@ -271,13 +275,11 @@ def _environment(stages: Mapping[str, StageRun]) -> dict[str, dict[str, list[str
     environment: dict[str, dict[str, list[str]]] = {"code": {}, "hardware": {}, "packages": {}}
     for run in stages.values():
         manifest = run.manifest
-        commit = manifest.code.get("commit")
-        dirty = " with uncommitted changes" if manifest.code.get("dirty") else ""
         machine = {name: str(value) for name, value in manifest.hardware.items() if value is not None}
         if memory := manifest.hardware.get("memory_bytes"):
             machine["memory_bytes"] = readable_bytes(memory)
         of_stage = {
-            "code": {"commit": f"{commit[:KEY_DIGITS]}{dirty}" if commit else "not a git checkout"},
+            "code": {"commit": _commit(manifest.code)},
             "hardware": {"device": manifest.device, **machine},
             "packages": manifest.packages,
         }
@@ -287,3 +289,10 @@ def _environment(stages: Mapping[str, StageRun]) -> dict[str, dict[str, list[str
                 if value not in known:
                     known.append(value)
     return environment
+
+
+def _commit(code: Mapping[str, Any]) -> str:
+    if not code.get("commit"):
+        return translate("not a git checkout")
+    commit = code["commit"][:KEY_DIGITS]
+    return translate("{commit} with uncommitted changes", commit=commit) if code.get("dirty") else commit

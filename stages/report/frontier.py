@@ -3,7 +3,8 @@ sets in."""
 
 from __future__ import annotations
 
-from pipeline.wording import counted, fixed, percent, span
+from pipeline.language import mark, recorded, translate
+from pipeline.wording import between, counted, fixed, percent, sentences, span
 from stages.eval.artifact import Evaluation, Fit, FrontierPoint
 from stages.report.plots import Chart, Line, Point
 
@@ -13,12 +14,13 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
     if evaluation is None or evaluation.frontier is None:
         return []
     start = evaluation.start
-    unit, x = f"standard deviations above {start}’s answers", f"KL from {start}, nats per response"
+    unit = translate("standard deviations above {start}’s answers", start=start)
+    x = translate("KL from {start}, nats per response", start=start)
     points = sorted(evaluation.frontier.points, key=lambda point: point.kl.value or 0.0)
     proxy, gold = ([_point(point, name) for point in points] for name in ("proxy", "gold"))
     drawn = [
         Chart(
-            "Judge and reward model by KL",
+            translate("Judge and reward model by KL"),
             unit,
             [Line("train", proxy), Line("held-out", gold), *_curve(evaluation.frontier.fit)],
             x,
@@ -32,7 +34,8 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
             Line("train", proxy),
             Line("other", [(row.kl, row.proxy.value or 0.0) for row in best.rows]),
         ]
-        drawn.append(Chart("Reward model’s score: how much is possible", unit, lines, x, fraction=True))
+        title = translate("Reward model’s score: how much is possible")
+        drawn.append(Chart(title, unit, lines, x, fraction=True))
     if best:
         lines = [
             Line("held-out", gold),
@@ -41,7 +44,7 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
         if "dpo" in evaluation.points:
             dpo = evaluation.points["dpo"]
             lines.append(Line("point", [(dpo.kl, dpo.gold.value or 0.0)]))
-        drawn.append(Chart("Judge’s gain by method", unit, lines, x, fraction=True))
+        drawn.append(Chart(translate("Judge’s gain by method"), unit, lines, x, fraction=True))
     return drawn
 
 
@@ -54,7 +57,7 @@ def _curve(fit: Fit) -> list[Line]:
     return [Line("level", list(fit.curve))] if fit.reason is None else []
 
 
-WHY = (
+WHY = mark(
     "The further PPO moves from {start}, the higher the reward model scores its answers. Whether answers get "
     "better is for the judge to say: its gain may stop rising, or fall."
 )
@@ -65,7 +68,7 @@ def explain(evaluation: Evaluation | None) -> str:
     frontier = evaluation.frontier if evaluation else None
     if evaluation is None or frontier is None:
         return ""
-    return f"{WHY.format(start=evaluation.start)} {conclude(evaluation)}"
+    return sentences(translate(WHY, start=evaluation.start), conclude(evaluation))
 
 
 def possible(evaluation: Evaluation | None) -> str:
@@ -75,22 +78,30 @@ def possible(evaluation: Evaluation | None) -> str:
         return ""
     kl = evaluation.models["ppo"].kl
     if optimum.share is None:
-        return (
-            f"How much of the possible score PPO has cannot be told from {optimum.samples} answers per prompt: "
-            f"they resolve KLs up to {fixed(optimum.reach)} nats, and PPO’s is {fixed(kl)}. Raise eval.best_of_n."
+        return translate(
+            "How much of the possible score PPO has cannot be told from {samples} answers per prompt: they resolve "
+            "KLs up to {reach} nats, and PPO’s is {kl}. Raise eval.best_of_n.",
+            samples=optimum.samples,
+            reach=fixed(optimum.reach),
+            kl=fixed(kl),
         )
     share = optimum.share
-    return (
-        f"PPO has {percent(share.value)} ({span(share.low or 0.0, share.high or 0.0)}) of the gain in the reward "
-        f"model’s score that is possible at its KL of {fixed(kl)} nats: no policy with that KL can score higher "
-        f"than {evaluation.start}’s answers, weighted by exp(score / β)."
+    return translate(
+        "PPO has {share} ({interval}) of the gain in the reward model’s score that is possible at its KL of {kl} "
+        "nats: no policy with that KL can score higher than {start}’s answers, weighted by exp(score / β).",
+        share=percent(share.value),
+        interval=span(share.low or 0.0, share.high or 0.0),
+        kl=fixed(kl),
+        start=evaluation.start,
     )
 
 
 def form(evaluation: Evaluation | None) -> str:
     """The form of the fitted curve; empty where none was fitted."""
     fitted = evaluation.frontier.fit.form if evaluation and evaluation.frontier else ""
-    return f"The fitted curve (Gao et al. 2022) is {fitted}, with d = √KL." if fitted else ""
+    if not fitted:
+        return ""
+    return translate("The fitted curve (Gao et al. 2022) is {form}, with d = √KL.", form=fitted)
 
 
 def conclude(evaluation: Evaluation | None) -> str:
@@ -100,22 +111,44 @@ def conclude(evaluation: Evaluation | None) -> str:
         return ""
     fit, peak = frontier.fit, frontier.fit.peak_kl
     if fit.reason is not None or peak is None:
-        return f"Where over-optimisation sets in cannot be fitted: {fit.reason}."
-    curve = f"The curve fitted to {counted(len(frontier.points), 'evaluation point', 'evaluation points')}"
+        return translate(
+            "Where over-optimisation sets in cannot be fitted: {reason}.", reason=recorded(str(fit.reason))
+        )
+    points = counted(len(frontier.points), "evaluation point", "evaluation points")
     if peak.value is None:
-        return f"{curve} has no peak: within this run more KL does no harm."
-    high = "beyond this run" if peak.high is None or peak.high > fit.farthest else fixed(peak.high)
-    where = f"{fixed(peak.value)} nats (95 % interval {fixed(peak.low)} to {high})"
+        return translate(
+            "The curve fitted to {points} has no peak: within this run more KL does no harm.", points=points
+        )
+    beyond = peak.high is None or peak.high > fit.farthest
+    values = {
+        "points": points,
+        "peak": fixed(peak.value),
+        "interval": between(fixed(peak.low), translate("beyond this run") if beyond else fixed(peak.high)),
+    }
     if fit.set_in:
-        return f"{curve} peaks at {where}. Beyond the peak the judge’s gain falls by {fixed(fit.lost)}."
+        return translate(
+            "The curve fitted to {points} peaks at {peak} nats (95 % interval {interval}). Beyond the peak the "
+            "judge’s gain falls by {lost}.",
+            lost=fixed(fit.lost),
+            **values,
+        )
     if peak.value >= fit.farthest:
-        return f"{curve} peaks at {where}, beyond the {fixed(fit.farthest)} nats of this run."
-    return (
-        f"{curve} peaks at {where}, but the run is too short to be sure: only {percent(fit.share, 1)} of the "
-        f"bootstrap resamples have a peak before their farthest point."
+        return translate(
+            "The curve fitted to {points} peaks at {peak} nats (95 % interval {interval}), beyond the {farthest} "
+            "nats of this run.",
+            farthest=fixed(fit.farthest),
+            **values,
+        )
+    return translate(
+        "The curve fitted to {points} peaks at {peak} nats (95 % interval {interval}), but the run is too short to "
+        "be sure: only {share} of the bootstrap resamples have a peak before their farthest point.",
+        share=percent(fit.share, 1),
+        **values,
     )
 
 
 def caveats(evaluation: Evaluation) -> list[str]:
     frontier = evaluation.frontier
-    return [f"Over-optimised. {conclude(evaluation)}"] if frontier and frontier.fit.set_in else []
+    if not (frontier and frontier.fit.set_in):
+        return []
+    return [sentences(translate("Over-optimised."), conclude(evaluation))]

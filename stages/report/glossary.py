@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
+from pipeline.language import translate
+
 
 @dataclass(frozen=True)
 class Term:
-    """A term and its explanation. `pattern` matches it in a text, in its forms."""
+    """A term and its explanation. `pattern` matches it in a text, in its forms. All three are translated where they
+    are shown."""
 
     name: str
     meaning: str
@@ -81,7 +84,7 @@ class Glossary:
         """
         markup = str(escape(text))
         pending = [term for term in TERMS if term.pattern and term.name not in self.linked]
-        pattern = "|".join(f"(?P<t{at}>{term.pattern})" for at, term in enumerate(pending))
+        pattern = "|".join(f"(?P<t{at}>{translate(term.pattern)})" for at, term in enumerate(pending))
         if not pattern:
             return Markup(markup)
 
@@ -92,7 +95,9 @@ class Glossary:
             if term.name in self.linked:
                 return match[0]
             self.linked.add(term.name)
-            return f'<a class="term" href="#{term.id}" title="{escape(term.meaning)}">{match[0]}</a>'
+            meaning = escape(translate(term.meaning))
+            return f'<a class="term" href="#{term.id}" title="{meaning}">{match[0]}</a>'
 
-        # Tags and entities match first and stay as they are; \b keeps "KL" out of longer words.
-        return Markup(re.sub(rf"<[^>]*>|&[#\w]+;|\b(?:{pattern})", replace, markup))
+        # Tags and entities match first and stay as they are. "KL" is kept out of longer words, but may follow a
+        # Chinese character.
+        return Markup(re.sub(rf"<[^>]*>|&[#\w]+;|(?<![A-Za-z0-9_])(?:{pattern})", replace, markup))

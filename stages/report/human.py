@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.stage import parse
-from pipeline.wording import percent, span
+from pipeline.language import translate
+from pipeline.wording import percent, sentences, span
 from ranking.judged import judged_file
 from stages.eval.artifact import WinRate
 from stages.intervals import Share
@@ -49,13 +50,20 @@ class HumanVerdict:
 def evidence(verdict: HumanVerdict, start: str) -> str:
     """The verdict in words. `start` is the reference as texts name it."""
     win, agreed = verdict.win_rate, verdict.agreement
-    who = "One person" if verdict.judges == 1 else f"{verdict.judges} people"
+    one = verdict.judges == 1
+    who = translate("One person") if one else translate("{count} people", count=verdict.judges)
     assert win.low is not None
     assert win.high is not None
-    text = (
-        f"{who} compared the answers to {verdict.prompts:,} held-out prompts blind: PPO’s beats {start}’s on "
-        f"{percent(win.value)} of them (95 % interval {span(win.low, win.high)}; ties count half)."
+    text = translate(
+        "{who} compared the answers to {prompts:,} held-out prompts blind: PPO’s beats {start}’s on {share} of "
+        "them (95 % interval {interval}; ties count half).",
+        who=who,
+        prompts=verdict.prompts,
+        start=start,
+        share=percent(win.value),
+        interval=span(win.low, win.high),
     )
-    if agreed.value is not None:
-        text += f" Two judges agree on {percent(agreed.value)} of the pairs that both decide."
-    return text
+    if agreed.value is None:
+        return text
+    share = percent(agreed.value)
+    return sentences(text, translate("Two judges agree on {share} of the pairs that both decide.", share=share))

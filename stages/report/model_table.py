@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from pipeline.wording import fixed, percent, points, span
+from pipeline.language import translate
+from pipeline.wording import between, fixed, percent, points, span
 from stages.eval.artifact import Evaluation, ModelResult, in_words
 from stages.report import win_rates
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A row. `key` is a field of `ModelResult`; `first` says whether the page shows the row unfolded."""
+    """A row. `key` is a field of `ModelResult`; `first` says whether the page shows the row unfolded. `label` and
+    `unit` are translated where they are shown."""
 
     key: str
     label: str
@@ -70,12 +72,12 @@ def rows(evaluation: Evaluation | None) -> list[Row]:
     ppo = models.get("ppo", ModelResult())
     reference = evaluation.reference if evaluation else "sft"
     table = [_row(metric, models, reference) for metric in METRICS if metric.of(ppo) is not None]
-    from_start = replace(KL, label=f"KL from {in_words(reference)}")
+    from_start = replace(KL, label=translate("KL from {start}", start=in_words(reference)))
     table = [replace(row, metric=from_start) if row.metric is KL else row for row in table]
     reduction = evaluation.reduction if evaluation else None
     if reduction is None or reduction.low is None or reduction.high is None:
         return table
-    interval = f"relative: {span(reduction.low, reduction.high, sign=True)}"
+    interval = translate("relative: {interval}", interval=span(reduction.low, reduction.high, sign=True))
     tone = {-1: "good", 1: "bad", 0: ""}[reduction.side()]
     return [
         replace(row, tone=tone, change_interval=interval) if row.metric is ERRORS and row.change else row
@@ -107,7 +109,7 @@ def _row(metric: Metric, models: Mapping[str, ModelResult], reference: str) -> R
 
 def _kl_intervals(models: Mapping[str, ModelResult], reference: str) -> dict[str, str]:
     return {
-        name: f"{fixed(result.kl_low)} to {fixed(result.kl_high)}"
+        name: between(fixed(result.kl_low), fixed(result.kl_high))
         for name, result in models.items()
         if name != reference and result.kl_low is not None
     }

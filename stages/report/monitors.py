@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.language import recorded, translate
 from pipeline.wording import fixed
 from stages.ppo.artifact import JUDGE_FALLS, STOPPED, Alert, PPOResult
 from stages.report.jsonform import named
@@ -70,18 +71,31 @@ def summary(monitors: Monitors) -> str:
         return ""
     last, selected = monitors.updates, monitors.selected
     if monitors.judge == "none":
-        return "No independent judge watched PPO, so the last policy was selected."
-    basis = (
-        f"by the judge {monitors.judge}, on {monitors.prompts} held-out prompts that are not used in the evaluation"
-    )
+        return translate("No independent judge watched PPO, so the last policy was selected.")
     if monitors.checkpoint == "last":
-        return f"The last policy (update {last}) was selected, because the recipe sets ppo.checkpoint: last."
+        return translate(
+            "The last policy (update {last}) was selected, because the recipe sets ppo.checkpoint: last.", last=last
+        )
+    values = {"last": last, "judge": recorded(monitors.judge), "prompts": monitors.prompts}
     if selected == last:
-        return f"The last policy (update {last}) was selected: it is the best of all evaluation points {basis}."
-    which = "policy that PPO started from" if selected == 0 else f"policy of update {selected}"
-    return (
-        f"The {which} was selected rather than the last one (update {last}): it is the best of all evaluation "
-        f"points {basis}."
+        return translate(
+            "The last policy (update {last}) was selected: it is the best of all evaluation points by the judge "
+            "{judge}, on {prompts} held-out prompts that are not used in the evaluation.",
+            **values,
+        )
+    if selected == 0:
+        return translate(
+            "The policy that PPO started from was selected rather than the last one (update {last}): it is the "
+            "best of all evaluation points by the judge {judge}, on {prompts} held-out prompts that are not used "
+            "in the evaluation.",
+            **values,
+        )
+    return translate(
+        "The policy of update {selected} was selected rather than the last one (update {last}): it is the best of "
+        "all evaluation points by the judge {judge}, on {prompts} held-out prompts that are not used in the "
+        "evaluation.",
+        selected=selected,
+        **values,
     )
 
 
@@ -90,16 +104,22 @@ def caveats(monitors: Monitors) -> list[str]:
     notes = []
     if monitors.stopped_at:
         stops = [alert for alert in monitors.alerts if alert.rule == STOPPED]
-        reason = stops[0].reason if stops else "the judge’s score fell while the score rose"
+        fell = translate("the judge’s score fell while the score rose")
         notes.append(
-            f"Training was stopped early as over-optimised, at update {monitors.stopped_at} of "
-            f"{monitors.planned_updates}: {reason}."
+            translate(
+                "Training was stopped early as over-optimised, at update {update} of {planned}: {reason}.",
+                update=monitors.stopped_at,
+                planned=monitors.planned_updates,
+                reason=recorded(stops[0].reason) if stops else fell,
+            )
         )
     if monitors.watched and monitors.selected != monitors.updates:
         notes.append(summary(monitors))
     count = sum(alert.rule not in (STOPPED, JUDGE_FALLS) for alert in monitors.alerts)
-    if count:
-        notes.append(f"There {'were' if count > 1 else 'was'} {count} alert{'s' * (count > 1)} during PPO.")
+    if count > 1:
+        notes.append(translate("There were {count} alerts during PPO.", count=count))
+    elif count:
+        notes.append(translate("There was 1 alert during PPO."))
     return notes
 
 
@@ -112,7 +132,7 @@ def rows(monitors: Monitors) -> list[dict[str, str]]:
             "score": fixed(point.score),
             "judge": fixed(point.judge, 3),
             "length": fixed(point.length, 1),
-            "note": "selected" if point.update == monitors.selected else "",
+            "note": translate("selected") if point.update == monitors.selected else "",
         }
         for point in monitors.points
     ]

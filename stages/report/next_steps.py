@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.rounds import parse
 from pipeline.invocation import command
-from pipeline.wording import fixed
+from pipeline.language import translate
+from pipeline.wording import commas, fixed, listing
 from stages.report.findings import Findings
 
 
@@ -25,7 +26,7 @@ def steps(run: RunSummary, findings: Findings) -> list[Step]:
     pending = [stage.name for stage in findings.stages if stage.key is None]
     if pending and parse(pending[0])[0] not in ("eval", "export"):
         return _unfinished(run, findings, pending)
-    rest = [Step(f"Finish {' and '.join(pending)}:", command("run"))] if pending else []
+    rest = [Step(translate("Finish {stages}:", stages=listing(pending)), command("run"))] if pending else []
     return [*rest, *_after_ppo(run, findings)]
 
 
@@ -34,54 +35,69 @@ def _unfinished(run: RunSummary, findings: Findings, pending: list[str]) -> list
     if stage == "ppo" and findings.reward and findings.reward.unfit:
         return [
             Step(
-                "The reward model did not pass the gate, so PPO has not started. Improve the rankings first: see "
-                "how well annotators agree, and add rankings; then run again:",
+                translate(
+                    "The reward model did not pass the gate, so PPO has not started. Improve the rankings first: "
+                    "see how well annotators agree, and add rankings; then run again:"
+                ),
                 command("run"),
             ),
             Step(
-                "Or train PPO with this reward model anyway. Report and model card will say so:",
+                translate("Or train PPO with this reward model anyway. Report and model card will say so:"),
                 command("run", "--force"),
             ),
         ]
     if stage == "rank" and run.loaded.recipe.rank.source == "app":
-        return [Step("Open the ranking page, and have the answers ranked:", command("run", pending[0]))]
-    later = f", then {', '.join(pending[1:])}" if pending[1:] else ""
-    where = f" of round {number}" if number > 1 else ""
-    return [Step(f"Continue with {stage}{where}{later}:", command("run"))]
+        text = translate("Open the ranking page, and have the answers ranked:")
+        return [Step(text, command("run", pending[0]))]
+    where = translate("{stage} of round {number}", stage=stage, number=number) if number > 1 else stage
+    if len(pending) == 1:
+        return [Step(translate("Continue with {stage}:", stage=where), command("run"))]
+    text = translate("Continue with {stage}, then {later}:", stage=where, later=commas(pending[1:]))
+    return [Step(text, command("run"))]
 
 
 def _after_ppo(run: RunSummary, findings: Findings) -> list[Step]:
     recipe, evaluation = run.loaded.recipe, findings.evaluation
     before = "base" if recipe.sft is None else "sft"
-    found = [Step(f"Talk to {findings.start} and PPO side by side:", command("chat", before, "ppo"))]
+    talk = translate("Talk to {start} and PPO side by side:", start=findings.start)
+    found = [Step(talk, command("chat", before, "ppo"))]
     frontier = evaluation.frontier if evaluation else None
     if frontier and frontier.fit.set_in and frontier.fit.peak_kl:
         found.append(
             Step(
-                f"PPO went past the peak of the judge’s gain, at a KL of {fixed(frontier.fit.peak_kl.value)} nats. "
-                "Set ppo.kl.target to about that, and run again:",
+                translate(
+                    "PPO went past the peak of the judge’s gain, at a KL of {kl} nats. Set ppo.kl.target to about "
+                    "that, and run again:",
+                    kl=fixed(frontier.fit.peak_kl.value),
+                ),
                 command("run"),
             )
         )
     if evaluation and findings.human is None:
         found.append(
             Step(
-                f"Have people compare PPO’s answers with {findings.start}’s, without knowing which is which:",
+                translate(
+                    "Have people compare PPO’s answers with {start}’s, without knowing which is which:",
+                    start=findings.start,
+                ),
                 command("judge", "--annotators", "ana,ben"),
             )
         )
     if recipe.rank.source != "data":
-        found.append(Step("Train another round on rankings of PPO’s own answers:", command("round")))
+        found.append(Step(translate("Train another round on rankings of PPO’s own answers:"), command("round")))
     if export := run.newest("export"):
         folder = export.artifact.path.relative_to(run.folder).as_posix()
-        found.append(Step("The trained model, beside this file:", path=folder))
+        found.append(Step(translate("The trained model, beside this file:"), path=folder))
         if recipe.publish.model or recipe.publish.rankings:
-            found.append(Step("See what would be uploaded to the Hub:", command("publish", "--dry-run")))
+            text = translate("See what would be uploaded to the Hub:")
+            found.append(Step(text, command("publish", "--dry-run")))
         else:
             found.append(
                 Step(
-                    "To upload it to the Hub, set publish.model to owner/name in the recipe. Then see what would "
-                    "be uploaded:",
+                    translate(
+                        "To upload it to the Hub, set publish.model to owner/name in the recipe. Then see what "
+                        "would be uploaded:"
+                    ),
                     command("publish", "--dry-run"),
                 )
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engine.plan import RunSummary, StageRun
+from pipeline.language import recorded, translate
 from pipeline.wording import listing
 from stages import contamination
 
@@ -34,7 +35,7 @@ class Overlap:
     @property
     def what(self) -> str:
         kind: contamination.Kind = "near" if self.near else "exact"
-        return contamination.REASONS[kind] if self.kind == "contaminated" else WORDS[kind]
+        return translate(contamination.REASONS[kind] if self.kind == "contaminated" else WORDS[kind])
 
 
 def overlaps(run: RunSummary) -> list[Overlap]:
@@ -65,14 +66,20 @@ def _overlap(
 
 def caveats(rows: Sequence[Overlap]) -> list[str]:
     """A note on contaminated training rows; none where there are none."""
-    parts = [
-        f"{row.count:,} {row.table} {'nearly contain' if row.near else 'contain'} a held-out prompt"
-        for row in rows
-        if row.kind == "contaminated"
-    ]
+    parts = [_contain(row) for row in rows if row.kind == "contaminated"]
     if not parts:
         return []
     return [
-        f"Of what was trained on, {listing(parts)}: results on held-out prompts may be too good. "
-        "data.contamination can drop these rows."
+        translate(
+            "Of what was trained on, {parts}: results on held-out prompts may be too good. data.contamination can "
+            "drop these rows.",
+            parts=listing(parts),
+        )
     ]
+
+
+def _contain(row: Overlap) -> str:
+    values = {"count": row.count, "rows": recorded(row.table)}
+    if row.near:
+        return translate("{count:,} {rows} nearly contain a held-out prompt", **values)
+    return translate("{count:,} {rows} contain a held-out prompt", **values)

@@ -7,6 +7,7 @@ variables of style.css.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -14,7 +15,8 @@ from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
-from pipeline.wording import number
+from pipeline.language import translate
+from pipeline.wording import commas, number
 
 Point = tuple[float, float]
 Bounds = tuple[float | None, float | None]
@@ -102,13 +104,19 @@ def in_words(chart: Chart) -> str:
     lines = [line for line in chart.lines if line.kind != "level"]
     if any(len(line.points) > 1 for line in lines):
         return ""
-    labels = {"train": "training batch", "held-out": "held out"}
-    points = [
-        f"{number(y)} at {chart.x} {number(x)} ({labels[line.kind]})" if line.kind in labels else number(y)
-        for line in lines
-        for x, y in line.points
-    ]
-    return f"Measured once: {'; '.join(points)}." if points else "Not measured."
+    labels = {"train": translate("training batch"), "held-out": translate("held out")}
+
+    def place(line: Line, x: float, y: float) -> str:
+        if line.kind not in labels:
+            return number(y)
+        return translate(
+            "{y} at {axis} {x} ({kind})", y=number(y), axis=chart.x, x=number(x), kind=labels[line.kind]
+        )
+
+    points = [place(line, x, y) for line in lines for x, y in line.points]
+    if not points:
+        return translate("Not measured.")
+    return translate("Measured once: {points}.", points=translate("; ").join(points))
 
 
 def draw(chart: Chart, name: str) -> Markup:
@@ -130,7 +138,9 @@ def draw(chart: Chart, name: str) -> Markup:
         if chart.mark is not None:
             axes.axvline(chart.mark, **STYLES["level"])
             place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-            axes.annotate("selected", (chart.mark, 1), (4, -1), va="top", fontsize=9, color=TEXT, **place)
+            axes.annotate(
+                translate("selected"), (chart.mark, 1), (4, -1), va="top", fontsize=9, color=TEXT, **place
+            )
         axes.set_xlabel(chart.x)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=not (chart.square or chart.fraction)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -140,8 +150,10 @@ def draw(chart: Chart, name: str) -> Markup:
             axes.set_ylim(*chart.bounds)
         svg = StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the date would differ at each run
-        figure.savefig(svg, format="svg", metadata=metadata)
-    label = f"{chart.title}, {chart.unit}" if chart.unit else chart.title
+        with warnings.catch_warnings():  # the browser's font draws the text
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+            figure.savefig(svg, format="svg", metadata=metadata)
+    label = commas([chart.title, chart.unit]) if chart.unit else chart.title
     return Markup(_inline(svg.getvalue(), name, escape(label)))
 
 

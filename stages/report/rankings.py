@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.engine.plan import RunSummary, StageRun
+from pipeline.language import recorded, translate
 from pipeline.wording import counted
 from stages.artifacts import Agreement, AnnotatorAgreement, ModelStrength, read_dropped
 from stages.left_out import losses
@@ -95,10 +96,10 @@ def _dropped_rows(data: StageRun) -> list[Dropped]:
             rows.append(place.row)
     return [
         Dropped(
-            table=what,
+            table=recorded(what),
             file=(config.get(table) or {}).get("path", ""),
             read=metrics.get(f"read_{table}"),
-            reason=reason,
+            reason=recorded(reason),
             count=count,
             rows=first.get((table, reason), []),
         )
@@ -110,7 +111,12 @@ def _dropped_rows(data: StageRun) -> list[Dropped]:
 def _dropped_by_stage(stage: str, run: StageRun) -> list[Dropped]:
     return [
         Dropped(
-            table=loss.what, file=f"{stage} stage", read=loss.read, reason=loss.reason, count=loss.count, rows=[]
+            table=recorded(loss.what),
+            file=translate("{stage} stage", stage=stage),
+            read=loss.read,
+            reason=recorded(loss.reason),
+            count=loss.count,
+            rows=[],
         )
         for loss in losses(run.manifest.metrics)
     ]
@@ -159,8 +165,13 @@ def hard_negatives(reward: RewardQuality | None) -> str:
     """A sentence on the pairs that the reward stage made beside the rankings; empty if it made none."""
     if reward is None or not reward.hard_negatives:
         return ""
-    were = "was" if reward.hard_negatives == 1 else "were"
-    return (
-        f"The reward model also learned from {counted(reward.hard_negatives, 'pair')} that {were} made, not ranked "
-        "by people: an answer, and a copy with one wrong value."
+    if reward.hard_negatives == 1:
+        return translate(
+            "The reward model also learned from 1 pair that was made, not ranked by people: an answer, and a copy "
+            "with one wrong value."
+        )
+    return translate(
+        "The reward model also learned from {pairs} that were made, not ranked by people: an answer, and a copy "
+        "with one wrong value.",
+        pairs=counted(reward.hard_negatives, "pair"),
     )

@@ -9,7 +9,8 @@ from pipeline import invocation
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.rounds import by_round
 from pipeline.errors import StageError
-from pipeline.wording import fixed, listing, percent, span
+from pipeline.language import translate
+from pipeline.wording import fixed, listing, percent, sentences, span
 from stages.artifacts import RankMetrics
 from stages.eval.artifact import Evaluation, JudgedPrompt, read_judged
 from stages.intervals import Interval
@@ -73,19 +74,29 @@ def conclude(comparison: Comparison) -> tuple[Tone, str, str]:
     side = change.side()
     tone: Tone = "good" if side < 0 else "bad" if side > 0 else "unclear"
     headline = {
-        "good": "It makes fewer fact errors than the run it is compared with.",
-        "bad": "It makes more fact errors than the run it is compared with.",
-        "unclear": "This comparison cannot tell which run is better.",
+        "good": translate("It makes fewer fact errors than the run it is compared with."),
+        "bad": translate("It makes more fact errors than the run it is compared with."),
+        "unclear": translate("This comparison cannot tell which run is better."),
     }[tone]
-    evidence = (
-        f"Compared with the same recipe under {comparison.values}. Fact errors are "
-        f"{percent(ours.slot_error_rate, 1)} here ({_budget(ours)}) and {percent(theirs.slot_error_rate, 1)} "
-        f"there ({_budget(theirs)}), on the same {comparison.prompts:,} held-out prompts: a change of "
-        f"{change_text(change)}."
+    evidence = translate(
+        "Compared with the same recipe under {values}. Fact errors are {ours} here ({our_budget}) and {theirs} "
+        "there ({their_budget}), on the same {prompts:,} held-out prompts: a change of {change}.",
+        values=comparison.values,
+        ours=percent(ours.slot_error_rate, 1),
+        our_budget=_budget(ours),
+        theirs=percent(theirs.slot_error_rate, 1),
+        their_budget=_budget(theirs),
+        prompts=comparison.prompts,
+        change=change_text(change),
     )
-    unequal = [name for name in ("rankings", "episodes") if getattr(ours, name) != getattr(theirs, name)]
+    budgets = {
+        translate("rankings"): (ours.rankings, theirs.rankings),
+        translate("episodes"): (ours.episodes, theirs.episodes),
+    }
+    unequal = listing([name for name, (here, there) in budgets.items() if here != there])
     if unequal:
-        evidence += f" The two did not have the same number of {listing(unequal)}."
+        note = translate("The two did not have the same number of {unequal}.", unequal=unequal)
+        return tone, headline, sentences(evidence, note)
     return tone, headline, evidence
 
 
@@ -93,9 +104,13 @@ def change_text(change: Interval) -> str:
     """A relative change with its interval."""
     assert change.low is not None
     assert change.high is not None
-    zero = "" if change.side() else ", which contains zero"
-    interval = span(change.low, change.high, sign=True)
-    return f"{percent(change.value, sign=True)} (95 % interval {interval}{zero})"
+    values = {
+        "change": percent(change.value, sign=True),
+        "interval": span(change.low, change.high, sign=True),
+    }
+    if change.side():
+        return translate("{change} (95 % interval {interval})", **values)
+    return translate("{change} (95 % interval {interval}, which contains zero)", **values)
 
 
 def _judged(run: RunSummary) -> list[JudgedPrompt]:
@@ -122,9 +137,13 @@ def _side(run: RunSummary, judged: Sequence[JudgedPrompt]) -> Side:
 
 
 def _budget(side: Side) -> str:
-    rounds = f"{side.rounds} rounds" if side.rounds > 1 else "one round"
-    budget = f"{rounds}, {side.rankings:,} rankings, {side.episodes:,} PPO episodes"
-    return f"{budget}, KL {fixed(side.kl)}"
+    return translate(
+        "{rounds}, {rankings:,} rankings, {episodes:,} PPO episodes, KL {kl}",
+        rounds=translate("{rounds} rounds", rounds=side.rounds) if side.rounds > 1 else translate("one round"),
+        rankings=side.rankings,
+        episodes=side.episodes,
+        kl=fixed(side.kl),
+    )
 
 
 def paired_change(ours: Sequence[int], theirs: Sequence[int]) -> Interval:

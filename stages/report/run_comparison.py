@@ -7,6 +7,7 @@ interval is of the difference rather than of each result.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from pipeline.engine.rounds import parse as parse_step
 from pipeline.engine.stage import parse
 from pipeline.errors import StageError
 from pipeline.files import jsonable, readable_seconds, write_atomic
-from pipeline.wording import DASH, MINUS, fixed, percent, span
+from pipeline.language import ENGLISH, translate
+from pipeline.wording import DASH, MINUS, commas, fixed, percent, sentences, span
 from stages.eval.artifact import Evaluation, JudgedPrompt, ModelResult
 from stages.intervals import Interval
 from stages.report.jsonform import json_form
@@ -102,6 +104,11 @@ class RunReport:
                 where=str(file),
                 hint=f"`{invocation.command('report')}` writes a new one",
             ) from error
+
+    @property
+    def language(self) -> str:
+        """The language of its texts; older reports are in English."""
+        return next((str(row.value) for row in self.values if row.path == "report.language"), ENGLISH)
 
     def metric(self, stage: str, name: str) -> Any:
         """A metric of a stage's last finished round."""
@@ -225,26 +232,35 @@ def conclude(comparison: RunComparison) -> tuple[Tone, str, str]:
     if both is None or both.change is None:
         return (
             "unknown",
-            "The two cannot be compared answer by answer.",
-            "That needs the same judge (eval.judge) and held-out prompts that both were evaluated on.",
+            translate("The two cannot be compared answer by answer."),
+            translate("That needs the same judge (eval.judge) and held-out prompts that both were evaluated on."),
         )
     side = both.change.side()
     tone: Tone = "good" if side < 0 else "bad" if side > 0 else "unclear"
+    names = {"first": first, "second": second}
     headline = {
-        "good": f"{second} makes fewer fact errors than {first}.",
-        "bad": f"{second} makes more fact errors than {first}.",
-        "unclear": f"These prompts cannot tell whether {second} or {first} is better.",
+        "good": translate("{second} makes fewer fact errors than {first}.", **names),
+        "bad": translate("{second} makes more fact errors than {first}.", **names),
+        "unclear": translate("These prompts cannot tell whether {second} or {first} is better.", **names),
     }[tone]
-    evidence = (
-        f"On the {both.prompts:,} held-out prompts of both, by the judge {both.judge}: "
-        f"{percent(both.rates[0], 1)} fact errors with {first}, {percent(both.rates[1], 1)} with {second}, a "
-        f"change of {change_text(both.change)}."
+    evidence = translate(
+        "On the {prompts:,} held-out prompts of both, by the judge {judge}: {before} fact errors with {first}, "
+        "{after} with {second}, a change of {change}.",
+        prompts=both.prompts,
+        judge=both.judge,
+        before=percent(both.rates[0], 1),
+        after=percent(both.rates[1], 1),
+        change=change_text(both.change),
+        **names,
     )
     if (win := both.win_rate) and win.low is not None and win.high is not None:
-        evidence += (
-            f" {second}’s answer has fewer faults on {percent(win.value)} of them "
-            f"({span(win.low, win.high)}; ties count half)."
+        fewer = translate(
+            "{second}’s answer has fewer faults on {share} of them ({interval}; ties count half).",
+            second=second,
+            share=percent(win.value),
+            interval=span(win.low, win.high),
         )
+        return tone, headline, sentences(evidence, fewer)
     return tone, headline, evidence
 
 
@@ -266,7 +282,7 @@ def _differences(a: RunReport, b: RunReport) -> list[Difference]:
             continue
         if section := _lacking(path, ours, theirs):
             sizes = [_below(values, section) for values in (ours, theirs)]
-            counts = [f"{size} values" if size else None for size in sizes]
+            counts = [translate("{count} values", count=size) if size else None for size in sizes]
             differences[section] = Difference(path=section, a=counts[0], b=counts[1], section=True)
         else:
             differences[path] = Difference(path=path, a=ours.get(path), b=theirs.get(path))
@@ -295,14 +311,16 @@ def _facts(a: RunReport, b: RunReport) -> list[Fact]:
     def alerts(report: RunReport) -> str:
         if not (report.monitors and report.monitors.watched):
             return DASH
-        return ", ".join(alert.rule for alert in report.monitors.alerts) or "none"
+        return commas(alert.rule for alert in report.monitors.alerts) or translate("none")
 
     def selected(report: RunReport) -> str:
         monitors = report.monitors
         if not (monitors and monitors.watched):
             return DASH
-        stopped = f", stopped of {monitors.planned_updates} planned" if monitors.stopped_at else ""
-        return f"update {monitors.selected} of {monitors.updates}{stopped}"
+        values = {"selected": monitors.selected, "updates": monitors.updates, "planned": monitors.planned_updates}
+        if monitors.stopped_at:
+            return translate("update {selected} of {updates}, stopped of {planned} planned", **values)
+        return translate("update {selected} of {updates}", **values)
 
     def held_out(report: RunReport) -> str:
         quality = report.reward.held_out if report.reward else HeldOut()
@@ -314,13 +332,13 @@ def _facts(a: RunReport, b: RunReport) -> list[Fact]:
         return f"{measured} ({span(quality.accuracy_low, quality.accuracy_high, 1)})"
 
     rows: list[tuple[str, Callable[[RunReport], str]]] = [
-        ("Seed", lambda r: str(r.seed)),
-        ("Rankings", lambda r: fixed(r.metric("rank", "rankings"), 0)),
-        ("Reward accuracy, held out", held_out),
-        ("PPO episodes", lambda r: fixed(r.metric("ppo", "episodes"), 0)),
-        ("Selected policy", selected),
-        ("Alerts", alerts),
-        ("Whole run", lambda r: readable_seconds(r.seconds)),
+        (translate("Seed"), lambda r: str(r.seed)),
+        (translate("Rankings"), lambda r: fixed(r.metric("rank", "rankings"), 0)),
+        (translate("Reward accuracy, held out"), held_out),
+        (translate("PPO episodes"), lambda r: fixed(r.metric("ppo", "episodes"), 0)),
+        (translate("Selected policy"), selected),
+        (translate("Alerts"), alerts),
+        (translate("Whole run"), lambda r: readable_seconds(r.seconds)),
     ]
     facts = [Fact(label=label, a=describe(a), b=describe(b)) for label, describe in rows]
     return [fact for fact in facts if {fact.a, fact.b} != {DASH}]
@@ -329,8 +347,8 @@ def _facts(a: RunReport, b: RunReport) -> list[Fact]:
 def _row(metric: Metric, a: ModelResult, b: ModelResult) -> MetricRow:
     x, y = metric.of(a), metric.of(b)
     return MetricRow(
-        label=metric.label,
-        unit=metric.unit,
+        label=translate(metric.label),
+        unit=translate(metric.unit),
         a=metric.write(x),
         b=metric.write(y),
         values=(x, y),
@@ -356,19 +374,32 @@ def as_text(comparison: RunComparison) -> str:
 
     def shown(row: Difference, value: Any) -> str:
         if row.section:
-            return value or "(absent)"
+            return value or translate("(absent)")
         return json.dumps(value, ensure_ascii=False)
 
     differences = [(row.path, shown(row, row.a), shown(row, row.b)) for row in comparison.values]
     parts = [
-        ("recipe", differences),
-        ("run", [(row.label, row.a, row.b) for row in comparison.runs]),
-        ("PPO’s policy", [(row.label, row.a, row.b) for row in comparison.models]),
+        (translate("recipe"), differences),
+        (translate("run"), [(row.label, row.a, row.b) for row in comparison.runs]),
+        (translate("PPO’s policy"), [(row.label, row.a, row.b) for row in comparison.models]),
     ]
-    width = max((len(cells[0]) for _, rows in parts for cells in rows), default=0)
-    middle = max((len(cells[1]) for _, rows in parts for cells in rows), default=0)
-    middle = max(min(middle, 48), len(first))
-    lines = [f"{headline} {evidence}", "", f"{'':{width}}  {first:{middle}}  {second}"]
+    width = max((_columns(cells[0]) for _, rows in parts for cells in rows), default=0)
+    middle = max((_columns(cells[1]) for _, rows in parts for cells in rows), default=0)
+    middle = max(min(middle, 48), _columns(first))
+
+    def line(label: str, a: str, b: str) -> str:
+        return f"{_padded(label, width)}  {_padded(a, middle)}  {b}"
+
+    lines = [sentences(headline, evidence), "", line("", first, second)]
     for title, rows in parts:
-        lines += [title, *(f"{label:{width}}  {a:{middle}}  {b}" for label, a, b in rows)] if rows else []
+        lines += [title, *(line(*row) for row in rows)] if rows else []
     return "\n".join(lines).replace(MINUS, "-")
+
+
+def _columns(text: str) -> int:
+    """The width of a text in a terminal, where a Chinese character takes two columns."""
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - _columns(text))

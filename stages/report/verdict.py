@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from data.held_out import EVALUATED, RANKED, too_few
-from pipeline.wording import fixed, listing, number, percent
+from pipeline.language import recorded, translate
+from pipeline.wording import between, fixed, listing, number, percent, sentences
 from stages.eval.artifact import EvaluatedPoint, Evaluation, ModelResult
 from stages.report import evidence, frontier, monitors, overlaps, win_rates
 from stages.report.evidence import PEOPLE, RUBRIC, Evidence
@@ -37,8 +38,8 @@ class Verdict:
     @property
     def text(self) -> str:
         """For a terminal."""
-        first = " ".join(part for part in (self.headline, self.evidence, self.price) if part)
-        return "\n".join([first, *(f"Note: {caveat}" for caveat in self.caveats)])
+        first = sentences(self.headline, self.evidence, self.price)
+        return "\n".join([first, *(translate("Note: {note}", note=caveat) for caveat in self.caveats)])
 
 
 class _Scored(Protocol):
@@ -50,15 +51,17 @@ def reach(findings: Findings) -> Verdict:
     evaluation = findings.evaluation
     caveats = tuple(_caveats(findings))
     if evaluation is None:
-        return Verdict("unknown", "Not evaluated yet.", _progress(findings), caveats=caveats)
+        return Verdict("unknown", translate("Not evaluated yet."), _progress(findings), caveats=caveats)
     reference, ppo = evaluation.models[evaluation.reference], evaluation.models["ppo"]
     price = _price(reference, ppo, evaluation.start)
     every = evidence.read(evaluation, findings.human)
     if not every:
         return Verdict(
             "unknown",
-            "Whether PPO helped is not known.",
-            f"No independent judge read the answers. {_score(reference, ppo, evaluation.prompts)}",
+            translate("Whether PPO helped is not known."),
+            sentences(
+                translate("No independent judge read the answers."), _score(reference, ppo, evaluation.prompts)
+            ),
             price,
             caveats,
         )
@@ -66,52 +69,71 @@ def reach(findings: Findings) -> Verdict:
     texts = [one.text for one in every]
     if not any(one.decides for one in every):
         texts.append(evidence.wanting(every))
-    return Verdict(tone, headline, " ".join(texts), price, caveats)
+    return Verdict(tone, headline, sentences(*texts), price, caveats)
 
 
 def _progress(findings: Findings) -> str:
     finished = [stage.name for stage in findings.stages if stage.key]
-    text = f"Finished: {listing(finished)}." if finished else "No stage is finished."
+    text = (
+        translate("Finished: {stages}.", stages=listing(finished))
+        if finished
+        else translate("No stage is finished.")
+    )
     if findings.ppo and len(findings.ppo.points) > 1:
-        text += f" {_score(findings.ppo.points[0], findings.ppo.points[-1], findings.ppo.prompts)}"
+        return sentences(text, _score(findings.ppo.points[0], findings.ppo.points[-1], findings.ppo.prompts))
     return text
 
 
 def _score(before: _Scored, after: _Scored, prompts: int) -> str:
-    return (
-        f"The reward model’s mean score on {prompts:,} held-out prompts went from {fixed(before.score)} to "
-        f"{fixed(after.score)}, but PPO optimises that score, so it is no evidence that answers are better."
+    return translate(
+        "The reward model’s mean score on {prompts:,} held-out prompts went from {before} to {after}, but PPO "
+        "optimises that score, so it is no evidence that answers are better.",
+        prompts=prompts,
+        before=fixed(before.score),
+        after=fixed(after.score),
     )
 
 
 def _direction(every: Sequence[Evidence]) -> tuple[Tone, str]:
     if any(one.torn for one in every):
-        return "unclear", "The judge’s fact errors and win rate disagree."
+        return "unclear", translate("The judge’s fact errors and win rate disagree.")
     deciding = [one for one in every if one.decides]
     sides = {one.side for one in deciding}
     if len(sides) > 1:
         by_source = {one.source: one.side for one in deciding}
         if by_source.get(PEOPLE, 0) == -by_source.get(RUBRIC, 0) != 0:
-            return "unclear", "People and the judge of facts disagree."
-        return "unclear", "The judges disagree."
+            return "unclear", translate("People and the judge of facts disagree.")
+        return "unclear", translate("The judges disagree.")
     if sides == {1}:
-        return "good", "PPO helped."
+        return "good", translate("PPO helped.")
     if sides == {-1}:
-        return "bad", "PPO did not help: answers got worse."
-    return "unclear", "This evaluation cannot tell whether PPO helped."
+        return "bad", translate("PPO did not help: answers got worse.")
+    return "unclear", translate("This evaluation cannot tell whether PPO helped.")
 
 
 def _price(reference: ModelResult, ppo: ModelResult, start: str) -> str:
-    parts = [
-        f"answers average {fixed(ppo.length, 1)} tokens ({start}: {fixed(reference.length, 1)})",
-        f"{percent(ppo.distinct_2, 1)} of word pairs are distinct ({start}: {percent(reference.distinct_2, 1)})",
-    ]
-    if ppo.nll is not None:
-        parts.append(
-            f"the loss on held-out demonstrations is {fixed(ppo.nll, 3)} nats per token ({start}: "
-            f"{fixed(reference.nll, 3)})"
+    values = {
+        "start": start,
+        "kl": number(ppo.kl),
+        "length": fixed(ppo.length, 1),
+        "length_before": fixed(reference.length, 1),
+        "distinct": percent(ppo.distinct_2, 1),
+        "distinct_before": percent(reference.distinct_2, 1),
+    }
+    if ppo.nll is None:
+        return translate(
+            "PPO’s KL from {start} is {kl} nats per response; answers average {length} tokens ({start}: "
+            "{length_before}) and {distinct} of word pairs are distinct ({start}: {distinct_before}).",
+            **values,
         )
-    return f"PPO’s KL from {start} is {number(ppo.kl)} nats per response; {listing(parts)}."
+    return translate(
+        "PPO’s KL from {start} is {kl} nats per response; answers average {length} tokens ({start}: "
+        "{length_before}), {distinct} of word pairs are distinct ({start}: {distinct_before}) and the loss on "
+        "held-out demonstrations is {loss} nats per token ({start}: {loss_before}).",
+        loss=fixed(ppo.nll, 3),
+        loss_before=fixed(reference.nll, 3),
+        **values,
+    )
 
 
 def _caveats(findings: Findings) -> list[str]:
@@ -123,10 +145,15 @@ def _caveats(findings: Findings) -> list[str]:
         return notes
     reference, ppo_model = evaluation.models[evaluation.reference], evaluation.models["ppo"]
     if ppo and ppo.kl_target and (ppo_model.kl or 0) > ppo.kl_target:
-        notes.append(f"The KL exceeds the recipe’s target of {number(ppo.kl_target)} nats.")
+        notes.append(translate("The KL exceeds the recipe’s target of {kl} nats.", kl=number(ppo.kl_target)))
     notes += _unfinished(reference, ppo_model, evaluation)
     if warning := too_few(evaluation.prompts, EVALUATED):
-        notes.append(f"There {'is' if evaluation.prompts == 1 else 'are'} {warning}.")
+        one = evaluation.prompts == 1
+        notes.append(
+            translate("There is {warning}.", warning=warning)
+            if one
+            else translate("There are {warning}.", warning=warning)
+        )
     fitted = frontier.caveats(evaluation)
     notes += [*win_rates.caveats(evaluation), *fitted]
     # If a training monitor stopped the run, or the fit shows over-optimisation, it is already in the list.
@@ -134,10 +161,14 @@ def _caveats(findings: Findings) -> list[str]:
     if unsaid and ppo and (peak := overoptimised(_last_round(evaluation.along), ppo.prompts)):
         best, last = peak
         notes.append(
-            f"Over-optimised: after update {best.update} the reward model’s score kept rising "
-            f"({fixed(best.score)} to {fixed(last.score)}) while fact errors rose again "
-            f"({percent(best.slot_error_rate, 1)} to {percent(last.slot_error_rate, 1)}, on the {ppo.prompts:,} "
-            "prompts of the evaluation points)."
+            translate(
+                "Over-optimised: after update {update} the reward model’s score kept rising ({scores}) while fact "
+                "errors rose again ({errors}, on the {prompts:,} prompts of the evaluation points).",
+                update=best.update,
+                scores=between(fixed(best.score), fixed(last.score)),
+                errors=between(percent(best.slot_error_rate, 1), percent(last.slot_error_rate, 1)),
+                prompts=ppo.prompts,
+            )
         )
     return notes
 
@@ -147,55 +178,86 @@ def _about_rewards(findings: Findings) -> list[str]:
     ppo, reward = findings.ppo, findings.reward
     notes = []
     if findings.annotators == "simulated":
-        text = "Annotators are simulated: no person ranked anything in this run."
-        if findings.human:
-            text = "The reward model learned from simulated rankings; people only compared the final answers."
-        notes.append(text)
+        notes.append(
+            translate("The reward model learned from simulated rankings; people only compared the final answers.")
+            if findings.human
+            else translate("Annotators are simulated: no person ranked anything in this run.")
+        )
     elif findings.annotators == "unknown" and findings.ranking:
-        notes.append("It is not recorded whether people made the rankings.")
+        notes.append(translate("It is not recorded whether people made the rankings."))
     if ppo and ppo.forced_past_gate:
         notes.append(
-            f"The reward model is unfit for PPO ({'; '.join(ppo.forced_past_gate)}), and PPO ran anyway because of "
-            "--force."
+            translate(
+                "The reward model is unfit for PPO ({reasons}), and PPO ran anyway because of --force.",
+                reasons=_recorded(ppo.forced_past_gate),
+            )
         )
     elif reward and reward.unfit:
-        notes.append(f"The reward model of this run is unfit for PPO: {'; '.join(reward.unfit)}.")
+        reasons = _recorded(reward.unfit)
+        notes.append(translate("The reward model of this run is unfit for PPO: {reasons}.", reasons=reasons))
     if reward:
-        notes += [f"About this run’s reward model: {warning}." for warning in reward.warnings]
+        notes += [
+            translate("About this run’s reward model: {warning}.", warning=recorded(warning))
+            for warning in reward.warnings
+        ]
         measured = reward.held_out
         if measured.pairs and (warning := too_few(measured.prompts, RANKED)):
-            notes.append(f"The reward model was measured on {warning}.")
+            notes.append(translate("The reward model was measured on {warning}.", warning=warning))
     if ppo and ppo.reward_model:
-        notes.append(f"PPO’s reward came from another reward model ({ppo.reward_model}) than the one trained here.")
+        notes.append(
+            translate(
+                "PPO’s reward came from another reward model ({model}) than the one trained here.",
+                model=ppo.reward_model,
+            )
+        )
     return notes
+
+
+def _recorded(reasons: Sequence[str]) -> str:
+    return translate("; ").join(map(recorded, reasons))
 
 
 def _unfinished(reference: ModelResult, ppo: ModelResult, evaluation: Evaluation) -> list[str]:
     """Notes on answers that do not end with a stop token, and what to change."""
     if ppo.ended is None or reference.ended is None:
         return []
-    limit = f"{evaluation.settings.response_length} tokens" if evaluation.settings else "the length limit"
-    share = {evaluation.start: reference.ended, "PPO": ppo.ended}
+    settings = evaluation.settings
+    limit = (
+        translate("{count} tokens", count=settings.response_length) if settings else translate("the length limit")
+    )
+    share = {evaluation.start: reference.ended, translate("PPO"): ppo.ended}
     never = [name for name, ended in share.items() if ended <= NEVER_ENDS]
     if never:
-        exactly = not any(share[name] for name in never)
-        who = (
-            "No response of"
-            if exactly
-            else f"At most {percent(max(share[name] for name in never))} of responses of"
-        )
-        learned = ", check that the demonstrations are shorter than that" if evaluation.reference == "sft" else ""
-        cut = "all are cut" if exactly else "the others are cut"
-        return [
-            f"{who} {' or '.join(never)} end{'s' * exactly} with a stop token; {cut} at {limit}. Raise "
-            f"eval.response_length and ppo.response_length if answers need more{learned}, or set "
-            "ppo.missing_eos_penalty."
-        ]
+        values = {"models": translate(" or ").join(never), "limit": limit}
+        if any(share[name] for name in never):
+            ends = translate(
+                "At most {share} of responses of {models} end with a stop token; the others are cut at {limit}.",
+                share=percent(max(share[name] for name in never)),
+                **values,
+            )
+        else:
+            ends = translate("No response of {models} ends with a stop token; all are cut at {limit}.", **values)
+        if evaluation.reference == "sft":
+            hint = translate(
+                "Raise eval.response_length and ppo.response_length if answers need more, check that the "
+                "demonstrations are shorter than that, or set ppo.missing_eos_penalty."
+            )
+        else:
+            hint = translate(
+                "Raise eval.response_length and ppo.response_length if answers need more, or set "
+                "ppo.missing_eos_penalty."
+            )
+        return [sentences(ends, hint)]
     if ppo.ended < reference.ended - 0.02:
         return [
-            f"Only {percent(ppo.ended)} of PPO’s answers end with a stop token, and {percent(reference.ended)} of "
-            f"{evaluation.start}’s; the others are cut at {limit}. Set ppo.missing_eos_penalty, or raise "
-            "ppo.response_length."
+            translate(
+                "Only {ppo} of PPO’s answers end with a stop token, and {reference} of {start}’s; the others are "
+                "cut at {limit}. Set ppo.missing_eos_penalty, or raise ppo.response_length.",
+                ppo=percent(ppo.ended),
+                reference=percent(reference.ended),
+                start=evaluation.start,
+                limit=limit,
+            )
         ]
     return []
 

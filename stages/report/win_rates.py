@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.wording import fixed, percent, span
+from pipeline.language import recorded, translate
+from pipeline.wording import fixed, percent, sentences, span
 from stages.eval import artifact
 from stages.eval.artifact import Evaluation
 
@@ -30,9 +31,9 @@ def names(evaluation: Evaluation | None) -> dict[str, str]:
     """Model -> its name in the report, for the evaluated models, in order."""
     models = evaluation.models if evaluation else {}
     always = ("base", "ppo") if models else ("base", "sft", "ppo")
-    labels = {name: label for name, label in NAMES.items() if name in models or name in always}
+    labels = {name: translate(label) for name, label in NAMES.items() if name in models or name in always}
     if "best_of_n" in labels:
-        labels["best_of_n"] = f"Best of {models['best_of_n'].n}"
+        labels["best_of_n"] = translate("Best of {n}", n=models["best_of_n"].n)
     return labels
 
 
@@ -43,7 +44,7 @@ def rows(evaluation: Evaluation | None) -> list[Row]:
     labels = names(evaluation)
     return [
         Row(
-            contest.judge,
+            recorded(contest.judge),
             labels[contest.ours],
             labels[contest.theirs],
             percent(contest.value),
@@ -57,12 +58,13 @@ def rows(evaluation: Evaluation | None) -> list[Row]:
 
 
 def _note(contest: artifact.Contest) -> str:
-    note = f"{contest.prompts:,} prompts"
+    notes = [translate("{count:,} prompts", count=contest.prompts)]
     if contest.disagreed is not None:
-        note += f"; verdict changed with the order of answers for {percent(contest.disagreed)} of pairs"
+        share = percent(contest.disagreed)
+        notes.append(translate("verdict changed with the order of answers for {share} of pairs", share=share))
     if contest.unreadable:
-        note += f"; {contest.unreadable} replies without a verdict"
-    return note
+        notes.append(translate("{count} replies without a verdict", count=contest.unreadable))
+    return translate("; ").join(notes)
 
 
 def against_reference(evaluation: Evaluation | None) -> dict[str, artifact.Contest]:
@@ -86,10 +88,15 @@ def other_judges(evaluation: Evaluation) -> list[artifact.Contest]:
 def evidence(contest: artifact.Contest) -> str:
     """A win rate of PPO against the reference in words."""
     start = artifact.in_words(contest.theirs)
-    judge = contest.judge[:1].upper() + contest.judge[1:]
-    return (
-        f"{judge} prefers PPO’s answer to {start}’s on {percent(contest.value)} of {contest.prompts:,} held-out "
-        f"prompts (95 % interval {span(contest.low, contest.high)}; ties count half)."
+    judge = recorded(contest.judge)
+    return translate(
+        "{judge} prefers PPO’s answer to {start}’s on {share} of {prompts:,} held-out prompts (95 % interval "
+        "{interval}; ties count half).",
+        judge=judge[:1].upper() + judge[1:],
+        start=start,
+        share=percent(contest.value),
+        prompts=contest.prompts,
+        interval=span(contest.low, contest.high),
     )
 
 
@@ -104,11 +111,18 @@ def caveats(evaluation: Evaluation) -> list[str]:
         seen.add(theirs)
         if contest.side < 0:
             kl = models[theirs].kl
-            at = f"at most {fixed(kl)}" if theirs == "best_of_n" else fixed(kl)
+            at_most = theirs == "best_of_n"
             notes.append(
-                f"{labels[theirs]} is better than PPO: PPO’s answer wins on {percent(contest.value)} of "
-                f"{contest.prompts:,} prompts "
-                f"({span(contest.low, contest.high)}), at a KL of {fixed(models['ppo'].kl)} nats against {at}."
+                translate(
+                    "{model} is better than PPO: PPO’s answer wins on {share} of {prompts:,} prompts ({interval}), "
+                    "at a KL of {kl} nats against {other}.",
+                    model=labels[theirs],
+                    share=percent(contest.value),
+                    prompts=contest.prompts,
+                    interval=span(contest.low, contest.high),
+                    kl=fixed(models["ppo"].kl),
+                    other=translate("at most {kl}", kl=fixed(kl)) if at_most else fixed(kl),
+                )
             )
     return notes
 
@@ -119,12 +133,16 @@ def reach(evaluation: Evaluation) -> str:
     if not best:
         return ""
     kl = evaluation.models["ppo"].kl or 0.0
-    text = (
-        f"Best of n takes the answer that the reward model scores highest among n answers of {evaluation.start}. "
-        f"n = {best.n} is the one whose KL is nearest PPO’s {fixed(kl)} nats; best-of-n’s KL is at most log n - "
-        f"(n-1)/n (Beirami et al. 2024). The result is averaged over all subsets of n among {best.samples} answers "
-        "per prompt."
+    text = translate(
+        "Best of n takes the answer that the reward model scores highest among n answers of {start}. n = {n} is "
+        "the one whose KL is nearest PPO’s {kl} nats; best-of-n’s KL is at most log n - (n-1)/n (Beirami et al. "
+        "2024). The result is averaged over all subsets of n among {samples} answers per prompt.",
+        start=evaluation.start,
+        n=best.n,
+        kl=fixed(kl),
+        samples=best.samples,
     )
-    if kl > best.reaches:
-        text += f" {best.samples} answers reach at most {fixed(best.reaches)} nats."
-    return text
+    if kl <= best.reaches:
+        return text
+    reaches = translate("{samples} answers reach at most {kl} nats.", samples=best.samples, kl=fixed(best.reaches))
+    return sentences(text, reaches)

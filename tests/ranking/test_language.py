@@ -116,7 +116,7 @@ def english(source: str) -> set[str]:
 def test_no_page_of_an_annotator_has_a_text_outside_of_the_catalogue(
     site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, k: int
 ) -> None:
-    monkeypatch.setattr(Language, "load", classmethod(lambda cls, code: cls(code, Bracketed(), {})))
+    monkeypatch.setattr(Language, "load", classmethod(lambda cls, code: cls(code, Bracketed())))
     served = site([ask(i, k) for i in range(4)], language="zh", ratings=True, guidelines="Good?", overlap=1)
     ana = served.client("ana")
     pages = [ana.get().text]
