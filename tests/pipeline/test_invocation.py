@@ -51,6 +51,7 @@ def test_both_forms_of_every_command_give_the_same_values(name: str, tmp_path: P
         "compare": ["runs/a", "runs/b"],
         "export-rankings": ["folder"],
         "run": ["ppo-2", "--fresh"],
+        "score": ["answers.jsonl", "--out", "scored.jsonl"],
     }.get(name, [])
     values = {"recipe": "my recipes/r.yaml", "sets": SETS, "runs": "/tmp/some runs"}
     command = Invocation(**values).command(name, *arguments)

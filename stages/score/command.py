@@ -1,0 +1,153 @@
+"""The commands that use a finished reward model: score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipeline import invocation
+from pipeline.cli.app import (
+    QUICKSTART,
+    RUNS,
+    RecipeOption,
+    RunsOption,
+    SetOption,
+    app,
+    console,
+    echo,
+    home,
+    planner_of,
+)
+from pipeline.config.data import TableConfig
+from pipeline.device import available_device, resolve
+from pipeline.engine.progress import Display
+from pipeline.errors import RecipeError
+from pipeline.wording import counted, listing
+
+if TYPE_CHECKING:
+    from stages.score.model import RewardScorer
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A reward model instead of the recipe's: the folder of a reward artifact or of an exported model, or "
+        "the Hub id of a sequence classifier with one label.",
+    ),
+]
+RevisionOption = Annotated[str | None, typer.Option(help="The commit of a Hub id.")]
+SplitOption = Annotated[str, typer.Option(help="Of a Hub data set, or of a folder by save_to_disk.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"] | None,
+    typer.Option(help="Where to compute.", show_default="the recipe's; with --model auto"),
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Completions scored at once.")]
+AggregateOption = Annotated[
+    Literal["mean", "min", "uncertainty"] | None,
+    typer.Option(help="How an ensemble's scores are combined.", show_default="ppo.reward; with --model mean"),
+]
+
+
+@app.command()
+def score(
+    file: Annotated[
+        str | None,
+        typer.Argument(help="A JSONL, CSV, TSV, JSON or Parquet file, or hub://owner/name@revision."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", callback=home, help="The file to write: .jsonl, .csv, .tsv or .parquet."),
+    ] = None,
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    prompt: Annotated[
+        str, typer.Option(help="The column of prompts.", show_default="prompt, if there is one")
+    ] = "",
+    completions: Annotated[
+        str,
+        typer.Option(
+            help="The column of completions (text, messages, or a list of them), or several: a,b.",
+            show_default="completions, completion, responses, response, chosen and rejected, or messages",
+        ),
+    ] = "",
+    prefix: Annotated[str, typer.Option(help="Put before the names of the columns that are added.")] = "",
+    split: SplitOption = "train",
+    limit: LimitOption = None,
+    aggregate: AggregateOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 64,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again, and replace the file.")] = False,
+) -> None:
+    """Score the completions in a table with the reward model, as PPO would. After an interruption the same command
+    continues."""
+    from stages.score import output, run
+
+    if file is None or out is None:
+        needs = {"a table of completions": file, "--out": out}
+        raise RecipeError(
+            f"score needs {listing([name for name, value in needs.items() if value is None])}",
+            hint=f"for example `{invocation.command('score', 'answers.jsonl', '--out', 'scored.jsonl')}`",
+        )
+    display = Display(console())
+    output.check_path(out, fresh=fresh)
+    table = TableConfig(path=file, split=split, limit=limit)
+    columns = [name.strip() for name in completions.split(",") if name.strip()]
+    layout = run.layout_of(table, prompt, columns, prefix)
+    total = run.count(table, layout, display.open)
+    loaded = load(recipe, sets, runs, model, revision, aggregate, device, batch_size)
+    describe(loaded)
+    settings = {"table": run.fingerprint(table), "model": loaded.identity, "columns": layout.added(ensemble=True)}
+    scored = run.score_table(
+        table,
+        layout,
+        loaded,
+        output.Output(out, settings | {"completions": layout.completions, "prompt": layout.prompt}),
+        display.open,
+        total=total,
+        fresh=fresh,
+    )
+    earlier = f" ({scored.before:,} by an earlier run)" if scored.before else ""
+    echo(f"{out}: {counted(scored.rows, 'row')}{earlier}, {counted(scored.completions, 'completion')}")
+    if loaded.shortened:
+        echo(
+            f"{counted(loaded.shortened, 'text')} lost their beginning, as in PPO: the reward model reads "
+            f"{loaded.longest:,} tokens"
+        )
+
+
+def load(
+    recipe: Path,
+    sets: list[str] | None,
+    runs: Path,
+    model: str | None,
+    revision: str | None,
+    aggregate: Literal["mean", "min", "uncertainty"] | None,
+    device: str | None,
+    batch_size: int,
+) -> RewardScorer:
+    """The reward model that the options name."""
+    from stages.score import source
+
+    if model is not None:
+        loaded = source.from_place(model, revision, available_device(device or "auto"), batch_size, aggregate)
+    else:
+        summary = planner_of(recipe, sets, runs).summary()
+        where = resolve(summary.loaded) if device is None else available_device(device)
+        loaded = source.from_run(summary, where, batch_size, aggregate)
+    if aggregate not in (None, "mean") and loaded.size == 1:
+        raise RecipeError(f"--aggregate {aggregate}: the reward model has one member", hint="drop --aggregate")
+    return loaded
+
+
+def describe(model: RewardScorer) -> None:
+    """Prints which reward model scores, and what the user should know about it."""
+    members = f", {model.size} members ({model.aggregation.aggregate})" if model.size > 1 else ""
+    echo(f"reward model: {model.name}{members}")
+    for note in model.notes:
+        echo(f"warning: {note}")
