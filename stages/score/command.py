@@ -1,4 +1,4 @@
-"""The commands that use a finished reward model: score."""
+"""The commands that use a finished reward model: score, export-reward."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pipeline.config.data import TableConfig
 from pipeline.device import available_device, resolve
 from pipeline.engine.progress import Display
 from pipeline.errors import RecipeError
+from pipeline.files import need_folder
 from pipeline.wording import counted, listing
 
 if TYPE_CHECKING:
@@ -119,6 +120,49 @@ def score(
             f"{counted(loaded.shortened, 'text')} lost their beginning, as in PPO: the reward model reads "
             f"{loaded.longest:,} tokens"
         )
+
+
+@app.command("export-reward")
+def export_reward(
+    folder: Annotated[Path | None, typer.Argument(callback=home, help="The folder to write.")] = None,
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    member: Annotated[
+        int | None, typer.Option(min=0, help="Which member of an ensemble.", show_default="publish.reward_member")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the weights.", show_default="export.dtype"),
+    ] = None,
+    merge_quantized: Annotated[
+        bool, typer.Option("--merge-quantized", help="Merge an adapter with a base in 4 or 8 bits anyway.")
+    ] = False,
+) -> None:
+    """Write the reward model as a sequence classifier with one label, with a card, for transformers, vLLM, TEI."""
+    from stages.publish import uploads
+
+    if folder is None:
+        raise RecipeError(
+            "export-reward needs a folder to write",
+            hint=f"for example `{invocation.command('export-reward', 'my-reward-model')}`",
+        )
+    need_folder(folder, "the reward model", "name another folder")
+    summary = planner_of(recipe, sets, runs).summary()
+    given = {"member": member, "dtype": dtype, "merge_quantized": merge_quantized or None}
+    with Display(console()).open("export-reward"):
+        exported = uploads.export_reward_model(
+            summary,
+            folder,
+            summary.loaded.recipe.publish.reward or folder.name,
+            resolve(summary.loaded),
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    if exported.deviates.expected:
+        echo(f"merged with its quantised base, it is another model: scores are {exported.deviates.deviation}")
+    if not exported.template_is_exact:
+        echo("warning: apply_chat_template of this tokenizer does not give the ids of training (see its README.md)")
+    echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def load(

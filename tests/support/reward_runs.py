@@ -60,10 +60,11 @@ def reward_run(runs: Path, *, system: str | None = None, **reward: Any) -> Rewar
     """A base, data with a system message, and a reward model.
 
     Args:
-        reward: arguments of `tiny.reward_artifact`.
+        reward: arguments of `tiny.reward_artifact`, and of `tiny.base_artifact` template and quantization.
     """
     places = {stage: runs / "small" / stage / f"{number:012x}" for number, stage in enumerate(("base", "data"), 1)}
-    made = tiny.base_artifact(places["base"] / "out", template=reward.pop("template", "plain"))
+    of_base = {name: reward.pop(name) for name in ("template", "quantization") if name in reward}
+    made = tiny.base_artifact(places["base"] / "out", **of_base)
     records = {"base": finish(places["base"], "base", {})}
     base = Artifact("base", made.path, records["base"].fingerprint)
     data = tiny.data_artifact(places["data"] / "out")
