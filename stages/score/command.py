@@ -1,7 +1,8 @@
-"""The commands that use a finished reward model: score, export-reward."""
+"""The commands that use a finished reward model: score, evaluate-reward, export-reward."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,7 +25,7 @@ from pipeline.config.data import TableConfig
 from pipeline.device import available_device, resolve
 from pipeline.engine.progress import Display
 from pipeline.errors import RecipeError
-from pipeline.files import need_folder
+from pipeline.files import need_file, need_folder, write_atomic
 from pipeline.wording import counted, listing
 
 if TYPE_CHECKING:
@@ -120,6 +121,55 @@ def score(
             f"{counted(loaded.shortened, 'text')} lost their beginning, as in PPO: the reward model reads "
             f"{loaded.longest:,} tokens"
         )
+
+
+@app.command("evaluate-reward")
+def evaluate_reward(
+    file: Annotated[
+        str | None,
+        typer.Argument(help="A file of RewardBench 2, of RM-Bench, or of pairs; or hub://owner/name@revision."),
+    ] = None,
+    recipe: RecipeOption = QUICKSTART,
+    sets: SetOption = None,
+    runs: RunsOption = RUNS,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    form: Annotated[
+        Literal["rewardbench-2", "rm-bench", "pairs"] | None,
+        typer.Option("--format", help="The file's format.", show_default="by its first row"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", callback=home, help="A JSON file for the results.")
+    ] = None,
+    split: SplitOption = "train",
+    limit: LimitOption = None,
+    aggregate: AggregateOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 64,
+) -> None:
+    """Evaluate the reward model on a benchmark, with the accuracies of the benchmark's own scorer."""
+    from stages.score import evaluate
+
+    if file is None:
+        raise RecipeError(
+            "evaluate-reward needs the file of a benchmark",
+            hint=f"for example `{invocation.command('evaluate-reward', 'rewardbench2.jsonl')}`",
+        )
+    if out is not None:
+        need_file(out, "results.json", "give another file with --out")
+    table = TableConfig(path=file, split=split, limit=limit)
+    form = form or evaluate.first_format(table)
+    loaded = load(recipe, sets, runs, model, revision, aggregate, device, batch_size)
+    describe(loaded)
+    lines = evaluate.evaluate(table, loaded, Display(console()).open, form)
+    width = max(len(line.name) for line in lines)
+    echo(f"{form}: {file}")
+    for line in lines:
+        interval = "" if line.low is None else f"  ({line.low:.4f} to {line.high:.4f})"
+        echo(f"  {line.name:<{width}}  {line.value:.4f}  {counted(line.rows, 'row'):>12}{interval}")
+    if out is not None:
+        write_atomic(out, json.dumps(evaluate.as_json(form, loaded, lines), indent=1) + "\n")
+        echo(f"results: {out}")
 
 
 @app.command("export-reward")
