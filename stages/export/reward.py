@@ -25,7 +25,7 @@ from data.tables.messages import with_system
 from pipeline.config.checkpoint import context_length
 from pipeline.engine.stage import Artifact
 from pipeline.errors import DataError, StageError
-from stages.export.scoring_template import scoring_template
+from stages.export.scoring_template import joining_template, scoring_template
 from stages.models.adapters import ADAPTER, attach_adapter, causal_lm, is_adapter, load_full
 from stages.models.heads import ScalarHead
 from stages.models.loading import dtype_of, load_backbone
@@ -294,6 +294,8 @@ def _write_encoder(base: Artifact, reward: Artifact, folder: Path, device: str, 
     expected = score_rows(source.members, [*rows, *stored], len(rows) + len(stored), device)[0]
     source.model.config.update(label_config())
     source.model.to(dtype_of(options.dtype, "cpu")).save_pretrained(folder)
+    if not source.tokenizer.chat_template:
+        source.tokenizer.chat_template = joining_template(source.tokenizer)
     source.tokenizer.init_kwargs["truncation_side"] = "left"
     source.tokenizer.save_pretrained(folder)
     spec = ExportedReward(system=options.system, max_length=options.max_length)
@@ -301,10 +303,7 @@ def _write_encoder(base: Artifact, reward: Artifact, folder: Path, device: str, 
     scores, deviates = _compare(folder, [*rows, *stored], expected, device, spec, strict, other_model=False)
     spec = _with_fingerprints(spec, conversations, rows, scores)
     spec.write(folder)
-    has_template = bool(source.tokenizer.chat_template)
-    return Exported(
-        folder, spec, deviates, has_template and all(map(_renders(source.tokenizer), conversations, rows))
-    )
+    return Exported(folder, spec, deviates, all(map(_renders(source.tokenizer), conversations, rows)))
 
 
 # --- Both ---

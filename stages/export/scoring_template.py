@@ -9,8 +9,10 @@ after it.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from stages.models.text import Codec
+from stages.scoring.text_encoder import special_tokens_around
 
 BEFORE = (
     "{%- set scored_answer = none %}"
@@ -30,3 +32,15 @@ def scoring_template(codec: Codec) -> str:
     original = "{{ '' }}" + codec.template.text.removesuffix("\n")
     end = json.dumps(codec.end, ensure_ascii=False)
     return f"{BEFORE}{bos}{original}{{{{ '' if scored_answer is none else scored_answer + {end} }}}}"
+
+
+def joining_template(tokenizer: Any) -> str:
+    """A Jinja template for an encoder without one: it renders a conversation as `TextEncoder` joins its turns, with
+    the special tokens that the tokenizer puts around a text."""
+    before, after = special_tokens_around(tokenizer)
+    opening, closing = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in (before, after))
+    if tokenizer.eos_token_id is not None and after != [tokenizer.eos_token_id]:
+        closing = tokenizer.eos_token + closing
+    first, last = (json.dumps(text, ensure_ascii=False) for text in (opening, closing))
+    turns = "{%- for message in messages %}{{ message['content'] + ('' if loop.last else '\\n') }}{%- endfor %}"
+    return f"{{{{ {first} }}}}{turns}{{{{ {last} }}}}"

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from reward_runs import reward_run
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -177,17 +178,24 @@ def test_an_adapter_on_a_quantised_base_is_merged_only_on_request(tmp_path):
     assert float(difference.abs().max()) < 0.3
 
 
-def test_an_encoder_is_exported_with_its_fingerprints(tmp_path):
+@pytest.mark.parametrize("around", [None, ("<bos>", "<|im_end|>"), ("<bos>", "<eos>")])
+def test_an_encoder_is_exported_with_its_fingerprints(tmp_path, around):
     torch.manual_seed(3)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     config = BertConfig(vocab_size=tiny.VOCABULARY, pad_token_id=tiny.PAD, num_labels=1, **size)
-    encoder = TextClassifier(BertForSequenceClassification(config).eval(), tiny.tokenizer(None))
+    tokenizer = tiny.tokenizer(None)
+    if around is not None:  # as [CLS] and [SEP]
+        ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in around]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{around[0]} $A {around[1]}", special_tokens=ids
+        )
+    encoder = TextClassifier(BertForSequenceClassification(config).eval(), tokenizer)
     base = tiny.base_artifact(tmp_path / "base")
     reward = Artifact("reward", tmp_path / "reward", "")
     reward.path.mkdir()
     save_classifier(encoder, reward.path, fingerprints_of(encoder, tiny.rows(3, 4, 8), "cpu"))
     result = export_reward(base, reward, tmp_path / "out", "cpu", Options())
-    assert not result.template_is_exact, "it has no chat template"
+    assert result.template_is_exact
     assert json.loads((tmp_path / "out/config.json").read_text())["problem_type"] == "regression"
     rows = [Answers(talk[:-1], [talk[-1]["content"]]) for talk in TALKS]
     scored = [row.scores[0] for row in source.from_place(str(tmp_path / "out"), None, "cpu").score(rows)]
