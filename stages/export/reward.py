@@ -56,15 +56,15 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Deviates:
+class Difference:
     """How the file's scores differ from the reward model's.
 
     Attributes:
-        expected: whether the file is another model than the one that was trained: merged with a quantised base.
+        other_model: whether the file is another model than the one that was trained: merged with a quantised base.
     """
 
     deviation: Deviation
-    expected: bool
+    other_model: bool
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Exported:
 
     folder: Path
     spec: ExportedReward
-    deviates: Deviates
+    difference: Difference
     template_is_exact: bool
 
 
@@ -169,10 +169,10 @@ def _write_decoder(base: Artifact, reward: Artifact, folder: Path, device: str, 
     )
     del lm, classifier
     strict = options.dtype == "float32" and computes_exactly and device == "cpu"
-    scores, deviates = _compare(folder, [*rows, *stored], expected, device, spec, strict, merges_quantized)
+    scores, difference = _compare(folder, [*rows, *stored], expected, device, spec, strict, merges_quantized)
     spec = _with_fingerprints(spec, conversations, rows, scores)
     spec.write(folder)
-    return Exported(folder, spec, deviates, all(map(_renders(tokenizer), conversations, rows)))
+    return Exported(folder, spec, difference, all(map(_renders(tokenizer), conversations, rows)))
 
 
 def _member(reward: Artifact, options: Options) -> int:
@@ -300,10 +300,10 @@ def _write_encoder(base: Artifact, reward: Artifact, folder: Path, device: str, 
     source.tokenizer.save_pretrained(folder)
     spec = ExportedReward(system=options.system, max_length=options.max_length)
     strict = options.dtype == "float32" and device == "cpu"
-    scores, deviates = _compare(folder, [*rows, *stored], expected, device, spec, strict, other_model=False)
+    scores, difference = _compare(folder, [*rows, *stored], expected, device, spec, strict, other_model=False)
     spec = _with_fingerprints(spec, conversations, rows, scores)
     spec.write(folder)
-    return Exported(folder, spec, deviates, all(map(_renders(source.tokenizer), conversations, rows)))
+    return Exported(folder, spec, difference, all(map(_renders(source.tokenizer), conversations, rows)))
 
 
 # --- Both ---
@@ -317,7 +317,7 @@ def _compare(
     spec: ExportedReward,
     strict: bool,
     other_model: bool,
-) -> tuple[list[float], Deviates]:
+) -> tuple[list[float], Difference]:
     """The scores (N) of the written folder, and how they differ from `expected`. Raises `StageError` if rounding
     does not explain the difference.
 
@@ -336,7 +336,7 @@ def _compare(
             f"the exported file does not give the reward model's scores: {deviation}",
             hint="export it in float32; if that does not help, report this with the recipe",
         )
-    return scores.tolist(), Deviates(deviation, other_model)
+    return scores.tolist(), Difference(deviation, other_model)
 
 
 def _with_fingerprints(

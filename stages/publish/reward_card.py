@@ -226,11 +226,11 @@ def _limits(run: RunSummary, exported: Exported) -> str:
             f"It is member {spec.member} of an ensemble of {recipe.reward.ensemble}, and the numbers above are the "
             f"ensemble's.{own}"
         )
-    deviation = exported.deviates
-    if deviation.expected:
+    difference = exported.difference
+    if difference.other_model:
         points.append(
             "It was trained as an adapter on a base in 4 or 8 bits and is merged here, which is another model: its "
-            f"scores are {deviation.deviation}."
+            f"scores are {difference.deviation}."
         )
     if recipe.publish.license is None:
         points.append("No licence is stated here; the licences of the base model and the data apply.")

@@ -199,17 +199,17 @@ def export_reward(
         )
     need_folder(folder, "the reward model", "name another folder")
     summary = planner_of(recipe, sets, runs).summary()
-    given = {"member": member, "dtype": dtype, "merge_quantized": merge_quantized or None}
+    options = {"member": member, "dtype": dtype, "merge_quantized": merge_quantized or None}
     with Display(console()).open("export-reward"):
         exported = uploads.export_reward_model(
             summary,
             folder,
             summary.loaded.recipe.publish.reward or folder.name,
             resolve(summary.loaded),
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in options.items() if value is not None},
         )
-    if exported.deviates.expected:
-        echo(f"merged with its quantised base, it is another model: scores are {exported.deviates.deviation}")
+    if exported.difference.other_model:
+        echo(f"merged with its quantised base, it is another model: scores are {exported.difference.deviation}")
     if not exported.template_is_exact:
         echo("warning: apply_chat_template of this tokenizer does not give the ids of training (see its README.md)")
     echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

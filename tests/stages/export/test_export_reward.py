@@ -71,7 +71,7 @@ def test_plain_transformers_gives_the_scores(tmp_path, template, values):
     assert float(wanted.std()) > 0.05
     torch.testing.assert_close(plain_scores(tmp_path / "out") + result.spec.offset, wanted, atol=1e-4, rtol=0)
     assert result.template_is_exact
-    assert result.deviates.deviation.largest < 1e-5
+    assert result.difference.deviation.largest < 1e-5
     # Our own loading adds the offset, verifies the fingerprints and encodes in the same way.
     rows = [Answers(talk[:-1], [talk[-1]["content"]]) for talk in TALKS]
     scored = [row.scores[0] for row in source.from_place(str(tmp_path / "out"), None, "cpu").score(rows)]
@@ -91,9 +91,9 @@ def test_the_config_follows_the_conventions_for_raw_scores(tmp_path):
     assert tokenizer.model_max_length == 128
     scores = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
     text = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(TALKS[0], tokenize=False)
-    given = scores(text, add_special_tokens=False)[0]
-    assert given["label"] == "reward"
-    assert given["score"] == pytest.approx(float(plain_scores(tmp_path / "out")[0]), abs=1e-4)
+    result = scores(text, add_special_tokens=False)[0]
+    assert result["label"] == "reward"
+    assert result["score"] == pytest.approx(float(plain_scores(tmp_path / "out")[0]), abs=1e-4)
 
 
 def test_the_offset_is_the_heads_bias(tmp_path):
@@ -133,7 +133,7 @@ def test_fingerprints_hold_no_training_text_and_are_verified(tmp_path):
 def test_16_bits_are_compared_by_their_spread(tmp_path):
     run = reward_run(tmp_path / "runs")
     result = export_reward(run.base, run.reward, tmp_path / "out", "cpu", Options(dtype="bfloat16"))
-    assert 1e-4 < result.deviates.deviation.largest < 0.3
+    assert 1e-4 < result.difference.deviation.largest < 0.3
     source.from_place(str(tmp_path / "out"), None, "cpu")  # its own fingerprints hold
 
 
@@ -173,7 +173,7 @@ def test_an_adapter_on_a_quantised_base_is_merged_only_on_request(tmp_path):
     with pytest.raises(StageError, match="merged with it, it is another model"):
         export_reward(run.base, run.reward, tmp_path / "out", "cpu", Options())
     result = export_reward(run.base, run.reward, tmp_path / "out", "cpu", Options(merge_quantized=True))
-    assert result.deviates.expected
+    assert result.difference.other_model
     difference = plain_scores(tmp_path / "out") + result.spec.offset - expected(run)
     assert float(difference.abs().max()) < 0.3
 
