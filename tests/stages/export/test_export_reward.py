@@ -183,7 +183,7 @@ def test_an_encoder_is_exported_with_its_fingerprints(tmp_path, around):
     torch.manual_seed(3)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     config = BertConfig(vocab_size=tiny.VOCABULARY, pad_token_id=tiny.PAD, num_labels=1, **size)
-    tokenizer = tiny.tokenizer(None)
+    tokenizer = tiny.tokenizer(None, bos_token="<bos>")
     if around is not None:  # as [CLS] and [SEP]
         ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in around]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
