@@ -22,7 +22,7 @@ TRAINING = $(if $(NPROC),--nproc $(NPROC)) $(VALUES)
 STAGES := $(shell sed -nE 's/.*target="stages\.([a-z]+).*/\1/p' stages/registry.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv init check plan show status run $(STAGES) round report chat judge compare annotate export-rankings publish \
+.PHONY: help venv init check plan show status run $(STAGES) round report chat judge compare annotate export-rankings score evaluate-reward export-reward publish \
 	clean test slow gpu mutations lint types docs
 
 # `##` describes a target for users, `###` one for developers.
@@ -92,7 +92,16 @@ annotate: venv ## have people rank a file (ARGS="IN --out OUT --annotators a")
 export-rankings: venv ## write the rankings as a data set for the Hub (ARGS=FOLDER)
 	@$(TUTELAGE) export-rankings $(VALUES)
 
-publish: venv ## upload model and rankings to the Hub (ARGS=--dry-run: list)
+score: venv ## score a table with the reward model (ARGS="IN --out OUT")
+	@$(TUTELAGE) score $(VALUES)
+
+evaluate-reward: venv ## evaluate the reward model on a benchmark (ARGS=FILE)
+	@$(TUTELAGE) evaluate-reward $(VALUES)
+
+export-reward: venv ## write the reward model as a classifier (ARGS=FOLDER)
+	@$(TUTELAGE) export-reward $(VALUES)
+
+publish: venv ## upload models and rankings to the Hub (ARGS=--dry-run: list)
 	@$(TUTELAGE) publish $(VALUES)
 
 clean: venv ## remove results that the recipe no longer uses (ARGS=--all)

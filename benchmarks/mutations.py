@@ -28,7 +28,7 @@ COPIED = ("pipeline", "ranking", "data", "stages", "tests", "benchmarks", "examp
 SHOWN = 2
 
 PPO, MODELS, REWARD = "tests/stages/ppo", "tests/stages/models", "tests/stages/reward"
-INVARIANTS = "tests/invariants"
+INVARIANTS, SCORE = "tests/invariants", "tests/stages/score"
 
 
 @dataclass(frozen=True)
@@ -701,6 +701,62 @@ MUTATIONS = [
         "group[0] if group else self.groups",
         "self.groups",
         "tests/data/tables/test_spill.py",
+    ),
+    mutation(
+        "benchmarks: equal scores of a pair count as right",
+        "stages/score/benchmarks.py",
+        "return float(chosen > rejected)",
+        "return float(chosen >= rejected)",
+        f"{SCORE}/test_benchmarks.py",
+    ),
+    mutation(
+        "benchmarks: a shared best answer counts in full",
+        "stages/score/benchmarks.py",
+        "return float(scores[0] == best) / sum(score == best for score in scores)",
+        "return float(scores[0] == best)",
+        f"{SCORE}/test_benchmarks.py",
+    ),
+    mutation(
+        "benchmarks: the hard margin ignores the reference prompt",
+        "stages/score/benchmarks.py",
+        'hard = np.minimum(tied, [kinds["ref"][p].margin for p in both])',
+        "hard = tied",
+        f"{SCORE}/test_benchmarks.py",
+    ),
+    mutation(
+        "benchmarks: easy and hard are exchanged",
+        "stages/score/benchmarks.py",
+        """        "easy": float(matrix[np.tril_indices(size, -1)].mean()),""",
+        """        "easy": float(matrix[np.triu_indices(size, 1)].mean()),""",
+        f"{SCORE}/test_benchmarks.py",
+    ),
+    mutation(
+        "score: an ensemble's scores are not combined as in PPO",
+        "stages/score/model.py",
+        "combined = aggregate(scores_MN, self.aggregation).tolist()",
+        "combined = scores_MN.mean(0).tolist()",
+        f"{SCORE}/test_score_model.py",
+    ),
+    mutation(
+        "score: a resumed run starts one row late",
+        "stages/score/run.py",
+        "completions = sum(len(layout.answers(row).completions) for row in islice(rows, before))",
+        "completions = sum(len(layout.answers(row).completions) for row in islice(rows, before + bool(before)))",
+        f"{SCORE}/test_score_command.py",
+    ),
+    mutation(
+        "export: the head's bias is lost",
+        "stages/export/reward.py",
+        "offset=float(head.bias.detach()),",
+        "offset=0.0,",
+        "tests/stages/export/test_export_reward.py",
+    ),
+    mutation(
+        "export: the template leaves out the start of the answer's turn",
+        "stages/export/scoring_template.py",
+        "set add_generation_prompt = true",
+        "set add_generation_prompt = false",
+        "tests/stages/export/test_export_reward.py",
     ),
 ]
 

@@ -18,6 +18,17 @@ def resolve(loaded: LoadedRecipe) -> str:
 
     if threads is not None:
         torch.set_num_threads(threads)
+    return available_device(wanted, loaded.place("device"))
+
+
+def available_device(wanted: str, where: str = "") -> str:
+    """A torch device, with `auto` resolved. Raises `StageError` when this machine does not have it.
+
+    Args:
+        where: what asked for it, for the error.
+    """
+    import torch
+
     available: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
@@ -28,7 +39,7 @@ def resolve(loaded: LoadedRecipe) -> str:
     if not available[wanted]():
         raise StageError(
             f"this machine has no {wanted} device",
-            where=loaded.place("device"),
+            where=where,
             hint="set device to auto or cpu",
         )
     return wanted

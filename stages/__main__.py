@@ -8,6 +8,7 @@ from pipeline.engine import environment
 from pipeline.engine import launch as launching
 from stages import check, commands, registry  # noqa: F401 (registers commands, checks and stages)
 from stages.init import options  # noqa: F401 (registers init)
+from stages.score import command  # noqa: F401 (registers score)
 
 
 def main() -> None:

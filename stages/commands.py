@@ -263,8 +263,8 @@ def publish(
         bool | None, typer.Option("--private/--public", help="Overrides publish.private of the recipe.")
     ] = None,
 ) -> None:
-    """Upload the model and the rankings to the Hub, after a list of the files and a question. After an interruption
-    the same command continues."""
+    """Upload models and rankings to the Hub, after a list of the files and a question. After an interruption the
+    same command continues."""
     from stages.publish import send, uploads
 
     summary = planner_of(recipe, sets, runs).summary()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.config.section import RUNTIME, Count, field, section
+from pipeline.config.section import ADDED, RUNTIME, Count, Natural, field, section
 
 Format = Literal[
     "safetensors",
@@ -47,6 +47,11 @@ class PublishConfig:
     """Hub repository of the exported model, `owner/name`; null: the model is not published."""
     adapter: bool = field(default=False, metadata=RUNTIME)
     """Publish the policy's LoRA adapter instead of the merged model. The base must be a Hub model."""
+    reward: str | None = field(default=None, metadata=ADDED)
+    """Hub repository of the reward model, `owner/name`, as a sequence classifier with one label (docs/scoring.md);
+    null: it is not published. It needs no finished PPO."""
+    reward_member: Natural | None = field(default=None, metadata=ADDED)
+    """Which member of an ensemble is published, counted from 0; null: the reward model is a single one."""
     license: str | None = field(default=None, metadata=RUNTIME)
     """The Hub's identifier of the model's licence, for its card ("apache-2.0"); null: the card names none."""
     license_name: str | None = field(default=None, metadata=RUNTIME)

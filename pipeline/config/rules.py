@@ -55,10 +55,11 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _eval(recipe)
     yield from _export(recipe)
     yield from _publish(recipe.publish)
+    yield from _publish_reward(recipe)
 
 
 def _publish(publish: PublishConfig) -> Iterator[Problem]:
-    for name in ("model", "rankings"):
+    for name in ("model", "reward", "rankings"):
         repository = getattr(publish, name)
         if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
             yield f"publish.{name}", f"must be owner/name, got {repository!r}"
@@ -79,6 +80,32 @@ def _publish(publish: PublishConfig) -> Iterator[Problem]:
             yield f"{path}_{'name' if title else 'link'}", f"belongs to {path} = other, but {path} is {license}"
         if link is not None and not re.fullmatch(r"https?://\S+", link):
             yield f"{path}_link", f"must be an address such as https://..., got {link!r}"
+
+
+def _publish_reward(recipe: Recipe) -> Iterator[Problem]:
+    publish, ensemble = recipe.publish, recipe.reward.ensemble
+    if publish.reward is None:
+        return
+    if publish.reward in (publish.model, publish.rankings):
+        yield "publish.reward", f"needs a repository of its own, and {publish.reward} is named twice"
+    if publish.reward_member is None and ensemble > 1:
+        yield (
+            "publish.reward_member",
+            f"is required, because a sequence classifier holds one model and reward.ensemble is {ensemble}: choose "
+            f"a member, 0 to {ensemble - 1}",
+        )
+    elif publish.reward_member is not None and publish.reward_member >= ensemble:
+        yield (
+            "publish.reward_member",
+            f"must be less than reward.ensemble ({ensemble}), got {publish.reward_member}",
+        )
+    merges = recipe.reward.model is None and recipe.reward.lora is not None and recipe.base.quantization != "none"
+    if merges and isinstance(recipe.base.quantization, str) and not recipe.export.merge_quantized:
+        yield (
+            "publish.reward",
+            f"needs the adapter merged into its base, which is {recipe.base.quantization}: that is another model. "
+            "Set export.merge_quantized to true to merge anyway; how far the scores differ is then printed",
+        )
 
 
 def _base(base: BaseConfig) -> Iterator[Problem]:

@@ -36,17 +36,17 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
         curves: the file with the training curves, if there is one.
     """
     findings = collect(run)
-    return _card(
+    return assembled(
         metadata(run, repository),
         f"# {repository.partition('/')[2]}",
-        f"{_origin(run)}. Trained with tutelage: {_steps(run)} with a KL penalty.",
-        " ".join(part for part in (_who_ranked(run), hard_negatives(findings.reward)) if part),
+        f"{origin(run)}. Trained with tutelage: {_steps(run)} with a KL penalty.",
+        " ".join(part for part in (who_ranked(run), hard_negatives(findings.reward)) if part),
         _verdict(findings),
         *_evaluation(run, findings),
         *([_training(findings, curves)] if curves else []),
         _use(run, repository, files),
         _limits(run, findings),
-        f"## Recipe\n\nThe values that determine the result:\n\n```yaml\n{_recipe(run)}```",
+        f"## Recipe\n\nThe values that determine the result:\n\n```yaml\n{recipe_text(run)}```",
     )
 
 
@@ -69,8 +69,8 @@ def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
         license=recipe.publish.license,
         license_name=recipe.publish.license_name,
         license_link=recipe.publish.license_link,
-        base_model=_hub_base(run),
-        datasets=_datasets(run) or None,
+        base_model=hub_base(run),
+        datasets=datasets_of(run) or None,
         tags=["tutelage", "rlhf", "ppo", *(["simulated-annotators"] if simulated else [])],
         model_name=repository.partition("/")[2] if results else None,
         eval_results=results or None,
@@ -89,7 +89,7 @@ def _results(run: RunSummary) -> Iterator[Any]:
         interval = f"95 % interval {low:.3g} to {high:.3g}"
         yield EvalResult(
             task_type="text-generation",
-            dataset_type=_held_out(run),
+            dataset_type=held_out_source(run),
             dataset_name="held-out prompts",
             dataset_split="eval",
             metric_type=name,
@@ -111,7 +111,7 @@ LABELS = {"win_rate": "win rate against", "reduction": "change of fact errors fr
 """Of PPO, before the name of the model that it started from."""
 
 
-def _held_out(run: RunSummary) -> str:
+def held_out_source(run: RunSummary) -> str:
     """The source of the held-out prompts, by a name that reveals nothing about this machine."""
     source = run.loaded.recipe.data.prompts or run.loaded.recipe.data.demonstrations
     path = getattr(source, "path", None)
@@ -120,7 +120,7 @@ def _held_out(run: RunSummary) -> str:
     return _hub_name(path) or Path(path.partition("#")[0]).name
 
 
-def _datasets(run: RunSummary) -> list[str]:
+def datasets_of(run: RunSummary) -> list[str]:
     recipe = run.loaded.recipe
     sources = (recipe.data.demonstrations, recipe.data.prompts, recipe.data.rankings, recipe.reward.pretrain_on)
     names = [_hub_name(getattr(source, "path", "")) for source in sources]
@@ -134,13 +134,13 @@ def _hub_name(path: str) -> str | None:
     return "/".join(path.removeprefix(HUB).partition("@")[0].split("/")[:2])
 
 
-def _hub_base(run: RunSummary) -> str | None:
+def hub_base(run: RunSummary) -> str | None:
     base = run.loaded.recipe.base.model
     return base if base and is_hub_id(base) else None
 
 
-def _origin(run: RunSummary) -> str:
-    recipe, base = run.loaded.recipe, _hub_base(run)
+def origin(run: RunSummary) -> str:
+    recipe, base = run.loaded.recipe, hub_base(run)
     if recipe.base.pretrain:
         return "A small language model, pretrained from scratch"
     if base:
@@ -148,7 +148,7 @@ def _origin(run: RunSummary) -> str:
     return f"Based on a local copy of {Path(str(recipe.base.model)).name}"
 
 
-def _who_ranked(run: RunSummary) -> str:
+def who_ranked(run: RunSummary) -> str:
     """Rankings that are not recorded as human are never called human."""
     rank, rankings = run.need("rank"), run.loaded.recipe.publish.rankings
     where = f" They are published at [{rankings}](https://huggingface.co/datasets/{rankings})." if rankings else ""
@@ -254,7 +254,7 @@ def _example(run: RunSummary) -> list[dict[str, str]]:
 def _limits(run: RunSummary, findings: Findings) -> str:
     """Intended use and limits: what holds for every such model, and what this one's manifests show."""
     points = [
-        f"Meant for prompts like those it was trained on ({_held_out(run)}). Nothing else was measured.",
+        f"Meant for prompts like those it was trained on ({held_out_source(run)}). Nothing else was measured.",
         "It learned the preferences of the annotators who made the rankings, including their errors and biases"
         + ("; the annotators were programs." if findings.annotators == "simulated" else "."),
         "No safety evaluation was made. It may state falsehoods and reproduce harmful content of its base model "
@@ -267,12 +267,12 @@ def _limits(run: RunSummary, findings: Findings) -> str:
     return "## Intended use and limits\n\n" + "\n".join(f"- {point}" for point in points)
 
 
-def _card(header: Mapping[str, Any], *sections: str) -> str:
+def assembled(header: Mapping[str, Any], *sections: str) -> str:
     head = yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)
     return "\n\n".join([f"---\n{head}---", *sections]) + "\n"
 
 
-def _recipe(run: RunSummary) -> str:
+def recipe_text(run: RunSummary) -> str:
     values = content(run.loaded.recipe)
     people = len(values["rank"]["app"].pop("annotators"))
     if people:  # their names stay private

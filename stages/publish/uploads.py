@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pipeline import invocation
 from pipeline.config.rules import is_hub_id
+from pipeline.device import resolve
 from pipeline.engine import manifest, registry
 from pipeline.engine.fingerprint import files_below
 from pipeline.engine.plan import RunSummary, StageRun
@@ -28,6 +29,7 @@ from stages.publish import card, curves, scan
 
 CARD = "README.md"
 CURVES = "training.png"
+REWARD_FILE = "reward_model.json"
 
 MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
@@ -90,16 +92,18 @@ def uploads(run: RunSummary, progress: Opener, private: bool | None = None) -> l
             manifest, or a file holds a secret or a path of this machine.
     """
     publish = run.loaded.recipe.publish
-    if publish.model is None and publish.rankings is None:
+    if publish.model is None and publish.rankings is None and publish.reward is None:
         raise RecipeError(
             "the recipe does not say where to publish",
             where=run.loaded.place("publish"),
-            hint="set publish.model=owner/name (and publish.rankings=owner/name)",
+            hint="set publish.model=owner/name (and publish.rankings=owner/name, publish.reward=owner/name)",
         )
     is_private = publish.private if private is None else private
     planned = []
     if publish.rankings is not None:
         planned.append(_rankings_upload(run, publish.rankings, is_private))
+    if publish.reward is not None:
+        planned.append(_reward_upload(run, publish.reward, is_private, progress))
     if publish.model is not None:
         _check_evidence(run)
         files, left_out = _adapter(run, progress) if publish.adapter else _merged(run, progress)
@@ -125,6 +129,29 @@ def export_rankings(run: RunSummary, folder: Path, only: Literal["human", "simul
     )
 
 
+def export_reward_model(run: RunSummary, folder: Path, repository: str, device: str, **options: Any) -> Any:
+    """Writes the recipe's newest reward model as a sequence classifier, with its card; returns
+    `stages.export.reward.Exported`.
+
+    Args:
+        repository: the name in the card.
+        options: values of `stages.export.reward.Options` instead of those of the recipe.
+    """
+    from stages.export.reward import Options, export_reward
+    from stages.publish.reward_card import reward_card
+
+    recipe, reward = run.loaded.recipe, run.need("reward")
+    values = {
+        "dtype": recipe.export.dtype,
+        "member": recipe.publish.reward_member,
+        "merge_quantized": recipe.export.merge_quantized,
+    } | options
+    chosen = Options(**values, system=recipe.data.system, max_length=recipe.reward.max_length)
+    exported = export_reward(run.need("base").artifact, reward.artifact, folder, device, chosen)
+    (folder / CARD).write_text(reward_card(run, repository, exported), encoding="utf-8")
+    return exported
+
+
 def _rankings(run: RunSummary) -> list[Path]:
     """The rankings files of every round. Raises `StageError` if the last round's are not finished."""
     run.need("rank")
@@ -143,6 +170,18 @@ def _rankings_upload(run: RunSummary, repository: str, private: bool) -> Upload:
     scan.refuse(list(scan.in_lines(CARD, text.splitlines())))
     files: dict[str, Content] = {name: path for name, path in files_below(folder).items() if name != CARD}
     return Upload(repository, "dataset", private, files, text)
+
+
+def _reward_upload(run: RunSummary, repository: str, private: bool, progress: Opener) -> Upload:
+    """The reward model as a sequence classifier. It needs the stages up to `reward` only."""
+    for name in ("base", "rank", "reward"):
+        _verify(run, run.need(name), progress)
+    folder = run.folder / "reward-model"
+    with progress("export the reward model"):
+        export_reward_model(run, folder, repository, resolve(run.loaded))
+    files, left_out = _listed(files_below(folder), (*MODEL_FILES, REWARD_FILE))
+    text = (folder / CARD).read_text(encoding="utf-8")
+    return _scanned(Upload(repository, "model", private, files, text, tuple(left_out)))
 
 
 def _check_evidence(run: RunSummary) -> None:
@@ -231,11 +270,16 @@ def _model_upload(
     if drawn is not None:
         files = {**files, CURVES: drawn}
     text = card.model_card(run, repository, sorted(files), curves=CURVES if drawn is not None else None)
+    return _scanned(Upload(repository, "model", private, files, text, tuple(left_out)))
+
+
+def _scanned(upload: Upload) -> Upload:
+    """The upload, if its files and its card hold no secret and no path of this machine. Raises `StageError`."""
     findings: list[scan.Finding] = []
-    for name, content in {**files, CARD: text.encode()}.items():
+    for name, content in upload.contents.items():
         if isinstance(content, Path):
             findings += scan.in_file(name, content)
         elif name != CURVES:
             findings += scan.in_lines(name, content.decode().splitlines())
     scan.refuse(findings)
-    return Upload(repository, "model", private, files, text, tuple(left_out))
+    return upload

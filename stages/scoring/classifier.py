@@ -22,7 +22,8 @@ from pipeline.errors import StageError
 from stages.models import weights
 from stages.models.adapters import adaptable
 from stages.models.loading import check_trainable, load_pretrained, read_tokenizer
-from stages.scoring.reward_model import FINGERPRINTS, SPEC, ScoringModule, verify
+from stages.scoring import exported
+from stages.scoring.reward_model import FINGERPRINTS, SPEC, ScoringModule, verify, verify_scores
 
 CLASSIFIER = "classifier"
 
@@ -32,6 +33,9 @@ class TextClassifier(ScoringModule):
 
     Args:
         where: the recipe's key that names it, for errors.
+
+    Attributes:
+        offset: is added to every score (`stages.scoring.exported`).
 
     Raises `StageError` when it has not exactly one label, or no pad token of its own.
     """
@@ -53,6 +57,7 @@ class TextClassifier(ScoringModule):
         model.config.pad_token_id = tokenizer.pad_token_id
         tokenizer.truncation_side = "left"  # the response is at the end of the text
         self.model, self.tokenizer, self.where = model, tokenizer, where
+        self.offset = 0.0
 
     @property
     def config(self) -> Any:
@@ -69,7 +74,7 @@ class TextClassifier(ScoringModule):
         mask = torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B[:, None]
         # Decoder classifiers read the score at the last token that is not the pad token.
         ids = ids_BL.masked_fill(~mask, self.tokenizer.pad_token_id)
-        return self.model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float()
+        return self.model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float() + self.offset
 
 
 # --- Creating, saving and loading ---
@@ -130,7 +135,8 @@ def load_classifier(
     folder: str | Path, device: str, where: str = "ppo.reward_model", revision: str | None = None
 ) -> TextClassifier:
     """Any sequence classifier with one label, frozen, from a folder or, at a revision, from the Hub. Raises
-    `StageError` when it cannot be loaded, or has weights that are not finite."""
+    `StageError` when it cannot be loaded, has weights that are not finite, or is an exported reward model that does
+    not reproduce its fingerprints."""
     check_trainable(folder, revision, causal=False)
     tokenizer = read_tokenizer(folder, revision)
     model: Any = load_pretrained(AutoModelForSequenceClassification, folder, revision=revision, dtype="auto").to(
@@ -138,8 +144,11 @@ def load_classifier(
     )
     weights.check_finite(model, folder, "the reward model")
     classifier = TextClassifier(model.eval(), tokenizer, where)
-    classifier.requires_grad_(False)
-    return classifier.eval()
+    classifier.requires_grad_(False).eval()
+    if (spec := exported.read(folder, revision)) is not None:
+        classifier.offset = spec.offset
+        verify_scores(spec.as_stored(), classifier, device, where=str(folder))
+    return classifier
 
 
 def load_reward_classifier(reward: Artifact, device: str, where: str = "ppo.reward_model") -> TextClassifier:

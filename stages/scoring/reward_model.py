@@ -279,7 +279,15 @@ def fingerprints_of(model: Any, rows: Sequence[list[int]], device: str | torch.d
 def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
     """Scores the stored texts again, by every member; returns the largest deviation, in units of the score. Raises
     `StageError` when rounding does not explain it (`stages.models.precision`)."""
-    stored = reward.json(SPEC)[FINGERPRINTS]
+    return verify_scores(reward.json(SPEC)[FINGERPRINTS], model, device, where=str(reward.path))
+
+
+def verify_scores(stored: Sequence[dict[str, Any]], model: Any, device: str | torch.device, *, where: str) -> float:
+    """As `verify`, for fingerprints from any file.
+
+    Args:
+        where: the model's place, for the error.
+    """
     if not stored:
         return 0.0
     scores = score_rows(model.members, [row["ids"] for row in stored], len(stored), device).T
@@ -292,7 +300,7 @@ def verify(reward: Artifact, model: Any, device: str | torch.device) -> float:
         if not deviation.is_rounding(strict, unit):
             raise StageError(
                 f"the reward model does not give the scores it was stored with: {deviation}",
-                where=str(reward.path),
+                where=where,
                 hint="the files or the base changed since; train the reward model again",
             )
     return max(deviation.largest for deviation in members)

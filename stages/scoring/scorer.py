@@ -27,6 +27,9 @@ from stages.scoring.text_encoder import TextEncoder
 BATCH = 256
 """Rows scored at once, unless the caller says otherwise."""
 
+Exchange = tuple[Sequence[Message], str]
+"""A conversation that ends with the user's turn, and a response to it."""
+
 TextFunction = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float]]
 """`function(conversations, responses)` -> one number per response."""
 
@@ -108,7 +111,11 @@ class TokenScorer(Scorer):
 
 class TextScorer(Scorer):
     """A sequence classifier with a tokenizer of its own, which reads the prompt's messages and the response as
-    text. Arguments as of `TokenScorer`."""
+    text. Arguments as of `TokenScorer`.
+
+    Attributes:
+        shortened: how many texts have lost their beginning so far.
+    """
 
     def __init__(
         self,
@@ -122,19 +129,25 @@ class TextScorer(Scorer):
     ) -> None:
         self.classifier, self.codec, self.name = classifier, codec, name
         self.encoder = TextEncoder(classifier, codec)
-        self._say, self._reported = say, False
+        self._say, self._reported, self.shortened = say, False, 0
         self._batch, self.on_batch = MicroBatch(batch_size, "scoring", say), on_batch
 
     def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+        return self.of_texts(
+            [
+                (prompt.messages, self.codec.decode(response))
+                for prompt, response in zip(prompts, responses, strict=True)
+            ]
+        )
+
+    def of_texts(self, texts: Sequence[Exchange]) -> Tensor:
+        """As `members`, of responses given as text."""
         classifier, longest = self.classifier, self.classifier.longest
-        texts = [
-            (prompt.messages, self.codec.decode(response))
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
         rows = [self.encoder.row(messages, text) for messages, text in texts]
         too_long = {place: len(row) for place, row in enumerate(rows) if len(row) > longest}
         for place in too_long:
             rows[place] = self.encoder.row(*texts[place], longest)
+        self.shortened += len(too_long)
         if too_long and not self._reported:
             self._reported = True
             self._say(

@@ -45,7 +45,7 @@ class TextEncoder:
                 self.tokenizer, date=codec.date, folds=codec.template.folds, where=classifier.where
             )
         self.control = ControlTokens(self.tokenizer, self.template.talk if self.template else "")
-        self._before, self._after = _around(self.tokenizer)
+        self._before, self._after = special_tokens_around(self.tokenizer)
 
     def prompt(self, messages: Sequence[Message]) -> list[Message]:
         return list(messages)
@@ -90,7 +90,7 @@ class TextEncoder:
         return row[: start + (end - start) // 2] + closing
 
 
-def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that a tokenizer puts before and after a text."""
     whole, text = tokenizer("a")["input_ids"], tokenizer.encode("a", add_special_tokens=False)
     for start in range(len(whole) - len(text) + 1):

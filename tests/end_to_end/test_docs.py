@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-import tiny
-import torch
 import typer
 from commands import PAGES, ROOT, commands, recorded
-from transformers import AutoModelForSequenceClassification
 
 from pipeline.cli.app import target
 from pipeline.config.formats import known_formats
@@ -25,7 +22,6 @@ from pipeline.config.load import load_recipe
 from pipeline.config.reward import RewardConfig
 from stages.__main__ import app
 from stages.ppo.watch.alerts import ALIKE, FALLS, RULES, STOPPED
-from stages.scoring.reward_model import load_reward
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page)]
 FOREIGN = {
@@ -223,22 +219,3 @@ def test_every_format_and_objective_is_documented() -> None:
     assert formats <= anchors(page)
     assert formats == set(re.findall(r"^\| \[`(\w+)`\]", page.read_text("utf-8"), re.MULTILINE))
     assert objectives <= named_in_tables("docs/rankings/reward_model.md")
-
-
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_the_reward_model_becomes_a_classifier_as_described(tmp_path: Path, lora: bool) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/distributed.md").read_text(), re.DOTALL)
-    assert code
-    names: dict[str, Any] = {}
-    exec(code[1], names)
-    base = tiny.base_artifact(tmp_path / "base")
-    reward = tiny.reward_artifact(tmp_path / "reward", base, lora=lora)
-    model = base.path / "model" if lora else None
-    names["classifier"](reward.path, base.path / "tokenizer", tmp_path / "classifier", model)
-    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier").eval()
-    ids = torch.tensor(tiny.rows(4, 9, 9, seed=5))
-    with torch.no_grad():
-        scores = load_reward(reward, base, "cpu")(ids, torch.full((4,), 9))
-        shift = classifier(input_ids=ids).logits[:, 0] - scores
-    assert float(scores.std()) > 0.1
-    torch.testing.assert_close(shift, shift[:1].expand(4))

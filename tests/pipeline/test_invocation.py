@@ -49,8 +49,11 @@ def test_both_forms_of_every_command_give_the_same_values(name: str, tmp_path: P
     arguments = {
         "annotate": ["in.jsonl", "--out", "out.jsonl", "--annotators", "ana"],
         "compare": ["runs/a", "runs/b"],
+        "evaluate-reward": ["pairs.jsonl"],
         "export-rankings": ["folder"],
+        "export-reward": ["folder"],
         "run": ["ppo-2", "--fresh"],
+        "score": ["answers.jsonl", "--out", "scored.jsonl"],
     }.get(name, [])
     values = {"recipe": "my recipes/r.yaml", "sets": SETS, "runs": "/tmp/some runs"}
     command = Invocation(**values).command(name, *arguments)

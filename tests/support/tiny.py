@@ -311,7 +311,8 @@ def reward_artifact(
                 parameter.copy_(0.3 * torch.randn_like(parameter))
             elif not lora:
                 parameter.add_(0.02 * torch.randn_like(parameter))
-    heads = {role: head(seed + member) for member, role in enumerate(roles)}
+    width = lm.config.hidden_size
+    heads = {role: head(seed + member, width) for member, role in enumerate(roles)}
     bank = ActorBank(lm, heads, ()) if lora else FullBank({roles[0]: lm}, heads, ())
     model = reward_model.RewardEnsemble(bank, roles)
     fingerprints = reward_model.fingerprints_of(model, rows(4, 3, 9, seed=seed), "cpu")

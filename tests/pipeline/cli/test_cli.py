@@ -356,7 +356,7 @@ def test_make_help_lists_every_command_in_order_of_use_and_then_the_developers_t
     )
     assert {command.name or command.callback.__name__ for command in app.registered_commands} <= set(users)
     order = ["check", "plan", "run", "STAGE", "round", "report", "chat", "judge", "compare", "annotate"]
-    order += ["export-rankings", "publish", "clean"]
+    order += ["export-rankings", "score", "evaluate-reward", "export-reward", "publish", "clean"]
     assert [name for name in users if name in order] == order
     assert {"test", "slow", "lint", "types", "docs"} <= set(developers)
 
@@ -416,6 +416,7 @@ def test_export_rankings(recipe_file: Path, stages: FakeStages) -> None:
     [
         ("judge", "judge needs the people who compare the answers", "judge --annotators ana,ben"),
         ("export-rankings", "export-rankings needs a folder to write", "export-rankings my-rankings"),
+        ("export-reward", "export-reward needs a folder to write", "export-reward my-reward-model"),
     ],
 )
 def test_what_is_missing_is_said_with_an_example(
