@@ -14,8 +14,9 @@ import pytest
 
 from pipeline.config.evaluate import LLMJudgeConfig
 from pipeline.errors import StageError
+from stages.scoring.endpoint import REPLIES as VERDICTS
 from stages.scoring.judge import Pair
-from stages.scoring.llm_judge import VERDICTS, LLMJudge, verdict
+from stages.scoring.llm_judge import LLMJudge, verdict
 
 USER = [{"role": "user", "content": "Describe it."}]
 Reply = Callable[[dict[str, Any]], "tuple[int, Any]"]
