@@ -27,8 +27,8 @@ def scoring_judges(
     inputs: Mapping[str, Artifact],
     codec: Codec,
     device: str,
-    folder: Path,
     say: Callable[[str], None] = lambda text: None,
+    folder: Path = Path(),
 ) -> list[ScoringJudge]:
     """The judges that the recipe asks for and that score answers one by one, then the terms that PPO did not train
     on. The frontier and the extremes use the first.
@@ -90,8 +90,8 @@ def load_proxy(
     inputs: Mapping[str, Artifact],
     codec: Codec,
     device: str,
-    folder: Path,
     say: Callable[[str], None] = lambda text: None,
+    folder: Path = Path(),
 ) -> Scorer:
     """The sum of terms that the newest `ppo` stage optimised or, without terms, the model of the newest `reward`
     stage without the members that were held out from PPO. Arguments as of `scoring_judges`."""

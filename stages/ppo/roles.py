@@ -47,7 +47,7 @@ def build(
     sharded: bool = False,
     offload: bool = False,
     say: Callable[[str], None] = lambda text: None,
-    folder: Path | None = None,
+    folder: Path = Path(),
 ) -> tuple[Bank, RewardSignal | TermSignal]:
     """Builds the bank and the reward signal.
 
@@ -86,7 +86,7 @@ def build(
             inputs=inputs,
             codec=codec,
             device=device,
-            replies=folder or Path(),
+            replies=folder,
             held_out=config.reward.held_out,
             bank=bank,
             batch_size=batch,
