@@ -126,10 +126,11 @@ class TermNormalizer:
             normalizer = self.normalizers[term.name]
             normalizer.observe(_applied(scores_TN[place]))
             if not normalizer.square:
+                same = f"gives all of the reference's answers the score {normalizer.mean:g}"
+                none = "gives none of the reference's answers a score"
                 raise StageError(
-                    f"the term {term.name} scores all of the reference's answers "
-                    + (f"{normalizer.mean:g}" if normalizer.count else "not at all")
-                    + ": its scores have no standard deviation to divide by",
+                    f"the term {term.name} {same if normalizer.count else none}: there is no standard deviation to "
+                    "divide by",
                     where=f"{paths(self.terms)[place]}.score.normalization",
                     hint="set score.normalization of this term to none, or to running",
                 )

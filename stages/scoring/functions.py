@@ -147,19 +147,17 @@ class RewardFunction(Scorer):
         prompts: Sequence[EncodedPrompt],
         texts: Sequence[str],
     ) -> StageError:
-        """The error for a failed batch, with the row at fault: called alone, it fails too."""
+        """The error for a failed batch, with the row at fault: called alone, it fails too. The search starts no call
+        after the time limit."""
         row, note = failure.row, ""
         deadline = time.monotonic() + self.timeout
         for i in range(len(texts)) if row is None else ():
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if time.monotonic() > deadline:
                 break
             try:
-                call([i], left)
+                call([i], self.timeout)
             except Failure as alone:
-                # A call that is cut off only because the search is out of time shows nothing.
-                if not isinstance(alone.__cause__, TimeoutError) or isinstance(failure.__cause__, TimeoutError):
-                    failure, row = alone, i
+                failure, row = alone, i
                 break
         if row is None:
             row = 0

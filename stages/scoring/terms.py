@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from data.schema import prompt_key
 from pipeline.config.ppo import AggregateConfig
 from pipeline.config.term_rules import TERMS
 from pipeline.config.terms import ScoreConfig, TermConfig
 from pipeline.engine.rounds import newest
-from pipeline.engine.stage import Artifact, parse
+from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from pipeline.functions import FunctionName
 from stages.models.bank import Bank
@@ -151,7 +153,8 @@ class WrittenTerms:
         """None for a policy that was trained without terms."""
         if not (ppo.path / FILE).exists():
             return None
-        return parse(cls, ppo.json(FILE), str(ppo.path / FILE))
+        written: WrittenTerms = TypeAdapter(cls).validate_json(ppo.file(FILE).read_bytes())
+        return written
 
     def write(self, out_dir: Path) -> None:
         (out_dir / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
