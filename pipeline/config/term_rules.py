@@ -33,10 +33,11 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
         return
     if recipe.ppo.reward_model is not None:
         yield "ppo.reward_model", f"is not used with {TERMS}: give a term `model: {recipe.ppo.reward_model}`"
-    names = [term.name for term in terms.values()]
+    names: set[str] = set()
     for path, term in terms.items():
-        if names.count(term.name) > 1:
+        if term.name in names:
             yield f"{path}.name", f"two terms are called {term.name}"
+        names.add(term.name)
         if len(term.kinds) != 1:
             listed = f"has {' and '.join(term.kinds)}" if term.kinds else "says nothing about what scores"
             yield path, f"{listed}: it needs exactly one of {', '.join(KINDS)}"

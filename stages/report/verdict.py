@@ -167,6 +167,8 @@ def _about_rewards(findings: Findings) -> list[str]:
             notes.append(f"The reward model was measured on {warning}.")
     if ppo and ppo.reward_model:
         notes.append(f"PPO’s reward came from another reward model ({ppo.reward_model}) than the one trained here.")
+    if trained := [term.name for term in ppo.terms if term.weight is not None] if ppo else []:
+        notes.append(f"PPO’s reward, called the reward model’s score here, is the sum of {listing(trained)}.")
     return notes
 
 

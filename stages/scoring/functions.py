@@ -147,8 +147,8 @@ class RewardFunction(Scorer):
         prompts: Sequence[EncodedPrompt],
         texts: Sequence[str],
     ) -> StageError:
-        """The error for a failed batch, with the row at fault: called alone, it fails too. The search starts no call
-        after the time limit."""
+        """The error for a failed batch, with the row at fault: called alone, it fails too. The search starts no
+        call after the time limit."""
         row, note = failure.row, ""
         deadline = time.monotonic() + self.timeout
         for i in range(len(texts)) if row is None else ():
