@@ -86,6 +86,16 @@ def _term(path: str, term: TermConfig, recipe: Recipe) -> Iterator[Problem]:
             )
         if owned := sorted(SET_BY_THE_CLIENT & term.llm_judge.parameters.keys()):
             yield f"{path}.llm_judge.parameters", f"must not set {', '.join(owned)}"
+    judges = {
+        "eval.judge": recipe.eval.judge,
+        "eval.llm_judge.model": getattr(recipe.eval.llm_judge, "model", None),
+    }
+    for judge, value in judges.items():
+        if not term.trained and value == term.name:
+            yield (
+                f"{path}.name",
+                f"{term.name} is also {judge}, and a held-out term is a judge of its own: rename it",
+            )
     if term.trained:
         yield from _independence(path, term, recipe)
         if recipe.ppo.kl.kind == "solved" and term.scaling(recipe.ppo.score).normalization == "running":

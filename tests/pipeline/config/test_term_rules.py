@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import hub_models
 from pipeline.config import fit, term_rules
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.ppo import AggregateConfig
@@ -57,6 +58,11 @@ def with_terms(*terms: str) -> str:
             ["{name: a, lexicon: venues}"],
             "eval.judge=venues",
             "venues is also eval.judge, which would judge what PPO",
+        ),
+        (
+            ["{name: venues, pattern: x, held_out: true}", MODEL],
+            "eval.judge=venues",
+            "ppo.reward.terms[0].name: venues is also eval.judge",
         ),
         (["{name: a, lexicon: e2e}"], "ppo.monitor.judge=e2e", "e2e is also ppo.monitor.judge"),
         (["{name: a, model: ./x}"], "eval.reward_model=./x", "./x is also eval.reward_model"),
@@ -110,6 +116,11 @@ def test_limits_change_no_result(load: Load) -> None:
 
     assert keyed(1, "") == keyed(2, ", max_requests: 7")
     assert keyed(1, "") != keyed(1, ", criteria: brevity")
+
+
+def test_every_model_on_the_hub_is_fetched(load: Load) -> None:
+    terms = with_terms("{name: a, model: me/judge, revision: abc}", "{name: b, model: ./x}", MODEL)
+    assert hub_models.scorers(load(terms).recipe) == {"ppo.reward.terms[0].model": ("me/judge", "abc")}
 
 
 def test_local_files_enter_the_key(load: Load, tmp_path: Path) -> None:
