@@ -1,12 +1,14 @@
-"""The example recipe with three reward terms, made small: every stage runs, and the report shows the terms."""
+"""The example recipe with reward terms and a held-out one more, made small: the stages run, the report shows them."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import small_run
+import yaml
 from repository import ROOT
 
 from stages.report.build import build_report
@@ -15,8 +17,11 @@ from stages.report.build import build_report
 @pytest.mark.slow
 def test_the_example_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    example = yaml.safe_load((ROOT / "examples/reward_terms.yaml").read_text())["ppo"]["reward"]["terms"]
+    held_out = {"name": "one-sentence", "pattern": r"^[^.]*\.$", "held_out": True}
+    terms = f"ppo.reward.terms={json.dumps([*example, held_out])}"
     values = "dpo.enabled=false eval.num_prompts=6 export.formats=[adapter] ppo.kl.kind=adaptive"
-    runner = small_run.runner(tmp_path / "runs", values, recipe="../examples/reward_terms")
+    runner = small_run.runner(tmp_path / "runs", values, shlex.quote(terms), recipe="../examples/reward_terms")
     runner.run("eval")
     run = runner.planner.summary()
     result = json.loads((run.stages["eval"].folder / "out/eval.json").read_text())
