@@ -1,4 +1,4 @@
-"""The example recipe with reward terms and a held-out one more, made small: the stages run, the report shows them."""
+"""The example recipe and a held-out term, made small: the stages run, and the report shows the terms."""
 
 from __future__ import annotations
 
