@@ -39,11 +39,17 @@ def row_number(where: str) -> int:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt without a completion. `where`, here and below: the file and row that it came from, for messages."""
+    """A prompt without a completion.
+
+    Attributes:
+        where: here and below, the file and row that it came from, for messages.
+        metadata: columns of its row that reward functions get, JSON values by name.
+    """
 
     prompt: list[Message]
     split: Split = "train"
     where: str = field(default="", compare=False)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A scorer on the Hub: its files in the Hub's cache, so that they can be checked before anything is trained."""
+"""Scorers on the Hub: their files in the Hub's cache, so that they can be checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from pathlib import Path
 from pipeline import network
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id
+from pipeline.config.term_rules import terms_of
 from pipeline.errors import RecipeError
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Those that a checkpoint is loaded from. Older ones without safetensors are fetched when they are loaded."""
 
 
-def scorer(recipe: Recipe) -> tuple[str, str] | None:
-    """Hub id and revision of `ppo.reward_model`; None for another one."""
-    model, revision = recipe.ppo.reward_model, recipe.ppo.reward_model_revision
-    return (model, revision) if model is not None and revision is not None and is_hub_id(model) else None
+def scorers(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """Dotted path -> Hub id and revision: of `ppo.reward_model` and of the reward's terms, as far as they are on
+    the Hub."""
+    named = {"ppo.reward_model": (recipe.ppo.reward_model, recipe.ppo.reward_model_revision)}
+    named |= {f"{path}.model": (term.model, term.revision) for path, term in terms_of(recipe).items()}
+    return {
+        path: (model, revision)
+        for path, (model, revision) in named.items()
+        if model is not None and revision is not None and is_hub_id(model)
+    }
 
 
 def cached(model: str, revision: str) -> Path | None:

@@ -273,7 +273,8 @@ def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:
 
 def _distinct(row: Demonstration | Prompt | Ranking, table: str) -> dict[str, Any]:
     """A line of prompts.jsonl. Its `row` is the number of the first row with this prompt, 0 for generated data."""
-    return {"prompt": row.prompt, "split": row.split, "table": table, "row": row_number(row.where)}
+    line = {"prompt": row.prompt, "split": row.split, "table": table, "row": row_number(row.where)}
+    return line | ({"metadata": row.metadata} if isinstance(row, Prompt) and row.metadata else {})
 
 
 def _places(dropped: Mapping[str, Dropped]) -> Iterator[dict[str, str | int]]:

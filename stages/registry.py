@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.config import formats
+from pipeline.config import formats, term_rules
 from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
@@ -175,6 +175,7 @@ register(
                 "ppo.monitor.judge": lambda judge: judge not in ("eval", "member", "reward") and _is_file(judge),
                 "eval.judge": _is_file,
             },
+            also_reads=term_rules.local_files,
             parallel=True,
             resolve=lambda recipe, ppo: replace(ppo, monitor=replace(ppo.monitor, judge=monitor_judge(recipe))),
         ),

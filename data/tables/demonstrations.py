@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from data.schema import Demonstration, Message, Prompt
 from data.splits import split_of_prompt
@@ -10,7 +12,7 @@ from data.tables.columns import Columns
 from data.tables.formats import FORMATS
 from data.tables.messages import Forms, LeftOut, exchange
 from data.tables.sources import Dropped, Row, read_table
-from pipeline.config.data import RankingTableConfig, TableConfig
+from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig
 from pipeline.config.formats import TEXT_TABLES
 from pipeline.errors import DataError, RecipeError
 
@@ -54,6 +56,7 @@ def read_prompts(
 ) -> Iterator[Prompt]:
     """Prompts without completions: column `prompt`, text or messages. `rows` as in `read_demonstrations`."""
     forms, column, any_prompt = Forms(), config.columns.get("prompt", "prompt"), False
+    kept = config.metadata if isinstance(config, PromptTableConfig) else []
     for row in _rows("data.prompts", config, dropped, say, rows):
         try:
             prompt, _ = _exchange(row, config, column, [], forms)
@@ -62,7 +65,8 @@ def read_prompts(
             continue
         if prompt:
             any_prompt = True
-            yield Prompt(prompt, split_of_prompt(prompt, eval_fraction), row.where)
+            metadata = {name: _json_value(row[name]) for name in kept}
+            yield Prompt(prompt, split_of_prompt(prompt, eval_fraction), row.where, metadata)
         else:
             dropped.add("empty prompt", row.number)
     if not any_prompt:
@@ -72,6 +76,11 @@ def read_prompts(
             hint=dropped.hint() or "write prompts as text, or as conversations that end with the user's turn",
         )
     forms.tell(config.path, say)
+
+
+def _json_value(value: Any) -> Any:
+    """A cell as JSON; as text where JSON has no such value, such as a date."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _rows(

@@ -10,7 +10,7 @@ from string import Formatter
 from data.tables import suggest
 from data.tables.formats import FORMATS
 from data.tables.sources import MissingColumn
-from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
+from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.formats import TEXT_TABLES, ColumnNames, TableFormat
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DataError, RecipeError, TutelageError
@@ -109,6 +109,8 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
             used.update(_tables_names(named[column.name]))
         elif column.form != "list" and column.name not in unread:
             used.add(column.name)
+    if isinstance(table, PromptTableConfig):
+        used.update(table.metadata)
     return used & there
 
 

@@ -101,7 +101,7 @@ def _memory(record: Manifest) -> tuple[str, str]:
 
 
 GROUPS = {
-    "weights": ("weights", "merged", "gathered"),
+    "weights": ("weights", "merged", "gathered", "scorers"),
     "adapters": ("adapters",),
     "gradients": ("gradients",),
     "optimizer": ("optimizer",),

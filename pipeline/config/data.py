@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from pipeline.config.formats import FormatName
-from pipeline.config.section import Chance, Count, LocalPath, field, section
+from pipeline.config.section import ADDED, Chance, Count, LocalPath, field, section
 
 
 @section
@@ -45,6 +45,15 @@ class TableConfig:
     table; unwrap lists of one text, and leave out rows with longer ones; or take them as text."""
     limit: Count | None = None
     """Use only the first rows."""
+
+
+@section
+class PromptTableConfig(TableConfig):
+    """A table of prompts, with what is known about each."""
+
+    metadata: list[str] = field(default_factory=list, metadata=ADDED)
+    """Columns that are kept with each prompt, such as a reference answer, for reward functions
+    (docs/rewards.md)."""
 
 
 def _source_kind(value: Any) -> str:
@@ -122,7 +131,7 @@ class DataConfig:
 
     demonstrations: TextSource | None = None
     """Prompt and completion pairs for SFT. null: none, which needs `sft: null`, and prompts from the other two."""
-    prompts: TableConfig | None = None
+    prompts: PromptTableConfig | None = None
     """More prompts for `collect` and `ppo`; the demonstrations' and rankings' prompts are used otherwise."""
     rankings: RankingTableConfig | None = None
     """Existing rankings, for `rank: {source: data}`."""

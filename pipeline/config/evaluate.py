@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.config.data import TableConfig
+from pipeline.config.endpoint import EndpointConfig
 from pipeline.config.section import RUNTIME, Count, LocalPath, Natural, Positive, field, section
 
 JUDGES = ("none", "venues", "venues-zh", "e2e")
@@ -14,17 +15,10 @@ JUDGES = ("none", "venues", "venues-zh", "e2e")
 
 
 @section
-class LLMJudgeConfig:
+class LLMJudgeConfig(EndpointConfig):
     """A language model behind an OpenAI-compatible endpoint compares answers, each pair in both orders. Its
     verdicts are cached in the recipe's folder, so no comparison is requested twice."""
 
-    base_url: str
-    """Address of the endpoint up to the version, as in `https://api.example.org/v1`; `/chat/completions` is
-    appended."""
-    model: str
-    """The endpoint's name of the model."""
-    api_key_env: str | None = field(default=None, metadata=RUNTIME)
-    """Environment variable with the API key; null: no key is sent. The key itself is never written to a file."""
     against: list[Literal["base", "sft", "dpo", "best_of_n"]] = field(default_factory=lambda: ["sft", "base"])
     """Models that PPO is compared with, if the run has them. A DPO policy is compared with SFT too."""
     num_prompts: Count | None = 64
@@ -35,14 +29,6 @@ class LLMJudgeConfig:
         "anything up, and whether it is well written. Length alone is no merit."
     )
     """Instructions for the judge."""
-    parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
-    """Further parameters of each request, by the endpoint's names."""
-    concurrency: Count = field(default=4, metadata=RUNTIME)
-    """Requests in flight at the same time."""
-    timeout: Positive = field(default=120.0, metadata=RUNTIME)
-    """Seconds after which an unanswered request is repeated."""
-    retries: Natural = field(default=5, metadata=RUNTIME)
-    """How often a failed request is repeated, after growing pauses."""
 
 
 @section

@@ -21,6 +21,7 @@ from pipeline.config import checkpoint
 from pipeline.config.base import BaseConfig, PretrainConfig, QATConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import Problem
+from pipeline.config.term_rules import terms_of
 
 PROFILE = "profile.json"
 
@@ -94,12 +95,13 @@ def scorers(recipe: Recipe) -> Iterator[Problem]:
         "ppo.reward_model": recipe.ppo.reward_model,
         "ppo.monitor.judge": recipe.ppo.monitor.judge,
         "eval.reward_model": recipe.eval.reward_model,
+        **{f"{path}.model": term.model for path, term in terms_of(recipe).items() if not term.run_model},
     }
-    fetched = hub_models.scorer(recipe)
+    fetched = hub_models.scorers(recipe)
     for path, value in scoring.items():
         folder: Path | None = Path(value or "")
-        if path == "ppo.reward_model" and fetched is not None:
-            folder = hub_models.cached(*fetched)
+        if path in fetched:
+            folder = hub_models.cached(*fetched[path])
         if not value or folder is None or not folder.is_dir() or (folder / REWARD_ARTIFACT).exists():
             continue
         if refusal := checkpoint.folder_refusal(folder, causal=False):

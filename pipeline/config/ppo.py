@@ -20,6 +20,8 @@ from pipeline.config.section import (
     section,
 )
 from pipeline.config.sft import LoRAConfig
+from pipeline.config.terms import ScoreConfig as ScoreConfig
+from pipeline.config.terms import TermConfig
 
 MOST_SAMPLES = 256
 """Samples per prompt from which a KL coefficient is solved, at most."""
@@ -63,20 +65,8 @@ class KLConfig:
 
 
 @section
-class ScoreConfig:
-    """How the reward model's score is scaled before it becomes the reward."""
-
-    normalization: Literal["none", "reference", "running"] = "reference"
-    """none: use the score as it is. reference: subtract the mean and divide by the standard deviation of the scores
-    of the reference model's answers, measured once before training. running: the same with the mean and standard
-    deviation of all batches so far."""
-    clip: Positive | None = 5.0
-    """Maximum absolute value of the normalised score; null: no limit."""
-
-
-@section
 class AggregateConfig:
-    """How the scores of a reward ensemble become one score."""
+    """What PPO optimises: how the scores of a reward ensemble become one score, and what is added to it."""
 
     aggregate: Literal["mean", "min", "uncertainty"] = "mean"
     """mean; min: the lowest ("worst case"); uncertainty: the mean minus `uncertainty_coef` times the members'
@@ -85,6 +75,17 @@ class AggregateConfig:
     """For `uncertainty`: how many standard deviations are subtracted."""
     held_out: Natural = 0
     """How many of the ensemble's last members PPO does not use. `eval.reward_model: ensemble` judges with them."""
+    terms: list[TermConfig] | None = field(default=None, metadata=ADDED)
+    """Weighted terms whose sum is the reward (docs/rewards.md); null: the reward model alone."""
+
+    @property
+    def uses_run_model(self) -> bool:
+        """Whether the run's own reward model scores, in training or as a held-out term."""
+        return self.terms is None or any(term.run_model for term in self.terms)
+
+    @property
+    def trains_on_run_model(self) -> bool:
+        return self.terms is None or any(term.run_model and term.trained for term in self.terms)
 
 
 @section
@@ -192,7 +193,7 @@ class PPOConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     """Normalisation and clipping of the score."""
     reward: AggregateConfig = field(default_factory=AggregateConfig)
-    """How an ensemble's scores are combined."""
+    """How an ensemble's scores are combined, and further terms."""
     value: Literal["adapter", "trunk"] = "trunk"
     """trunk: a value head on the policy's hidden states. adapter: a separate value model that starts from the
     reward model; it learns a little more from the same number of episodes and takes about twice the time

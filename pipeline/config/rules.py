@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import licenses, policies
+from pipeline.config import licenses, policies, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.evaluate import JUDGES
@@ -51,6 +51,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _rank(recipe)
     yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
+    yield from term_rules.conflicts(recipe)
     yield from _monitor(recipe)
     yield from _eval(recipe)
     yield from _export(recipe)
@@ -114,7 +115,7 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
     elif base.model is not None and base.pretrain is not None:
         yield "base", "has both `model` and `pretrain`: set one of them to null"
     elif base.model is not None and is_hub_id(base.model) and not base.revision:
-        yield _no_revision("base.model", "base.revision", base.model)
+        yield no_revision("base.model", "base.revision", base.model)
     # A published tokenizer may have further templates by name, which only the base stage knows.
     built_in = ("auto", "plain", "chatml")
     if base.model is None and base.chat_template not in built_in and not base.chat_template.endswith(".jinja"):
@@ -134,7 +135,7 @@ def _base(base: BaseConfig) -> Iterator[Problem]:
             )
 
 
-def _no_revision(path: str, revision: str, model: str) -> Problem:
+def no_revision(path: str, revision: str, model: str) -> Problem:
     """A name without a revision is a misspelt folder, or a Hub id whose commit is missing."""
     near, parent = nearest(model, folders=True), Path(model).parent
     hub = f"For a model of the Hub, set {revision} to its commit"
@@ -196,12 +197,12 @@ def _column_names(path: str, table: TableConfig | RankingTableConfig, format: Ta
 def _reward(recipe: Recipe) -> Iterator[Problem]:
     reward = recipe.reward
     if reward.model is not None and is_hub_id(reward.model) and not reward.revision:
-        yield _no_revision("reward.model", "reward.revision", reward.model)
+        yield no_revision("reward.model", "reward.revision", reward.model)
     if reward.model is None and reward.revision is not None:
         yield "reward.revision", "belongs to reward.model, which is not set"
     scorer, commit = recipe.ppo.reward_model, recipe.ppo.reward_model_revision
     if scorer is not None and is_hub_id(scorer) and not commit:
-        yield _no_revision("ppo.reward_model", "ppo.reward_model_revision", scorer)
+        yield no_revision("ppo.reward_model", "ppo.reward_model_revision", scorer)
     elif commit is not None and (scorer is None or not is_hub_id(scorer)):
         yield "ppo.reward_model_revision", "belongs to a Hub id in ppo.reward_model, which is not set"
     if reward.margin and reward.objective not in ("bradley_terry", "bradley_terry_pairs"):
@@ -241,7 +242,7 @@ def _eval(recipe: Recipe) -> Iterator[Problem]:
         return
     if not re.fullmatch(r"https?://\S+", judge.base_url):
         yield "eval.llm_judge.base_url", f"must be like https://api.example.org/v1, got {judge.base_url!r}"
-    if owned := sorted({"model", "messages", "stream", "n"} & judge.parameters.keys()):
+    if owned := sorted(term_rules.SET_BY_THE_CLIENT & judge.parameters.keys()):
         yield "eval.llm_judge.parameters", f"must not set {', '.join(owned)}"
 
 
@@ -342,7 +343,7 @@ def _monitor(recipe: Recipe) -> Iterator[Problem]:
             "ppo.monitor.judge",
             "member needs a member that PPO does not use: set ppo.reward.held_out to 1 or more",
         )
-    if judge == "reward" and ppo.reward_model is None:
+    if judge == "reward" and ppo.reward_model is None and ppo.reward.trains_on_run_model:
         yield "ppo.monitor.judge", "reward is the model that PPO optimises, unless ppo.reward_model names another"
 
 
@@ -359,7 +360,7 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
     if ppo.batch_size % ppo.num_generations:
         yield "ppo.num_generations", f"{ppo.num_generations} must divide batch_size ({ppo.batch_size})"
     if ppo.kl.kind == "solved":
-        if ppo.score.normalization == "running":
+        if ppo.score.normalization == "running" and ppo.reward.terms is None:
             yield (
                 "ppo.score.normalization",
                 "running changes the scale of the score during training, and the coefficient of kl.kind: solved is "

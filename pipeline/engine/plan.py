@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import invocation
-from pipeline.config import fit
+from pipeline.config import fit, term_rules
 from pipeline.config.fit import ModelProfile
 from pipeline.config.load import LoadedRecipe, flatten
 from pipeline.config.paths import missing
@@ -244,7 +244,7 @@ class Planner:
         stage is finished, only part of that can be checked."""
         profile = None if base is None else ModelProfile.read(base.artifact.path)
         misfits = fit.foreseen(self.recipe) if profile is None else fit.problems(self.recipe, profile)
-        if problems := [*misfits, *fit.scorers(self.recipe)]:
+        if problems := [*misfits, *fit.scorers(self.recipe), *term_rules.problems(self.recipe)]:
             raise self.loaded.refusal(problems)
 
     def hint(self, stage: str) -> str:

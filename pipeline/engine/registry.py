@@ -41,6 +41,7 @@ class StageSpec:
         exists: for a stage that not every recipe has: the dotted path that decides, and when the stage exists.
         paths: dotted recipe paths that may name local files or folders -> whether a value does. The content of
             these files enters the key.
+        also_reads: further local files and folders, by dotted path, where `paths` cannot name them.
         parallel: whether several processes can share the work. Their number does not change the result beyond
             rounding; the first of them writes it.
         resolve: the stage's config from the recipe and its section; None: the section as it is.
@@ -57,6 +58,7 @@ class StageSpec:
     planned: Callable[[Recipe], bool] = _always
     exists: tuple[str, str] = ("", "")
     paths: Mapping[str, Callable[[str], bool]] | None = None
+    also_reads: Callable[[Recipe], Mapping[str, Path]] | None = None
     parallel: bool = False
     resolve: Callable[[Recipe, Any], Any] | None = None
 
@@ -104,7 +106,7 @@ class StageSpec:
                 value = getattr(value, name, None)
             if value is not None and is_path(value):
                 named[dotted] = Path(value)
-        return named
+        return named | dict(self.also_reads(recipe) if self.also_reads else {})
 
 
 STAGES: dict[str, StageSpec] = {}

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import hub_models, invocation, machine
+from pipeline.config import term_rules
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.section import content
 from pipeline.device import resolve
@@ -266,9 +267,12 @@ def _countdown(durations: Durations, step: StagePlan, later: Sequence[str]) -> C
 def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool, processes: int = 1) -> Forecast:
     """Refuses before anything runs what would fail later: raises `RecipeError` for what the model cannot do, and
     `StageError` for models that cannot be fetched and, unless `force`, for what does not fit into memory."""
-    fetched = hub_models.scorer(planner.recipe)
-    if fetched is not None and not all(step.finished for step in planned):
-        hub_models.fetch(*fetched, planner.loaded.place("ppo.reward_model"))
+    if not all(step.finished for step in planned):
+        for path, fetched in hub_models.scorers(planner.recipe).items():
+            hub_models.fetch(*fetched, planner.loaded.place(path))
+    rates = any(step.spec.section in ("ppo", "eval") and not step.finished for step in planned)
+    if rates and (problems := list(term_rules.unset_keys(planner.recipe))):
+        raise planner.loaded.refusal(problems)
     planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
     forecast = Forecast.of(planner.loaded, planner.latest("data"), processes)
     if forecast.no_network and any(step.spec.name == "base" and not step.finished for step in planned):

@@ -20,6 +20,7 @@ from pipeline.config.trainer import EVAL_BATCH_SIZE
 from pipeline.machine import RETURNED
 from pipeline.memory.architecture import BYTES
 from pipeline.memory.components import SINGLE, Forward, Mask, PlannedModel
+from pipeline.memory.scorers import scorer_bytes
 
 Moment = dict[str, float]
 """Bytes by component."""
@@ -188,6 +189,7 @@ def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int) -> Pha
     config, learner = recipe.ppo, _learner(model)
     prompt, response = config.max_prompt_length, config.response_length
     shares_backbone = config.reward_model is None and recipe.reward.model is None
+    shares_backbone = shares_backbone and config.reward.uses_run_model
     rewards = (recipe.reward.ensemble if model.lora else 1) if shares_backbone else 0
     learners = 2 if config.critic == "adapter" else 1
     roles = 2 + rewards + (learners - 1)
@@ -196,6 +198,8 @@ def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int) -> Pha
     else:
         held = {"weights": roles * learner.weights}
     held["optimizer"] = learners * 2 * learner.learning
+    if scorers := scorer_bytes(recipe, replace(learner, share=None)):
+        held["scorers"] = scorers
     batch = _shared(config.batch_size, processes)
     rollout = config.rollout_batch_size if isinstance(config.rollout_batch_size, int) else batch
     minibatch = config.batch_size // config.num_mini_batches

@@ -10,11 +10,14 @@ from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models.text import Codec
+from stages.ppo.terms import CombinedScorer
 from stages.scoring.judge import ScoringJudge
 from stages.scoring.load import as_artifact, held_out_members, load_scorer, optimised_members
 from stages.scoring.reward_model import SPEC
 from stages.scoring.scorer import Scorer
 from stages.scoring.slots import SlotScorer
+from stages.scoring.terms import FUNCTIONS, Loading, WrittenTerms
+from stages.scoring.terms import paths as term_paths
 
 WHERE = "eval.reward_model"
 
@@ -25,16 +28,46 @@ def scoring_judges(
     codec: Codec,
     device: str,
     say: Callable[[str], None] = lambda text: None,
+    folder: Path = Path(),
 ) -> list[ScoringJudge]:
-    """The judges that the recipe asks for and that score answers one by one. The frontier and the extremes use the
-    first."""
+    """The judges that the recipe asks for and that score answers one by one, then the terms that PPO did not train
+    on. The frontier and the extremes use the first.
+
+    Args:
+        folder: the recipe's, for the replies of language models.
+    """
     judges = []
     if config.judge != "none":
         judges.append(ScoringJudge(config.judge, "faults an answer", SlotScorer(config.judge, codec)))
     if config.reward_model is not None:
         name = "held-out ensemble member" if config.reward_model == "ensemble" else "held-out reward model"
         judges.append(ScoringJudge(name, "score", _held_out(config.reward_model, inputs, codec, device, say)))
+    written = WrittenTerms.read(newest(inputs, "ppo"))
+    if written is not None:
+        loading = _loading(written, inputs, codec, device, folder, say)
+        for term, path in zip(written.terms, term_paths(written.terms), strict=True):
+            if not term.trained:
+                judges.append(ScoringJudge(term.name, "score", loading.scorer(term, path)))
     return judges
+
+
+def _loading(
+    written: WrittenTerms,
+    inputs: Mapping[str, Artifact],
+    codec: Codec,
+    device: str,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Loading:
+    return Loading(
+        inputs=inputs,
+        codec=codec,
+        device=device,
+        replies=folder,
+        held_out=written.reward.held_out,
+        copies=newest(inputs, "ppo").path / FUNCTIONS,
+        say=say,
+    )
 
 
 def _held_out(
@@ -54,8 +87,18 @@ def _held_out(
 
 
 def load_proxy(
-    inputs: Mapping[str, Artifact], codec: Codec, device: str, say: Callable[[str], None] = lambda text: None
+    inputs: Mapping[str, Artifact],
+    codec: Codec,
+    device: str,
+    say: Callable[[str], None] = lambda text: None,
+    folder: Path = Path(),
 ) -> Scorer:
-    """The model of the newest `reward` stage, without the members that were held out from PPO."""
+    """The sum of terms that the newest `ppo` stage optimised or, without terms, the model of the newest `reward`
+    stage without the members that were held out from PPO. Arguments as of `scoring_judges`."""
+    written = WrittenTerms.read(newest(inputs, "ppo"))
+    if written is not None:
+        loading = _loading(written, inputs, codec, device, folder, say)
+        named = zip(written.terms, term_paths(written.terms), strict=True)
+        return CombinedScorer([loading.scorer(term, path) for term, path in named if term.trained], written)
     members = optimised_members(newest(inputs, "ppo").metrics.get("held_out_members", 0))
     return load_scorer(newest(inputs, "reward"), inputs, codec, device, members=members, say=say)

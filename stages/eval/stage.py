@@ -83,7 +83,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     answers = answer_all(inputs, prompts, demonstrations, codec, config, ctx)
     if config.best_of_n is not None:
         answers["best_of_n"] = sample_reference(inputs, prompts, codec, config, ctx, config.best_of_n)
-    scorer = load_proxy(inputs, codec, ctx.device, ctx.say)
+    scorer = load_proxy(inputs, codec, ctx.device, ctx.say, ctx.recipe_dir)
     proxy = _score_all("proxy", scorer, prompts, answers, ctx)
     del scorer
     n = None
@@ -91,7 +91,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         n = best_of_n.nearest(float(_kl(answers["ppo"]).mean()), config.best_of_n)
         weights = best_of_n.weights(proxy["best_of_n"], n)
         answers["best_of_n"] = replace(answers["best_of_n"], weights_PS=weights)
-    judges = scoring_judges(config, inputs, codec, ctx.device, ctx.say)
+    judges = scoring_judges(config, inputs, codec, ctx.device, ctx.say, ctx.recipe_dir)
     judged = {judge.name: _score_all(judge.name, judge.scorer, prompts, answers, ctx) for judge in judges}
     evaluation = Evaluation(prompts, answers, proxy, judged, n)
     # 2. and 3.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from pipeline.config.ppo import kl_goal
+from pipeline.config.terms import TermConfig
 from pipeline.engine.plan import StageRun
 from pipeline.engine.stage import parse
 
@@ -25,6 +29,7 @@ class EvaluationPoint:
         kl: KL from the reference, nats per response.
         judge: the independent judge's mean score, higher is better; None without a judge.
         prompts: the held-out prompts, as conversations.
+        terms: each term's raw scores by its name, None where it does not apply; empty without terms.
     """
 
     update: int
@@ -33,6 +38,7 @@ class EvaluationPoint:
     length: float | None
     judge: float | None = None
     prompts: Sequence[Any] = ()
+    terms: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,21 @@ class KLSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """The reward's terms as recipe values; None without terms."""
+
+    terms: Sequence[Mapping[str, Any]] | None = None
+
+    def read(self) -> list[TermConfig]:
+        return [TypeAdapter(TermConfig).validate_json(json.dumps(term)) for term in self.terms or ()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    normalization: str = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PPOSettings:
     """The values of `PPOConfig` that explain a result."""
 
@@ -72,6 +93,8 @@ class PPOSettings:
     eval_prompts: int
     reward_model: str | None = None
     checkpoint: str = "last"
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    score: ScoreSettings = field(default_factory=ScoreSettings)
 
     @property
     def kl_target(self) -> float | None:

@@ -29,6 +29,19 @@ class RewardSignal:
         self._spread_N = scores_MN.std(0, unbiased=False)
         return aggregate(scores_MN, self.config)
 
+    def everywhere(
+        self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]], world: World
+    ) -> Tensor:
+        """Scores of responses that all processes have."""
+        return self(prompts, responses)
+
+    def metrics(self, scores_N: Tensor, world: World) -> dict[str, float]:
+        """What is logged of the scores besides their mean and standard deviation. Collective."""
+        return self.disagreement(world)
+
+    def normalizer(self, config: ScoreConfig, world: World) -> ScoreNormalizer:
+        return ScoreNormalizer(config, world)
+
     def disagreement(self, world: World) -> dict[str, float]:
         """`objective/scores_disagreement`: the standard deviation over members, averaged over the last scored
         responses of all processes. Empty for a single model."""
@@ -72,6 +85,8 @@ class ScoreNormalizer:
         1979)."""
         wide = scores_B.double()
         count, total = self.world.sum(torch.stack([torch.tensor(float(len(wide))).double(), wide.sum()])).tolist()
+        if not count:
+            return
         mean = total / count
         square = float(self.world.sum(((wide - mean) ** 2).sum()[None])[0])
         both = self.count + count
@@ -87,10 +102,22 @@ class ScoreNormalizer:
     def __call__(self, scores_B: Tensor) -> Tensor:
         if self.config.normalization == "running":
             self.observe(scores_B)
+        return self.scaled(scores_B)
+
+    def scaled(self, scores_B: Tensor) -> Tensor:
+        """Normalised and clipped scores, under the present statistics."""
         if self.config.normalization != "none":
             scores_B = (scores_B - self.mean) / self.std
         clip = self.config.clip
         return scores_B if clip is None else scores_B.clamp(-clip, clip)
+
+    def shown(self, scores_B: Tensor) -> Tensor:
+        """The scores that metrics and evaluation points show: those of the reward model."""
+        return scores_B
+
+    def run_model_scale(self) -> tuple[float, float]:
+        """Mean and standard deviation that turn a raw score into the reward."""
+        return self.mean, self.std
 
     def state_dict(self) -> dict[str, float]:
         return {"count": self.count, "mean": self.mean, "square": self.square}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,14 +20,19 @@ from stages.models.loading import load_backbone
 from stages.models.sharding import mesh_of
 from stages.models.text import Codec
 from stages.ppo.rewards import RewardSignal, ScoreNormalizer
+from stages.ppo.terms import TermNormalizer, TermSignal
 from stages.scoring import reward_model
 from stages.scoring.load import Source, as_artifact, load_scorer, optimised_members, token_artifact
 from stages.scoring.reward_model import ROLE
+from stages.scoring.terms import Loading
+from stages.scoring.terms import paths as term_paths
 
 
 def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:
-    """The reward artifact that scores responses; None when `ppo.reward_model` names a sequence classifier. Raises
-    `StageError` when it was trained on another base."""
+    """The reward artifact that scores responses; None when `ppo.reward_model` names a sequence classifier, or when
+    no term is the run's reward model. Raises `StageError` when it was trained on another base."""
+    if not config.reward.uses_run_model:
+        return None
     artifact = newest(inputs, "reward") if config.reward_model is None else as_artifact(config.reward_model)
     if artifact is not None and token_artifact(artifact):
         reward_model.check_base(artifact, inputs["base"])
@@ -40,7 +47,8 @@ def build(
     sharded: bool = False,
     offload: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[Bank, RewardSignal]:
+    folder: Path = Path(),
+) -> tuple[Bank, RewardSignal | TermSignal]:
     """Builds the bank and the reward signal.
 
     The reference is the SFT model, or the base model without an SFT stage. The policy starts as a copy of it or, in
@@ -50,6 +58,7 @@ def build(
         sharded: shard every role over the processes.
         offload: keep the parts in host memory.
         say: called with a message when a batch to score does not fit into memory.
+        folder: the recipe's, for the replies of language models that score.
 
     Raises `StageError` when the reward model belongs to another base, is damaged or does not reproduce its
     fingerprints.
@@ -72,6 +81,18 @@ def build(
         check_projection(actor)
     minibatch = config.batch_size // config.num_mini_batches
     batch = config.micro_batch_size if isinstance(config.micro_batch_size, int) else minibatch
+    if config.reward.terms is not None:
+        loading = Loading(
+            inputs=inputs,
+            codec=codec,
+            device=device,
+            replies=folder,
+            held_out=config.reward.held_out,
+            bank=bank,
+            batch_size=batch,
+            say=say,
+        )
+        return bank, _terms(config, loading)
     source: Source = str(config.reward_model) if artifact is None else artifact
     scorer = load_scorer(
         source,
@@ -89,6 +110,15 @@ def build(
     return bank, RewardSignal(scorer, config.reward)
 
 
+def _terms(config: PPOConfig, loading: Loading) -> TermSignal:
+    terms = config.reward.terms or []
+    scorers = [loading.scorer(term, path) for term, path in zip(terms, term_paths(terms), strict=True)]
+    for scorer in scorers:
+        scorer.check(row["prompt"] for row in loading.inputs["data"].jsonl("prompts.jsonl"))
+    _check_aggregate(config, max(scorer.size for scorer in scorers))
+    return TermSignal(scorers, config.reward)
+
+
 def _check_aggregate(config: PPOConfig, members: int) -> None:
     if config.reward.aggregate != "mean" and members == 1:
         raise StageError(
@@ -98,10 +128,18 @@ def _check_aggregate(config: PPOConfig, members: int) -> None:
         )
 
 
-def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer) -> None:
-    """Rescales a value head copied from the reward model: it predicts raw scores, and PPO's are normalised."""
-    if config.critic == "adapter" and "reward" in bank.heads:
-        bank.heads["value"].rescale_(normalizer.mean, normalizer.std)  # type: ignore[operator]
+def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer | TermNormalizer) -> None:
+    """Rescales a value head copied from the reward model: it predicts raw scores, and PPO's are scaled. It starts
+    at zero where PPO is not trained on that model."""
+    if config.critic != "adapter" or "reward" not in bank.heads:
+        return
+    head: Any = bank.heads["value"]
+    scale = normalizer.run_model_scale()
+    if scale is None:
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+    else:
+        head.rescale_(*scale)
 
 
 def _value_head(reward: Artifact | None, hidden: int, value_role: str, device: str) -> dict[str, ScalarHead]:

@@ -108,7 +108,7 @@ def solve(config: KLConfig, prompts: int, sample: Sample, generator: torch.Gener
         scores_PN = torch.cat([scores_PN, sample(rows).view(len(chosen), -1)], 1)
         if bool((scores_PN == scores_PN[:, :1]).all()):
             raise StageError(
-                "the reward model gives all answers to a prompt the same score: no KL coefficient has an optimum "
+                "the reward gives all answers to a prompt the same score: no KL coefficient has an optimum "
                 "away from the reference",
                 hint="see why with the reward stage's probes in the report, or set ppo.kl.kind: fixed",
             )

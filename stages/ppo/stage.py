@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from stages.ppo.watch.alerts import AlertLog
 from stages.ppo.watch.evaluation import Evaluations, evaluation_prompts
 from stages.reward.artifact import read_unfit
 from stages.sampling.prompts import load_prompts
+from stages.scoring.load import as_artifact
+from stages.scoring.terms import WrittenTerms, copy_functions
 from stages.training.demonstrations import encode_demonstrations
 
 SHOWN = ("objective/scores", "objective/kl", "response/length", "objective/entropy")
@@ -71,8 +74,10 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             where=ctx.describe("ppo.batch_size"),
             hint="start fewer processes, or enlarge the batch",
         )
+    if World().rank == 0:
+        copy_functions(config.reward.terms or (), out_dir)
     torch.manual_seed(ctx.seed)
-    bank, reward = roles.build(config, inputs, codec, ctx.device, ctx.sharded, ctx.offload, ctx.say)
+    bank, reward = roles.build(config, inputs, codec, ctx.device, ctx.sharded, ctx.offload, ctx.say, ctx.recipe_dir)
     earlier = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,
@@ -107,6 +112,14 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
                 json.dumps(trainer.solution.state_dict(), indent=1) + "\n", encoding="utf-8"
             )
         write_jsonl(out_dir / ALERTS, alerts.events)
+        if config.reward.terms is not None:
+            statistics: Any = trainer.normalizer.state_dict()
+            WrittenTerms(
+                terms=config.reward.terms,
+                score=config.score,
+                reward=replace(config.reward, terms=None),
+                statistics=statistics,
+            ).write(out_dir)
     process_share = -(-config.batch_size // config.num_mini_batches // trainer.world.size)
     return {
         "prompts": len(prompts),
@@ -150,20 +163,29 @@ def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) ->
 
     Raises `StageError` when it failed and the run is without --force.
     """
-    artifact = roles.reward_artifact(config, inputs)
-    if artifact is None:
-        return []
-    unfit = read_unfit(artifact)
-    if unfit and not ctx.force:
-        raise StageError(
-            "the reward model is unfit for PPO: " + "; ".join(unfit),
-            where=str(artifact.path),
-            hint=(
-                "train it on more or better rankings, or override this, which is recorded: "
-                f"`{invocation.again('--force')}`"
-            ),
-        )
-    return unfit
+    reasons: list[str] = []
+    for artifact in _trained_on(config, inputs):
+        unfit = read_unfit(artifact)
+        if unfit and not ctx.force:
+            raise StageError(
+                "the reward model is unfit for PPO: " + "; ".join(unfit),
+                where=str(artifact.path),
+                hint=(
+                    "train it on more or better rankings, or override this, which is recorded: "
+                    f"`{invocation.again('--force')}`"
+                ),
+            )
+        reasons += unfit
+    return reasons
+
+
+def _trained_on(config: PPOConfig, inputs: Mapping[str, Artifact]) -> list[Artifact]:
+    """The reward artifacts that PPO optimises."""
+    run_model = roles.reward_artifact(config, inputs) if config.reward.trains_on_run_model else None
+    models = [
+        term.model for term in config.reward.terms or () if term.trained and term.model and not term.run_model
+    ]
+    return [artifact for artifact in (run_model, *map(as_artifact, models)) if artifact is not None]
 
 
 def _continue_from(trainer: PPOTrainer, previous: Artifact) -> None:

@@ -27,8 +27,9 @@ from stages.ppo.cost import Clock, Meter
 from stages.ppo.kl import controller
 from stages.ppo.prompts import PromptQueue, Shares
 from stages.ppo.ptx import Demonstrations
-from stages.ppo.rewards import RewardSignal, ScoreNormalizer
+from stages.ppo.rewards import RewardSignal
 from stages.ppo.solve import Solution, solve
+from stages.ppo.terms import TermSignal
 from stages.ppo.update import Optimisation
 from stages.sampling.episodes import Episodes
 from stages.sampling.prompts import EncodedPrompt
@@ -53,7 +54,7 @@ class PPOTrainer:
         config: PPOConfig,
         codec: Codec,
         prompts: Sequence[EncodedPrompt],
-        reward: RewardSignal,
+        reward: RewardSignal | TermSignal,
         *,
         seed: int,
         device: str = "cpu",
@@ -73,7 +74,7 @@ class PPOTrainer:
         self.sampling = SamplingParams(
             max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature
         )
-        self.normalizer = ScoreNormalizer(config.score, self.world)
+        self.normalizer = reward.normalizer(config.score, self.world)
         self.kl = controller(config.kl.kind, config.kl.init, config.kl.target, config.kl.horizon)
         self.solution: Solution | None = None
         self.micro = MicroBatch(config.micro_batch_size, "training", say)
@@ -135,9 +136,10 @@ class PPOTrainer:
         """Which responses end with a stop token, (N,), on the CPU."""
         return episodes.ended(self.codec.stop_ids).cpu()
 
-    def rewards(self, scores_N: Tensor, ended_N: Tensor) -> Tensor:
-        """What PPO optimises, (N,): scores normalised and clipped, less the penalty for a missing stop token."""
-        rewards_N = self.normalizer(scores_N)
+    def rewards(self, scores: Tensor, ended_N: Tensor) -> Tensor:
+        """What PPO optimises, (N,): scores (N,) of a model or (T, N) of terms, normalised, clipped and added, less
+        the penalty for a missing stop token."""
+        rewards_N = self.normalizer(scores)
         if self.config.missing_eos_penalty is not None:
             rewards_N = rewards_N - self.config.missing_eos_penalty * (~ended_N).float()
         return rewards_N
@@ -151,13 +153,13 @@ class PPOTrainer:
         clock.lap("rollout")
         # 2. Score them.
         scores = self.reward(prompts, episodes.responses)
-        disagreement = self.reward.disagreement(self.world)
         ended = self.ended(episodes)
         rewards = self.rewards(scores, ended)
+        scored = self.reward.metrics(scores, self.world)
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.
         data = experience.build(
-            self.bank, episodes, scores, rewards, config, self.kl.value, self.world,
+            self.bank, episodes, self.normalizer.shown(scores), rewards, config, self.kl.value, self.world,
             reuse=self.exact, micro=self.micro,
         )  # fmt: skip
         if not self.exact:
@@ -174,7 +176,7 @@ class PPOTrainer:
         self.update += 1
         return (
             data.metrics
-            | disagreement
+            | scored
             | optimised
             | {f"time/{name}": seconds for name, seconds in clock.laps.items()}
             | {"episode": self.update * config.batch_size}

@@ -32,6 +32,7 @@ from stages.report import (
     plots,
     rankings,
     recipe_comparison,
+    reward_terms,
     run_comparison,
     tables,
     verdict,
@@ -117,6 +118,7 @@ def _build(run: RunSummary, path: Path, other: RunSummary | None, values: str) -
         hard_negatives=rankings.hard_negatives(findings.reward),
         draw=draw,
         numbers=numbers.name,
+        reward_terms=reward_terms.rows(findings.ppo.terms) if findings.ppo else [],
         monitor_summary=monitors.summary(monitored) if monitored else "",
         monitor_rows=monitors.rows(monitored) if monitored else [],
     )

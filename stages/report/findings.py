@@ -29,13 +29,14 @@ from stages.eval.artifact import (
 )
 from stages.export.artifact import ExportResult
 from stages.ppo.artifact import PPOResult
-from stages.report import exported, lineage, rankings, sources
+from stages.report import exported, lineage, rankings, reward_terms, sources
 from stages.report.human import HumanVerdict
 from stages.report.jsonform import json_form, named
 from stages.report.lineage import RoundRow
 from stages.report.monitors import Monitors
 from stages.report.overlaps import Overlap, overlaps
 from stages.report.rankings import Dropped, Measured
+from stages.report.reward_terms import TermSummary
 from stages.reward.artifact import RewardQuality
 
 Annotators = Literal["simulated", "human", "unknown"]
@@ -94,6 +95,7 @@ class PPOSummary:
     Attributes:
         prompts: held-out prompts of an evaluation point.
         stopped: whether a training monitor stopped it.
+        terms: those of the reward; empty if it is the reward model alone.
     """
 
     kl_target: float | None
@@ -102,6 +104,7 @@ class PPOSummary:
     points: Sequence[Point]
     prompts: int
     stopped: bool
+    terms: Sequence[TermSummary]
 
     @classmethod
     def of(cls, ppo: PPOResult) -> PPOSummary:
@@ -112,6 +115,7 @@ class PPOSummary:
             points=[Point(update=p.update, kl=p.kl, score=p.score, length=p.length) for p in ppo.points],
             prompts=(len(ppo.points[0].prompts) if ppo.points else 0) or ppo.settings.eval_prompts,
             stopped=ppo.metrics.stopped_at is not None,
+            terms=reward_terms.summaries(ppo),
         )
 
 

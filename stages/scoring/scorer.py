@@ -44,24 +44,28 @@ class Scorer(ABC):
     Attributes:
         name: for people: in reports, progress and errors.
         size: M, the number of members; 1 for a single model.
+        optional: whether a response may have no score, which is NaN.
         on_batch: called with the number of responses of each batch that is scored.
     """
 
     name: str
     size: int = 1
+    optional: bool = False
     on_batch: Callable[[int], None] = staticmethod(_ignore)
 
     @abstractmethod
     def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
-        """Each member's scores (M, N), float32, on the CPU. Raises `StageError` when one is not finite.
+        """Each member's scores (M, N), float32, on the CPU. Raises `StageError` when one is not finite, except for
+        the NaN of an `optional` scorer.
 
         Args:
             responses: one per prompt, as sampled: ids of the policy's tokenizer, the stop token included.
         """
 
     def __call__(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
-        """The mean over members (N,)."""
-        return self.members(prompts, responses).mean(0)
+        """The mean over members (N,); 0 where there is no score."""
+        scores = self.members(prompts, responses).mean(0)
+        return scores.nan_to_num(nan=0.0) if self.optional else scores
 
     def scoring(self) -> contextlib.AbstractContextManager[None]:
         """What must be held while several batches are scored: processes have unequal numbers of them, and a sharded

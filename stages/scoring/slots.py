@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class SlotScorer(Scorer):
             errors.append(self.check_text(prompt.messages, self.codec.decode(response)))
             self.on_batch(1)
         return errors
+
+    def check(self, conversations: Iterable[Sequence[Message]]) -> None:
+        for messages in conversations:
+            parse_mr(messages[-1]["content"])
 
     def members(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
         return -torch.tensor([[float(faults(errors)) for errors in self.errors(prompts, responses)]])

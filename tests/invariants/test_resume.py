@@ -46,6 +46,26 @@ def test_a_resumed_run_equals_an_uninterrupted_run(kind, value, scheduler, tmp_p
                 assert actual[name] == number, name
 
 
+def test_the_running_statistics_of_every_term_are_resumed(tmp_path):
+    values = ppo_case.EVERYTHING | {"reward": ppo_case.TERMS, "scorer": ppo_case.TERM_SCORES}
+    uninterrupted = ppo_case.make(**values)
+    expected = [uninterrupted.step() for _ in range(3)]
+    first = ppo_case.make(**values)
+    for _ in range(2):
+        first.step()
+    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
+    second = ppo_case.make(seed=99, **values)
+    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    resumed = second.step()
+    statistics = second.normalizer.state_dict()
+    assert statistics == uninterrupted.normalizer.state_dict()
+    assert {name for name, state in statistics.items() if state["count"]} == {"model", "scaled"}
+    assert checksums(second) == checksums(uninterrupted)
+    names = [name for name in resumed if name.startswith(("rewards/", "objective/"))]
+    assert "rewards/scaled/applied" not in names  # a rigged scorer says that it always applies
+    assert [resumed[name] for name in names] == [expected[2][name] for name in names]
+
+
 def test_8_bit_optimizer_state_is_resumed(tmp_path):
     values = {"value": "trunk", "optimizer": "adamw_8bit"}
 

@@ -11,9 +11,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from pipeline.config.ppo import KLConfig, PPOConfig, ScoreConfig
+from pipeline.config.ppo import AggregateConfig, KLConfig, PPOConfig, ScoreConfig
+from pipeline.config.terms import TermConfig
 from stages.models.text import IGNORED, pad
 from stages.ppo.rewards import RewardSignal
+from stages.ppo.terms import TermSignal
 from stages.ppo.trainer import PPOTrainer
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.scorer import Scorer
@@ -74,6 +76,25 @@ def varied(prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]])
     return torch.tensor([math.fsum(math.sin(i * 12.9898) for i in response) for response in responses])
 
 
+TERMS = AggregateConfig(
+    terms=[
+        TermConfig(name="model", model="reward", weight=0.5),
+        TermConfig(name="count", pattern="x", weight=-2.0, score=ScoreConfig(normalization="none", clip=0.5)),
+        TermConfig(name="scaled", pattern="x", score=ScoreConfig(normalization="running", clip=None)),
+        TermConfig(name="shown", pattern="x", held_out=True),
+    ]
+)
+"""Terms that are scaled in different ways. `TERM_SCORES` rigs them."""
+
+
+def sometimes(prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[int]]) -> Tensor:
+    """A reward that does not apply to every third number of tokens."""
+    return torch.tensor([math.nan if len(r) % 3 == 0 else 10.0 + len(r) for r in responses])
+
+
+TERM_SCORES: list[Score] = [varied, count_of(20), sometimes, count_of(21)]
+
+
 def demonstrations(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A constant batch of rows of unequal length. The first two tokens of each row have no labels."""
     rows = tiny.rows(3, 3, 7, seed=8)
@@ -87,7 +108,7 @@ def make(
     *,
     bank: Any = None,
     bank_seed: int = 2,
-    scorer: Scorer | Score = varied,
+    scorer: Scorer | Score | Sequence[Score] = varied,
     seed: int = 0,
     device: str = "cpu",
     **values: Any,
@@ -97,7 +118,11 @@ def make(
         bank = tiny.BANKS[kind](value=config.critic, seed=bank_seed)
     if bank.mesh is None:
         bank = bank.to(device)
-    reward = RewardSignal(scorer if isinstance(scorer, Scorer) else Rigged(scorer), config.reward)
+    reward: RewardSignal | TermSignal
+    if isinstance(scorer, Sequence):
+        reward = TermSignal([Rigged(score) for score in scorer], config.reward)
+    else:
+        reward = RewardSignal(scorer if isinstance(scorer, Scorer) else Rigged(scorer), config.reward)
     return PPOTrainer(bank, config, CODEC, PROMPTS, reward, seed=seed, device=device, demonstrations=demonstrations)
 
 

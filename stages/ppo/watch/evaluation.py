@@ -7,6 +7,7 @@ that selected the checkpoint would be biased upwards.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class Evaluations:
         trainer = self.trainer
         episodes = trainer.respond(self.prompts, self.seed)
         responses = episodes.responses
-        scores = trainer.reward(self.prompts, responses)
+        raw = trainer.reward.everywhere(self.prompts, responses, trainer.world)
+        scores = trainer.normalizer.shown(raw)
         logp, ref_logp = (
             score_tokens(trainer.bank, role, episodes, self.config, micro=trainer.micro).logp_BT.cpu()
             for role in ("policy", "reference")
@@ -77,10 +79,16 @@ class Evaluations:
             "responses": [trainer.codec.decode(response) for response in responses],
             "response_ids": responses,
         }
+        if raw.ndim > 1:
+            point["terms"] = {
+                name: [None if value != value else value for value in row]
+                for name, row in zip(trainer.normalizer.state_dict(), raw.tolist(), strict=True)
+            }
         if self.judge is not None:
             judged = self.judge.scores(self.prompts, responses)
             point |= {"judge": sum(judged) / len(judged), "judged": judged}
         self.points.append(point)
+        self._rescale()
         self._conclude()
         best = trainer.world.first(self.selected == len(self.points) - 1)
         if best and (trainer.world.rank == 0 or trainer.bank.mesh):
@@ -105,6 +113,15 @@ class Evaluations:
         )
         self.stop = bool(self.trainer.world.first(bool(over)))  # one process decides for all
 
+    def _rescale(self) -> None:
+        """Puts the scores of all points on the present scale, which moves where a term is normalised by running
+        statistics. Without terms, points have raw scores."""
+        for point in self.points:
+            if "terms" in point:
+                raw = torch.tensor([[nan if v is None else v for v in row] for row in point["terms"].values()])
+                scores = self.trainer.normalizer.shown(raw)
+                point |= {"score": float(scores.mean()), "scores": scores.tolist()}
+
     def prune(self) -> None:
         """Removes the weights of all points but the best one."""
         best = None if self.selected is None else self._weights(self.points[self.selected])
@@ -116,6 +133,7 @@ class Evaluations:
     def select(self) -> dict[str, Any] | None:
         """Loads the selected point's weights into the bank, on rank 0 or, for a sharded bank, on every process.
         Returns that point, or the last one if none is selected; None without evaluations."""
+        self._rescale()
         world, mesh = self.trainer.world, self.trainer.bank.mesh
         chosen = int(world.first(-1 if self.selected is None else self.selected))
         if chosen < 0:

@@ -6,8 +6,9 @@ from dropped import rows_by_reason
 from data.schema import Demonstration, Prompt
 from data.splits import split_of_prompt
 from data.tables.demonstrations import read_demonstrations, read_prompts
+from data.tables.mapping import read_columns
 from data.tables.sources import Dropped
-from pipeline.config.data import TableConfig
+from pipeline.config.data import PromptTableConfig, TableConfig
 from pipeline.errors import DataError, RecipeError
 
 
@@ -67,3 +68,23 @@ def test_wrong_columns_are_errors(tmp_path):
         list(read_demonstrations(table(tmp_path, rows), 0.0, Dropped()))
     with pytest.raises(RecipeError, match="'promt'"):
         list(read_demonstrations(table(tmp_path, rows, promt="prompt"), 0.0, Dropped()))
+
+
+def test_metadata_of_prompts_is_kept_as_json(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"prompt": "a", "answer": "4", "level": [1, null]}\n{"prompt": "b", "answer": null, "level": 2}\n'
+    )
+    config = PromptTableConfig(path=str(path), metadata=["answer", "level"])
+    assert [p.metadata for p in read_prompts(config, 0.1, Dropped())] == [
+        {"answer": "4", "level": [1, None]},
+        {"answer": None, "level": 2},
+    ]
+    assert read_columns("data.prompts", config, ["prompt", "answer", "level", "more"]) == {
+        "prompt",
+        "answer",
+        "level",
+    }
+    misspelt = PromptTableConfig(path=str(path), metadata=["anser"])
+    with pytest.raises(DataError, match="there is no column 'anser'; 'answer' is probably meant"):
+        list(read_prompts(misspelt, 0.1, Dropped()))

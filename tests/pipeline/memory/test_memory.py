@@ -383,3 +383,25 @@ def test_a_model_that_is_not_there_has_no_shape(tmp_path: Path) -> None:
     """A path is no valid Hub id, which huggingface_hub says with an error of its own."""
     with pytest.raises(RecipeError, match="cannot fetch config"):
         sources.architecture_of(BaseConfig(model=f"../{tmp_path.name}/missing/model"))
+
+
+def test_models_of_reward_terms_are_counted(load: Callable[..., LoadedRecipe], tmp_path: Path) -> None:
+    """A classifier takes what its file takes; an adapter of another reward model brings a backbone."""
+    classifier, artifact = tmp_path / "classifier", tmp_path / "artifact"
+    for folder in (classifier, artifact / "adapter"):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    (artifact / "reward.json").write_text("{}")
+
+    def held(*sets: str) -> dict[str, float]:
+        return dict(predict(load(*sets).recipe).stages["ppo"].phases["score"])
+
+    alone, weights = held(), held()["weights"]
+    assert "scorers" not in alone
+    assert held("ppo.reward_model=./classifier")["scorers"] == 1000
+    terms = "{name: a, model: reward}, {name: b, model: ./classifier}, {name: c, model: ./artifact, held_out: true}"
+    several = held(f'"ppo.reward.terms=[{terms}]"')
+    assert several["scorers"] == 2000 + weights
+    assert several["adapters"] == alone["adapters"]
+    without = held('"ppo.reward.terms=[{name: p, pattern: x}]"')
+    assert without["adapters"] < alone["adapters"]

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_endpoint import Endpoint, chat, serving
 
 from pipeline.config.evaluate import LLMJudgeConfig
 from pipeline.errors import StageError
+from stages.scoring.endpoint import REPLIES as VERDICTS
 from stages.scoring.judge import Pair
-from stages.scoring.llm_judge import VERDICTS, LLMJudge, verdict
+from stages.scoring.llm_judge import LLMJudge, verdict
 
 USER = [{"role": "user", "content": "Describe it."}]
-Reply = Callable[[dict[str, Any]], "tuple[int, Any]"]
 
 
 def longer(body: dict[str, Any]) -> tuple[int, Any]:
@@ -34,47 +33,10 @@ def answers(body: dict[str, Any]) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def chat(text: str) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-
-class Endpoint:
-    """Answers by `reply`, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.reply: Reply = longer
-        self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        self.headers: dict[str, str] = {}
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.asked.append((self.path, dict(self.headers), body))
-                status, made = endpoint.reply(body)
-                content = made.encode() if isinstance(made, str) else json.dumps(made).encode()
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(content)), **endpoint.headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+    with serving(longer) as server:
+        yield server
 
 
 @pytest.fixture
