@@ -71,7 +71,7 @@ class RoleOptimizer:
         Args:
             sums: this process's sums over the minibatch's tokens.
             update: counted from 0, for error messages.
-            silent: whether a gradient of zero is expected. Then no step is taken.
+            silent: the minibatch has nothing to learn from. No step is taken, and a gradient of zero is no error.
 
         Raises `StageError` if the gradient is not finite, or is zero in the role's first step.
         """
@@ -89,7 +89,7 @@ class RoleOptimizer:
         # Only in the first step: later, clipping can leave a small minibatch with a zero gradient.
         if norm == 0 and not self.started and not silent:
             raise StageError(f"the {self.role} role gets no gradient", hint="report this with the recipe")
-        if not skipped and not (silent and norm == 0):
+        if not skipped and not silent:
             self.optimizer.step()
         self.zero_grad()
         totals = self.world.sum(torch.tensor(values, dtype=torch.float64)).tolist()
