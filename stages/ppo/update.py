@@ -119,8 +119,8 @@ class Optimisation:
         return self.optimizers["policy"].step(sums, update, silent=self._silent(data, rows))
 
     def _silent(self, data: Experience, rows: Tensor) -> bool:
-        """Whether no response of a minibatch has an advantage, before the policy's first step. The KL term's gradient
-        is then zero or rounding, and AdamW would scale rounding up to a whole step."""
+        """Whether no response of a minibatch has an advantage, before the policy's first step. The gradient of the
+        KL term is then zero or rounding, and AdamW would scale rounding up to a whole step."""
         if not self.config.compares or self.optimizers["policy"].started:
             return False
         return not float(self.world.sum((data.advantages_BT[rows] != 0).sum()[None].cpu().double())[0])
