@@ -123,7 +123,7 @@ class Optimisation:
         KL term is then zero or rounding, and AdamW would scale rounding up to a whole step."""
         if not self.config.compares or self.optimizers["policy"].started:
             return False
-        return not float(self.world.sum((data.advantages_BT[rows] != 0).sum()[None].cpu().double())[0])
+        return not float(self.world.sum((data.advantages_BT.cpu()[rows] != 0).sum()[None].double())[0])
 
     def policy_gradients(
         self,
