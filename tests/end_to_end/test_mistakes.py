@@ -140,7 +140,7 @@ MISTAKES = {
     check("eval.judge=venuse"): [
         "venuse is neither a known name nor a file",
         "did you mean venues?",
-        "none, venues, e2e or a path",
+        "none, venues, venues-zh, e2e or a path",
     ],
     check("eval.judge=my/lexicn.yaml"): ["there is no file or folder my/lexicn.yaml", "my/lexicon.yaml?"],
     check("reward.rubric=venuse"): ["venuse is neither a known name nor a file", "did you mean venues?"],

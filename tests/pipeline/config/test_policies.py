@@ -54,7 +54,7 @@ def test_the_adapter_of_the_policy_is_that_of_ppo(load: Load) -> None:
         ("sft=null base.quantization=nf4 ppo.lora=null", "ppo.lora: is required by base.quantization = nf4"),
         ("sft=null base.dtype=float16 ppo.lora=null reward.lora=null", "trains LoRA adapters only, and ppo.lora"),
         ("sft=null base.quantization={qat: q8_0} ppo.lora.lora_dropout=0.1", "ppo.lora.lora_dropout: must be 0"),
-        ("sft=null sharding=full", "  ppo.lora (small.yaml:6): must be null for sharding = full"),
+        ("sft=null sharding=full base.quantization=int8", "int8 weights cannot be sharded"),
         (
             "sft=null ppo.lora=null reward.lora=null export.formats=[adapter]",
             "export.formats: adapter needs LoRA, and ppo.lora is null",

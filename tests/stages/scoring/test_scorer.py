@@ -86,6 +86,7 @@ def test_what_is_whole_while_a_role_scores_is_whole_for_all_batches(monkeypatch)
     scorer = TokenScorer(RewardEnsemble(bank, ["reward"]), tiny.codec(), "cpu", batch_size=2)
     with scorer.scoring():
         assert events == ["reward"]
+    scorer(PROMPTS, RESPONSES)  # the role's first pass also gathers it once to look at its layers
     events.clear()
     scorer(PROMPTS, RESPONSES)
     assert events[0] == "reward"
