@@ -328,8 +328,8 @@ MUTATIONS = [
     mutation(
         "a step that overflowed is taken",
         "stages/ppo/role_optimizer.py",
-        "        if not skipped:\n",
-        "        if True:\n",
+        "        if not skipped and not silent:\n",
+        "        if not silent:\n",
         f"{INVARIANTS}/test_sixteen_bits.py",
     ),
     mutation(
@@ -398,7 +398,7 @@ MUTATIONS = [
     mutation(
         "policy loss divided by the micro-batch's tokens",
         "stages/ppo/update.py",
-        "                    count=count,\n                    cliprange=config.cliprange,",
+        "                    count=divisor,\n                    cliprange=config.cliprange,",
         "                    count=float(part.mask_BT.sum()),\n                    cliprange=config.cliprange,",
         f"{INVARIANTS}/test_parallel.py::test_micro_batches_do_not_change_an_update",
     ),
