@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -28,6 +29,41 @@ MOST_SAMPLES = 256
 SOLVABLE_KL = 5.5
 """Nats per response: log 256, rounded down. The KL of a policy that always gives one of so many samples."""
 
+Estimator = Literal["gae", "reinforce", "rloo", "grpo"]
+LossType = Literal["bnpo", "dapo", "dr_grpo", "grpo"]
+Baseline = Literal["group", "batch", "running"]
+Scaling = Literal["group", "batch", "none"]
+Placement = Literal["reward", "loss"]
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What an advantage estimator needs, and the defaults of the paper it comes from.
+
+    Attributes:
+        critic: whether it needs a critic.
+        grouped: whether it compares responses to the same prompt, so that `num_generations` must be at least 2.
+        scale_rewards: the default of `ppo.scale_rewards`, for an estimator that treats a response as a single
+            action; None: it gives each token its own advantage, and `ppo.normalize_advantages` applies.
+        loss_type, kl_placement: the defaults of `ppo.loss_type` and `ppo.kl.placement`.
+    """
+
+    critic: bool = False
+    grouped: bool = False
+    scale_rewards: Scaling | None = None
+    loss_type: LossType = "bnpo"
+    kl_placement: Placement = "reward"
+
+
+METHODS: dict[Estimator, Method] = {
+    "gae": Method(critic=True),
+    "reinforce": Method(),
+    "rloo": Method(grouped=True, scale_rewards="none", loss_type="dr_grpo"),
+    "grpo": Method(grouped=True, scale_rewards="group", loss_type="grpo", kl_placement="loss"),
+}
+"""By `ppo.advantage_estimator`. The estimators are in stages/ppo/estimators.py."""
+
 
 def kl_goal(kind: str, target: float) -> float | None:
     """The KL that a controller of this kind aims for, nats per response; None with a fixed coefficient."""
@@ -36,8 +72,8 @@ def kl_goal(kind: str, target: float) -> float | None:
 
 @section
 class KLConfig:
-    """The penalty on the KL divergence from the reference model, subtracted from the reward of every response
-    token."""
+    """The penalty on the KL divergence from the reference model, subtracted from the reward of every response token
+    or added to the loss."""
 
     kind: Literal["fixed", "adaptive", "solved"] = "adaptive"
     """fixed: the coefficient stays at `init` (TRL's `kl_coef`). adaptive: the proportional controller of Ziegler et
@@ -57,6 +93,16 @@ class KLConfig:
     num_generations: Annotated[int, Field(ge=4, le=MOST_SAMPLES)] = 32
     """For `solved`: samples per prompt. N samples resolve a KL well below log N; where they do not resolve
     `target`, more are drawn, up to 256."""
+    placement: Placement | None = field(default=None, metadata=ADDED)
+    """reward: `-beta` times the KL estimate of a token is part of the token's reward. loss: `beta` times the KL
+    estimate is added to the token's policy loss. null: loss for `advantage_estimator: grpo`, otherwise reward. The
+    two have different optima (docs/ppo.md); `kind: solved` is for reward."""
+    estimator: KLEstimator | None = field(default=None, metadata=ADDED)
+    """The estimate of a token's KL (docs/ppo.md). null: k1 in the reward, k3 in the loss. The reward takes k1 only;
+    in the loss, k1 needs `use_bias_correction`."""
+    use_bias_correction: bool = field(default=False, metadata=ADDED)
+    """For `placement: loss`: multiply the KL estimate by the policy's probability ratio, so that its gradient is
+    that of the KL of each token (TRL's `use_bias_correction_kl`). For k1 and k3."""
 
     @property
     def goal(self) -> float | None:
@@ -118,10 +164,30 @@ class PPOConfig:
     """Episodes (sampled responses) per update."""
     num_generations: Count = 1
     """Responses sampled per prompt in a batch; must divide `batch_size`."""
-    advantage_estimator: Literal["gae", "reinforce"] = "gae"
-    """gae: generalised advantage estimation with a critic. reinforce: the return less its mean over the prompt's
-    responses (with `num_generations: 1`, over the batch), without a critic: `lam`, `vf_coef` and `cliprange_value`
-    are not used."""
+    advantage_estimator: Estimator = "gae"
+    """gae: generalised advantage estimation with a critic. The others need no critic: `lam`, `vf_coef` and
+    `cliprange_value` are not used. reinforce: the return less a `baseline`. rloo: the reward of the whole response,
+    KL penalty included, less the mean of the prompt's other responses. grpo: the reward of the whole response less
+    the mean of the prompt's responses, divided by their standard deviation."""
+    baseline: Baseline | None = field(default=None, metadata=ADDED)
+    """For `reinforce`. group: the mean return of the prompt's responses. batch: that of the batch. running: that of
+    all earlier batches; needs `normalize_advantages: false`. null: group, or batch with `num_generations: 1`."""
+    scale_rewards: Scaling | None = field(default=None, metadata=ADDED)
+    """For `rloo` and `grpo`: what advantages are divided by. group: the standard deviation of the rewards of the
+    prompt's responses. batch: that of the batch. none: nothing (Dr. GRPO). null: group for `grpo`, none for
+    `rloo`."""
+    normalize_advantages: bool | None = field(default=None, metadata=ADDED)
+    """For `gae` and `reinforce`: shift and scale advantages to mean 0 and variance 1 over all tokens of the batch.
+    null: true."""
+    loss_type: LossType | None = field(default=None, metadata=ADDED)
+    """How the policy losses of tokens add up, with TRL's names. bnpo: mean over the tokens of the minibatch. dapo:
+    the same with the mean number of tokens of the batch's minibatches. dr_grpo: sum over tokens, divided by the
+    responses and by `response_length`. grpo: mean over a response's tokens, then over responses. null: grpo for
+    `grpo`, dr_grpo for `rloo`, otherwise bnpo."""
+    max_resamples: Natural = field(default=0, metadata=ADDED)
+    """Dynamic sampling (DAPO): the responses to a prompt that all have the same reward teach nothing, so they are
+    replaced by responses to another prompt, up to this many times per update; 0: never. Needs a baseline over the
+    prompt's responses."""
     num_ppo_epochs: Count = 4
     """Passes over the episodes of each update."""
     num_mini_batches: Count = 4
@@ -164,6 +230,9 @@ class PPOConfig:
     bias."""
     cliprange: Positive = 0.2
     """Clip range of the policy's probability ratio: beyond 1 +- `cliprange` a token gives no further gradient."""
+    cliprange_high: Positive | None = field(default=None, metadata=ADDED)
+    """Upper clip range (DAPO's clip-higher, TRL's `epsilon_high`): the ratio is clipped above 1 + `cliprange_high`;
+    null: `cliprange`."""
     cliprange_value: Positive = 0.2
     """Clip range of the value loss: how far a value may move from its value at sampling time."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
@@ -228,4 +297,31 @@ class PPOConfig:
     @property
     def critic(self) -> Literal["adapter", "trunk"] | None:
         """Where the value head is; None where the advantage estimator needs no critic."""
-        return self.value if self.advantage_estimator == "gae" else None
+        return self.value if self.method.critic else None
+
+    @property
+    def method(self) -> Method:
+        """What the advantage estimator needs."""
+        return METHODS[self.advantage_estimator]
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are normalised over all tokens of the batch."""
+        return self.method.scale_rewards is None and self.normalize_advantages is not False
+
+    @property
+    def mean_of(self) -> Baseline:
+        """What `reinforce` takes the mean of."""
+        return self.baseline or ("group" if self.num_generations > 1 else "batch")
+
+    @property
+    def compares(self) -> bool:
+        """Whether a prompt's responses with equal rewards have no advantage."""
+        return self.method.grouped or (self.advantage_estimator == "reinforce" and self.mean_of == "group")
+
+    @property
+    def kl_loss(self) -> KLEstimator | None:
+        """The KL estimator in the loss; None: the KL penalty is in the reward."""
+        if (self.kl.placement or self.method.kl_placement) == "reward":
+            return None
+        return self.kl.estimator or "k3"

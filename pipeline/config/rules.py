@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import licenses, policies, term_rules
+from pipeline.config import estimators, licenses, policies, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.evaluate import JUDGES
@@ -51,6 +51,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _rank(recipe)
     yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
+    yield from estimators.problems(recipe.ppo)
     yield from term_rules.conflicts(recipe)
     yield from _monitor(recipe)
     yield from _eval(recipe)

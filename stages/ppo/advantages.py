@@ -1,4 +1,4 @@
-"""Token rewards, advantage estimation and whitening.
+"""Token rewards, generalised advantage estimation and whitening.
 
 Shapes: B responses, T response tokens; masks are bool, true on valid tokens. Input values at masked positions never
 affect a result.
@@ -8,8 +8,6 @@ GAE: Schulman et al. 2015 (arXiv:1506.02438), equation 16.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -68,67 +66,3 @@ def whiten(
     mean, variance = masked_moments(values, mask, reduce)
     white = (values - mean) * torch.rsqrt(variance + eps)
     return torch.where(mask, white if shift_mean else white + mean, 0.0)
-
-
-# --- Estimators ---
-
-
-class AdvantageEstimator(Protocol):
-    """Computes advantages and returns from rewards.
-
-    Attributes:
-        critic: whether the estimator needs a critic, which is trained on the returns.
-    """
-
-    critic: bool
-
-    def __call__(
-        self, rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, group_size: int, reduce: Reduce
-    ) -> tuple[Tensor, Tensor]:
-        """Advantages and returns (B, T), zero where masked; on the CPU.
-
-        Args:
-            values_BT: the critic's values; zeros without a critic.
-            group_size: responses per prompt, in consecutive rows.
-        """
-
-
-@dataclass(frozen=True)
-class GAE:
-    """Generalised advantage estimation with a critic (`gae`)."""
-
-    gamma: float
-    lam: float
-    critic = True
-
-    def __call__(
-        self, rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, group_size: int, reduce: Reduce
-    ) -> tuple[Tensor, Tensor]:
-        return gae(rewards_BT, values_BT, mask_BT, self.gamma, self.lam)
-
-
-@dataclass(frozen=True)
-class Reinforce:
-    """REINFORCE with a mean baseline (Williams 1992, section 4): the return, minus the mean return of the prompt's
-    responses, or of the whole batch if each prompt has a single response."""
-
-    gamma: float
-    lam: float
-    critic = False
-
-    def __call__(
-        self, rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, group_size: int, reduce: Reduce
-    ) -> tuple[Tensor, Tensor]:
-        # With zero values and lambda 1, GAE gives the return.
-        _, returns_BT = gae(rewards_BT, torch.zeros_like(values_BT), mask_BT, self.gamma, 1.0)
-        total_B = returns_BT[:, 0].double()
-        if group_size > 1:
-            baseline_B = total_B.view(-1, group_size).mean(1).repeat_interleave(group_size)
-        else:
-            total, count = reduce(torch.stack([total_B.sum(), torch.tensor(float(len(total_B))).double()]))
-            baseline_B = (total / count).expand(len(total_B))
-        return torch.where(mask_BT, returns_BT - baseline_B[:, None].to(returns_BT), 0.0), returns_BT
-
-
-ESTIMATORS: dict[str, Callable[[float, float], AdvantageEstimator]] = {"gae": GAE, "reinforce": Reinforce}
-"""By `ppo.advantage_estimator`; called with gamma and lambda."""

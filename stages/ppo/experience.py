@@ -16,7 +16,8 @@ from stages.models.actor import Actor
 from stages.models.bank import Bank
 from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch
-from stages.ppo.advantages import ESTIMATORS, masked_moments, masked_sum, token_rewards, whiten
+from stages.ppo.advantages import masked_moments, masked_sum, token_rewards, whiten
+from stages.ppo.estimators import AdvantageEstimator, Groups, estimator_of
 from stages.ppo.kl import k1, k3
 from stages.sampling import episodes as sequences
 from stages.sampling.episodes import Episodes
@@ -29,9 +30,11 @@ class Experience:
     Attributes:
         logp_BT, ref_logp_BT: log-probs under the policy before the update and under the reference, nats.
         values_BT: the critic's values; zeros without a critic.
-        advantages_BT: whitened over the valid tokens of the whole batch.
+        advantages_BT: whitened over the valid tokens of the whole batch, unless `config.whitens` is false.
         returns_BT: the critic's regression targets.
         metrics: see docs/ppo.md.
+        tokens: number of valid tokens of the whole batch.
+        kl_coef: the KL coefficient of this update, beta.
         weights_BT: importance weights of the policy loss (stages/ppo/mismatch.py); None: all 1.
     """
 
@@ -42,6 +45,8 @@ class Experience:
     advantages_BT: Tensor
     returns_BT: Tensor
     metrics: dict[str, float]
+    tokens: float
+    kl_coef: float
     weights_BT: Tensor | None = None
 
 
@@ -146,6 +151,8 @@ def build(
     kl_coef: float,
     world: World,
     *,
+    estimator: AdvantageEstimator | None = None,
+    rows_B: Tensor | None = None,
     reuse: bool = False,
     micro: MicroBatch | None = None,
 ) -> Experience:
@@ -156,6 +163,8 @@ def build(
         scores_B: raw scores of the reward model, for the metrics.
         rewards_B: normalised and clipped scores, minus the penalty for a missing stop token.
         kl_coef: the KL coefficient, beta.
+        estimator: computes the advantages; None: that of the config, without earlier batches.
+        rows_B: the episodes' rows of the whole batch; None: they are the whole batch.
         reuse: use the log-probs recorded while sampling, if any, instead of a pass of the policy.
         micro: as in `score_tokens`.
     """
@@ -171,15 +180,17 @@ def build(
     passes = (policy.logp_BT, reference.logp_BT, values_BT)
     logp, ref_logp, values, entropy = torch.stack([*passes, policy.entropy_BT]).cpu()
     mask = episodes.mask_BT.cpu()
-    # 4. Rewards: the KL penalty on every token, the score on the last valid one.
+    # 4. Rewards: the KL penalty on every token, unless it is in the loss; the score on the last valid one.
     kl = torch.where(mask, k1(logp, ref_logp), 0.0)
-    rewards = token_rewards(kl_coef * kl, rewards_B.to(kl), mask)
+    penalty = kl_coef * kl if config.kl_loss is None else torch.zeros_like(kl)
+    rewards = token_rewards(penalty, rewards_B.to(kl), mask)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False, reduce=world.sum)
     # 5. Advantages, whitened over all valid tokens of the batch; returns use the unwhitened ones.
-    estimator = ESTIMATORS[config.advantage_estimator](config.gamma, config.lam)
-    advantages, returns = estimator(rewards, values, mask, config.num_generations, world.sum)
-    white = whiten(advantages, mask, reduce=world.sum)
+    rows_B = torch.arange(len(mask)) if rows_B is None else rows_B
+    groups = Groups.of(rows_B, config.batch_size, config.num_generations, world.sum)
+    advantages, returns = (estimator or estimator_of(config))(rewards, values, mask, groups)
+    white = whiten(advantages, mask, reduce=world.sum) if config.whitens else advantages
     sums = {
         "episodes": torch.tensor(float(len(mask))),
         "tokens": mask.sum(),
@@ -190,18 +201,20 @@ def build(
         "score_square": (scores_B.double() ** 2).sum(),
         "reward": rewards_B.sum(),
     }
-    metrics = _metrics(sums, kl_coef, world)
-    if estimator.critic:
+    total = dict(zip(sums, world.sum(torch.stack([s.double() for s in sums.values()])).tolist(), strict=True))
+    metrics = _metrics(total, kl_coef)
+    if config.compares:
+        metrics["objective/equal_rewards"] = float(groups.equal(rewards_B).double().mean())
+    if config.critic is not None:
         _, error = masked_moments(returns - values, mask, world.sum)
         _, spread = masked_moments(returns, mask, world.sum)
         metrics["val/explained_variance"] = float(1 - error / spread.clamp(min=1e-8))
     white, returns = torch.stack([white, returns]).to(episodes.device)
-    return Experience(episodes, *passes, white, returns, metrics)
+    return Experience(episodes, *passes, white, returns, metrics, total["tokens"], kl_coef)
 
 
-def _metrics(sums: dict[str, Tensor], kl_coef: float, world: World) -> dict[str, float]:
-    """Means over the episodes of all processes, from sums over this process's episodes."""
-    total = dict(zip(sums, world.sum(torch.stack([s.double() for s in sums.values()])).tolist(), strict=True))
+def _metrics(total: dict[str, float], kl_coef: float) -> dict[str, float]:
+    """Means over the episodes of all processes, from sums over them."""
     episodes, tokens = total["episodes"], total["tokens"]
     mean_score = total["score"] / episodes
     return {

@@ -30,6 +30,11 @@ def k1(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
     return log_ratio(logp_BT, ref_logp_BT).clamp(-KL_LIMIT, KL_LIMIT)
 
 
+def k2(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
+    """Biased estimate of low variance: `(log p - log ref)^2 / 2`. Its mean gradient under p is that of the KL."""
+    return 0.5 * log_ratio(logp_BT, ref_logp_BT) ** 2
+
+
 def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
     """Unbiased and non-negative estimate of lower variance than `k1`: `ref/p - 1 - log(ref/p)`, clamped to 10.
 
@@ -37,6 +42,10 @@ def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
     """
     negative = -log_ratio(logp_BT, ref_logp_BT)
     return (torch.expm1(negative) - negative).clamp(0, KL_LIMIT)
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+"""By `ppo.kl.estimator`."""
 
 
 class KLController(Protocol):

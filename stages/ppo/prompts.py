@@ -44,7 +44,7 @@ class PromptQueue(Generic[Prompt]):
 
 
 class Shares:
-    """Divides the rows of a batch among the processes. All responses to a prompt stay on one process.
+    """Divides the rows of a batch among the processes. The responses to a prompt may be on several processes.
 
     Args:
         batch_size: rows in the whole batch.
@@ -52,8 +52,7 @@ class Shares:
     """
 
     def __init__(self, batch_size: int, group_size: int, world: World) -> None:
-        groups = world.mine(batch_size // group_size)
-        self.rows = (groups[:, None] * group_size + torch.arange(group_size)).flatten()
+        self.rows = world.mine(batch_size)
         self.batch_size, self.group_size = batch_size, group_size
 
     @property

@@ -59,13 +59,19 @@ class RoleOptimizer:
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, sums: dict[str, Tensor], update: int) -> dict[str, float]:
+    @property
+    def started(self) -> bool:
+        """Whether a step was taken."""
+        return bool(self.optimizer.state)
+
+    def step(self, sums: dict[str, Tensor], update: int, *, silent: bool = False) -> dict[str, float]:
         """Clips and applies the gradients. Returns the sums over all processes and the gradient norm before
         clipping; no norm if the step was skipped because a float16 gradient overflowed.
 
         Args:
             sums: this process's sums over the minibatch's tokens.
             update: counted from 0, for error messages.
+            silent: the minibatch has nothing to learn from. No step is taken, and a gradient of zero is no error.
 
         Raises `StageError` if the gradient is not finite, or is zero in the role's first step.
         """
@@ -81,9 +87,9 @@ class RoleOptimizer:
                 hint="lower ppo.learning_rate, or use base.dtype: float32",
             )
         # Only in the first step: later, clipping can leave a small minibatch with a zero gradient.
-        if norm == 0 and not self.optimizer.state:
+        if norm == 0 and not self.started and not silent:
             raise StageError(f"the {self.role} role gets no gradient", hint="report this with the recipe")
-        if not skipped:
+        if not skipped and not silent:
             self.optimizer.step()
         self.zero_grad()
         totals = self.world.sum(torch.tensor(values, dtype=torch.float64)).tolist()

@@ -24,9 +24,11 @@ from stages.models.precision import exact
 from stages.models.text import Codec
 from stages.ppo import checks, experience, mismatch
 from stages.ppo.cost import Clock, Meter
+from stages.ppo.estimators import Groups, estimator_of
 from stages.ppo.kl import controller
 from stages.ppo.prompts import PromptQueue, Shares
 from stages.ppo.ptx import Demonstrations
+from stages.ppo.resampling import Scored, replace_equal
 from stages.ppo.rewards import RewardSignal
 from stages.ppo.solve import Solution, solve
 from stages.ppo.terms import TermSignal
@@ -75,6 +77,7 @@ class PPOTrainer:
             max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature
         )
         self.normalizer = reward.normalizer(config.score, self.world)
+        self.estimator = estimator_of(config)
         self.kl = controller(config.kl.kind, config.kl.init, config.kl.target, config.kl.horizon)
         self.solution: Solution | None = None
         self.micro = MicroBatch(config.micro_batch_size, "training", say)
@@ -156,11 +159,16 @@ class PPOTrainer:
         ended = self.ended(episodes)
         rewards = self.rewards(scores, ended)
         scored = self.reward.metrics(scores, self.world)
+        if config.max_resamples:
+            batch, count = self.resample(Scored(prompts, episodes, scores, rewards))
+            episodes, scores, rewards = batch.episodes, batch.scores, batch.rewards_B
+            ended = self.ended(episodes)
+            scored["objective/resampled"] = float(count)
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.
         data = experience.build(
             self.bank, episodes, self.normalizer.shown(scores), rewards, config, self.kl.value, self.world,
-            reuse=self.exact, micro=self.micro,
+            estimator=self.estimator, rows_B=self.shares.rows, reuse=self.exact, micro=self.micro,
         )  # fmt: skip
         if not self.exact:
             data = mismatch.with_mismatch(data, config, self.world)
@@ -181,6 +189,21 @@ class PPOTrainer:
             | {f"time/{name}": seconds for name, seconds in clock.laps.items()}
             | {"episode": self.update * config.batch_size}
             | self.meter.measure(episodes, ended, clock.total)
+        )
+
+    def resample(self, batch: Scored) -> tuple[Scored, int]:
+        """Replaces prompts whose responses have equal rewards (`ppo.max_resamples`). Returns the batch and the
+        number of replaced prompts."""
+        config, rows = self.config, self.shares.rows
+
+        def sample(prompts: Sequence[EncodedPrompt], share: Share, kept: Tensor) -> Scored:
+            episodes = self.sample(prompts, record=True, share=share)
+            scores, ended = self.reward(prompts, episodes.responses)[..., kept], self.ended(episodes)[kept]
+            return Scored(prompts, episodes, scores, self.rewards(scores, ended))
+
+        groups = Groups.of(rows, config.batch_size, config.num_generations, self.world.sum)
+        return replace_equal(
+            batch, groups, rows, config.max_resamples, take=self.prompts.take, sample=sample, codec=self.codec
         )
 
     def next_prompts(self) -> list[EncodedPrompt]:
@@ -226,6 +249,7 @@ class PPOTrainer:
             "kl": self.kl.state_dict(),
             "solution": self.solution and self.solution.state_dict(),
             "scores": self.normalizer.state_dict(),
+            "estimator": self.estimator.state_dict(),
             **self.prompts.state_dict(),
             "generator": self.generator.get_state(),
             "decoding": self.decoding.state_dict(),
@@ -241,6 +265,8 @@ class PPOTrainer:
         self.kl.load_state_dict(state["kl"])
         self.solution = state["solution"] and Solution.of(state["solution"])
         self.normalizer.load_state_dict(state["scores"])
+        if state.get("estimator"):
+            self.estimator.load_state_dict(state["estimator"])
         self.prompts.load_state_dict(state)
         self.generator.set_state(state["generator"])
         self.decoding.load_state_dict(state["decoding"])

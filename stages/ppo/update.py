@@ -19,7 +19,7 @@ from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch
 from stages.ppo import checks
 from stages.ppo.experience import Experience
-from stages.ppo.losses import Loss, entropy_bonus, policy_loss, value_loss
+from stages.ppo.losses import Loss, entropy_bonus, kl_loss, policy_loss, value_loss
 from stages.ppo.prompts import Shares
 from stages.ppo.ptx import Demonstrations, PtxBatch
 from stages.ppo.role_optimizer import RoleOptimizer, schedule
@@ -30,6 +30,7 @@ METRICS = {
     "policy_loss": "loss/policy_avg",
     "value_loss": "loss/value_avg",
     "ptx_loss": "loss/ptx_avg",
+    "kl_loss": "loss/kl_avg",
     "approxkl": "policy/approxkl_avg",
     "clipfrac": "policy/clipfrac_avg",
     "ratio": "val/ratio",
@@ -115,7 +116,14 @@ class Optimisation:
                 generator,
                 lambda size: self.policy_gradients(actor, data, rows, count, size, generator),
             )
-        return self.optimizers["policy"].step(sums, update)
+        return self.optimizers["policy"].step(sums, update, silent=self._silent(data, rows))
+
+    def _silent(self, data: Experience, rows: Tensor) -> bool:
+        """Whether no response of a minibatch has an advantage, before the policy's first step. The gradient of the
+        KL term is then zero or rounding, and AdamW would scale rounding up to a whole step."""
+        if not self.config.compares or self.optimizers["policy"].started:
+            return False
+        return not float(self.world.sum((data.advantages_BT.cpu()[rows] != 0).sum()[None].double())[0])
 
     def policy_gradients(
         self,
@@ -128,6 +136,7 @@ class Optimisation:
     ) -> dict[str, Tensor]:
         """Accumulates a minibatch's gradients in micro-batches of `size`. Returns the loss sums over its tokens."""
         config = self.config
+        divisor, per_response = self._divisor(data, count)
         sums: dict[str, Tensor] = {}
         for part_rows, part in self._parts(data, rows, size):
             hidden = actor.hidden(part.ids_BL)
@@ -145,12 +154,28 @@ class Optimisation:
                     data.logp_BT[part_rows],
                     data.advantages_BT[part_rows],
                     part.mask_BT,
-                    count=count,
+                    count=divisor,
                     cliprange=config.cliprange,
+                    cliprange_high=config.cliprange_high,
                     dual_clip=config.dual_clip,
                     weights_BT=None if data.weights_BT is None else data.weights_BT[part_rows],
+                    per_response=per_response,
                 )
             ]
+            if config.kl_loss is not None:
+                losses.append(
+                    kl_loss(
+                        logp,
+                        data.logp_BT[part_rows],
+                        data.ref_logp_BT[part_rows],
+                        part.mask_BT,
+                        count=divisor,
+                        coef=data.kl_coef,
+                        estimator=config.kl_loss,
+                        use_bias_correction=config.kl.use_bias_correction,
+                        per_response=per_response,
+                    )
+                )
             if config.entropy_coef:
                 losses.append(entropy_bonus(entropy, part.mask_BT, count=count, coef=config.entropy_coef))
             if config.critic == "trunk":
@@ -161,6 +186,24 @@ class Optimisation:
         if config.ptx_coef:
             sums["ptx_loss"] = self._ptx(actor, size, generator) * count / self.world.size
         return sums
+
+    def _divisor(self, data: Experience, count: float) -> tuple[float, bool]:
+        """What a minibatch's sum of token losses is divided by (`ppo.loss_type`), and whether the tokens of a
+        response count as their mean.
+
+        bnpo and dapo: TRL's GRPO; dapo: Yu et al. 2025 (arXiv:2503.14476), equation 12. grpo: Shao et al. 2024
+        (arXiv:2402.03300), equation 3. dr_grpo: Liu et al. 2025 (arXiv:2503.20783), with a constant for the length.
+        """
+        config = self.config
+        responses = config.batch_size // config.num_mini_batches
+        match config.loss_type or config.method.loss_type:
+            case "dapo":
+                return data.tokens / config.num_mini_batches, False
+            case "dr_grpo":
+                return responses * config.response_length, False
+            case "grpo":
+                return responses, True
+        return count, False
 
     def train_value(
         self, data: Experience, rows: Tensor, count: float, generator: torch.Generator, update: int

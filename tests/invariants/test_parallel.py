@@ -47,12 +47,40 @@ def test_rollout_batches_do_not_change_an_update(rollout_batch_size):
 
 # Minibatches of two on two processes: sometimes one process has no share.
 SHARED = ppo_case.EVERYTHING | {"num_mini_batches": 4, "target_kl": 0.5}
+WHOLE = {"value": "trunk", "gamma": 1.0, "whiten_rewards": False, "cliprange_high": 0.3}
+
+
+def coarse(prompts, responses):
+    """Equal for most responses."""
+    return torch.tensor([float(sum(response) % 3 == 0) for response in responses])
+
+
 CASES = {
     "adapter": {"value": "adapter"},
     "trunk": {"value": "trunk"},
     "no-critic": {"value": "trunk", "advantage_estimator": "reinforce", "num_generations": 2},
     "no-critic-alone": {"value": "trunk", "advantage_estimator": "reinforce"},
     "terms": {"reward": ppo_case.TERMS, "scorer": ppo_case.TERM_SCORES},
+    "running": {
+        "value": "trunk",
+        "advantage_estimator": "reinforce",
+        "baseline": "running",
+        "normalize_advantages": False,
+        "loss_type": "dapo",
+    },
+    "rloo": WHOLE | {"advantage_estimator": "rloo", "num_generations": 2},
+    # A single prompt, on both processes.
+    "grpo": WHOLE | {"advantage_estimator": "grpo", "num_generations": 8},
+    # Few distinct rewards: some prompts of each batch are replaced.
+    "resampled": WHOLE
+    | {
+        "advantage_estimator": "grpo",
+        "num_generations": 2,
+        "max_resamples": 2,
+        "scorer": coarse,
+        "score": ScoreConfig(normalization="none"),
+        "missing_eos_penalty": None,
+    },
     "solved": {"kl": KLConfig(kind="solved", target=0.2, num_prompts=7, num_generations=9), "score": ScoreConfig()},
 }
 STEPS = 2
@@ -63,6 +91,8 @@ def run_steps(case):
     if case == "solved":
         trainer.start()
     metrics = [trainer.step() for _ in range(STEPS)]
+    if case == "resampled":
+        assert all(numbers["objective/resampled"] > 0 for numbers in metrics)
     return {
         "weights": ppo_case.weights(trainer),
         "metrics": metrics,

@@ -125,6 +125,17 @@ def test_ppo_starts_at_its_reference_and_changes_trainable_roles_only(kind):
     assert all(p.dtype == torch.float32 for p in trainer.bank.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_without_a_critic_only_the_policy_changes(kind, name):
+    trainer = case(kind, value="trunk", advantage_estimator=name, num_generations=4)
+    before = {role: trainer.bank.checksum(role) for role in trainer.bank.roles}
+    metrics = trainer.step()
+    assert metrics["objective/equal_rewards"] == 0.0
+    trainer.frozen.check()
+    assert {role for role in before if before[role] != trainer.bank.checksum(role)} == {"policy"}
+
+
 @pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("value", ["trunk", pytest.param("adapter", marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_uninterrupted_run(kind, value, tmp_path):

@@ -4,6 +4,7 @@ import ppo_case
 import pytest
 import torch
 
+from pipeline.config.ppo import KLConfig
 from pipeline.errors import StageError
 
 KINDS = [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")]
@@ -64,6 +65,42 @@ def test_the_running_statistics_of_every_term_are_resumed(tmp_path):
     names = [name for name in resumed if name.startswith(("rewards/", "objective/"))]
     assert "rewards/scaled/applied" not in names  # a rigged scorer says that it always applies
     assert [resumed[name] for name in names] == [expected[2][name] for name in names]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"advantage_estimator": "rloo", "num_generations": 2},
+        {"advantage_estimator": "grpo", "num_generations": 4, "max_resamples": 2},
+        {
+            "advantage_estimator": "reinforce",
+            "baseline": "running",
+            "normalize_advantages": False,
+            "kl": KLConfig(kind="adaptive", target=0.5, placement="loss"),
+        },
+    ],
+    ids=["rloo", "grpo with resampling", "reinforce with a running baseline"],
+)
+def test_a_resumed_run_without_a_critic_equals_an_uninterrupted_run(values, tmp_path):
+    def scores(prompts, responses):
+        return torch.tensor([float(sum(response) % 3 == 0) for response in responses])
+
+    values = {"value": "trunk", "scorer": scores, "kl": ppo_case.EVERYTHING["kl"]} | values
+    uninterrupted, first = ppo_case.make(**values), ppo_case.make(**values)
+    expected = [uninterrupted.step() for _ in range(3)]
+    first.step()
+    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
+    second = ppo_case.make(seed=99, **values)
+    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    for metrics in expected[1:]:
+        for name, number in second.step().items():
+            if "second" not in name and name != "mfu" and not name.startswith("time/"):
+                assert metrics[name] == number, name
+    assert checksums(second) == checksums(uninterrupted)
+    assert second.kl.value == uninterrupted.kl.value
+    assert "value" not in " ".join(second.state_dict()["roles"]), "no critic in the checkpoint"
+    if values.get("max_resamples"):
+        assert sum(metrics["objective/resampled"] for metrics in expected) > 0
 
 
 def test_8_bit_optimizer_state_is_resumed(tmp_path):

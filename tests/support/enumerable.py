@@ -6,10 +6,11 @@ ref(y | x) exp(r(x, y) / beta) / Z(x) and the gradient of the objective are sums
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import product
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import ppo_case
 import tiny
@@ -36,6 +37,9 @@ RESPONSES = [
     if tiny.EOS not in ids[:-1] and (length == LENGTH or ids[-1] == tiny.EOS)
 ]
 """All responses: they end with the stop token or have the full length."""
+
+MASK = torch.arange(LENGTH) < torch.tensor([[len(ids)] for ids in RESPONSES])
+"""(85, 3): which tokens of all responses are valid."""
 
 CONFIG = {
     "value": "trunk",
@@ -86,11 +90,110 @@ def logprobs(bank: Bank, role: str, prompt: EncodedPrompt, temperature: float = 
         return _logprobs(actor, prompt, temperature)
 
 
+Optimum = Callable[..., Tensor]
+"""log pi*(y | x), (85,), from a bank, a prompt, the KL coefficient and the temperature."""
+
+
 @torch.no_grad()
 def optimum(bank: Bank, prompt: EncodedPrompt, beta: float, temperature: float = 1.0) -> Tensor:
     """log pi*(y | x), (85,)."""
     scores = reward([prompt] * len(RESPONSES), RESPONSES).double()
     return (logprobs(bank, "reference", prompt, temperature) + scores / beta).log_softmax(0)
+
+
+@torch.no_grad()
+def optimum_with_kl_in_the_loss(kl: Literal["reverse", "k3"], scaled: bool = False) -> Optimum:
+    """log pi*(y | x), (85,), where the mean gradient of a whole response's advantage on each token balances that of
+    beta times the token's KL.
+
+    That gradient ignores that a token changes the KL of later tokens, so the policy at each prefix is the optimum
+    for the expected reward Q of what follows, by backward induction. With reverse KL (k2; k1 and k3 with bias
+    correction) it is ref exp(Q / beta) / Z. The mean gradient of k3 is pi - ref per logit, so there it is
+    beta ref / (lambda - Q), with lambda so that it sums to 1 (Vojnovic and Yun 2025, arXiv:2502.18548).
+
+    Args:
+        scaled: advantages are divided by the standard deviation of the rewards under pi*.
+    """
+
+    def of(bank: Bank, prompt: EncodedPrompt, beta: float, temperature: float = 1.0) -> Tensor:
+        ref = logprobs(bank, "reference", prompt, temperature).exp().tolist()
+        scores = reward([prompt] * len(RESPONSES), RESPONSES).double().tolist()
+        scale = 1.0
+        for _ in range(30 if scaled else 1):
+            policy = torch.zeros(len(RESPONSES), dtype=torch.float64)
+            _induce([], list(range(len(RESPONSES))), ref, scores, beta * scale, kl, policy, 0.0)
+            spread = (
+                policy.exp() * (torch.tensor(scores) - (policy.exp() @ torch.tensor(scores).double())) ** 2
+            ).sum()
+            scale = float(spread.sqrt()) if scaled else 1.0
+        return policy
+
+    return of
+
+
+def _induce(
+    prefix: list[int],
+    rows: list[int],
+    ref: list[float],
+    scores: list[float],
+    beta: float,
+    kl: str,
+    policy: Tensor,
+    before: float,
+) -> float:
+    """Writes the log-probs of `rows`, the responses that start with `prefix`, to `policy`. Returns their expected
+    score."""
+    if [RESPONSES[row] for row in rows] == [prefix]:
+        policy[rows[0]] = before
+        return scores[rows[0]]
+    children = [
+        (child, [row for row in rows if RESPONSES[row][: len(child)] == child])
+        for child in ([*prefix, token] for token in range(VOCABULARY))
+    ]
+    q = torch.tensor([_induce(*child, ref, scores, beta, kl, policy, 0.0) for child in children]).double()
+    p_ref = torch.tensor([sum(ref[row] for row in rows) for _, rows in children]).double()
+    p_ref = p_ref / p_ref.sum()
+    if kl == "reverse":
+        p = (p_ref.log() + q / beta).softmax(0)
+    else:
+        low, high = float(q.max()), float(q.max()) + beta
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if float((beta * p_ref / (middle - q)).sum()) > 1 else (low, middle)
+        p = beta * p_ref / (high - q)
+    for (_, rows), probability in zip(children, p.log().tolist(), strict=True):
+        policy[rows] += probability + before
+    return float(p @ q)
+
+
+def by_token(logp_N: Tensor) -> Tensor:
+    """(85, 3): the log-prob of each response's tokens, from the log-probs (85,) of responses."""
+    probabilities = logp_N.exp().tolist()
+    prefixes: dict[tuple[int, ...], float] = {}
+    for ids, probability in zip(RESPONSES, probabilities, strict=True):
+        for length in range(len(ids) + 1):
+            prefix = tuple(ids[:length])
+            prefixes[prefix] = prefixes.get(prefix, 0.0) + probability
+    result = torch.zeros(len(RESPONSES), LENGTH).double()
+    for row, ids in enumerate(RESPONSES):
+        for t in range(len(ids)):
+            result[row, t] = math.log(prefixes[tuple(ids[: t + 1])] / prefixes[tuple(ids[:t])])
+    return result
+
+
+def logit_gradient(logp_BT: Tensor, gradient_BT: Tensor) -> float:
+    """Norm of the gradient by the logits of each prefix, from that by the log-prob of each response's tokens."""
+    by_prefix: dict[tuple[int, ...], Tensor] = {}
+    for row, ids in enumerate(RESPONSES):
+        for t, token in enumerate(ids):
+            gradient = by_prefix.setdefault(tuple(ids[:t]), torch.zeros(VOCABULARY).double())
+            gradient[token] += gradient_BT[row, t]
+    probability: dict[tuple[int, ...], Tensor] = {}
+    for row, ids in enumerate(RESPONSES):
+        for t, token in enumerate(ids):
+            probability.setdefault(tuple(ids[:t]), torch.zeros(VOCABULARY).double())[token] = logp_BT[row, t].exp()
+    parts = [gradient - probability[prefix] * gradient.sum() for prefix, gradient in by_prefix.items()]
+    return float(torch.cat(parts).norm())
 
 
 def gradients(bank: Bank, beta: float) -> None:
@@ -104,7 +207,7 @@ def gradients(bank: Bank, beta: float) -> None:
 
 
 @torch.no_grad()
-def distance(bank: Bank, beta: float, temperature: float = 1.0) -> dict[str, float]:
+def distance(bank: Bank, beta: float, temperature: float = 1.0, *, optimum: Optimum = optimum) -> dict[str, float]:
     """Means over prompts, nats per response: `gap`, the KL of the policy from the optimum; `kl`, its KL from the
     reference; `optimal_kl`, that of the optimum."""
     rows = []

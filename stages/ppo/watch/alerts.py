@@ -26,6 +26,7 @@ WATCHED = (
     "objective/scores",
     "objective/scores_std",
     "objective/scores_disagreement",
+    "objective/equal_rewards",
     "objective/rlhf_reward",
     "response/length",
     "response/ended",
@@ -189,6 +190,13 @@ def _scores_alike(history: History, config: PPOConfig) -> str | None:
     return f"the std of scores within a batch is {levels[1]:.2g}, {levels[0]:.2g} at the start"
 
 
+def _rewards_equal(history: History, config: PPOConfig) -> str | None:
+    values = history.last("objective/equal_rewards", MANY)
+    if not values or min(values) <= 0.8:
+        return None
+    return f"all responses to {values[-1]:.0%} of the prompts have the same reward"
+
+
 def _members_disagree(history: History, config: PPOConfig) -> str | None:
     levels = history.levels("objective/scores_disagreement")
     if levels is None or levels[1] <= 2 * levels[0]:
@@ -285,6 +293,12 @@ RULES = (
         _scores_alike,
         "all answers score alike: nothing is left to learn, or the policy has collapsed",
         "stop earlier, raise the KL coefficient, or rank the policy's new answers (rounds)",
+    ),
+    Rule(
+        "rewards-equal",
+        _rewards_equal,
+        "the reward does not tell these responses apart, so they teach nothing",
+        "raise ppo.num_generations, set ppo.max_resamples, or use prompts whose responses differ in reward",
     ),
     Rule(
         "members-disagree",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.ppo.advantages import ESTIMATORS, gae, masked_moments, masked_sum, token_rewards, whiten
+from stages.ppo.advantages import gae, masked_moments, masked_sum, token_rewards, whiten
 
 MASKS = {
     "full": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
@@ -132,45 +132,3 @@ def test_rewards_leave_their_inputs_alone():
     penalty, mask = torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)
     token_rewards(penalty, torch.tensor([5.0]), mask)
     assert torch.equal(penalty, torch.ones(1, 2))
-
-
-# --- Estimators ---
-
-
-def test_gae_is_an_estimator(mask):
-    rewards, values = draw(4), draw(5)
-    estimator = ESTIMATORS["gae"](0.9, 0.5)
-    for found, expected in zip(
-        estimator(rewards, values, mask, 1, lambda x: x), gae(rewards, values, mask, 0.9, 0.5), strict=True
-    ):
-        assert torch.equal(found, expected)
-    assert estimator.critic
-
-
-@pytest.mark.parametrize("group_size", [1, 2, 4])
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_reinforce_is_the_return_less_a_mean(gamma, group_size):
-    """Of the prompt's responses, or with one response per prompt of the batch, over all processes."""
-    rewards = draw(6, (4, 5))
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
-    returns = np.zeros((4, 5))
-    for row, length in enumerate(mask.sum(1).tolist()):
-        for t in range(length):
-            returns[row, t] = sum(gamma ** (s - t) * rewards[row, s].item() for s in range(t, length))
-    estimator = ESTIMATORS["reinforce"](gamma, 0.3)
-    other = torch.tensor([10.0, 2.0]).double()  # another process's sum of returns, and its episodes
-    advantages, found = estimator(rewards, torch.zeros(4, 5), mask, group_size, lambda sums: sums + other)
-    if group_size == 1:
-        baseline = np.full(4, (returns[:, 0].sum() + 10) / 6)
-    else:
-        baseline = returns[:, 0].reshape(-1, group_size).mean(1).repeat(group_size)
-    np.testing.assert_allclose(found, returns, atol=1e-5)
-    np.testing.assert_allclose(advantages, (returns - baseline[:, None]) * mask.numpy(), atol=1e-5)
-    assert not estimator.critic
-
-
-def test_reinforce_reads_no_values():
-    rewards, mask = draw(6), torch.ones(2, 5, dtype=torch.bool)
-    estimator = ESTIMATORS["reinforce"](1.0, 1.0)
-    first, second = (estimator(rewards, values, mask, 1, lambda x: x)[0] for values in (draw(1), draw(2)))
-    assert torch.equal(first, second)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.ppo.losses import entropy_bonus, policy_loss, value_loss
+from stages.ppo.losses import entropy_bonus, kl_loss, policy_loss, value_loss
 
 
 def one(*values):
@@ -63,6 +63,72 @@ def test_policy_clip(ratio, advantage, loss, gradient):
     assert sums["policy_loss"].item() == pytest.approx(loss, rel=1e-5)
     # k3 of the behaviour policy from the new one: its mean under the behaviour policy is KL(old || new).
     assert sums["approxkl"].item() == pytest.approx(ratio - 1 - math.log(ratio), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        pytest.param(1.25, 2.0, -2.5, -2.5, id="above, inside the upper range"),
+        pytest.param(1.5, 2.0, -2.56, 0.0, id="above: clipped at the upper range"),
+        pytest.param(0.75, -2.0, 1.6, 0.0, id="below: clipped at the lower range"),
+        pytest.param(1.5, -2.0, 3.0, 3.0, id="negative, above: not clipped"),
+    ],
+)
+def test_clip_higher(ratio, advantage, loss, gradient):
+    actual_loss, actual_gradient, sums = policy_gradient(ratio, advantage, cliprange_high=0.28)
+    assert actual_loss == pytest.approx(loss, rel=1e-5)
+    assert actual_gradient == pytest.approx(gradient, rel=1e-5, abs=0.0)
+    assert sums["clipfrac"].item() == (1.0 if gradient == 0.0 else 0.0)
+
+
+def test_the_tokens_of_a_response_count_as_their_mean():
+    rng = np.random.default_rng(0)
+    logp, old, ref = rng.normal(-2, 0.3, size=(3, 3, 4))
+    advantages, mask = rng.normal(size=(3, 4)), np.array([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]], dtype=bool)
+    ratio = np.exp(logp - old)
+    policy = np.maximum(-advantages * ratio, -advantages * np.clip(ratio, 0.8, 1.2))
+    kl = 0.3 * (np.exp(ref - logp) - 1 - (ref - logp))
+    tensors = [torch.tensor(x, dtype=torch.float32) for x in (logp, old, advantages)]
+    results = (
+        policy_loss(*tensors, torch.tensor(mask), count=3, cliprange=0.2, per_response=True),
+        kl_loss(
+            *tensors[:2],
+            torch.tensor(ref),
+            torch.tensor(mask),
+            count=3,
+            coef=0.3,
+            estimator="k3",
+            per_response=True,
+        ),
+    )
+    for result, token_loss in zip(results, (policy, kl), strict=True):
+        expected = np.mean([token_loss[row, mask[row]].mean() for row in range(3)])
+        assert result.loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+KL = {
+    "k1": (lambda x: x, lambda x, r: r * (x + 1)),
+    "k2": (lambda x: x**2 / 2, lambda x, r: x),
+    "k3": (lambda x: math.exp(-x) - 1 + x, lambda x, r: 1 - math.exp(-x)),
+    "k3 corrected": (lambda x: math.exp(-x) - 1 + x, lambda x, r: r * x),
+}
+"""The estimate at a log-ratio x of policy to reference, and its gradient by the policy's log-prob at a ratio r to
+the policy that sampled."""
+
+
+@pytest.mark.parametrize("name", KL)
+@pytest.mark.parametrize(("log_ratio", "ratio"), [(0.7, 1.0), (-0.4, 1.0), (0.7, 1.3)])
+def test_kl_in_the_loss(name, log_ratio, ratio):
+    value, gradient = KL[name]
+    corrected = name in ("k1", "k3 corrected")
+    (logp, old), ref = one(-1.5, -1.5 - math.log(ratio)), torch.tensor([[-1.5 - log_ratio]])
+    logp.requires_grad_()
+    result = kl_loss(logp, old, ref, ALL, count=2, coef=0.1, estimator=name[:2], use_bias_correction=corrected)
+    result.loss.backward()
+    expected = 0.1 * value(log_ratio) * (ratio if corrected else 1)
+    assert result.loss.item() == pytest.approx(expected / 2, rel=1e-4)
+    assert result.sums["kl_loss"].item() == pytest.approx(expected, rel=1e-4)
+    assert logp.grad.item() == pytest.approx(0.1 * gradient(log_ratio, ratio) / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +216,13 @@ def batch(seed=1, shape=(4, 6)):
 LOSSES = {
     "policy": lambda x, y, z, mask, count: policy_loss(x, y, z, mask, count=count, cliprange=0.2, dual_clip=2.0),
     "value": lambda x, y, z, mask, count: value_loss(x, y, z, mask, count=count, cliprange_value=0.2),
+    "policy, per response": lambda x, y, z, mask, count: policy_loss(
+        x, y, z, mask, count=count, cliprange=0.2, cliprange_high=0.3, per_response=True
+    ),
     "entropy": lambda x, y, z, mask, count: entropy_bonus(x, mask, count=count, coef=0.3),
+    "kl": lambda x, y, z, mask, count: kl_loss(
+        x, y, z, mask, count=count, coef=0.2, estimator="k3", use_bias_correction=True, per_response=True
+    ),
 }
 
 

@@ -36,7 +36,7 @@ def test_truncated_weights_make_the_estimate_nearly_that_of_the_trained_policy()
 def experience_of(logp, mask, record):
     zero = torch.zeros_like(logp)
     episodes = SimpleNamespace(mask_BT=mask, sampled=record)
-    return Experience(episodes, logp, zero, zero, zero, zero, {"objective/kl": 1.0})
+    return Experience(episodes, logp, zero, zero, zero, zero, {"objective/kl": 1.0}, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("clip_max", [None, 1.5])

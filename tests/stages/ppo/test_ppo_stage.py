@@ -67,12 +67,16 @@ def fingerprints(artifact):
 # --- Roles ---
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_without_a_critic_no_value_head_is_made_or_written(tmp_path, base, lora, training_context):
+@pytest.mark.parametrize(
+    ("estimator", "lora"),
+    [("reinforce", True), ("reinforce", False), ("rloo", True), ("grpo", True)],
+)
+def test_without_a_critic_no_value_head_is_made_or_written(tmp_path, base, estimator, lora, training_context):
     inputs = make_inputs(tmp_path, base, sft_lora=lora, reward_lora=lora)
-    values = {"value": "trunk", "advantage_estimator": "reinforce", "num_generations": 2}
+    values = {"value": "trunk", "advantage_estimator": estimator, "num_generations": 2}
     bank, _ = roles.build(PPOConfig(**SMALL | values), inputs, tiny.codec(), "cpu")
     assert set(bank.heads) == {"reward"}
+    assert set(bank.roles) == {"reference", "policy", "reward"}
     ctx, _ = training_context()
     policy, metrics = run(inputs, tmp_path / "out", ctx, **values)
     assert metrics["updates"] == 4

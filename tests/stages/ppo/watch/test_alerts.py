@@ -68,6 +68,7 @@ WRONG = {
     "critic-useless": lambda u, m: {"val/explained_variance": -0.5},
     "gradient-spikes": lambda u, m: {"policy/grad_norm": 9.0} if u == 15 else {},
     "scores-alike": lambda u, m: {"objective/scores_std": 1.2 * 0.7**u},
+    "rewards-equal": lambda u, m: {"objective/equal_rewards": 0.9},
     "members-disagree": rise("objective/scores_disagreement", 0.4, 0.1),
     "stands-still": lambda u, m: {"objective/kl": 0.001},
 }
