@@ -137,7 +137,9 @@ class TermConfig:
         value: Any = getattr(self, self.kind)
         texts = {
             "length": lambda: f"length near {value.target} tokens",
-            "overlong": lambda: f"overlong penalty from {value.max_completion_len} tokens",
+            "overlong": lambda: (
+                f"overlong penalty from {value.max_completion_len - value.soft_punish_cache} tokens"
+            ),
             "llm_judge": lambda: f"ratings by {value.model}",
             "lexicon": lambda: f"slot lexicon {value}",
         }

@@ -58,14 +58,20 @@ def _mean(name: str, points: Sequence[EvaluationPoint]) -> float | None:
     return fmean(values) if values else None
 
 
+def _scaling(normalization: str) -> str:
+    if normalization == "none":
+        return ""
+    return translate("the reference’s answers") if normalization == "reference" else translate("all batches so far")
+
+
 def rows(terms: Sequence[TermSummary]) -> list[dict[str, str]]:
     """The terms as a table."""
     return [
         {
             "name": term.name,
             "what": recorded(term.what),
-            "weight": translate("held out") if term.weight is None else f"{term.weight:g}",
-            "scaled": "" if term.weight is None or term.normalization == "none" else term.normalization,
+            "weight": translate("held out of the reward") if term.weight is None else f"{term.weight:g}",
+            "scaled": "" if term.weight is None else _scaling(term.normalization),
             "before": fixed(term.before),
             "after": fixed(term.after),
         }

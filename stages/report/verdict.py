@@ -211,8 +211,11 @@ def _about_rewards(findings: Findings) -> list[str]:
             )
         )
     if trained := [term.name for term in ppo.terms if term.weight is not None] if ppo else []:
-        text = "PPO’s reward, called the reward model’s score here, is the sum of {terms}."
-        notes.append(translate(text, terms=listing(trained)))
+        notes.append(
+            translate(
+                "PPO’s reward, called the reward model’s score here, is the sum of {terms}.", terms=listing(trained)
+            )
+        )
     return notes
 
 

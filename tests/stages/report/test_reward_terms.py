@@ -41,10 +41,10 @@ def result(terms: list[TermConfig] | None, selected: int) -> PPOResult:
 def test_terms_are_compared_between_the_start_and_the_selected_point() -> None:
     table = rows(summaries(result(TERMS, selected=8)))
     assert [(row["name"], row["weight"], row["scaled"]) for row in table] == [
-        ("model", "0.5", "reference"),
+        ("model", "0.5", "the reference’s answers"),
         ("length", "1", ""),
-        ("rare", "held out", ""),
-        ("scaled", "1", "running"),
+        ("rare", "held out of the reward", ""),
+        ("scaled", "1", "all batches so far"),
     ]
     assert [(row["before"], row["after"]) for row in table][:2] == [("1.50", "5.50"), ("−1.50", "−1.50")]
     assert table[2]["before"] == table[2]["after"] != "0.00"
