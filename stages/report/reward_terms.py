@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from pipeline.language import recorded, translate
 from pipeline.wording import fixed
 from stages.ppo.artifact import EvaluationPoint, PPOResult
 
@@ -62,8 +63,8 @@ def rows(terms: Sequence[TermSummary]) -> list[dict[str, str]]:
     return [
         {
             "name": term.name,
-            "what": term.what,
-            "weight": "held out" if term.weight is None else f"{term.weight:g}",
+            "what": recorded(term.what),
+            "weight": translate("held out") if term.weight is None else f"{term.weight:g}",
             "scaled": "" if term.weight is None or term.normalization == "none" else term.normalization,
             "before": fixed(term.before),
             "after": fixed(term.after),

@@ -4,7 +4,8 @@ import ppo_case
 import pytest
 import torch
 
-from pipeline.config.ppo import KLConfig
+from pipeline.config.ppo import AggregateConfig, KLConfig
+from pipeline.config.terms import TermConfig
 from pipeline.errors import StageError
 
 KINDS = [("lora", "adapter"), ("lora", "trunk"), ("full", "adapter")]
@@ -67,11 +68,28 @@ def test_the_running_statistics_of_every_term_are_resumed(tmp_path):
     assert [resumed[name] for name in names] == [expected[2][name] for name in names]
 
 
+def coarse(prompts, responses):
+    """Few distinct scores, so that some prompts have responses with equal rewards."""
+    return torch.tensor([float(sum(response) % 3 == 0) for response in responses])
+
+
+COARSE_TERMS = AggregateConfig(
+    terms=[TermConfig(name="trained", pattern="x"), TermConfig(name="shown", pattern="x", held_out=True)]
+)
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"advantage_estimator": "rloo", "num_generations": 2},
         {"advantage_estimator": "grpo", "num_generations": 4, "max_resamples": 2},
+        {
+            "advantage_estimator": "grpo",
+            "num_generations": 4,
+            "max_resamples": 2,
+            "reward": COARSE_TERMS,
+            "scorer": [coarse, ppo_case.varied],
+        },
         {
             "advantage_estimator": "reinforce",
             "baseline": "running",
@@ -79,13 +97,10 @@ def test_the_running_statistics_of_every_term_are_resumed(tmp_path):
             "kl": KLConfig(kind="adaptive", target=0.5, placement="loss"),
         },
     ],
-    ids=["rloo", "grpo with resampling", "reinforce with a running baseline"],
+    ids=["rloo", "grpo with resampling", "grpo with resampling and terms", "reinforce with a running baseline"],
 )
 def test_a_resumed_run_without_a_critic_equals_an_uninterrupted_run(values, tmp_path):
-    def scores(prompts, responses):
-        return torch.tensor([float(sum(response) % 3 == 0) for response in responses])
-
-    values = {"value": "trunk", "scorer": scores, "kl": ppo_case.EVERYTHING["kl"]} | values
+    values = {"value": "trunk", "scorer": coarse, "kl": ppo_case.EVERYTHING["kl"]} | values
     uninterrupted, first = ppo_case.make(**values), ppo_case.make(**values)
     expected = [uninterrupted.step() for _ in range(3)]
     first.step()

@@ -155,6 +155,7 @@ def recorded_texts() -> set[str]:
         *sentences("stages/reward/gate.py", but="summary"),
         *(sentences("stages/ppo/watch/alerts.py") - {"alert, update {}: {}. Likely cause: {}. Hint: {}."}),
         *sentences("stages/ppo/watch/selection.py"),
+        *sentences("pipeline/config/terms.py"),
         *(text for rule in rules for text in (rule.cause, rule.hint)),
         *reasons(),
         *(prefix.replace("{rows}", "{}") for prefix in left_out.PREFIXES.values()),
