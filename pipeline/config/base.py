@@ -34,7 +34,8 @@ class PretrainConfig:
     held-out prompt of the recipe's data, or the completion of a held-out demonstration, occurs in full.
     `data.contamination` says what is done with other occurrences."""
     vocab_size: Annotated[int, Field(ge=260)] = 1024
-    """Entries of the byte-level BPE tokenizer, special tokens included."""
+    """Entries of the byte-level BPE tokenizer, special tokens included. Of scripts without spaces between words, a
+    token holds at most one character."""
     hidden_size: Count = 128
     """Width of the residual stream. Must be a multiple of twice `num_attention_heads`."""
     num_hidden_layers: Count = 4

@@ -7,6 +7,7 @@ Writes `base.json` (location, precision and quantisation of the weights, text en
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from transformers import (
 
 from data.tables import corpus
 from data.tables.mapping import located
+from data.words import UNSPACED
 from pipeline.config.base import PRETRAIN_TRAINER, ArchitectureConfig, BaseConfig, PretrainConfig
 from pipeline.config.checkpoint import context_length
 from pipeline.engine.fingerprint import combine, file_sha256, files_below
@@ -244,7 +246,10 @@ def _rows(codec: Codec, document: tuple[str, ...], width: int) -> list[dict[str,
 
 def _train_tokenizer(texts: list[str], pretrain: PretrainConfig) -> PreTrainedTokenizerFast:
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=pretrain.vocab_size, special_tokens=[EOS, PAD], show_progress=False)
+    # Of scripts without spaces between words, no token may hold more than one character. Otherwise whole phrases
+    # become tokens, and a value is another token in the prompt than in the answer that should repeat it.
+    parts = (part for text in texts for part in re.split(f"([{UNSPACED}])", text) if part)
+    bpe.train_from_iterator(parts, vocab_size=pretrain.vocab_size, special_tokens=[EOS, PAD], show_progress=False)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer,
         eos_token=EOS,
