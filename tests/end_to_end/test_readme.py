@@ -137,9 +137,10 @@ def test_documented_command_runs(command: str, runs: Path, tmp_path: Path, monke
         return
     monkeypatch.chdir(ROOT)
     extra = ["-s", TINY, "--runs", str(runs)]
-    if {"score", "evaluate-reward"} & set(arguments):
+    if {"score", "evaluate-reward", "export-reward"} & set(arguments):
         write_answers(tmp_path)
-        arguments = [str(tmp_path / part) if part.endswith(".jsonl") else part for part in arguments]
+        files = [part for part in arguments if part.endswith(".jsonl") or part == "my-reward-model"]
+        arguments = [str(tmp_path / part) if part in files else part for part in arguments]
     if "show" in arguments:
         extra = ["-s", TINY]
     if "e2e-human" in command:
