@@ -22,6 +22,6 @@ def test_the_chinese_quickstart_runs_through_every_stage(tmp_path: Path) -> None
     [sample, *_] = evaluated.artifact.jsonl("samples.jsonl")
     assert sample["prompt"].startswith("名称[")
     judged = evaluated.artifact.json("eval.json")["models"]["ppo"]
-    assert 0 < judged["distinct_2"] < 1
+    assert 0 < judged["distinct_2"] <= 1
     build_report(run, tmp_path / "report.html")
     assert "名称[" in (tmp_path / "report.html").read_text(encoding="utf-8")
