@@ -225,8 +225,8 @@ MUTATIONS = [
     mutation(
         "resampling: replaced rows keep their scores",
         "stages/ppo/resampling.py",
-        "scores_B=batch.scores_B.index_copy(0, rows_N, new.scores_B)",
-        "scores_B=batch.scores_B",
+        "scores=batch.scores.index_copy(-1, rows_N, new.scores)",
+        "scores=batch.scores",
         f"{INVARIANTS}/test_estimators.py",
     ),
     mutation(
