@@ -106,7 +106,7 @@ def comparisons(evaluation: Evaluation) -> Iterator[tuple[str, float, float, flo
         yield name, interval.value, interval.low, interval.high
 
 
-MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
+MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO", "dpo": "DPO", "raft": "RAFT"}
 LABELS = {"win_rate": "win rate against", "reduction": "change of fact errors from"}
 """Of PPO, before the name of the model that it started from."""
 

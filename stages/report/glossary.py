@@ -60,6 +60,7 @@ TERMS = (
     Term("Proxy", "The reward model’s score, which PPO optimises. It rises in any case and is no evidence.",
          r"[Pp]roxy"),
     Term("Quantised", "Stored with fewer bits per weight: smaller files, small errors.", r"[Qq]uantis(?:ed|ation)"),
+    Term("RAFT", "Reward-ranked fine-tuning: trains on the best of n sampled answers by the reward.", r"RAFT"),
     Term("Reward model", "A model that learned from the rankings to score an answer.", r"[Rr]eward models?\b"),
     Term("SFT", "Supervised fine-tuning on demonstrations, before PPO.", r"SFT"),
     Term("Update", "One step of PPO: sample a batch of answers, then train on it.", r"[Uu]pdates?\b"),
