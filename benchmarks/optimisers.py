@@ -31,6 +31,7 @@ from reward_losses import interval
 from pipeline.config.load import load_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.engine.runner import Runner
+from stages import registry as registry  # registers the stages
 from stages.eval.artifact import Evaluation
 from stages.eval.best_of_n import nearest
 from stages.report.win_rates import against_reference
@@ -278,7 +279,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                     key = {"task": name, "budget": budget, "method": method, "seed": seed}
                     if find(rows, **key):
                         continue
-                    row = compare(rows, key, task, METHODS[method], arguments.set, arguments.runs)
+                    try:
+                        row = compare(rows, key, task, METHODS[method], arguments.set, arguments.runs)
+                    except LookupError as error:
+                        parser.error(str(error))
                     if row is None:
                         continue
                     rows.append(row)

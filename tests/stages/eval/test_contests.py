@@ -81,7 +81,7 @@ def test_scoring_judges_compare_every_baseline_that_was_evaluated(
     # ppo's 3, 3, 3 and 1 against the 1|3, 1|4, 1|2 and 1|2 that best-of-n gives by 1 to 3.
     expected = (0.25 + 0.75 / 2) + 0.25 + 1 + 0.25 / 2
     assert rates["ppo", "best_of_n"] == pytest.approx(expected / 4)
-    assert len(rates) == 6
+    assert len(rates) == 8
     found = extremes(PROMPTS, given, scores, None, [2], 1)
     assert found is not None
     assert [(row["prompt"], row["gain"], row["ppo"]) for row in found["improved"]] == [("a", 2.0, "111")]

@@ -244,7 +244,7 @@ def test_costs_of_each_model(full: FullRun) -> None:
     text = cost.why_ppo(list(rows.values()), evaluation)
     assert "after 137 replies, more than PPO sampled in training" in text  # 2048 / 15
     assert "Best of 16 gives better answers here, so it suits few replies, and PPO many (PPO’s is" in text
-    assert "PPO’s answers are better than RAFT’s (PPO’s is preferred on 55 % of prompts" in text
+    assert "PPO’s answers are better than RAFT’s (PPO’s is preferred on 55\u00a0% of prompts" in text
     assert cost.why_ppo([rows["sft"]], evaluation) == ""
 
 
@@ -270,7 +270,7 @@ def commands(run: RunSummary) -> list[str]:
 def test_the_next_step_of_an_unfinished_run_is_to_run_it(full: FullRun) -> None:
     run = full("sft")
     [step] = next_steps.steps(run, findings.collect(run))
-    assert step.text == "Continue with collect, then rank, reward, ppo, dpo, eval, export:"
+    assert step.text == "Continue with collect, then rank, reward, ppo, dpo, raft, eval, export:"
     assert commands(run) == ["run"]
 
 
