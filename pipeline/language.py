@@ -54,7 +54,8 @@ class Language:
     @classmethod
     def of(cls, folder: Path, code: str) -> Self:
         """The language of a catalogue with the sections `texts` and `recorded`."""
-        return cls(code, **cls.read(folder, code))
+        sections = cls.read(folder, code)
+        return cls(code, sections.get("texts", {}), sections.get("recorded", {}))
 
     def translated(self, text: str) -> str:
         """The translation; a text without one stays as it is. Line breaks of a template count as spaces."""

@@ -269,7 +269,8 @@ def _raft(recipe: Recipe, model: PlannedModel, rows: int) -> Phases:
     prompt, response = config.max_prompt_length, config.response_length
     length, whole = prompt + response, replace(learner, share=None)
     one = {"weights": whole.weights, "adapters": whole.adapter}
-    scores = {"weights": whole.weights, "adapters": _rewards(recipe, model) * whole.adapter}
+    rewards = _rewards(recipe, model)
+    scores = {"weights": whole.weights, "adapters": rewards * whole.adapter} if rewards else {}
     if scorers := scorer_bytes(recipe, whole):
         scores["scorers"] = scorers
     held = {"weights": learner.weights, "adapters": model.adapter}
