@@ -134,7 +134,7 @@ def test_evaluation_with_a_held_out_judge_and_held_out_text(runs: Path, tmp_path
     small = runner(
         folder,
         "reward.ensemble=3 ppo.reward.held_out=1 eval.reward_model=ensemble eval.best_of_n=null "
-        f"dpo.enabled=false eval.text.path={text} eval.judge=none reward.trainer.max_steps=2",
+        f"dpo.enabled=false raft.enabled=false eval.text.path={text} eval.judge=none reward.trainer.max_steps=2",
     )
     small.run("eval")
     stages = small.planner.summary().stages
@@ -156,7 +156,8 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
         name for line in page.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
     }
     assert logged <= defined
-    # These need a value adapter, PPO-ptx, an ensemble or 16 bits.
+    # These need a value adapter, PPO-ptx, an ensemble, 16 bits, reward terms, a baseline over a prompt's responses,
+    # or a KL term in the loss.
     assert defined - logged == {
         "val/grad_norm",
         "loss/ptx_avg",
@@ -165,6 +166,12 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
         "sampling/logp_difference_std",
         "loss_scale/policy",
         "loss_scale/value",
+        "rewards/<name>/mean",
+        "rewards/<name>/std",
+        "rewards/<name>/applied",
+        "objective/equal_rewards",
+        "objective/resampled",
+        "loss/kl_avg",
     }
 
 
@@ -190,7 +197,10 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
         pytest.param("sft.lora=null reward.lora=null base.dtype=bfloat16", id="full, bf16"),
         pytest.param("base.dtype=float16 ppo.importance_sampling_clip_max=2.0", id="fp16, importance weights"),
         pytest.param("sft=null rounds=2", id="no SFT, two rounds"),
-        pytest.param("sft=null ppo.lora=null dpo.lora=null reward.lora=null ppo.value=adapter", id="no SFT, full"),
+        pytest.param(
+            "sft=null ppo.lora=null dpo.lora=null raft.lora=null reward.lora=null ppo.value=adapter",
+            id="no SFT, full",
+        ),
         pytest.param(
             "sft=null base.quantization=nf4 base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128",
             id="no SFT, NF4 backbone",
