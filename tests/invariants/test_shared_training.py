@@ -71,6 +71,7 @@ def run(stage, folder, out, lora, micro=None, sharded=False, state=None, **train
         )  # fmt: skip
         start = tiny.Artifact("sft", folder / ("sft" if lora else "full"), "sft")
         scoring = tiny.Artifact("reward", folder / "reward", "reward")
+        base = tiny.Artifact("base", folder / "base", "base of seed 0")  # that of the reward model
         metrics = raft.run(config, {"base": base, "data": data, "sft": start, "reward": scoring}, out, ctx)
     else:
         config = RewardConfig(
