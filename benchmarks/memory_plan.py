@@ -147,6 +147,7 @@ def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]
     """Runs a stage on the artifacts in a folder. Returns the bytes held after imports and the peak above them."""
     import torch
 
+    import stages.registry  # noqa: F401  registers the stages
     from pipeline import machine
     from pipeline.config.load import load_recipe
     from pipeline.engine import registry
