@@ -191,6 +191,7 @@ ppo: {{total_episodes: 128, batch_size: 64, eval_prompts: 8, eval_updates: 1}}
 eval: {{num_prompts: 16}}
 export: {{num_prompts: 8, formats: [safetensors, nf4, gguf_q4_0]}}
 dpo: {{enabled: true, trainer: {{max_steps: 3}}}}
+raft: {{enabled: true, best_of_n: 4, num_prompts: 16, trainer: {{max_steps: 3}}}}
 """
 
 VARIANTS = {

@@ -49,6 +49,10 @@ DPO = (
     "dpo.enabled=true dpo.max_length=192 dpo.trainer.max_steps=3 dpo.trainer.per_device_train_batch_size=4 "
     "dpo.precompute_ref_batch_size=32 "
 )
+RAFT = (
+    "raft.enabled=true raft.num_prompts=8 raft.best_of_n=8 raft.batch_size=64 raft.max_prompt_length=128 "
+    "raft.response_length=64 raft.trainer.max_steps=3 raft.trainer.per_device_train_batch_size=8 "
+)
 FULL = "sft.lora=null reward.lora=null "
 CASES: dict[str, tuple[str, str, str]] = {
     "sft-lora": ("sft", "h384", SFT),
@@ -79,6 +83,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     "ppo-full-adapter": ("ppo", "h256", PPO + FULL + "ppo.response_length=128 ppo.value=adapter"),
     "dpo-lora": ("dpo", "h384", DPO),
     "dpo-full": ("dpo", "h384", DPO + FULL),
+    "raft-lora": ("raft", "h384", RAFT),
+    "raft-full": ("raft", "h384", RAFT + FULL),
     "ppo-nf4": ("ppo", "h576", PPO + "ppo.response_length=64 base.quantization=nf4 ppo.micro_batch_size=8"),
 }  # fmt: skip
 """Name -> stage, shape, values over the recipe's."""
@@ -141,6 +147,7 @@ def work(stage: str, folder: Path, device: str, values: str) -> dict[str, float]
     """Runs a stage on the artifacts in a folder. Returns the bytes held after imports and the peak above them."""
     import torch
 
+    import stages.registry  # noqa: F401  registers the stages
     from pipeline import machine
     from pipeline.config.load import load_recipe
     from pipeline.engine import registry

@@ -67,6 +67,55 @@ NO_ROUTE_CHECK = ("stages/models/actor.py", "if self._route() != before:", "if F
 
 MUTATIONS = [
     mutation(
+        "raft: the answer with the lowest reward is selected",
+        "stages/raft.py",
+        "rewards_PN.argmax(1)",
+        "rewards_PN.argmin(1)",
+        "tests/stages/test_raft_stage.py",
+    ),
+    mutation(
+        "raft: no penalty for a missing stop token",
+        "stages/raft.py",
+        "penalised(normalizer(scores), ended_N, config.missing_eos_penalty)",
+        "normalizer(scores)",
+        "tests/stages/test_raft_stage.py",
+    ),
+    mutation(
+        "raft: scores are not normalised with their own statistics",
+        "stages/raft.py",
+        "    normalizer.prepare(lambda: scores)\n",
+        "",
+        "tests/stages/test_raft_stage.py",
+    ),
+    mutation(
+        "raft: a resumed run draws the random numbers of the first part again",
+        "stages/raft.py",
+        'generator.set_state(state["generator"].clone())',
+        "pass",
+        "tests/stages/test_raft_stage.py",
+    ),
+    mutation(
+        "raft: labels on the prompt too",
+        "stages/raft.py",
+        "[*[IGNORED] * len(prompt.ids), *ids]",
+        "[*prompt.ids, *ids]",
+        "tests/stages/test_raft_stage.py",
+    ),
+    mutation(
+        "quantisation-aware training rounds the weight without the adapter, in DPO and RAFT",
+        "stages/training/policy.py",
+        "    qat.adapt(model)\n",
+        "",
+        "tests/stages/test_raft_stage.py",
+    ),
+    mutation(
+        "trl's cast of an NF4 adapter is kept, in DPO and RAFT",
+        "stages/training/policy.py",
+        "                parameter.copy_(start[name])",
+        "                pass",
+        "tests/stages/test_raft_stage.py",
+    ),
+    mutation(
         "rounds: PPO starts from SFT again",
         "stages/ppo/roles.py",
         'start = newest(inputs, "ppo") if by_round(inputs, "ppo") else sft',

@@ -20,6 +20,8 @@ from typing import Any, Self
 import yaml
 
 ENGLISH = "en"
+PPO = "PPO"
+"""What texts call the method that trained the policy, and the policy."""
 
 
 def mark(text: str) -> str:
@@ -32,12 +34,14 @@ class Language:
     """A language: its code, and the translations by English text.
 
     Attributes:
+        policy: the name to show for `PPO`, where another advantage estimator trained the policy.
         recorded: translations of sentences that stages wrote into their artifacts, with {} for the values.
     """
 
     code: str = ENGLISH
     texts: Mapping[str, str] = field(default_factory=dict)
     recorded: Mapping[str, str] = field(default_factory=dict)
+    policy: str = PPO
 
     @classmethod
     def read(cls, folder: Path, code: str) -> dict[str, dict[str, str]]:
@@ -50,18 +54,19 @@ class Language:
     @classmethod
     def of(cls, folder: Path, code: str) -> Self:
         """The language of a catalogue with the sections `texts` and `recorded`."""
-        return cls(code, **cls.read(folder, code))
+        sections = cls.read(folder, code)
+        return cls(code, sections.get("texts", {}), sections.get("recorded", {}))
 
     def translated(self, text: str) -> str:
         """The translation; a text without one stays as it is. Line breaks of a template count as spaces."""
-        if self.code == ENGLISH:
-            return text
-        return self.texts.get(text) or self.texts.get(" ".join(text.split()), text)
+        if self.code != ENGLISH:
+            text = self.texts.get(text) or self.texts.get(" ".join(text.split()), text)
+        return text.replace(PPO, self.policy)
 
     def counted(self, one: str, many: str, number: int) -> str:
         """The form for a number. A catalogue has one form, under the English singular."""
         if self.code == ENGLISH:
-            return one if number == 1 else many
+            return (one if number == 1 else many).replace(PPO, self.policy)
         return self.translated(one)
 
     def of_record(self, text: str) -> str:
@@ -92,6 +97,11 @@ _current: ContextVar[Language] = ContextVar("language", default=Language())  # n
 
 def current() -> Language:
     return _current.get()
+
+
+def policy() -> str:
+    """The name of the policy, and of the method that trained it: `PPO`, or that of another advantage estimator."""
+    return current().policy
 
 
 @contextmanager

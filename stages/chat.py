@@ -17,7 +17,7 @@ from pipeline.engine.rounds import parse, step_name
 from pipeline.errors import StageError
 from pipeline.wording import listing
 
-SPEAKERS = ("base", "sft", "ppo", "dpo")
+SPEAKERS = ("base", "sft", "ppo", "dpo", "raft")
 """The stages whose result is a language model."""
 QUIT = ("", "exit", "quit", "/exit", "/quit")
 HELP = "Enter sends, /clear starts over, exit or an empty line quits, /help shows this."

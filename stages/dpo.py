@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from trl import DPOConfig as TrainerConfig  # type: ignore[attr-defined]
 from trl import DPOTrainer  # type: ignore[attr-defined]
@@ -26,29 +25,18 @@ from trl import DPOTrainer  # type: ignore[attr-defined]
 from data.bootstrap import share
 from data.schema import Ranking, Split, read_rankings_file
 from pipeline.config.dpo import DPO_TRAINER, DPOConfig
-from pipeline.config.sft import LoRAConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from stages.left_out import of_split
 from stages.models.actor import Actor
-from stages.models.adapters import (
-    MODEL,
-    causal_lm,
-    float32_trainables,
-    load_actor,
-    load_full,
-    save_adapter,
-    start_adapter,
-    trained_in_full,
-    trains_adapter,
-)
-from stages.models.loading import load_backbone
+from stages.models.adapters import causal_lm, load_actor
 from stages.models.microbatch import MicroBatch
 from stages.models.text import Codec, load_codec
 from stages.reward.groups import Order, TokenEncoder, group_rankings
 from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
 from stages.sampling.episodes import response_logprobs
 from stages.training.batches import TrlTrainer
+from stages.training.policy import restore, save_policy, trainable_policy, trainables
 from stages.training.trainer import StageCallback, training_arguments
 from stages.training.trainer import train as train_to_end
 
@@ -77,7 +65,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     for counted in (left_out, unmeasured):
         counted.report(ctx.say)
     # 2.
-    reference, lora = load_actor(base, sft, ctx.device), trains_adapter(sft, config.lora)
+    reference = load_actor(base, sft, ctx.device)
     scoring = MicroBatch(config.precompute_ref_batch_size, "dpo", ctx.say)
     with ctx.progress("dpo reference", total=len(distinct(pairs)) + len(distinct(held_out))) as bar:
         pairs = with_reference(pairs, reference, codec, scoring, bar.advance)
@@ -86,7 +74,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
     # 3.
     torch.manual_seed(ctx.seed)
     model = trainable_policy(base, sft, config.lora, ctx.device)
-    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    start = trainables(model)
     values = DPO_TRAINER | config.trainer
     trainer: Any = PreferenceTrainer(
         model=model,
@@ -102,7 +90,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         processing_class=codec.tokenizer,
         callbacks=[StageCallback(ctx, "dpo")],
     )
-    _restore(trainer.model, start)
+    restore(trainer.model, start)
     training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, ctx.sharded)
     metrics: Metrics = {
         **training_metrics,
@@ -119,10 +107,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             policy = Actor(causal_lm(trainer.model).eval())
             metrics |= measure(held_out, policy, codec, config.beta, scoring, bar.advance)
     if trainer.world.rank == 0:
-        if lora:
-            save_adapter(trainer.model, "default", out_dir)
-        else:
-            trainer.model.save_pretrained(out_dir / MODEL)
+        save_policy(trainer.model, out_dir)
     return metrics
 
 
@@ -232,27 +217,6 @@ def as_dataset(pairs: Sequence[Pair]) -> Dataset:
             for pair in pairs
         ]
     )
-
-
-def trainable_policy(base: Artifact, sft: Artifact | None, lora: LoRAConfig | None, device: str) -> Any:
-    """The SFT model, or the base model without SFT, with what is trained unfrozen: the adapter, or all weights."""
-    if not trains_adapter(sft, lora):
-        return trained_in_full(load_full(base, sft, device), base, device)
-    return start_adapter(load_backbone(base, device), sft, lora, trainable=True)
-
-
-def _restore(model: Any, start: Mapping[str, Tensor]) -> None:
-    """Reverts trl's changes to the model: it adds a copy of the adapter as the reference, whose log-probs are
-    already computed here, and casts adapters of a 4-bit model to bfloat16."""
-    if isinstance(model, PeftModel):
-        if "ref" in model.peft_config:
-            model.delete_adapter("ref")
-        model.set_adapter("default")
-    float32_trainables(model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(start[name])
 
 
 def measure(

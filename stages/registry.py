@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.config import formats, term_rules
+from pipeline.config import formats, raft, term_rules
 from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
@@ -35,6 +35,10 @@ def _has_sft(recipe: Recipe) -> bool:
 
 def _has_dpo(recipe: Recipe) -> bool:
     return recipe.dpo is not None and recipe.dpo.enabled
+
+
+def _has_raft(recipe: Recipe) -> bool:
+    return recipe.raft is not None and recipe.raft.enabled
 
 
 def _is_file(judge: str) -> bool:
@@ -76,7 +80,12 @@ def _ppo_later(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 def _eval_later(recipe: Recipe, number: int) -> tuple[str, ...]:
     policies = tuple(step_name("ppo", r) for r in range(1, number + 1))
-    return ("base", "data", "sft", step_name("reward", number), *policies, "dpo")
+    return ("base", "data", "sft", step_name("reward", number), *policies, "dpo", "raft")
+
+
+def _raft_later(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """The newest reward model."""
+    return ("base", "data", "sft", step_name("reward", number))
 
 
 def _export_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -191,11 +200,26 @@ register(
             parallel=True,
         ),
         StageSpec(
+            "raft",
+            version=1,
+            target="stages.raft:run",
+            summary="trained on the best of {best_of_n} answers to {prompts:,} prompts (a KL of at most "
+            "{kl_bound:.2f})",
+            needs=("base", "data", "sft", "reward"),
+            later=_raft_later,
+            planned=_has_raft,
+            exists=("raft.enabled", "with a `raft` section, or with raft.enabled=true"),
+            paths={"ppo.reward_model": lambda model: not is_hub_id(model)},
+            also_reads=term_rules.local_files,
+            parallel=True,
+            resolve=raft.resolved,
+        ),
+        StageSpec(
             "eval",
             version=11,
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
-            needs=("base", "data", "sft", "reward", "ppo", "dpo"),
+            needs=("base", "data", "sft", "reward", "ppo", "dpo", "raft"),
             later=_eval_later,
             paths={
                 "eval.judge": _is_file,

@@ -19,8 +19,11 @@ class LLMJudgeConfig(EndpointConfig):
     """A language model behind an OpenAI-compatible endpoint compares answers, each pair in both orders. Its
     verdicts are cached in the recipe's folder, so no comparison is requested twice."""
 
-    against: list[Literal["base", "sft", "dpo", "best_of_n"]] = field(default_factory=lambda: ["sft", "base"])
-    """Models that PPO is compared with, if the run has them. A DPO policy is compared with SFT too."""
+    against: list[Literal["base", "sft", "dpo", "raft", "best_of_n"]] = field(
+        default_factory=lambda: ["sft", "base"]
+    )
+    """Models that PPO is compared with, if the run has them. Policies of DPO and RAFT are compared
+    with SFT too."""
     num_prompts: Count | None = 64
     """How many of the evaluated prompts are judged, from the first on; null: all. Each comparison costs two
     requests per prompt."""

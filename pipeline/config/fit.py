@@ -169,6 +169,8 @@ def _lengths(recipe: Recipe, context: int | None) -> Iterator[Problem]:
     sampled: dict[str, Any] = {"ppo": recipe.ppo, "eval": recipe.eval}
     if recipe.rank.source != "data":
         sampled["collect"] = recipe.collect
+    if recipe.raft is not None and recipe.raft.enabled:
+        sampled["raft"] = recipe.raft
     for path, section in sampled.items():
         prompt, response = section.max_prompt_length, section.response_length
         if prompt + response > context:

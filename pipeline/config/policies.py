@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.base import QATConfig
 from pipeline.config.dpo import DPOConfig
+from pipeline.config.raft import RAFTConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.sft import LoRAConfig, SFTConfig
 
@@ -61,7 +62,7 @@ def _after_sft(recipe: Recipe) -> Iterator[Problem]:
                     f"must be that of sft.lora ({getattr(sft, name)}): with reward.init = sft the reward adapter "
                     "starts as a copy of the SFT adapter. Make them equal, or set reward.init to base",
                 )
-    for name in ("ppo", "dpo"):
+    for name in ("ppo", "dpo", "raft"):
         section = getattr(recipe, name)
         if section is not None and section.lora != LoRAConfig():
             yield (
@@ -79,8 +80,10 @@ def _after_sft(recipe: Recipe) -> Iterator[Problem]:
 def _without_sft(recipe: Recipe) -> Iterator[Problem]:
     """The policies start from the base model."""
     policies, data = recipe.policy_loras, recipe.data
-    if len({lora is None for lora in policies.values()}) > 1:
-        yield "dpo.lora", "and ppo.lora must both be sections or both be null, so that DPO trains what PPO trains"
+    for path, lora in policies.items():
+        if (lora is None) != (recipe.ppo.lora is None):
+            name = path.partition(".")[0].upper()
+            yield path, f"and ppo.lora must both be sections or both be null, so that {name} trains what PPO trains"
     if data.demonstrations is None:
         if data.prompts is None and data.rankings is None:
             yield "data", "has no prompts: set data.prompts, data.rankings or data.demonstrations"
@@ -109,12 +112,13 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
         )
     if ppo.optimizer != "adamw":
         yield "ppo.optimizer", f"{ppo.optimizer} is not supported with sharding: use adamw"
-    dpo = recipe.dpo or DPOConfig()
+    dpo, raft = recipe.dpo or DPOConfig(), recipe.raft or RAFTConfig()
     for path, size in (
         ("sft", sft.micro_batch_size),
         ("reward", reward.micro_batch_size),
         ("ppo", ppo.micro_batch_size),
         ("dpo", dpo.micro_batch_size),
+        ("raft", raft.micro_batch_size),
     ):
         if size == "auto":
             yield (
@@ -128,6 +132,7 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
         ("reward.trainer", reward.trainer),
         ("reward.pretrain_on.trainer", pretrain_on),
         ("dpo.trainer", dpo.trainer),
+        ("raft.trainer", raft.trainer),
     ):
         if values.get("optim", "adamw_torch") not in ("adamw_torch", "adamw_torch_fused"):
             yield f"{path}.optim", f"{values['optim']} is not supported with sharding: use adamw_torch"

@@ -23,6 +23,7 @@ from pipeline.config.section import (
 from pipeline.config.sft import LoRAConfig
 from pipeline.config.terms import ScoreConfig as ScoreConfig
 from pipeline.config.terms import TermConfig
+from pipeline.language import PPO
 
 MOST_SAMPLES = 256
 """Samples per prompt from which a KL coefficient is solved, at most."""
@@ -42,6 +43,7 @@ class Method:
     """What an advantage estimator needs, and the defaults of the paper it comes from.
 
     Attributes:
+        label: the name of the method, and of the policies that it trains.
         critic: whether it needs a critic.
         grouped: whether it compares responses to the same prompt, so that `num_generations` must be at least 2.
         scale_rewards: the default of `ppo.scale_rewards`, for an estimator that treats a response as a single
@@ -49,6 +51,7 @@ class Method:
         loss_type, kl_placement: the defaults of `ppo.loss_type` and `ppo.kl.placement`.
     """
 
+    label: str
     critic: bool = False
     grouped: bool = False
     scale_rewards: Scaling | None = None
@@ -57,10 +60,10 @@ class Method:
 
 
 METHODS: dict[Estimator, Method] = {
-    "gae": Method(critic=True),
-    "reinforce": Method(),
-    "rloo": Method(grouped=True, scale_rewards="none", loss_type="dr_grpo"),
-    "grpo": Method(grouped=True, scale_rewards="group", loss_type="grpo", kl_placement="loss"),
+    "gae": Method(label=PPO, critic=True),
+    "reinforce": Method(label="REINFORCE"),
+    "rloo": Method(label="RLOO", grouped=True, scale_rewards="none", loss_type="dr_grpo"),
+    "grpo": Method(label="GRPO", grouped=True, scale_rewards="group", loss_type="grpo", kl_placement="loss"),
 }
 """By `ppo.advantage_estimator`. The estimators are in stages/ppo/estimators.py."""
 

@@ -14,10 +14,11 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.config.export import ExportConfig, PublishConfig
 from pipeline.config.hardware import HardwareConfig
 from pipeline.config.ppo import PPOConfig
+from pipeline.config.raft import RAFTConfig
 from pipeline.config.rank import RankConfig
 from pipeline.config.report import ReportConfig
 from pipeline.config.reward import RewardConfig
-from pipeline.config.section import RUNTIME, Count, field, section
+from pipeline.config.section import ADDED, RUNTIME, Count, field, section
 from pipeline.config.sft import LoRAConfig, SFTConfig
 
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab"]
@@ -52,8 +53,8 @@ class Recipe:
     data: DataConfig
     """Demonstrations, prompts and rankings."""
     sft: SFTConfig | None = field(default_factory=SFTConfig)
-    """Supervised fine-tuning on the demonstrations. null: there is no SFT stage, and the reward model, PPO and DPO
-    start from the base model, which is then the reference (docs/instruct_models.md)."""
+    """Supervised fine-tuning on the demonstrations. null: there is no SFT stage, and the reward model, PPO and its
+    baselines start from the base model, which is then the reference (docs/instruct_models.md)."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     """Sampling the answers that annotators rank."""
     rank: RankConfig = field(default_factory=RankConfig)
@@ -64,6 +65,8 @@ class Recipe:
     """PPO with a KL penalty against the reward model."""
     dpo: DPOConfig | None = None
     """DPO on the same rankings, a baseline for PPO; null: none."""
+    raft: RAFTConfig | None = field(default=None, metadata=ADDED)
+    """Fine-tuning on the best of n answers by the same reward, a baseline for PPO; null: none."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Evaluation of every model by independent judges."""
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -78,8 +81,11 @@ class Recipe:
         """Dotted path -> an adapter that policies are trained with, or None: every weight. The first is PPO's."""
         if self.sft is not None:
             return {"sft.lora": self.sft.lora}
-        dpo = {} if self.dpo is None or not self.dpo.enabled else {"dpo.lora": self.dpo.lora}
-        return {"ppo.lora": self.ppo.lora, **dpo}
+        baselines = {"dpo": self.dpo, "raft": self.raft}
+        trained = {
+            f"{name}.lora": section.lora for name, section in baselines.items() if section and section.enabled
+        }
+        return {"ppo.lora": self.ppo.lora, **trained}
 
     @property
     def policy_lora(self) -> LoRAConfig | None:

@@ -19,7 +19,8 @@ class LoRAConfig:
     lora_alpha: Count = 32
     """Scale: the adapter's output is multiplied by `lora_alpha / r`."""
     lora_dropout: BelowOne = 0.0
-    """Dropout probability on the adapter's input, in SFT, reward and DPO training. PPO uses no dropout."""
+    """Dropout probability on the adapter's input, in SFT, reward, DPO and RAFT training. PPO uses no
+    dropout."""
     target_modules: str | list[str] = "all-linear"
     """Layers that get an adapter: `all-linear` for every linear layer but the output layer; a list of names or of
     their ends (`[q_proj, v_proj]`); or one string, a regular expression that must match the whole name."""

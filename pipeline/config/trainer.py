@@ -107,7 +107,7 @@ OWNED = {
     "dataset_text_field": _DATA,
     "completion_only_loss": "the loss is on completions only",
     "assistant_only_loss": "set it beside `trainer`: `sft.assistant_only_loss`",
-    "max_length": "set it beside `trainer`: `sft.max_length`, `dpo.max_length`",
+    "max_length": "set it beside `trainer`: `sft.max_length`, `dpo.max_length`, `raft.response_length`",
     "packing": "set it beside `trainer`: `sft.packing`",
     "packing_strategy": "packed documents must not attend to each other, which only the default ensures",
     "eval_packing": "set it beside `trainer`: `sft.packing`",

@@ -162,6 +162,11 @@ def _sizes(recipe: Recipe, plan: MemoryPlan) -> dict[str, dict[str, int]]:
             "dpo.micro_batch_size": plan.micro["dpo"],
             "dpo.precompute_ref_batch_size": recipe.dpo.precompute_ref_batch_size,
         }
+    if recipe.raft is not None:
+        sizes["raft"] = {
+            "raft.micro_batch_size": plan.micro["raft"],
+            "raft.batch_size": recipe.raft.batch_size,
+        }
     if recipe.base.pretrain is not None:
         sizes["base"] = {"base.pretrain.trainer.per_device_train_batch_size": plan.micro["base"]}
     return sizes
@@ -172,7 +177,7 @@ def _checkpointing(recipe: Recipe, plan: MemoryPlan) -> Values:
     for stage in plan.too_large():
         if stage == "ppo" and recipe.ppo.gradient_checkpointing is not True:
             values["ppo.gradient_checkpointing"] = True
-        elif stage in ("sft", "reward", "dpo") and not checkpointed(getattr(recipe, stage).trainer):
+        elif stage in ("sft", "reward", "dpo", "raft") and not checkpointed(getattr(recipe, stage).trainer):
             values[f"{stage}.trainer.gradient_checkpointing"] = True
     return values
 
@@ -203,7 +208,7 @@ def _shorter(recipe: Recipe, plan: MemoryPlan) -> Values:
     for stage in plan.too_large():
         if stage in ("sft", "reward", "dpo"):
             values[f"{stage}.max_length"] = max(1, getattr(recipe, stage).max_length // 2)
-        elif stage in ("collect", "ppo", "eval"):
+        elif stage in ("collect", "ppo", "raft", "eval"):
             values[f"{stage}.response_length"] = max(1, getattr(recipe, stage).response_length // 2)
     return values
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config.base import PRETRAIN_TRAINER
 from pipeline.config.dpo import DPO_TRAINER
+from pipeline.config.raft import RAFT_TRAINER
 from pipeline.config.recipe import Recipe
 from pipeline.config.reward import REWARD_TRAINER
 from pipeline.config.sft import SFT_TRAINER, SFTConfig
@@ -52,6 +53,8 @@ def stages(recipe: Recipe, model: PlannedModel, micro: dict[str, int], processes
     planned["ppo"] = _ppo(recipe, model, micro["ppo"], processes)
     if recipe.dpo is not None and recipe.dpo.enabled:
         planned["dpo"] = _dpo(recipe, model, micro["dpo"])
+    if recipe.raft is not None and recipe.raft.enabled:
+        planned["raft"] = _raft(recipe, model, micro["raft"])
     planned["eval"] = _eval(recipe, alone)
     planned["export"] = _export(recipe, alone)
     return planned
@@ -61,7 +64,7 @@ def micro_batches(recipe: Recipe, processes: int = 1) -> dict[str, int]:
     """Rows (reward: prompts; dpo: pairs) per pass, by stage. `auto` starts with a process's whole share of an
     optimizer step."""
     pretrain = recipe.base.pretrain.trainer if recipe.base.pretrain else {}
-    sft, reward, dpo = recipe.sft, recipe.reward, recipe.dpo
+    sft, reward, dpo, raft = recipe.sft, recipe.reward, recipe.dpo, recipe.raft
     minibatch = _shared(recipe.ppo.batch_size // recipe.ppo.num_mini_batches, processes)
     wanted = recipe.ppo.micro_batch_size
     return {
@@ -70,6 +73,7 @@ def micro_batches(recipe: Recipe, processes: int = 1) -> dict[str, int]:
         "reward": _rows(reward.micro_batch_size, REWARD_TRAINER | reward.trainer, processes),
         "ppo": min(wanted, minibatch) if isinstance(wanted, int) else minibatch,
         **({"dpo": _rows(dpo.micro_batch_size, DPO_TRAINER | dpo.trainer, processes)} if dpo else {}),
+        **({"raft": _rows(raft.micro_batch_size, RAFT_TRAINER | raft.trainer, processes)} if raft else {}),
     }
 
 
@@ -188,9 +192,7 @@ def completions(recipe: Recipe) -> int:
 def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int) -> Phases:
     config, learner = recipe.ppo, _learner(model)
     prompt, response = config.max_prompt_length, config.response_length
-    shares_backbone = config.reward_model is None and recipe.reward.model is None
-    shares_backbone = shares_backbone and config.reward.uses_run_model
-    rewards = (recipe.reward.ensemble if model.lora else 1) if shares_backbone else 0
+    rewards = _rewards(recipe, model)
     learners = 2 if config.critic == "adapter" else 1
     roles = 2 + rewards + (learners - 1)
     if model.lora:
@@ -261,6 +263,33 @@ def _dpo(recipe: Recipe, model: PlannedModel, pairs: int) -> Phases:
     return _with_small_blocks(phases, learner, rows * length)
 
 
+def _raft(recipe: Recipe, model: PlannedModel, rows: int) -> Phases:
+    assert recipe.raft is not None
+    config, learner = recipe.raft, _learner(model)
+    prompt, response = config.max_prompt_length, config.response_length
+    length, whole = prompt + response, replace(learner, share=None)
+    one = {"weights": whole.weights, "adapters": whole.adapter}
+    rewards = _rewards(recipe, model)
+    scores = {"weights": whole.weights, "adapters": rewards * whole.adapter} if rewards else {}
+    if scorers := scorer_bytes(recipe, whole):
+        scores["scorers"] = scorers
+    held = {"weights": learner.weights, "adapters": model.adapter}
+    phases = {
+        **_decode(one, whole, config.batch_size, prompt, response),
+        "score": scores | {"activations": whole.passing(config.batch_size, length, "plain")},
+        "train": held | _trl_step(learner, rows, length, config.trainer),
+    }
+    return _with_small_blocks(phases, learner, rows * length)
+
+
+def _rewards(recipe: Recipe, model: PlannedModel) -> int:
+    """The reward models on the policy's backbone."""
+    shares = recipe.ppo.reward_model is None and recipe.reward.model is None
+    if not (shares and recipe.ppo.reward.uses_run_model):
+        return 0
+    return recipe.reward.ensemble if model.lora else 1
+
+
 def _eval(recipe: Recipe, model: PlannedModel) -> Phases:
     config, learner = recipe.eval, _learner(model)
     rows = min(config.batch_size, config.num_prompts or config.batch_size)
@@ -322,7 +351,7 @@ def _after(held: Moment, model: PlannedModel) -> Moment:
 
 
 def _trl_step(learner: PlannedModel, rows: int, length: int, trainer: dict[str, Any]) -> Moment:
-    """A training step of trl's SFT and DPO trainers: their fused head, on padded rows."""
+    """A training step of trl's trainers: their fused head, on padded rows."""
     logits = _fused(learner, rows * length, backward=True)
     if not learner.lora:  # the head's gradient
         logits += learner.architecture.embedding * SINGLE

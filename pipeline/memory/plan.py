@@ -136,6 +136,7 @@ def predict(
         "reward": recipe.reward.micro_batch_size == "auto",
         "ppo": recipe.ppo.micro_batch_size == "auto",
         "dpo": recipe.dpo is not None and recipe.dpo.micro_batch_size == "auto",
+        "raft": recipe.raft is not None and recipe.raft.micro_batch_size == "auto",
     }
     checkpointing = recipe.ppo.gradient_checkpointing
     recipe = replace(recipe, ppo=replace(recipe.ppo, gradient_checkpointing=checkpointing is True))

@@ -16,7 +16,7 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import DataError
-from stages.eval.artifact import reference_of
+from stages.eval.artifact import BASELINES, reference_of
 from stages.eval.wins import Array
 from stages.left_out import LeftOut
 from stages.models.actor import Actor
@@ -84,7 +84,7 @@ def evaluated(inputs: Mapping[str, Artifact]) -> dict[str, Artifact | None]:
     """The models to compare, by name, in order. None stands for the base model without an adapter."""
     *earlier, last = by_round(inputs, "ppo").items()
     policies = {f"ppo-{number}": policy for number, policy in earlier} | {"ppo": last[1]}
-    others = {"dpo": inputs["dpo"]} if "dpo" in inputs else {}
+    others = {name: inputs[name] for name in BASELINES if name in inputs}
     sft = {"sft": inputs["sft"]} if "sft" in inputs else {}
     return {"base": None, **sft, **policies, **others}
 

@@ -14,6 +14,8 @@ from pipeline.language import mark, translate
 from stages.intervals import Interval
 
 FILE, JUDGED, SAMPLES = "eval.json", "judged.jsonl", "samples.jsonl"
+BASELINES = ("dpo", "raft")
+"""Policies that are trained beside PPO, by the names of their stages."""
 
 
 def reference_of(models: Iterable[str]) -> str:
@@ -73,7 +75,7 @@ class ModelResult:
     """What was measured of one model's answers. None where it was not: without a rubric there are no fact errors.
 
     Attributes:
-        n: of best-of-n, its n.
+        n: of best-of-n and RAFT, the answers per prompt among which the best is selected.
         kl: from the reference, nats per response.
         nll, text_nll: loss on held-out demonstrations and text, nats per token.
         score: the reward model's mean score.
@@ -242,13 +244,14 @@ class Evaluation:
 
     Attributes:
         judge: the rubric that counts fact errors; None: there is none.
-        models: by name: base, sft (if the run has that stage), ppo, ppo-1 (of an earlier round), dpo, best_of_n.
+        models: by name: base, sft (if the run has that stage), ppo, ppo-1 (of an earlier round), dpo, raft,
+            best_of_n.
         wins: every judge's win rates.
         win_rate, reduction: of PPO against the reference by the rubric; `reduction` is the relative change of fact
             errors.
         by_round: relative change of fact errors of each round's policy from the one before.
         along: the evaluation points of all rounds.
-        points: PPO and DPO beside the frontier.
+        points: PPO, DPO and RAFT beside the frontier.
         json: the file's content.
     """
 

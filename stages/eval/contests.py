@@ -11,7 +11,7 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.stage import RunContext
 from stages.eval import wins
 from stages.eval.answers import Answers
-from stages.eval.artifact import reference_of
+from stages.eval.artifact import BASELINES, reference_of
 from stages.eval.wins import Array
 from stages.sampling.prompts import EncodedPrompt
 from stages.scoring.judge import Pair, PairJudge, Verdicts
@@ -24,8 +24,8 @@ def pairs_of(models: Collection[str]) -> list[tuple[str, str]]:
         ("ppo", reference),
         ("ppo", "base"),
         ("ppo", "best_of_n"),
-        ("ppo", "dpo"),
-        ("dpo", reference),
+        *(("ppo", baseline) for baseline in BASELINES),
+        *((baseline, reference) for baseline in BASELINES),
         ("best_of_n", reference),
     ]
     return [pair for pair in dict.fromkeys(pairs) if set(pair) <= set(models)]
@@ -61,7 +61,7 @@ def contests(
         return rows, None
     against_reference = None
     compared: list[tuple[str, str]] = [("ppo", theirs) for theirs in config.llm_judge.against if theirs in answers]
-    compared += [("dpo", reference)] * ("dpo" in answers)
+    compared += [(baseline, reference) for baseline in BASELINES if baseline in answers]
     for ours, theirs in compared:
         pairs = _pairs(prompts[: config.llm_judge.num_prompts], answers[ours], answers[theirs])
         name = f"{pair_judge.name}: {ours} against {theirs}"

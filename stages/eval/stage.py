@@ -32,7 +32,7 @@ from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from stages.eval import along, best_of_n, optimum, wins
 from stages.eval.answers import Answers, answer_all, held_out_demonstrations, sample_reference
-from stages.eval.artifact import reference_of
+from stages.eval.artifact import BASELINES, reference_of
 from stages.eval.contests import contests, extremes
 from stages.eval.judges import load_proxy, scoring_judges
 from stages.eval.prompts import unseen_prompts
@@ -113,6 +113,8 @@ def run(config: EvalConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             for name in answers
         },
     }
+    if "raft" in answers:
+        result["models"]["raft"]["n"] = inputs["raft"].metrics["best_of_n"]
     if slots is not None:
         result |= _changes(errors, answers, config, ctx.seed)
         write_jsonl(out_dir / "judged.jsonl", _errors_by_prompt(prompts, errors))
@@ -278,7 +280,7 @@ def _frontier(
                 (judged[name][:, 0] - judged[reference][:, 0]) / scales.gold, config.bootstrap, ctx.seed
             ),
         }
-        for name in ("ppo", "dpo")
+        for name in ("ppo", *BASELINES)
         if name in evaluation.answers
     }
     return result

@@ -11,7 +11,7 @@ from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models.bank import Bank
 from stages.models.text import Codec
-from stages.ppo.roles import reward_artifact
+from stages.ppo.signal import reward_artifact
 from stages.scoring import reward_model
 from stages.scoring.judge import ScoringJudge
 from stages.scoring.load import Source, held_out_members, load_scorer, token_artifact

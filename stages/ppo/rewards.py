@@ -69,6 +69,11 @@ def aggregate(scores_MN: Tensor, config: AggregateConfig) -> Tensor:
     return mean
 
 
+def penalised(rewards_N: Tensor, ended_N: Tensor, penalty: float | None) -> Tensor:
+    """Subtracts `ppo.missing_eos_penalty` from the rewards of responses that do not end with a stop token."""
+    return rewards_N if penalty is None else rewards_N - penalty * (~ended_N).float()
+
+
 class ScoreNormalizer:
     """Subtracts a mean, divides by a standard deviation, clips. Running mean and std are part of the checkpoint."""
 

@@ -11,7 +11,6 @@ import torch
 from pipeline.config.ppo import PPOConfig
 from pipeline.engine.rounds import by_round, newest
 from pipeline.engine.stage import Artifact
-from pipeline.errors import StageError
 from stages.models.actor import check_projection
 from stages.models.adapters import is_adapter, load_full, start_adapter, trains_adapter
 from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
@@ -20,23 +19,11 @@ from stages.models.loading import load_backbone
 from stages.models.sharding import mesh_of
 from stages.models.text import Codec
 from stages.ppo.rewards import RewardSignal, ScoreNormalizer
+from stages.ppo.signal import reward_artifact, reward_signal
 from stages.ppo.terms import TermNormalizer, TermSignal
 from stages.scoring import reward_model
-from stages.scoring.load import Source, as_artifact, load_scorer, optimised_members, token_artifact
+from stages.scoring.load import token_artifact
 from stages.scoring.reward_model import ROLE
-from stages.scoring.terms import Loading
-from stages.scoring.terms import paths as term_paths
-
-
-def reward_artifact(config: PPOConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:
-    """The reward artifact that scores responses; None when `ppo.reward_model` names a sequence classifier, or when
-    no term is the run's reward model. Raises `StageError` when it was trained on another base."""
-    if not config.reward.uses_run_model:
-        return None
-    artifact = newest(inputs, "reward") if config.reward_model is None else as_artifact(config.reward_model)
-    if artifact is not None and token_artifact(artifact):
-        reward_model.check_base(artifact, inputs["base"])
-    return artifact
 
 
 def build(
@@ -81,51 +68,7 @@ def build(
         check_projection(actor)
     minibatch = config.batch_size // config.num_mini_batches
     batch = config.micro_batch_size if isinstance(config.micro_batch_size, int) else minibatch
-    if config.reward.terms is not None:
-        loading = Loading(
-            inputs=inputs,
-            codec=codec,
-            device=device,
-            replies=folder,
-            held_out=config.reward.held_out,
-            bank=bank,
-            batch_size=batch,
-            say=say,
-        )
-        return bank, _terms(config, loading)
-    source: Source = str(config.reward_model) if artifact is None else artifact
-    scorer = load_scorer(
-        source,
-        inputs,
-        codec,
-        device,
-        batch_size=batch,
-        members=optimised_members(config.reward.held_out),
-        bank=bank,
-        revision=config.reward_model_revision,
-        say=say,
-    )
-    scorer.check(row["prompt"] for row in inputs["data"].jsonl("prompts.jsonl"))
-    _check_aggregate(config, scorer.size)
-    return bank, RewardSignal(scorer, config.reward)
-
-
-def _terms(config: PPOConfig, loading: Loading) -> TermSignal:
-    terms = config.reward.terms or []
-    scorers = [loading.scorer(term, path) for term, path in zip(terms, term_paths(terms), strict=True)]
-    for scorer in scorers:
-        scorer.check(row["prompt"] for row in loading.inputs["data"].jsonl("prompts.jsonl"))
-    _check_aggregate(config, max(scorer.size for scorer in scorers))
-    return TermSignal(scorers, config.reward)
-
-
-def _check_aggregate(config: PPOConfig, members: int) -> None:
-    if config.reward.aggregate != "mean" and members == 1:
-        raise StageError(
-            f"ppo.reward.aggregate is {config.reward.aggregate}, but the reward model has one member",
-            where=str(config.reward_model or "reward"),
-            hint="set ppo.reward.aggregate: mean, or train an ensemble (reward.ensemble)",
-        )
+    return bank, reward_signal(config, inputs, codec, device, bank=bank, batch_size=batch, say=say, folder=folder)
 
 
 def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer | TermNormalizer) -> None:

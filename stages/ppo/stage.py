@@ -20,11 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.schema import write_jsonl
-from pipeline import invocation
 from pipeline.config.ppo import PPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from pipeline.errors import RecipeError, StageError
+from pipeline.errors import RecipeError
 from stages.left_out import LeftOut
 from stages.models import checkpoint
 from stages.models.adapters import MODEL, save_adapter
@@ -32,15 +31,13 @@ from stages.models.bank import ActorBank, Bank
 from stages.models.distributed import World
 from stages.models.sharding import gathered, gathered_state
 from stages.models.text import IGNORED, Codec, load_codec, pad
-from stages.ppo import fingerprints, judges, roles
+from stages.ppo import fingerprints, gate, judges, roles
 from stages.ppo.artifact import ALERTS, OPTIMUM, POINTS
 from stages.ppo.ptx import Demonstrations
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.watch.alerts import AlertLog
 from stages.ppo.watch.evaluation import Evaluations, evaluation_prompts
-from stages.reward.artifact import read_unfit
 from stages.sampling.prompts import load_prompts
-from stages.scoring.load import as_artifact
 from stages.scoring.terms import WrittenTerms, copy_functions
 from stages.training.demonstrations import encode_demonstrations
 
@@ -55,7 +52,7 @@ FINGERPRINTS = 8
 
 
 def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    forced = _gate(config, inputs, ctx)
+    forced = gate.check(config, inputs, ctx)
     codec = load_codec(inputs["base"])
     with ctx.progress("reading prompts") as bar:
         read = partial(
@@ -156,36 +153,6 @@ def _write(out_dir: Path, bank: Bank, config: PPOConfig) -> None:
         policy.save_pretrained(out_dir / MODEL, **weights)
     if writes and config.critic is not None:
         save_file({name: tensor.cpu() for name, tensor in value.items()}, out_dir / "value.safetensors")
-
-
-def _gate(config: PPOConfig, inputs: Mapping[str, Artifact], ctx: RunContext) -> list[str]:
-    """Returns why the reward model failed its stage's gate, or nothing.
-
-    Raises `StageError` when it failed and the run is without --force.
-    """
-    reasons: list[str] = []
-    for artifact in _trained_on(config, inputs):
-        unfit = read_unfit(artifact)
-        if unfit and not ctx.force:
-            raise StageError(
-                "the reward model is unfit for PPO: " + "; ".join(unfit),
-                where=str(artifact.path),
-                hint=(
-                    "train it on more or better rankings, or override this, which is recorded: "
-                    f"`{invocation.again('--force')}`"
-                ),
-            )
-        reasons += unfit
-    return reasons
-
-
-def _trained_on(config: PPOConfig, inputs: Mapping[str, Artifact]) -> list[Artifact]:
-    """The reward artifacts that PPO optimises."""
-    run_model = roles.reward_artifact(config, inputs) if config.reward.trains_on_run_model else None
-    models = [
-        term.model for term in config.reward.terms or () if term.trained and term.model and not term.run_model
-    ]
-    return [artifact for artifact in (run_model, *map(as_artifact, models)) if artifact is not None]
 
 
 def _continue_from(trainer: PPOTrainer, previous: Artifact) -> None:

@@ -29,7 +29,7 @@ from stages.ppo.kl import controller
 from stages.ppo.prompts import PromptQueue, Shares
 from stages.ppo.ptx import Demonstrations
 from stages.ppo.resampling import Scored, replace_equal
-from stages.ppo.rewards import RewardSignal
+from stages.ppo.rewards import RewardSignal, penalised
 from stages.ppo.solve import Solution, solve
 from stages.ppo.terms import TermSignal
 from stages.ppo.update import Optimisation
@@ -142,10 +142,7 @@ class PPOTrainer:
     def rewards(self, scores: Tensor, ended_N: Tensor) -> Tensor:
         """What PPO optimises, (N,): scores (N,) of a model or (T, N) of terms, normalised, clipped and added, less
         the penalty for a missing stop token."""
-        rewards_N = self.normalizer(scores)
-        if self.config.missing_eos_penalty is not None:
-            rewards_N = rewards_N - self.config.missing_eos_penalty * (~ended_N).float()
-        return rewards_N
+        return penalised(self.normalizer(scores), ended_N, self.config.missing_eos_penalty)
 
     def step(self) -> dict[str, float]:
         """Runs one update: samples a batch of episodes and trains on it. Returns its metrics (docs/ppo.md)."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipeline import language
 from pipeline.config.rules import is_hub_id
 from pipeline.config.section import content
 from pipeline.engine.plan import RunSummary
 from pipeline.files import readable_seconds
+from pipeline.language import policy, translate
 from pipeline.wording import DASH, percent, span
 from stages.artifacts import RankMetrics
 from stages.eval.artifact import Evaluation
@@ -35,6 +38,11 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
         files: names of the uploaded files; the card lists the quantised ones.
         curves: the file with the training curves, if there is one.
     """
+    with language.using(replace(language.current(), policy=run.loaded.recipe.ppo.method.label)):
+        return _model_card(run, repository, files, curves)
+
+
+def _model_card(run: RunSummary, repository: str, files: Sequence[str], curves: str | None) -> str:
     findings = collect(run)
     return assembled(
         metadata(run, repository),
@@ -52,8 +60,8 @@ def model_card(run: RunSummary, repository: str, files: Sequence[str], *, curves
 
 def _steps(run: RunSummary) -> str:
     if run.loaded.recipe.sft is None:
-        return "a reward model from rankings and, without supervised fine-tuning before it, PPO"
-    return "supervised fine-tuning, a reward model from rankings, and PPO"
+        return f"a reward model from rankings and, without supervised fine-tuning before it, {policy()}"
+    return f"supervised fine-tuning, a reward model from rankings, and {policy()}"
 
 
 def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
@@ -71,7 +79,12 @@ def metadata(run: RunSummary, repository: str) -> dict[str, Any]:
         license_link=recipe.publish.license_link,
         base_model=hub_base(run),
         datasets=datasets_of(run) or None,
-        tags=["tutelage", "rlhf", "ppo", *(["simulated-annotators"] if simulated else [])],
+        tags=[
+            "tutelage",
+            "rlhf",
+            recipe.ppo.method.label.lower(),
+            *(["simulated-annotators"] if simulated else []),
+        ],
         model_name=repository.partition("/")[2] if results else None,
         eval_results=results or None,
     )
@@ -106,7 +119,7 @@ def comparisons(evaluation: Evaluation) -> Iterator[tuple[str, float, float, flo
         yield name, interval.value, interval.low, interval.high
 
 
-MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
+MODELS = {"base": "Base", "sft": "SFT", "dpo": "DPO", "raft": "RAFT"}
 LABELS = {"win_rate": "win rate against", "reduction": "change of fact errors from"}
 """Of PPO, before the name of the model that it started from."""
 
@@ -173,24 +186,25 @@ def _evaluation(run: RunSummary, findings: Findings) -> Iterator[str]:
     compared = model_table.rows(evaluation)
     models = [name for name in evaluation.models if any(name in row.cells for row in compared)]
     rows = [
-        f"| {row.metric.label}, {row.metric.unit} | "
+        f"| {translate(row.metric.label)}, {translate(row.metric.unit)} | "
         + " | ".join(_cell(row, model) for model in models)
         + f" | {row.change} |"
         for row in compared
     ]
-    names = " | ".join(MODELS.get(name, name.replace("_", " ")) for name in models)
+    labels = MODELS | {"ppo": policy()}
+    names = " | ".join(labels.get(name, name.replace("_", " ")) for name in models)
     yield (
         f"## Evaluation\n\nOn {evaluation.prompts:,} held-out prompts, {who}. In parentheses: 95 % "
         "bootstrap intervals over prompts.\n\n"
-        f"| metric | {names} | PPO minus {MODELS[evaluation.reference]} |\n|---|{'---|' * (len(models) + 1)}\n"
-        + "\n".join(rows)
+        f"| metric | {names} | {policy()} minus {MODELS[evaluation.reference]} |\n"
+        f"|---|{'---|' * (len(models) + 1)}\n" + "\n".join(rows)
     )
     with_intervals = [
         f"| {LABELS[name]} {evaluation.start} | {value:.4g} | {low:.4g} to {high:.4g} |"
         for name, value, low, high in comparisons(evaluation)
     ]
     if with_intervals:
-        yield "| PPO | value | 95 % interval |\n|---|---|---|\n" + "\n".join(with_intervals)
+        yield f"| {policy()} | value | 95 % interval |\n|---|---|---|\n" + "\n".join(with_intervals)
     if findings.export:
         yield exported.markdown(findings.export)
     if findings.reward and findings.reward.held_out.accuracy is not None:
@@ -209,7 +223,7 @@ def _cell(row: model_table.Row, model: str) -> str:
 def _training(findings: Findings, curves: str) -> str:
     hardware = ", ".join(findings.environment["hardware"].get("device", []))
     return (
-        f"## Training\n\n![Reward, KL and judge during PPO]({curves})\n\n"
+        f"## Training\n\n![Reward, KL and judge during {policy()}]({curves})\n\n"
         "Blue: on held-out prompts; grey: on training batches; dashed: the KL target. "
         f"All stages took {readable_seconds(findings.seconds)} on {hardware or 'an unrecorded device'}."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from stages.report import (
 )
 from stages.report.contents import Contents
 from stages.report.findings import collect
-from stages.report.glossary import TERMS, Glossary
+from stages.report.glossary import Glossary, terms
 from stages.report.jsonform import json_form
 
 HERE = Path(__file__).parent
@@ -66,7 +66,9 @@ def build_report(run: RunSummary, path: Path, other: RunSummary | None = None, v
     Args:
         other: a run of the same recipe under other `values`, to compare with.
     """
-    with language.using(Language.of(MESSAGES, run.loaded.recipe.report.language)):
+    recipe = run.loaded.recipe
+    shown = replace(Language.of(MESSAGES, recipe.report.language), policy=recipe.ppo.method.label)
+    with language.using(shown):
         return _build(run, path, other, values)
 
 
@@ -94,7 +96,7 @@ def _build(run: RunSummary, path: Path, other: RunSummary | None, values: str) -
         costs_note=cost.left_out(costs),
         why_ppo=cost.why_ppo(costs, evaluation),
         next_steps=next_steps.steps(run, findings),
-        glossary=TERMS,
+        glossary=terms(),
         verdict=concluded,
         against=against,
         rows=model_table.rows(evaluation),
@@ -143,9 +145,10 @@ def compare_reports(a: Path, b: Path, out: Path) -> str:
     if names[0] == names[1]:
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
     reports = run_comparison.RunReport.read(a), run_comparison.RunReport.read(b)
-    languages = {report.language for report in reports}
+    languages, policies = {report.language for report in reports}, {report.label for report in reports}
     code = languages.pop() if len(languages) == 1 else ENGLISH
-    with language.using(Language.of(MESSAGES, code)):
+    policy = policies.pop() if len(policies) == 1 else language.PPO
+    with language.using(replace(Language.of(MESSAGES, code), policy=policy)):
         comparison = run_comparison.compare(*reports, names)
         run_comparison.write(comparison, out, _template("compare.html"))
         return run_comparison.as_text(comparison)

@@ -40,7 +40,10 @@ DPO: list[tuple[str, str, str, dict[str, Kind]]] = [
         {"rewards/accuracies": "train"},
     ),
 ]
-"""As `TRAINING`, for DPO."""
+RAFT: list[tuple[str, str, str, dict[str, Kind]]] = [
+    ("raft", "Loss of RAFT", "nats per token of the selected answers", {"loss": "train"}),
+]
+"""DPO, RAFT: as `TRAINING`, for the baselines."""
 
 PPO: list[tuple[str, str, str, Bounds | None]] = [
     ("KL coefficient", "reward per nat", "objective/kl_coef", None),
@@ -59,7 +62,7 @@ PPO: list[tuple[str, str, str, Bounds | None]] = [
 
 def curves(run: RunSummary) -> dict[str, list[Chart]]:
     """Charts of the finished training stages: of the reward model's last round, and of all rounds of PPO."""
-    before, baseline = (
+    before, dpo, raft = (
         [
             Chart(
                 translate(title),
@@ -70,7 +73,7 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
             )
             for stage, title, unit, lines in charts
         ]
-        for charts in (TRAINING, DPO)
+        for charts in (TRAINING, DPO, RAFT)
     )
     rows = _ppo_rows(run)
     ppo = [
@@ -87,7 +90,8 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
     parts = {
         translate("Before PPO"): _with_points(before),
         translate("PPO"): _with_points(ppo),
-        translate("DPO"): _with_points(baseline),
+        translate("DPO"): _with_points(dpo),
+        translate("RAFT"): _with_points(raft),
     }
     return {part: charts for part, charts in parts.items() if charts}
 

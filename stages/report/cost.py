@@ -10,16 +10,20 @@ from pipeline.engine.rounds import by_round
 from pipeline.files import readable_seconds
 from pipeline.language import translate
 from pipeline.wording import commas, counted, listing, percent, sentences, span
-from stages.eval.artifact import Contest, Evaluation
+from stages.eval.artifact import BASELINES, Contest, Evaluation
 from stages.report import win_rates
 
 STAGES = {
     "sft": ("sft",),
     "dpo": ("collect", "dpo"),
+    "raft": ("collect", "reward", "raft"),
     "best_of_n": ("collect", "reward"),
     "ppo": ("collect", "reward", "ppo"),
 }
 """Model -> the stages that it takes, besides SFT. People's ranking time is not counted."""
+
+SAMPLED = {"collect": "answers", "ppo": "episodes", "raft": "answers"}
+"""Stage that samples for training -> the metric that counts its samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,8 @@ def costs(run: RunSummary, evaluation: Evaluation | None) -> list[Cost]:
         if not seconds:
             continue
         counts = [
-            stage_run.manifest.metrics.get({"collect": "answers", "ppo": "episodes"}[stage])
-            for stage in ("collect", "ppo")
+            stage_run.manifest.metrics.get(count)
+            for stage, count in SAMPLED.items()
             for stage_run in by_stage.get(stage, ())
         ]
         known = [count for count in counts if count is not None]
@@ -69,10 +73,10 @@ def costs(run: RunSummary, evaluation: Evaluation | None) -> list[Cost]:
 
 
 def why_ppo(rows: Sequence[Cost], evaluation: Evaluation | None) -> str:
-    """PPO against best-of-n and DPO: what each costs, and what the judge says of their answers. Empty without
+    """PPO against its baselines: what each costs, and what the judge says of their answers. Empty without
     either."""
     by_key = {row.key: row for row in rows}
-    ppo, best, dpo = (by_key.get(key) for key in ("ppo", "best_of_n", "dpo"))
+    ppo, best = by_key.get("ppo"), by_key.get("best_of_n")
     if ppo is None or evaluation is None:
         return ""
     text = []
@@ -92,13 +96,14 @@ def why_ppo(rows: Sequence[Cost], evaluation: Evaluation | None) -> str:
                 ),
             ),
         ]
-    if dpo:
+    for baseline in (by_key[key] for key in BASELINES if key in by_key):
+        name = translate(win_rates.NAMES[baseline.key])
         text.append(
             _compared(
-                _contest(evaluation, "dpo"),
-                better=translate("PPO’s answers are better than DPO’s"),
-                worse=translate("DPO’s answers are better than PPO’s here"),
-                equal=translate("The judge cannot tell PPO’s answers from DPO’s"),
+                _contest(evaluation, baseline.key),
+                better=translate("PPO’s answers are better than {name}’s", name=name),
+                worse=translate("{name}’s answers are better than PPO’s here", name=name),
+                equal=translate("The judge cannot tell PPO’s answers from {name}’s", name=name),
             )
         )
     return sentences(*text)

@@ -6,11 +6,14 @@ from __future__ import annotations
 from pipeline.language import mark, recorded, translate
 from pipeline.wording import between, counted, fixed, percent, sentences, span
 from stages.eval.artifact import Evaluation, Fit, FrontierPoint
-from stages.report.plots import Chart, Line, Point
+from stages.report.plots import Chart, Kind, Line, Point
+
+BASELINES: dict[str, Kind] = {"dpo": "point", "raft": "triangle"}
+"""Policies trained beside PPO, and how they are drawn."""
 
 
 def charts(evaluation: Evaluation | None) -> list[Chart]:
-    """Judge and proxy by KL with the fitted form; and the judge's gain of PPO, best-of-n and DPO."""
+    """Judge and proxy by KL with the fitted form; and the judge's gain of PPO and its baselines."""
     if evaluation is None or evaluation.frontier is None:
         return []
     start = evaluation.start
@@ -41,9 +44,10 @@ def charts(evaluation: Evaluation | None) -> list[Chart]:
             Line("held-out", gold),
             Line("other", [(row.kl, row.gold.value or 0.0) for row in best.rows]),
         ]
-        if "dpo" in evaluation.points:
-            dpo = evaluation.points["dpo"]
-            lines.append(Line("point", [(dpo.kl, dpo.gold.value or 0.0)]))
+        for name, kind in BASELINES.items():
+            if name in evaluation.points:
+                policy = evaluation.points[name]
+                lines.append(Line(kind, [(policy.kl, policy.gold.value or 0.0)]))
         drawn.append(Chart(translate("Judge’s gain by method"), unit, lines, x, fraction=True))
     return drawn
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup, escape
 
-from pipeline.language import translate
+from pipeline.language import PPO, mark, policy, translate
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,12 @@ TERMS = (
          r"[Oo]ver-optimi[sz](?:ation|ed)"),
     Term("Perplexity", "The exponential of the loss per token; lower is better.", r"[Pp]erplexity"),
     Term("Policy", "The model that PPO trains.", r"[Pp]olic(?:y|ies)"),
-    Term("PPO", "Proximal policy optimisation: samples answers, scores them with the reward model, and makes high "
-         "scores more likely while a penalty on KL keeps the KL small.", r"PPO"),
+    Term(PPO, "Proximal policy optimisation: samples answers, scores them with the reward model, and makes high "
+         "scores more likely while a penalty on KL keeps the KL small.", PPO),
     Term("Proxy", "The reward model’s score, which PPO optimises. It rises in any case and is no evidence.",
          r"[Pp]roxy"),
     Term("Quantised", "Stored with fewer bits per weight: smaller files, small errors.", r"[Qq]uantis(?:ed|ation)"),
+    Term("RAFT", "Reward-ranked fine-tuning: trains on the best of n sampled answers by the reward.", r"RAFT"),
     Term("Reward model", "A model that learned from the rankings to score an answer.", r"[Rr]eward models?\b"),
     Term("SFT", "Supervised fine-tuning on demonstrations, before PPO.", r"SFT"),
     Term("Update", "One step of PPO: sample a batch of answers, then train on it.", r"[Uu]pdates?\b"),
@@ -68,6 +69,24 @@ TERMS = (
     Term("Win rate", "The share of prompts on which one model’s answer is preferred; ties count half.",
          r"[Ww]in rates?\b"),
 )  # fmt: skip
+
+METHODS = {
+    "RLOO": mark("REINFORCE leave-one-out: samples several answers to each prompt, and makes those more likely "
+                 "whose reward is above the mean of the others, while a penalty on KL keeps the KL small."),
+    "GRPO": mark("Group relative policy optimisation: samples several answers to each prompt, and makes those more "
+                 "likely whose reward is above their mean, while a penalty on KL keeps the KL small."),
+    "REINFORCE": mark("A policy gradient without a value model: samples answers, and makes those more likely whose "
+                      "reward is above a baseline, while a penalty on KL keeps the KL small."),
+}  # fmt: skip
+"""What to explain instead of `PPO`, by the name of the policy."""
+
+
+def terms() -> tuple[Term, ...]:
+    """The terms of a page whose policy has the current name."""
+    meaning = METHODS.get(policy())
+    if meaning is None:
+        return TERMS
+    return tuple(replace(term, meaning=meaning) if term.name == PPO else term for term in TERMS)
 
 
 @dataclass
@@ -83,7 +102,7 @@ class Glossary:
             text: plain text, or markup without links of its own.
         """
         markup = str(escape(text))
-        pending = [term for term in TERMS if term.pattern and term.name not in self.linked]
+        pending = [term for term in terms() if term.pattern and term.name not in self.linked]
         pattern = "|".join(f"(?P<t{at}>{translate(term.pattern)})" for at, term in enumerate(pending))
         if not pattern:
             return Markup(markup)

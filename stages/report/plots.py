@@ -20,7 +20,7 @@ from pipeline.wording import commas, number
 
 Point = tuple[float, float]
 Bounds = tuple[float | None, float | None]
-Kind = Literal["train", "held-out", "other", "point", "level", "histogram"]
+Kind = Literal["train", "held-out", "other", "point", "triangle", "level", "histogram"]
 
 TEXT, GRID = "#010203", "#010204"
 COLOURS = {
@@ -35,6 +35,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "held-out": {"color": "#010206", "linewidth": 1.4, "marker": "o", "markersize": 4},
     "other": {"color": "#010207", "linewidth": 1.4, "marker": "s", "markersize": 4},
     "point": {"color": "#010207", "linestyle": "none", "marker": "D", "markersize": 7},
+    "triangle": {"color": "#010207", "linestyle": "none", "marker": "^", "markersize": 7},
     "level": {"color": TEXT, "linewidth": 1.0, "linestyle": (0, (4, 3))},
     "histogram": {"color": "#010206", "linewidth": 1.4, "drawstyle": "steps-mid"},
 }
@@ -69,7 +70,7 @@ MOST_POINTS = 300
 @dataclass(frozen=True)
 class Line:
     """A curve: of training batches (train), of held-out prompts (held-out), of another method (other) or a single
-    point of one (point), a level to compare with (level), or a histogram."""
+    point of one (point, triangle), a level to compare with (level), or a histogram."""
 
     kind: Kind
     points: Sequence[Point]

@@ -25,7 +25,7 @@ TABLES = {
     "completions": "rankings",
 }
 """What can be left out -> the recipe's table that it is in."""
-LEAVE_OUT = ("base", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval")
+LEAVE_OUT = ("base", "sft", "collect", "rank", "reward", "ppo", "dpo", "raft", "eval")
 """The stages that leave rows out of what others made."""
 
 

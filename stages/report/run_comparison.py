@@ -17,11 +17,12 @@ from jinja2 import Template
 from pydantic import Field
 
 from pipeline import invocation
+from pipeline.config.ppo import METHODS
 from pipeline.engine.rounds import parse as parse_step
 from pipeline.engine.stage import parse
 from pipeline.errors import StageError
 from pipeline.files import jsonable, readable_seconds, write_atomic
-from pipeline.language import ENGLISH, translate
+from pipeline.language import ENGLISH, PPO, translate
 from pipeline.wording import DASH, MINUS, commas, fixed, percent, sentences, span
 from stages.eval.artifact import Evaluation, JudgedPrompt, ModelResult
 from stages.intervals import Interval
@@ -109,6 +110,12 @@ class RunReport:
     def language(self) -> str:
         """The language of its texts; older reports are in English."""
         return next((str(row.value) for row in self.values if row.path == "report.language"), ENGLISH)
+
+    @property
+    def label(self) -> str:
+        """The name of the method that trained its policy; of runs before there was a choice, `PPO`."""
+        rows = (row.value for row in self.values if row.path == "ppo.advantage_estimator")
+        return next((METHODS[value].label for value in rows if value in METHODS), PPO)
 
     def metric(self, stage: str, name: str) -> Any:
         """A metric of a stage's last finished round."""

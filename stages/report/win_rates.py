@@ -1,4 +1,4 @@
-"""PPO against its baselines: win rates by every judge, best-of-n at the same KL, and DPO."""
+"""PPO against its baselines: win rates by every judge, best-of-n at the same KL, DPO and RAFT."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pipeline.language import recorded, translate
 from pipeline.wording import fixed, percent, sentences, span
 from stages.eval import artifact
-from stages.eval.artifact import Evaluation
+from stages.eval.artifact import BASELINES, Evaluation
 
-NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO", "best_of_n": "Best of n", "ppo": "PPO"}
+NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO", "raft": "RAFT", "best_of_n": "Best of n", "ppo": "PPO"}
 """Models in the report's order."""
 
 
@@ -34,6 +34,8 @@ def names(evaluation: Evaluation | None) -> dict[str, str]:
     labels = {name: translate(label) for name, label in NAMES.items() if name in models or name in always}
     if "best_of_n" in labels:
         labels["best_of_n"] = translate("Best of {n}", n=models["best_of_n"].n)
+    if "raft" in labels:
+        labels["raft"] = translate("RAFT, best of {n}", n=models["raft"].n)
     return labels
 
 
@@ -106,7 +108,7 @@ def caveats(evaluation: Evaluation) -> list[str]:
     seen = set()
     for contest in evaluation.wins:
         theirs = contest.theirs
-        if contest.ours != "ppo" or theirs not in ("best_of_n", "dpo") or theirs in seen:
+        if contest.ours != "ppo" or theirs not in ("best_of_n", *BASELINES) or theirs in seen:
             continue
         seen.add(theirs)
         if contest.side < 0:

@@ -1,4 +1,4 @@
-"""The PPO and DPO stages on the device."""
+"""The PPO, DPO and RAFT stages on the device."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from simulated_device import NAME
 
 from pipeline.config.dpo import DPOConfig
 from pipeline.config.ppo import AggregateConfig, PPOConfig
+from pipeline.config.raft import RAFTStageConfig
+from pipeline.config.terms import ScoreConfig
 from pipeline.engine.stage import Artifact, RunContext
-from stages import dpo
+from stages import dpo, raft
 from stages.ppo import stage as ppo
 
 PPO = {
@@ -85,3 +87,16 @@ def test_dpo_stage_runs(tmp_path: Path, ctx: RunContext) -> None:
     trainer = {"per_device_train_batch_size": 4, "max_steps": 2}
     metrics = dpo.run(DPOConfig(max_length=60, trainer=trainer), artifacts_in, out, ctx)
     assert 0 <= metrics["eval_accuracy"] <= 1
+
+
+def test_raft_stage_runs(tmp_path: Path, ctx: RunContext) -> None:
+    artifacts_in, out = inputs(tmp_path, "bfloat16", members=2), tmp_path / "out"
+    out.mkdir()
+    config = RAFTStageConfig(
+        best_of_n=3, max_prompt_length=30, response_length=10, batch_size=8,
+        trainer={"per_device_train_batch_size": 4, "max_steps": 2}, reward=AggregateConfig(aggregate="min"),
+        score=ScoreConfig(), missing_eos_penalty=1.0, reward_model=None, reward_model_revision=None,
+    )  # fmt: skip
+    metrics = raft.run(config, artifacts_in, out, ctx)
+    assert metrics["answers"] == 3 * metrics["prompts"]
+    assert metrics["reward_selected"] > metrics["reward"]

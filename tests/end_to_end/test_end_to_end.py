@@ -23,7 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_finishes_and_a_second_run_is_a_no_op(runs: Path) -> None:
     steps = runner(runs).planner.plan()
     assert [step.spec.name for step in steps] == [
-        "base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval", "export",
+        "base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "raft", "eval", "export",
     ]  # fmt: skip
     assert {step.action for step in steps} == {"skip"}
 
@@ -41,7 +41,7 @@ def test_simulated_artifacts_are_marked_as_simulated(runs: Path) -> None:
 def test_changing_the_kl_target_reruns_ppo_and_later_stages(runs: Path) -> None:
     steps = {step.spec.name: step for step in runner(runs, "ppo.kl.target=1").planner.plan()}
     assert {name for name, step in steps.items() if step.action != "skip"} == {"ppo", "eval", "export"}
-    assert steps["dpo"].action == "skip"
+    assert steps["dpo"].action == steps["raft"].action == "skip"
     assert "ppo.kl.target" in steps["ppo"].reason
 
 
@@ -80,7 +80,7 @@ def test_changing_a_local_model_in_place_changes_its_fingerprint(runs: Path, tmp
 def test_evaluation_compares_all_models_by_the_judge(runs: Path) -> None:
     artifact = runner(runs).planner.summary().stages["eval"].artifact
     result = artifact.json("eval.json")
-    assert list(result["models"]) == ["base", "sft", "ppo", "dpo", "best_of_n"]
+    assert list(result["models"]) == ["base", "sft", "ppo", "dpo", "raft", "best_of_n"]
     for numbers in result["models"].values():
         assert numbers["slot_error_low"] <= numbers["slot_error_rate"] <= numbers["slot_error_high"]
     assert 0 <= result["win_rate"]["low"] <= result["win_rate"]["value"] <= result["win_rate"]["high"] <= 1
@@ -94,7 +94,14 @@ def test_evaluation_numbers_match_the_judged_answers(runs: Path) -> None:
     """The numbers in eval.json match counts over the judged answers stored with it."""
     artifact = runner(runs).planner.summary().stages["eval"].artifact
     result, judged = artifact.json("eval.json"), list(artifact.jsonl("judged.jsonl"))
-    for ours, theirs in (("ppo", "sft"), ("ppo", "base"), ("ppo", "dpo"), ("dpo", "sft")):
+    for ours, theirs in (
+        ("ppo", "sft"),
+        ("ppo", "base"),
+        ("ppo", "dpo"),
+        ("dpo", "sft"),
+        ("ppo", "raft"),
+        ("raft", "sft"),
+    ):
         better = [row["faults"][theirs] - row["faults"][ours] for row in judged]
         row = next(row for row in result["wins"] if (row["ours"], row["theirs"]) == (ours, theirs))
         assert row["judge"] == "venues"
@@ -127,7 +134,7 @@ def test_evaluation_with_a_held_out_judge_and_held_out_text(runs: Path, tmp_path
     small = runner(
         folder,
         "reward.ensemble=3 ppo.reward.held_out=1 eval.reward_model=ensemble eval.best_of_n=null "
-        f"dpo.enabled=false eval.text.path={text} eval.judge=none reward.trainer.max_steps=2",
+        f"dpo.enabled=false raft.enabled=false eval.text.path={text} eval.judge=none reward.trainer.max_steps=2",
     )
     small.run("eval")
     stages = small.planner.summary().stages
@@ -190,7 +197,10 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
         pytest.param("sft.lora=null reward.lora=null base.dtype=bfloat16", id="full, bf16"),
         pytest.param("base.dtype=float16 ppo.importance_sampling_clip_max=2.0", id="fp16, importance weights"),
         pytest.param("sft=null rounds=2", id="no SFT, two rounds"),
-        pytest.param("sft=null ppo.lora=null dpo.lora=null reward.lora=null ppo.value=adapter", id="no SFT, full"),
+        pytest.param(
+            "sft=null ppo.lora=null dpo.lora=null raft.lora=null reward.lora=null ppo.value=adapter",
+            id="no SFT, full",
+        ),
         pytest.param(
             "sft=null base.quantization=nf4 base.pretrain.hidden_size=64 base.pretrain.intermediate_size=128",
             id="no SFT, NF4 backbone",
@@ -246,7 +256,7 @@ def test_each_round_starts_from_the_newest_policy(runs: Path, tmp_path: Path) ->
     assert metrics["read_rankings"] == 3 * 24
     assert metrics["rankings"] + metrics["dropped_rankings"] == 3 * 24
     evaluated = stages["eval"].artifact.json("eval.json")
-    assert list(evaluated["models"]) == ["base", "sft", "ppo-1", "ppo-2", "ppo", "dpo", "best_of_n"]
+    assert list(evaluated["models"]) == ["base", "sft", "ppo-1", "ppo-2", "ppo", "dpo", "raft", "best_of_n"]
     assert stages["dpo"].manifest.inputs.keys() == {"base", "data", "sft", "rank", "rank-2", "rank-3"}
     assert len(evaluated["by_round"]) == 3
     assert [row["round"] for row in evaluated["along"]] == [1] * 3 + [2] * 3 + [3] * 3

@@ -27,7 +27,8 @@ TINY = f"{SMALL} ppo.checkpoint=last dpo.max_length=128"
 """With few evaluation points the best checkpoint may be PPO's initial policy, which leaves nothing to compare."""
 
 SHORTER = (
-    "sft.max_length=128 reward.max_length=128 dpo.max_length=128 ppo.max_prompt_length=96 eval.max_prompt_length=96"
+    "sft.max_length=128 reward.max_length=128 dpo.max_length=128 ppo.max_prompt_length=96 "
+    "eval.max_prompt_length=96 raft.max_prompt_length=96"
 )
 """Lengths that fit the default recipe's model, which has a shorter context than a downloaded model."""
 

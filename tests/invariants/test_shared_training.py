@@ -1,4 +1,5 @@
-"""Micro-batches and the number of processes do not change the model that SFT, reward training and DPO make."""
+"""Micro-batches and the number of processes do not change the model that SFT, reward training, DPO and
+RAFT make."""
 
 import os
 import socket
@@ -11,11 +12,14 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from pipeline.config.dpo import DPOConfig
+from pipeline.config.ppo import AggregateConfig
+from pipeline.config.raft import RAFTStageConfig
 from pipeline.config.reward import GateConfig, RewardConfig
 from pipeline.config.sft import SFTConfig
+from pipeline.config.terms import ScoreConfig
 from pipeline.engine.processes import Processes
 from pipeline.engine.stage import RunContext, Silent
-from stages import dpo, sft
+from stages import dpo, raft, sft
 from stages.models.distributed import World
 from stages.reward import stage as reward
 from stages.training import batches
@@ -59,6 +63,16 @@ def run(stage, folder, out, lora, micro=None, sharded=False, state=None, **train
         start = tiny.Artifact("sft", folder / ("sft" if lora else "full"), "sft")
         ranked = tiny.Artifact("rank", folder / "rank", "rank")
         metrics = dpo.run(config, {"base": base, "data": data, "sft": start, "rank": ranked}, out, ctx)
+    elif stage == "raft":
+        config = RAFTStageConfig(
+            best_of_n=3, max_prompt_length=30, response_length=8, micro_batch_size=micro, trainer=TRAINER | trainer,
+            reward=AggregateConfig(), score=ScoreConfig(), missing_eos_penalty=0.5, reward_model=None,
+            reward_model_revision=None,
+        )  # fmt: skip
+        start = tiny.Artifact("sft", folder / ("sft" if lora else "full"), "sft")
+        scoring = tiny.Artifact("reward", folder / "reward", "reward")
+        base = tiny.Artifact("base", folder / "base", "base of seed 0")  # that of the reward model
+        metrics = raft.run(config, {"base": base, "data": data, "sft": start, "reward": scoring}, out, ctx)
     else:
         config = RewardConfig(
             lora=lora, max_length=40, gate=GATE, center_rewards_coefficient=0.1, micro_batch_size=micro,
@@ -81,6 +95,7 @@ def folder(tmp_path_factory):
     tiny.data_artifact(folder / "data", train=16)
     tiny.rank_artifact(folder / "rank")
     tiny.policy_artifact(folder / "sft", base)
+    tiny.reward_artifact(folder / "reward", base)
     tiny.policy_artifact(folder / "full", base, lora=False)
     return folder
 
@@ -92,7 +107,7 @@ def close(actual, expected, tolerance=2e-5):
         torch.testing.assert_close(actual[name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "raft"])
 def test_accumulation_and_micro_batches_do_not_change_the_model(folder, tmp_path, stage):
     expected, log, _ = run(stage, folder, tmp_path / "whole", tiny.LORA, per_device_train_batch_size=6)
     ways = {
@@ -149,7 +164,7 @@ def worker(rank, port, stage, folder, out, full):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "raft"])
 def test_two_processes_match_a_single_process(folder, tmp_path, stage, full):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -45,7 +45,9 @@ def full_evaluation() -> dict[str, Any]:
             win("venues", "ppo", "sft", 0.71),
             win("venues", "ppo", "best_of_n", 0.45),
             win("venues", "ppo", "dpo", 0.5),
+            win("venues", "ppo", "raft", 0.55),
             win("venues", "dpo", "sft", 0.6),
+            win("venues", "raft", "sft", 0.66),
             win(HOSTILE, "ppo", "sft", 0.6, disagreed=0.25, unreadable=3),
         ],
         "frontier": {
@@ -67,7 +69,7 @@ def full_evaluation() -> dict[str, Any]:
             "points": [{"kl": kl, "gain": interval(kl, kl - 0.1, kl + 0.1)} for kl in (0.0, 1.0, 2.1)],
             "share": interval(0.82, 0.77, 0.87),
         },
-        "points": {name: {"kl": 1.9, "gold": interval(0.8, 0.7, 0.9)} for name in ("ppo", "dpo")},
+        "points": {name: {"kl": 1.9, "gold": interval(0.8, 0.7, 0.9)} for name in ("ppo", "dpo", "raft")},
         "extremes": {
             "judge": "venues",
             "improved": [{"prompt": "name[A]", "gain": 3.0, "sft": HOSTILE, "ppo": "A is fine."}],
@@ -78,6 +80,7 @@ def full_evaluation() -> dict[str, Any]:
     }  # fmt: skip
     content["models"] |= {
         "dpo": model(0.08, kl=2.5, kl_low=2.2, kl_high=2.8),
+        "raft": model(0.06, kl=1.2, kl_low=1.1, kl_high=1.3, n=16),
         "best_of_n": model(0.035, kl=1.835, n=16, nll=None),
     }
     return content
@@ -108,7 +111,7 @@ EXPORT: dict[str, Any] = {
 
 
 class FullRun(FakeRun):
-    """As `FakeRun`, with DPO, training monitors, annotators and an export."""
+    """As `FakeRun`, with DPO, RAFT, training monitors, annotators and an export."""
 
     def __init__(self, stages: FakeStages, runner: Callable[..., Runner]) -> None:
         super().__init__(stages, runner)
@@ -117,11 +120,12 @@ class FullRun(FakeRun):
         stages.does |= {
             "collect": lambda *stage: write_all(*stage) | {"answers": 3464, "prompts": 866},
             "dpo": lambda *stage: write_all(*stage) | {"pairs": 4000, "prompts": 800},
+            "raft": self._raft,
             "export": self._export,
         }
 
     def __call__(self, until: str | None = None, *sets: str) -> Any:
-        return super().__call__(until, "dpo.enabled=true", *sets)
+        return super().__call__(until, "dpo.enabled=true raft.enabled=true", *sets)
 
     def _ppo(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         metrics = super()._ppo(config, inputs, out, ctx)
@@ -129,6 +133,10 @@ class FullRun(FakeRun):
         (out / "evaluations.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
         (out / "alerts.jsonl").write_text(json.dumps(ALERT) + "\n")
         return metrics | {"judge": "venues", "selected_update": 8}
+
+    def _raft(self, *stage: Any) -> dict[str, Any]:
+        counts = {"answers": 16 * 512, "prompts": 512, "best_of_n": 16, "kl_bound": 1.835}
+        return write_all(*stage) | counts
 
     def _export(self, config: Any, inputs: Any, out: Path, ctx: Any) -> dict[str, Any]:
         (out / "export.json").write_text(json.dumps(EXPORT))

@@ -19,7 +19,8 @@ SMALL = (
     "reward.gate=null ppo.total_episodes=32 ppo.batch_size=16 "
     "ppo.kl.num_prompts=4 ppo.kl.num_generations=8 ppo.kl.target=0.5 "
     "ppo.response_length=24 ppo.eval_updates=1 ppo.eval_prompts=4 eval.num_prompts=12 eval.response_length=24 "
-    "eval.bootstrap=50 eval.best_of_n=4 dpo.enabled=true dpo.trainer.max_steps=2 dpo.trainer.learning_rate=1e-3"
+    "eval.bootstrap=50 eval.best_of_n=4 dpo.enabled=true dpo.trainer.max_steps=2 dpo.trainer.learning_rate=1e-3 "
+    "raft.enabled=true raft.best_of_n=2 raft.num_prompts=12 raft.response_length=24 raft.trainer.max_steps=2"
 )
 
 

@@ -54,6 +54,7 @@ def test_the_sections_are_those_of_the_recipe() -> None:
         "reward.trainer": "transformers.TrainingArguments",
         "reward.pretrain_on.trainer": "transformers.TrainingArguments",
         "dpo.trainer": "trl.DPOConfig",
+        "raft.trainer": "trl.SFTConfig",
     }
 
 

@@ -43,6 +43,7 @@ def given() -> dict[str, Answers]:
         "sft": answers("1", "22", "333", "4444"),
         "ppo": answers("111", "222", "333", "4"),
         "dpo": answers("1", "2", "3", "4"),
+        "raft": answers("1", "22", "333", "4444"),
         "best_of_n": answers("1|111", "2|2222", "3|33", "4|44", weights=(0.25, 0.75)),
     }
 
@@ -58,6 +59,7 @@ def test_the_llm_judge_is_asked_about_what_the_recipe_names(
         ("ppo", "sft", pytest.approx(2.5 / 3)),
         ("ppo", "best_of_n", pytest.approx(1.5 / 3)),
         ("dpo", "sft", pytest.approx(0.5 / 3)),
+        ("raft", "sft", 0.5),
     ]
     assert [pair.theirs for pair in judge.pairs[1]] == ["111", "2222", "33"]  # what best-of-n picks most often
     assert (rows[0]["ties"], rows[0]["disagreed"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
@@ -79,7 +81,7 @@ def test_scoring_judges_compare_every_baseline_that_was_evaluated(
     # ppo's 3, 3, 3 and 1 against the 1|3, 1|4, 1|2 and 1|2 that best-of-n gives by 1 to 3.
     expected = (0.25 + 0.75 / 2) + 0.25 + 1 + 0.25 / 2
     assert rates["ppo", "best_of_n"] == pytest.approx(expected / 4)
-    assert len(rates) == 6
+    assert len(rates) == 8
     found = extremes(PROMPTS, given, scores, None, [2], 1)
     assert found is not None
     assert [(row["prompt"], row["gain"], row["ppo"]) for row in found["improved"]] == [("a", 2.0, "111")]

@@ -88,7 +88,7 @@ def code_texts() -> set[str]:
 
 def constants() -> set[str]:
     """Texts that are translated where they are shown."""
-    tables = [(title, unit) for chart in (charts.TRAINING, charts.DPO) for _, title, unit, _ in chart]
+    tables = [(title, unit) for chart in (charts.TRAINING, charts.DPO, charts.RAFT) for _, title, unit, _ in chart]
     tables += [(title, unit) for title, unit, _, _ in charts.PPO]
     tables += [(metric.label, metric.unit) for metric in model_table.METRICS]
     tables += [(term.name, term.meaning) for term in TERMS]

@@ -74,7 +74,7 @@ def of_two_rounds(full: FullRun) -> RunSummary:
 
 RUNS: dict[str, Callable[[FullRun], RunSummary]] = {
     **{f"until {stage}": (lambda full, stage=stage: full(stage)) for stage in (
-        "base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "eval",
+        "base", "data", "sft", "collect", "rank", "reward", "ppo", "dpo", "raft", "eval",
     )},
     "finished": lambda full: full(),
     "judged by people": lambda full: judged_by(full(), 2),
@@ -236,14 +236,15 @@ def test_costs_of_each_model(full: FullRun) -> None:
     run = full()
     evaluation = findings.collect(run).evaluation
     rows = {row.key: row for row in cost.costs(run, evaluation)}
-    assert list(rows) == ["sft", "dpo", "best_of_n", "ppo"]
-    assert [row.per_reply for row in rows.values()] == [1, 1, 16, 1]
-    assert [row.sampled for row in rows.values()] == [0, 3464, 3464, 3464 + 2048]
+    assert list(rows) == ["sft", "dpo", "raft", "best_of_n", "ppo"]
+    assert [row.per_reply for row in rows.values()] == [1, 1, 1, 16, 1]
+    assert [row.sampled for row in rows.values()] == [0, 3464, 3464 + 16 * 512, 3464, 3464 + 2048]
     seconds = {name: run.stages[name].manifest.seconds for name in run.stages}
     assert rows["ppo"].seconds == seconds["collect"] + seconds["reward"] + seconds["ppo"]
     text = cost.why_ppo(list(rows.values()), evaluation)
     assert "after 137 replies, more than PPO sampled in training" in text  # 2048 / 15
     assert "Best of 16 gives better answers here, so it suits few replies, and PPO many (PPO’s is" in text
+    assert "PPO’s answers are better than RAFT’s (PPO’s is preferred on 55\u00a0% of prompts" in text
     assert cost.why_ppo([rows["sft"]], evaluation) == ""
 
 
@@ -269,7 +270,7 @@ def commands(run: RunSummary) -> list[str]:
 def test_the_next_step_of_an_unfinished_run_is_to_run_it(full: FullRun) -> None:
     run = full("sft")
     [step] = next_steps.steps(run, findings.collect(run))
-    assert step.text == "Continue with collect, then rank, reward, ppo, dpo, eval, export:"
+    assert step.text == "Continue with collect, then rank, reward, ppo, dpo, raft, eval, export:"
     assert commands(run) == ["run"]
 
 

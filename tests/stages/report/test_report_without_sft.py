@@ -53,7 +53,7 @@ def test_no_sentence_speaks_of_sft(run: RunSummary, tmp_path: Path) -> None:
 
 def test_the_base_model_has_one_column_and_no_interval_of_its_kl(run: RunSummary) -> None:
     evaluation = Evaluation.read(run.need("eval").artifact)
-    assert list(win_rates.names(evaluation)) == ["base", "dpo", "best_of_n", "ppo"]
+    assert list(win_rates.names(evaluation)) == ["base", "dpo", "raft", "best_of_n", "ppo"]
     assert evaluation.reference == "base"
     assert win_rates.against_reference(evaluation)["ppo"].theirs == "base"
     assert {name: value for name, value, _, _ in comparisons(evaluation)}["win_rate"] == 0.71
