@@ -28,7 +28,7 @@ def choose_models(summary: RunSummary, names: Sequence[str]) -> list[str]:
 
     Raises `StageError` with the known names if one is unknown, or with the finished ones if one is not finished.
     """
-    steps = [name for name in registry.steps(summary.loaded.recipe) if parse(name)[0] in SPEAKERS]
+    steps = _speakers(summary)
     finished = [name for name in steps if name in summary.stages]
     for name in names:
         if step_name(*parse(name)) not in steps:
@@ -44,6 +44,25 @@ def choose_models(summary: RunSummary, names: Sequence[str]) -> list[str]:
                 error.hint += f", or chat with a finished model: `{invocation.command('chat', *finished)}`"
             raise
     return list(names)
+
+
+def _speakers(summary: RunSummary) -> list[str]:
+    return [name for name in registry.steps(summary.loaded.recipe) if parse(name)[0] in SPEAKERS]
+
+
+def finished_models(summary: RunSummary) -> list[str]:
+    """The names of the run's finished models, in the order of training. In a run of several rounds, `ppo` is the
+    policy of the last one, and `ppo-1` that of the first. Raises `StageError` when none is finished."""
+    finished = [name for name in _speakers(summary) if name in summary.stages]
+    if not finished:
+        summary.need("base")
+    rounds = summary.loaded.recipe.rounds
+    names = []
+    for name in finished:
+        stage, number = parse(name)
+        repeats = registry.STAGES[stage].repeats and rounds > 1
+        names.append(stage if not repeats or number == rounds else f"{stage}-{number}")
+    return names
 
 
 def chat(
