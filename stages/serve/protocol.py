@@ -15,37 +15,35 @@ MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 32
 
-IGNORED = frozenset(
-    [
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "encoding_format",
-        "priority",
-    ]
-)
+IGNORED = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "encoding_format",
+    "priority",
+}
 """Parameters that change nothing here."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
-    "logit_bias": (None, {}),
-    "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none"),
-    "parallel_tool_calls": (None, True, False),
-    "modalities": (None, ["text"]),
-    "truncate_prompt_tokens": (None,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "logit_bias": ({},),
+    "suffix": ("",),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none",),
+    "parallel_tool_calls": (True, False),
+    "modalities": (["text"],),
+    "truncate_prompt_tokens": (),
 }
-"""Parameters that are not supported, and the values at which they change nothing."""
+"""Parameters that are not supported, and the values besides null at which they change nothing."""
 
 
 class Strict(BaseModel):
@@ -139,7 +137,8 @@ def parsed(body: bytes, kind: type[R]) -> R:
     """The request in a body. Raises `ApiError` (400) that names the first wrong field."""
     values = _object(body)
     for name, neutral in NEUTRAL.items():
-        if name in values and not any(_same(values.pop(name, None), value) for value in neutral):
+        given = values.pop(name, None)
+        if given is not None and not any(_same(given, value) for value in neutral):
             raise invalid(f"{name} is not supported here: leave it out", name, "unsupported_parameter")
     for name in RAW:
         if values.pop(name, None) is True:

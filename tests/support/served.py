@@ -70,7 +70,9 @@ class Api:
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         with closing(self.connect()) as connection:
-            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            connection.request(
+                method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
+            )
             response = connection.getresponse()
             return Reply(response.status, dict(response.getheaders()), response.read())
 
