@@ -26,8 +26,3 @@ def fitted(
         while len(kept) - first > 1 and kept[first]["role"] != "user":
             del kept[first]
     return kept, len(messages) - len(kept)
-
-
-def notice(count: int) -> str:
-    """What the user is told about turns that were left out."""
-    return f"the first {count} turns no longer fit into the context and are left out"

@@ -14,8 +14,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from data.tables.messages import with_system
+from stages.chat import notice
 from stages.models.templates import Refused
-from stages.sampling.history import fitted, notice
+from stages.sampling.history import fitted
 from stages.serve.errors import invalid
 from stages.serve.models import Served
 from stages.serve.protocol import ChatMessage, Strict, conversation, parsed, refusing
