@@ -58,7 +58,7 @@ def serve(
             with web.running(application(served, engine, key=key, hosts=[host]), listener, grace=GRACE):
                 _announce(served, address, key, host, say)
                 try:
-                    threading.Event().wait()
+                    _wait()
                 except KeyboardInterrupt:
                     if left := engine.running + engine.waiting:
                         say(f"stopping: {counted(left, 'answer')} may finish within {GRACE} s")
@@ -69,11 +69,16 @@ def serve(
     raise Interrupted("the server was stopped", hint=f"start it again: `{invocation.again()}`")
 
 
+def _wait() -> None:
+    """Returns never; a signal raises `KeyboardInterrupt`."""
+    threading.Event().wait()
+
+
 def _key() -> str | None:
     key = os.environ.get(KEY)
     if key is None:
         return None
-    if not key.strip() or not key.isascii() or not key.isprintable() or key != key.strip():
+    if key.split() != [key] or not key.isascii() or not key.isprintable():
         raise RecipeError(
             f"the API key in {KEY} is empty or has spaces or unusual characters",
             hint=f"set {KEY} to letters and digits, or unset it",

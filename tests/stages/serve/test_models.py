@@ -40,7 +40,9 @@ def test_adapters_share_one_backbone_with_the_reward_model(served: Served) -> No
 
 
 @pytest.mark.parametrize(
-    "values", [{"lora": False}, {"quantization": "nf4"}, {"quantization": {"qat": "nf4", "activations": "none"}}], ids=["full", "nf4", "qat"]
+    "values",
+    [{"lora": False}, {"quantization": "nf4"}, {"quantization": {"qat": "nf4", "activations": "none"}}],
+    ids=["full", "nf4", "qat"],
 )
 def test_other_kinds_of_models_answer_as_in_the_stages(tmp_path, load, values) -> None:
     run = served_run(tmp_path / "runs", load(), **values)
@@ -73,7 +75,9 @@ def test_a_merged_model_in_a_folder_is_served(tmp_path, kind: str) -> None:
     plain.generation_config.eos_token_id = [tiny.EOS, tiny.IM_END]
     plain.save_pretrained(folder)
     if kind == "nf4 on disk":
-        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+        config = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        )
         packed: Any = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
         )
@@ -87,7 +91,9 @@ def test_a_merged_model_in_a_folder_is_served(tmp_path, kind: str) -> None:
     layer = served.models["my-model"].bank.models["my-model"].model.layers[0].mlp.up_proj  # type: ignore[union-attr]
     assert (type(layer).__name__ == "Linear4bit") == (kind != "float32")
     with serving(served) as api:
-        [choice] = api.complete("abc", "my-model", temperature=0, max_tokens=8, logprobs=0, echo=True).json["choices"]
+        [choice] = api.complete("abc", "my-model", temperature=0, max_tokens=8, logprobs=0, echo=True).json[
+            "choices"
+        ]
         ids = tokenizer.convert_tokens_to_ids(choice["logprobs"]["tokens"])
         with torch.no_grad():
             if kind == "float32":

@@ -13,7 +13,9 @@ from repository import ROOT
 from served import Api
 
 from data.schema import read_rankings_file
-from data.tables import rankings as tables
+from data.tables.rankings import read_rankings
+from data.tables.sources import Dropped
+from pipeline.config.data import RankingTableConfig
 from stages.serve.votes import Votes
 
 SERVE = ROOT / "stages/serve"
@@ -47,7 +49,12 @@ def test_a_vote_is_stored_once_as_a_ranking(api: Api) -> None:
     assert (first.annotator, first.human) == ("ana", True)
     assert second.ranks == [2, 1, 3]
     assert file.stat().st_mode & 0o077 == 0, "only its owner reads it"
-    assert not Votes(file.parent).add("vote-number-2", [], [], [], [], "", temperature=0, blind=True), "after a restart"
+    again = Votes(file.parent).add(
+        "vote-number-2", tiny.user("a"), ["b", "c"], ["ppo", "sft"], [1, 2], "ana", temperature=0, blind=True
+    )
+    assert not again, "after a restart"
+    table = RankingTableConfig(path=str(file), format="native")
+    assert [ranking.ranks for ranking in read_rankings(table, Dropped())] == [[1, 2, 1], [2, 1, 3]]
 
 
 @pytest.mark.parametrize(
@@ -94,4 +101,3 @@ def test_settings_name_the_models(api: Api) -> None:
     assert settings["models"] == ["base", "sft", "ppo"]
     assert settings["limit"] == 128
     assert Path(settings["votes"]).name == "chat-rankings.jsonl"
-    assert tables  # the reader that recipes use
