@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable
 
-from pipeline import invocation
 from pipeline.engine.runner import terminate_as_interrupt
 from pipeline.errors import Interrupted, RecipeError
 from pipeline.wording import counted, listing
@@ -66,7 +65,7 @@ def serve(
             pass
         finally:
             engine.stop()
-    raise Interrupted("the server was stopped", hint=f"start it again: `{invocation.again()}`")
+    raise Interrupted("the server was stopped")
 
 
 def _wait() -> None:
