@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +131,8 @@ def test_a_signal_lets_answers_finish_and_exits_with_130(tmp_path: Path, number:
         assert response.read(6) == b"data: "
         process.send_signal(number)
         assert response.read().endswith(b"data: [DONE]\n\n"), "the answer is finished"
-        threading.Timer(60, process.kill).start()
-        assert process.wait() == 130
+        connection.close()
+        assert process.wait(timeout=60) == 130
         assert process.stderr is not None
         errors = process.stderr.read()
         assert "the server was stopped" in errors
