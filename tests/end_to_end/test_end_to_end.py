@@ -149,7 +149,8 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
         name for line in page.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
     }
     assert logged <= defined
-    # These need a value adapter, PPO-ptx, an ensemble or 16 bits.
+    # These need a value adapter, PPO-ptx, an ensemble, 16 bits, reward terms, a baseline over a prompt's responses,
+    # or a KL term in the loss.
     assert defined - logged == {
         "val/grad_norm",
         "loss/ptx_avg",
@@ -158,6 +159,12 @@ def test_ppo_logs_the_documented_metrics(runs: Path) -> None:
         "sampling/logp_difference_std",
         "loss_scale/policy",
         "loss_scale/value",
+        "rewards/<name>/mean",
+        "rewards/<name>/std",
+        "rewards/<name>/applied",
+        "objective/equal_rewards",
+        "objective/resampled",
+        "loss/kl_avg",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -103,6 +104,21 @@ def test_the_readme_shows_what_the_program_prints(finished: tuple[Path, str]) ->
     assert f"\nreport: {finished[0]}/quickstart/report.html" in finished[1]
 
 
+def write_answers(folder: Path) -> None:
+    """The tables that the documented commands name."""
+    answers = {"prompt": "name[Blue Fox], kind[pub]", "completions": ["Blue Fox is a pub.", "It is a pub."]}
+    (folder / "answers.jsonl").write_text(json.dumps(answers), encoding="utf-8")
+    question = {
+        "id": "1",
+        "prompt": answers["prompt"],
+        "chosen": ["Blue Fox is a pub."],
+        "rejected": ["It is a pub.", "It is blue.", "No."],
+        "subset": "Factuality",
+        "num_correct": 1,
+    }
+    (folder / "reward-bench-2.jsonl").write_text(json.dumps(question), encoding="utf-8")
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("make ", "tutelage "))])
 def test_documented_command_runs(command: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if command == "make help":
@@ -121,6 +137,9 @@ def test_documented_command_runs(command: str, runs: Path, tmp_path: Path, monke
         return
     monkeypatch.chdir(ROOT)
     extra = ["-s", TINY, "--runs", str(runs)]
+    if {"score", "evaluate-reward"} & set(arguments):
+        write_answers(tmp_path)
+        arguments = [str(tmp_path / part) if part.endswith(".jsonl") else part for part in arguments]
     if "show" in arguments:
         extra = ["-s", TINY]
     if "e2e-human" in command:

@@ -25,7 +25,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def build_report(run: Any, path: Path, *compared: Any) -> str:
         made.append(list(run.stages))
-        path.write_text("<html>")
+        path.write_text('<html lang="en">')
         return "PPO halved the errors."
 
     module = types.ModuleType("stages.report.build")

@@ -84,18 +84,19 @@ def test_a_classifier_that_is_no_artifact_reads_text(inputs: dict[str, Artifact]
     assert len(set(found.ravel().tolist())) == 4
 
 
-def test_the_lexicon_counts_faults() -> None:
+def test_the_lexicon_counts_faults(tmp_path: Path) -> None:
     codec = Codec(published.byte_level())
     prompt = EncodedPrompt(tiny.user(MR), codec.prompt(tiny.user(MR)), "eval")
     texts = [["Blue Mill serves Thai food.", "Blue Mill is a pub.", "Blue Mill serves Thai food, Thai food."]]
     answers = Answers([[codec.completion(text) for text in texts[0]]], texts, np.full((1, 3), 1 / 3))
-    [judge] = scoring_judges(EvalConfig(judge="venues"), {}, codec, "cpu")
+    [judge] = scoring_judges(EvalConfig(judge="venues"), {"ppo": Artifact("ppo", tmp_path, "")}, codec, "cpu")
     # Nothing wrong; food missing and a kind invented; food said twice.
     assert answers.score(judge.scores, [prompt]).tolist() == [[0.0, -2.0, -1.0]]
 
 
-def test_a_lexicon_refuses_prompts_that_are_no_meaning_representations() -> None:
+def test_a_lexicon_refuses_prompts_that_are_no_meaning_representations(tmp_path: Path) -> None:
     prompts, answers = asked()
-    [judge] = scoring_judges(EvalConfig(judge="venues"), {}, tiny.codec(), "cpu")
+    inputs = {"ppo": Artifact("ppo", tmp_path, "")}
+    [judge] = scoring_judges(EvalConfig(judge="venues"), inputs, tiny.codec(), "cpu")
     with pytest.raises(DataError, match="not a meaning representation"):
         answers.score(judge.scores, prompts)

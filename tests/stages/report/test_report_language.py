@@ -234,7 +234,7 @@ def words(text: str) -> set[str]:
 
 
 DATA = words(
-    f"{HOSTILE} {SAMPLE} A is fine. {' '.join(STAGES)} {ALERT['rule']} kB MB tutelage small large ana"
+    f"{HOSTILE} {SAMPLE} A is fine. {' '.join(STAGES)} {ALERT['rule']} kB MB GB tutelage small large ana"
     " careful worker"
 )
 """Words of the run itself: its prompts, answers, names and stages."""

@@ -133,7 +133,7 @@ def test_a_failure_names_the_prompt_and_the_completion_at_fault(function, what):
 
 
 def test_an_error_names_the_line_of_the_function():
-    with pytest.raises(StageError, match=r"test_functions\.py:\d+\)"):
+    with pytest.raises(StageError, match=r"test_reward_functions\.py:\d+\)"):
         scores(raises)
 
 
