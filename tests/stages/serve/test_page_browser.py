@@ -93,7 +93,7 @@ def test_a_key_is_asked_for(browser: Any, served: Served) -> None:
         page.set_default_timeout(10_000)
         page.goto(api.address)
         page.locator("#key").fill("s3cret")
-        page.keyboard.press("Enter")
+        page.locator("#key").press("Enter")
         page.locator("#models input").nth(2).wait_for(state="attached")
         assert not page.locator("#key").is_visible()
         page.close()
