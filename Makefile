@@ -22,7 +22,7 @@ TRAINING = $(if $(NPROC),--nproc $(NPROC)) $(VALUES)
 STAGES := $(shell sed -nE 's/.*target="stages\.([a-z]+).*/\1/p' stages/registry.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv init check plan show status run $(STAGES) round report chat judge compare annotate export-rankings score evaluate-reward export-reward publish \
+.PHONY: help venv init check plan show status run $(STAGES) round report chat serve judge compare annotate export-rankings score evaluate-reward export-reward publish \
 	clean test slow gpu compare-optimisers mutations lint types docs
 
 # `##` describes a target for users, `###` one for developers.
@@ -79,6 +79,9 @@ report: venv ## write the report (ARGS='--against "a.b=c"' to compare values)
 
 chat: venv ## chat with a model (ARGS="sft ppo" for two side by side)
 	@$(TUTELAGE) chat $(VALUES)
+
+serve: venv ## serve the models over HTTP, with a chat page (ARGS="sft ppo")
+	@$(TUTELAGE) serve $(VALUES)
 
 judge: venv ## have people compare PPO with SFT, blind
 	@$(TUTELAGE) judge $(VALUES)

@@ -12,6 +12,7 @@ setup(
         "data.venues": ["lexicons/*.yaml"],
         "ranking": ["static/*", "templates/*.html", "messages/*.yaml"],
         "stages.models": ["chat_templates/*.jinja"],
+        "stages.serve": ["static/*", "templates/*.html"],
         "stages.report": ["templates/*.html", "*.css", "messages/*.yaml"],
     },
 )

@@ -28,7 +28,7 @@ COPIED = ("pipeline", "ranking", "data", "stages", "tests", "benchmarks", "examp
 SHOWN = 2
 
 PPO, MODELS, REWARD = "tests/stages/ppo", "tests/stages/models", "tests/stages/reward"
-INVARIANTS, SCORE = "tests/invariants", "tests/stages/score"
+INVARIANTS, SCORE, SERVE = "tests/invariants", "tests/stages/score", "tests/stages/serve"
 
 
 @dataclass(frozen=True)
@@ -968,6 +968,20 @@ MUTATIONS = [
         "            self._refresh()  # another process may have asked\n",
         "            pass\n",
         "tests/stages/scoring/test_llm_rating.py",
+    ),
+    mutation(
+        "serve: joined rows attend to slots that were never written",
+        "stages/models/fast/plain.py",
+        "target[rows_of_part, :, filled:width] = 0",
+        "pass",
+        f"{SERVE}/test_joining.py",
+    ),
+    mutation(
+        "serve: log-probs after temperature",
+        "stages/serve/decoding.py",
+        "logprobs_NV = logits_NV.float().log_softmax(-1)",
+        "logprobs_NV = (logits_NV.float() / 0.7).log_softmax(-1)",
+        f"{SERVE}/test_completions.py",
     ),
 ]
 

@@ -6,24 +6,18 @@ A complete campaign is served a while longer, so that annotators can correct the
 from __future__ import annotations
 
 import contextlib
-import errno
-import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 from urllib.parse import urlsplit
-
-import uvicorn
-from starlette.applications import Starlette
 
 from pipeline.config.rank import AppConfig
 from pipeline.engine.lock import locked
 from pipeline.errors import StageError
 from pipeline.wording import counted
-from ranking import assignment, workload
+from ranking import assignment, web, workload
 from ranking.app import Pages
 from ranking.campaign import Campaign
 from ranking.security import Links
@@ -75,11 +69,11 @@ def collect_rankings(
 def _serve(store: Store, campaign: Campaign, config: AppConfig, say: Callable[[str], None]) -> None:
     links = Links(store.path.with_suffix(".key"))
     ended = threading.Event()
-    with _listening(config) as listener:
-        address = config.url.rstrip("/") if config.url else _address(config.host, listener.getsockname()[1])
+    with listening(config) as listener:
+        address = config.url.rstrip("/") if config.url else web.address_of(config.host, listener.getsockname()[1])
         hosts = [name for name in (urlsplit(address).hostname, config.host) if name]
         pages = Pages(store, campaign, links, ended.set, address)
-        with _running(pages.app(hosts), listener):
+        with web.running(pages.app(hosts), listener):
             say(
                 f"{counted(len(campaign.items), 'item')}, {counted(campaign.overlap, 'ranking')} each. "
                 "One private link per annotator:"
@@ -128,56 +122,11 @@ def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say
     return True
 
 
-@contextlib.contextmanager
-def _listening(config: AppConfig) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((config.host, config.port))
-        except OSError as error:
-            wrong_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
-            raise StageError(
-                f"the page cannot be served at {config.host}, port {config.port}: {error.strerror or error}",
-                hint="set rank.app.host to an address of this machine, such as 127.0.0.1 (or 0.0.0.0: all of them)"
-                if wrong_host
-                else "set rank.app.port to another port, or to 0 for any free one (judge and annotate: --port)",
-            ) from error
-        yield listener
-
-
-def _address(host: str, port: int) -> str:
-    """The URL for a browser on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{host}:{port}"
-
-
-@contextlib.contextmanager
-def _running(app: Starlette, listener: socket.socket) -> Iterator[None]:
-    """Runs the server in another thread, so that signals reach the caller's."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            cast(Any, app),  # starlette and uvicorn type ASGI differently
-            log_config=None,
-            access_log=False,  # paths hold tokens
-            server_header=False,
-            proxy_headers=False,
-            lifespan="off",
-            ws="none",
-            http="h11",
-            loop="asyncio",
-            timeout_graceful_shutdown=3,
-        )
+def listening(config: AppConfig) -> contextlib.AbstractContextManager[socket.socket]:
+    """The socket of a campaign's page. Raises `StageError` when it cannot be bound."""
+    return web.listening(
+        config.host,
+        config.port,
+        host_hint="set rank.app.host to an address of this machine, such as 127.0.0.1 (or 0.0.0.0: all of them)",
+        port_hint="set rank.app.port to another port, or to 0 for any free one (judge and annotate: --port)",
     )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="ranking page", daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            if not thread.is_alive():
-                raise StageError("the server of the page did not start", hint="set another host or port")
-            time.sleep(0.01)
-        yield
-    finally:
-        server.should_exit = True
-        thread.join()

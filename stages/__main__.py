@@ -9,6 +9,7 @@ from pipeline.engine import launch as launching
 from stages import check, commands, registry  # noqa: F401 (registers commands, checks and stages)
 from stages.init import options  # noqa: F401 (registers init)
 from stages.score import command  # noqa: F401 (registers score)
+from stages.serve import command as serving  # noqa: F401 (registers serve)
 
 
 def main() -> None:

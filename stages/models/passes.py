@@ -10,12 +10,14 @@ Shapes: B rows, L positions, H hidden.
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 
 class Steps(Protocol):
@@ -29,6 +31,10 @@ class Steps(Protocol):
 
     def keep(self, rows: Tensor) -> None:
         """Keeps only these rows."""
+
+    def join(self, others: Sequence[Self], length: int) -> bool:
+        """Appends the rows of other decodings of the same pass, all of them started, and makes room for `length`
+        more tokens. Returns False, and changes nothing, if this kind of decoding cannot be joined."""
 
 
 class Pass(Protocol):
@@ -91,6 +97,29 @@ class CachedSteps:
         self._cache.reorder_cache(rows)
         self._mask, self._positions = self._mask[rows], self._positions[rows]
 
+    def join(self, others: Sequence[Self], length: int) -> bool:
+        # Other layers (sliding windows, recurrent states) do not keep one entry per position.
+        parts = [self, *others]
+        if any(type(layer) is not DynamicLayer for part in parts for layer in part._cache.layers):
+            return False
+        # Rows are padded on the left, so positions that no row uses are at the start.
+        used = [int(part._mask.sum(1).max()) for part in parts]
+        width = max(used)
+        for i, layer in enumerate(self._cache.layers):
+            for name in ("keys", "values"):
+                tensors = [getattr(part._cache.layers[i], name) for part in parts]
+                padded = [
+                    F.pad(x[:, :, x.shape[2] - n :], (0, 0, width - n, 0))
+                    for x, n in zip(tensors, used, strict=True)
+                ]
+                setattr(layer, name, torch.cat(padded))
+        masks = [
+            F.pad(p._mask[:, p._mask.shape[1] - n :], (width - n, 0)) for p, n in zip(parts, used, strict=True)
+        ]
+        self._mask = torch.cat(masks)
+        self._positions = torch.cat([part._positions[:, -1:] for part in parts])
+        return True
+
     def _pass(self, ids: Tensor) -> Tensor:
         if self._is_mamba:
             context: dict[str, Any] = {
@@ -122,6 +151,13 @@ class FullSteps:
 
     def keep(self, rows: Tensor) -> None:
         self._ids, self._lengths = self._ids[rows], self._lengths[rows]
+
+    def join(self, others: Sequence[Self], length: int) -> bool:
+        parts = [self, *others]
+        width = max(part._ids.shape[1] for part in parts)
+        self._ids = torch.cat([F.pad(part._ids, (0, width - part._ids.shape[1])) for part in parts])
+        self._lengths = torch.cat([part._lengths for part in parts])
+        return True
 
 
 def right_padded(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from pipeline.engine.fingerprint import files_below
 from pipeline.engine.plan import KEY_DIGITS, RunSummary
 from pipeline.engine.stage import Artifact
 from pipeline.errors import RecipeError, StageError
+from stages.models.bank import Bank
 from stages.models.templates import DATE
 from stages.models.text import load_codec
 from stages.reward.artifact import FILE as QUALITY
@@ -49,7 +50,11 @@ class OwnText:
 
 
 def from_run(
-    run: RunSummary, device: str, batch_size: int = BATCH, aggregate: Aggregate | None = None
+    run: RunSummary,
+    device: str,
+    batch_size: int = BATCH,
+    aggregate: Aggregate | None = None,
+    bank: Bank | None = None,
 ) -> RewardScorer:
     """The reward model that the recipe's PPO optimises: the newest reward model, or `ppo.reward_model`; the members
     that are not held out, combined as `ppo.reward` says.
@@ -57,6 +62,7 @@ def from_run(
     Args:
         batch_size: completions scored at once, fewer once memory has run out.
         aggregate: instead of `ppo.reward.aggregate`.
+        bank: as of `load_scorer`.
 
     Raises `StageError` when `base` or `reward` is not finished.
     """
@@ -83,6 +89,7 @@ def from_run(
         revision=ppo.reward_model_revision,
         aggregation=chosen,
         system=recipe.data.system,
+        bank=bank,
     )
 
 
@@ -152,6 +159,7 @@ def _loaded(
     system: str | None,
     members: slice = EVERY,
     revision: str | None = None,
+    bank: Bank | None = None,
 ) -> RewardScorer:
     """A reward model that reads as a policy's codec writes."""
     scorer = load_scorer(
@@ -161,6 +169,7 @@ def _loaded(
         device,
         batch_size=batch_size,
         members=members,
+        bank=bank,
         where=MODEL,
         revision=revision,
     )

@@ -11,7 +11,7 @@ import pytest
 from ranking_site import Site
 
 from pipeline.config.rank import AppConfig
-from ranking import serve
+from ranking import serve, web
 from ranking.app import Pages
 from ranking.campaign import Campaign, Source
 from ranking.security import Links
@@ -30,11 +30,11 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
             stack.callback(store.close)
             store.open(campaign)
             links = Links(store.path.with_suffix(".key"))
-            listener = stack.enter_context(serve._listening(config))
-            address = serve._address(config.host, listener.getsockname()[1])
+            listener = stack.enter_context(serve.listening(config))
+            address = web.address_of(config.host, listener.getsockname()[1])
             served = Site(store, campaign, links, address)
             pages = Pages(store, campaign, links, served.finished.set, address)
-            stack.enter_context(serve._running(pages.app([]), listener))
+            stack.enter_context(web.running(pages.app([]), listener))
             return served
 
         yield make

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from io import StringIO
+from typing import Any
 
 import pytest
 from pipeline_fakes import FakeStages
@@ -12,13 +13,13 @@ from rich.console import Console
 
 from pipeline.engine.runner import Runner
 from pipeline.errors import StageError
-from stages.chat import HELP, choose_models, converse
+from stages.chat import HELP, choose_models, converse, finished_models
 
 Make = Callable[..., Runner]
 WORDS = dict[str, list[list[str]]]
 
 
-def talk(*lines: str, width: int = 80) -> tuple[str, WORDS]:
+def talk(*lines: str, width: int = 80, **options: Any) -> tuple[str, WORDS]:
     """What is printed, and the conversations that each model was asked to answer."""
     pending, stream, asked = list(lines), StringIO(), {"sft": [], "ppo": []}
     console = Console(file=stream, width=width)
@@ -34,7 +35,7 @@ def talk(*lines: str, width: int = 80) -> tuple[str, WORDS]:
         asked[name].append([message["content"] for message in history])
         return f"{name} answers {len(history)}"
 
-    converse(console, list(asked), answer)
+    converse(console, list(asked), answer, **options)
     assert not pending, "it read every line"
     return stream.getvalue(), asked
 
@@ -60,6 +61,18 @@ def test_a_new_conversation_help_and_an_unknown_command() -> None:
     assert "there is no /halp" in shown
 
 
+def test_turns_that_no_longer_fit_are_left_out_visibly() -> None:
+    def fit(history: list[dict[str, str]]) -> tuple[list[dict[str, str]], int] | None:
+        return None if len(history[-1]["content"]) > 9 else (history[-3:], max(0, len(history) - 3))
+
+    shown, asked = talk("one", "two", "three", "longer than that", "four", "/clear", "five", fit=fit)
+    assert asked["sft"][2:4] == [["two", "sft answers 3", "three"], ["three", "sft answers 3", "four"]]
+    assert asked["sft"][4] == ["five"]
+    assert shown.count("sft: the first 2 turns no longer fit") == 1
+    assert shown.count("sft: the first 4 turns no longer fit") == 1
+    assert shown.count("ppo: this message alone is longer than the context") == 1
+
+
 def test_unknown_and_unfinished_models_are_refused_with_the_known_ones(runner: Make, stages: FakeStages) -> None:
     runner().run("sft")
     summary = runner().planner.summary()
@@ -80,6 +93,17 @@ def test_models_of_several_rounds(runner: Make, stages: FakeStages) -> None:
     assert choose_models(summary, ["ppo", "ppo-1", "ppo-2"]) == ["ppo", "ppo-1", "ppo-2"]
     with pytest.raises(StageError, match="no model called ppo-3"):
         choose_models(summary, ["ppo-3"])
+
+
+def test_all_finished_models_are_served_by_name(runner: Make, stages: FakeStages) -> None:
+    runner().run("sft")
+    assert finished_models(runner().planner.summary()) == ["base", "sft"]
+    runner("rounds=2").run()
+    summary = runner("rounds=2").planner.summary()
+    assert finished_models(summary) == ["base", "sft", "ppo-1", "ppo"]
+    assert choose_models(summary, finished_models(summary))
+    with pytest.raises(StageError, match="base is not finished"):
+        finished_models(runner("seed=5").planner.summary())
 
 
 def test_names_are_checked_before_torch_is_imported() -> None:

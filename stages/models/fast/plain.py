@@ -16,7 +16,7 @@ query heads per key head, D head width, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -212,6 +212,30 @@ class PlainSteps:
     def keep(self, rows: Tensor) -> None:
         self._cache.keep(rows)
         self._hidden_BS, self._lengths = self._hidden_BS[rows], self._lengths[rows]
+
+    def join(self, others: Sequence[PlainSteps], length: int) -> bool:
+        parts = [self, *others]
+        self._lengths = torch.cat([part._lengths for part in parts])
+        width, rows = int(self._lengths.max()), len(self._lengths)
+        cache = self._decoder.new_cache(rows, width + length)
+        start = 0
+        for part in parts:
+            # Each row's keys move to the front: those of padding, and of other rows' tokens, are dropped.
+            hidden = part._hidden_BS[:, : part._cache.length]
+            slots = hidden.argsort(dim=1, descending=True, stable=True)[:, :width]
+            index = slots[:, None, :, None].expand(-1, cache.keys[0].shape[1], -1, cache.keys[0].shape[3])
+            rows_of_part, filled = slice(start, start + len(hidden)), slots.shape[1]
+            for into, source in ((cache.keys, part._cache.keys), (cache.values, part._cache.values)):
+                for target, tensor in zip(into, source, strict=True):
+                    target[rows_of_part, :, :filled] = tensor.gather(2, index)
+                    target[rows_of_part, :, filled:width] = 0  # a masked NaN would still be a NaN
+            start += len(hidden)
+        cache.length, self._cache = width, cache
+        device = self._lengths.device
+        self._hidden_BS = torch.zeros((rows, width + length), dtype=hidden.dtype, device=device)
+        unused = torch.arange(width, device=device) >= self._lengths[:, None]
+        self._hidden_BS[:, :width].masked_fill_(unused, -torch.inf)
+        return True
 
 
 def _written_out(x: Tensor, length: int) -> bool:

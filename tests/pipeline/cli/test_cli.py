@@ -355,7 +355,7 @@ def test_make_help_lists_every_command_in_order_of_use_and_then_the_developers_t
         for block in listed.split("Developing Tutelage:")
     )
     assert {command.name or command.callback.__name__ for command in app.registered_commands} <= set(users)
-    order = ["check", "plan", "run", "STAGE", "round", "report", "chat", "judge", "compare", "annotate"]
+    order = ["check", "plan", "run", "STAGE", "round", "report", "chat", "serve", "judge", "compare", "annotate"]
     order += ["export-rankings", "score", "evaluate-reward", "export-reward", "publish", "clean"]
     assert [name for name in users if name in order] == order
     assert {"test", "slow", "lint", "types", "docs"} <= set(developers)
