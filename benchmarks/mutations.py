@@ -118,7 +118,7 @@ MUTATIONS = [
     mutation(
         "rounds: PPO starts from SFT again",
         "stages/ppo/roles.py",
-        'start = newest(inputs, "ppo") if by_round(inputs, "ppo") else sft',
+        "start = newest_policy(inputs)",
         "start = sft",
         f"{PPO}/test_ppo_stage.py",
     ),

@@ -11,15 +11,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from data.overlaps import Kind
 from data.schema import Message
 from data.shingles import shingles
 from data.words import folded, words
-
-Kind = Literal["exact", "near"]
 
 
 def conversation(prompt: Iterable[Message]) -> str:

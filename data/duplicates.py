@@ -1,7 +1,7 @@
 """Rows that repeat an earlier one, exactly or nearly.
 
 Exact duplicates are equal in all their texts, ignoring case, white space and Unicode form. Near-duplicates are
-alike in each of their texts (`data.shingles.alike`), so demonstrations with one prompt and two answers are not.
+alike in each of their texts (`data.shingles.Text`), so demonstrations with one prompt and two answers are not.
 Candidates come from MinHash signatures in bands (locality-sensitive hashing: Broder 1997; Leskovec, Rajaraman and
 Ullman, "Mining of Massive Datasets", chapter 3), and each is compared in full, so that what is reported is true.
 What is missed: of pairs at a similarity of 0.8 and a threshold of 0.8 about 5 %, of pairs at 0.9 less than 0.1 %.
@@ -17,15 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from sqlite3 import Connection
-from typing import Literal
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
+from data.overlaps import EXAMPLES, SHOWN, Kind, start
 from data.schema import Split
-from data.shingles import alike, jaccard, shingles
+from data.shingles import Text, jaccard, shingles
 from data.tables.spill import digest, temporary
-from data.words import folded
 from pipeline.config.data import DuplicatesConfig
 
 PERMUTATIONS = 128
@@ -34,16 +33,11 @@ MISSES = 0.95
 """Weight of missed pairs against wrong candidates, which are compared and cost only time."""
 CANDIDATES = 32
 """Rows of one band that a row is compared with."""
-EXAMPLES = 20
-"""Duplicates of each table and kind that are kept as examples."""
 CACHE_KIB = 2048
 """Of the index, in memory."""
-SHOWN = 200
-"""Characters of an example."""
 
 _OFFSET = np.uint64(0x9E3779B97F4A7C15)
 
-Kind = Literal["exact", "near"]
 REASONS: dict[Kind, str] = {"exact": "duplicate", "near": "near-duplicate"}
 """Why a row is left out, by kind."""
 HINTS: dict[Kind, str] = {kind: f"data.duplicates.{kind}: report keeps them" for kind in REASONS}
@@ -95,12 +89,13 @@ class Duplicates:
     def find(self, row: int, split: Split, texts: Sequence[str]) -> Duplicate | None:
         """Which earlier row of the split this one repeats in all its `texts`. A row that repeats none is
         remembered; a row that repeats one is counted, unless the config ignores its kind."""
-        key = digest(json.dumps([split, *map(folded, texts)]))
+        compared = [Text(text) for text in texts]
+        key = digest(json.dumps([split, *(text.folded for text in compared)]))
         earlier = self._connection.execute("SELECT number FROM exact WHERE key = ?", (key,)).fetchone()
         if earlier is not None:
             return self._note("exact", row, split, texts, earlier[0], 1.0)
-        bands = self._bands(split, texts) if self.config.near != "ignore" else []
-        number, similarity = self._nearest(texts, bands)
+        bands = self._bands(split, compared) if self.config.near != "ignore" else []
+        number, similarity = self._nearest(compared, bands)
         if number is not None:
             return self._note("near", row, split, texts, number, similarity)
         cursor = self._connection.execute("INSERT INTO items (row, texts) VALUES (?, ?)", (row, json.dumps(texts)))
@@ -116,11 +111,11 @@ class Duplicates:
         if self.counts[kind] <= EXAMPLES:
             self.examples.append(duplicate)
 
-    def _bands(self, split: Split, texts: Sequence[str]) -> list[int]:
+    def _bands(self, split: Split, texts: Sequence[Text]) -> list[int]:
         """The keys of a row's bands. Shingles of different texts of a row differ, so that the signature's Jaccard
         similarity is at least the lowest of the texts'."""
         parts = [
-            part + _OFFSET * np.uint64(place) for place, text in enumerate(texts) if len(part := shingles(text))
+            text.shingles + _OFFSET * np.uint64(place) for place, text in enumerate(texts) if len(text.shingles)
         ]
         if not parts:
             return []
@@ -136,7 +131,7 @@ class Duplicates:
         )
         return [int.from_bytes(key.digest(), "big", signed=True) for key in keys]
 
-    def _nearest(self, texts: Sequence[str], bands: Sequence[int]) -> tuple[int | None, float]:
+    def _nearest(self, texts: Sequence[Text], bands: Sequence[int]) -> tuple[int | None, float]:
         """The number of the most similar earlier row at or above the threshold, and its similarity."""
         numbers = {
             number
@@ -147,7 +142,8 @@ class Duplicates:
         }
         best, most = None, 0.0
         for number in sorted(numbers):
-            similarity = min(alike(a, b) for a, b in zip(texts, self._texts(number)[1], strict=True))
+            earlier = map(Text, self._texts(number)[1])
+            similarity = min(text.similarity(other) for text, other in zip(texts, earlier, strict=True))
             if similarity >= self.config.threshold and similarity > most:
                 best, most = number, similarity
         return best, most
@@ -199,13 +195,9 @@ def describe(table: str, kept: Mapping[Kind, int], examples: Sequence[Duplicate]
     place = f"row {first.row}" + (f" repeats row {first.of}" if first.of != first.row else "")
     keys = " and ".join(f"data.duplicates.{kind}" for kind in kinds)
     return (
-        f"data: {' and '.join(parts)} among the {table} ({place}: {_start(first.text)!r}). To drop those that are "
+        f"data: {' and '.join(parts)} among the {table} ({place}: {start(first.text)!r}). To drop those that are "
         f"trained on, set {keys}: drop"
     )
-
-
-def _start(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 @contextmanager
@@ -233,9 +225,9 @@ class NearAnswers:
         self.count += len(repeats)
         for place, (first, similarity) in repeats.items():
             if len(self.examples) < EXAMPLES:
-                start, earlier = texts[place][:SHOWN], texts[first][:SHOWN]
+                text, earlier = texts[place][:SHOWN], texts[first][:SHOWN]
                 self.examples.append(
-                    Duplicate("answers", "near", split, row, row, round(similarity, 3), start, earlier)
+                    Duplicate("answers", "near", split, row, row, round(similarity, 3), text, earlier)
                 )
         return set()
 

@@ -7,7 +7,7 @@ that B contains is |A and B| / |A| (Broder 1997, "On the resemblance and contain
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -49,9 +49,18 @@ def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
     return common / (len(a) + len(b) - common)
 
 
-def alike(a: str, b: str) -> float:
-    """The similarity of two texts: the Jaccard similarity of their shingles, or 1 or 0 for equal and different
-    texts of which one is shorter than `ENOUGH` words."""
-    if folded(a) == folded(b):
-        return 1.0
-    return jaccard(shingles(a), shingles(b))
+class Text:
+    """A text that is compared with others. Its shingles are computed once, when they are needed."""
+
+    def __init__(self, text: str) -> None:
+        self.folded = folded(text)
+        self._text = text
+
+    @cached_property
+    def shingles(self) -> NDArray[np.uint64]:
+        return shingles(self._text)
+
+    def similarity(self, other: Text) -> float:
+        """The Jaccard similarity of the shingles of two texts, or 1 or 0 for equal and different texts of which one
+        is shorter than `ENOUGH` words."""
+        return 1.0 if self.folded == other.folded else jaccard(self.shingles, other.shingles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline import network
@@ -24,6 +25,18 @@ def scorers(recipe: Recipe) -> dict[str, tuple[str, str]]:
         for path, (model, revision) in named.items()
         if model is not None and revision is not None and is_hub_id(model)
     }
+
+
+def folders(recipe: Recipe, named: Mapping[str, str | None]) -> Iterator[tuple[str, str, Path]]:
+    """Dotted path, value and folder of the named scorers whose files are on this machine: in a local folder, or in
+    the Hub's cache."""
+    fetched = scorers(recipe)
+    for path, name in named.items():
+        if not name:
+            continue
+        folder = cached(*fetched[path]) if path in fetched else Path(name)
+        if folder is not None and folder.is_dir():
+            yield path, name, folder
 
 
 def cached(model: str, revision: str) -> Path | None:

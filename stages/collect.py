@@ -19,7 +19,7 @@ from data.schema import prompt_key, write_jsonl
 from pipeline.config.collect import CollectConfig
 from pipeline.engine.rounds import by_round, newest
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from stages.models.adapters import load_actor
+from stages.models.adapters import load_actor, newest_policy
 from stages.models.text import Codec, load_codec
 from stages.sampling.prompts import EncodedPrompt, load_prompts, mixed
 from stages.sampling.sampler import SamplingParams, sampler_of
@@ -121,8 +121,7 @@ def _answer(
     codec: Codec,
     ctx: RunContext,
 ) -> list[Answered]:
-    policy = newest(inputs, "ppo") if by_round(inputs, "ppo") else inputs.get("sft")
-    actor = load_actor(inputs["base"], policy, ctx.device)
+    actor = load_actor(inputs["base"], newest_policy(inputs), ctx.device)
     k = config.num_completions
     params = SamplingParams(
         max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature

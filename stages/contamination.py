@@ -14,17 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.contamination import HeldOutTexts, Kind, conversation
+from data.contamination import HeldOutTexts, conversation
+from data.overlaps import EXAMPLES, SHOWN, Kind, start
 from data.schema import Message
 from pipeline.config.data import ContaminationConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from stages.left_out import LeftOut
 
 FILE = "contamination.json"
-EXAMPLES = 20
-"""Contaminated rows of each table that are kept as examples."""
-SHOWN = 200
-"""Characters of an example."""
 REASONS: dict[Kind, str] = {"exact": "contains a held-out prompt", "near": "nearly contains a held-out prompt"}
 """Why a row is left out, by kind."""
 HINTS: dict[Kind, str] = {kind: f"data.contamination.{kind}: report keeps them" for kind in REASONS}
@@ -87,7 +84,7 @@ class Contamination:
         return (
             f"warning: of the {self.table} that are trained on, "
             f"{' and '.join(counts[kind].format(self.kept[kind]) for kind in kinds)} (row {first['row']}: "
-            f"{_start(first['held_out'])!r}). To drop them, set {keys}: drop"
+            f"{start(first['held_out'])!r}). To drop them, set {keys}: drop"
         )
 
 
@@ -97,10 +94,6 @@ def counts(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Kind, int]]:
         table, _, kind = name.removeprefix(KEY).rpartition("/")
         if name.startswith(KEY) and kind in REASONS:
             yield table, kind, count
-
-
-def _start(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def text_of(prompt: Sequence[Message], answers: Iterable[str]) -> tuple[str, str]:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.section import RUNTIME, Count, Natural, Positive, field, section
+
+if TYPE_CHECKING:
+    from pipeline.config.rules import Problem
+
+SET_BY_THE_CLIENT = frozenset({"model", "messages", "stream", "n"})
+"""Parameters of a request that a recipe must not set."""
 
 
 @section
@@ -26,3 +34,11 @@ class EndpointConfig:
     """Seconds after which an unanswered request is repeated."""
     retries: Natural = field(default=5, metadata=RUNTIME)
     """How often a failed request is repeated, after growing pauses."""
+
+
+def problems(path: str, endpoint: EndpointConfig) -> Iterator[Problem]:
+    """Values of an endpoint, at this dotted path, that no request can use."""
+    if not re.fullmatch(r"https?://\S+", endpoint.base_url):
+        yield f"{path}.base_url", f"must be like https://api.example.org/v1, got {endpoint.base_url!r}"
+    if owned := sorted(SET_BY_THE_CLIENT & endpoint.parameters.keys()):
+        yield f"{path}.parameters", f"must not set {', '.join(owned)}"

@@ -97,12 +97,8 @@ def scorers(recipe: Recipe) -> Iterator[Problem]:
         "eval.reward_model": recipe.eval.reward_model,
         **{f"{path}.model": term.model for path, term in terms_of(recipe).items() if not term.run_model},
     }
-    fetched = hub_models.scorers(recipe)
-    for path, value in scoring.items():
-        folder: Path | None = Path(value or "")
-        if path in fetched:
-            folder = hub_models.cached(*fetched[path])
-        if not value or folder is None or not folder.is_dir() or (folder / REWARD_ARTIFACT).exists():
+    for path, value, folder in hub_models.folders(recipe, scoring):
+        if (folder / REWARD_ARTIFACT).exists():
             continue
         if refusal := checkpoint.folder_refusal(folder, causal=False):
             yield path, f"{value} cannot be used: {refusal[0]}. To continue, {refusal[1]}"

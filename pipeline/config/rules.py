@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import estimators, licenses, policies, term_rules
+from pipeline.config import endpoint, estimators, licenses, policies, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.evaluate import JUDGES
@@ -238,13 +238,8 @@ def _eval(recipe: Recipe) -> Iterator[Problem]:
             "eval.reward_model",
             "ensemble needs a member that PPO does not use: set ppo.reward.held_out to 1 or more",
         )
-    judge = recipe.eval.llm_judge
-    if judge is None:
-        return
-    if not re.fullmatch(r"https?://\S+", judge.base_url):
-        yield "eval.llm_judge.base_url", f"must be like https://api.example.org/v1, got {judge.base_url!r}"
-    if owned := sorted(term_rules.SET_BY_THE_CLIENT & judge.parameters.keys()):
-        yield "eval.llm_judge.parameters", f"must not set {', '.join(owned)}"
+    if recipe.eval.llm_judge is not None:
+        yield from endpoint.problems("eval.llm_judge", recipe.eval.llm_judge)
 
 
 def _rank(recipe: Recipe) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import functions
+from pipeline.config import endpoint
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.terms import KINDS, RUN_MODEL, TermConfig
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from pipeline.config.rules import Problem
 
 TERMS = "ppo.reward.terms"
-SET_BY_THE_CLIENT = frozenset({"model", "messages", "stream", "n"})
-"""Parameters of a request to a language model that a recipe must not set."""
 
 
 def terms_of(recipe: Recipe) -> dict[str, TermConfig]:
@@ -79,13 +78,7 @@ def _term(path: str, term: TermConfig, recipe: Recipe) -> Iterator[Problem]:
         yield f"{path}.lexicon", f"must be a slot lexicon ({names} or a .yaml file), got {term.lexicon}"
     yield from _lengths(path, term, recipe.ppo.response_length)
     if term.llm_judge is not None:
-        if not re.fullmatch(r"https?://\S+", term.llm_judge.base_url):
-            yield (
-                f"{path}.llm_judge.base_url",
-                f"must be like https://api.example.org/v1, got {term.llm_judge.base_url!r}",
-            )
-        if owned := sorted(SET_BY_THE_CLIENT & term.llm_judge.parameters.keys()):
-            yield f"{path}.llm_judge.parameters", f"must not set {', '.join(owned)}"
+        yield from endpoint.problems(f"{path}.llm_judge", term.llm_judge)
     judges = {
         "eval.judge": recipe.eval.judge,
         "eval.llm_judge.model": getattr(recipe.eval.llm_judge, "model", None),

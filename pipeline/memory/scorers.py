@@ -23,12 +23,8 @@ def scorer_bytes(recipe: Recipe, model: PlannedModel) -> float:
     """
     named = {"ppo.reward_model": recipe.ppo.reward_model}
     named |= {f"{path}.model": term.model for path, term in terms_of(recipe).items() if not term.run_model}
-    fetched = hub_models.scorers(recipe)
     total = 0.0
-    for path, name in named.items():
-        folder = hub_models.cached(*fetched[path]) if path in fetched else Path(name) if name else None
-        if folder is None or not folder.is_dir():
-            continue
+    for _, _, folder in hub_models.folders(recipe, named):
         files = _files(folder)
         if (folder / REWARD_ARTIFACT).exists() and (folder / "adapter").is_dir():
             total += model.weights

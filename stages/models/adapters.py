@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForCausalLM
 
 from pipeline.config.sft import LoRAConfig
+from pipeline.engine.rounds import by_round, newest
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models import weights
@@ -109,6 +110,11 @@ def float32_trainables(model: torch.nn.Module) -> None:
 def is_adapter(artifact: Artifact) -> bool:
     """Whether an artifact's policy is an adapter rather than a full model."""
     return (artifact.path / ADAPTER).is_dir()
+
+
+def newest_policy(inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """The policy that a round starts from: PPO's of the newest round, or else SFT's; None: the base model."""
+    return newest(inputs, "ppo") if by_round(inputs, "ppo") else inputs.get("sft")
 
 
 def trains_adapter(start: Artifact | None, lora: LoRAConfig | None) -> bool:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from pipeline.config.ppo import PPOConfig
-from pipeline.engine.rounds import by_round, newest
+from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact
 from stages.models.actor import check_projection
-from stages.models.adapters import is_adapter, load_full, start_adapter, trains_adapter
+from stages.models.adapters import is_adapter, load_full, newest_policy, start_adapter, trains_adapter
 from stages.models.bank import ActorBank, Bank, FullBank, checkpoint_activations, disable_dropout
 from stages.models.heads import ScalarHead
 from stages.models.loading import load_backbone
@@ -51,7 +51,7 @@ def build(
     fingerprints.
     """
     base, sft, artifact = inputs["base"], inputs.get("sft"), reward_artifact(config, inputs)
-    start = newest(inputs, "ppo") if by_round(inputs, "ppo") else sft
+    start = newest_policy(inputs)
     # A classifier reads text and shares no weights with the policy.
     reward = None if artifact is None else token_artifact(artifact)
     make = _lora_bank if trains_adapter(sft, config.lora) else _full_bank

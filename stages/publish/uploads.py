@@ -29,7 +29,6 @@ from stages.publish import card, curves, scan
 
 CARD = "README.md"
 CURVES = "training.png"
-REWARD_FILE = "reward_model.json"
 
 MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
@@ -174,12 +173,14 @@ def _rankings_upload(run: RunSummary, repository: str, private: bool) -> Upload:
 
 def _reward_upload(run: RunSummary, repository: str, private: bool, progress: Opener) -> Upload:
     """The reward model as a sequence classifier. It needs the stages up to `reward` only."""
+    from stages.scoring import exported
+
     for name in ("base", "rank", "reward"):
         _verify(run, run.need(name), progress)
     folder = run.folder / "reward-model"
     with progress("export the reward model"):
         export_reward_model(run, folder, repository, resolve(run.loaded))
-    files, left_out = _listed(files_below(folder), (*MODEL_FILES, REWARD_FILE))
+    files, left_out = _listed(files_below(folder), (*MODEL_FILES, exported.FILE))
     text = (folder / CARD).read_text(encoding="utf-8")
     return _scanned(Upload(repository, "model", private, files, text, tuple(left_out)))
 

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.overlaps import Kind
 from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.language import recorded, translate
 from pipeline.wording import listing
 from stages import contamination
 
 DUPLICATES = "duplicates.jsonl"
-WORDS: dict[contamination.Kind, str] = {"exact": "repeat another row", "near": "nearly repeat another row"}
+WORDS: dict[Kind, str] = {"exact": "repeat another row", "near": "nearly repeat another row"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Overlap:
 
     @property
     def what(self) -> str:
-        kind: contamination.Kind = "near" if self.near else "exact"
+        kind: Kind = "near" if self.near else "exact"
         return translate(contamination.REASONS[kind] if self.kind == "contaminated" else WORDS[kind])
 
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from data.duplicates import duplicates, near_duplicates
-from data.shingles import SIZE, alike, jaccard, shingles
+from data.shingles import SIZE, Text, jaccard, shingles
 from pipeline.config.data import DuplicatesConfig
 
 LONG = (
@@ -94,7 +94,9 @@ def test_nearly_all_pairs_above_the_threshold_are_found_and_none_below():
                 copy[place] = rng.choice(vocabulary)
             texts.append(copy)
     rows = [("train", " ".join(text)) for text in texts]
-    near = {(a, b) for a, b in combinations(range(len(rows)), 2) if alike(rows[a][1], rows[b][1]) >= 0.8}
+    near = {
+        (a, b) for a, b in combinations(range(len(rows)), 2) if Text(rows[a][1]).similarity(Text(rows[b][1])) >= 0.8
+    }
     hits = find(rows)
     assert {(of, row) for row, (of, _) in hits.items()} <= near
     # Every row that repeats one that is kept.

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from catalogues import LEFT, RIGHT, Bracketed, marked, placeholders
 from jinja2 import Environment
-from jinja2.ext import extract_from_ast
 from ranking_site import Site, ask
 from repository import ROOT
 
@@ -22,7 +22,6 @@ PAGES = ROOT / "ranking"
 ADMIN = {"admin.html", "finish.html", "live.html"}
 """Pages in English alone."""
 CATALOGUES = sorted(path.stem for path in (PAGES / "messages").glob("*.yaml"))
-LEFT, RIGHT = "⟦", "⟧"
 
 
 def page_texts() -> set[str]:
@@ -30,10 +29,7 @@ def page_texts() -> set[str]:
     templates = Environment(extensions=["jinja2.ext.i18n"])
     texts = {"min", "h", *AppConfig().labels}
     for path in (PAGES / "templates").glob("*.html"):
-        for _, _, message in extract_from_ast(templates.parse(path.read_text(encoding="utf-8"))):
-            first = message[0] if isinstance(message, tuple) else message
-            assert first is not None
-            texts.add(first)
+        texts.update(marked(templates.parse(path.read_text(encoding="utf-8"))))
     for path in PAGES.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("mark", "BadForm"):
@@ -45,10 +41,6 @@ def page_texts() -> set[str]:
 def script_texts() -> set[str]:
     scripts = "".join(path.read_text(encoding="utf-8") for path in (PAGES / "static").glob("*.js"))
     return set(re.findall(r'\bt\(\s*"([^"]+)"', scripts))
-
-
-def placeholders(text: str) -> list[str]:
-    return sorted(re.findall(r"%\(\w+\)s|\{\w+\}|<[^>]+>", text))
 
 
 @pytest.mark.parametrize("code", CATALOGUES)
@@ -68,13 +60,6 @@ def test_every_language_of_a_recipe_has_a_catalogue() -> None:
     for code in ("en", *CATALOGUES):
         assert AppConfig(language=code).language == code  # type: ignore[arg-type]
         assert Language.load(code).code == code
-
-
-class Bracketed(dict[str, str]):
-    """A catalogue in which every text stands in brackets."""
-
-    def get(self, text: str, default: Any = None) -> str:
-        return f"{LEFT}{text}{RIGHT}"
 
 
 class Visible(HTMLParser):

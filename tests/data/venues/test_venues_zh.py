@@ -4,6 +4,7 @@ import random
 from dataclasses import asdict
 
 import pytest
+import tiny
 from repository import ROOT
 
 from data.venues import task as venues
@@ -13,6 +14,8 @@ from pipeline.config.data import TaskConfig
 from pipeline.config.load import load_recipe
 from pipeline.config.rank import AnnotatorConfig
 from stages.base.stage import _train_tokenizer
+from stages.models.templates import chat_template
+from stages.models.text import Codec
 
 CLEAN = {"task": "venues", "language": "zh", "size": 300, "missing": 0.0, "invented": 0.0, "repeated": 0.0}
 RUBRIC = SlotLexicon.load("venues-zh")
@@ -83,15 +86,17 @@ def test_annotators_read_the_language_of_the_prompt():
 
 
 def test_the_recipe_s_answers_and_prompts_fit(monkeypatch):
-    """Its tokenizer, on its corpus: nothing is cut."""
+    """Its tokenizer, on its corpus: each character is a token, and nothing is cut, template and stop token
+    included."""
     monkeypatch.chdir(ROOT)
     recipe = load_recipe("recipes/quickstart-zh.yaml").recipe
     corpus = venues.corpus(recipe.base.pretrain.corpus, recipe.seed, 0.1)[:4000]
     texts = [(d.prompt[0]["content"], d.completion) for d in corpus]
     tokenizer = _train_tokenizer([text for pair in texts for text in pair], recipe.base.pretrain)
-    assert len(tokenizer) == recipe.base.pretrain.vocab_size == 640
-    prompts, answers = ([len(tokenizer(text).input_ids) for text in side] for side in zip(*texts, strict=True))
-    assert max(answers) <= 0.5 * recipe.ppo.response_length
-    assert max(prompts) <= 0.6 * recipe.ppo.max_prompt_length
+    assert len(tokenizer) == 462 < recipe.base.pretrain.vocab_size, "nothing is left to merge"
+    tokenizer.chat_template = chat_template("plain", tokenizer)
+    codec = Codec(tokenizer)
+    assert max(len(codec.completion(answer)) for _, answer in texts) == 54 <= recipe.ppo.response_length
+    assert max(len(codec.prompt(tiny.user(prompt))) for prompt, _ in texts) <= recipe.ppo.max_prompt_length
     assert CHINESE.name in texts[0][0]
     assert tokenizer.decode(tokenizer(texts[0][1]).input_ids) == texts[0][1]

@@ -7,14 +7,13 @@ import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from catalogues import LEFT, RIGHT, Bracketed, marked, placeholders
 from fake_run import HOSTILE, SAMPLE
 from full_run import ALERT, FullRun
 from jinja2 import Environment, nodes
-from jinja2.ext import extract_from_ast
 from pipeline_fakes import FakeStages
 from repository import ROOT
 from test_report_page import RUNS
@@ -36,7 +35,6 @@ from stages.training.demonstrations import UNLOCATED
 
 REPORT = ROOT / "stages" / "report"
 CATALOGUES = sorted(path.stem for path in MESSAGES.glob("*.yaml"))
-LEFT, RIGHT = "⟦", "⟧"
 
 
 @pytest.fixture
@@ -64,10 +62,7 @@ def template_texts() -> set[str]:
     texts = set()
     for path in (REPORT / "templates").glob("*.html"):
         tree = templates.parse(path.read_text(encoding="utf-8"))
-        for _, _, message in extract_from_ast(tree):
-            first = message[0] if isinstance(message, tuple) else message
-            assert first is not None, path.name
-            texts.add(" ".join(first.split()) if "\n" in first else first)
+        texts.update(" ".join(text.split()) if "\n" in text else text for text in marked(tree))
         for node in tree.find_all(nodes.Filter):
             if node.name == "counted" and node.args and isinstance(node.args[0], nodes.Const):
                 texts.add(f"{{number}} {node.args[0].value}")
@@ -162,10 +157,6 @@ def recorded_texts() -> set[str]:
     }
 
 
-def placeholders(text: str) -> list[str]:
-    return sorted(re.findall(r"%\(\w+\)s|\{\w+(?::[^}]*)?\}|<[^>]+>", text))
-
-
 @pytest.mark.parametrize("code", CATALOGUES)
 def test_every_text_has_a_translation_and_every_translation_a_text(code: str) -> None:
     catalogue = yaml.safe_load((MESSAGES / f"{code}.yaml").read_text(encoding="utf-8"))["texts"]
@@ -189,13 +180,6 @@ def test_every_sentence_of_an_artifact_has_a_translation(code: str) -> None:
         shown = language.of_record(text.format(*values))
         assert shown == translation.format(*values)
         assert text in ("{} {} not finite",) or all(shown.count(value) == 1 for value in values)
-
-
-class Bracketed(dict[str, str]):
-    """A catalogue in which every text stands in brackets."""
-
-    def get(self, text: str, default: Any = None) -> str:
-        return f"{LEFT}{text}{RIGHT}"
 
 
 class Visible(HTMLParser):
