@@ -33,6 +33,17 @@ def write_atomic(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def remove_incomplete_line(file: Path) -> None:
+    """Removes an incomplete last line, which an append leaves that was killed or ran out of space."""
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        with file.open("rb+") as out:
+            out.truncate(whole)
+
+
 def need_folder(folder: Path, what: str, hint: str) -> None:
     """Creates the folder that files will be written to, before the work that makes them.
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from pipeline.config.ppo import PPOConfig
-from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact
 from stages.models.actor import check_projection
 from stages.models.adapters import is_adapter, load_full, newest_policy, start_adapter, trains_adapter

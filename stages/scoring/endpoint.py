@@ -23,7 +23,7 @@ from pipeline import network
 from pipeline.config.endpoint import EndpointConfig
 from pipeline.engine.stage import Progress
 from pipeline.errors import StageError
-from pipeline.files import canonical
+from pipeline.files import canonical, remove_incomplete_line
 
 REPLIES = "llm-verdicts.jsonl"
 """In a recipe's folder."""
@@ -72,7 +72,7 @@ class Endpoint:
         self.sent = 0
         self._replied = False  # by the endpoint, in this process
         self._lock, self._stop = threading.Lock(), threading.Event()
-        _remove_incomplete_line(self._file)
+        remove_incomplete_line(self._file)
         self._refresh()
 
     def replies(
@@ -181,17 +181,6 @@ class Endpoint:
         for line in whole.decode("utf-8").split("\n")[:-1]:
             row = json.loads(line)
             self._replies[row["key"]] = row["reply"]
-
-
-def _remove_incomplete_line(file: Path) -> None:
-    """Removes an incomplete last line, which a killed run may leave."""
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        with file.open("rb+") as out:
-            out.truncate(whole)
 
 
 def _excerpt(error: HTTPError) -> str:

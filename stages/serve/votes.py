@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.schema import Message, Ranking, as_line, ranks_from_scores
+from pipeline.files import remove_incomplete_line
 
 FILE = "chat-rankings.jsonl"
 
@@ -22,6 +23,7 @@ class Votes:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self._lock = threading.Lock()
+        remove_incomplete_line(self.path)
         self._known = set(self._ids())
 
     def _ids(self) -> list[str]:
@@ -64,6 +66,7 @@ class Votes:
         with self._lock:
             if vote in self._known:
                 return False
+            remove_incomplete_line(self.path)
             with open(
                 os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8"
             ) as file:

@@ -57,6 +57,24 @@ def test_a_vote_is_stored_once_as_a_ranking(api: Api) -> None:
     assert [ranking.ranks for ranking in read_rankings(table, Dropped())] == [[1, 2, 1], [2, 1, 3]]
 
 
+def test_a_vote_that_was_half_written_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    def store(votes: Votes, name: str) -> bool:
+        prompt = tiny.user("which is best?")
+        return votes.add(name, prompt, ["a", "b"], ["ppo", "sft"], [1, 2], "ana", temperature=1, blind=True)
+
+    store(Votes(tmp_path), "first")
+    file = tmp_path / "chat-rankings.jsonl"
+    whole = file.read_bytes()
+
+    file.write_bytes(whole + whole[:40])  # the server was killed
+    votes = Votes(tmp_path)
+    assert file.read_bytes() == whole
+
+    file.write_bytes(whole + whole[:40])  # the disk was full
+    assert store(votes, "second")
+    assert [ranking.metadata["vote"] for ranking in read_rankings_file(file)] == ["first", "second"]
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
