@@ -37,10 +37,11 @@ def test_the_report_has_judges_baselines_and_frontier(fake: FakeRun, tmp_path: P
         "Set ppo.kl.target to about that, and run again:",
         "PPO trains once, then samples one answer per reply. Best of 16 needs no PPO, but samples and scores 16",
         "The judge cannot tell PPO’s answers from DPO’s (PPO’s is preferred on 50 % of prompts",
+        "PPO’s answers are better than RAFT’s (PPO’s is preferred on 55 % of prompts",
         "PPO, update 16",
         "16 answers reach at most 1.83 nats.",
         "verdict changed with the order of answers for 25 % of pairs; 3 replies without a verdict",
-        "Base SFT DPO Best of 16 PPO Change from SFT",
+        "Base SFT DPO RAFT, best of 16 Best of 16 PPO Change from SFT",
         "≤ 1.83",
         "2.20 to 2.80",
         "better than SFT’s on 57 % of the prompts and worse on 0 %",
@@ -63,7 +64,7 @@ def test_the_pictures_of_the_frontier(fake: FakeRun) -> None:
     assert [(line.kind, len(line.points)) for line in both.lines] == [("train", 3), ("held-out", 3), ("level", 3)]
     assert [x for x, _ in both.lines[1].points] == [0.0, 2.0, 4.0]  # by KL, not by update
     assert [(line.kind, len(line.points)) for line in most.lines] == [("level", 3), ("train", 3), ("other", 2)]
-    assert [line.kind for line in ways.lines] == ["held-out", "other", "point"]
+    assert [line.kind for line in ways.lines] == ["held-out", "other", "point", "triangle"]
     assert frontier.charts(None) == []
     del fake.evaluation["frontier"]
     assert frontier.charts(Evaluation.of(fake.evaluation)) == []
@@ -121,7 +122,8 @@ def test_another_judge_answers_where_there_is_no_rubric(fake: FakeRun, value: fl
 
 
 def test_an_evaluation_without_baselines_has_three_columns(fake: FakeRun) -> None:
-    del fake.evaluation["models"]["dpo"], fake.evaluation["models"]["best_of_n"]
+    for baseline in ("dpo", "raft", "best_of_n"):
+        del fake.evaluation["models"][baseline]
     fake.evaluation["wins"] = fake.evaluation["wins"][:1]
     evaluation = Evaluation.of(fake.evaluation)
     assert list(win_rates.names(evaluation)) == ["base", "sft", "ppo"]
