@@ -23,7 +23,7 @@ STAGES := $(shell sed -nE 's/.*target="stages\.([a-z]+).*/\1/p' stages/registry.
 
 .DEFAULT_GOAL := help
 .PHONY: help venv init check plan show status run $(STAGES) round report chat serve judge compare annotate export-rankings score evaluate-reward export-reward publish \
-	clean test slow gpu optimisers mutations lint types docs
+	clean test slow gpu compare-optimisers mutations lint types docs
 
 # `##` describes a target for users, `###` one for developers.
 help: ## list the targets
@@ -116,7 +116,7 @@ test: venv ### run the fast tests
 slow: venv ### run the slow tests
 	@$(VENV)/bin/python -m pytest -n 2 -m slow
 
-optimisers: venv ### compare PPO, RLOO, GRPO, DPO, RAFT, ...: hours (ARGS=--help)
+compare-optimisers: venv ### compare PPO, GRPO, DPO, RAFT, ...: hours (ARGS=--help)
 	@$(VENV)/bin/python benchmarks/optimisers.py $(ARGS)
 
 mutations: venv ### break the maths in a few places and show which tests notice

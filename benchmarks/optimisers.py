@@ -1,7 +1,7 @@
 """Compares ways to optimise a policy by the same independent judge: SFT, PPO, RLOO, GRPO, REINFORCE++, DPO,
 best-of-n, and best-of-n distilled (RAFT).
 
-    make optimisers ARGS="--tasks quickstart --seeds 3"
+    make compare-optimisers ARGS="--tasks quickstart --seeds 3"
 
 There are two budgets:
 
