@@ -273,7 +273,7 @@ class PPOConfig:
     reward_model: LocalPath | None = None
     """The reward model to use instead of the `reward` stage's: the folder of a reward artifact, or the folder or
     Hub id of a sequence classifier with one label. A classifier reads the conversation as text, in its own
-    tokens. The `reward` stage still runs, because `eval` and `export` score answers with its model."""
+    tokens. `eval` and `export` score answers with it, too. The `reward` stage still runs."""
     reward_model_revision: str | None = field(default=None, metadata=ADDED)
     """Commit of `reward_model`; required if that is a Hub id."""
     gradient_checkpointing: bool | Literal["auto"] = field(default=False, metadata=RUNTIME)

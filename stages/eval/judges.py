@@ -12,7 +12,7 @@ from pipeline.errors import StageError
 from stages.models.text import Codec
 from stages.ppo.terms import CombinedScorer
 from stages.scoring.judge import ScoringJudge
-from stages.scoring.load import as_artifact, held_out_members, load_scorer, optimised_members
+from stages.scoring.load import as_artifact, held_out_members, load_scorer, optimised, optimised_members
 from stages.scoring.reward_model import SPEC
 from stages.scoring.scorer import Scorer
 from stages.scoring.slots import SlotScorer
@@ -77,13 +77,18 @@ def _held_out(
         members = held_out_members(newest(inputs, "ppo").metrics["held_out_members"])
         reward = newest(inputs, "reward")
         return load_scorer(reward, inputs, codec, device, members=members, where=WHERE, say=say)
-    if as_artifact(model) and newest(inputs, "reward").file(SPEC).read_bytes() == (Path(model) / SPEC).read_bytes():
+    trained_with = as_artifact(optimised(inputs)[0])
+    if trained_with and as_artifact(model) and _same(trained_with.path, Path(model)):
         raise StageError(
             "the judge is the very reward model that PPO was trained with",
             where=model,
             hint="point eval.reward_model at another one, trained on other rankings or with another seed",
         )
     return load_scorer(model, inputs, codec, device, where=WHERE, say=say)
+
+
+def _same(ours: Path, theirs: Path) -> bool:
+    return (ours / SPEC).read_bytes() == (theirs / SPEC).read_bytes()
 
 
 def load_proxy(
@@ -93,12 +98,13 @@ def load_proxy(
     say: Callable[[str], None] = lambda text: None,
     folder: Path = Path(),
 ) -> Scorer:
-    """The sum of terms that the newest `ppo` stage optimised or, without terms, the model of the newest `reward`
-    stage without the members that were held out from PPO. Arguments as of `scoring_judges`."""
+    """The sum of terms that the newest `ppo` stage optimised or, without terms, its reward model without the
+    members that were held out. Arguments as of `scoring_judges`."""
     written = WrittenTerms.read(newest(inputs, "ppo"))
     if written is not None:
         loading = _loading(written, inputs, codec, device, folder, say)
         named = zip(written.terms, term_paths(written.terms), strict=True)
         return CombinedScorer([loading.scorer(term, path) for term, path in named if term.trained], written)
     members = optimised_members(newest(inputs, "ppo").metrics.get("held_out_members", 0))
-    return load_scorer(newest(inputs, "reward"), inputs, codec, device, members=members, say=say)
+    source, revision = optimised(inputs)
+    return load_scorer(source, inputs, codec, device, members=members, revision=revision, say=say)

@@ -18,7 +18,6 @@ from torch import Tensor
 from data.bootstrap import bootstrap
 from data.venues.slots import slot_error_rate
 from pipeline.config.export import ExportConfig
-from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.memory.limits import positions_at_once
 from stages.eval.artifact import Evaluation
@@ -29,7 +28,7 @@ from stages.models.text import IGNORED, Codec
 from stages.sampling.episodes import Episodes, response_logprobs
 from stages.sampling.prompts import EncodedPrompt
 from stages.sampling.sampler import SamplingParams, sampler_of
-from stages.scoring.load import load_scorer
+from stages.scoring.load import load_scorer, optimised
 from stages.scoring.scorer import Scorer
 from stages.scoring.slots import SlotScorer
 from stages.training.demonstrations import encode_demonstrations
@@ -51,7 +50,7 @@ class ReferenceMetrics:
     numbers.
 
     Attributes:
-        scorer: the newest reward model.
+        scorer: the reward model that PPO optimised.
         judge: the slot lexicon of `eval`, if it has one.
     """
 
@@ -81,13 +80,14 @@ class ReferenceMetrics:
             stop_ids=codec.stop_ids,
             temperature=settings.temperature,
         )
+        source, revision = optimised(inputs)
         return cls(
             prompts=prompts,
             demonstrations=rows[: len(prompts)],
             params=params,
             bootstrap=evaluated.bootstrap,
             judge=None if evaluated.judge is None else SlotScorer(evaluated.judge, codec),
-            scorer=load_scorer(newest(inputs, "reward"), inputs, codec, ctx.device, say=ctx.say),
+            scorer=load_scorer(source, inputs, codec, ctx.device, revision=revision, say=ctx.say),
             codec=codec,
             seed=ctx.seed,
             batch_size=config.batch_size,

@@ -133,6 +133,11 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         **({"micro_batch_size": trainer.micro.size or process_share} if trainer.micro.auto else {}),
         **{f"final_{name}": selected[name] for name in SELECTED if selected and name in selected},
         **({"held_out_members": config.reward.held_out} if config.reward.held_out else {}),
+        **(
+            {"reward_model": config.reward_model, "reward_model_revision": config.reward_model_revision}
+            if config.reward_model is not None
+            else {}
+        ),
         **({"forced_past_gate": forced} if forced else {}),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models.bank import Bank
@@ -29,6 +30,13 @@ def optimised_members(held_out: int) -> slice:
 def held_out_members(held_out: int) -> slice:
     """The others."""
     return slice(-held_out, None)
+
+
+def optimised(inputs: Mapping[str, Artifact]) -> tuple[Source, str | None]:
+    """The reward model that the newest `ppo` stage optimised, where its reward has no terms: the newest `reward`
+    stage's or, with its commit, that of `ppo.reward_model`."""
+    ppo = newest(inputs, "ppo").metrics
+    return ppo.get("reward_model") or newest(inputs, "reward"), ppo.get("reward_model_revision")
 
 
 def load_scorer(

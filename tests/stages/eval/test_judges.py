@@ -69,6 +69,20 @@ def test_another_reward_model_judges_and_the_same_one_is_refused(
         scoring_judges(EvalConfig(reward_model=str(inputs["reward"].path)), inputs, tiny.codec(), "cpu")
 
 
+def test_the_proxy_is_the_reward_model_that_ppo_named(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    other = tiny.reward_artifact(tmp_path / "other", inputs["base"], seed=9)
+    prompts, answers = asked()
+    found = {}
+    for name, place in (("run", None), ("other", str(other.path))):
+        ppo = Artifact("ppo", tmp_path / "ppo", "ppo", {"reward_model": place, "reward_model_revision": None})
+        found[name] = answers.score(load_proxy(inputs | {"ppo": ppo}, tiny.codec(), "cpu"), prompts)
+    judge = scoring_judges(EvalConfig(reward_model=str(other.path)), inputs, tiny.codec(), "cpu")[0]
+    np.testing.assert_allclose(found["other"], answers.score(judge.scores, prompts), rtol=1e-5)
+    assert np.abs(found["other"] - found["run"]).min() > 1e-3
+    with pytest.raises(StageError, match="the very reward model"):
+        scoring_judges(EvalConfig(reward_model=str(other.path)), inputs | {"ppo": ppo}, tiny.codec(), "cpu")
+
+
 def test_a_classifier_that_is_no_artifact_reads_text(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
