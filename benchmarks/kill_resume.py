@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline.config.load import load_recipe  # noqa: E402
 from pipeline.engine import manifest  # noqa: E402
 from pipeline.engine.plan import Planner, RunSummary  # noqa: E402
+from stages import registry as registry  # noqa: E402  registers the stages
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 

@@ -40,6 +40,7 @@ from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine.plan import Planner, StageRun
 from pipeline.engine.progress import Display
 from pipeline.engine.stage import Artifact
+from stages import registry as registry  # registers the stages
 from stages.export import formats
 from stages.export.measure import ReferenceMetrics
 from stages.models.actor import Actor

@@ -33,6 +33,7 @@ from data.splits import group_of, split_of
 from pipeline.config.load import load_recipe
 from pipeline.engine.runner import Runner
 from pipeline.engine.stage import Artifact, RunContext
+from stages import registry as registry  # registers the stages
 from stages.reward import stage
 
 SHOWN = ("accuracy", "brier", "ece", "ended_preferred", "length_correlation", "above_length")

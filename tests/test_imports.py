@@ -96,3 +96,10 @@ def test_the_ranking_package_does_not_import_torch(file: Path) -> None:
 def test_pipeline_imports_are_light(file: Path) -> None:
     names = {name.partition(".")[0] for name in at_import(ast.parse(file.read_text(encoding="utf-8")).body)}
     assert names <= LIGHT | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("benchmark", files("benchmarks"), ids=lambda path: path.name)
+def test_benchmarks_that_run_stages_register_them(benchmark: Path) -> None:
+    text = benchmark.read_text(encoding="utf-8")
+    runs_stages = re.search(r"import .*\b(Planner|Runner)\b", text)
+    assert not runs_stages or re.search(r"^from stages import registry|^import stages\.registry", text, re.MULTILINE)
