@@ -104,6 +104,27 @@ def _is_numeric(host: str) -> bool:
     return True
 
 
+def is_cross_site(scope: Scope) -> bool:
+    """Whether a page of another site sends this POST request. Browsers say where a request comes from; other
+    clients send no such header."""
+    return scope["method"] == "POST" and Headers(scope=scope).get("sec-fetch-site", "same-origin") != "same-origin"
+
+
+def with_headers(send: Send, path: str) -> Send:
+    """Adds `HEADERS` to the response to a request for `path`."""
+
+    async def guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+            if path.startswith("/static/"):
+                headers["Cache-Control"] = "no-cache"  # kept, but only used if it is still the same
+        await send(message)
+
+    return guarded
+
+
 class Guard:
     """Refuses forms from other sites, and adds `HEADERS` to every response, refusals too."""
 
@@ -114,18 +135,6 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-                if scope["path"].startswith("/static/"):
-                    headers["Cache-Control"] = "no-cache"  # kept, but only used if it is still the same
-            await send(message)
-
-        origin = Headers(scope=scope).get("sec-fetch-site", "same-origin")
-        app = self.app
-        if scope["method"] == "POST" and origin != "same-origin":
-            app = PlainTextResponse("Refused: the form is not from this page.\n", 403)
-        await app(scope, receive, guarded)
+        refused = PlainTextResponse("Refused: the form is not from this page.\n", 403)
+        app = refused if is_cross_site(scope) else self.app
+        await app(scope, receive, with_headers(send, scope["path"]))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hmac
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ranking.security import HEADERS
+from ranking.security import is_cross_site, with_headers
 from stages.serve.errors import ApiError
 
 KEY = "TUTELAGE_API_KEY"
@@ -30,27 +30,17 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
-        headers = Headers(scope=scope)
-        refusal = self._refusal(scope, headers)
+        refusal = self._refusal(scope)
         app = self.app if refusal is None else JSONResponse(refusal.content, refusal.status, refusal.headers)
-        await app(scope, receive, guarded)
+        await app(scope, receive, with_headers(send, scope["path"]))
 
-    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
-        # Browsers say where a request comes from; other clients send no such header.
-        if scope["method"] == "POST" and headers.get("sec-fetch-site", "same-origin") != "same-origin":
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        if is_cross_site(scope):
             return ApiError(403, "requests from pages of other sites are refused", code="cross_site")
         path = scope["path"]
         if self._key is None or path in OPEN or path.startswith(OPEN[-1]):
             return None
-        kind, _, given = headers.get("authorization", "").partition(" ")
+        kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key.encode()):
             return None
         return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
