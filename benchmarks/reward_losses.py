@@ -55,7 +55,7 @@ class Quiet:
     def advance(self, steps: int = 1, **numbers: float) -> None: ...
 
     @contextlib.contextmanager
-    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Quiet]:
+    def progress(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Quiet]:
         yield self
 
 

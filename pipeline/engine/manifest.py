@@ -67,7 +67,7 @@ class Manifest:
         device: the torch device.
         processes: how many processes shared the work.
         started, finished: ISO 8601, UTC.
-        seconds: duration of this run, without earlier, interrupted runs.
+        seconds: of work: this run, and those parts of interrupted runs that it continued from.
         resumed: whether it continued from an interrupted run's state.
         memory: measured peaks in bytes, and how they were measured (`pipeline.machine.PeakMemory.report`).
         predicted: the memory plan's prediction (`pipeline.memory.plan.MemoryPlan.record`), and the operations.

@@ -27,18 +27,23 @@ class Tracker(Protocol):
 class MetricsFile:
     """Appends to `metrics.jsonl` and passes the numbers to the trackers.
 
-    `time` is seconds of work: after an interruption it goes on from the last line that was kept. NaN and
-    infinities are written as null.
+    `time` is `seconds`. NaN and infinities are written as null.
     """
 
     def __init__(self, path: Path, trackers: Sequence[Tracker] = ()) -> None:
         self._path = path
         self._trackers = trackers
+        self._started = time.monotonic()
         self._rewrite(list(read_metrics(path)))  # drops the half line that a killed process may have left
+
+    @property
+    def seconds(self) -> float:
+        """Of work: those of this process, and those up to the last line that was kept of an interrupted one."""
+        return self._before + time.monotonic() - self._started
 
     def log(self, step: int, **values: Any) -> None:
         values = {name: jsonable(value) for name, value in values.items()}
-        line = {"step": int(step), "time": round(time.monotonic() - self._started, 3), **values}
+        line = {"step": int(step), "time": round(self.seconds, 3), **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
@@ -54,7 +59,7 @@ class MetricsFile:
             tracker.finish()
 
     def _rewrite(self, lines: Sequence[dict[str, Any]]) -> None:
-        self._started = time.monotonic() - max((line["time"] for line in lines), default=0.0)
+        self._before = max((line["time"] for line in lines), default=0.0)
         write_atomic(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 

@@ -22,7 +22,7 @@ class Outcome:
 
     Attributes:
         simulated_input: whether simulated annotators contributed to one of its inputs.
-        seconds: of this run, until its files were hashed.
+        seconds: of work (`MetricsFile.seconds`), until the files were hashed.
     """
 
     metrics: Metrics

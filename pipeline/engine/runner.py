@@ -154,7 +154,7 @@ class Runner:
             )
             run = spec.load()
             inputs = {name: done[name].artifact for name in step.inputs}
-            started, clock = datetime.now(UTC), time.monotonic()
+            started = datetime.now(UTC)
             shared = spec.parallel and self._processes.size > 1
             with machine.PeakMemory() as peak, ExitStack() as stack:
                 if shared:
@@ -172,7 +172,7 @@ class Runner:
             device=self._device,
             processes=self._processes.size if shared else 1,
             started=started,
-            seconds=time.monotonic() - clock,
+            seconds=metrics_file.seconds,
             resumed=resumes,
             memory=peak.report(),
             predicted=self._forecast.record(spec.section) if self._forecast else {},

@@ -75,6 +75,25 @@ def test_truncate_removes_later_steps_and_keeps_the_time(tmp_path: Path, clock: 
     assert lines[-1]["value"] == "again"
 
 
+def test_seconds_are_those_of_this_process_and_of_the_lines_that_were_kept(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path)
+    clock[0] += 60  # loading
+    first.truncate(0)
+    for step in (1, 2, 3):
+        clock[0] += 10
+        first.log(step)
+    assert first.seconds == 90
+    clock[0] += 1000
+    second = MetricsFile(path)
+    clock[0] += 60
+    second.truncate(2)
+    clock[0] += 10
+    assert second.seconds == 80 + 60 + 10
+
+
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "time": 1.0}\n{"step": 1, "ti')
