@@ -6,7 +6,8 @@ Runs PPO with a separate value role on a Llama of 18.9M random weights, in proce
 over gloo, or on one GPU each over NCCL. Prints for one process, in MB: what the plan counts between updates
 (weights, adapters and optimizer moments), what the tensors hold, what the process (without the imported libraries)
 or the GPU's allocator holds between updates and at the peak of an update, and what an update receives from others.
-Then the median seconds per update, and the largest difference of the policy's weights from those of whole models.
+Then the median seconds per update, and the largest difference of the policy's weights from those of whole models
+after the first update. (Later, rounding may turn a sampled token into its neighbour, and the runs part.)
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def lm(seed: int) -> Any:
 
 def bank_of(kind: str) -> Bank:
     """Four roles; two start as a copy of two others."""
+    torch.manual_seed(2)
     heads = {role: ScalarHead(SHAPE["hidden_size"]) for role in ("reward", "value")}
     if kind == "full":
         return FullBank({role: lm(0 if role in ("reference", "policy") else 1) for role in ROLES}, heads, LEARNERS)
@@ -124,6 +126,18 @@ class Wire:
         return call
 
 
+def difference_from_whole(bank: Bank, file: Path) -> float:
+    """The largest difference of the policy's weights from those in the file, which the first process of the first
+    case writes; 0 on other processes."""
+    policy = {name: gathered(tensor).cpu() for name, tensor in bank.state_of("policy").items()}
+    if World().rank > 0:
+        return 0.0
+    if not file.exists():
+        torch.save(policy, file)
+    expected = torch.load(file)
+    return max(float((tensor - expected[name]).abs().max()) for name, tensor in policy.items())
+
+
 def measure(case: str, updates: int, device: str, folder: Path) -> None:
     kind, sharded, checkpointing = CASES[case]
     machine.return_memory()
@@ -142,6 +156,7 @@ def measure(case: str, updates: int, device: str, folder: Path) -> None:
     trainer = ppo_case.make(kind, bank=bank, value="adapter", device=device, **VALUES)
     trainer.start()
     trainer.step()
+    difference = difference_from_whole(bank, folder / f"{kind}.pt")
     machine.trim_memory()
     rest = resident(device) - before
     if device == "cuda":
@@ -154,13 +169,7 @@ def measure(case: str, updates: int, device: str, folder: Path) -> None:
         trainer.step()
         seconds.append(time.perf_counter() - start)
     peak, received = resident(device, peak=True) - before, wire.bytes / updates
-    policy = {name: gathered(tensor).cpu() for name, tensor in bank.state_of("policy").items()}
     if World().rank == 0:
-        whole = folder / f"{kind}.pt"
-        if not whole.exists():
-            torch.save(policy, whole)
-        expected = torch.load(whole)
-        difference = max(float((tensor - expected[name]).abs().max()) for name, tensor in policy.items())
         numbers = [planned(kind, sharded, World().size), held(trainer), rest, peak, received]
         text = "".join(f"{number / 1e6:10.0f}" for number in numbers)
         print(f"{case:36}{text}{statistics.median(seconds):10.2f}{difference:12.1e}", flush=True)
