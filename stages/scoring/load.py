@@ -32,11 +32,12 @@ def held_out_members(held_out: int) -> slice:
     return slice(-held_out, None)
 
 
-def optimised(inputs: Mapping[str, Artifact]) -> tuple[Source, str | None]:
+def optimised(inputs: Mapping[str, Artifact]) -> tuple[Artifact | str, str | None]:
     """The reward model that the newest `ppo` stage optimised, where its reward has no terms: the newest `reward`
     stage's or, with its commit, that of `ppo.reward_model`."""
     ppo = newest(inputs, "ppo").metrics
-    return ppo.get("reward_model") or newest(inputs, "reward"), ppo.get("reward_model_revision")
+    model: str | None = ppo.get("reward_model")
+    return model or newest(inputs, "reward"), ppo.get("reward_model_revision")
 
 
 def load_scorer(
