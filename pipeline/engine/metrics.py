@@ -34,7 +34,9 @@ class MetricsFile:
         self._path = path
         self._trackers = trackers
         self._started = time.monotonic()
-        self._rewrite(list(read_metrics(path)))  # drops the half line that a killed process may have left
+        lines = list(read_metrics(path))
+        self._before = _last_time(lines)
+        self._rewrite(lines)  # drops the half line that a killed process may have left
 
     @property
     def seconds(self) -> float:
@@ -52,15 +54,21 @@ class MetricsFile:
 
     def truncate(self, step: int) -> None:
         """Forgets the lines after `step`: a resumed run writes them again."""
-        self._rewrite([line for line in read_metrics(self._path) if line["step"] <= step])
+        lines = [line for line in read_metrics(self._path) if line["step"] <= step]
+        # Lines of an earlier phase of this process, whose time already counts, may be among them.
+        self._before = min(self._before, _last_time(lines))
+        self._rewrite(lines)
 
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.finish()
 
     def _rewrite(self, lines: Sequence[dict[str, Any]]) -> None:
-        self._before = max((line["time"] for line in lines), default=0.0)
         write_atomic(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _last_time(lines: Sequence[dict[str, Any]]) -> float:
+    return max((line["time"] for line in lines), default=0.0)
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

@@ -94,6 +94,28 @@ def test_seconds_are_those_of_this_process_and_of_the_lines_that_were_kept(
     assert second.seconds == 80 + 60 + 10
 
 
+def test_the_time_of_an_earlier_phase_counts_once(tmp_path: Path, clock: list[float]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.truncate(-1)
+    clock[0] += 10
+    file.log(1)
+    file.truncate(1)  # the second phase starts after the step of the first
+    clock[0] += 5
+    file.log(2)
+    assert file.seconds == 15
+    assert [line["time"] for line in read_metrics(path)] == [10.0, 15.0]
+
+    clock[0] += 1000
+    resumed = MetricsFile(path)
+    resumed.truncate(1)
+    clock[0] += 5
+    resumed.log(2)
+    resumed.truncate(2)
+    clock[0] += 1
+    assert resumed.seconds == 10 + 5 + 1
+
+
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "time": 1.0}\n{"step": 1, "ti')
