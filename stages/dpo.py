@@ -37,7 +37,7 @@ from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
 from stages.sampling.episodes import response_logprobs
 from stages.training.batches import TrlTrainer
 from stages.training.policy import restore, save_policy, trainable_policy, trainables
-from stages.training.trainer import StageCallback, training_arguments
+from stages.training.trainer import StageCallback, of_training, training_arguments
 from stages.training.trainer import train as train_to_end
 
 
@@ -98,8 +98,7 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         **left_out.metrics(),
         **unmeasured.metrics(),
         "prompts": len({pair.key for pair in pairs}),
-        "train_loss": trainer.state.log_history[-1]["train_loss"],
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        **of_training(trainer),
     }
     # 4.
     if held_out:

@@ -45,7 +45,7 @@ from stages.sampling.prompts import EncodedPrompt, load_prompts, mixed
 from stages.sampling.sampler import SamplingParams, Share, sampler_of
 from stages.sft import DemonstrationTrainer
 from stages.training.policy import restore, save_policy, trainable_policy, trainables
-from stages.training.trainer import StageCallback, training_arguments
+from stages.training.trainer import StageCallback, of_training, training_arguments
 from stages.training.trainer import train as train_to_end
 
 SELECTED = "selected.jsonl"
@@ -124,8 +124,7 @@ def run(config: RAFTStageConfig, inputs: Mapping[str, Artifact], out_dir: Path, 
         "reward": float(rewards_PN.mean()),
         "reward_selected": float(best_P.mean()),
         "ended_selected": sum(ids[-1] in codec.stop_ids for ids in selected) / len(selected),
-        "train_loss": trainer.state.log_history[-1]["train_loss"],
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        **of_training(trainer),
         **({"forced_past_gate": forced} if forced else {}),
     }
 

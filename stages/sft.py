@@ -1,8 +1,7 @@
 """The `sft` stage: supervised fine-tuning on demonstrations, with trl's SFTTrainer.
 
 `Codec` encodes the demonstrations; the loss covers completions only or, with `assistant_only_loss`, every turn of
-the assistant. Writes `adapter/`, or `model/` after a full
-fine-tune.
+the assistant. Writes `adapter/`, or `model/` after a full fine-tune.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from trl import SFTTrainer  # type: ignore[attr-defined]
 from pipeline.config.sft import SFT_TRAINER, SFTConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import StageError
-from stages.models.adapters import MODEL, float32_trainables, new_adapter, save_adapter, trained_in_full
+from stages.models.adapters import float32_trainables, new_adapter, trained_in_full
 from stages.models.loading import load_backbone
 from stages.models.text import IGNORED, load_codec
 from stages.training.batches import TrlTrainer
 from stages.training.conversations import check_conversations
 from stages.training.demonstrations import encode_demonstrations
-from stages.training.trainer import StageCallback, training_arguments
+from stages.training.policy import save_policy
+from stages.training.trainer import StageCallback, of_training, training_arguments
 from stages.training.trainer import train as train_to_end
 
 
@@ -91,16 +91,12 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         **({"assistant_turns": sum(answers_in(row["labels"]) for row in rows)} if every_turn else {}),
         **left_out.metrics(),
         **unmeasured.metrics(),
-        "train_loss": trainer.state.log_history[-1]["train_loss"],
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        **of_training(trainer),
     }
     if held_out:
         metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
     if trainer.world.rank == 0:
-        if config.lora is None:
-            trainer.model.save_pretrained(out_dir / MODEL)
-        else:
-            save_adapter(trainer.model, "default", out_dir)
+        save_policy(trainer.model, out_dir)
     return metrics
 
 

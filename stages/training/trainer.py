@@ -177,6 +177,15 @@ def train(
     return {"micro_batch_size": trainer.micro.size or process_share} if trainer.micro.auto else {}
 
 
+def of_training(trainer: GlobalBatchTrainer) -> Metrics:
+    """The mean loss of a finished training, and the number of trained parameters."""
+    model: Any = trainer.model
+    return {
+        "train_loss": trainer.state.log_history[-1]["train_loss"],
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders, in the order of their steps."""
     return sorted(folder.glob("checkpoint-*"), key=_step)
