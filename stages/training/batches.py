@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from trl.trainer import utils as trl_utils
 
 from pipeline.errors import StageError
 from stages.models.distributed import World
 from stages.models.microbatch import MicroBatch
-from stages.models.precision import computing
+from stages.models.precision import computing, precision_of
 from stages.training.loss_scale import LossScale, needs_loss_scale
 from stages.training.sharded import ShardedTrainer
 
@@ -241,11 +243,26 @@ class TrlTrainer(GlobalBatchTrainer):
     _metrics: Any
     _total_train_tokens: int
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Without Triton, trl's fused head scores all positions instead of those with labels, to keep shapes
+        # constant for compilers. On a CPU nothing is compiled, and prompts are most of a batch.
+        trl_utils._use_triton = lambda device: device.type in ("cpu", "cuda", "xpu")  # type: ignore[attr-defined]
+
     def idle(self, model: Any) -> Tensor:
         ids = torch.zeros((1, 2), dtype=torch.long, device=self.args.device)
         # trl's patch of `forward`, without this argument, calls the model that the sharded one is a copy of.
         loss: Tensor = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
         return loss
+
+    @contextlib.contextmanager
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if self.args.device.type == "cpu" and precision_of(self.model) == torch.bfloat16:
+                # The backward pass of the CPU's flash attention is slower than plain products in bfloat16.
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(super().autocast_smart_context_manager(cache_enabled))
+            yield
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         # trl gathers metrics in every pass, but processes may make different numbers of passes: `log` gathers.

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from trl.trainer import utils as trl_utils
 
 from data.schema import write_jsonl
 from pipeline.config.sft import SFTConfig
@@ -295,3 +296,18 @@ def test_a_template_that_does_not_show_the_turns_is_refused(inputs, tmp_path, tr
     with pytest.raises(StageError, match="differently once the answer is there") as refusal:
         run(inputs, tmp_path / "out", training_context()[0], assistant_only_loss=True)
     assert "set sft.assistant_only_loss to false" in refusal.value.hint
+
+
+def test_only_positions_with_labels_reach_the_output_layer(inputs, tmp_path, training_context, monkeypatch):
+    positions, original = [], trl_utils._ChunkedLogProbFunction
+
+    class Counting:
+        @staticmethod
+        def apply(hidden, *args):
+            positions.append(len(hidden))
+            return original.apply(hidden, *args)
+
+    monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", Counting)
+    run(inputs, tmp_path / "out", training_context()[0], trainer={"num_train_epochs": 1})
+    rows = documents(inputs) + documents(inputs, "eval")
+    assert sum(positions) == sum(label != IGNORED for row in rows for label in row["labels"])
