@@ -113,8 +113,13 @@ clean: venv ## remove results that the recipe no longer uses (ARGS=--all)
 test: venv ### run the fast tests
 	@$(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
-slow: venv ### run the slow tests
+slow: $(VENV)/.clients ### run the slow tests
 	@$(VENV)/bin/python -m pytest -n 2 -m slow
+
+# Only the slow tests need the clients of the server.
+$(VENV)/.clients: $(INSTALLED)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,clients]"
+	@touch $@
 
 compare-optimisers: venv ### compare PPO, GRPO, DPO, RAFT, ...: hours (ARGS=--help)
 	@$(VENV)/bin/python benchmarks/optimisers.py $(ARGS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from served import Api
 
 pytestmark = pytest.mark.slow
@@ -54,9 +56,19 @@ def test_openai_errors(client: Any) -> None:
     assert refused.value.code == "context_length_exceeded"
 
 
+def log_likelihood(api: Api, context: str, continuation: str) -> tuple[float, bool]:
+    """The SFT model's log-likelihood of a continuation, and whether it is the greedy one. Call it in the engine's
+    thread, which may still hold the role of the last reply."""
+    tokenizer, model = api.served.codec.tokenizer, api.served.models["sft"]
+    ids, start = tokenizer(context + continuation)["input_ids"], len(tokenizer(context)["input_ids"])
+    with model.bank.active(model.role) as actor:
+        logprobs = actor.lm(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
+    chosen = torch.tensor(ids[start:])
+    return float(logprobs.gather(1, chosen[:, None]).sum()), bool((logprobs.argmax(-1) == chosen).all())
+
+
 def test_lm_eval_local_completions(api: Api, tmp_path: Any) -> None:
     pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'lm-eval[api]'")
-    import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -74,16 +86,10 @@ def test_lm_eval_local_completions(api: Api, tmp_path: Any) -> None:
         return [Instance(kind, {}, pair, i) for i, pair in enumerate(arguments)]
 
     pairs = [("a fox", " is red"), ("the pub", " is blue"), ("a", "b")]
+    expected = [api.engine.run(partial(log_likelihood, api, *pair)).result() for pair in pairs]
     scored = model.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
-    tokenizer = api.served.codec.tokenizer
-    model_alone = api.served.models["sft"]
-    for (context, continuation), (logprob, is_greedy) in zip(pairs, scored, strict=True):
-        ids, start = tokenizer(context + continuation)["input_ids"], len(tokenizer(context)["input_ids"])
-        with model_alone.bank.active(model_alone.role) as actor:
-            logits = actor.lm(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        rows = logits[start - 1 : -1]
-        assert logprob == pytest.approx(float(rows.gather(1, torch.tensor(ids[start:])[:, None]).sum()), abs=1e-3)
-        assert is_greedy == (rows.argmax(-1).tolist() == ids[start:])
+    assert [logprob for logprob, _ in scored] == pytest.approx([logprob for logprob, _ in expected], abs=1e-3)
+    assert [is_greedy for _, is_greedy in scored] == [is_greedy for _, is_greedy in expected]
     written = model.generate_until(
         instances("generate_until", [("a fox", {"until": ["\n\n"], "max_gen_toks": 8, "temperature": 0})]),
         disable_tqdm=True,
