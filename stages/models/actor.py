@@ -22,6 +22,7 @@ from stages.models.acceptance import (
     spread_tokens,
     tolerance,
 )
+from stages.models.fast.slots import PlainSlots
 from stages.models.fast.wide import logits_of
 from stages.models.heads import ScalarHead
 from stages.models.logprobs import token_logprobs
@@ -90,6 +91,15 @@ class Actor:
         steps inside `computing()`."""
         return self._pass(ids_BL.shape[1] + length).decode(ids_BL, mask_BL, length)
 
+    def has_slots(self, length: int) -> bool:
+        """Whether `slots` can hold rows of `length` positions."""
+        return self._plain is not None and length <= self._accepted.plain
+
+    def slots(self, rows: int, length: int) -> PlainSlots:
+        """Slots for `rows` rows of at most `length` positions. Use them inside `computing()`."""
+        assert self._plain is not None
+        return PlainSlots(self._plain, rows, length, self.device)
+
     @property
     def passes(self) -> Passes:
         """The passes in use."""
@@ -101,7 +111,7 @@ class Actor:
 
     def _pass(self, length: int) -> Pass:
         """The pass for rows of `length` positions."""
-        if self._plain is not None and length <= self._accepted.plain:
+        if self._plain is not None and length <= self._accepted.plain:  # as `has_slots`
             return self._plain
         if length > self._accepted.own:
             raise StageError(
