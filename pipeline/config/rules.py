@@ -370,10 +370,16 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
             )
     if ppo.critic is None and ppo.value != "trunk":
         yield "ppo.value", f"advantage_estimator: {ppo.advantage_estimator} has no critic: leave it out"
-    elif ppo.critic != "adapter":
-        for name in ("value_learning_rate", "critic_warmup_updates"):
-            if getattr(ppo, name):
-                yield f"ppo.{name}", "is for a separate value model: set ppo.value to adapter, or leave it out"
+    if ppo.critic is None and ppo.value_learning_rate:
+        yield (
+            "ppo.value_learning_rate",
+            f"advantage_estimator: {ppo.advantage_estimator} has no critic: leave it out",
+        )
+    if ppo.critic != "adapter" and ppo.critic_warmup_updates:
+        yield (
+            "ppo.critic_warmup_updates",
+            "is for a separate value model: set ppo.value to adapter, or leave it out",
+        )
 
 
 def _export(recipe: Recipe) -> Iterator[Problem]:

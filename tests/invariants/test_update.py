@@ -222,6 +222,28 @@ def test_learning_rates_follow_the_schedule(values, factors):
     assert used == pytest.approx([1e-2 * f for f in factors])
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_value_head_on_the_trunk_may_have_a_learning_rate_of_its_own(kind):
+    start, same, other = (
+        ppo_case.make(kind=kind, value="trunk", **extra) for extra in ({}, {}, {"value_learning_rate": 3e-2})
+    )
+    for trainer in (same, other):
+        trainer.optimisation.optimizers["policy"].set_schedule(1.0)
+        trainer.step()
+
+    def moved(trainer, head):
+        before, after = ppo_case.weights(start), ppo_case.weights(trainer)
+        return max(float((after[n] - before[n]).abs().max()) for n in after if ("head" in n) == head)
+
+    assert moved(other, head=True) > 5 * moved(same, head=True)
+    assert moved(other, head=False) < 2 * moved(same, head=False)
+    resumed = ppo_case.make(kind=kind, value="trunk", value_learning_rate=3e-2)
+    resumed.load_state_dict(copy.deepcopy(other.state_dict()))
+    for trainer in (other, resumed):
+        trainer.step()
+    ppo_case.assert_close(ppo_case.weights(resumed), ppo_case.weights(other), 0.0)
+
+
 # --- Prompts, scores, penalties ---
 
 
