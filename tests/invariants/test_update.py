@@ -316,9 +316,9 @@ def test_ptx_uses_micro_batches(size, monkeypatch):
     results, sizes = {}, []
     hidden = Actor.hidden
 
-    def watched(actor, ids):
+    def watched(actor, ids, packing=None):
         sizes.append(len(ids))
-        return hidden(actor, ids)
+        return hidden(actor, ids, packing)
 
     for micro in (None, size):
         trainer = ppo_case.make(ptx_coef=0.5, micro_batch_size=micro, max_grad_norm=1e9, num_mini_batches=1)
@@ -413,8 +413,8 @@ def with_scarce_memory(monkeypatch, trainer, *failing):
     accumulated. Returns the number of sequences in each pass that records a gradient."""
     hidden, done, sizes, passes = Actor.hidden, torch.Tensor.backward, [], []
 
-    def watched(actor, ids):
-        states = hidden(actor, ids)
+    def watched(actor, ids, packing=None):
+        states = hidden(actor, ids, packing)
         if states.requires_grad:
             sizes.append(len(ids))
         return states

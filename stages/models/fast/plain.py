@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pipeline.memory.limits import EXPLICIT_ATTENTION
+from stages.models.fast.packing import Packing
 from stages.models.passes import right_padded
 from stages.models.precision import working_dtype
 
@@ -70,9 +71,14 @@ class PlainDecoder:
         self._kv_heads = config.num_key_value_heads
         self._groups = config.num_attention_heads // self._kv_heads
 
-    def hidden(self, ids_BL: Tensor) -> Tensor:
-        """Last hidden states (B, L, H) of right-padded rows, differentiable in the trainable parameters."""
-        return self._norm(self._trunk.norm, self._blocks(ids_BL))
+    def hidden(self, ids_BL: Tensor, packing: Packing | None = None) -> Tensor:
+        """Last hidden states (B, L, H) of right-padded rows, differentiable in the trainable parameters.
+
+        Args:
+            packing: the places of the tokens. Hidden states of padding are zero then, and not computed.
+        """
+        hidden = self._norm(self._trunk.norm, self._blocks(ids_BL, packing=packing))
+        return hidden if packing is None else packing.pad(hidden)
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> PlainSteps:
         """Decodes at most `length` tokens after left-padded prompts; the mask is true at tokens."""
@@ -104,20 +110,21 @@ class PlainDecoder:
             x = self._layer(layer, x, turn, mask, partial(put, i))
         return self._norm(self._trunk.norm, x[:, -1])
 
-    def _blocks(self, ids_BL: Tensor, cache: Cache | None = None) -> Tensor:
-        """The output (B, L, H) of the last block for right-padded rows. Fills an empty cache with keys and values,
-        if there is one."""
+    def _blocks(self, ids_BL: Tensor, cache: Cache | None = None, packing: Packing | None = None) -> Tensor:
+        """The output (B, L, H) of the last block for right-padded rows; with a packing (1, N, H). Fills an empty
+        cache with keys and values, if there is one."""
         length = ids_BL.shape[1]
-        x = self._trunk.embed_tokens(ids_BL)
-        turn = self._turn(x, torch.arange(length, device=x.device)[None])
+        x = self._trunk.embed_tokens(ids_BL if packing is None else packing.pack(ids_BL))
+        positions = torch.arange(length, device=x.device) if packing is None else packing.position_N
+        turn = self._turn(x, positions[None])
         mask = _causal(length, x) if _written_out(x, length) else None
         for i, layer in enumerate(self._trunk.layers):
             if cache is not None:
                 x = self._layer(layer, x, turn, mask, partial(cache.put, i))
             elif layer.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._layer, layer, x, turn, mask, use_reentrant=False)
+                x = checkpoint(self._layer, layer, x, turn, mask, packing=packing, use_reentrant=False)
             else:
-                x = self._layer(layer, x, turn, mask)
+                x = self._layer(layer, x, turn, mask, packing=packing)
         return x
 
     def _layer(
@@ -127,8 +134,9 @@ class PlainDecoder:
         turn: tuple[Tensor, Tensor],
         mask: Tensor | None,
         put: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        return self._gated_mlp(layer, self._attention(layer, x, turn, mask, put))
+        return self._gated_mlp(layer, self._attention(layer, x, turn, mask, put, packing))
 
     def _attention(
         self,
@@ -137,6 +145,7 @@ class PlainDecoder:
         turn: tuple[Tensor, Tensor],
         mask: Tensor | None,
         put: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
+        packing: Packing | None,
     ) -> Tensor:
         attention, inner = layer.self_attn, self._norm(layer.input_layernorm, x)
         heads = (*x.shape[:2], -1, self._width)
@@ -145,11 +154,13 @@ class PlainDecoder:
             query, key = self._norm(attention.q_norm, query), self._norm(attention.k_norm, key)
         query, key = Rotary.apply(query, *turn), Rotary.apply(key, *turn)
         value = attention.v_proj(inner).view(heads)
+        if packing is not None:
+            query, key, value = map(packing.pad, (query, key, value))
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if put is not None:
             key, value = put(key, value)
-        mixed = self._attend(query, key, value, mask)
-        return x + attention.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+        mixed = self._attend(query, key, value, mask).transpose(1, 2).flatten(2)
+        return x + attention.o_proj(mixed if packing is None else packing.pack(mixed))
 
     def _gated_mlp(self, layer: Any, x: Tensor) -> Tensor:
         mlp, inner = layer.mlp, self._norm(layer.post_attention_layernorm, x)
