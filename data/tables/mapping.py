@@ -11,7 +11,7 @@ from data.tables import suggest
 from data.tables.formats import FORMATS
 from data.tables.sources import MissingColumn
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig
-from pipeline.config.formats import TEXT_TABLES, ColumnNames, TableFormat
+from pipeline.config.formats import ColumnNames, TableFormat, text_table
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DataError, RecipeError, TutelageError
 
@@ -29,6 +29,8 @@ def tables_of(recipe: Recipe) -> dict[str, Table]:
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
         "data.rankings": recipe.data.rankings,
+        "data.eval_rankings": recipe.data.eval_rankings,
+        **recipe.data.exclusions,
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
     }
@@ -84,7 +86,7 @@ def _yaml(names: str | Sequence[str]) -> str:
 
 def format_of(name: str, table: Table) -> TableFormat:
     """What the table `name` of a recipe may have as columns."""
-    return FORMATS[table.format] if isinstance(table, RankingTableConfig) else TEXT_TABLES[name]
+    return FORMATS[table.format] if isinstance(table, RankingTableConfig) else text_table(name)
 
 
 def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
