@@ -1,4 +1,4 @@
-"""Prompts that a recipe excludes (`data.exclude`), by their group: all conversations with the same first user turn."""
+"""Prompts that a recipe excludes (`data.exclude`), by group: all conversations with the same first user turn."""
 
 from __future__ import annotations
 

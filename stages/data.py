@@ -5,12 +5,11 @@
 2. Prepend the system message, and assign every prompt group to a split.
 3. Check that every row is in the split of its prompt group, across tables.
 4. Count duplicates, and drop them if the recipe says so (`data.duplicates`).
-5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row), rankings.jsonl,
-   eval_rankings.jsonl (`stages.transfer`), excluded.jsonl (the groups of `data.exclude`) and dropped.jsonl (for each table the first rows that were dropped or shortened, with row number, or line number in
-   text files, and reason); duplicates.jsonl has examples.
+5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row) and dropped.jsonl (for
+   each table the first rows that were dropped or shortened, with row number, or line number in text files, and
+   reason); duplicates.jsonl has examples. Where the recipe has them: rankings.jsonl, eval_rankings.jsonl
+   (`stages.transfer`) and excluded.jsonl (the groups of `data.exclude`).
 6. Look for held-out prompts in the training rows (`stages.contamination`), and for those of eval_rankings.jsonl.
-
-Files that the recipe has no source for are not written, except demonstrations.jsonl.
 """
 
 from __future__ import annotations
@@ -137,7 +136,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
         demonstrations = _write(
             out_dir / "demonstrations.jsonl",
-            passing(wanted(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"), "demonstrations"),
+            passing(
+                wanted(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"), "demonstrations"
+            ),
         )
         if config.prompts:
             extra = read_prompts(config.prompts, held_out, dropped["prompts"], ctx.say)
@@ -161,9 +162,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             with ctx.progress("reading eval_rankings") as bar:
                 dropped["eval_rankings"].on_read = lambda number: bar.advance(0, read=number)
                 read = wanted(ranked("eval_rankings", config.eval_rankings), "eval_rankings")
-                transfer.write(
-                    out_dir / FILE, readings["eval_rankings"].passing(read, ctx.describe), config.system
-                )
+                transfer.write(out_dir / FILE, readings["eval_rankings"].passing(read, ctx.describe), config.system)
         finders: list[NearAnswers | Duplicates] = [near_answers, repeated, repeated_prompts]
         write_jsonl(out_dir / "duplicates.jsonl", (example for finder in finders for example in finder.examples))
         duplicate: Metrics = {

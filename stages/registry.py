@@ -19,6 +19,7 @@ from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
+from pipeline.config.run_base import is_artifact, source_of
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
 
@@ -65,6 +66,14 @@ def _checks_corpus(recipe: Recipe) -> tuple[str, ...]:
     pairs = pretrain.corpus.columns.keys() & {"prompt", "completion"} and "text" not in pretrain.corpus.columns
     ignored = contamination.exact == contamination.near == "ignore"
     return () if pairs and ignored else ("data",)
+
+
+def _weights_elsewhere(recipe: Recipe) -> dict[str, Path]:
+    """The weights of a run's base that are not in its artifact."""
+    source, _ = source_of(recipe.base)
+    if source is None or is_hub_id(source) or not is_artifact(recipe.base.model):
+        return {}
+    return {"base.model (its weights)": Path(source)}
 
 
 def _excluded_files(recipe: Recipe) -> dict[str, Path]:
@@ -132,6 +141,7 @@ register(
                 "base.pretrain.corpus.path": is_local,
                 "base.chat_template": lambda template: template.endswith(".jinja"),
             },
+            also_reads=_weights_elsewhere,
         ),
         StageSpec(
             "data",
@@ -253,7 +263,7 @@ register(
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo", "raft"),
-            reads={"data": ("prompts.jsonl", "demonstrations.jsonl"), "reward": REWARD_MODEL},
+            reads={"data": ("prompts.jsonl", "demonstrations.jsonl", "excluded.jsonl"), "reward": REWARD_MODEL},
             later=_eval_later,
             paths={
                 "eval.judge": _is_file,

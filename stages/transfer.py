@@ -103,7 +103,7 @@ class EvalRankings:
 
 
 def _training_texts(path: Path, table: str) -> Iterator[tuple[str, str]]:
-    """The text of each training row of a table, and its prompt alone. prompts.jsonl has the prompts of all tables."""
+    """The text of each training row of a table, and its prompt alone; prompts.jsonl has those of all tables."""
     with path.open(encoding="utf-8") as rows:
         for line in rows:
             row = json.loads(line)

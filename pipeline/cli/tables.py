@@ -66,7 +66,9 @@ def status_table(planner: Planner, width: int) -> RenderableType:
     runs = [step.finished or planner.latest(step.spec.name) for step in steps]
     records = [run.manifest if run else None for run in runs]
     states = [
-        {"skip": "finished", "reuse": "elsewhere", "resume": "incomplete"}.get(step.action, "stale" if run else "missing")
+        {"skip": "finished", "reuse": "elsewhere", "resume": "incomplete"}.get(
+            step.action, "stale" if run else "missing"
+        )
         for step, run in zip(steps, runs, strict=True)
     ]
     memory = [_memory(record) if record else ("", "") for record in records]

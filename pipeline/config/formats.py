@@ -129,7 +129,6 @@ TEXT_TABLES = {
 """Dotted path of a table -> the columns that it may have."""
 
 
-
 def text_table(name: str) -> TextTable:
     """The columns of a table by its dotted path, such as `data.exclude[1]`."""
     return TEXT_TABLES[name.partition("[")[0]]

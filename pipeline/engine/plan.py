@@ -205,9 +205,7 @@ class Planner:
             done: the finished steps so far.
         """
         local_files = self._local_files(spec)
-        inputs = {
-            need: InputRecord.of(done[need].manifest, spec.reads_of(need)) for need in needs if need in done
-        }
+        inputs = {need: InputRecord.of(done[need].manifest, spec.reads_of(need)) for need in needs if need in done}
         waits = [need for need in needs if need not in done]
         if waits:
             first, changes = f"after {listing(waits)}", self._changes(spec, inputs, local_files)
@@ -291,7 +289,9 @@ class Planner:
             for stage, run in recorded.items():
                 manifest.verify(run.folder, run.manifest, self.hint(stage))
             return RunSummary(self.loaded, self.folder, recorded)
-        finished = {step.spec.name: step.finished for step in self.plan() if step.action == "skip" and step.finished}
+        finished = {
+            step.spec.name: step.finished for step in self.plan() if step.action == "skip" and step.finished
+        }
         return RunSummary(self.loaded, self.folder, finished)
 
     def point(self, done: Mapping[str, StageRun]) -> bool:

@@ -1,8 +1,8 @@
 """Uses a finished run of another recipe: the key of a run decides its result and has no recipe's name in it.
 
-Recipes that share a base model, demonstrations and SFT values get the same keys for `base` and `sft`. The run of the
-recipe that comes first is then taken into the other's folder, as hard links where the file system has them, so that
-either recipe's runs can be removed. Its manifest stays as it is, with the name of the recipe that made it.
+Recipes that share a base model, demonstrations and SFT values get the same keys for `base` and `sft`. The run of
+the recipe that comes first is then taken into the other's folder, as hard links where the file system has them, so
+that either recipe's runs can be removed. Its manifest stays as it is, with the name of the recipe that made it.
 """
 
 from __future__ import annotations
@@ -59,14 +59,20 @@ def input_of(folder: Path, record: Manifest, stage: str) -> tuple[Path, Manifest
 def adopt(source: Path, record: Manifest, folder: Path, hint: str) -> None:
     """Takes a finished run into an empty `folder`. Every byte is verified first. Raises `StageError` if one has
     changed."""
-    manifest.verify(source, record, hint, contents=True)
-    for name in record.files:
-        _link(source / "out" / name, folder / "out" / name)
+    take(source, record, folder / "out", hint)
     if (source / METRICS).exists():
         shutil.copyfile(source / METRICS, folder / METRICS)
     for below in {folder / "out", *(path.parent for path in files_below(folder / "out").values())}:
         sync_folder(below)
     manifest.write(folder, record)
+
+
+def take(source: Path, record: Manifest, out: Path, hint: str) -> None:
+    """Takes the files of a finished run into `out`, after verifying every byte. Raises `StageError` if one has
+    changed."""
+    manifest.verify(source, record, hint, contents=True)
+    for name in record.files:
+        _link(source / "out" / name, out / name)
 
 
 def _read(folder: Path) -> Manifest | None:

@@ -91,7 +91,9 @@ class Runner:
                     machine.return_memory()
                 for number, (spec, needs) in enumerate(self.planner.stages(until), 1):
                     step = self.planner.consider(spec, needs, done)
-                    if step.action == "skip" and step.finished:  # a kill may have come between writing the manifest and removing the state
+                    if (
+                        step.action == "skip" and step.finished
+                    ):  # a kill may have come between writing the manifest and removing the state
                         shutil.rmtree(step.finished.folder / "state", ignore_errors=True)
                     if not step.finished:
                         later = [other.spec.name for other in planned[number:] if not other.finished]

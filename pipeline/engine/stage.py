@@ -4,7 +4,8 @@ A stage is a function `run(config, inputs, out_dir, ctx) -> metrics`:
 
 - `config`: its section of the recipe (a frozen dataclass from `pipeline.config`);
 - `inputs`: finished artifacts by step name, exactly those that its spec in `stages.registry` lists, and of each the
-  files that the spec says it reads. For stages that repeat in rounds, `pipeline.engine.rounds.newest` and `by_round` select among them;
+  files that the spec says it reads. For stages that repeat in rounds, `newest` and `by_round` of
+  `pipeline.engine.rounds` select among them;
 - `out_dir`: an empty folder; the files written there become the artifact;
 - `ctx`: everything else a stage may use: seed, device, `state_dir` for checkpoints, metrics, progress.
 
@@ -59,7 +60,9 @@ class Artifact:
     def has(self, name: str) -> bool:
         """Whether there is such a file or folder. Raises `AssertionError` as `file`."""
         if self.declared is not None and not matches(name, self.declared):
-            raise AssertionError(f"a stage reads {name} of its input {self.stage}, and its StageSpec does not say so")
+            raise AssertionError(
+                f"a stage reads {name} of its input {self.stage}, and its StageSpec does not say so"
+            )
         return (self.path / name).exists()
 
     def file(self, name: str) -> Path:

@@ -12,7 +12,6 @@ from pipeline.errors import DataError
 from stages.models.templates import Refused, fold
 from stages.models.text import Codec
 
-
 TABLES = ("demonstrations", "prompts", "rankings")
 """The tables of the `data` artifact whose texts are checked."""
 
@@ -39,7 +38,9 @@ def check_conversations(
     for row in data.jsonl("prompts.jsonl"):
         count += 1
         counted = row.get("table", TABLES[0]) in tables
-        spelled += counted and any(codec.control.spelled(codec.cleaned(message)["content"]) for message in row["prompt"])
+        spelled += counted and any(
+            codec.control.spelled(codec.cleaned(message)["content"]) for message in row["prompt"]
+        )
         try:
             codec.template.render(row["prompt"], generation=True)
         except Refused as error:
