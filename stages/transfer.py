@@ -83,8 +83,8 @@ class EvalRankings:
             if not len(index) or table in generated or not path.is_file():
                 continue
             found: dict[Kind, set[str]] = defaultdict(set)
-            for text, prompt in _training_texts(path, table):
-                occurrence = index.find(text, prompt)
+            for text, alone in _training_texts(path, table):
+                occurrence = index.find(text, alone)
                 if occurrence is not None and getattr(config, occurrence.kind) != "ignore":
                     found[occurrence.kind].add(occurrence.held_out)
             found["near"] -= found["exact"]

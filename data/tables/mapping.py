@@ -75,8 +75,11 @@ def place(key: str, describe: Callable[[str], str]) -> str:
 
 def paste(name: str, columns: Mapping[str, str | Sequence[str]]) -> str:
     """The line for a recipe that sets `columns` of the table `name`, as in
-    `data.demonstrations.columns: {prompt: question}`."""
+    `data.demonstrations.columns: {prompt: question}`. Files in a list (`data.exclude[0]`) have no columns of their
+    own; a table has."""
     cells = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in columns.items())
+    if "[" in name:
+        return f"{name.partition('[')[0]}: {{path: FILE, columns: {{{cells}}}}}"
     return f"{name}.columns: {{{cells}}}"
 
 
