@@ -97,7 +97,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         def wanted(read: Iterable[Text], table: str) -> Iterator[Text]:
             return excluded.left(read, dropped[table])
 
-        def ranked(table: str, source: RankingTableConfig) -> Iterator[Ranking]:
+        def rankings_of(table: str, source: RankingTableConfig) -> Iterator[Ranking]:
             reading = readings[table]
             reading.repeats = opened.enter_context(repeats(reading.name, source, reading.profile))
             return read_rankings(source, reading.dropped, ctx.say, reading.repeats)
@@ -156,12 +156,12 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                         yield ranking
 
             rankings = _write(
-                out_dir / "rankings.jsonl", passing(prepared(ranked("rankings", config.rankings)), "rankings")
+                out_dir / "rankings.jsonl", passing(prepared(rankings_of("rankings", config.rankings)), "rankings")
             )
         if config.eval_rankings:
             with ctx.progress("reading eval_rankings") as bar:
                 dropped["eval_rankings"].on_read = lambda number: bar.advance(0, read=number)
-                read = wanted(ranked("eval_rankings", config.eval_rankings), "eval_rankings")
+                read = wanted(rankings_of("eval_rankings", config.eval_rankings), "eval_rankings")
                 transfer.write(out_dir / FILE, readings["eval_rankings"].passing(read, ctx.describe), config.system)
         finders: list[NearAnswers | Duplicates] = [near_answers, repeated, repeated_prompts]
         write_jsonl(out_dir / "duplicates.jsonl", (example for finder in finders for example in finder.examples))
@@ -192,8 +192,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     trained_on: Metrics = {}
     if config.eval_rankings:
         trained_on, warnings = transfer.trained_on(out_dir, config.contamination, generated)
-        for warning in warnings:
-            ctx.say(warning)
+        for line in warnings:
+            ctx.say(line)
     if config.exclude is not None:
         write_jsonl(out_dir / EXCLUDED, ({"group": group} for group in sorted(excluded.groups)))
         ctx.say(
