@@ -13,6 +13,7 @@ from pipeline.engine.stage import Artifact, parse
 from stages.intervals import Share
 
 AGREEMENT, DROPPED, RANKINGS = "agreement.json", "dropped.jsonl", "rankings.jsonl"
+EXCLUDED = "excluded.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,13 @@ class DroppedRow:
 def read_dropped(artifact: Artifact) -> Iterator[DroppedRow]:
     if (artifact.path / DROPPED).is_file():
         yield from artifact.rows(DROPPED, DroppedRow)
+
+
+def excluded_groups(data: Artifact) -> frozenset[str]:
+    """The groups (`data.splits.group_of`) of the prompts that `data.exclude` lists."""
+    if not data.has(EXCLUDED):
+        return frozenset()
+    return frozenset(row["group"] for row in data.jsonl(EXCLUDED))
 
 
 def rankings_file(artifact: Artifact) -> Path:

@@ -5,10 +5,11 @@
 2. Prepend the system message, and assign every prompt group to a split.
 3. Check that every row is in the split of its prompt group, across tables.
 4. Count duplicates, and drop them if the recipe says so (`data.duplicates`).
-5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row), rankings.jsonl and
-   dropped.jsonl (for each table the first rows that were dropped or shortened, with row number, or line number in
-   text files, and reason); duplicates.jsonl has examples.
-6. Look for held-out prompts in the training rows (`stages.contamination`).
+5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row) and dropped.jsonl (for
+   each table the first rows that were dropped or shortened, with row number, or line number in text files, and
+   reason); duplicates.jsonl has examples. Where the recipe has them: rankings.jsonl, eval_rankings.jsonl
+   (`stages.transfer`) and excluded.jsonl (the groups of `data.exclude`).
+6. Look for held-out prompts in the training rows (`stages.contamination`), and for those of eval_rankings.jsonl.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, TypeVar
 
 from data.contamination import conversation
 from data.duplicates import HINTS, REASONS, Duplicates, NearAnswers, duplicates
+from data.exclusion import read_excluded
 from data.held_out import EVALUATED, RANKED, too_few
 from data.schema import (
     Demonstration,
@@ -46,10 +48,12 @@ from data.tables.repeats import repeats
 from data.tables.sources import Dropped
 from data.tables.spill import seen
 from data.venues import task as venues
-from pipeline.config.data import DataConfig, TaskConfig
+from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages import contamination
+from stages.artifacts import EXCLUDED
+from stages.transfer import FILE, EvalRankings
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 
@@ -67,10 +71,13 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "demonstrations": None if isinstance(config.demonstrations, TaskConfig) else config.demonstrations,
         "prompts": config.prompts,
         "rankings": config.rankings,
+        "eval_rankings": config.eval_rankings,
     }
     generated = frozenset() if tables["demonstrations"] else frozenset({"demonstrations"})
     readings = {name: Reading(f"data.{name}", table) for name, table in tables.items()}
     dropped = {name: reading.dropped for name, reading in readings.items()}
+    excluded = read_excluded(config.exclusions, ctx.describe, ctx.say)
+    transfer = EvalRankings()
     statistics = RankingStatistics(config)
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
@@ -86,6 +93,14 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         def drop(table: str, row: int, reason: str, hint: str) -> None:
             dropped[table].add(reason, row, hint)
             readings[table].kept -= 1
+
+        def wanted(read: Iterable[Text], table: str) -> Iterator[Text]:
+            return excluded.left(read, dropped[table])
+
+        def rankings_of(table: str, source: RankingTableConfig) -> Iterator[Ranking]:
+            reading = readings[table]
+            reading.repeats = opened.enter_context(repeats(reading.name, source, reading.profile))
+            return read_rankings(source, reading.dropped, ctx.say, reading.repeats)
 
         def is_dropped(table: str, finder: Duplicates, row: int, split: Split, texts: Sequence[str]) -> bool:
             duplicate = None if table in generated else finder.find(row, split, texts)
@@ -121,27 +136,33 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
         demonstrations = _write(
             out_dir / "demonstrations.jsonl",
-            passing(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"),
+            passing(
+                wanted(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"), "demonstrations"
+            ),
         )
         if config.prompts:
             extra = read_prompts(config.prompts, held_out, dropped["prompts"], ctx.say)
-            for _ in passing(extra, "prompts"):
+            for _ in passing(wanted(extra, "prompts"), "prompts"):
                 pass
         rankings: Counter[str] = Counter()
         if config.rankings:
 
             def prepared(read: Iterable[Ranking]) -> Iterator[Ranking]:
-                for row in read:
+                for row in wanted(read, "rankings"):
                     split = split_of_prompt(row.prompt, held_out)
                     ranking = _without_near_answers(replace(row, split=split), near_answers, dropped["rankings"])
                     if ranking is not None:
                         statistics.add(ranking)
                         yield ranking
 
-            reading = readings["rankings"]
-            reading.repeats = opened.enter_context(repeats(reading.name, config.rankings, reading.profile))
-            table = read_rankings(config.rankings, reading.dropped, ctx.say, reading.repeats)
-            rankings = _write(out_dir / "rankings.jsonl", passing(prepared(table), "rankings"))
+            rankings = _write(
+                out_dir / "rankings.jsonl", passing(prepared(rankings_of("rankings", config.rankings)), "rankings")
+            )
+        if config.eval_rankings:
+            with ctx.progress("reading eval_rankings") as bar:
+                dropped["eval_rankings"].on_read = lambda number: bar.advance(0, read=number)
+                read = wanted(rankings_of("eval_rankings", config.eval_rankings), "eval_rankings")
+                transfer.write(out_dir / FILE, readings["eval_rankings"].passing(read, ctx.describe), config.system)
         finders: list[NearAnswers | Duplicates] = [near_answers, repeated, repeated_prompts]
         write_jsonl(out_dir / "duplicates.jsonl", (example for finder in finders for example in finder.examples))
         duplicate: Metrics = {
@@ -168,6 +189,24 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         statistics.pairs.lines(), *(reading.lines() for reading in readings.values()), repeated_lines
     ):
         ctx.say(line)
+    trained_on: Metrics = {}
+    if config.eval_rankings:
+        trained_on, warnings = transfer.trained_on(out_dir, config.contamination, generated)
+        for line in warnings:
+            ctx.say(line)
+    if config.exclude is not None:
+        write_jsonl(out_dir / EXCLUDED, ({"group": group} for group in sorted(excluded.groups)))
+        ctx.say(
+            f"data.exclude: {len(excluded.met):,} of its {len(excluded.groups):,} prompts occur in the tables, and "
+            "are left out"
+        )
+    for table, left in (("rankings", rankings.total()), ("eval_rankings", transfer.count)):
+        if tables[table] and not left:
+            raise DataError(
+                f"no ranking of data.{table} is left: {dropped[table].reasons()}",
+                where=ctx.describe(f"data.{table}"),
+                hint=dropped[table].hint(),
+            )
     learned = None if config.demonstrations is None else demonstrations
     _check_sizes(learned, prompts, held_out, dropped["demonstrations"], ctx)
     ranked = len(statistics.ranked)
@@ -182,13 +221,21 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
         **{f"read_{table}": out.read for table, out in dropped.items() if out.read},
-        **{f"dropped_{table}": out.rows_out.total() for table, out in dropped.items()},
+        **{
+            f"dropped_{table}": out.rows_out.total()
+            for table, out in dropped.items()
+            if tables[table] or table != "eval_rankings"
+        },
         **_by_reason({table: out.rows_out for table, out in dropped.items()}),
         **duplicate,
         **{name: value for check in checks for name, value in check.metrics().items()},
     }
     if config.system is not None:
         metrics["own_system_message"] = own_system
+    if config.exclude is not None:
+        metrics |= {"excluded_prompts": len(excluded.groups), "excluded_prompts_met": len(excluded.met)}
+    if config.eval_rankings:
+        metrics |= {**transfer.metrics(), **trained_on}
     if config.rankings:
         completions = dropped["rankings"].completions_out
         metrics |= {

@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 PREFIXES = {
     "": "training {rows}",
     "eval_": "held-out {rows}",
+    "transfer_": "{rows} of data.eval_rankings",
     "collected_": "collected {rows}",
     "pretraining_": "{rows} of reward.pretrain_on",
     "corpus_": "{rows} of base.pretrain.corpus",

@@ -105,15 +105,15 @@ def kind_of(name: str, table: Table) -> str:
     """What the rows of the table `name` become."""
     if isinstance(table, RankingTableConfig):
         return "rankings"
-    return {"data.demonstrations": "demonstrations", "data.prompts": "prompts"}.get(name, "texts")
+    kinds = {"data.demonstrations": "demonstrations", "data.prompts": "prompts", "data.exclude": "prompts"}
+    return kinds.get(name.partition("[")[0], "texts")
 
 
 def check_table(name: str, table: Table, limit: int = ROWS) -> TableReport:
     """Reads the first `limit` rows of a table and reports what they hold and all that is wrong with them.
 
     Args:
-        name: dotted path of the table in a recipe: `data.demonstrations`, `data.prompts`, `data.rankings`,
-            `reward.pretrain_on`, `eval.text` or `base.pretrain.corpus`.
+        name: dotted path of the table in a recipe, one of those of `data.tables.mapping.tables_of`.
         table: what the recipe says about it. URLs and data sets on the Hub are not opened.
 
     Raises nothing for a wrong table or recipe; that is in `TableReport.problems`.
@@ -178,7 +178,7 @@ def _parse(report: TableReport, table: Table, rows: Sequence[Row], profile: Prof
     while True:
         with ExitStack() as opened:
             repeated = None
-            if isinstance(table, RankingTableConfig) and report.name == "data.rankings":
+            if isinstance(table, RankingTableConfig) and report.name in ("data.rankings", "data.eval_rankings"):
                 repeated = opened.enter_context(repeats(report.name, table, profile))
             dropped = Dropped()
             try:
@@ -208,8 +208,8 @@ def _parsed(
         yield from read_rankings(table, dropped, repeats=repeated, rows=rows)
     elif name == "data.demonstrations":
         yield from read_demonstrations(table, 0.0, dropped, rows=rows)
-    elif name == "data.prompts":
-        yield from read_prompts(table, 0.0, dropped, rows=rows)
+    elif kind_of(name, table) == "prompts":
+        yield from read_prompts(table, 0.0, dropped, rows=rows, name=name)
     else:
         yield from documents(table, 0, 0.0, rows=rows)
 

@@ -11,7 +11,7 @@ from data.tables import suggest
 from data.tables.formats import FORMATS
 from data.tables.sources import MissingColumn
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig
-from pipeline.config.formats import TEXT_TABLES, ColumnNames, TableFormat
+from pipeline.config.formats import ColumnNames, TableFormat, text_table
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DataError, RecipeError, TutelageError
 
@@ -29,6 +29,8 @@ def tables_of(recipe: Recipe) -> dict[str, Table]:
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
         "data.rankings": recipe.data.rankings,
+        "data.eval_rankings": recipe.data.eval_rankings,
+        **recipe.data.exclusions,
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
     }
@@ -73,8 +75,11 @@ def place(key: str, describe: Callable[[str], str]) -> str:
 
 def paste(name: str, columns: Mapping[str, str | Sequence[str]]) -> str:
     """The line for a recipe that sets `columns` of the table `name`, as in
-    `data.demonstrations.columns: {prompt: question}`."""
+    `data.demonstrations.columns: {prompt: question}`. Files in a list (`data.exclude[0]`) have no columns of their
+    own; a table has."""
     cells = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in columns.items())
+    if "[" in name:
+        return f"{name.partition('[')[0]}: {{path: FILE, columns: {{{cells}}}}}"
     return f"{name}.columns: {{{cells}}}"
 
 
@@ -84,7 +89,7 @@ def _yaml(names: str | Sequence[str]) -> str:
 
 def format_of(name: str, table: Table) -> TableFormat:
     """What the table `name` of a recipe may have as columns."""
-    return FORMATS[table.format] if isinstance(table, RankingTableConfig) else TEXT_TABLES[name]
+    return FORMATS[table.format] if isinstance(table, RankingTableConfig) else text_table(name)
 
 
 def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:

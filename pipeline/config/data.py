@@ -135,6 +135,14 @@ class DataConfig:
     """More prompts for `collect` and `ppo`; the demonstrations' and rankings' prompts are used otherwise."""
     rankings: RankingTableConfig | None = None
     """Existing rankings, for `rank: {source: data}`."""
+    eval_rankings: RankingTableConfig | None = field(default=None, metadata=ADDED)
+    """Rankings of another source, to evaluate the reward model on and for nothing else: all of them, whatever
+    `eval_fraction` says. The report has the accuracy on them beside that on the held-out rankings, and prompts that
+    are trained on as well are counted (docs/rankings/formats.md)."""
+    exclude: TableConfig | list[LocalPath] | None = field(default=None, metadata=ADDED)
+    """Prompts that are left out of every kind of training and evaluation: a table with a `prompt` column, or a list
+    of files with such a column. All conversations that start with the same user turn are left out, ignoring case,
+    white space and Unicode form. Rows are counted as `excluded prompt`."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     """What is done with rows that repeat another one."""
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
@@ -143,3 +151,10 @@ class DataConfig:
     """A system message put before every prompt."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of prompt groups held out from every kind of training, chosen by a hash of the prompt."""
+
+    @property
+    def exclusions(self) -> dict[str, TableConfig]:
+        """The tables of `exclude`, by dotted path."""
+        if isinstance(self.exclude, TableConfig):
+            return {"data.exclude": self.exclude}
+        return {f"data.exclude[{i}]": TableConfig(path=path) for i, path in enumerate(self.exclude or ())}

@@ -116,15 +116,23 @@ _TEXT = TextTable(
     "running text, or prompts and completions",
     (Column("text", required=True), _PROMPT, Column("completion")),
 )
+_PROMPTS = TextTable("prompts", "prompts", (Column("prompt", required=True),))
 TEXT_TABLES = {
     "data.demonstrations": TextTable(
         "demonstrations", "prompts and completions", (_PROMPT, _COMPLETION, Column("messages"))
     ),
-    "data.prompts": TextTable("prompts", "prompts", (Column("prompt", required=True),)),
+    "data.prompts": _PROMPTS,
+    "data.exclude": _PROMPTS,
     "base.pretrain.corpus": _TEXT,
     "eval.text": _TEXT,
 }
 """Dotted path of a table -> the columns that it may have."""
+
+
+def text_table(name: str) -> TextTable:
+    """The columns of a table by its dotted path, such as `data.exclude[1]`."""
+    return TEXT_TABLES[name.partition("[")[0]]
+
 
 _sources: list[Callable[[], Mapping[str, TableFormat]]] = []
 

@@ -14,7 +14,7 @@ from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.export import PublishConfig
-from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
+from pipeline.config.formats import TableFormat, known_formats, text_table
 from pipeline.config.paths import nearest
 from pipeline.config.ppo import MOST_SAMPLES, SOLVABLE_KL, PPOConfig
 from pipeline.config.rank import AppConfig
@@ -163,6 +163,8 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
         "data.rankings": recipe.data.rankings,
+        "data.eval_rankings": recipe.data.eval_rankings,
+        **recipe.data.exclusions,
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
         "base.pretrain.corpus": recipe.base.pretrain and recipe.base.pretrain.corpus,
@@ -174,7 +176,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         if isinstance(source, RankingTableConfig):
             yield from _columns(name, source)
         elif isinstance(source, TableConfig):
-            yield from _column_names(name, source, TEXT_TABLES[name])
+            yield from _column_names(name, source, text_table(name))
 
 
 def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:

@@ -72,35 +72,39 @@ class Dialog:
         """Asks, guesses, shows, sizes and writes. Raises a `TutelageError` for what only the user can fix."""
         if self.asks:
             complete_paths()
-            demonstrations = demonstrations or self._ask("Table of demonstrations", check=_check_file)
+            if demonstrations is None:
+                question = "Table of demonstrations (empty: no SFT)"
+                demonstrations = self._ask(question, "" if not annotators else None, _check_file) or None
             if rankings is None and not annotators:
                 question = "Table of rankings (empty: people will rank in a browser)"
-                rankings = self._ask(question, "", _check_file) or None
+                rankings = self._ask(question, "" if demonstrations else None, _check_file) or None
             base = base or self._ask("Base model: folder, .gguf file or Hub id", DEFAULT_BASE, bases.resolve)
             if not rankings and not annotators:
                 annotators = self._ask("Who will rank (ana,ben)")
         people = [person.strip() for person in annotators.split(",") if person.strip()]
-        demonstrations, base = _required(demonstrations, rankings, base, people)
-        out = out or _beside(demonstrations)
+        first, base = _required(demonstrations, rankings, base, people)
+        out = out or _beside(first)
         name = name or _name(out)
         self._check_output(out, force)
         for path in filter(None, (demonstrations, rankings)):
             _check_file(path)
         model = bases.resolve(base)
 
-        table = TableConfig(path=demonstrations)
-        guess = self._demonstrations(table)
-        ranking_guess, ranked = Guess(), None
+        guess, table, ranking_guess, ranked = Guess(), None, Guess(), None
+        if demonstrations:
+            guess = self._demonstrations(TableConfig(path=demonstrations))
+            table = _with_columns(TableConfig(path=demonstrations), guess)
         if rankings:
             ranking_guess = self._rankings(rankings)
             ranked = _rankings_config(rankings, ranking_guess)
-        tables = measure.read(_with_columns(table, guess), ranked, ranking_guess)
+        tables = measure.read(table, ranked, ranking_guess)
         sizes = measure.measure(tables, model)
         values = sizing.values(model, sizes)
         more = f" in the first {measure.ROWS:,} rows"
-        counted = {
-            "demonstrations": f"{len(tables.demonstrations):,} demonstrations" + more * tables.cut_demonstrations
-        }
+        counted = {}
+        if demonstrations:
+            cut = more * tables.cut_demonstrations
+            counted["demonstrations"] = f"{len(tables.demonstrations):,} demonstrations" + cut
         if tables.rankings:
             counted["rankings"] = show.ranked(tables.rankings) + more * tables.cut_rankings
         draft = write.Draft(
@@ -290,16 +294,18 @@ def _rankings_config(path: str, guess: Guess) -> RankingTableConfig:
 def _required(
     demonstrations: str | None, rankings: str | None, base: str | None, people: Sequence[str]
 ) -> tuple[str, str]:
-    lacking = [option for option, value in (("--demonstrations", demonstrations), ("--base", base)) if not value]
+    """The first table, and the base model. Raises `RecipeError` for what is missing."""
+    first = demonstrations or rankings
+    lacking = [option for option, value in (("--demonstrations", first), ("--base", base)) if not value]
     if not rankings and not people:
         lacking.append("--rankings (or --annotators ana,ben, who will rank in a browser)")
-    if lacking or not demonstrations or not base:
+    if lacking or not first or not base:
         raise RecipeError(
             f"init needs {', '.join(lacking)}",
             hint="for example --demonstrations my/demonstrations.csv --rankings my/rankings.csv --base "
             f"{DEFAULT_BASE.partition('@')[0]}; on a terminal it asks",
         )
-    return demonstrations, base
+    return first, base
 
 
 def _is_local(path: str) -> bool:
@@ -318,8 +324,8 @@ def _check_file(path: str) -> None:
     )
 
 
-def _beside(demonstrations: str) -> Path:
-    folder = Path(demonstrations).expanduser().parent if _is_local(demonstrations) else Path()
+def _beside(table: str) -> Path:
+    folder = Path(table).expanduser().parent if _is_local(table) else Path()
     return folder / "recipe.yaml"
 
 
@@ -329,7 +335,7 @@ def _name(out: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-._")[:80] or "my-model"
 
 
-def _command(demonstrations: str, rankings: str | None, base: str) -> str:
+def _command(demonstrations: str | None, rankings: str | None, base: str) -> str:
     values = {"--demonstrations": demonstrations, "--rankings": rankings, "--base": base}
     return invocation.command("init", *(part for key, value in values.items() if value for part in (key, value)))
 

@@ -23,7 +23,7 @@ class Draft:
 
     Attributes:
         command: the command that writes it, for the first line.
-        demonstrations, rankings: the tables' paths; rankings may be absent.
+        demonstrations, rankings: the tables' paths; one of them may be absent.
         counted: the table -> what is in it, for a comment.
         annotators: who ranks, where there are no rankings.
     """
@@ -31,7 +31,7 @@ class Draft:
     name: str
     command: str
     base: Base
-    demonstrations: str
+    demonstrations: str | None
     demonstration_columns: Guess
     rankings: str | None
     ranking_columns: Guess
@@ -73,9 +73,10 @@ def _lines(draft: Draft) -> Iterator[Line]:
         yield f'  revision: "{base.revision}"', "the commit, because branches move"
     yield "", ""
     yield "data:", ""
-    yield "  demonstrations:", draft.counted["demonstrations"]
-    yield f"    path: {scalar(draft.demonstrations)}", ""
-    yield from _columns(draft.demonstration_columns)
+    if draft.demonstrations is not None:
+        yield "  demonstrations:", draft.counted["demonstrations"]
+        yield f"    path: {scalar(draft.demonstrations)}", ""
+        yield from _columns(draft.demonstration_columns)
     if draft.rankings is not None:
         guess = draft.ranking_columns
         yield "  rankings:", draft.counted.get("rankings", "")
@@ -89,7 +90,11 @@ def _lines(draft: Draft) -> Iterator[Line]:
     else:
         yield from _app(draft)
     yield "", ""
-    yield from _section("sft", values.sft, values.sft_trainer)
+    if draft.demonstrations is not None:
+        yield from _section("sft", values.sft, values.sft_trainer)
+    else:
+        yield "sft: null", "no demonstrations: everything starts from the base model (docs/instruct_models.md)"
+        yield "", ""
     yield from _section("reward", values.reward, values.reward_trainer)
     yield from _section("ppo", values.ppo, {}, more={"kl": values.kl})
     yield from _section("eval", values.eval, {})

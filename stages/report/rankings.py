@@ -23,6 +23,7 @@ TABLES = {
     "prompts": "prompts",
     "rankings": "rankings",
     "completions": "rankings",
+    "eval_rankings": "eval_rankings",
 }
 """What can be left out -> the recipe's table that it is in."""
 LEAVE_OUT = ("base", "sft", "collect", "rank", "reward", "ppo", "dpo", "raft", "eval")

@@ -86,7 +86,7 @@ class RankingsLeftOut(LeftOut):
         if self.counts[EQUAL]:
             hints.append("rank answers that differ")
         if self.counts[TIED]:
-            learns = self.stage == "reward" and self.prefix != "eval_" and self.used
+            learns = self.stage == "reward" and self.prefix not in ("eval_", "transfer_") and self.used
             davidson = ", or set reward.objective: davidson, which learns from ties" if learns else ""
             hints.append(f"rank answers strictly{davidson}")
         return "; ".join(hints)
