@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from data.annotators.agreement import agreement
 from data.schema import Demonstration, Message, Ranking
 from data.tables.columns import ANONYMOUS
-from stages.init.guess import Guess
+from data.tables.guess.guess import Guess
 
 ROWS = 3
 WIDTH = 88
