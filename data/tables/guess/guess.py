@@ -16,6 +16,8 @@ from pipeline.errors import DataError
 
 FORMATS_PAGE = "docs/rankings/formats.md"
 RANKINGS, DEMONSTRATIONS, PROMPTS, TEXT = "data.rankings", "data.demonstrations", "data.prompts", "eval.text"
+KINDS = {RANKINGS: "rankings", DEMONSTRATIONS: "demonstrations", PROMPTS: "prompts", TEXT: "texts"}
+"""Dotted path of a recipe's section -> what the rows of its table become."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,17 @@ class Guess:
     open: list[Open] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """What the table's rows become."""
+        return KINDS[self.table]
+
+    @property
+    def looks(self) -> str:
+        """What the table looks like, in words."""
+        of = f" of the schema {self.schema}" if self.schema else ""
+        return self.kind + of + (f", format {self.format}" if self.format else "")
 
     def used(self) -> set[str]:
         """The table's columns that are read."""

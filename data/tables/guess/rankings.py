@@ -13,6 +13,7 @@ from data.tables.guess.families import (
     RANK_WORDS,
     RATING_WORDS,
     Family,
+    Order,
     families,
     order_of,
     rankings_of,
@@ -23,6 +24,7 @@ from data.tables.guess.guess import (
     Open,
     choose_annotator,
     choose_prompt,
+    decided,
     finish,
     is_tree,
     quoted_names,
@@ -235,7 +237,9 @@ def _long(sample: Sample) -> Guess | None:
         return None
     guess = Guess("long")
     guess.choose("completion", answers)
-    choose_prompt(guess, sample, [column for column in sample.columns if column not in answers])
+    choose_prompt(guess, sample, [column for column in sample.columns if column not in answers], optional=True)
+    if not decided(guess, "prompt"):
+        return None
     prompts = [str(row.get(str(guess.columns.get("prompt")))) for row in sample.rows]
     if "prompt" in guess.columns and len(set(prompts)) == len(prompts):
         return None  # no prompt has two answers
@@ -257,24 +261,30 @@ def _order_of_rows(guess: Guess, sample: Sample, numbers: Sequence[str]) -> None
     """What orders the rows of a long table."""
     called = [column for column in numbers if named("rank", [column]) or named("rating", [column])]
     candidates = called or numbers
-    if len(candidates) != 1:
-        if candidates:
-            why = "several columns of numbers may order the answers"
-            guess.leave_open(("rating", "rank"), candidates, why)
-        else:
-            why = "no column of numbers orders the answers"
-            guess.open.append(Open("rating or rank: the column that orders the answers", why))
+    if not candidates:
+        why = "no column of numbers orders the answers"
+        guess.open.append(Open("rating or rank: the column that orders the answers", why))
         return
-    [column] = candidates
     keys = [str(guess.columns[name]) for name in ("prompt", "annotator") if name in guess.columns]
-    groups: dict[str, list[float]] = {}
-    for row in sample.rows:
-        number = as_finite(row.get(column))
-        if number is not None:
-            groups.setdefault(repr([row.get(key) for key in keys]), []).append(number)
-    kind, why = order_of([*words_of(column), plain(column)], groups.values(), f"column {column}")
+    orders = {column: _order_of(column, sample, keys) for column in candidates}
+    if len(candidates) > 1:
+        kinds = [kind[:-1] for kind, _ in orders.values() if kind] or ["rating", "rank"]
+        why = "several columns of numbers may order the answers"
+        guess.leave_open(list(dict.fromkeys(kinds)), candidates, why)
+        return
+    [(column, (kind, why))] = orders.items()
     if kind is None:
         guess.leave_open(("rating", "rank"), [column], why)
     else:
         guess.columns[kind[:-1]] = column
         guess.why[kind[:-1]] = why
+
+
+def _order_of(column: str, sample: Sample, keys: Sequence[str]) -> tuple[Order | None, str]:
+    """`order_of` a column, whose rankings are the rows that are alike in the columns `keys`."""
+    groups: dict[str, list[float]] = {}
+    for row in sample.rows:
+        number = as_finite(row.get(column))
+        if number is not None:
+            groups.setdefault(repr([row.get(key) for key in keys]), []).append(number)
+    return order_of([*words_of(column), plain(column)], groups.values(), f"column {column}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,9 +32,9 @@ class Sample:
     columns: Sequence[str]
 
     @classmethod
-    def of(cls, table: TableConfig) -> Sample:
-        """Reads the first `ROWS` rows. Raises `DataError` as `read_table` does."""
-        rows = list(read_table(replace(table, limit=ROWS)))
+    def of(cls, table: TableConfig, say: Callable[[str], None] | None = None) -> Sample:
+        """Reads the first `ROWS` rows. Raises `DataError` as `read_table` does, and calls `say` as it does."""
+        rows = list(read_table(replace(table, limit=ROWS), say))
         return cls(table.path, rows, list(dict.fromkeys(column for row in rows for column in row)))
 
     def cells(self, column: str) -> list[Any]:

@@ -52,9 +52,9 @@ def demonstrations(sample: Sample) -> Guess:
 def prompts_or_text(sample: Sample) -> Guess:
     """A table with one column of text: prompts, running text, or one of the two. Raises `DataError` for others."""
     texts = sample.texts()
-    prompts = [column for column in named("prompt", texts) if suggest.role_of(column) == "prompt"]
+    prompts = [column for column in named("prompt", texts) if suggest.is_called("prompt", column)]
     prompts = prompts or [column for column in texts if sample.holds_conversations(column, "user")]
-    running = [column for column in texts if suggest.role_of(column) == "text"]
+    running = [column for column in texts if suggest.is_called("text", column)]
     for table, role, columns in ((PROMPTS, "prompt", prompts), (TEXT, "text", running)):
         if len(columns) == 1:
             return finish(Guess(table=table, columns={role: columns[0]}), sample)

@@ -219,7 +219,7 @@ def test_helpsteer2_leaves_the_attribute_open(tmp_path: Path) -> None:
     ]
     guess, _ = guessed(tmp_path, rows)
     assert guess.format == "long"
-    assert [item.line for item in guess.open] == ["rating or rank: helpfulness or correctness or coherence"]
+    assert [item.line for item in guess.open] == ["rating: helpfulness or correctness or coherence"]
 
 
 def test_helpsteer2_preferences(tmp_path: Path) -> None:
