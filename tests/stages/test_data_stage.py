@@ -228,10 +228,10 @@ def test_one_line_says_what_is_left_out_of_a_table_and_why(tmp_path, training_co
     assert [line for line in lines if "left out: " in line] == [
         "data.demonstrations: 10 of 40 demonstrations left out: 10 x empty completion (rows 1, 5, 9, ...; fill the "
         "answer's cell)",
-        "data.rankings: 2 of 4 rankings left out: 1 x empty prompt (row 2; fill the prompt's cell), 1 x fewer than 2 "
-        "completions left (row 4), which had 2 x the same answer at two places (row 4; give equal answers equal "
+        "data.rankings: 2 of 4 rankings left out: 1 x empty prompt (row 2; fill the prompt's cell), 1 x fewer than "
+        "2 completions left (row 3), which had 2 x the same answer at two places (row 3; give equal answers equal "
         "ranks, or keep one of them). 1 answer left out of rankings that are kept: 1 x merged with an equal answer "
-        "(row 3)",
+        "(row 4)",
     ]
 
 
