@@ -47,6 +47,7 @@ from data.tables.reading import Reading
 from data.tables.repeats import repeats
 from data.tables.sources import Dropped
 from data.tables.spill import seen
+from data.tables.summary import read_line, summary
 from data.venues import task as venues
 from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
@@ -64,7 +65,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     `dropped_demonstrations`, `dropped_prompts` and `dropped_rankings` count dropped rows, `dropped_completions` the
     answers dropped from rankings that stay. Each is the sum over its reasons, such as `dropped_rankings/empty
     prompt`. `duplicate_<table>/<kind>` and `contaminated_<table>/<kind>` count rows that stay, of the kinds `exact`
-    and `near`. `first_wins` is the share of strict pairs whose first answer is better.
+    and `near`. The statistics of the rankings are those of `RankingSummary.metrics`.
     """
     held_out = config.eval_fraction
     tables: dict[str, Any] = {
@@ -78,12 +79,12 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     dropped = {name: reading.dropped for name, reading in readings.items()}
     excluded = read_excluded(config.exclusions, ctx.describe, ctx.say)
     transfer = EvalRankings()
-    statistics = RankingStatistics(config)
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
     near_answers = NearAnswers(config.duplicates)
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
+        statistics = opened.enter_context(summary(_first_wins(config)))
         repeated, repeated_prompts = (
             opened.enter_context(duplicates(config.duplicates, table)) for table in ("demonstrations", "prompts")
         )
@@ -145,6 +146,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             for _ in passing(wanted(extra, "prompts"), "prompts"):
                 pass
         rankings: Counter[str] = Counter()
+        ranked: set[str] = set()  # held-out prompts with rankings
         if config.rankings:
 
             def prepared(read: Iterable[Ranking]) -> Iterator[Ranking]:
@@ -153,6 +155,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     ranking = _without_near_answers(replace(row, split=split), near_answers, dropped["rankings"])
                     if ranking is not None:
                         statistics.add(ranking)
+                        if split == "eval":
+                            ranked.add(prompt_key(ranking.prompt))
                         yield ranking
 
             rankings = _write(
@@ -182,11 +186,16 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
     checks = contamination.check_tables(out_dir, config.contamination, rows, generated, ctx, dropped_row)
     if config.rankings and any(check.dropped and check.table == "rankings" for check in checks):
-        statistics = RankingStatistics(config)
-        for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
-            statistics.add(ranking)
+        with summary(_first_wins(config)) as statistics:
+            for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
+                statistics.add(ranking)
+    if config.rankings:
+        reading = readings["rankings"]
+        ctx.say(read_line(reading.name, "rankings", reading.dropped, reading.kept))
     for line in chain(
-        statistics.pairs.lines(), *(reading.lines() for reading in readings.values()), repeated_lines
+        statistics.lines("data.rankings", readings["rankings"].repeats),
+        *(reading.lines() for reading in readings.values()),
+        repeated_lines,
     ):
         ctx.say(line)
     trained_on: Metrics = {}
@@ -209,8 +218,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             )
     learned = None if config.demonstrations is None else demonstrations
     _check_sizes(learned, prompts, held_out, dropped["demonstrations"], ctx)
-    ranked = len(statistics.ranked)
-    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(ranked, RANKED)):
+    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(len(ranked), RANKED)):
         if warning:
             ctx.say(f"warning: {warning}")
     if own_system:
@@ -242,37 +250,14 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             **_by_split("rankings", rankings),
             "dropped_completions": completions.total(),
             **_by_reason({"completions": completions}),
+            "ranked_prompts_eval": len(ranked),
             **statistics.metrics(),
         }
     return metrics
 
 
-class RankingStatistics:
-    """Counts of the rankings that are written. `ranked`: the held-out prompts with rankings."""
-
-    def __init__(self, config: DataConfig) -> None:
-        self.pairs = FirstWins(config.rankings)
-        self.sizes: Counter[int] = Counter()
-        self.annotators: set[str] = set()
-        self.ranked: set[str] = set()
-        self.human = True
-
-    def add(self, row: Ranking) -> None:
-        self.sizes[len(row.completions)] += 1
-        self.annotators.add(row.annotator)
-        self.human = self.human and row.human
-        self.pairs.add(row)
-        if row.split == "eval":
-            self.ranked.add(prompt_key(row.prompt))
-
-    def metrics(self) -> Metrics:
-        return {
-            "ranked_prompts_eval": len(self.ranked),
-            **self.pairs.metrics(),
-            **{f"rankings_of_{k}": count for k, count in sorted(self.sizes.items())},
-            "annotators": len(self.annotators),
-            "human": self.human,
-        }
+def _first_wins(config: DataConfig) -> FirstWins:
+    return FirstWins("") if config.rankings is None else FirstWins.of(config.rankings)
 
 
 def _without_near_answers(row: Ranking, answers: NearAnswers, dropped: Dropped) -> Ranking | None:

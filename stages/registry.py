@@ -145,7 +145,7 @@ register(
         ),
         StageSpec(
             "data",
-            version=5,
+            version=6,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={
@@ -183,7 +183,7 @@ register(
         ),
         StageSpec(
             "rank",
-            version=4,
+            version=5,
             target="stages.rank:run",
             summary="{rankings:,} rankings by {annotators} {who}",
             needs=("data", "collect"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,12 +19,18 @@ from data.schema import Demonstration, Prompt, Ranking, prompt_key
 from data.splits import group_of
 from data.tables.corpus import documents
 from data.tables.demonstrations import read_demonstrations, read_prompts
+from data.tables.first_wins import FirstWins
+from data.tables.guess.rankings import any_table
+from data.tables.guess.sample import Sample
+from data.tables.guess.section import config_of
 from data.tables.mapping import Problem, Table, missing, missing_in_row
 from data.tables.profile import ROWS, Profile, usage_lines
 from data.tables.rankings import read_rankings
 from data.tables.repeats import Repeats, repeats
 from data.tables.sources import Dropped, MissingColumn, Row, TableError, read_table
 from data.tables.suggest import count_of, listed
+from data.tables.summary import RankingSummary, summary
+from pipeline import invocation
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.paths import nearest
 from pipeline.config.rules import is_local
@@ -56,6 +62,7 @@ class TableReport:
         asked: each distinct prompt, by its key, without completion and split.
         columns: of the table, in its order.
         unused: those of them that the reader does not use.
+        figures: lines with the figures of rankings (`data.tables.summary`).
         lines: what the user should know about unused columns, repeated rankings and the like.
         annotators: rankings by annotator; `unknown` where the table names none.
         dropped: what is left out; `rows_out` counts rows, and `completions_out` answers of rankings, by reason.
@@ -75,6 +82,7 @@ class TableReport:
     asked: dict[str, Prompt] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     annotators: Counter[str] = field(default_factory=Counter)
     dropped: Dropped = field(default_factory=Dropped)
@@ -98,6 +106,7 @@ class TableReport:
         yield line
         if line := self.dropped.line(self.name, self.kind, self.parsed):
             yield line
+        yield from self.figures
         yield from self.lines
 
 
@@ -146,7 +155,20 @@ def check_table(name: str, table: Table, limit: int = ROWS) -> TableReport:
     if not lacking:
         _parse(report, table, rows, profile)
         report.lines += usage_lines(name, table, profile)
+    if not report.parsed:
+        report.lines += _looks_like(name, table, rows, report.columns)
     return report
+
+
+def _looks_like(name: str, table: Table, rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
+    """A line about what a table looks like, where that is not what the recipe says."""
+    try:
+        guess = any_table(Sample(table.path, rows, columns))
+    except DataError:
+        return
+    if config_of(guess, table.path) != table:
+        command = invocation.command("inspect", table.path)
+        yield f"{name}: the table looks like {guess.looks}; `{command}` prints the section to paste"
 
 
 def _nested(problem: Problem, profile: Profile) -> Problem:
@@ -180,9 +202,12 @@ def _parse(report: TableReport, table: Table, rows: Sequence[Row], profile: Prof
             repeated = None
             if isinstance(table, RankingTableConfig) and report.name in ("data.rankings", "data.eval_rankings"):
                 repeated = opened.enter_context(repeats(report.name, table, profile))
+            figures = None
+            if isinstance(table, RankingTableConfig):
+                figures = opened.enter_context(summary(FirstWins.of(table)))
             dropped = Dropped()
             try:
-                _count(report, _parsed(report.name, table, left, dropped, repeated))
+                _count(report, parse(report.name, table, dropped, rows=left, repeats=repeated), figures)
             except (DataError, RecipeError) as error:
                 row_at_fault = not isinstance(error, TableError)
                 places = (place for place, row in enumerate(left) if row_at_fault and row.where == error.where)
@@ -197,25 +222,34 @@ def _parse(report: TableReport, table: Table, rows: Sequence[Row], profile: Prof
                 if repeated is not None:
                     report.lines += repeated.lines()
             report.dropped = dropped
+            report.figures = list(figures.lines(report.name, repeated)) if figures else []
             break
     report.problems += _grouped(report, table, wrong)
 
 
-def _parsed(
-    name: str, table: Table, rows: Sequence[Row], dropped: Dropped, repeated: Repeats | None
+def parse(
+    name: str,
+    table: Table,
+    dropped: Dropped,
+    *,
+    rows: Iterable[Row] | None = None,
+    repeats: Repeats | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Parsed]:
+    """What the rows of the table `name` become. `rows` are the table's, where they were read before; `repeats` and
+    `say` as in `read_rankings`."""
     if isinstance(table, RankingTableConfig):
-        yield from read_rankings(table, dropped, repeats=repeated, rows=rows)
+        yield from read_rankings(table, dropped, say, repeats, rows)
     elif name == "data.demonstrations":
-        yield from read_demonstrations(table, 0.0, dropped, rows=rows)
+        yield from read_demonstrations(table, 0.0, dropped, say, rows)
     elif kind_of(name, table) == "prompts":
-        yield from read_prompts(table, 0.0, dropped, rows=rows, name=name)
+        yield from read_prompts(table, 0.0, dropped, say, rows, name=name)
     else:
-        yield from documents(table, 0, 0.0, rows=rows)
+        yield from documents(table, 0, 0.0, dropped.counting(read_table(table, say) if rows is None else rows))
 
 
-def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
-    """Counts what the rows become, in `report`."""
+def _count(report: TableReport, parsed: Iterable[Parsed], figures: RankingSummary | None) -> None:
+    """Counts what the rows become, in `report` and, of rankings, in `figures`."""
     report.parsed, report.first, report.annotators = 0, [], Counter()
     report.groups, report.asked = {}, {}
     try:
@@ -225,6 +259,8 @@ def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
                 report.first.append(item)
             if isinstance(item, Ranking):
                 report.annotators[item.annotator] += 1
+                if figures is not None:
+                    figures.add(item)
             if not isinstance(item, tuple):
                 key = prompt_key(item.prompt)
                 report.groups[key] = group_of(item.prompt)

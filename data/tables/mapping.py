@@ -111,7 +111,7 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
     used: set[str] = set()
     for column in form.columns:
         if column.name in named:
-            used.update(_tables_names(named[column.name]))
+            used.update(tables_names(named[column.name]))
         elif column.form != "list" and column.name not in unread:
             used.add(column.name)
     if isinstance(table, PromptTableConfig):
@@ -119,7 +119,7 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
     return used & there
 
 
-def _tables_names(value: str | Sequence[str]) -> list[str]:
+def tables_names(value: str | Sequence[str]) -> list[str]:
     """The table's columns that a value of `columns` names: one, several, or the fields of a template."""
     names = [value] if isinstance(value, str) else list(value)
     return [field for name in names for field in (_fields(name) if "{" in name else [name]) if field]
@@ -144,7 +144,7 @@ def missing(name: str, table: Table, columns: Sequence[str]) -> list[Problem]:
     for column in form.columns:
         ours = column.name
         if ours in named:
-            names = _tables_names(named[ours])
+            names = tables_names(named[ours])
         else:
             names = [ours] if column.required and column.form != "list" else []
         if ours not in INSIDE.get(form.name, ()) and (
@@ -189,7 +189,7 @@ def _problems(
         guess = _meant(ours, named.get(ours, ours), gone, free)
         if guess:
             better[ours] = guess
-            free = [column for column in free if column not in _tables_names(guess)]
+            free = [column for column in free if column not in tables_names(guess)]
     rest = f"the columns are {suggest.listed(list(suggest.quoted(columns)), 30)}"
     if len(better) == len(lacking):
         hint = f"set {paste(name, better)}"
@@ -256,7 +256,7 @@ def missing_in_row(name: str, table: Table, error: MissingColumn, columns: Itera
     if error.column in columns and error.column not in error.columns:
         what = f"the row has no {error.column!r}, which other rows have"
         return [Problem(what, "", error.where, "add it to the row, or remove the row")]
-    ours = next((key for key, value in table.columns.items() if error.column in _tables_names(value)), error.column)
+    ours = next((key for key, value in table.columns.items() if error.column in tables_names(value)), error.column)
     inside = INSIDE.get(format_of(name, table).name, ())
     if ours in inside:
         lacking = {ours: [error.column]}

@@ -17,6 +17,11 @@ import typer
 import yaml
 
 from data.tables.formats import FORMATS
+from data.tables.guess.guess import Guess
+from data.tables.guess.rankings import rankings as guess_rankings
+from data.tables.guess.sample import Sample
+from data.tables.guess.section import FILL_IN, config_of
+from data.tables.guess.texts import demonstrations as guess_demonstrations
 from data.tables.labels import VERDICTS
 from data.tables.sources import HUB
 from data.tables.suggest import listed
@@ -29,11 +34,7 @@ from pipeline.engine.plan import Planner
 from pipeline.errors import DataError, RecipeError, TutelageError
 from pipeline.files import write_atomic
 from stages.init import base as bases
-from stages.init import guess as guessing
 from stages.init import measure, show, sizing, write
-from stages.init.guess import Guess
-from stages.init.rankings import rankings as guess_rankings
-from stages.init.sample import Sample
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M@93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
 """Offered on a terminal: the base of recipes/smollm2-135m.yaml."""
@@ -96,7 +97,7 @@ class Dialog:
             table = _with_columns(TableConfig(path=demonstrations), guess)
         if rankings:
             ranking_guess = self._rankings(rankings)
-            ranked = _rankings_config(rankings, ranking_guess)
+            ranked = _ranking_table(rankings, ranking_guess)
         tables = measure.read(table, ranked, ranking_guess)
         sizes = measure.measure(tables, model)
         values = sizing.values(model, sizes)
@@ -152,7 +153,7 @@ class Dialog:
             return list(show.demonstrations(rows))
 
         try:
-            guess = guessing.demonstrations(sample)
+            guess = guess_demonstrations(sample)
         except DataError as error:
             if not self.asks:
                 raise
@@ -164,7 +165,7 @@ class Dialog:
         sample = Sample.of(TableConfig(path=path))
 
         def reading(guess: Guess) -> list[str]:
-            rows, cut = measure.rankings(_rankings_config(path, guess), COMPARED)
+            rows, cut = measure.rankings(_ranking_table(path, guess), COMPARED)
             first = f"first {COMPARED:,} rows: " if cut else ""
             lines = [f"  {first}{show.ranked(rows)}", *show.rankings(rows)]
             return [*lines, f"  {show.overlap(rows, _names_annotators(guess))}"]
@@ -281,14 +282,10 @@ def _with_columns(table: TableConfig, guess: Guess) -> TableConfig:
     return TableConfig(path=table.path, columns=columns)
 
 
-def _rankings_config(path: str, guess: Guess) -> RankingTableConfig:
-    return RankingTableConfig(
-        path=path,
-        format=guess.format,
-        columns=guess.columns,
-        labels=guess.labels,  # type: ignore[arg-type]
-        text_lists=guess.text_lists,  # type: ignore[arg-type]
-    )
+def _ranking_table(path: str, guess: Guess) -> RankingTableConfig:
+    table = config_of(guess, path)
+    assert isinstance(table, RankingTableConfig)
+    return table
 
 
 def _required(
@@ -366,7 +363,7 @@ def _say_next(out: Path, text: str, notes: Sequence[str]) -> None:
     echo(f"recipe: {path}")
     for note in notes:
         echo(f"note: {note}")
-    open_lines = [number for number, line in enumerate(text.splitlines(), 1) if write.FILL_IN in line]
+    open_lines = [number for number, line in enumerate(text.splitlines(), 1) if FILL_IN in line]
     if open_lines:
         raise DataError(
             f"the recipe is written, and {len(open_lines)} line{'s' * (len(open_lines) > 1)} must be filled in",

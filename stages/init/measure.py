@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from data.schema import Demonstration, Message, Prompt, Ranking, prompt_key
 from data.splits import group_of, split_of
 from data.tables.demonstrations import read_demonstrations, read_prompts
+from data.tables.guess.guess import Guess
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError
 from stages.init.base import Base
-from stages.init.guess import Guess
 
 ROWS = 20_000
 """Rows that are measured. A longer table is sized by these."""

@@ -35,7 +35,7 @@ from stages.report.jsonform import json_form, named
 from stages.report.lineage import RoundRow
 from stages.report.monitors import Monitors
 from stages.report.overlaps import Overlap, overlaps, transfer
-from stages.report.rankings import Dropped, Measured
+from stages.report.rankings import Dropped, Figures, Measured
 from stages.report.reward_terms import TermSummary
 from stages.reward.artifact import RewardQuality
 
@@ -138,6 +138,7 @@ class Findings:
         finished: when the last stage finished; None if none has.
         seconds: of all stages together.
         ranking: metrics of the newest `rank` stage.
+        figures: counts over all rankings.
         rankings: agreement and annotators.
         dropped: what each stage left out.
         overlaps: rows that repeat others, and training rows with a held-out prompt.
@@ -158,6 +159,7 @@ class Findings:
     annotators: Annotators
     stages: Sequence[FinishedStage | OpenStage]
     ranking: RankMetrics | None
+    figures: Figures | None
     rankings: Measured | None
     dropped: Sequence[Dropped]
     overlaps: Sequence[Overlap]
@@ -199,6 +201,7 @@ def collect(run: RunSummary) -> Findings:
         annotators=annotators(run),
         stages=[_stage(spec, run) for spec in registry.steps(recipe).values()],
         ranking=RankMetrics.of(ranking) if ranking else None,
+        figures=rankings.figures(run.stages.get("data"), ranking),
         rankings=rankings.measured(ranking),
         dropped=rankings.dropped(run),
         overlaps=overlaps(run),

@@ -10,6 +10,8 @@ from pipeline.engine.stage import Metrics
 from stages.left_out import LeftOut
 
 EQUAL, TIED = "all answers equal", "all answers tied"
+TEACHES_TIES = ("davidson", "regression")
+"""Objectives that learn from a ranking in which all answers are tied."""
 NO_STRICT_PAIR = "give rankings with at least one strict preference"
 """The hint where there are no rankings at all."""
 

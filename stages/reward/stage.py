@@ -46,15 +46,13 @@ from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
 from stages.reward.hard_negatives import add_hard_negatives
-from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
+from stages.reward.left_out import NO_STRICT_PAIR, TEACHES_TIES, RankingsLeftOut
 from stages.reward.measure import measure_reward_model
 from stages.scoring.reward_model import numbered
 from stages.training.conversations import check_first
 
 COMMON = 1024
 """Training completions on which the members are scaled to a common scale."""
-TEACHES_TIES = ("davidson", "regression")
-"""Objectives that learn from a ranking in which all answers are tied."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def ranking(ranks):
 
 def counted(rows, format="wide"):
     config = RankingTableConfig(path="t.csv", format=format)
-    wins = FirstWins(config)
+    wins = FirstWins.of(config)
     for ranks in rows:
         wins.add(ranking(ranks))
     return wins
@@ -166,17 +166,17 @@ def counted(rows, format="wide"):
 def test_the_share_counts_strict_pairs():
     wins = counted([FIRST, SECOND, FIRST, TIE, [1, 2, 3]])
     assert wins.metrics() == {"first_wins": pytest.approx(2 / 3)}
-    assert [*wins.lines()] == ["data.rankings: the first of two answers is better in 66.7 % of 3"]
+    assert wins.line() == "the first of two answers is better in 66.7 % of 3"
     assert counted([TIE]).metrics() == {}
     assert counted([FIRST] * 30, "pairs").metrics() == {}
 
 
 @pytest.mark.parametrize("ranks", [FIRST, SECOND])
 def test_a_nearly_constant_winner_is_a_warning(ranks):
-    [line] = counted([ranks] * 20).lines()
+    line = counted([ranks] * 20).line()
     assert "WARNING" in line
-    [line] = counted([ranks] * 19).lines()
+    line = counted([ranks] * 19).line()
     assert "WARNING" not in line
     rng = random.Random(0)
-    [line] = counted([rng.choice([FIRST, SECOND]) for _ in range(200)]).lines()
+    line = counted([rng.choice([FIRST, SECOND]) for _ in range(200)]).line()
     assert "WARNING" not in line
