@@ -8,7 +8,7 @@ from typing import Any
 
 from data.schema import Message, Ranking
 from data.tables.messages import Forms, LeftOut, as_completion, exchange
-from data.tables.sources import Row, as_text, is_empty
+from data.tables.sources import Row, as_number, as_text, is_empty
 from data.tables.spelling import spelled
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.formats import TableFormat
@@ -99,12 +99,26 @@ def as_list(row: Row, column: str) -> list[Any]:
     return value
 
 
+def key_of(value: Any) -> str:
+    """A cell as the recipe's `labels` and `scale` name it: 1, 1.0 and "1" are `1`, True is `true`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value).strip().casefold()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
+
+
 class Columns:
     """Our column names -> the table's. A name that the recipe does not give is the table's own name."""
 
     def __init__(self, config: RankingTableConfig, format: TableFormat) -> None:
         self.named, self.where = config.columns, f"data.rankings.columns ({config.path})"
         self.labels, self.text_lists = config.labels, config.text_lists
+        self.pairs, self.index_from = config.pairs, config.index_from
+        self.scale = {key_of(label): float(number) for number, label in enumerate(config.scale, 1)}
         self.forms = Forms()
         self.questions: set[str] = set()
         """Other questions of a labelling tool that the records answer."""
@@ -138,6 +152,37 @@ class Columns:
     def optional(self, row: Row, ours: str) -> Any:
         """A cell of an optional column; None where neither the recipe names it nor the table has it."""
         return row[self.name(ours)] if ours in self.named or ours in row else None
+
+    def score(self, row: Row, column: str, sign: int = 1) -> float | None:
+        """The rating or the rank in a cell as a score, higher for better; None for an empty cell.
+
+        Args:
+            sign: 1 for a rating, a number or a label of the recipe's `scale`; -1 for a rank.
+        """
+        return self.as_score(row[column], f"column {column!r}", row, sign)
+
+    def as_score(self, value: Any, what: str, row: Row, sign: int = 1) -> float | None:
+        """As `score`, of a value that `what` describes in messages."""
+        if sign > 0 and self.scale:
+            if is_empty(value):
+                return None
+            if key_of(value) not in self.scale:
+                raise DataError(
+                    f"{what} holds {value!r:.60}, which `scale` does not name",
+                    where=row.where,
+                    hint=f"add it to `scale`, lowest first, which names {', '.join(self.scale)}; or empty the cell",
+                )
+            return self.scale[key_of(value)]
+        if sign < 0 and self.scale:
+            raise self.error(f"`scale` is of ratings, and {what} holds ranks", "leave `scale` out")
+        number = as_number(value, what, row.where)
+        if sign < 0 and number is not None and number < 0:
+            raise DataError(
+                f"{what} holds the rank {number:g}, and ranks are counted from 0 or 1",
+                where=row.where,
+                hint="empty the cell of an answer without a rank; `unranked` says what is done with it",
+            )
+        return None if number is None else sign * number
 
     def cells(self, row: Row, names: Iterable[str]) -> list[tuple[str, Any]]:
         """Cells of the table's columns `names`, each with a description for messages."""

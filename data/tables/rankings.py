@@ -12,7 +12,8 @@ from itertools import combinations
 
 from data.schema import Ranking, ranks_from_scores, same_text
 from data.tables.columns import ANONYMOUS, Candidates, Columns, Completion
-from data.tables.formats import FORMATS
+from data.tables.combine import net_wins
+from data.tables.formats import FORMATS, Format
 from data.tables.repeats import Repeats
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import RankingTableConfig
@@ -41,10 +42,26 @@ def read_rankings(
             hint=f"use one of {', '.join(FORMATS)}",
         )
     columns = Columns(config, format)
+    read = _read(format, config, columns, dropped, say, repeats, rows)
+    if config.combine == "net_wins":
+        read = net_wins(read, config.path, say)
+    yield from read
+
+
+def _read(
+    format: Format,
+    config: RankingTableConfig,
+    columns: Columns,
+    dropped: Dropped,
+    say: Callable[[str], None] | None,
+    repeats: Repeats | None,
+    rows: Iterable[Row] | None,
+) -> Iterator[Ranking]:
+    """The rankings as the table has them."""
     counted = dropped.counting(read_table(config, say) if rows is None else rows)
     any_ranking, hint, contradicting = False, "", 0
     for candidates in format.read(counted, columns):
-        ranking = _ranking(candidates, config.human, dropped, repeats)
+        ranking = _ranking(candidates, config, columns, dropped, repeats)
         hint = hint or candidates.hint
         if ranking is not None:
             any_ranking = True
@@ -68,7 +85,13 @@ def read_rankings(
         say(f"{config.path}: ratings contradict the ranks in {contradicting:,} rankings; the ranks count")
 
 
-def _ranking(candidates: Candidates, human: bool, dropped: Dropped, repeats: Repeats | None) -> Ranking | None:
+def _ranking(
+    candidates: Candidates,
+    config: RankingTableConfig,
+    columns: Columns,
+    dropped: Dropped,
+    repeats: Repeats | None,
+) -> Ranking | None:
     number = candidates.row.number
     if candidates.left_out:
         dropped.add(candidates.left_out, number, candidates.hint)
@@ -77,7 +100,7 @@ def _ranking(candidates: Candidates, human: bool, dropped: Dropped, repeats: Rep
         if not candidates.prompt:
             dropped.add("empty prompt", number)
             return None
-        return replace(candidates.whole, human=candidates.whole.human and human)
+        return replace(candidates.whole, human=candidates.whole.human and config.human)
     without = list(candidates.without)
     if not candidates.prompt and not candidates.answers and without:  # completions that belong to no ranking
         dropped.add_completions(without, number, kept=True)
@@ -85,6 +108,8 @@ def _ranking(candidates: Candidates, human: bool, dropped: Dropped, repeats: Rep
     if not candidates.prompt:
         dropped.add("empty prompt", number)
         return None
+    if config.unranked == "last":
+        _put_last(candidates, columns)
     kept = []
     for place, answer in enumerate(candidates.answers):
         if not answer.text.strip():
@@ -106,7 +131,7 @@ def _ranking(candidates: Candidates, human: bool, dropped: Dropped, repeats: Rep
         completions=[answer.text for answer in answers],
         ranks=ranks_from_scores(scores),
         annotator=candidates.annotator,
-        human=human,
+        human=config.human,
         ratings=scores if candidates.rated else None,
         models=[answer.model or "" for answer in answers] if any(answer.model for answer in answers) else None,
         metadata={
@@ -115,6 +140,19 @@ def _ranking(candidates: Candidates, human: bool, dropped: Dropped, repeats: Rep
         },
         where=candidates.row.where,
     )
+
+
+def _put_last(candidates: Candidates, columns: Columns) -> None:
+    """Ties the answers without a rank below those that have one. Where none has one, nothing is known of them."""
+    if candidates.rated:
+        raise columns.error(
+            "`unranked: last` is about ranks, and this table has ratings",
+            "leave `unranked` out: an answer without a rating was not rated, and is left out",
+        )
+    ranked = [answer.score for answer in candidates.answers if answer.score is not None and answer.text.strip()]
+    for answer in candidates.answers:
+        if answer.score is None and ranked:
+            answer.score = min(ranked) - 1
 
 
 def _distinct(

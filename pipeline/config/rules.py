@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import endpoint, estimators, licenses, policies, term_rules
+from pipeline.config import endpoint, estimators, labels, licenses, policies, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.evaluate import JUDGES
@@ -188,6 +188,8 @@ def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
             "gives the meaning of the values of a `preference` column (format wide) or of `choice`, and there is "
             "no such column",
         )
+    for value, what in labels.problems(table, format):
+        yield f"{path}.{value}", what
 
 
 def _column_names(path: str, table: TableConfig | RankingTableConfig, format: TableFormat) -> Iterator[Problem]:
