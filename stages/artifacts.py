@@ -13,6 +13,8 @@ from pipeline.engine.stage import Artifact, parse
 from stages.intervals import Share
 
 AGREEMENT, DROPPED, RANKINGS = "agreement.json", "dropped.jsonl", "rankings.jsonl"
+MERGED = "merged_rankings"
+"""The rankings that are the consensus of annotators, as a table of the `data` stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,18 @@ def read_dropped(artifact: Artifact) -> Iterator[DroppedRow]:
 def rankings_file(artifact: Artifact) -> Path:
     """The rankings of a `data` or `rank` artifact, one JSON object per line (`data.schema`)."""
     return artifact.file(RANKINGS)
+
+
+def merged_file(artifact: Artifact) -> Path:
+    """The rankings of a `data` or `rank` artifact that are the consensus of annotators. There is no such file where
+    the recipe asks for none (`data.rankings.consensus`)."""
+    return artifact.path / f"{MERGED}.jsonl"
+
+
+def learned_file(artifact: Artifact) -> Path:
+    """The rankings of a `rank` artifact that models learn from: the consensus, or those of single annotators."""
+    merged = merged_file(artifact)
+    return merged if merged.is_file() else rankings_file(artifact)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from data.duplicates import HINTS, REASONS, Duplicates, NearAnswers, duplicates
 from data.held_out import EVALUATED, RANKED, too_few
 from data.schema import (
     Demonstration,
+    MergedRanking,
     Prompt,
     Ranking,
     Split,
@@ -50,6 +51,7 @@ from pipeline.config.data import DataConfig, TaskConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages import contamination
+from stages.artifacts import MERGED
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 
@@ -75,6 +77,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
     near_answers = NearAnswers(config.duplicates)
+    merges = config.rankings is not None and config.rankings.consensus != "none"
+    if merges:
+        dropped[MERGED], rows[MERGED] = Dropped(), array("q")
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
         repeated, repeated_prompts = (
@@ -85,7 +90,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
         def drop(table: str, row: int, reason: str, hint: str) -> None:
             dropped[table].add(reason, row, hint)
-            readings[table].kept -= 1
+            if table in readings:
+                readings[table].kept -= 1
 
         def is_dropped(table: str, finder: Duplicates, row: int, split: Split, texts: Sequence[str]) -> bool:
             duplicate = None if table in generated else finder.find(row, split, texts)
@@ -101,6 +107,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             with ctx.progress(f"reading {table}") as bar:
                 dropped[table].on_read = lambda number: bar.advance(0, read=number)
                 for as_read in readings[table].passing(read, ctx.describe):
+                    is_merged = isinstance(as_read, MergedRanking)
+                    readings[table].kept -= is_merged
                     row = replace(as_read, prompt=with_system(as_read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
@@ -115,7 +123,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                         distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
                     if table in rows:
-                        rows[table].append(number)
+                        rows[MERGED if is_merged else table].append(number)
                     yield row
                     bar.advance()
 
@@ -128,12 +136,16 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             for _ in passing(extra, "prompts"):
                 pass
         rankings: Counter[str] = Counter()
+        merged: Counter[str] = Counter()
         if config.rankings:
 
             def prepared(read: Iterable[Ranking]) -> Iterator[Ranking]:
                 for row in read:
                     split = split_of_prompt(row.prompt, held_out)
-                    ranking = _without_near_answers(replace(row, split=split), near_answers, dropped["rankings"])
+                    is_merged = isinstance(row, MergedRanking)
+                    near = NearAnswers(config.duplicates) if is_merged else near_answers
+                    out = dropped[MERGED if is_merged else "rankings"]
+                    ranking = _without_near_answers(replace(row, split=split), near, out)
                     if ranking is not None:
                         statistics.add(ranking)
                         yield ranking
@@ -141,7 +153,10 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             reading = readings["rankings"]
             reading.repeats = opened.enter_context(repeats(reading.name, config.rankings, reading.profile))
             table = read_rankings(config.rankings, reading.dropped, ctx.say, reading.repeats)
-            rankings = _write(out_dir / "rankings.jsonl", passing(prepared(table), "rankings"))
+            single = passing(prepared(table), "rankings")
+            if merges:
+                single = opened.enter_context(_apart(single, out_dir / f"{MERGED}.jsonl", merged))
+            rankings = _write(out_dir / "rankings.jsonl", single)
         finders: list[NearAnswers | Duplicates] = [near_answers, repeated, repeated_prompts]
         write_jsonl(out_dir / "duplicates.jsonl", (example for finder in finders for example in finder.examples))
         duplicate: Metrics = {
@@ -152,7 +167,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         }
         repeated_lines = [line for finder in finders if (line := finder.describe())]
 
-    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings}
+    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings, MERGED: merged}
 
     def dropped_row(table: str, row: int, kind: contamination.Kind, content: Mapping[str, Any]) -> None:
         counts[table][content["split"]] -= 1
@@ -161,9 +176,11 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
     checks = contamination.check_tables(out_dir, config.contamination, rows, generated, ctx, dropped_row)
     if config.rankings and any(check.dropped and check.table == "rankings" for check in checks):
+        ranked_before = statistics.ranked  # held-out prompts, of which none is dropped
         statistics = RankingStatistics(config)
         for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
             statistics.add(ranking)
+        statistics.ranked |= ranked_before
     for line in chain(
         statistics.pairs.lines(), *(reading.lines() for reading in readings.values()), repeated_lines
     ):
@@ -193,6 +210,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         completions = dropped["rankings"].completions_out
         metrics |= {
             **_by_split("rankings", rankings),
+            **(_by_split(MERGED, merged) if merges else {}),
             "dropped_completions": completions.total(),
             **_by_reason({"completions": completions}),
             **statistics.metrics(),
@@ -211,12 +229,14 @@ class RankingStatistics:
         self.human = True
 
     def add(self, row: Ranking) -> None:
+        if row.split == "eval":
+            self.ranked.add(prompt_key(row.prompt))
+        if isinstance(row, MergedRanking):
+            return
         self.sizes[len(row.completions)] += 1
         self.annotators.add(row.annotator)
         self.human = self.human and row.human
         self.pairs.add(row)
-        if row.split == "eval":
-            self.ranked.add(prompt_key(row.prompt))
 
     def metrics(self) -> Metrics:
         return {
@@ -260,6 +280,22 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
             out.write(as_line(replace(row, where="")))
             counts[row.split] += 1
     return counts
+
+
+@contextmanager
+def _apart(rankings: Iterable[Ranking], path: Path, counts: Counter[str]) -> Iterator[Iterator[Ranking]]:
+    """The rankings of single annotators. Merged ones are written to `path`, and counted by split in `counts`."""
+    with path.open("w", encoding="utf-8") as out:
+
+        def single() -> Iterator[Ranking]:
+            for ranking in rankings:
+                if isinstance(ranking, MergedRanking):
+                    out.write(as_line(replace(ranking, where="")))
+                    counts[ranking.split] += 1
+                else:
+                    yield ranking
+
+        yield single()
 
 
 def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:

@@ -23,17 +23,22 @@ from pipeline.engine.rounds import newest
 from pipeline.engine.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.files import jsonable
+from stages.artifacts import MERGED, merged_file
 from stages.left_out import LeftOut
 
 ALL_THE_SAME, NOT_RANKED = "all answers are the same", "not ranked"
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    """Writes rankings.jsonl and agreement.json."""
+    """Writes rankings.jsonl, agreement.json and, if the `data` stage merged annotators, merged_rankings.jsonl."""
     path = out_dir / "rankings.jsonl"
     unranked: LeftOut | None = None
+    merged: list[bool] = []  # whether people made each
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
+        if merged_file(inputs["data"]).is_file():
+            copied = shutil.copyfile(merged_file(inputs["data"]), out_dir / f"{MERGED}.jsonl")
+            merged = [ranking.human for ranking in read_rankings_file(copied)]
     elif config.source == "app":
         ranked, unranked = ask(config, newest(inputs, "collect"), ctx)
         write_jsonl(path, ranked)
@@ -45,7 +50,7 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         for ranking in read_rankings_file(path):
             sample.add(ranking)
             bar.advance()
-    if not sample.rankings:
+    if not sample.rankings and not merged:
         raise DataError(
             "rank: there are no rankings",
             where=str(path.parent if config.source != "data" else inputs["data"].path),
@@ -60,7 +65,7 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     return {
         "rankings": sample.rankings,
         "pairs": sample.pairs - sample.ties,
-        "tie_share": sample.ties / sample.pairs,
+        "tie_share": sample.ties / sample.pairs if sample.pairs else None,
         "agreement": agreed["value"],
         "agreement_low": agreed["low"],
         "agreement_high": agreed["high"],
@@ -73,7 +78,8 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "longer": measured["longer"]["value"],
         "measured_on": sample.kept,
         "annotators": len(sample.annotators),
-        "human": sample.human,
+        "human": sample.human and all(merged),
+        **({"merged_rankings": len(merged)} if merged else {}),
         **(unranked.metrics() if unranked else {}),
     }
 

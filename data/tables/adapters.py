@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.schema import Message, Ranking, prompt_key, same_text
-from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each, nothing
+from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, as_weight, each, nothing
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
 from data.tables.places import best_and_worst
@@ -35,6 +35,8 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 cells["prompt"] = as_prompt(cells["prompt"], "column 'prompt'", row.where)
             text = json.dumps({name: value for name, value in cells.items() if value is not None})
             ranking = _RANKING.validate_json(text, strict=True)
+            if "weight" in ranking.metadata:
+                as_weight(ranking.metadata["weight"], row, "metadata.weight")
         except (ValidationError, ValueError, TypeError) as error:
             problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             place = ".".join(map(str, problem["loc"]))
@@ -116,19 +118,26 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             answer = [text, columns.score(row, order, sign), columns.model(row), _rival(row, rival)]
             groups.add(
                 key or f"{prompt_key(prompt)} {annotator}",
-                [row.number, row.where, key, prompt, annotator, order, sign, answer],
+                [row.number, row.where, key, prompt, annotator, order, sign, columns.weight(row), answer],
             )
             where = where or row.where
-        if groups.groups and groups.largest() < 2:
+        if groups.groups and groups.largest() < 2 and not columns.merges_ratings:
             raise TableError(
                 "a ranking needs at least 2 completions and every group of this table has 1",
                 where=where,
-                hint="give rows of one ranking the same prompt and annotator, or name their `group` column",
+                hint="give rows of one ranking the same prompt and annotator, or name their `group` column; or "
+                "merge the annotators of a prompt, consensus: mean",
             )
         for group in groups:
-            number, where, key, prompt, annotator, order, sign, _ = group[0]
-            result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1)
-            for _, other, _, its_prompt, its_annotator, its_order, _, answer in group:
+            number, where, key, prompt, annotator, order, sign, weight, _ = group[0]
+            result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1, weight=weight)
+            for _, other, _, its_prompt, its_annotator, its_order, _, its_weight, answer in group:
+                if its_weight != weight:
+                    raise DataError(
+                        f"the row has the weight {its_weight:g}, and its ranking, at {where}, {weight:g}",
+                        where=other,
+                        hint="give all rows of a ranking, one prompt and annotator, the same weight",
+                    )
                 if (its_prompt, its_annotator) != (prompt, annotator):
                     raise DataError(
                         f"group {key!r} has a different prompt or annotator at {where}",

@@ -47,6 +47,8 @@ class Candidates:
     """Whether scores are the table's ratings, which the ranking keeps, or only an order."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """As `Ranking.metadata`."""
+    weight: float | None = None
+    """Where it differs from that of its row: of a ranking of several rows."""
     whole: Ranking | None = None
     """The ranking itself, where the table holds our own schema."""
     left_out: str = ""
@@ -111,12 +113,25 @@ def key_of(value: Any) -> str:
     return str(int(number)) if number.is_integer() else text
 
 
+def as_weight(value: Any, row: Row, column: str) -> float:
+    """A finite number above 0. Raises `DataError` for anything else, an empty cell too."""
+    number = as_number(value, f"column {column!r}", row.where)
+    if number is None or not number > 0:
+        raise DataError(
+            f"column {column!r} must hold a weight above 0, got {value!r:.60}",
+            where=row.where,
+            hint="write a weight above 0, such as 1; remove the row to leave its ranking out",
+        )
+    return number
+
+
 class Columns:
     """Our column names -> the table's. A name that the recipe does not give is the table's own name."""
 
     def __init__(self, config: RankingTableConfig, format: TableFormat) -> None:
         self.named, self.where = config.columns, f"data.rankings.columns ({config.path})"
         self.labels, self.text_lists = config.labels, config.text_lists
+        self.merges_ratings = config.consensus in ("mean", "zscore")
         self.pairs, self.index_from = config.pairs, config.index_from
         self.scale = {key_of(label): float(number) for number, label in enumerate(config.scale, 1)}
         self.forms = Forms()
@@ -192,6 +207,10 @@ class Columns:
         """Who ranked; `unknown` where the cell is empty, or the recipe says `annotator: ""`."""
         value = None if self.named.get("annotator") == "" else self.optional(row, "annotator")
         return ANONYMOUS if is_empty(value) else str(value)
+
+    def weight(self, row: Row) -> float | None:
+        """The row's weight; None where the recipe names no column of weights."""
+        return as_weight(row[self.name("weight")], row, self.name("weight")) if "weight" in self.named else None
 
     def model(self, row: Row) -> str | None:
         return as_text(self.optional(row, "model"), f"column {self.name('model')!r}", row.where) or None

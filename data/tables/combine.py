@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
+from math import fsum
 
 from data.schema import Ranking, prompt_key, ranks_from_scores, same_text
 from data.tables.spill import grouping
@@ -81,9 +82,17 @@ def _merged(rankings: Sequence[Ranking]) -> Iterator[Ranking]:
             ranks=ranks_from_scores([scores[key] for key in members]),
             ratings=None,
             models=[models[key] for key in members] if any(models[key] for key in members) else None,
-            metadata={name: value for name, value in first.metadata.items() if name == "weight"},
+            metadata=_mean_weight(rankings),
             human=all(ranking.human for ranking in rankings),
         )
+
+
+def _mean_weight(rankings: Sequence[Ranking]) -> dict[str, float]:
+    """The metadata with the mean of the comparisons' weights; empty where they have none."""
+    weights = [ranking.weight for ranking in rankings]
+    if not any("weight" in ranking.metadata for ranking in rankings):
+        return {}
+    return {"weight": weights[0] if len(set(weights)) == 1 else fsum(weights) / len(weights)}
 
 
 def connected(links: Iterable[Sequence[str]]) -> list[list[str]]:

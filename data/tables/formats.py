@@ -33,6 +33,7 @@ class Format(TableFormat):
 
 
 PROMPT, MODEL, ANNOTATOR = Column("prompt"), Column("model"), Column("annotator")
+WEIGHT = Column("weight", explicit=True)
 MODELS = Column("models", "list")
 
 FORMATS: dict[str, Format] = {
@@ -48,10 +49,11 @@ FORMATS: dict[str, Format] = {
                 Column("ratings", "list", distinct=True),
                 Column("ranks", "list", distinct=True),
                 Column("preference", "either", labelled=True),
-                Column("best"),
-                Column("worst"),
+                Column("best", explicit=True),
+                Column("worst", explicit=True),
                 MODELS,
                 ANNOTATOR,
+                WEIGHT,
             ),
             alternatives=(
                 ("ratings", "ranks", "preference", "best"),
@@ -69,7 +71,8 @@ FORMATS: dict[str, Format] = {
                 Column("rank"),
                 MODEL,
                 ANNOTATOR,
-                Column("group"),
+                WEIGHT,
+                Column("group", explicit=True),
             ),
             alternatives=(("rating", "rank"),),
             read=adapters.long,
@@ -86,6 +89,7 @@ FORMATS: dict[str, Format] = {
                 Column("chosen_rating"),
                 Column("rejected_rating"),
                 ANNOTATOR,
+                WEIGHT,
             ),
             read=adapters.pairs,
             ordered=True,
@@ -117,6 +121,7 @@ FORMATS: dict[str, Format] = {
                 Column("ranks"),
                 MODEL,
                 ANNOTATOR,
+                WEIGHT,
             ),
             alternatives=(("score", "rank"), ("ratings", "ranks")),
             read=adapters.scored,
@@ -129,9 +134,10 @@ FORMATS: dict[str, Format] = {
                 Column("completions", required=True),
                 Column("text"),
                 Column("choice", required=True, labelled=True),
-                Column("worst"),
+                Column("worst", explicit=True),
                 MODEL,
                 ANNOTATOR,
+                WEIGHT,
             ),
             read=labels.choice,
         ),

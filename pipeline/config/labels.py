@@ -44,6 +44,8 @@ def problems(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[s
         )
     if table.unranked == "last" and (not names & {*RANKED} or {*UNRANKED} & table.columns.keys()):
         yield "unranked", "is about ranks, and this table has none"
+    if table.consensus in ("mean", "zscore") and table.combine == "net_wins":
+        yield "consensus", f"{table.consensus} is of ratings, and combine: net_wins leaves none: use bradley_terry"
 
 
 def _pairs(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[str, str]]:
@@ -57,6 +59,9 @@ def _pairs(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[str
             "pairs",
             "is the order of the labels in `preference` (format wide) or `choice`, and there is no such column",
         )
+        return
+    if wrong := next((pair for pair in table.pairs if len(pair) != 2), None):
+        yield "pairs", f"must hold two completions each, got {wrong}"
         return
     if any(first == second for first, second in table.pairs):
         yield "pairs", "compares an answer with itself"

@@ -212,6 +212,12 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
         yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
     if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":
         yield "reward.merits", "says where margins or regression targets come from, and the recipe uses neither"
+    if reward.annotator_weights == "reliability" and _merges(recipe):
+        yield (
+            "reward.annotator_weights",
+            "weighs the rankings of single annotators, and data.rankings.consensus merges them: leave one of them "
+            "out",
+        )
     if reward.hard_negatives and reward.merits == "ratings" and (reward.margin or reward.objective == "regression"):
         yield "reward.hard_negatives", "makes pairs without ratings: set reward.merits to ranks, or leave it out"
     if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
@@ -232,6 +238,11 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
             "ppo.reward.aggregate",
             f"{aggregate} needs several members, and reward.ensemble is {reward.ensemble}{minus}",
         )
+
+
+def _merges(recipe: Recipe) -> bool:
+    table = recipe.data.rankings
+    return recipe.rank.source == "data" and table is not None and table.consensus != "none"
 
 
 def _eval(recipe: Recipe) -> Iterator[Problem]:

@@ -23,6 +23,7 @@ def measure_reward_model(
     model: Any,
     groups: Mapping[str, Group],
     rankings: Callable[[], Iterable[Ranking]],
+    single: Callable[[], Iterable[Ranking]],
     encoder: Encoder,
     bag_of_words: WordScorer,
     rubric: Rubric | None,
@@ -40,6 +41,7 @@ def measure_reward_model(
     Args:
         groups: those of the held-out prompts.
         rankings: reads the held-out rankings from the start on each call.
+        single: the same of single annotators' rankings, which differ where the recipe merges annotators.
     """
     texts = [(key, text) for key, group in groups.items() for text in group.completions]
     rows = [row for group in groups.values() for row in group.rows]
@@ -59,14 +61,14 @@ def measure_reward_model(
         "reward: measures", total=passes * sum(len(group.orders) for group in groups.values())
     ) as bar:
 
-        def measured() -> Iterator[Ranking]:
-            for ranking in _measured(rankings(), groups):
+        def measured(read: Callable[[], Iterable[Ranking]] = rankings) -> Iterator[Ranking]:
+            for ranking in _measured(read(), groups):
                 yield ranking
                 bar.advance()
 
         metrics, tables = quality(measured(), by_text, ctx.seed, baselines)
         metrics |= {"ended_preferred": float((scores > unended).float().mean())}
-        metrics |= _ceiling(measured(), ctx.seed)
+        metrics |= _ceiling(measured(single), ctx.seed)
         if len(members) > 1 and metrics["pairs"]:
             by_member = [dict(zip(texts, scores.tolist(), strict=True)) for scores in members]
             metrics["member_accuracy"] = [
