@@ -131,6 +131,8 @@ class Columns:
     def __init__(self, config: RankingTableConfig, format: TableFormat) -> None:
         self.named, self.where = config.columns, f"data.rankings.columns ({config.path})"
         self.labels, self.text_lists = config.labels, config.text_lists
+        self.rank_signs: set[bool] = set()
+        """Whether ranks are above 0, of those that were read. A table has ranks of one sign."""
         self.merges_ratings = config.consensus in ("mean", "zscore")
         self.pairs, self.index_from = config.pairs, config.index_from
         self.scale = {key_of(label): float(number) for number, label in enumerate(config.scale, 1)}
@@ -191,12 +193,15 @@ class Columns:
         if sign < 0 and self.scale:
             raise self.error(f"`scale` is of ratings, and {what} holds ranks", "leave `scale` out")
         number = as_number(value, what, row.where)
-        if sign < 0 and number is not None and number < 0:
-            raise DataError(
-                f"{what} holds the rank {number:g}, and ranks are counted from 0 or 1",
-                where=row.where,
-                hint="empty the cell of an answer without a rank; `unranked` says what is done with it",
-            )
+        if sign < 0 and number:
+            self.rank_signs.add(number > 0)
+            if len(self.rank_signs) > 1:
+                raise DataError(
+                    f"{what} holds the rank {number:g}, and other ranks are {'below' if number > 0 else 'above'} 0",
+                    where=row.where,
+                    hint="empty the cells of answers without a rank, which often hold -1; `unranked` says what is "
+                    "done with them. If higher is better, name the column as one of ratings",
+                )
         return None if number is None else sign * number
 
     def cells(self, row: Row, names: Iterable[str]) -> list[tuple[str, Any]]:

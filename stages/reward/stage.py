@@ -106,12 +106,12 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         model,
         held_out,
         lambda: _ranked(rounds, "eval"),
-        lambda: _ranked(rounds, "eval", rankings_file),
         builder.encoder,
         words,
         rubric,
         config,
         ctx,
+        single=lambda: _ranked(rounds, "eval", rankings_file),
     )
     metrics |= {f"eval_{name}": value for name, value in quality.items()} | unmeasured.metrics()
     if World().rank:

@@ -166,10 +166,11 @@ def test_a_ranking_without_any_rank_says_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("marker", [-1, "-1", "none", "nan", True])
-def test_a_marker_of_unranked_answers_is_no_rank(tmp_path, marker):
-    with pytest.raises(DataError) as caught:
-        read(tmp_path, [ranked(marker, 1, 2, 3, 4)], TOP, unranked="last")
-    assert caught.value.where.endswith("t.jsonl:1")
+@pytest.mark.parametrize("unranked", ["drop", "last"])
+def test_a_marker_of_unranked_answers_is_no_rank(tmp_path, marker, unranked):
+    with pytest.raises(DataError, match=r"the rank -?1, and other ranks are|must be a number") as caught:
+        read(tmp_path, [ranked(1, 2, 3, 4, 5), ranked(2, 1, marker, 3, 4)], TOP, unranked=unranked)
+    assert caught.value.where.endswith("t.jsonl:2")
 
 
 def test_unranked_answers_of_other_formats(tmp_path):
