@@ -21,7 +21,7 @@ ANNOTATORS = ("ana", "ben", "eve")
 
 
 def rating(p, a, who, value):
-    text = f"please describe the old place number {p}"
+    text = f"please describe the old place that has the number {p}"
     return {"prompt": text, "completion": f"answer {a} of {p}", "annotator": who, "rating": value % 5}
 
 
