@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from data.schema import Demonstration, Prompt, Ranking, row_number
+from data.schema import Demonstration, MergedRanking, Prompt, Ranking, row_number
 from data.splits import group_of
 from data.tables.demonstrations import read_prompts
 from data.tables.reading import Reading
@@ -36,7 +36,8 @@ class Excluded:
         for row in rows:
             if (group := group_of(row.prompt)) in self.groups:
                 self.met.add(group)
-                dropped.add(REASON, row_number(row.where), HINT)
+                if not isinstance(row, MergedRanking):  # the rankings that it merges are counted
+                    dropped.add(REASON, row_number(row.where), HINT)
             else:
                 yield row
 

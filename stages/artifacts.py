@@ -14,6 +14,8 @@ from stages.intervals import Share
 
 AGREEMENT, DROPPED, RANKINGS = "agreement.json", "dropped.jsonl", "rankings.jsonl"
 EXCLUDED = "excluded.jsonl"
+MERGED = "merged_rankings"
+"""The rankings that are the consensus of annotators, as a table of the `data` stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,18 @@ def excluded_groups(data: Artifact) -> frozenset[str]:
 def rankings_file(artifact: Artifact) -> Path:
     """The rankings of a `data` or `rank` artifact, one JSON object per line (`data.schema`)."""
     return artifact.file(RANKINGS)
+
+
+def merged_file(artifact: Artifact) -> Path | None:
+    """The rankings of a `data` or `rank` artifact that are the consensus of annotators; None where the recipe asks
+    for none (`data.rankings.consensus`)."""
+    name = f"{MERGED}.jsonl"
+    return artifact.file(name) if artifact.has(name) else None
+
+
+def learned_file(artifact: Artifact) -> Path:
+    """The rankings of a `rank` artifact that models learn from: the consensus, or those of single annotators."""
+    return merged_file(artifact) or rankings_file(artifact)
 
 
 @dataclass(frozen=True, kw_only=True)

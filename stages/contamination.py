@@ -21,7 +21,7 @@ from data.schema import Message
 from data.splits import group_of
 from pipeline.config.data import ContaminationConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from stages.artifacts import excluded_groups
+from stages.artifacts import MERGED, excluded_groups
 from stages.left_out import LeftOut
 
 FILE = "contamination.json"
@@ -85,7 +85,7 @@ class Contamination:
         first = self.examples[0]
         keys = " and ".join(f"data.contamination.{kind}" for kind in kinds)
         return (
-            f"warning: of the {self.table} that are trained on, "
+            f"warning: of the {self.table.replace('_', ' ')} that are trained on, "
             f"{' and '.join(counts[kind].format(self.kept[kind]) for kind in kinds)} (row {first['row']}: "
             f"{start(first['held_out'])!r}). To drop them, set {keys}: drop"
         )
@@ -126,8 +126,8 @@ def check_tables(
     without the rows that the config drops.
 
     Args:
-        folder: with demonstrations.jsonl, prompts.jsonl and perhaps rankings.jsonl.
-        rows: the number in its source of each line of demonstrations.jsonl and rankings.jsonl.
+        folder: with demonstrations.jsonl, prompts.jsonl and perhaps rankings.jsonl and merged_rankings.jsonl.
+        rows: the number in its source of each line of the files other than prompts.jsonl.
         generated: tables whose rows are generated, which are not compared.
         on_drop: called with table, row number, kind and content of each row that is dropped.
     """
@@ -136,7 +136,7 @@ def check_tables(
     written = Artifact("data", folder, "")
     held_out = HeldOutTexts(config.threshold) if ignored else held_out_prompts(written, config, generated)
     checks = []
-    for table in ("demonstrations", "prompts", "rankings"):
+    for table in ("demonstrations", "prompts", "rankings", MERGED):
         path = folder / f"{table}.jsonl"
         if not len(held_out) or table in generated or not path.is_file():
             continue

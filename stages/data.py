@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,7 @@ from data.exclusion import read_excluded
 from data.held_out import EVALUATED, RANKED, too_few
 from data.schema import (
     Demonstration,
+    MergedRanking,
     Prompt,
     Ranking,
     Split,
@@ -53,7 +54,7 @@ from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages import contamination
-from stages.artifacts import EXCLUDED
+from stages.artifacts import EXCLUDED, MERGED
 from stages.transfer import FILE, EvalRankings
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
@@ -82,6 +83,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
     near_answers = NearAnswers(config.duplicates)
+    merges = config.rankings is not None and config.rankings.consensus != "none"
+    if merges:
+        dropped[MERGED], rows[MERGED] = Dropped(), array("q")
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
         statistics = opened.enter_context(summary(_first_wins(config)))
@@ -93,7 +97,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
         def drop(table: str, row: int, reason: str, hint: str) -> None:
             dropped[table].add(reason, row, hint)
-            readings[table].kept -= 1
+            if table in readings:
+                readings[table].kept -= 1
 
         def wanted(read: Iterable[Text], table: str) -> Iterator[Text]:
             return excluded.left(read, dropped[table])
@@ -117,6 +122,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             with ctx.progress(f"reading {table}") as bar:
                 dropped[table].on_read = lambda number: bar.advance(0, read=number)
                 for as_read in readings[table].passing(read, ctx.describe):
+                    is_merged = isinstance(as_read, MergedRanking)
+                    readings[table].kept -= is_merged
                     row = replace(as_read, prompt=with_system(as_read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
@@ -131,7 +138,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                         distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
                     if table in rows:
-                        rows[table].append(number)
+                        rows[MERGED if is_merged else table].append(number)
                     yield row
                     bar.advance()
 
@@ -147,21 +154,27 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                 pass
         rankings: Counter[str] = Counter()
         ranked: set[str] = set()  # held-out prompts with rankings
+        merged: Counter[str] = Counter()
         if config.rankings:
 
             def prepared(read: Iterable[Ranking]) -> Iterator[Ranking]:
                 for row in wanted(read, "rankings"):
                     split = split_of_prompt(row.prompt, held_out)
-                    ranking = _without_near_answers(replace(row, split=split), near_answers, dropped["rankings"])
+                    is_merged = isinstance(row, MergedRanking)
+                    near = NearAnswers(config.duplicates) if is_merged else near_answers
+                    out = dropped[MERGED if is_merged else "rankings"]
+                    ranking = _without_near_answers(replace(row, split=split), near, out)
                     if ranking is not None:
-                        statistics.add(ranking)
+                        if not is_merged:
+                            statistics.add(ranking)
                         if split == "eval":
                             ranked.add(prompt_key(ranking.prompt))
                         yield ranking
 
-            rankings = _write(
-                out_dir / "rankings.jsonl", passing(prepared(rankings_of("rankings", config.rankings)), "rankings")
-            )
+            single = passing(prepared(rankings_of("rankings", config.rankings)), "rankings")
+            if merges:
+                single = opened.enter_context(_apart(single, out_dir / f"{MERGED}.jsonl", merged))
+            rankings = _write(out_dir / "rankings.jsonl", single)
         if config.eval_rankings:
             with ctx.progress("reading eval_rankings") as bar:
                 dropped["eval_rankings"].on_read = lambda number: bar.advance(0, read=number)
@@ -177,7 +190,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         }
         repeated_lines = [line for finder in finders if (line := finder.describe())]
 
-    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings}
+    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings, MERGED: merged}
 
     def dropped_row(table: str, row: int, kind: contamination.Kind, content: Mapping[str, Any]) -> None:
         counts[table][content["split"]] -= 1
@@ -248,6 +261,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         completions = dropped["rankings"].completions_out
         metrics |= {
             **_by_split("rankings", rankings),
+            **(_by_split(MERGED, merged) if merges else {}),
             "dropped_completions": completions.total(),
             **_by_reason({"completions": completions}),
             "ranked_prompts_eval": len(ranked),
@@ -292,6 +306,22 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
             out.write(as_line(replace(row, where="")))
             counts[row.split] += 1
     return counts
+
+
+@contextmanager
+def _apart(rankings: Iterable[Ranking], path: Path, counts: Counter[str]) -> Iterator[Iterator[Ranking]]:
+    """The rankings of single annotators. Merged ones are written to `path`, and counted by split in `counts`."""
+    with path.open("w", encoding="utf-8") as out:
+
+        def single() -> Iterator[Ranking]:
+            for ranking in rankings:
+                if isinstance(ranking, MergedRanking):
+                    out.write(as_line(replace(ranking, where="")))
+                    counts[ranking.split] += 1
+                else:
+                    yield ranking
+
+        yield single()
 
 
 def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:

@@ -24,17 +24,22 @@ from pipeline.engine.rounds import newest
 from pipeline.engine.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.files import jsonable
+from stages.artifacts import MERGED, merged_file
 from stages.left_out import LeftOut
 
 ALL_THE_SAME, NOT_RANKED = "all answers are the same", "not ranked"
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    """Writes rankings.jsonl and agreement.json."""
+    """Writes rankings.jsonl, agreement.json and, if the `data` stage merged annotators, merged_rankings.jsonl."""
     path = out_dir / "rankings.jsonl"
     unranked: LeftOut | None = None
+    merged: list[bool] = []  # whether people made each
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
+        if consensus := merged_file(inputs["data"]):
+            copied = shutil.copyfile(consensus, out_dir / f"{MERGED}.jsonl")
+            merged = [ranking.human for ranking in read_rankings_file(copied)]
     elif config.source == "app":
         ranked, unranked = ask(config, newest(inputs, "collect"), ctx)
         write_jsonl(path, ranked)
@@ -46,7 +51,7 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             figures.add(ranking)
             bar.advance()
     sample = figures.sample
-    if not sample.rankings:
+    if not sample.rankings and not merged:
         raise DataError(
             "rank: there are no rankings",
             where=str(path.parent if config.source != "data" else inputs["data"].path),
@@ -74,6 +79,8 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "first_shown": measured["first_shown"]["value"],
         "longer": measured["longer"]["value"],
         "measured_on": sample.kept,
+        "human": sample.human and all(merged),
+        **({"merged_rankings": len(merged)} if merged else {}),
         **(unranked.metrics() if unranked else {}),
     }
 

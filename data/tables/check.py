@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.schema import Demonstration, Prompt, Ranking, prompt_key
+from data.schema import Demonstration, MergedRanking, Prompt, Ranking, prompt_key
 from data.splits import group_of
 from data.tables.corpus import documents
 from data.tables.demonstrations import read_demonstrations, read_prompts
@@ -57,6 +57,7 @@ class TableReport:
         complete: whether these are all rows of the table.
         kind: what its rows become: rankings, demonstrations, prompts or texts.
         parsed: how many of them there are.
+        merged: rankings that are the consensus of annotators.
         prompts: distinct prompts among them.
         groups: the group of each distinct prompt, by its key (`data.splits`).
         asked: each distinct prompt, by its key, without completion and split.
@@ -77,6 +78,7 @@ class TableReport:
     read: int = 0
     complete: bool = False
     parsed: int = 0
+    merged: int = 0
     prompts: int = 0
     groups: dict[str, str] = field(default_factory=dict)
     asked: dict[str, Prompt] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class TableReport:
         if not self.opened:
             yield f"{self.name}: {self.path} was not opened, since it is not a local file"
             return
-        if self.problems and not self.parsed:
+        if self.problems and not self.parsed and not self.merged:
             yield f"{self.name}: {self.path}, {count_of(self.read, 'rows')} read, none of them usable"
             yield from self.lines
             return
@@ -103,6 +105,8 @@ class TableReport:
         if self.annotators:
             names = listed([f"{who} ({count:,})" for who, count in self.annotators.most_common()])
             line += f", by {names}"
+        if self.merged:
+            line += f"; {count_of(self.merged, 'merged rankings')}"
         yield line
         if line := self.dropped.line(self.name, self.kind, self.parsed):
             yield line
@@ -250,17 +254,20 @@ def parse(
 
 def _count(report: TableReport, parsed: Iterable[Parsed], figures: RankingSummary | None) -> None:
     """Counts what the rows become, in `report` and, of rankings, in `figures`."""
-    report.parsed, report.first, report.annotators = 0, [], Counter()
+    report.parsed, report.merged, report.first, report.annotators = 0, 0, [], Counter()
     report.groups, report.asked = {}, {}
     try:
         for item in parsed:
-            report.parsed += 1
-            if report.parsed <= SHOWN:
-                report.first.append(item)
-            if isinstance(item, Ranking):
-                report.annotators[item.annotator] += 1
-                if figures is not None:
-                    figures.add(item)
+            if isinstance(item, MergedRanking):
+                report.merged += 1
+            else:
+                report.parsed += 1
+                if report.parsed <= SHOWN:
+                    report.first.append(item)
+                if isinstance(item, Ranking):
+                    report.annotators[item.annotator] += 1
+                    if figures is not None:
+                        figures.add(item)
             if not isinstance(item, tuple):
                 key = prompt_key(item.prompt)
                 report.groups[key] = group_of(item.prompt)

@@ -112,7 +112,7 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
     for column in form.columns:
         if column.name in named:
             used.update(tables_names(named[column.name]))
-        elif column.form != "list" and column.name not in unread:
+        elif column.form != "list" and not column.explicit and column.name not in unread:
             used.add(column.name)
     if isinstance(table, PromptTableConfig):
         used.update(table.metadata)

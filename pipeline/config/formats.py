@@ -27,6 +27,7 @@ class Column:
         required: whether every table of this format has it. A recipe must name a required list: it has no default.
         distinct: whether a list may not name a column twice.
         labelled: whether the recipe's `labels` may say what its values mean.
+        explicit: whether it is read only where a recipe names it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Column:
     required: bool = False
     distinct: bool = False
     labelled: bool = False
+    explicit: bool = False
 
 
 @dataclass(frozen=True)

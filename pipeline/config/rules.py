@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import endpoint, estimators, licenses, policies, term_rules
+from pipeline.config import endpoint, estimators, labels, licenses, policies, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.evaluate import JUDGES
@@ -190,6 +190,8 @@ def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
             "gives the meaning of the values of a `preference` column (format wide) or of `choice`, and there is "
             "no such column",
         )
+    for value, what in labels.problems(table, format):
+        yield f"{path}.{value}", what
 
 
 def _column_names(path: str, table: TableConfig | RankingTableConfig, format: TableFormat) -> Iterator[Problem]:
@@ -212,6 +214,18 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
         yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
     if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":
         yield "reward.merits", "says where margins or regression targets come from, and the recipe uses neither"
+    evaluated = recipe.data.eval_rankings
+    if evaluated is not None and evaluated.consensus != "none":
+        yield (
+            "data.eval_rankings.consensus",
+            "merges annotators for training, and these rankings are for evaluation: leave it out",
+        )
+    if reward.annotator_weights == "reliability" and _merges(recipe):
+        yield (
+            "reward.annotator_weights",
+            "weighs the rankings of single annotators, and data.rankings.consensus merges them: leave one of them "
+            "out",
+        )
     if reward.hard_negatives and reward.merits == "ratings" and (reward.margin or reward.objective == "regression"):
         yield "reward.hard_negatives", "makes pairs without ratings: set reward.merits to ranks, or leave it out"
     if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
@@ -232,6 +246,11 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
             "ppo.reward.aggregate",
             f"{aggregate} needs several members, and reward.ensemble is {reward.ensemble}{minus}",
         )
+
+
+def _merges(recipe: Recipe) -> bool:
+    table = recipe.data.rankings
+    return recipe.rank.source == "data" and table is not None and table.consensus != "none"
 
 
 def _eval(recipe: Recipe) -> Iterator[Problem]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data.exclusion import Excluded
-from data.schema import Prompt, Ranking, prompt_key, read_rankings_file, row_number
+from data.schema import MergedRanking, Prompt, Ranking, prompt_key, read_rankings_file, row_number
 from data.splits import group_of
 from data.tables.mapping import located
 from data.tables.messages import with_system
@@ -35,7 +35,7 @@ from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
 from stages import transfer
-from stages.artifacts import AGREEMENT, excluded_groups, rankings_file, read_weights
+from stages.artifacts import AGREEMENT, excluded_groups, learned_file, rankings_file, read_weights
 from stages.contamination import REASONS, Contamination, of_data, text_of
 from stages.left_out import PREFIXES
 from stages.models.distributed import World
@@ -108,7 +108,15 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     with ctx.progress("reward: bag of words", total=len(bag_of_words.distinct(pairs))) as bar:
         words = bag_of_words.fit(pairs, bar.advance)
     quality, tables = measure_reward_model(
-        model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, rubric, config, ctx
+        model,
+        held_out,
+        lambda: _ranked(rounds, "eval"),
+        builder.encoder,
+        words,
+        rubric,
+        config,
+        ctx,
+        single=lambda: _ranked(rounds, "eval", rankings_file),
     )
     metrics |= {f"eval_{name}": value for name, value in quality.items()} | unmeasured.metrics()
     transferred: Metrics = {}
@@ -210,10 +218,12 @@ def _read_pretraining(
     return groups, metrics
 
 
-def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
+def _ranked(
+    rounds: Sequence[Artifact], split: str, file: Callable[[Artifact], Path] = learned_file
+) -> Iterator[Ranking]:
     """The rankings of a split, of all rounds. Streamed from the files: as Python objects they would take many times
     their size."""
-    rows = (row for ranked in rounds for row in read_rankings_file(rankings_file(ranked)))
+    rows = (row for ranked in rounds for row in read_rankings_file(file(ranked)))
     return (row for row in rows if row.split == split)
 
 
@@ -264,6 +274,8 @@ def _pretraining(
     count = 0
     with located("reward.pretrain_on", config, ctx.describe):
         for ranking in excluded.left(read_rankings(config, dropped, ctx.say), dropped):
+            if config.consensus != "none" and not isinstance(ranking, MergedRanking):
+                continue
             seen |= {group_of(ranking.prompt)} & foreign
             if group_of(ranking.prompt) in held_out:
                 dropped.rows_out["held-out prompt"] += 1

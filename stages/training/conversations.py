@@ -9,6 +9,7 @@ from data.schema import Message
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
+from stages.artifacts import MERGED
 from stages.models.templates import Refused, fold
 from stages.models.text import Codec
 
@@ -77,9 +78,10 @@ def _answers(data: Artifact, tables: Sequence[str]) -> Iterator[str]:
     if "demonstrations" in tables:
         for row in data.jsonl("demonstrations.jsonl"):
             yield row["completion"]
-    if "rankings" in tables and data.has("rankings.jsonl"):
-        for row in data.jsonl("rankings.jsonl"):
-            yield from row["completions"]
+    for table in ("rankings.jsonl", f"{MERGED}.jsonl"):
+        if "rankings" in tables and data.has(table):
+            for row in data.jsonl(table):
+                yield from row["completions"]
 
 
 def _refusal(row: dict[str, Any], error: Refused, share: str, data: Artifact, codec: Codec) -> DataError:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from data.tables.columns import key_of
 from data.tables.guess.guess import RANKINGS, Guess, Open, finish
 from data.tables.guess.sample import Sample
-from data.tables.labels import key_of
 from pipeline.errors import DataError
 
 Columns = Mapping[str, str | list[str]]
