@@ -11,6 +11,7 @@ from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.language import recorded, translate
 from pipeline.wording import listing
 from stages import contamination
+from stages.artifacts import MERGED
 
 DUPLICATES = "duplicates.jsonl"
 WORDS: dict[Kind, str] = {"exact": "repeat another row", "near": "nearly repeat another row"}
@@ -63,7 +64,11 @@ def _overlap(
         (row["row"], row["text"], row[other]) for row in rows if (row["table"], row["kind"]) == (table, kind)
     ]
     return Overlap(
-        table=table.replace("_", " "), kind=what, near=kind == "near", count=count, examples=examples[:3]
+        table="merged rankings" if table == MERGED else table,
+        kind=what,
+        near=kind == "near",
+        count=count,
+        examples=examples[:3],
     )
 
 
