@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.language import recorded, translate
 from pipeline.wording import counted
-from stages.artifacts import Agreement, AnnotatorAgreement, ModelStrength, read_dropped
+from stages.artifacts import MERGED, Agreement, AnnotatorAgreement, ModelStrength, read_dropped
 from stages.left_out import losses
 from stages.reward.artifact import RewardQuality
 
@@ -24,6 +24,7 @@ TABLES = {
     "rankings": "rankings",
     "completions": "rankings",
     "eval_rankings": "eval_rankings",
+    MERGED: "rankings",
 }
 """What can be left out -> the recipe's table that it is in."""
 LEAVE_OUT = ("base", "sft", "collect", "rank", "reward", "ppo", "dpo", "raft", "eval")
@@ -143,7 +144,7 @@ def _dropped_rows(data: StageRun) -> list[Dropped]:
             rows.append(place.row)
     return [
         Dropped(
-            table=recorded(what),
+            table=recorded(what.replace("_", " ")),
             file=(config.get(table) or {}).get("path", ""),
             read=metrics.get(f"read_{table}"),
             reason=recorded(reason),
