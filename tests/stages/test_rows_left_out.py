@@ -102,7 +102,8 @@ def test_when_every_row_is_too_long_that_is_the_error(stage, inputs, tmp_path, t
         STAGES[stage](inputs, tmp_path / "out", ctx, 1)
     assert re.match(rf"{stage}: (\d+) of \1 (training|held-out) prompts left out", raised.value.what)
     assert raised.value.where == f"recipe.yaml:7 ({stage}.max_prompt_length)"
-    assert raised.value.hint == f"raise {stage}.max_prompt_length"
+    longest = int(re.search(r"the longest has (\d+)", raised.value.what)[1])
+    assert raised.value.hint == f"raise {stage}.max_prompt_length to {-(-longest // 8) * 8}"
 
 
 def test_a_table_without_any_ranking_is_refused_by_name(tmp_path, training_context):
