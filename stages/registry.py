@@ -18,6 +18,7 @@ from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
+from pipeline.config.table_files import joined_files
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
 
@@ -112,6 +113,7 @@ register(
                 "base.pretrain.corpus.path": is_local,
                 "base.chat_template": lambda template: template.endswith(".jinja"),
             },
+            also_reads=lambda recipe: joined_files(recipe, "base.pretrain.corpus"),
         ),
         StageSpec(
             "data",
@@ -123,6 +125,7 @@ register(
                 "data.prompts.path": is_local,
                 "data.rankings.path": is_local,
             },
+            also_reads=lambda recipe: joined_files(recipe, "data.demonstrations", "data.prompts", "data.rankings"),
         ),
         StageSpec(
             "sft",
@@ -168,6 +171,7 @@ register(
                 "reward.rubric": lambda rubric: rubric != "eval" and _is_file(rubric),
                 "eval.judge": _is_file,
             },
+            also_reads=lambda recipe: joined_files(recipe, "reward.pretrain_on"),
             parallel=True,
             resolve=lambda recipe, reward: replace(reward, rubric=reward_rubric(recipe)),
         ),
@@ -226,6 +230,7 @@ register(
                 "eval.reward_model": lambda model: model != "ensemble",
                 "eval.text.path": is_local,
             },
+            also_reads=lambda recipe: joined_files(recipe, "eval.text"),
         ),
         StageSpec(
             "export",

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.schema import Message, Ranking, prompt_key, same_text
-from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each, nothing
+from data.tables.columns import Candidates, Cells, Columns, Completion, as_object, each, nothing, signed
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
 from data.tables.sources import Row, TableError, as_number, as_text, is_empty
@@ -48,45 +48,53 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
 
 
 def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """`completions: [a, b, ...]` with `ratings: [...]` (higher is better) or `ranks: [...]` (lower is)."""
-    completions, models = columns.names("completions"), columns.names("models")
+    """`completions: [a, b, ...]` with `ratings: [...]` (higher is better) or `ranks: [...]` (lower is). Each may
+    also be one column with a list in its cells."""
     if "preference" in columns.named:
-        yield from preferences(rows, columns, completions, models)
+        yield from preferences(rows, columns)
         return
     kind = "ranks" if "ranks" in columns.named else "ratings"
-    orders = columns.names(kind)
-    if len(completions) < 2:
+    _check_lists(columns, kind)
+    sign = -1 if kind == "ranks" else 1
+
+    def read(row: Row) -> Iterator[Candidates]:
+        completions = columns.items(row, "completions")
+        orders = columns.beside(completions, row, kind)
+        scored = [(who, cells.numbers(row.where, sign)) for who, cells in orders.by_annotator(row, columns)]
+        prompt, texts = columns.exchange(row, completions.named)
+        models = columns.models(row, completions)
+        for annotator, scores in scored:
+            answers = list(map(Completion, texts, scores, models))
+            yield Candidates(prompt, answers, row, annotator, rated=kind == "ratings")
+
+    yield from each(rows, read)
+
+
+def _check_lists(columns: Columns, kind: str) -> None:
+    """Raises `RecipeError` where the recipe's lists of columns do not belong together."""
+    completions = columns.named.get("completions")
+    if isinstance(completions, list) and len(completions) < 2:
         raise columns.error(
             f"a ranking needs at least 2 completions and `completions` names {len(completions)} columns",
             "name the K columns, completions: [a, b, ...], and their ratings: [...] or ranks: [...]",
         )
-    if not orders:
+    if not columns.named.get(kind):
         raise columns.error(
             "no column orders the completions",
             "name K columns, ratings: [...] (higher is better) or ranks: [...] (lower is), or for two completions "
             "preference: COLUMN",
         )
-    for name, values in ((kind, orders), ("models", models or completions)):
-        if len(values) != len(completions):
+    for name in (kind, "models"):
+        values = columns.named.get(name) or completions
+        if isinstance(values, list) and isinstance(completions, list) and len(values) != len(completions):
             raise columns.error(
                 f"{len(completions)} completion columns have {len(values)} {name} columns",
                 f"name one column in {name} for each completion",
             )
-    sign = -1 if kind == "ranks" else 1
-
-    def read(row: Row) -> Iterator[Candidates]:
-        scores = [_signed(row.value(order), sign) for order in orders]
-        prompt, texts = columns.exchange(row, columns.cells(row, completions))
-        answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
-        for answer, model in zip(answers, models, strict=False):
-            answer.model = row.text(model)
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=kind == "ratings")
-
-    yield from each(rows, read)
 
 
 def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """One row per completion. Rows with equal `prompt` and `annotator`, or equal `group`, are a ranking.
+    """One row per completion. Rows with equal `annotator` and equal `prompt`, or `group`, are a ranking.
 
     The rows of a ranking need not be neighbours, so they wait in a temporary database.
     """
@@ -103,12 +111,18 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 yield nothing(row, why.reason, why.hint)
                 continue
             order, sign, rival = columns.order(row)
-            annotator, key = columns.annotator(row), "" if group is None else str(group)
-            answer = [text, _signed(row.value(order), sign), columns.model(row), _rival(row, rival)]
-            groups.add(
-                key or f"{prompt_key(prompt)} {annotator}",
-                [row.number, row.where, key, prompt, annotator, order, sign, answer],
-            )
+            key, model = "" if group is None else str(group), columns.model(row)
+            try:
+                orders = list(Cells([row[order]], [f"column {order!r}"]).by_annotator(row, columns))
+            except LeftOut as why:
+                yield nothing(row, why.reason, why.hint)
+                continue
+            for annotator, cells in orders:
+                answer = [text, *cells.numbers(row.where, sign), model, _rival(row, rival)]
+                groups.add(
+                    f"{key or prompt_key(prompt)} {annotator}",
+                    [row.number, row.where, key, prompt, annotator, order, sign, answer],
+                )
             where = where or row.where
         if groups.groups and groups.largest() < 2:
             raise TableError(
@@ -119,10 +133,10 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         for group in groups:
             number, where, key, prompt, annotator, order, sign, _ = group[0]
             result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1)
-            for _, other, _, its_prompt, its_annotator, its_order, _, answer in group:
-                if (its_prompt, its_annotator) != (prompt, annotator):
+            for _, other, _, its_prompt, _, its_order, _, answer in group:
+                if its_prompt != prompt:
                     raise DataError(
-                        f"group {key!r} has a different prompt or annotator at {where}",
+                        f"group {key!r} has a different prompt at {where}",
                         where=other,
                         hint="give each ranking a group of its own",
                     )
@@ -146,24 +160,31 @@ def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     def read(row: Row) -> Iterator[Candidates]:
         names = [columns.name("chosen"), columns.name("rejected")]
         prompt, texts = columns.exchange(row, columns.cells(row, names))
-        *scores, rated = _pair_scores(row, columns)
+        rankings = _pair_scores(row, columns)
         if same_text(texts[0]) == same_text(texts[1]) and texts[0].strip():
             yield nothing(row, "chosen and rejected are the same")
             return
-        answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=rated)
+        for annotator, chosen, rejected, rated in rankings:
+            answers = [Completion(texts[0], chosen), Completion(texts[1], rejected)]
+            yield Candidates(prompt, answers, row, annotator, rated=rated)
 
     yield from each(rows, read)
 
 
-def _pair_scores(row: Row, columns: Columns) -> tuple[float, float, bool]:
-    """Scores of the chosen and the rejected answer, and whether the table gives them. Raises `DataError` where they
-    contradict the names of the columns, or each other."""
-    ratings = [
-        as_number(columns.optional(row, name), f"column {columns.name(name)!r}", row.where)
-        for name in ("chosen_rating", "rejected_rating")
-    ]
-    margin = as_number(columns.optional(row, "margin"), f"column {columns.name('margin')!r}", row.where)
+def _pair_scores(row: Row, columns: Columns) -> list[tuple[str, float, float, bool]]:
+    """Each annotator with the scores of the chosen and the rejected answer, and whether the table gives them."""
+    ours = ("chosen_rating", "rejected_rating", "margin")
+    cells = Cells(
+        [columns.optional(row, name) for name in ours], [f"column {columns.name(name)!r}" for name in ours]
+    )
+    return [(who, *_of_pair(row, *cells.numbers(row.where))) for who, cells in cells.by_annotator(row, columns)]
+
+
+def _of_pair(
+    row: Row, chosen: float | None, rejected: float | None, margin: float | None
+) -> tuple[float, float, bool]:
+    """Scores of the two answers. Raises `DataError` where they contradict the columns' names, or each other."""
+    ratings = chosen, rejected
     if ratings[0] is not None and ratings[1] is not None:
         if margin is not None and (margin > 0) != (ratings[0] > ratings[1]):
             raise DataError(
@@ -232,7 +253,7 @@ def _siblings(
     for reply in replies:
         score = as_number(reply.get(rank), f"{rank!r} of a reply", row.where)
         name = as_text(reply.get(model), f"{model!r} of a reply", row.where)
-        result.answers.append(Completion(reply.text(text), _signed(score, -1), name))
+        result.answers.append(Completion(reply.text(text), signed(score, -1), name))
     return result
 
 
@@ -240,73 +261,56 @@ def scored(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`completions`: a list of `{text, score}` or `{text, rank}`; or texts, beside `ratings` or `ranks`."""
 
     def read(row: Row) -> Iterator[Candidates]:
-        items = as_list(row, columns.name("completions"))
-        if any(isinstance(item, dict) for item in items):
-            sign, cells, rest = _scored_objects(items, row, columns)
-        else:
-            sign, cells, rest = _scored_texts(items, row, columns)
-        named = [(f"completion {place} of the row", cell) for place, cell in enumerate(cells, 1)]
-        prompt, texts = columns.exchange(row, named)
-        answers = [Completion(text, *scores) for text, scores in zip(texts, rest, strict=True)]
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=sign == 1)
+        items = columns.items(row, "completions")
+        is_object = any(isinstance(item, dict) for item in items.values)
+        sign, texts, orders, rivals, models = (_scored_objects if is_object else _scored_texts)(items, row, columns)
+        ranked = [(who, cells.numbers(row.where, sign)) for who, cells in orders.by_annotator(row, columns)]
+        prompt, answers = columns.exchange(row, list(zip(items.names, texts, strict=True)))
+        for annotator, scores in ranked:
+            completions = list(map(Completion, answers, scores, models, rivals))
+            yield Candidates(prompt, completions, row, annotator, rated=sign == 1)
 
     yield from each(rows, read)
 
 
-Scored = tuple[int, list[Any], list[tuple[float | None, str | None, float | None]]]
-"""The sign of the scores, the answers' cells, and score, model and rival score of each."""
+Scored = tuple[int, list[Any], Cells, list[float | None], list[str | None]]
+"""The sign of the scores; the answers' cells; their scores, second scores and models."""
 
 
-def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
+def _scored_objects(items: Cells, row: Row, columns: Columns) -> Scored:
     text = columns.name("text")
-    for item in items:
+    for item in items.values:
         if item is not None and not isinstance(item, dict):
             raise DataError(
                 f"completions must all be objects or all be texts, got objects and {item!r:.60}",
                 where=row.where,
                 hint="write objects with a text and a score, or texts beside a list of scores",
             )
-    entries = [None if item is None else as_object(item, row) for item in items]
+    entries = [None if item is None else as_object(item, row) for item in items.values]
     order, sign, rival = columns.order(next(entry for entry in entries if entry is not None), "score", "rank")
-    cells = [None if entry is None else entry[text] for entry in entries]
-    rest = [
-        (None, None, None)
-        if entry is None
-        else (_signed(entry.value(order), sign), columns.model(entry), _rival(entry, rival))
-        for entry in entries
-    ]
-    return sign, cells, rest
+    texts = [None if entry is None else entry[text] for entry in entries]
+    orders = Cells(
+        [None if entry is None else entry[order] for entry in entries], [f"column {order!r}"] * len(texts)
+    )
+    rivals = [None if entry is None else _rival(entry, rival) for entry in entries]
+    named = zip(entries, items.models, strict=True)
+    models = [None if entry is None else columns.model(entry) or key for entry, key in named]
+    return sign, texts, orders, rivals, models
 
 
-def _scored_texts(items: list[Any], row: Row, columns: Columns) -> Scored:
-    order, sign, rival = columns.order(row, "ratings", "ranks")
-    scores = [_signed(number, sign) for number in _numbers(row, order, len(items))]
-    rivals: list[float | None] = [None] * len(items)
+def _scored_texts(items: Cells, row: Row, columns: Columns) -> Scored:
+    _, sign, rival = columns.order(row, "ratings", "ranks")
+    ours = "ranks" if sign == -1 else "ratings"
+    rivals: list[float | None] = [None] * len(items.values)
     if rival is not None:
         with suppress(DataError):  # a column that holds no numbers ranks nothing
-            rivals = [_signed(number, -1) for number in _numbers(row, rival, len(items))]
-    return sign, items, [(score, None, other) for score, other in zip(scores, rivals, strict=True)]
-
-
-def _numbers(row: Row, column: str, count: int) -> list[float | None]:
-    """The numbers of a list cell, one per completion; None where a number, or the whole list, is empty."""
-    values = (as_list(row, column) or [None] * count) if count else []
-    if len(values) != count:
-        raise DataError(
-            f"column {column!r} must hold {count} values, one per completion, got {len(values)}",
-            where=row.where,
-            hint="write one value per completion, or leave the cell empty",
-        )
-    return [as_number(value, f"a value of column {column!r}", row.where) for value in values]
-
-
-def _signed(value: float | None, sign: int) -> float | None:
-    return None if value is None else sign * value
+            rivals = columns.beside(items, row, "ranks").numbers(row.where, -1)
+    return sign, items.values, columns.beside(items, row, ours), rivals, columns.models(row, items)
 
 
 def _rival(row: Row, column: str | None) -> float | None:
     """The rank beside a rating, higher for better; None where the column holds no number and so ranks nothing."""
     try:
-        return None if column is None else _signed(row.value(column), -1)
+        return None if column is None else signed(row.value(column), -1)
     except DataError:
         return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from data.splits import split_of_prompt
+from data.tables.layout import arranged
 from data.tables.messages import exchange
-from data.tables.sources import MissingColumn, Row, read_table
+from data.tables.sources import MissingColumn, Row, read_table, usable
 from data.venues import task as venues
 from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.errors import DataError
@@ -23,8 +24,9 @@ def documents(
         for d in venues.corpus(config, seed, held_out):
             yield d.prompt[-1]["content"], d.completion
         return
+    config, read = arranged(config, usable(read_table(config) if rows is None else rows), None)
     names = {ours: config.columns.get(ours, ours) for ours in ("text", "prompt", "completion")}
-    for row in read_table(config) if rows is None else rows:
+    for row in read:
         if names["text"] in row and (
             "text" in config.columns or not config.columns.keys() & {"prompt", "completion"}
         ):

@@ -10,10 +10,12 @@ from data.schema import Demonstration, Message, Prompt
 from data.splits import split_of_prompt
 from data.tables.columns import Columns
 from data.tables.formats import FORMATS
+from data.tables.layout import arranged
 from data.tables.messages import Forms, LeftOut, exchange
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig
 from pipeline.config.formats import TEXT_TABLES
+from pipeline.config.table_files import shown
 from pipeline.errors import DataError, RecipeError
 
 
@@ -31,7 +33,8 @@ def read_demonstrations(
     `rows` are the table's, where they were read before.
     """
     forms = Forms()
-    for row in _rows("data.demonstrations", config, dropped, say, rows):
+    config, read = _rows("data.demonstrations", config, dropped, say, rows)
+    for row in read:
         try:
             pairs = list(_prompts_and_completions(row, config, forms, dropped))
         except LeftOut as why:
@@ -44,7 +47,7 @@ def read_demonstrations(
                 dropped.add("empty completion", row.number)
             else:
                 yield Demonstration(prompt, completion, split_of_prompt(prompt, eval_fraction), row.where)
-    forms.tell(config.path, say)
+    forms.tell(shown(config.path), say)
 
 
 def read_prompts(
@@ -55,9 +58,11 @@ def read_prompts(
     rows: Iterable[Row] | None = None,
 ) -> Iterator[Prompt]:
     """Prompts without completions: column `prompt`, text or messages. `rows` as in `read_demonstrations`."""
-    forms, column, any_prompt = Forms(), config.columns.get("prompt", "prompt"), False
+    forms, any_prompt = Forms(), False
     kept = config.metadata if isinstance(config, PromptTableConfig) else []
-    for row in _rows("data.prompts", config, dropped, say, rows):
+    config, read = _rows("data.prompts", config, dropped, say, rows)
+    column = config.columns.get("prompt", "prompt")
+    for row in read:
         try:
             prompt, _ = _exchange(row, config, column, [], forms)
         except LeftOut as why:
@@ -72,10 +77,10 @@ def read_prompts(
     if not any_prompt:
         raise DataError(
             f"no prompt is left: {dropped.reasons()}",
-            where=config.path,
+            where=shown(config.path),
             hint=dropped.hint() or "write prompts as text, or as conversations that end with the user's turn",
         )
-    forms.tell(config.path, say)
+    forms.tell(shown(config.path), say)
 
 
 def _json_value(value: Any) -> Any:
@@ -89,11 +94,13 @@ def _rows(
     dropped: Dropped,
     say: Callable[[str], None] | None,
     rows: Iterable[Row] | None,
-) -> Iterator[Row]:
+) -> tuple[TableConfig, Iterator[Row]]:
+    """The rows, counted, and the table with the columns to look up in them (`data.tables.layout`)."""
     form = TEXT_TABLES[table]
     for column, what, hint in form.problems(config.columns):
-        raise RecipeError(what, where=f"{table}.columns.{column} ({config.path})", hint=hint)
-    yield from dropped.counting(read_table(config, say) if rows is None else rows)
+        raise RecipeError(what, where=f"{table}.columns.{column} ({shown(config.path)})", hint=hint)
+    counted = dropped.counting(read_table(config, say) if rows is None else rows)
+    return arranged(config, counted, dropped)
 
 
 def _exchange(

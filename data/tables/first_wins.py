@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from data.schema import Ranking
 from data.tables.formats import FORMATS
 from pipeline.config.data import RankingTableConfig
+from pipeline.config.table_files import shown
 
 SUSPICIOUS = 0.95
 ENOUGH = 20
@@ -42,6 +43,7 @@ class FirstWins:
         if self.strict >= ENOUGH and not 1 - SUSPICIOUS < self.share < SUSPICIOUS:
             line += (
                 ". WARNING: the labels may be read the wrong way. Check a few rows of "
-                f"{self.config.path}; this is right only if the table lists the better answer first (or last)"
+                f"{shown(self.config.path)}; this is right only if the table lists the better answer first (or "
+                "last)"
             )
         yield line

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each
+from data.tables.columns import Candidates, Cells, Columns, Completion, as_object, each
+from data.tables.per_annotator import as_values, by_annotator
 from data.tables.sources import Row, TableError, as_number, is_empty
 from pipeline.errors import DataError
 
@@ -107,46 +108,51 @@ def key_of(value: Any) -> str:
     return str(int(number)) if number.is_integer() else text
 
 
-def preferences(
-    rows: Iterator[Row], columns: Columns, completions: list[str], models: list[str]
-) -> Iterator[Candidates]:
+def preferences(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """Two completions, and which is better: a word, a value that `labels` names, or a signed strength as in
     HelpSteer, below 0 where the first is.
 
-    A list of such values, or of objects with a `score`, is one ranking per entry; annotators are numbered by place.
+    A list of such values, or of objects with a `score`, is one ranking per annotator.
     """
-    if len(completions) != 2:
+    names = columns.named.get("completions")
+    pair = names if isinstance(names, list) else []
+    if isinstance(names, list) and len(names) != 2:
         raise columns.error(
-            f"a preference orders 2 completions and `completions` names {len(completions)}",
+            f"a preference orders 2 completions and `completions` names {len(names)}",
             "write completions: [first, second] and preference: column",
         )
     column = columns.name("preference")
-    labels = Labels(columns, column, completions)
+    labels = Labels(columns, column, pair)
 
     def read(row: Row) -> Iterator[Candidates]:
-        annotator = columns.annotator(row)
-        prompt, texts = columns.exchange(row, columns.cells(row, completions))
-        several = isinstance(row[column], list)
-        if several:
-            _check_annotators(row, column, completions[0])
-        for place, item in enumerate(row[column] if several else [row[column]], 1):
+        completions = columns.items(row, "completions")
+        if len(completions.values) != 2:
+            raise DataError(
+                f"a preference orders 2 completions, and the row has {len(completions.values)}",
+                where=row.where,
+                hint="remove the row; rank more than two completions with ratings or ranks",
+            )
+        prompt, texts = columns.exchange(row, completions.named)
+        models = columns.models(row, completions)
+        values = as_values(row[column])
+        if values is not None and pair:
+            _check_annotators(row, column, values, pair[0])
+        for annotator, [item] in by_annotator(row, columns, [row[column]]):
             verdict = labels.verdict(item.get("score") if isinstance(item, dict) else item, row)
             scores = (None, None) if verdict is None else (verdict.first, verdict.second)
-            answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
-            for answer, model in zip(answers, models, strict=False):
-                answer.model = row.text(model)
+            answers = list(map(Completion, texts, scores, models))
             rated = verdict is not None and verdict.rated
-            yield Candidates(prompt, answers, row, f"{annotator}-{place}" if several else annotator, rated=rated)
+            yield Candidates(prompt, answers, row, annotator, rated=rated)
 
     yield from each(rows, read)
     labels.check()
 
 
-def _check_annotators(row: Row, column: str, completion: str) -> None:
+def _check_annotators(row: Row, column: str, values: Sequence[Any], completion: str) -> None:
     """Raises `DataError` for a list with one value per pair of K > 2 answers, as in qa_feedback: it would be read
     as one value per annotator."""
     alike = [name for name in row if re.sub(r"\d+", "", name) == re.sub(r"\d+", "", completion)]
-    values, k = row[column], len(alike)
+    k = len(alike)
     if k > 2 and len(values) == k * (k - 1) // 2 and not any(isinstance(value, dict) for value in values):
         raise DataError(
             f"column {column!r} holds {len(values)} values, one per pair of the {k} columns {', '.join(alike)}",
@@ -157,29 +163,30 @@ def _check_annotators(row: Row, column: str, completion: str) -> None:
 
 
 def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """`completions`: a list of texts or of objects with a `text`, and `choice`, the place of the best, from 0; or
-    what the recipe's `labels` names, for two."""
+    """`completions`: a list of texts or of objects with a `text`, and `choice`, the place of the best, from 0, or
+    its key where they have keys; or what the recipe's `labels` names, for two."""
     column, text = columns.name("choice"), columns.name("text")
     labels = Labels(columns, column)
 
     def read(row: Row) -> Iterator[Candidates]:
-        items = as_list(row, columns.name("completions"))
-        nodes = [as_object(item if isinstance(item, dict) else {text: item}, row) for item in items]
-        named = [(f"completion {place} of the row", node[text]) for place, node in enumerate(nodes, 1)]
+        items = columns.items(row, "completions")
+        nodes = [as_object(item if isinstance(item, dict) else {text: item}, row) for item in items.values]
+        named = [(name, node[text]) for name, node in zip(items.names, nodes, strict=True)]
         prompt, texts = columns.exchange(row, named)
-        scores = _scores_of_choice(row, labels, len(items))
-        answers = [
-            Completion(text, score, columns.model(node))
-            for text, score, node in zip(texts, scores, nodes, strict=True)
-        ]
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=False)
+        models = [columns.model(node) or key for node, key in zip(nodes, items.models, strict=True)]
+        for annotator, [value] in by_annotator(row, columns, [row[column]]):
+            scores = _scores_of_choice(value, row, labels, items)
+            answers = list(map(Completion, texts, scores, models))
+            yield Candidates(prompt, answers, row, annotator, rated=False)
 
     yield from each(rows, read)
 
 
-def _scores_of_choice(row: Row, labels: Labels, completions: int) -> list[float | None]:
+def _scores_of_choice(value: Any, row: Row, labels: Labels, items: Cells) -> list[float | None]:
     """1 for the best, 0 for the others; None for all of a row without a choice."""
-    value = row[labels.column]
+    completions = len(items.values)
+    if items.keys and value in items.keys:
+        return [float(key == value) for key in items.keys]
     if labels.stated:
         if completions != 2:
             raise DataError(

@@ -13,9 +13,11 @@ from itertools import combinations
 from data.schema import Ranking, ranks_from_scores, same_text
 from data.tables.columns import ANONYMOUS, Candidates, Columns, Completion
 from data.tables.formats import FORMATS
+from data.tables.layout import arranged
 from data.tables.repeats import Repeats
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import RankingTableConfig
+from pipeline.config.table_files import shown
 from pipeline.errors import DataError, RecipeError
 
 
@@ -37,13 +39,14 @@ def read_rankings(
     if format is None:
         raise RecipeError(
             f"{config.format!r} is no format of rankings",
-            where=f"data.rankings.format ({config.path})",
+            where=f"data.rankings.format ({shown(config.path)})",
             hint=f"use one of {', '.join(FORMATS)}",
         )
-    columns = Columns(config, format)
     counted = dropped.counting(read_table(config, say) if rows is None else rows)
+    table, arranged_rows = arranged(config, counted, dropped)
+    columns, place = Columns(table, format), shown(config.path)
     any_ranking, hint, contradicting = False, "", 0
-    for candidates in format.read(counted, columns):
+    for candidates in format.read(arranged_rows, columns):
         ranking = _ranking(candidates, config.human, dropped, repeats)
         hint = hint or candidates.hint
         if ranking is not None:
@@ -57,15 +60,15 @@ def read_rankings(
     if not any_ranking:
         raise DataError(
             "no ranking is left" + (f": {dropped.reasons()}" if dropped.counts else ""),
-            where=config.path,
+            where=place,
             hint=columns.hint()
             or hint
             or dropped.hint()
             or "a ranking needs a prompt and at least 2 completions, rated or ranked",
         )
-    columns.forms.tell(config.path, say)
+    columns.forms.tell(place, say)
     if contradicting and say is not None:
-        say(f"{config.path}: ratings contradict the ranks in {contradicting:,} rankings; the ranks count")
+        say(f"{place}: ratings contradict the ranks in {contradicting:,} rankings; the ranks count")
 
 
 def _ranking(candidates: Candidates, human: bool, dropped: Dropped, repeats: Repeats | None) -> Ranking | None:

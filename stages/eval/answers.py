@@ -13,6 +13,7 @@ from data.tables import corpus
 from data.tables.mapping import located
 from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import EvalConfig
+from pipeline.config.table_files import shown
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import DataError
@@ -219,5 +220,5 @@ def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
         cuts: Any = (ids[i : i + TEXT_WIDTH] for i in range(0, len(ids), TEXT_WIDTH))
         rows += [(row[:1], row[1:]) for row in cuts if len(row) > 1]
     if not rows:
-        raise DataError("there is no text to evaluate on", where=source.path, hint="check eval.text.columns")
+        raise DataError("there is no text to evaluate on", where=shown(source.path), hint="check eval.text.columns")
     return rows

@@ -11,6 +11,7 @@ from data.tables.demonstrations import read_demonstrations, read_prompts
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig, TableConfig
+from pipeline.config.table_files import shown
 from pipeline.errors import DataError
 from stages.init.base import Base
 from stages.init.guess import Guess
@@ -53,7 +54,7 @@ def read(table: TableConfig, ranked: RankingTableConfig | None, guess: Guess) ->
     if not rows:
         raise DataError(
             "no demonstration is left: each row lacks a prompt or an answer",
-            where=table.path,
+            where=shown(table.path),
             hint="fill the cells",
         )
     if ranked is None:
