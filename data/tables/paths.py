@@ -2,8 +2,8 @@
 
 `scores.relevance` is a key of an object, `reviews[0].text` of an item of a list (`[-1]`: the last), and
 `reviews[*].text` of every item: a list. `outputs.*` is a list of all values of an object, which remembers their
-keys. At every step a key may itself hold dots and brackets: the longest one that exists is taken. Text that spells an
-object or a list in JSON or Python is parsed on the way, as CSV files hold them.
+keys. At every step a key may itself hold dots and brackets: the longest one that exists is taken. Text that spells
+an object or a list in JSON or Python is parsed on the way, as CSV files hold them.
 
 Null along a path makes an empty cell, and so does an item of an empty list. Everything else that is not there is an
 error.

@@ -37,7 +37,7 @@ class JoinConfig:
     """As `TableConfig.path`."""
     split: str = "train"
     """As `TableConfig.split`."""
-    on: str | Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)]
+    on: str | list[str] | dict[str, str]
     """The columns that form the key: one name or a list of names that both tables have, or a mapping from the
     table's columns to those of the other table."""
     columns: list[str] | dict[str, str] = field(default_factory=list)

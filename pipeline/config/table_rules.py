@@ -44,7 +44,7 @@ def _files(name: str, table: TableConfig | RankingTableConfig | JoinConfig) -> I
 
 def _join(name: str, join: JoinConfig) -> Iterator[Problem]:
     keys = [join.on] if isinstance(join.on, str) else list(join.on)
-    if not all(key.strip() for key in keys):
+    if not keys or not all(key.strip() for key in keys):
         yield f"{name}.on", "names no column: write the columns that both tables share"
     if isinstance(join.columns, list) and len(set(join.columns)) < len(join.columns):
         yield f"{name}.columns", "names a column twice: name each once"

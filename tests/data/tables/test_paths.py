@@ -129,7 +129,7 @@ def test_a_path_from_no_column_is_a_missing_column():
 
 @pytest.mark.parametrize("template", ["{", "{}", "{scores.a:.1q}"])
 def test_a_template_that_cannot_be_filled_is_the_recipes_fault(template):
-    with pytest.raises(RecipeError, match="the template .* cannot be filled"):
+    with pytest.raises(RecipeError, match=r"the template .* cannot be filled"):
         row(scores={"a": "x"})[template]
 
 
@@ -218,7 +218,9 @@ def test_objects_by_system_hold_objects_or_ranks_or_a_choice(tmp_path):
 
 def test_keys_that_do_not_agree_are_refused_with_the_row(tmp_path):
     rows = [KEYED, KEYED | {"scores": {"gpt": 2, "claude": 1}}]
-    with pytest.raises(DataError, match=r"the completions and of 'scores\.\*' differ: only one .* 'claude'") as caught:
+    with pytest.raises(
+        DataError, match=r"the completions and of 'scores\.\*' differ: only one .* 'claude'"
+    ) as caught:
         rank(tmp_path, rows, "wide", completions="outputs.*", ratings="scores.*")
     assert caught.value.where.endswith("t.jsonl:2")
     with pytest.raises(DataError, match="cannot be paired"):
@@ -245,8 +247,8 @@ def test_a_key_without_a_value_is_an_empty_cell(tmp_path):
 def test_lists_of_different_lengths_are_refused(tmp_path):
     with pytest.raises(DataError, match="must hold 2 values, one per completion, got 1"):
         rank(tmp_path, [ITEM | {"r": [1]}], "wide", prompt="info.q", completions="completions[*].text", ratings="r")
+    columns = {"completions": "completions[*].text", "ratings": ["a", "b", "c"], "prompt": "info.q"}
     with pytest.raises(DataError, match="ratings names 3 columns, and the row has 2 completions"):
-        columns = {"completions": "completions[*].text", "ratings": ["a", "b", "c"], "prompt": "info.q"}
         rank(tmp_path, [ITEM | {"a": 1, "b": 2, "c": 3}], "wide", **columns)
 
 

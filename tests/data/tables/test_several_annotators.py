@@ -202,7 +202,14 @@ def test_columns_of_each_annotator(tmp_path):
 
 
 def test_columns_of_each_annotator_in_other_formats(tmp_path):
-    scored = {"prompt": "p", "completions": ["x", "y"], "first": [5, 2], "second": [1, 4], "id1": "ana", "id2": "ben"}
+    scored = {
+        "prompt": "p",
+        "completions": ["x", "y"],
+        "first": [5, 2],
+        "second": [1, 4],
+        "id1": "ana",
+        "id2": "ben",
+    }
     groups = {"1": {"ratings": "first", "annotator": "id1"}, "2": {"ratings": "second", "annotator": "id2"}}
     assert read(table(tmp_path, [scored], "scored", groups)) == BY_ANA_AND_BEN
     long = [{"prompt": "p", "completion": t, "a": a, "b": b, "g": 1} for t, a, b in (("x", 5, 1), ("y", 2, 4))]
@@ -232,10 +239,10 @@ def test_a_wrong_cell_of_an_annotator_names_the_columns_and_the_row(tmp_path):
 
 
 def test_check_names_an_annotators_column_that_is_not_there(tmp_path):
-    groups = GROUPS | {"ben": {"ratings": ["ben_a", "bem_b"]}}
+    groups = GROUPS | {"ben": {"ratings": ["ben_a", "ben_bb"]}}
     config = table(tmp_path, [COLUMNS], "wide", groups, "t.csv", completions=["a", "b"])
     [problem] = check_table("data.rankings", config).problems
-    assert problem.what == "the table has no column 'bem_b'; did you mean 'ben_b'?"
+    assert problem.what == "the table has no column 'ben_bb'; did you mean 'ben_b'?"
     assert problem.key == "data.rankings.annotations.ben.ratings"
     [problem] = check_table("data.rankings", table(tmp_path, [COLUMNS], "pairs", "votes")).problems
     assert (problem.what, problem.key) == ("the table has no column 'votes'", "data.rankings.annotations")
