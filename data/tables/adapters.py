@@ -232,7 +232,7 @@ def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
                 hint=f"use one of {', '.join(ROLES)}",
             )
         path = [*before, {"role": role, "content": node.text(columns.name("text"))}]
-        replies = [as_object(reply, row) for reply in node.get(columns.name("replies")) or []]
+        replies = [as_object(reply, row) for reply in node.find(columns.name("replies")) or []]
         live = [reply for reply in replies if not reply.get("deleted")]
         open_nodes.extend((reply, path) for reply in reversed(live))
         deleted = ["deleted message"] * (len(replies) - len(live))
@@ -251,8 +251,8 @@ def _siblings(
     result = Candidates(path, [], row, rated=False, without=without)
     text, rank, model = columns.name("text"), columns.name("rank"), columns.name("model")
     for reply in replies:
-        score = as_number(reply.get(rank), f"{rank!r} of a reply", row.where)
-        name = as_text(reply.get(model), f"{model!r} of a reply", row.where)
+        score = as_number(reply.find(rank), f"{rank!r} of a reply", row.where)
+        name = as_text(reply.find(model), f"{model!r} of a reply", row.where)
         result.answers.append(Completion(reply.text(text), signed(score, -1), name))
     return result
 

@@ -188,8 +188,8 @@ class Columns:
         """The cells of `ours` that belong to the completions: with the same keys, or in the same order. None for
         each where the whole list is empty. Raises `DataError` where they do not fit."""
         names, count = self.named.get(ours, ours), len(completions.values)
-        cells = self.items(row, ours)
-        if not cells.values or not count:
+        cells = self.items(row, ours) if count else completions
+        if not cells.values:
             return Cells([None] * count, [f"column {names!r}"] * count)
         if (cells.keys is None) != (completions.keys is None):
             raise DataError(
@@ -236,7 +236,7 @@ class Columns:
 
     def optional(self, row: Row, ours: str) -> Any:
         """A cell of an optional column; None where neither the recipe names it nor the table has it."""
-        return row[self.name(ours)] if ours in self.named or ours in row else None
+        return row[self.name(ours)] if ours in self.named or row.has(ours) else None
 
     def cells(self, row: Row, names: Iterable[str]) -> list[tuple[str, Any]]:
         """Cells of the table's columns `names`, each with a description for messages."""
@@ -272,7 +272,7 @@ class Columns:
         `messages.exchange`."""
         column = self.name("prompt")
         is_there, cell = True, None
-        if column and ("prompt" in self.named or column in row):
+        if column and ("prompt" in self.named or row.has(column)):
             cell = row[column]
             column = "the prompt" if is_template(column) else f"column {column!r}"
         else:

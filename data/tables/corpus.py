@@ -27,16 +27,16 @@ def documents(
     config, read = arranged(config, usable(read_table(config) if rows is None else rows), None)
     names = {ours: config.columns.get(ours, ours) for ours in ("text", "prompt", "completion")}
     for row in read:
-        if names["text"] in row and (
+        if row.has(names["text"]) and (
             "text" in config.columns or not config.columns.keys() & {"prompt", "completion"}
         ):
             yield (row.text(names["text"]),)
-        elif names["prompt"] in row and names["completion"] in row:
+        elif row.has(names["prompt"]) and row.has(names["completion"]):
             prompt, text = _demonstration(row, names["prompt"], names["completion"], config)
             if split_of_prompt([{"role": "user", "content": prompt}], held_out) == "train":
                 yield prompt, text
         else:
-            lacking = [theirs for ours, theirs in names.items() if ours in config.columns and theirs not in row]
+            lacking = [theirs for ours, theirs in names.items() if ours in config.columns and not row.has(theirs)]
             raise MissingColumn(lacking[0] if lacking else "text", row)
 
 

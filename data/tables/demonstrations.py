@@ -136,8 +136,11 @@ def _prompt_and_completion(row: Row, config: TableConfig, forms: Forms) -> tuple
     prompt, completion = columns.get("prompt", "prompt"), columns.get("completion", "completion")
     if "messages" in columns or ("messages" in row and not (columns.get("prompt") or columns.get("completion"))):
         stated = "messages" in columns
-        beside = prompt if not stated and prompt in row else None
-        answers = [columns.get("messages", "messages"), *([] if stated or completion not in row else [completion])]
+        beside = prompt if not stated and row.has(prompt) else None
+        answers = [
+            columns.get("messages", "messages"),
+            *([] if stated or not row.has(completion) else [completion]),
+        ]
         conversation, texts = _exchange(row, config, beside, answers, forms)
         if len({text.strip() for text in texts}) > 1:
             raise DataError(
@@ -146,8 +149,8 @@ def _prompt_and_completion(row: Row, config: TableConfig, forms: Forms) -> tuple
                 hint="name the right one under `columns`: messages, or prompt and completion",
             )
         return conversation, texts[0]
-    named = prompt if prompt in row or "prompt" in columns else None
+    named = prompt if row.has(prompt) or "prompt" in columns else None
     before, [text] = _exchange(row, config, named, [completion], forms)
-    if not before and prompt not in row:
+    if not before and not row.has(prompt):
         row[prompt]  # raises: no cell holds a prompt
     return before, text

@@ -46,7 +46,7 @@ def joined(rows: Iterable[Row], join: JoinConfig, partners: Iterable[Row]) -> It
                 yield row
                 continue
             cells = found[1]
-            if clash := [column for column in cells if column in row.keys()]:  # noqa: SIM118
+            if clash := [column for column in cells if column in row]:
                 raise DataError(
                     f"both this table and {name} have a column {clash[0]!r}",
                     where=row.where,

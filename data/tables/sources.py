@@ -92,21 +92,20 @@ class Row(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         if paths.is_template(name):
             return paths.filled(name, self.__getitem__)
-        start = paths.root(name, self.keys())
+        start = paths.root(name, self)
         if start is None:
             raise MissingColumn(name, self)
         return paths.follow(self[start], name[len(start) :], self.where, start)
 
-    def __contains__(self, name: object) -> bool:
+    def has(self, name: str) -> bool:
         """Whether there is such a column, or the one in which a path starts; of a template, all of them."""
-        if name in self.keys() or not isinstance(name, str):
-            return name in self.keys()
-        if paths.is_template(name):
-            return all(field in self for field in paths.fields_of(name))
-        return paths.root(name, self.keys()) is not None
+        if name not in self and paths.is_template(name):
+            return all(map(self.has, paths.fields_of(name)))
+        return paths.root(name, self) is not None
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default  # noqa: SIM401
+    def find(self, name: str) -> Any:
+        """The cell of a column, or what a path or a template leads to; None where there is no such column."""
+        return self[name] if self.has(name) else None
 
     def text(self, column: str) -> str:
         """A text cell; "" when it is empty."""

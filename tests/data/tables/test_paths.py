@@ -84,9 +84,9 @@ def test_what_a_path_leads_to(path, value):
     }
     cells["a.b.c"] = None
     found = row(**cells)
-    assert path in found
+    assert found.has(path)
     assert found[path] == value
-    assert found.get(path) == value
+    assert found.find(path) == value
 
 
 def test_values_of_an_object_remember_their_keys():
@@ -124,7 +124,8 @@ def test_what_is_not_there_is_named(path, what, hint):
 def test_a_path_from_no_column_is_a_missing_column():
     with pytest.raises(MissingColumn, match=r"there is no column 'revews\[0\]'"):
         row(reviews=[1])["revews[0]"]
-    assert "revews[0]" not in row(reviews=[1])
+    assert not row(reviews=[1]).has("revews[0]")
+    assert row(reviews=[1]).find("revews[0]") is None
 
 
 @pytest.mark.parametrize("template", ["{", "{}", "{scores.a:.1q}"])
