@@ -796,8 +796,8 @@ MUTATIONS = [
     mutation(
         "rankings: ties count as wins of the first shown",
         "data/annotators/measures.py",
-        "sum(ranks[first] < rank for rank in others), len(others)",
-        "sum(ranks[first] <= rank for rank in ranks), len(others)",
+        "sum(first < rank for rank in others), len(others)",
+        "sum(first <= rank for rank in ranks), len(others)",
         "tests/data/annotators/test_measures.py",
     ),
     mutation(

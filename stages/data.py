@@ -5,10 +5,11 @@
 2. Prepend the system message, and assign every prompt group to a split.
 3. Check that every row is in the split of its prompt group, across tables.
 4. Count duplicates, and drop them if the recipe says so (`data.duplicates`).
-5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row), rankings.jsonl and
-   dropped.jsonl (for each table the first rows that were dropped or shortened, with row number, or line number in
-   text files, and reason); duplicates.jsonl has examples.
-6. Look for held-out prompts in the training rows (`stages.contamination`).
+5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row) and dropped.jsonl (for
+   each table the first rows that were dropped or shortened, with row number, or line number in text files, and
+   reason); duplicates.jsonl has examples. Where the recipe has them: rankings.jsonl, eval_rankings.jsonl
+   (`stages.transfer`) and excluded.jsonl (the groups of `data.exclude`).
+6. Look for held-out prompts in the training rows (`stages.contamination`), and for those of eval_rankings.jsonl.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -24,9 +25,11 @@ from typing import Any, TypeVar
 
 from data.contamination import conversation
 from data.duplicates import HINTS, REASONS, Duplicates, NearAnswers, duplicates
+from data.exclusion import read_excluded
 from data.held_out import EVALUATED, RANKED, too_few
 from data.schema import (
     Demonstration,
+    MergedRanking,
     Prompt,
     Ranking,
     Split,
@@ -45,12 +48,15 @@ from data.tables.reading import Reading
 from data.tables.repeats import repeats
 from data.tables.sources import Dropped
 from data.tables.spill import seen
+from data.tables.summary import read_line, summary
 from data.venues import task as venues
-from pipeline.config.data import DataConfig, TaskConfig
+from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig
 from pipeline.config.table_files import shown
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages import contamination
+from stages.artifacts import EXCLUDED, MERGED
+from stages.transfer import FILE, EvalRankings
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 
@@ -61,23 +67,29 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     `dropped_demonstrations`, `dropped_prompts` and `dropped_rankings` count dropped rows, `dropped_completions` the
     answers dropped from rankings that stay. Each is the sum over its reasons, such as `dropped_rankings/empty
     prompt`. `duplicate_<table>/<kind>` and `contaminated_<table>/<kind>` count rows that stay, of the kinds `exact`
-    and `near`. `first_wins` is the share of strict pairs whose first answer is better.
+    and `near`. The statistics of the rankings are those of `RankingSummary.metrics`.
     """
     held_out = config.eval_fraction
     tables: dict[str, Any] = {
         "demonstrations": None if isinstance(config.demonstrations, TaskConfig) else config.demonstrations,
         "prompts": config.prompts,
         "rankings": config.rankings,
+        "eval_rankings": config.eval_rankings,
     }
     generated = frozenset() if tables["demonstrations"] else frozenset({"demonstrations"})
     readings = {name: Reading(f"data.{name}", table) for name, table in tables.items()}
     dropped = {name: reading.dropped for name, reading in readings.items()}
-    statistics = RankingStatistics(config)
+    excluded = read_excluded(config.exclusions, ctx.describe, ctx.say)
+    transfer = EvalRankings()
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
     near_answers = NearAnswers(config.duplicates)
+    merges = config.rankings is not None and config.rankings.consensus != "none"
+    if merges:
+        dropped[MERGED], rows[MERGED] = Dropped(), array("q")
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
+        statistics = opened.enter_context(summary(_first_wins(config)))
         repeated, repeated_prompts = (
             opened.enter_context(duplicates(config.duplicates, table)) for table in ("demonstrations", "prompts")
         )
@@ -86,7 +98,16 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
         def drop(table: str, row: int, reason: str, hint: str) -> None:
             dropped[table].add(reason, row, hint)
-            readings[table].kept -= 1
+            if table in readings:
+                readings[table].kept -= 1
+
+        def wanted(read: Iterable[Text], table: str) -> Iterator[Text]:
+            return excluded.left(read, dropped[table])
+
+        def rankings_of(table: str, source: RankingTableConfig) -> Iterator[Ranking]:
+            reading = readings[table]
+            reading.repeats = opened.enter_context(repeats(reading.name, source, reading.profile))
+            return read_rankings(source, reading.dropped, ctx.say, reading.repeats)
 
         def is_dropped(table: str, finder: Duplicates, row: int, split: Split, texts: Sequence[str]) -> bool:
             duplicate = None if table in generated else finder.find(row, split, texts)
@@ -102,6 +123,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             with ctx.progress(f"reading {table}") as bar:
                 dropped[table].on_read = lambda number: bar.advance(0, read=number)
                 for as_read in readings[table].passing(read, ctx.describe):
+                    is_merged = isinstance(as_read, MergedRanking)
+                    readings[table].kept -= is_merged
                     row = replace(as_read, prompt=with_system(as_read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
@@ -116,33 +139,48 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                         distinct.write(as_line(_distinct(row, table)))
                         prompts[row.split] += 1
                     if table in rows:
-                        rows[table].append(number)
+                        rows[MERGED if is_merged else table].append(number)
                     yield row
                     bar.advance()
 
         demonstrations = _write(
             out_dir / "demonstrations.jsonl",
-            passing(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"),
+            passing(
+                wanted(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"), "demonstrations"
+            ),
         )
         if config.prompts:
             extra = read_prompts(config.prompts, held_out, dropped["prompts"], ctx.say)
-            for _ in passing(extra, "prompts"):
+            for _ in passing(wanted(extra, "prompts"), "prompts"):
                 pass
         rankings: Counter[str] = Counter()
+        ranked: set[str] = set()  # held-out prompts with rankings
+        merged: Counter[str] = Counter()
         if config.rankings:
 
             def prepared(read: Iterable[Ranking]) -> Iterator[Ranking]:
-                for row in read:
+                for row in wanted(read, "rankings"):
                     split = split_of_prompt(row.prompt, held_out)
-                    ranking = _without_near_answers(replace(row, split=split), near_answers, dropped["rankings"])
+                    is_merged = isinstance(row, MergedRanking)
+                    near = NearAnswers(config.duplicates) if is_merged else near_answers
+                    out = dropped[MERGED if is_merged else "rankings"]
+                    ranking = _without_near_answers(replace(row, split=split), near, out)
                     if ranking is not None:
-                        statistics.add(ranking)
+                        if not is_merged:
+                            statistics.add(ranking)
+                        if split == "eval":
+                            ranked.add(prompt_key(ranking.prompt))
                         yield ranking
 
-            reading = readings["rankings"]
-            reading.repeats = opened.enter_context(repeats(reading.name, config.rankings, reading.profile))
-            table = read_rankings(config.rankings, reading.dropped, ctx.say, reading.repeats)
-            rankings = _write(out_dir / "rankings.jsonl", passing(prepared(table), "rankings"))
+            single = passing(prepared(rankings_of("rankings", config.rankings)), "rankings")
+            if merges:
+                single = opened.enter_context(_apart(single, out_dir / f"{MERGED}.jsonl", merged))
+            rankings = _write(out_dir / "rankings.jsonl", single)
+        if config.eval_rankings:
+            with ctx.progress("reading eval_rankings") as bar:
+                dropped["eval_rankings"].on_read = lambda number: bar.advance(0, read=number)
+                read = wanted(rankings_of("eval_rankings", config.eval_rankings), "eval_rankings")
+                transfer.write(out_dir / FILE, readings["eval_rankings"].passing(read, ctx.describe), config.system)
         finders: list[NearAnswers | Duplicates] = [near_answers, repeated, repeated_prompts]
         write_jsonl(out_dir / "duplicates.jsonl", (example for finder in finders for example in finder.examples))
         duplicate: Metrics = {
@@ -153,7 +191,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         }
         repeated_lines = [line for finder in finders if (line := finder.describe())]
 
-    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings}
+    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings, MERGED: merged}
 
     def dropped_row(table: str, row: int, kind: contamination.Kind, content: Mapping[str, Any]) -> None:
         counts[table][content["split"]] -= 1
@@ -162,17 +200,39 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
     checks = contamination.check_tables(out_dir, config.contamination, rows, generated, ctx, dropped_row)
     if config.rankings and any(check.dropped and check.table == "rankings" for check in checks):
-        statistics = RankingStatistics(config)
-        for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
-            statistics.add(ranking)
+        with summary(_first_wins(config)) as statistics:
+            for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
+                statistics.add(ranking)
+    if config.rankings:
+        reading = readings["rankings"]
+        ctx.say(read_line(reading.name, "rankings", reading.dropped, reading.kept))
     for line in chain(
-        statistics.pairs.lines(), *(reading.lines() for reading in readings.values()), repeated_lines
+        statistics.lines("data.rankings", readings["rankings"].repeats),
+        *(reading.lines() for reading in readings.values()),
+        repeated_lines,
     ):
         ctx.say(line)
+    trained_on: Metrics = {}
+    if config.eval_rankings:
+        trained_on, warnings = transfer.trained_on(out_dir, config.contamination, generated)
+        for line in warnings:
+            ctx.say(line)
+    if config.exclude is not None:
+        write_jsonl(out_dir / EXCLUDED, ({"group": group} for group in sorted(excluded.groups)))
+        ctx.say(
+            f"data.exclude: {len(excluded.met):,} of its {len(excluded.groups):,} prompts occur in the tables, and "
+            "are left out"
+        )
+    for table, left in (("rankings", rankings.total()), ("eval_rankings", transfer.count)):
+        if tables[table] and not left:
+            raise DataError(
+                f"no ranking of data.{table} is left: {dropped[table].reasons()}",
+                where=ctx.describe(f"data.{table}"),
+                hint=dropped[table].hint(),
+            )
     learned = None if config.demonstrations is None else demonstrations
     _check_sizes(learned, prompts, held_out, dropped["demonstrations"], ctx)
-    ranked = len(statistics.ranked)
-    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(ranked, RANKED)):
+    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(len(ranked), RANKED)):
         if warning:
             ctx.say(f"warning: {warning}")
     if own_system:
@@ -183,50 +243,36 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
         **{f"read_{table}": out.read for table, out in dropped.items() if out.read},
-        **{f"dropped_{table}": out.rows_out.total() for table, out in dropped.items()},
+        **{
+            f"dropped_{table}": out.rows_out.total()
+            for table, out in dropped.items()
+            if tables[table] or table != "eval_rankings"
+        },
         **_by_reason({table: out.rows_out for table, out in dropped.items()}),
         **duplicate,
         **{name: value for check in checks for name, value in check.metrics().items()},
     }
     if config.system is not None:
         metrics["own_system_message"] = own_system
+    if config.exclude is not None:
+        metrics |= {"excluded_prompts": len(excluded.groups), "excluded_prompts_met": len(excluded.met)}
+    if config.eval_rankings:
+        metrics |= {**transfer.metrics(), **trained_on}
     if config.rankings:
         completions = dropped["rankings"].completions_out
         metrics |= {
             **_by_split("rankings", rankings),
+            **(_by_split(MERGED, merged) if merges else {}),
             "dropped_completions": completions.total(),
             **_by_reason({"completions": completions}),
+            "ranked_prompts_eval": len(ranked),
             **statistics.metrics(),
         }
     return metrics
 
 
-class RankingStatistics:
-    """Counts of the rankings that are written. `ranked`: the held-out prompts with rankings."""
-
-    def __init__(self, config: DataConfig) -> None:
-        self.pairs = FirstWins(config.rankings)
-        self.sizes: Counter[int] = Counter()
-        self.annotators: set[str] = set()
-        self.ranked: set[str] = set()
-        self.human = True
-
-    def add(self, row: Ranking) -> None:
-        self.sizes[len(row.completions)] += 1
-        self.annotators.add(row.annotator)
-        self.human = self.human and row.human
-        self.pairs.add(row)
-        if row.split == "eval":
-            self.ranked.add(prompt_key(row.prompt))
-
-    def metrics(self) -> Metrics:
-        return {
-            "ranked_prompts_eval": len(self.ranked),
-            **self.pairs.metrics(),
-            **{f"rankings_of_{k}": count for k, count in sorted(self.sizes.items())},
-            "annotators": len(self.annotators),
-            "human": self.human,
-        }
+def _first_wins(config: DataConfig) -> FirstWins:
+    return FirstWins("") if config.rankings is None else FirstWins.of(config.rankings)
 
 
 def _without_near_answers(row: Ranking, answers: NearAnswers, dropped: Dropped) -> Ranking | None:
@@ -261,6 +307,22 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
             out.write(as_line(replace(row, where="")))
             counts[row.split] += 1
     return counts
+
+
+@contextmanager
+def _apart(rankings: Iterable[Ranking], path: Path, counts: Counter[str]) -> Iterator[Iterator[Ranking]]:
+    """The rankings of single annotators. Merged ones are written to `path`, and counted by split in `counts`."""
+    with path.open("w", encoding="utf-8") as out:
+
+        def single() -> Iterator[Ranking]:
+            for ranking in rankings:
+                if isinstance(ranking, MergedRanking):
+                    out.write(as_line(replace(ranking, where="")))
+                    counts[ranking.split] += 1
+                else:
+                    yield ranking
+
+        yield single()
 
 
 def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:

@@ -27,6 +27,7 @@ from data.schema import Ranking, Split, read_rankings_file
 from pipeline.config.dpo import DPO_TRAINER, DPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
+from stages.artifacts import learned_file
 from stages.left_out import of_split
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
@@ -122,7 +123,7 @@ def read_pairs(
 
     def rankings() -> Iterator[Ranking]:
         for artifact in by_round(inputs, "rank").values():
-            for ranking in read_rankings_file(artifact.file("rankings.jsonl")):
+            for ranking in read_rankings_file(learned_file(artifact)):
                 if ranking.split == split:
                     yield ranking
                     advance()

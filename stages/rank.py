@@ -15,42 +15,50 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from data.annotators.measures import measure_annotators, steps
-from data.annotators.sample import RankingSample
 from data.schema import Ranking, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
+from data.tables.first_wins import FirstWins
+from data.tables.summary import summary
 from data.venues import task as venues
 from pipeline.config.rank import RankConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.files import jsonable
+from stages.artifacts import MERGED, merged_file
 from stages.left_out import LeftOut
 
 ALL_THE_SAME, NOT_RANKED = "all answers are the same", "not ranked"
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    """Writes rankings.jsonl and agreement.json."""
+    """Writes rankings.jsonl, agreement.json and, if the `data` stage merged annotators, merged_rankings.jsonl."""
     path = out_dir / "rankings.jsonl"
     unranked: LeftOut | None = None
+    merged: list[bool] = []  # whether people made each
     if config.source == "data":
         shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
+        if consensus := merged_file(inputs["data"]):
+            copied = shutil.copyfile(consensus, out_dir / f"{MERGED}.jsonl")
+            merged = [ranking.human for ranking in read_rankings_file(copied)]
     elif config.source == "app":
         ranked, unranked = ask(config, newest(inputs, "collect"), ctx)
         write_jsonl(path, ranked)
         unranked.report(ctx.say)
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
-    sample = RankingSample()
-    with ctx.progress("reading rankings") as bar:
+    with summary(_first_wins(config, inputs)) as figures, ctx.progress("reading rankings") as bar:
         for ranking in read_rankings_file(path):
-            sample.add(ranking)
+            figures.add(ranking)
             bar.advance()
-    if not sample.rankings:
+    sample = figures.sample
+    if not sample.rankings and not merged:
         raise DataError(
             "rank: there are no rankings",
             where=str(path.parent if config.source != "data" else inputs["data"].path),
             hint="look in the data stage’s dropped.jsonl for the reasons, or set rank.source",
         )
+    for line in figures.lines("rank"):
+        ctx.say(line)
     ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
     with ctx.progress("rank: measures", total=steps(sample)) as bar:
         measured = measure_annotators(sample, seed=ctx.seed, advance=bar.advance)
@@ -58,9 +66,8 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     (out_dir / "agreement.json").write_text(text, encoding="utf-8")
     agreed = measured["pairwise"]
     return {
+        **figures.metrics(),
         "rankings": sample.rankings,
-        "pairs": sample.pairs - sample.ties,
-        "tie_share": sample.ties / sample.pairs,
         "agreement": agreed["value"],
         "agreement_low": agreed["low"],
         "agreement_high": agreed["high"],
@@ -72,10 +79,16 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "first_shown": measured["first_shown"]["value"],
         "longer": measured["longer"]["value"],
         "measured_on": sample.kept,
-        "annotators": len(sample.annotators),
-        "human": sample.human,
+        "human": sample.human and all(merged),
+        **({"merged_rankings": len(merged)} if merged else {}),
         **(unranked.metrics() if unranked else {}),
     }
+
+
+def _first_wins(config: RankConfig, inputs: Mapping[str, Artifact]) -> FirstWins:
+    """Counts first answers where the rankings are from a table whose order says nothing about who wins."""
+    metrics = inputs["data"].metrics if config.source == "data" else {}
+    return FirstWins(metrics["source_rankings"] if "first_wins" in metrics else "")
 
 
 def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], LeftOut]:

@@ -11,9 +11,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.schema import Message, Ranking, prompt_key, same_text
-from data.tables.columns import Candidates, Cells, Columns, Completion, as_object, each, nothing, signed
+from data.tables.columns import Candidates, Cells, Columns, Completion, as_object, as_weight, each, nothing, signed
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
+from data.tables.per_annotator import Annotator, by_annotator
+from data.tables.places import best_and_worst
 from data.tables.sources import Row, TableError, as_number, as_text, is_empty
 from data.tables.spelling import ROLES
 from data.tables.spill import grouping
@@ -34,6 +36,8 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 cells["prompt"] = as_prompt(cells["prompt"], "column 'prompt'", row.where)
             text = json.dumps({name: value for name, value in cells.items() if value is not None})
             ranking = _RANKING.validate_json(text, strict=True)
+            if "weight" in ranking.metadata:
+                as_weight(ranking.metadata["weight"], row, "metadata.weight")
         except (ValidationError, ValueError, TypeError) as error:
             problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             place = ".".join(map(str, problem["loc"]))
@@ -51,27 +55,33 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`completions: [a, b, ...]` with `ratings: [...]` (higher is better) or `ranks: [...]` (lower is). Each may
     also be one column with a list in its cells."""
     if "preference" in columns.named:
+        _check_lists(columns, "models")
         yield from preferences(rows, columns)
         return
+    if {"best", "worst"} & columns.named.keys():
+        _check_lists(columns, "models")
+        yield from best_and_worst(rows, columns)
+        return
     kind = "ranks" if "ranks" in columns.named else "ratings"
-    _check_lists(columns, kind)
+    _check_orders(columns, kind)
+    _check_lists(columns, kind, "models")
     sign = -1 if kind == "ranks" else 1
 
     def read(row: Row) -> Iterator[Candidates]:
         completions = columns.items(row, "completions")
         orders = columns.beside(completions, row, kind)
-        scored = [(who, cells.numbers(row.where, sign)) for who, cells in orders.by_annotator(row, columns)]
+        scored = [(who, cells.scores(row, columns, sign)) for who, cells in orders.by_annotator(row, columns)]
         prompt, texts = columns.exchange(row, completions.named)
         models = columns.models(row, completions)
-        for annotator, scores in scored:
+        for (annotator, weight), scores in scored:
             answers = list(map(Completion, texts, scores, models))
-            yield Candidates(prompt, answers, row, annotator, rated=kind == "ratings")
+            yield Candidates(prompt, answers, row, annotator, rated=kind == "ratings", weight=weight)
 
     yield from each(rows, read)
 
 
-def _check_lists(columns: Columns, kind: str) -> None:
-    """Raises `RecipeError` where the recipe's lists of columns do not belong together."""
+def _check_orders(columns: Columns, kind: str) -> None:
+    """Raises `RecipeError` where the recipe names too few completions, or nothing that orders them."""
     completions = columns.named.get("completions")
     if isinstance(completions, list) and len(completions) < 2:
         raise columns.error(
@@ -81,10 +91,15 @@ def _check_lists(columns: Columns, kind: str) -> None:
     if not columns.named.get(kind):
         raise columns.error(
             "no column orders the completions",
-            "name K columns, ratings: [...] (higher is better) or ranks: [...] (lower is), or for two completions "
-            "preference: COLUMN",
+            "name K columns, ratings: [...] (higher is better) or ranks: [...] (lower is), or best: COLUMN and "
+            "worst: COLUMN, or for two completions preference: COLUMN",
         )
-    for name in (kind, "models"):
+
+
+def _check_lists(columns: Columns, *names: str) -> None:
+    """Raises `RecipeError` where lists of columns are not as long as that of the completions."""
+    completions = columns.named.get("completions")
+    for name in names:
         values = columns.named.get(name) or completions
         if isinstance(values, list) and isinstance(completions, list) and len(values) != len(completions):
             raise columns.error(
@@ -117,23 +132,31 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             except LeftOut as why:
                 yield nothing(row, why.reason, why.hint)
                 continue
-            for annotator, cells in orders:
-                answer = [text, *cells.numbers(row.where, sign), model, _rival(row, rival)]
+            for (annotator, weight), cells in orders:
+                weight = columns.weight(row) if weight is None else weight
+                answer = [text, *cells.scores(row, columns, sign), model, _rival(row, rival)]
                 groups.add(
                     f"{key or prompt_key(prompt)} {annotator}",
-                    [row.number, row.where, key, prompt, annotator, order, sign, answer],
+                    [row.number, row.where, key, prompt, annotator, order, sign, weight, answer],
                 )
             where = where or row.where
-        if groups.groups and groups.largest() < 2:
+        if groups.groups and groups.largest() < 2 and not columns.merges_ratings:
             raise TableError(
                 "a ranking needs at least 2 completions and every group of this table has 1",
                 where=where,
-                hint="give rows of one ranking the same prompt and annotator, or name their `group` column",
+                hint="give rows of one ranking the same prompt and annotator, or name their `group` column; or "
+                "merge the annotators of a prompt, consensus: mean",
             )
         for group in groups:
-            number, where, key, prompt, annotator, order, sign, _ = group[0]
-            result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1)
-            for _, other, _, its_prompt, _, its_order, _, answer in group:
+            number, where, key, prompt, annotator, order, sign, weight, _ = group[0]
+            result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1, weight=weight)
+            for _, other, _, its_prompt, _, its_order, _, its_weight, answer in group:
+                if its_weight != weight:
+                    raise DataError(
+                        f"the row has the weight {its_weight:g}, and its ranking, at {where}, {weight:g}",
+                        where=other,
+                        hint="give all rows of a ranking, one prompt and annotator, the same weight",
+                    )
                 if its_prompt != prompt:
                     raise DataError(
                         f"group {key!r} has a different prompt at {where}",
@@ -164,20 +187,23 @@ def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         if same_text(texts[0]) == same_text(texts[1]) and texts[0].strip():
             yield nothing(row, "chosen and rejected are the same")
             return
-        for annotator, chosen, rejected, rated in rankings:
+        for (annotator, weight), (chosen, rejected, rated) in rankings:
             answers = [Completion(texts[0], chosen), Completion(texts[1], rejected)]
-            yield Candidates(prompt, answers, row, annotator, rated=rated)
+            yield Candidates(prompt, answers, row, annotator, rated=rated, weight=weight)
 
     yield from each(rows, read)
 
 
-def _pair_scores(row: Row, columns: Columns) -> list[tuple[str, float, float, bool]]:
+def _pair_scores(row: Row, columns: Columns) -> list[tuple[Annotator, tuple[float, float, bool]]]:
     """Each annotator with the scores of the chosen and the rejected answer, and whether the table gives them."""
     ours = ("chosen_rating", "rejected_rating", "margin")
-    cells = Cells(
-        [columns.optional(row, name) for name in ours], [f"column {columns.name(name)!r}" for name in ours]
-    )
-    return [(who, *_of_pair(row, *cells.numbers(row.where))) for who, cells in cells.by_annotator(row, columns)]
+    what = [f"column {columns.name(name)!r}" for name in ours]
+    scores = []
+    for annotator, values in by_annotator(row, columns, [columns.optional(row, name) for name in ours]):
+        ratings = Cells(values[:2], what[:2]).scores(row, columns)
+        margin = as_number(values[2], what[2], row.where)
+        scores.append((annotator, _of_pair(row, ratings[0], ratings[1], margin)))
+    return scores
 
 
 def _of_pair(
@@ -251,9 +277,9 @@ def _siblings(
     result = Candidates(path, [], row, rated=False, without=without)
     text, rank, model = columns.name("text"), columns.name("rank"), columns.name("model")
     for reply in replies:
-        score = as_number(reply.find(rank), f"{rank!r} of a reply", row.where)
+        score = columns.as_score(reply.find(rank), f"{rank!r} of a reply", row, -1)
         name = as_text(reply.find(model), f"{model!r} of a reply", row.where)
-        result.answers.append(Completion(reply.text(text), signed(score, -1), name))
+        result.answers.append(Completion(reply.text(text), score, name))
     return result
 
 
@@ -264,11 +290,11 @@ def scored(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         items = columns.items(row, "completions")
         is_object = any(isinstance(item, dict) for item in items.values)
         sign, texts, orders, rivals, models = (_scored_objects if is_object else _scored_texts)(items, row, columns)
-        ranked = [(who, cells.numbers(row.where, sign)) for who, cells in orders.by_annotator(row, columns)]
+        ranked = [(who, cells.scores(row, columns, sign)) for who, cells in orders.by_annotator(row, columns)]
         prompt, answers = columns.exchange(row, list(zip(items.names, texts, strict=True)))
-        for annotator, scores in ranked:
+        for (annotator, weight), scores in ranked:
             completions = list(map(Completion, answers, scores, models, rivals))
-            yield Candidates(prompt, completions, row, annotator, rated=sign == 1)
+            yield Candidates(prompt, completions, row, annotator, rated=sign == 1, weight=weight)
 
     yield from each(rows, read)
 

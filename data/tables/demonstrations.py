@@ -14,7 +14,7 @@ from data.tables.layout import arranged
 from data.tables.messages import Forms, LeftOut, exchange
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig
-from pipeline.config.formats import TEXT_TABLES
+from pipeline.config.formats import text_table
 from pipeline.config.table_files import shown
 from pipeline.errors import DataError, RecipeError
 
@@ -56,11 +56,13 @@ def read_prompts(
     dropped: Dropped,
     say: Callable[[str], None] | None = None,
     rows: Iterable[Row] | None = None,
+    name: str = "data.prompts",
 ) -> Iterator[Prompt]:
-    """Prompts without completions: column `prompt`, text or messages. `rows` as in `read_demonstrations`."""
+    """Prompts without completions: column `prompt`, text or messages. `rows` as in `read_demonstrations`; `name` is
+    the table's dotted path in the recipe."""
     forms, any_prompt = Forms(), False
     kept = config.metadata if isinstance(config, PromptTableConfig) else []
-    config, read = _rows("data.prompts", config, dropped, say, rows)
+    config, read = _rows(name, config, dropped, say, rows)
     column = config.columns.get("prompt", "prompt")
     for row in read:
         try:
@@ -96,7 +98,7 @@ def _rows(
     rows: Iterable[Row] | None,
 ) -> tuple[TableConfig, Iterator[Row]]:
     """The rows, counted, and the table with the columns to look up in them (`data.tables.layout`)."""
-    form = TEXT_TABLES[table]
+    form = text_table(table)
     for column, what, hint in form.problems(config.columns):
         raise RecipeError(what, where=f"{table}.columns.{column} ({shown(config.path)})", hint=hint)
     counted = dropped.counting(read_table(config, say) if rows is None else rows)

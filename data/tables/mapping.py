@@ -12,7 +12,7 @@ from data.tables.formats import FORMATS
 from data.tables.paths import fields_of, is_template, root
 from data.tables.sources import MissingColumn
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig
-from pipeline.config.formats import TEXT_TABLES, ColumnNames, TableFormat
+from pipeline.config.formats import ColumnNames, TableFormat, text_table
 from pipeline.config.recipe import Recipe
 from pipeline.config.table_files import joins_of
 from pipeline.errors import DataError, RecipeError, TutelageError
@@ -31,6 +31,8 @@ def tables_of(recipe: Recipe) -> dict[str, Table]:
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
         "data.rankings": recipe.data.rankings,
+        "data.eval_rankings": recipe.data.eval_rankings,
+        **recipe.data.exclusions,
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
     }
@@ -75,8 +77,11 @@ def place(key: str, describe: Callable[[str], str]) -> str:
 
 def paste(name: str, columns: Mapping[str, str | Sequence[str]]) -> str:
     """The line for a recipe that sets `columns` of the table `name`, as in
-    `data.demonstrations.columns: {prompt: question}`."""
+    `data.demonstrations.columns: {prompt: question}`. Files in a list (`data.exclude[0]`) have no columns of their
+    own; a table has."""
     cells = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in columns.items())
+    if "[" in name:
+        return f"{name.partition('[')[0]}: {{path: FILE, columns: {{{cells}}}}}"
     return f"{name}.columns: {{{cells}}}"
 
 
@@ -86,7 +91,7 @@ def _yaml(names: str | Sequence[str]) -> str:
 
 def format_of(name: str, table: Table) -> TableFormat:
     """What the table `name` of a recipe may have as columns."""
-    return FORMATS[table.format] if isinstance(table, RankingTableConfig) else TEXT_TABLES[name]
+    return FORMATS[table.format] if isinstance(table, RankingTableConfig) else text_table(name)
 
 
 def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
@@ -108,8 +113,8 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
     used: set[str] = set()
     for column in form.columns:
         if column.name in named:
-            used.update(_tables_names(named[column.name]))
-        elif column.form != "list" and column.name not in unread:
+            used.update(tables_names(named[column.name]))
+        elif column.form != "list" and not column.explicit and column.name not in unread:
             used.add(column.name)
     if isinstance(table, PromptTableConfig):
         used.update(table.metadata)
@@ -126,11 +131,11 @@ def _all_named(table: Table) -> dict[str, str | list[str]]:
     if isinstance(table, RankingTableConfig) and isinstance(table.annotations, dict):
         for columns in table.annotations.values():
             for ours, value in columns.items():
-                named[ours] = [*_tables_names(named.get(ours, [])), *_tables_names(value)]
+                named[ours] = [*tables_names(named.get(ours, [])), *tables_names(value)]
     return named
 
 
-def _tables_names(value: str | Sequence[str]) -> list[str]:
+def tables_names(value: str | Sequence[str]) -> list[str]:
     """The table's columns, or paths into them, that a value of `columns` names: one, several, or the fields of a
     template."""
     names = [value] if isinstance(value, str) else list(value)
@@ -158,7 +163,7 @@ def missing(name: str, table: Table, columns: Sequence[str]) -> list[Problem]:
     for column in form.columns:
         ours = column.name
         if ours in named:
-            names = _tables_names(named[ours])
+            names = tables_names(named[ours])
         elif ours in _all_named(table):  # of annotators
             names = []
         else:
@@ -190,7 +195,7 @@ def _without_annotators(name: str, table: Table, columns: Sequence[str]) -> list
         problem
         for annotator, named in groups.items()
         for ours, value in named.items()
-        for path in _tables_names(value)
+        for path in tables_names(value)
         for problem in _without_annotations(f"{name}.annotations.{annotator}.{ours}", path, columns)
     ]
 
@@ -236,7 +241,7 @@ def _problems(
         guess = _meant(ours, named.get(ours, ours), gone, free, columns)
         if guess:
             better[ours] = guess
-            free = [column for column in free if column not in _tables_names(guess)]
+            free = [column for column in free if column not in tables_names(guess)]
     rest = f"the columns are {suggest.listed(list(suggest.quoted(columns)), 30)}"
     if len(better) == len(lacking):
         hint = f"set {paste(name, better)}"
@@ -305,7 +310,7 @@ def missing_in_row(name: str, table: Table, error: MissingColumn, columns: Itera
         what = f"the row has no {error.column!r}, which other rows have"
         return [Problem(what, "", error.where, "add it to the row, or remove the row")]
     named = _all_named(table)
-    ours = next((key for key, value in named.items() if error.column in _tables_names(value)), error.column)
+    ours = next((key for key, value in named.items() if error.column in tables_names(value)), error.column)
     inside = INSIDE.get(format_of(name, table).name, ())
     if ours in inside:
         lacking = {ours: [error.column]}

@@ -2,13 +2,14 @@
 
 Wherever a rating, a rank, a margin, a preference or a choice is expected, a cell may hold a list instead, with one
 value for each annotator, as `reviews[*].overall` gives it. Who they are is told by the `annotator` cell with a list
-of names in the same order, or, of an object with one value per annotator (`ratings.*`), by its keys.
+of names in the same order, or, of an object with one value per annotator (`ratings.*`), by its keys. A `weight` may
+be such a list too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.tables.messages import LeftOut
 from data.tables.paths import Keyed
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
     from data.tables.columns import Columns
 
 
-def by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple[str, list[Any]]]:
+class Annotator(NamedTuple):
+    """Who ranked a row.
+
+    Attributes:
+        weight: of this annotator, where the row has a list of weights; None for that of the row.
+    """
+
+    name: str
+    weight: float | None = None
+
+
+def by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple[Annotator, list[Any]]]:
     """Each annotator of a row with their values, in the order of `cells`.
 
     Args:
@@ -28,8 +40,23 @@ def by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple
 
     Raises:
         LeftOut: the lists are empty: nobody ranked.
-        DataError: the cells are lists of different lengths, or only some are lists.
+        DataError: the cells are lists of different lengths, or only some are lists; or one of the weights is none.
     """
+    weights = columns.weight_cell(row)
+    if as_values(weights) is None:
+        return [(Annotator(name), values) for name, values in _by_annotator(row, columns, cells)]
+    return [
+        (
+            Annotator(
+                name, columns.as_weight(weight, row) if any(not is_empty(value) for value in values) else 1.0
+            ),
+            values,
+        )
+        for name, [*values, weight] in _by_annotator(row, columns, [*cells, weights])
+    ]
+
+
+def _by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple[str, list[Any]]]:
     lists = [as_values(cell) for cell in cells]
     filled = [values for values, cell in zip(lists, cells, strict=True) if not is_empty(cell)]
     if all(values is None for values in filled):

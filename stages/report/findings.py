@@ -34,8 +34,8 @@ from stages.report.human import HumanVerdict
 from stages.report.jsonform import json_form, named
 from stages.report.lineage import RoundRow
 from stages.report.monitors import Monitors
-from stages.report.overlaps import Overlap, overlaps
-from stages.report.rankings import Dropped, Measured
+from stages.report.overlaps import Overlap, overlaps, transfer
+from stages.report.rankings import Dropped, Figures, Measured
 from stages.report.reward_terms import TermSummary
 from stages.reward.artifact import RewardQuality
 
@@ -50,7 +50,8 @@ class InputSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedStage:
-    """A finished stage; sizes in bytes. `summary` says what it made, in a few words."""
+    """A finished stage; sizes in bytes. `summary` says what it made, in a few words, and `reused` the recipe whose
+    run it is, if it is another's."""
 
     name: str
     key: str
@@ -60,6 +61,7 @@ class FinishedStage:
     started: str
     seconds: float
     resumed: bool
+    reused: str | None
     forced: bool
     device: str
     simulated: bool
@@ -136,9 +138,11 @@ class Findings:
         finished: when the last stage finished; None if none has.
         seconds: of all stages together.
         ranking: metrics of the newest `rank` stage.
+        figures: counts over all rankings.
         rankings: agreement and annotators.
         dropped: what each stage left out.
         overlaps: rows that repeat others, and training rows with a held-out prompt.
+        transfer_notes: on prompts of `data.eval_rankings` that were trained on.
         monitors: training monitors; None before PPO is finished.
         lineage: one row per round; empty with one round.
         human: people's verdict on the evaluation's answers.
@@ -155,9 +159,11 @@ class Findings:
     annotators: Annotators
     stages: Sequence[FinishedStage | OpenStage]
     ranking: RankMetrics | None
+    figures: Figures | None
     rankings: Measured | None
     dropped: Sequence[Dropped]
     overlaps: Sequence[Overlap]
+    transfer_notes: Sequence[str]
     reward: RewardQuality | None
     ppo: PPOSummary | None
     monitors: Monitors | None = named("monitors")  # noqa: RUF009 (`named` is a `field`)
@@ -195,9 +201,11 @@ def collect(run: RunSummary) -> Findings:
         annotators=annotators(run),
         stages=[_stage(spec, run) for spec in registry.steps(recipe).values()],
         ranking=RankMetrics.of(ranking) if ranking else None,
+        figures=rankings.figures(run.stages.get("data"), ranking),
         rankings=rankings.measured(ranking),
         dropped=rankings.dropped(run),
         overlaps=overlaps(run),
+        transfer_notes=transfer(run),
         reward=RewardQuality.read(reward.artifact) if reward else None,
         ppo=PPOSummary.of(result) if result else None,
         monitors=Monitors.of(result) if result else None,
@@ -242,6 +250,7 @@ def _stage(spec: StageSpec, run: RunSummary) -> FinishedStage | OpenStage:
         started=manifest.started,
         seconds=manifest.seconds,
         resumed=manifest.resumed,
+        reused=None if manifest.recipe == run.loaded.recipe.name else manifest.recipe,
         forced=manifest.forced,
         device=manifest.device,
         simulated=manifest.simulated,

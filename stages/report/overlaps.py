@@ -11,6 +11,8 @@ from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.language import recorded, translate
 from pipeline.wording import listing
 from stages import contamination
+from stages.artifacts import MERGED
+from stages.transfer import NAME
 
 DUPLICATES = "duplicates.jsonl"
 WORDS: dict[Kind, str] = {"exact": "repeat another row", "near": "nearly repeat another row"}
@@ -21,7 +23,7 @@ class Overlap:
     """Rows of one table that overlap with others.
 
     Attributes:
-        table: what they are: demonstrations, prompts, rankings, answers or documents.
+        table: what they are: demonstrations, prompts, rankings, merged rankings, answers or documents.
         kind: `duplicate` (of another row) or `contaminated` (training rows with a held-out prompt).
         near: whether the overlap is only near.
         examples: the first rows, each with the start of its text and of what it overlaps with.
@@ -62,7 +64,13 @@ def _overlap(
     examples = [
         (row["row"], row["text"], row[other]) for row in rows if (row["table"], row["kind"]) == (table, kind)
     ]
-    return Overlap(table=table, kind=what, near=kind == "near", count=count, examples=examples[:3])
+    return Overlap(
+        table="merged rankings" if table == MERGED else table,
+        kind=what,
+        near=kind == "near",
+        count=count,
+        examples=examples[:3],
+    )
 
 
 def caveats(rows: Sequence[Overlap]) -> list[str]:
@@ -77,6 +85,25 @@ def caveats(rows: Sequence[Overlap]) -> list[str]:
             parts=listing(parts),
         )
     ]
+
+
+def transfer(run: RunSummary) -> list[str]:
+    """Notes on prompts of `data.eval_rankings` that are trained on as well; none where there are none."""
+    data = run.newest("data")
+    metrics = data.manifest.metrics if data else {}
+    notes = []
+    for name, count in metrics.items():
+        table, _, kind = name.removeprefix(f"{NAME}_in_").rpartition("/")
+        if name.startswith(f"{NAME}_in_"):
+            values = {"count": count, "prompts": metrics[f"{NAME}_prompts"], "table": recorded(table)}
+            exact = translate(
+                "{count:,} of {prompts:,} prompts occur in the {table} that were trained on", **values
+            )
+            near = translate(
+                "{count:,} of {prompts:,} prompts nearly occur in the {table} that were trained on", **values
+            )
+            notes.append(near if kind == "near" else exact)
+    return notes
 
 
 def _contain(row: Overlap) -> str:
