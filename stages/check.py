@@ -74,6 +74,8 @@ def few_held_out(loaded: LoadedRecipe, data: StageRun | None) -> list[str]:
         held_out = metrics.get("prompts_eval")  # `data` of an older version has no `ranked_prompts_eval`
         return [] if held_out is None else warnings(loaded.recipe, held_out, metrics.get("ranked_prompts_eval"))
     tables = tables_of(loaded.recipe)
+    if any(table.join is not None for table in tables.values()):
+        return []  # a joined table is read whole, which may take long
     return _few_held_out(loaded, [check_table(name, table) for name, table in tables.items() if name in SPLIT])
 
 

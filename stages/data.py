@@ -51,6 +51,7 @@ from data.tables.spill import seen
 from data.tables.summary import read_line, summary
 from data.venues import task as venues
 from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig
+from pipeline.config.table_files import shown
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages import contamination
@@ -238,7 +239,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         ctx.say(f"{own_system:,} rows keep their own system message instead of data.system")
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
     metrics: Metrics = {
-        **{f"source_{name}": table.path for name, table in tables.items() if table},
+        **{f"source_{name}": shown(table.path) for name, table in tables.items() if table},
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
         **{f"read_{table}": out.read for table, out in dropped.items() if out.read},

@@ -20,6 +20,7 @@ from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
 from pipeline.config.run_base import is_artifact, source_of
+from pipeline.config.table_files import by_name, joined_files
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
 
@@ -78,10 +79,16 @@ def _weights_elsewhere(recipe: Recipe) -> dict[str, Path]:
 
 def _excluded_files(recipe: Recipe) -> dict[str, Path]:
     return {
-        f"{name}.path" if name == "data.exclude" else name: Path(table.path)
+        at: Path(source)
         for name, table in recipe.data.exclusions.items()
-        if is_local(table.path)
+        for at, source in by_name(f"{name}.path" if name == "data.exclude" else name, table.path).items()
+        if is_local(source)
     }
+
+
+def _joined_to_data(recipe: Recipe) -> dict[str, Path]:
+    tables = ("demonstrations", "prompts", "rankings", "eval_rankings", "exclude")
+    return joined_files(recipe, *(f"data.{table}" for table in tables))
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -141,7 +148,7 @@ register(
                 "base.pretrain.corpus.path": is_local,
                 "base.chat_template": lambda template: template.endswith(".jinja"),
             },
-            also_reads=_weights_elsewhere,
+            also_reads=lambda recipe: _weights_elsewhere(recipe) | joined_files(recipe, "base.pretrain.corpus"),
         ),
         StageSpec(
             "data",
@@ -154,7 +161,7 @@ register(
                 "data.rankings.path": is_local,
                 "data.eval_rankings.path": is_local,
             },
-            also_reads=_excluded_files,
+            also_reads=lambda recipe: _excluded_files(recipe) | _joined_to_data(recipe),
         ),
         StageSpec(
             "sft",
@@ -208,6 +215,7 @@ register(
                 "reward.rubric": lambda rubric: rubric != "eval" and _is_file(rubric),
                 "eval.judge": _is_file,
             },
+            also_reads=lambda recipe: joined_files(recipe, "reward.pretrain_on"),
             parallel=True,
             resolve=lambda recipe, reward: replace(reward, rubric=reward_rubric(recipe)),
         ),
@@ -270,6 +278,7 @@ register(
                 "eval.reward_model": lambda model: model != "ensemble",
                 "eval.text.path": is_local,
             },
+            also_reads=lambda recipe: joined_files(recipe, "eval.text"),
         ),
         StageSpec(
             "export",

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.schema import Message, Ranking, prompt_key, same_text
-from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, as_weight, each, nothing
+from data.tables.columns import Candidates, Cells, Columns, Completion, as_object, as_weight, each, nothing, signed
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
+from data.tables.per_annotator import Annotator, by_annotator
 from data.tables.places import best_and_worst
 from data.tables.sources import Row, TableError, as_number, as_text, is_empty
 from data.tables.spelling import ROLES
@@ -51,53 +52,64 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
 
 
 def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """`completions: [a, b, ...]` with `ratings: [...]` (higher is better) or `ranks: [...]` (lower is)."""
-    completions, models = columns.names("completions"), columns.names("models")
+    """`completions: [a, b, ...]` with `ratings: [...]` (higher is better) or `ranks: [...]` (lower is). Each may
+    also be one column with a list in its cells."""
     if "preference" in columns.named:
-        yield from preferences(rows, columns, completions, models)
+        _check_lists(columns, "models")
+        yield from preferences(rows, columns)
         return
     if {"best", "worst"} & columns.named.keys():
-        _check_lengths(columns, completions, models or completions, "models")
-        yield from best_and_worst(rows, columns, completions, models)
+        _check_lists(columns, "models")
+        yield from best_and_worst(rows, columns)
         return
     kind = "ranks" if "ranks" in columns.named else "ratings"
-    orders = columns.names(kind)
-    if len(completions) < 2:
+    _check_orders(columns, kind)
+    _check_lists(columns, kind, "models")
+    sign = -1 if kind == "ranks" else 1
+
+    def read(row: Row) -> Iterator[Candidates]:
+        completions = columns.items(row, "completions")
+        orders = columns.beside(completions, row, kind)
+        scored = [(who, cells.scores(row, columns, sign)) for who, cells in orders.by_annotator(row, columns)]
+        prompt, texts = columns.exchange(row, completions.named)
+        models = columns.models(row, completions)
+        for (annotator, weight), scores in scored:
+            answers = list(map(Completion, texts, scores, models))
+            yield Candidates(prompt, answers, row, annotator, rated=kind == "ratings", weight=weight)
+
+    yield from each(rows, read)
+
+
+def _check_orders(columns: Columns, kind: str) -> None:
+    """Raises `RecipeError` where the recipe names too few completions, or nothing that orders them."""
+    completions = columns.named.get("completions")
+    if isinstance(completions, list) and len(completions) < 2:
         raise columns.error(
             f"a ranking needs at least 2 completions and `completions` names {len(completions)} columns",
             "name the K columns, completions: [a, b, ...], and their ratings: [...] or ranks: [...]",
         )
-    if not orders:
+    if not columns.named.get(kind):
         raise columns.error(
             "no column orders the completions",
             "name K columns, ratings: [...] (higher is better) or ranks: [...] (lower is), or best: COLUMN and "
             "worst: COLUMN, or for two completions preference: COLUMN",
         )
-    _check_lengths(columns, completions, orders, kind)
-    _check_lengths(columns, completions, models or completions, "models")
-    sign = -1 if kind == "ranks" else 1
-
-    def read(row: Row) -> Iterator[Candidates]:
-        scores = [columns.score(row, order, sign) for order in orders]
-        prompt, texts = columns.exchange(row, columns.cells(row, completions))
-        answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
-        for answer, model in zip(answers, models, strict=False):
-            answer.model = row.text(model)
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=kind == "ratings")
-
-    yield from each(rows, read)
 
 
-def _check_lengths(columns: Columns, completions: list[str], values: list[str], name: str) -> None:
-    if len(values) != len(completions):
-        raise columns.error(
-            f"{len(completions)} completion columns have {len(values)} {name} columns",
-            f"name one column in {name} for each completion",
-        )
+def _check_lists(columns: Columns, *names: str) -> None:
+    """Raises `RecipeError` where lists of columns are not as long as that of the completions."""
+    completions = columns.named.get("completions")
+    for name in names:
+        values = columns.named.get(name) or completions
+        if isinstance(values, list) and isinstance(completions, list) and len(values) != len(completions):
+            raise columns.error(
+                f"{len(completions)} completion columns have {len(values)} {name} columns",
+                f"name one column in {name} for each completion",
+            )
 
 
 def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
-    """One row per completion. Rows with equal `prompt` and `annotator`, or equal `group`, are a ranking.
+    """One row per completion. Rows with equal `annotator` and equal `prompt`, or `group`, are a ranking.
 
     The rows of a ranking need not be neighbours, so they wait in a temporary database.
     """
@@ -114,12 +126,19 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 yield nothing(row, why.reason, why.hint)
                 continue
             order, sign, rival = columns.order(row)
-            annotator, key = columns.annotator(row), "" if group is None else str(group)
-            answer = [text, columns.score(row, order, sign), columns.model(row), _rival(row, rival)]
-            groups.add(
-                key or f"{prompt_key(prompt)} {annotator}",
-                [row.number, row.where, key, prompt, annotator, order, sign, columns.weight(row), answer],
-            )
+            key, model = "" if group is None else str(group), columns.model(row)
+            try:
+                orders = list(Cells([row[order]], [f"column {order!r}"]).by_annotator(row, columns))
+            except LeftOut as why:
+                yield nothing(row, why.reason, why.hint)
+                continue
+            for (annotator, weight), cells in orders:
+                weight = columns.weight(row) if weight is None else weight
+                answer = [text, *cells.scores(row, columns, sign), model, _rival(row, rival)]
+                groups.add(
+                    f"{key or prompt_key(prompt)} {annotator}",
+                    [row.number, row.where, key, prompt, annotator, order, sign, weight, answer],
+                )
             where = where or row.where
         if groups.groups and groups.largest() < 2 and not columns.merges_ratings:
             raise TableError(
@@ -131,16 +150,16 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         for group in groups:
             number, where, key, prompt, annotator, order, sign, weight, _ = group[0]
             result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1, weight=weight)
-            for _, other, _, its_prompt, its_annotator, its_order, _, its_weight, answer in group:
+            for _, other, _, its_prompt, _, its_order, _, its_weight, answer in group:
                 if its_weight != weight:
                     raise DataError(
                         f"the row has the weight {its_weight:g}, and its ranking, at {where}, {weight:g}",
                         where=other,
                         hint="give all rows of a ranking, one prompt and annotator, the same weight",
                     )
-                if (its_prompt, its_annotator) != (prompt, annotator):
+                if its_prompt != prompt:
                     raise DataError(
-                        f"group {key!r} has a different prompt or annotator at {where}",
+                        f"group {key!r} has a different prompt at {where}",
                         where=other,
                         hint="give each ranking a group of its own",
                     )
@@ -164,24 +183,34 @@ def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     def read(row: Row) -> Iterator[Candidates]:
         names = [columns.name("chosen"), columns.name("rejected")]
         prompt, texts = columns.exchange(row, columns.cells(row, names))
-        *scores, rated = _pair_scores(row, columns)
+        rankings = _pair_scores(row, columns)
         if same_text(texts[0]) == same_text(texts[1]) and texts[0].strip():
             yield nothing(row, "chosen and rejected are the same")
             return
-        answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=rated)
+        for (annotator, weight), (chosen, rejected, rated) in rankings:
+            answers = [Completion(texts[0], chosen), Completion(texts[1], rejected)]
+            yield Candidates(prompt, answers, row, annotator, rated=rated, weight=weight)
 
     yield from each(rows, read)
 
 
-def _pair_scores(row: Row, columns: Columns) -> tuple[float, float, bool]:
-    """Scores of the chosen and the rejected answer, and whether the table gives them. Raises `DataError` where they
-    contradict the names of the columns, or each other."""
-    ratings = [
-        columns.as_score(columns.optional(row, name), f"column {columns.name(name)!r}", row)
-        for name in ("chosen_rating", "rejected_rating")
-    ]
-    margin = as_number(columns.optional(row, "margin"), f"column {columns.name('margin')!r}", row.where)
+def _pair_scores(row: Row, columns: Columns) -> list[tuple[Annotator, tuple[float, float, bool]]]:
+    """Each annotator with the scores of the chosen and the rejected answer, and whether the table gives them."""
+    ours = ("chosen_rating", "rejected_rating", "margin")
+    what = [f"column {columns.name(name)!r}" for name in ours]
+    scores = []
+    for annotator, values in by_annotator(row, columns, [columns.optional(row, name) for name in ours]):
+        ratings = Cells(values[:2], what[:2]).scores(row, columns)
+        margin = as_number(values[2], what[2], row.where)
+        scores.append((annotator, _of_pair(row, ratings[0], ratings[1], margin)))
+    return scores
+
+
+def _of_pair(
+    row: Row, chosen: float | None, rejected: float | None, margin: float | None
+) -> tuple[float, float, bool]:
+    """Scores of the two answers. Raises `DataError` where they contradict the columns' names, or each other."""
+    ratings = chosen, rejected
     if ratings[0] is not None and ratings[1] is not None:
         if margin is not None and (margin > 0) != (ratings[0] > ratings[1]):
             raise DataError(
@@ -229,7 +258,7 @@ def _rankings_of_tree(row: Row, columns: Columns) -> Iterator[Candidates]:
                 hint=f"use one of {', '.join(ROLES)}",
             )
         path = [*before, {"role": role, "content": node.text(columns.name("text"))}]
-        replies = [as_object(reply, row) for reply in node.get(columns.name("replies")) or []]
+        replies = [as_object(reply, row) for reply in node.find(columns.name("replies")) or []]
         live = [reply for reply in replies if not reply.get("deleted")]
         open_nodes.extend((reply, path) for reply in reversed(live))
         deleted = ["deleted message"] * (len(replies) - len(live))
@@ -248,8 +277,8 @@ def _siblings(
     result = Candidates(path, [], row, rated=False, without=without)
     text, rank, model = columns.name("text"), columns.name("rank"), columns.name("model")
     for reply in replies:
-        score = columns.as_score(reply.get(rank), f"{rank!r} of a reply", row, -1)
-        name = as_text(reply.get(model), f"{model!r} of a reply", row.where)
+        score = columns.as_score(reply.find(rank), f"{rank!r} of a reply", row, -1)
+        name = as_text(reply.find(model), f"{model!r} of a reply", row.where)
         result.answers.append(Completion(reply.text(text), score, name))
     return result
 
@@ -258,72 +287,56 @@ def scored(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`completions`: a list of `{text, score}` or `{text, rank}`; or texts, beside `ratings` or `ranks`."""
 
     def read(row: Row) -> Iterator[Candidates]:
-        items = as_list(row, columns.name("completions"))
-        if any(isinstance(item, dict) for item in items):
-            sign, cells, rest = _scored_objects(items, row, columns)
-        else:
-            sign, cells, rest = _scored_texts(items, row, columns)
-        named = [(f"completion {place} of the row", cell) for place, cell in enumerate(cells, 1)]
-        prompt, texts = columns.exchange(row, named)
-        answers = [Completion(text, *scores) for text, scores in zip(texts, rest, strict=True)]
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=sign == 1)
+        items = columns.items(row, "completions")
+        is_object = any(isinstance(item, dict) for item in items.values)
+        sign, texts, orders, rivals, models = (_scored_objects if is_object else _scored_texts)(items, row, columns)
+        ranked = [(who, cells.scores(row, columns, sign)) for who, cells in orders.by_annotator(row, columns)]
+        prompt, answers = columns.exchange(row, list(zip(items.names, texts, strict=True)))
+        for (annotator, weight), scores in ranked:
+            completions = list(map(Completion, answers, scores, models, rivals))
+            yield Candidates(prompt, completions, row, annotator, rated=sign == 1, weight=weight)
 
     yield from each(rows, read)
 
 
-Scored = tuple[int, list[Any], list[tuple[float | None, str | None, float | None]]]
-"""The sign of the scores, the answers' cells, and score, model and rival score of each."""
+Scored = tuple[int, list[Any], Cells, list[float | None], list[str | None]]
+"""The sign of the scores; the answers' cells; their scores, second scores and models."""
 
 
-def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
+def _scored_objects(items: Cells, row: Row, columns: Columns) -> Scored:
     text = columns.name("text")
-    for item in items:
+    for item in items.values:
         if item is not None and not isinstance(item, dict):
             raise DataError(
                 f"completions must all be objects or all be texts, got objects and {item!r:.60}",
                 where=row.where,
                 hint="write objects with a text and a score, or texts beside a list of scores",
             )
-    entries = [None if item is None else as_object(item, row) for item in items]
+    entries = [None if item is None else as_object(item, row) for item in items.values]
     order, sign, rival = columns.order(next(entry for entry in entries if entry is not None), "score", "rank")
-    cells = [None if entry is None else entry[text] for entry in entries]
-    rest = [
-        (None, None, None)
-        if entry is None
-        else (columns.score(entry, order, sign), columns.model(entry), _rival(entry, rival))
-        for entry in entries
-    ]
-    return sign, cells, rest
+    texts = [None if entry is None else entry[text] for entry in entries]
+    orders = Cells(
+        [None if entry is None else entry[order] for entry in entries], [f"column {order!r}"] * len(texts)
+    )
+    rivals = [None if entry is None else _rival(entry, rival) for entry in entries]
+    named = zip(entries, items.models, strict=True)
+    models = [None if entry is None else columns.model(entry) or key for entry, key in named]
+    return sign, texts, orders, rivals, models
 
 
-def _scored_texts(items: list[Any], row: Row, columns: Columns) -> Scored:
-    order, sign, rival = columns.order(row, "ratings", "ranks")
-    what = f"a value of column {order!r}"
-    scores = [columns.as_score(value, what, row, sign) for value in _values(row, order, len(items))]
-    rivals: list[float | None] = [None] * len(items)
+def _scored_texts(items: Cells, row: Row, columns: Columns) -> Scored:
+    _, sign, rival = columns.order(row, "ratings", "ranks")
+    ours = "ranks" if sign == -1 else "ratings"
+    rivals: list[float | None] = [None] * len(items.values)
     if rival is not None:
         with suppress(DataError):  # a column that holds no numbers ranks nothing
-            ranks = [as_number(value, rival, row.where) for value in _values(row, rival, len(items))]
-            rivals = [None if rank is None else -rank for rank in ranks]
-    return sign, items, [(score, None, other) for score, other in zip(scores, rivals, strict=True)]
-
-
-def _values(row: Row, column: str, count: int) -> list[Any]:
-    """A list cell with one value per completion; None for all of them where the cell is empty."""
-    values = (as_list(row, column) or [None] * count) if count else []
-    if len(values) != count:
-        raise DataError(
-            f"column {column!r} must hold {count} values, one per completion, got {len(values)}",
-            where=row.where,
-            hint="write one value per completion, or leave the cell empty",
-        )
-    return values
+            rivals = columns.beside(items, row, "ranks").numbers(row.where, -1)
+    return sign, items.values, columns.beside(items, row, ours), rivals, columns.models(row, items)
 
 
 def _rival(row: Row, column: str | None) -> float | None:
     """The rank beside a rating, higher for better; None where the column holds no number and so ranks nothing."""
     try:
-        number = None if column is None else row.value(column)
+        return None if column is None else signed(row.value(column), -1)
     except DataError:
         return None
-    return None if number is None else -number

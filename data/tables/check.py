@@ -34,6 +34,7 @@ from pipeline import invocation
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.paths import nearest
 from pipeline.config.rules import is_local
+from pipeline.config.table_files import by_name, files_of, joins_of, shown
 from pipeline.errors import DataError, RecipeError
 
 MOST = 20
@@ -131,19 +132,22 @@ def check_table(name: str, table: Table, limit: int = ROWS) -> TableReport:
 
     Raises nothing for a wrong table or recipe; that is in `TableReport.problems`.
     """
-    report = TableReport(name, table.path, kind_of(name, table))
-    if not is_local(table.path):
+    report = TableReport(name, shown(table.path), kind_of(name, table))
+    tables = [(name, table), *joins_of(name, table)]
+    sources = {at: path for dotted, each in tables for at, path in by_name(f"{dotted}.path", each.path).items()}
+    if not all(map(is_local, sources.values())):
         report.opened = False
         return report
-    path = Path(table.path).expanduser()
-    if not path.exists():
-        report.problems.append(_no_file(name, path))
+    files = {at: Path(path).expanduser() for at, path in sources.items()}
+    report.problems += [_no_file(at, path) for at, path in files.items() if not path.exists()]
+    if report.problems:
         return report
     rows, profile = [], Profile()
     try:
         for row in islice(read_table(table), limit + 1):
             rows.append(row)
-            profile.add(row)
+            if not row.left_out:
+                profile.add(row)
         report.complete = len(rows) <= limit
     except (DataError, RecipeError) as error:
         report.problems.append(Problem(error.what, "", error.where, error.hint))
@@ -166,12 +170,15 @@ def check_table(name: str, table: Table, limit: int = ROWS) -> TableReport:
 
 def _looks_like(name: str, table: Table, rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
     """A line about what a table looks like, where that is not what the recipe says."""
+    if table.join is not None:  # the file alone looks otherwise
+        return
+    first = files_of(table.path)[0]
     try:
-        guess = any_table(Sample(table.path, rows, columns))
+        guess = any_table(Sample(first, rows, columns))
     except DataError:
         return
-    if config_of(guess, table.path) != table:
-        command = invocation.command("inspect", table.path)
+    if replace(config_of(guess, first), path=table.path) != table:
+        command = invocation.command("inspect", first)
         yield f"{name}: the table looks like {guess.looks}; `{command}` prints the section to paste"
 
 
@@ -186,12 +193,12 @@ def _nested(problem: Problem, profile: Profile) -> Problem:
     return problem
 
 
-def _no_file(name: str, path: Path) -> Problem:
+def _no_file(key: str, path: Path) -> Problem:
     near = nearest(path)
     hint = f"did you mean {near}? " if near else ""
     return Problem(
-        f"{name}.path: there is no file or folder {path}",
-        f"{name}.path",
+        f"{key}: there is no file or folder {path}",
+        key,
         "",
         f"{hint}paths are relative to the working directory",
     )

@@ -1,17 +1,21 @@
-"""What the readers of all formats share: column names, and a ranking before empty cells are left out."""
+"""What the readers of all formats share: column names, cells that belong together, and a ranking before empty cells
+are left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data.schema import Message, Ranking
 from data.tables.messages import Forms, LeftOut, as_completion, exchange
+from data.tables.paths import Keyed, is_template
+from data.tables.per_annotator import Annotator, by_annotator
 from data.tables.sources import Row, as_number, as_text, is_empty
 from data.tables.spelling import spelled
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.formats import TableFormat
+from pipeline.config.table_files import shown
 from pipeline.errors import DataError, RecipeError
 
 ANONYMOUS = "unknown"
@@ -48,7 +52,7 @@ class Candidates:
     metadata: dict[str, Any] = field(default_factory=dict)
     """As `Ranking.metadata`."""
     weight: float | None = None
-    """Where it differs from that of its row: of a ranking of several rows."""
+    """Where it differs from that of its row: of a ranking of several rows, or of one of a row's annotators."""
     whole: Ranking | None = None
     """The ranking itself, where the table holds our own schema."""
     left_out: str = ""
@@ -93,12 +97,55 @@ def as_list(row: Row, column: str) -> list[Any]:
     if value is None and (row[column] is None or not str(row[column]).strip()):
         return []
     if not isinstance(value, list):
+        objects = f"write {column}.* for all values of an object, or " if isinstance(value, dict) else ""
         raise DataError(
             f"column {column!r} must be a list, got {row[column]!r:.60}",
             where=row.where,
-            hint='write a list, in JSON where a cell holds text: ["...", "..."]; or use the format wide',
+            hint=f'{objects}write a list, in JSON where a cell holds text: ["...", "..."]; or name one column per '
+            "completion in the format wide",
         )
     return value
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells that belong to the completions of a row, in their order.
+
+    Attributes:
+        names: a description of each, for messages.
+        keys: of the object that they are the values of, such as systems by name; None where there is none.
+    """
+
+    values: list[Any]
+    names: list[str]
+    keys: list[str] | None = None
+
+    @property
+    def named(self) -> list[tuple[str, Any]]:
+        """Each cell with its description."""
+        return list(zip(self.names, self.values, strict=True))
+
+    @property
+    def models(self) -> list[str | None]:
+        """The keys as the names of models; None for each where there are none."""
+        return [None] * len(self.values) if self.keys is None else list(self.keys)
+
+    def numbers(self, where: str, sign: int = 1) -> list[float | None]:
+        """The cells as numbers, times `sign`. Raises `DataError`."""
+        return [signed(as_number(value, name, where), sign) for name, value in self.named]
+
+    def scores(self, row: Row, columns: Columns, sign: int = 1) -> list[float | None]:
+        """The cells as `Columns.as_score` reads them."""
+        return [columns.as_score(value, name, row, sign) for name, value in self.named]
+
+    def by_annotator(self, row: Row, columns: Columns) -> Iterator[tuple[Annotator, Cells]]:
+        """Each annotator with their cells (`data.tables.per_annotator`)."""
+        for annotator, values in by_annotator(row, columns, self.values):
+            yield annotator, replace(self, values=values)
+
+
+def signed(value: float | None, sign: int) -> float | None:
+    return None if value is None else sign * value
 
 
 def key_of(value: Any) -> str:
@@ -129,7 +176,7 @@ class Columns:
     """Our column names -> the table's. A name that the recipe does not give is the table's own name."""
 
     def __init__(self, config: RankingTableConfig, format: TableFormat) -> None:
-        self.named, self.where = config.columns, f"data.rankings.columns ({config.path})"
+        self.named, self.where = config.columns, f"data.rankings.columns ({shown(config.path)})"
         self.labels, self.text_lists = config.labels, config.text_lists
         self.rank_signs: set[bool] = set()
         """Whether ranks are above 0, of those that were read. A table has ranks of one sign."""
@@ -156,7 +203,63 @@ class Columns:
         return str(self.named.get(ours, ours))
 
     def names(self, ours: str) -> list[str]:
-        return list(self.named.get(ours, ()))
+        """The columns of a list; one that holds a list in its cells is the only one."""
+        value = self.named.get(ours, ())
+        return [value] if isinstance(value, str) else list(value)
+
+    def items(self, row: Row, ours: str) -> Cells:
+        """The cells of a list of columns, or the items of one list cell."""
+        names = self.named.get(ours, ours)
+        if isinstance(names, list):
+            return Cells([row[name] for name in names], [f"column {name!r}" for name in names])
+        values = as_list(row, names)
+        if ours == "completions":
+            described = [f"completion {place} of the row" for place in range(1, len(values) + 1)]
+        else:
+            described = [f"a value of column {names!r}"] * len(values)
+        return Cells(values, described, values.keys if isinstance(values, Keyed) else None)
+
+    def beside(self, completions: Cells, row: Row, ours: str) -> Cells:
+        """The cells of `ours` that belong to the completions: with the same keys, or in the same order. None for
+        each where the whole list is empty. Raises `DataError` where they do not fit."""
+        names, count = self.named.get(ours, ours), len(completions.values)
+        cells = self.items(row, ours) if count else completions
+        if not cells.values:
+            return Cells([None] * count, [f"column {names!r}"] * count)
+        if (cells.keys is None) != (completions.keys is None):
+            raise DataError(
+                f"the completions {'have' if completions.keys else 'have no'} keys, and {names!r} "
+                f"{'has' if cells.keys else 'has none'}: they cannot be paired",
+                where=row.where,
+                hint="name objects with the same keys, outputs.* and scores.*, or lists in the same order",
+            )
+        if cells.keys is not None and completions.keys is not None:
+            return self._with_keys(completions, cells, row, ours)
+        if len(cells.values) != count:
+            raise DataError(
+                f"column {names!r} must hold {count} values, one per completion, got {len(cells.values)}"
+                if isinstance(names, str)
+                else f"{ours} names {len(cells.values)} columns, and the row has {count} completions",
+                where=row.where,
+                hint="write one value per completion, or leave the cell empty",
+            )
+        return cells
+
+    def _with_keys(self, completions: Cells, cells: Cells, row: Row, ours: str) -> Cells:
+        """`cells` in the order of the completions' keys. A key of one object only must have no value there."""
+        by_key = dict(zip(cells.keys or [], cells.named, strict=True))
+        texts = dict(zip(completions.keys or [], completions.values, strict=True))
+        alone = [key for key, (_, value) in by_key.items() if key not in texts and not is_empty(value)]
+        alone += [key for key, value in texts.items() if key not in by_key and not is_empty(value)]
+        if alone:
+            raise DataError(
+                f"the keys of the completions and of {self.named.get(ours, ours)!r} differ: only one of them has "
+                f"{alone[0]!r}",
+                where=row.where,
+                hint="give both objects the same keys, with null for a value that is not there",
+            )
+        kept = [by_key.get(key, (f"{ours} of {key!r}", None)) for key in texts]
+        return Cells([value for _, value in kept], [name for name, _ in kept], list(texts))
 
     def order(self, row: Row, rating: str = "rating", rank: str = "rank") -> tuple[str, int, str | None]:
         """The column that orders completions, the sign that makes higher better, and the ranks' column where the
@@ -168,18 +271,15 @@ class Columns:
 
     def optional(self, row: Row, ours: str) -> Any:
         """A cell of an optional column; None where neither the recipe names it nor the table has it."""
-        return row[self.name(ours)] if ours in self.named or ours in row else None
+        return row[self.name(ours)] if ours in self.named or row.has(ours) else None
 
-    def score(self, row: Row, column: str, sign: int = 1) -> float | None:
+    def as_score(self, value: Any, what: str, row: Row, sign: int = 1) -> float | None:
         """The rating or the rank in a cell as a score, higher for better; None for an empty cell.
 
         Args:
+            what: a description of the cell, for messages.
             sign: 1 for a rating, a number or a label of the recipe's `scale`; -1 for a rank.
         """
-        return self.as_score(row[column], f"column {column!r}", row, sign)
-
-    def as_score(self, value: Any, what: str, row: Row, sign: int = 1) -> float | None:
-        """As `score`, of a value that `what` describes in messages."""
         if sign > 0 and self.scale:
             if is_empty(value):
                 return None
@@ -208,27 +308,51 @@ class Columns:
         """Cells of the table's columns `names`, each with a description for messages."""
         return [(f"column {name!r}", row[name]) for name in names]
 
+    def annotator_cell(self, row: Row) -> Any:
+        """Who ranked: a name, or a list of them; None where the table does not tell."""
+        return None if self.named.get("annotator") == "" else self.optional(row, "annotator")
+
     def annotator(self, row: Row) -> str:
         """Who ranked; `unknown` where the cell is empty, or the recipe says `annotator: ""`."""
-        value = None if self.named.get("annotator") == "" else self.optional(row, "annotator")
+        value = self.annotator_cell(row)
+        if isinstance(value, list):
+            raise DataError(
+                f"column {self.name('annotator')!r} names {len(value)} annotators, and the row holds one ranking",
+                where=row.where,
+                hint="name a column with one value per annotator, or write one name",
+            )
         return ANONYMOUS if is_empty(value) else str(value)
+
+    def weight_cell(self, row: Row) -> Any:
+        """A weight, or a list of them, one per annotator; None where the recipe names no column of weights."""
+        return row[self.name("weight")] if "weight" in self.named else None
 
     def weight(self, row: Row) -> float | None:
         """The row's weight; None where the recipe names no column of weights."""
-        return as_weight(row[self.name("weight")], row, self.name("weight")) if "weight" in self.named else None
+        return self.as_weight(self.weight_cell(row), row) if "weight" in self.named else None
+
+    def as_weight(self, value: Any, row: Row) -> float:
+        """A weight of the recipe's column. Raises as the function `as_weight`."""
+        return as_weight(value, row, self.name("weight"))
 
     def model(self, row: Row) -> str | None:
         return as_text(self.optional(row, "model"), f"column {self.name('model')!r}", row.where) or None
+
+    def models(self, row: Row, completions: Cells) -> list[str | None]:
+        """The model of each completion: from `models`, or from the completions' keys."""
+        if "models" not in self.named:
+            return completions.models
+        cells = self.beside(completions, row, "models")
+        return [as_text(value, name, row.where) or None for name, value in cells.named]
 
     def exchange(self, row: Row, answers: Sequence[tuple[str, Any]]) -> tuple[list[Message], list[str]]:
         """The prompt, and the texts of the completions, from cells with their descriptions. Raises as
         `messages.exchange`."""
         column = self.name("prompt")
         is_there, cell = True, None
-        if "{" in column:
-            column, cell = "the prompt", self._filled(column, row)
-        elif column and ("prompt" in self.named or column in row):
-            column, cell = f"column {column!r}", row[column]
+        if column and ("prompt" in self.named or row.has(column)):
+            cell = row[column]
+            column = "the prompt" if is_template(column) else f"column {column!r}"
         else:
             is_there = False
         prompt, texts = exchange(cell, answers, row.where, text_lists=self.text_lists, what=column or "the prompt")
@@ -240,12 +364,3 @@ class Columns:
     def _any_context(self, answers: Sequence[tuple[str, Any]], row: Row) -> bool:
         """Whether the cell of an answer holds a conversation before it."""
         return any(as_completion(value, name, row.where)[0] for name, value in answers)
-
-    def _filled(self, template: str, row: Row) -> str:
-        try:
-            return template.format_map({name: "" if value is None else value for name, value in row.items()})
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise self.error(
-                f"the prompt's template does not fit the row at {row.where}: {type(error).__name__}: {error}",
-                "write columns in braces, {title}, and parts of one in brackets, {info[post]}; {{ for a brace",
-            ) from None

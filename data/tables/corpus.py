@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from data.splits import split_of_prompt
+from data.tables.layout import arranged
 from data.tables.messages import exchange
-from data.tables.sources import MissingColumn, Row, read_table
+from data.tables.sources import MissingColumn, Row, read_table, usable
 from data.venues import task as venues
 from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.errors import DataError
@@ -23,18 +24,19 @@ def documents(
         for d in venues.corpus(config, seed, held_out):
             yield d.prompt[-1]["content"], d.completion
         return
+    config, read = arranged(config, usable(read_table(config) if rows is None else rows), None)
     names = {ours: config.columns.get(ours, ours) for ours in ("text", "prompt", "completion")}
-    for row in read_table(config) if rows is None else rows:
-        if names["text"] in row and (
+    for row in read:
+        if row.has(names["text"]) and (
             "text" in config.columns or not config.columns.keys() & {"prompt", "completion"}
         ):
             yield (row.text(names["text"]),)
-        elif names["prompt"] in row and names["completion"] in row:
+        elif row.has(names["prompt"]) and row.has(names["completion"]):
             prompt, text = _demonstration(row, names["prompt"], names["completion"], config)
             if split_of_prompt([{"role": "user", "content": prompt}], held_out) == "train":
                 yield prompt, text
         else:
-            lacking = [theirs for ours, theirs in names.items() if ours in config.columns and theirs not in row]
+            lacking = [theirs for ours, theirs in names.items() if ours in config.columns and not row.has(theirs)]
             raise MissingColumn(lacking[0] if lacking else "text", row)
 
 

@@ -10,10 +10,12 @@ from data.schema import Demonstration, Message, Prompt
 from data.splits import split_of_prompt
 from data.tables.columns import Columns
 from data.tables.formats import FORMATS
+from data.tables.layout import arranged
 from data.tables.messages import Forms, LeftOut, exchange
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig
 from pipeline.config.formats import text_table
+from pipeline.config.table_files import shown
 from pipeline.errors import DataError, RecipeError
 
 
@@ -31,7 +33,8 @@ def read_demonstrations(
     `rows` are the table's, where they were read before.
     """
     forms = Forms()
-    for row in _rows("data.demonstrations", config, dropped, say, rows):
+    config, read = _rows("data.demonstrations", config, dropped, say, rows)
+    for row in read:
         try:
             pairs = list(_prompts_and_completions(row, config, forms, dropped))
         except LeftOut as why:
@@ -44,7 +47,7 @@ def read_demonstrations(
                 dropped.add("empty completion", row.number)
             else:
                 yield Demonstration(prompt, completion, split_of_prompt(prompt, eval_fraction), row.where)
-    forms.tell(config.path, say)
+    forms.tell(shown(config.path), say)
 
 
 def read_prompts(
@@ -57,9 +60,11 @@ def read_prompts(
 ) -> Iterator[Prompt]:
     """Prompts without completions: column `prompt`, text or messages. `rows` as in `read_demonstrations`; `name` is
     the table's dotted path in the recipe."""
-    forms, column, any_prompt = Forms(), config.columns.get("prompt", "prompt"), False
+    forms, any_prompt = Forms(), False
     kept = config.metadata if isinstance(config, PromptTableConfig) else []
-    for row in _rows(name, config, dropped, say, rows):
+    config, read = _rows(name, config, dropped, say, rows)
+    column = config.columns.get("prompt", "prompt")
+    for row in read:
         try:
             prompt, _ = _exchange(row, config, column, [], forms)
         except LeftOut as why:
@@ -74,10 +79,10 @@ def read_prompts(
     if not any_prompt:
         raise DataError(
             f"no prompt is left: {dropped.reasons()}",
-            where=config.path,
+            where=shown(config.path),
             hint=dropped.hint() or "write prompts as text, or as conversations that end with the user's turn",
         )
-    forms.tell(config.path, say)
+    forms.tell(shown(config.path), say)
 
 
 def _json_value(value: Any) -> Any:
@@ -91,11 +96,13 @@ def _rows(
     dropped: Dropped,
     say: Callable[[str], None] | None,
     rows: Iterable[Row] | None,
-) -> Iterator[Row]:
+) -> tuple[TableConfig, Iterator[Row]]:
+    """The rows, counted, and the table with the columns to look up in them (`data.tables.layout`)."""
     form = text_table(table)
     for column, what, hint in form.problems(config.columns):
-        raise RecipeError(what, where=f"{table}.columns.{column} ({config.path})", hint=hint)
-    yield from dropped.counting(read_table(config, say) if rows is None else rows)
+        raise RecipeError(what, where=f"{table}.columns.{column} ({shown(config.path)})", hint=hint)
+    counted = dropped.counting(read_table(config, say) if rows is None else rows)
+    return arranged(config, counted, dropped)
 
 
 def _exchange(
@@ -131,8 +138,11 @@ def _prompt_and_completion(row: Row, config: TableConfig, forms: Forms) -> tuple
     prompt, completion = columns.get("prompt", "prompt"), columns.get("completion", "completion")
     if "messages" in columns or ("messages" in row and not (columns.get("prompt") or columns.get("completion"))):
         stated = "messages" in columns
-        beside = prompt if not stated and prompt in row else None
-        answers = [columns.get("messages", "messages"), *([] if stated or completion not in row else [completion])]
+        beside = prompt if not stated and row.has(prompt) else None
+        answers = [
+            columns.get("messages", "messages"),
+            *([] if stated or not row.has(completion) else [completion]),
+        ]
         conversation, texts = _exchange(row, config, beside, answers, forms)
         if len({text.strip() for text in texts}) > 1:
             raise DataError(
@@ -141,8 +151,8 @@ def _prompt_and_completion(row: Row, config: TableConfig, forms: Forms) -> tuple
                 hint="name the right one under `columns`: messages, or prompt and completion",
             )
         return conversation, texts[0]
-    named = prompt if prompt in row or "prompt" in columns else None
+    named = prompt if row.has(prompt) or "prompt" in columns else None
     before, [text] = _exchange(row, config, named, [completion], forms)
-    if not before and prompt not in row:
+    if not before and not row.has(prompt):
         row[prompt]  # raises: no cell holds a prompt
     return before, text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from data.schema import Ranking
 from data.tables.formats import FORMATS
 from pipeline.config.data import RankingTableConfig
+from pipeline.config.table_files import shown
 
 SUSPICIOUS = 0.95
 ENOUGH = 20
@@ -25,7 +26,7 @@ class FirstWins:
     @classmethod
     def of(cls, config: RankingTableConfig) -> FirstWins:
         """Of a table. A format that puts the better answer first, or has unrelated rows, is not counted."""
-        return cls("" if FORMATS[config.format].ordered else config.path)
+        return cls("" if FORMATS[config.format].ordered else shown(config.path))
 
     def add(self, ranking: Ranking) -> None:
         if self.path and len(ranking.ranks) == 2 and ranking.ranks[0] != ranking.ranks[1]:

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from data.schema import Message
-from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each, key_of
-from data.tables.places import Places, is_number, of_answer, scores_of
+from data.tables.columns import Candidates, Cells, Columns, Completion, as_list, as_object, each, key_of
+from data.tables.paths import Keyed
+from data.tables.per_annotator import Annotator, as_values, by_annotator
+from data.tables.places import Exchange, Places, is_number, names_of, of_answer, placed
 from data.tables.sources import Row, TableError, as_number, is_empty
 from pipeline.errors import DataError
 
@@ -47,8 +48,6 @@ WORDS = {
 is an underscore. A judge that is asked for [[A]], [[B]] or [[C]] means a tie by the last."""
 _BRACKETED = re.compile(r"\[+\s*(.*?)\s*\]+", re.DOTALL)
 _COMPARISON = re.compile(r"([^<>=~]+?)\s*(>+|<+|=+|~)\s*([^<>=~]+)")
-Exchange = tuple[list[Message], Sequence[str], Sequence[str | None]]
-"""Prompt, texts and models of a row's completions."""
 FEW = 5
 """A column with this many strengths or more must have both signs."""
 EXAMPLE = "labels: {1: first, 2: second, 0: tie}"
@@ -78,7 +77,7 @@ class Labels:
 
         Args:
             texts, models: of the two answers.
-            names: their columns, if they have one each.
+            names: their columns or keys, if they have one each.
 
         Raises `DataError` for an unknown value, or one that could mean either answer.
         """
@@ -169,118 +168,100 @@ class Labels:
         )
 
 
-def preferences(
-    rows: Iterator[Row], columns: Columns, completions: list[str], models: list[str]
-) -> Iterator[Candidates]:
+def preferences(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """Two completions, and which is better: a word, a value that `labels` names, or a signed strength as in
     HelpSteer, below 0 where the first is.
 
-    A list of such values, or of objects with a `score`, is one ranking per entry; annotators are numbered by place.
-    With `pairs` there are K completions and a label per pair, in a list or in a column each.
+    A list of such values, or of objects with a `score`, is one ranking per annotator. With `pairs` there are K
+    completions and a label per pair, in a list or in a column each.
     """
-    labelled = columns.named["preference"]
-    if columns.pairs:
-        several = labelled if isinstance(labelled, list) else [labelled]
-        readers = [Labels(columns, column) for column in several]
-
-        def read_pairs(row: Row) -> Iterator[Candidates]:
-            prompt, texts = columns.exchange(row, columns.cells(row, completions))
-            written = [row.text(model) for model in models]
-            values = [row[column] for column in several] if isinstance(labelled, list) else as_list(row, labelled)
-            yield from _compared(row, columns, readers, values, (prompt, texts, written), completions)
-
-        yield from each(rows, read_pairs)
-        for reader in readers:
-            reader.check()
-        return
-    if isinstance(labelled, list) or len(completions) != 2:
+    labelled, completions = columns.named["preference"], columns.named.get("completions")
+    several = labelled if isinstance(labelled, list) else [labelled]
+    if not columns.pairs and (len(several) > 1 or (isinstance(completions, list) and len(completions) != 2)):
         raise columns.error(
-            f"a preference orders 2 completions, and `completions` names {len(completions)}"
-            if isinstance(labelled, str)
-            else "`preference` names several columns, and nothing says which completions each compares",
+            "`preference` names several columns, and nothing says which completions each compares"
+            if len(several) > 1
+            else f"a preference orders 2 completions, and `completions` names {len(completions or [])}",
             "write completions: [first, second] and preference: column; of more completions, say beside `format` "
             "which two each label compares, pairs: [[0, 1], [0, 2], [1, 2]]",
         )
-    column = columns.name("preference")
-    labels = Labels(columns, column)
+    readers = [Labels(columns, column) for column in several]
 
     def read(row: Row) -> Iterator[Candidates]:
-        annotator = columns.annotator(row)
-        prompt, texts = columns.exchange(row, columns.cells(row, completions))
-        written = [row.text(model) for model in models]
-        several = isinstance(row[column], list)
-        if several:
-            _check_annotators(row, column, completions[0])
-        for place, item in enumerate(row[column] if several else [row[column]], 1):
+        items = columns.items(row, "completions")
+        exchange = (*columns.exchange(row, items.named), columns.models(row, items), names_of(items, columns))
+        if columns.pairs:
+            values = [row[column] for column in several] if isinstance(labelled, list) else None
+            yield from _compared(row, columns, readers, values, exchange)
+            return
+        _check_two(row, items, "a preference orders 2 completions")
+        [column], [cell] = several, [row[column] for column in several]
+        if (values := as_values(cell)) is not None and isinstance(completions, list):
+            _check_annotators(row, column, values, completions[0])
+        for annotator, [item] in by_annotator(row, columns, [cell]):
             value = item.get("score") if isinstance(item, dict) else item
-            verdict = labels.verdict(value, row, texts, written, completions)
-            name = f"{annotator}-{place}" if several else annotator
-            yield _judged(prompt, texts, written, verdict, row, name)
+            yield _judged(exchange, readers[0], value, row, annotator)
 
     yield from each(rows, read)
-    labels.check()
+    for reader in readers:
+        reader.check()
 
 
 def _judged(
-    prompt: list[Message],
-    texts: Sequence[str],
-    models: Sequence[str | None],
-    verdict: Verdict | None,
-    row: Row,
-    annotator: str,
+    exchange: Exchange, labels: Labels, value: Any, row: Row, annotator: Annotator, pair: Sequence[int] = (0, 1)
 ) -> Candidates:
-    """Two answers as a verdict orders them."""
+    """Two of the answers as a label orders them."""
+    prompt, all_texts, all_models, all_names = exchange
+    texts, models = [all_texts[place] for place in pair], [all_models[place] for place in pair]
+    names = [all_names[place] for place in pair if all_names]
+    verdict = labels.verdict(value, row, texts, models, names)
     scores = (None, None) if verdict is None else (verdict.first, verdict.second)
-    answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
-    for answer, model in zip(answers, models, strict=False):
-        answer.model = model
-    return Candidates(prompt, answers, row, annotator, rated=verdict is not None and verdict.rated)
+    answers = list(map(Completion, texts, scores, models))
+    rated = verdict is not None and verdict.rated
+    return Candidates(prompt, answers, row, annotator.name, rated=rated, weight=annotator.weight)
 
 
 def _compared(
-    row: Row,
-    columns: Columns,
-    readers: Sequence[Labels],
-    values: Sequence[Any],
-    exchange: Exchange,
-    names: Sequence[str] = (),
+    row: Row, columns: Columns, readers: Sequence[Labels], cells: Sequence[Any] | None, exchange: Exchange
 ) -> Iterator[Candidates]:
-    """A comparison of two answers per pair of the recipe's `pairs`, from the labels of a row in their order.
+    """A comparison of two answers per pair of the recipe's `pairs`, from the labels of a row in their order. Each
+    may be a list, one label per annotator.
 
     Args:
         readers: of each pair's label, or a single one of them all.
-        values: the labels; none at all for a row that nobody labelled.
-        exchange: prompt, texts and models.
-        names: the columns of the completions, if they have one each.
+        cells: the labels; None where they are a list in the reader's column, which is empty where nobody labelled.
     """
-    prompt, texts, models = exchange
-    if values and len(values) != len(columns.pairs):
+    column, count = readers[0].column, len(columns.pairs)
+    values = as_list(row, column) if cells is None else cells
+    if isinstance(values, Keyed):
         raise DataError(
-            f"column {readers[0].column!r} holds {len(values)} labels, and `pairs` has {len(columns.pairs)} pairs",
+            f"column {column!r} holds labels by key, and `pairs` is about labels in an order",
+            where=row.where,
+            hint="name the label of each pair, preference: [labels.first, ...], in the order of `pairs`",
+        )
+    if values and len(values) != count:
+        raise DataError(
+            f"column {column!r} holds {len(values)} labels, and `pairs` has {count} pairs",
             where=row.where,
             hint="write one label per pair, null for a pair that was not compared; or correct `pairs`",
         )
-    highest = max(place for pair in columns.pairs for place in pair)
-    if highest >= len(texts):
+    highest, k = max(place for pair in columns.pairs for place in pair), len(exchange[1])
+    if highest >= k:
         raise DataError(
-            f"`pairs` names completion {highest}, and the row's {len(texts)} completions are numbered from 0",
+            f"`pairs` names completion {highest}, and the row's {k} completions are numbered from 0",
             where=row.where,
             hint="correct `pairs`, or add the completions",
         )
-    annotator = columns.annotator(row)
-    for number, pair in enumerate(columns.pairs):
-        two, written = [texts[place] for place in pair], [models[place] for place in pair if models]
-        value = values[number] if values else None
-        both = [names[place] for place in pair if names]
-        verdict = readers[min(number, len(readers) - 1)].verdict(value, row, two, written, both)
-        yield _judged(prompt, two, written, verdict, row, annotator)
+    for annotator, labels in by_annotator(row, columns, values or [None] * count):
+        for number, (pair, value) in enumerate(zip(columns.pairs, labels, strict=True)):
+            yield _judged(exchange, readers[min(number, len(readers) - 1)], value, row, annotator, pair)
 
 
-def _check_annotators(row: Row, column: str, completion: str) -> None:
+def _check_annotators(row: Row, column: str, values: Sequence[Any], completion: str) -> None:
     """Raises `DataError` for a list with one value per pair of K > 2 answers, as in qa_feedback: it would be read
     as one value per annotator."""
     alike = [name for name in row if re.sub(r"\d+", "", name) == re.sub(r"\d+", "", completion)]
-    values, k = row[column], len(alike)
+    k = len(alike)
     if k > 2 and len(values) == k * (k - 1) // 2 and not any(isinstance(value, dict) for value in values):
         order = ", ".join(f"[{i}, {j}]" for i, j in combinations(range(k), 2))
         raise DataError(
@@ -304,31 +285,31 @@ def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     worst = Places(columns.name("worst"), index_from=columns.index_from or 0) if "worst" in columns.named else None
 
     def read(row: Row) -> Iterator[Candidates]:
-        items = as_list(row, columns.name("completions"))
-        nodes = [as_object(item if isinstance(item, dict) else {text: item}, row) for item in items]
-        named = [(f"completion {place} of the row", node[text]) for place, node in enumerate(nodes, 1)]
+        items = columns.items(row, "completions")
+        nodes = [as_object(item if isinstance(item, dict) else {text: item}, row) for item in items.values]
+        named = [(name, node[text]) for name, node in zip(items.names, nodes, strict=True)]
         prompt, texts = columns.exchange(row, named)
-        models = [columns.model(node) for node in nodes]
+        models = [columns.model(node) or key for node, key in zip(nodes, items.models, strict=True)]
+        exchange = prompt, texts, models, items.keys or ()
         if columns.pairs:
-            yield from _compared(row, columns, [labels], as_list(row, column), (prompt, texts, models))
+            yield from _compared(row, columns, [labels], None, exchange)
             return
         if labels.stated:
-            _check_two(row, len(texts))
-            yield _judged(prompt, texts, models, labels.verdict(row[column], row), row, columns.annotator(row))
+            _check_two(row, items, "`labels` says which of 2 completions is better")
+            for annotator, [value] in by_annotator(row, columns, [row[column]]):
+                yield _judged(exchange, labels, value, row, annotator)
             return
-        scores = scores_of(row, texts, models, best, worst)
-        answers = [Completion(*answer) for answer in zip(texts, scores, models, strict=True)]
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=False)
+        yield from placed(row, columns, exchange, best, worst)
 
     yield from each(rows, read)
     labels.check()
 
 
-def _check_two(row: Row, completions: int) -> None:
-    if completions != 2:
+def _check_two(row: Row, items: Cells, what: str) -> None:
+    if len(items.values) != 2:
         raise DataError(
-            f"`labels` says which of 2 completions is better, and there are {completions}",
+            f"{what}, and the row has {len(items.values)}",
             where=row.where,
-            hint="leave `labels` out: `choice` is then the place of the best, counted from 0; or say beside "
-            "`format` which two each label of a list compares, pairs: [[0, 1], [0, 2], [1, 2]]",
+            hint="remove the row, or rank its completions by the place of the best, ratings or ranks; or say "
+            "beside `format` which two each label of a list compares, pairs: [[0, 1], [0, 2], [1, 2]]",
         )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from string import Formatter
 
 from data.tables import suggest
 from data.tables.formats import FORMATS
+from data.tables.paths import fields_of, is_template, root
 from data.tables.sources import MissingColumn
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.formats import ColumnNames, TableFormat, text_table
 from pipeline.config.recipe import Recipe
+from pipeline.config.table_files import joins_of
 from pipeline.errors import DataError, RecipeError, TutelageError
 
 Table = TableConfig | RankingTableConfig
@@ -98,7 +100,7 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
     form = format_of(name, table)
     if form.name in NESTED:
         return there
-    named: ColumnNames = table.columns
+    named = _all_named(table)
     unread = {
         column
         for group in form.alternatives
@@ -116,21 +118,35 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
             used.add(column.name)
     if isinstance(table, PromptTableConfig):
         used.update(table.metadata)
-    return used & there
+    for _, join in joins_of("", table):
+        used.update([join.on] if isinstance(join.on, str) else join.on)
+    if isinstance(table, RankingTableConfig) and isinstance(table.annotations, str):
+        used.add(table.annotations)
+    return {start for path in used if (start := root(path, there)) is not None}
+
+
+def _all_named(table: Table) -> dict[str, str | list[str]]:
+    """`columns` of a recipe, with those of all annotators under `annotations`."""
+    named: dict[str, str | list[str]] = dict(table.columns)
+    if isinstance(table, RankingTableConfig) and isinstance(table.annotations, dict):
+        for columns in table.annotations.values():
+            for ours, value in columns.items():
+                named[ours] = [*tables_names(named.get(ours, [])), *tables_names(value)]
+    return named
 
 
 def tables_names(value: str | Sequence[str]) -> list[str]:
-    """The table's columns that a value of `columns` names: one, several, or the fields of a template."""
+    """The table's columns, or paths into them, that a value of `columns` names: one, several, or the fields of a
+    template."""
     names = [value] if isinstance(value, str) else list(value)
-    return [field for name in names for field in (_fields(name) if "{" in name else [name]) if field]
+    return [field for name in names for field in (_fields(name) if is_template(name) else [name]) if field]
 
 
 def _fields(template: str) -> list[str]:
     try:
-        parts = [field for _, field, _, _ in Formatter().parse(template) if field]
-    except ValueError:  # reported by the reader, with the row
+        return fields_of(template)
+    except RecipeError:  # reported by the reader
         return []
-    return [part.partition("[")[0].partition(".")[0] for part in parts]
 
 
 def missing(name: str, table: Table, columns: Sequence[str]) -> list[Problem]:
@@ -139,16 +155,21 @@ def missing(name: str, table: Table, columns: Sequence[str]) -> list[Problem]:
     form = format_of(name, table)
     if form.name in ("argilla", "label_studio"):  # fields lie inside a record, or beside it
         return []
+    if isinstance(table, RankingTableConfig) and isinstance(table.annotations, str):
+        return _without_annotations(f"{name}.annotations", table.annotations, columns)  # columns may lie inside
     named: ColumnNames = table.columns
     lacking: dict[str, list[str]] = {}
+    there = set(columns)
     for column in form.columns:
         ours = column.name
         if ours in named:
             names = tables_names(named[ours])
+        elif ours in _all_named(table):  # of annotators
+            names = []
         else:
             names = [ours] if column.required and column.form != "list" else []
         if ours not in INSIDE.get(form.name, ()) and (
-            gone := [theirs for theirs in names if theirs not in columns]
+            gone := [theirs for theirs in names if root(theirs, there) is None]
         ):
             lacking[ours] = gone
     if form.name == "demonstrations" and "messages" in {*named, *columns}:
@@ -162,7 +183,38 @@ def missing(name: str, table: Table, columns: Sequence[str]) -> list[Problem]:
             lacking = {ours: gone for ours, gone in lacking.items() if gone[0] not in columns}
     if lacking and form.name != "text" and "prompt" not in {*named, *columns, *lacking} and "messages" not in named:
         lacking["prompt"] = ["prompt"]
-    return _problems(name, table, columns, lacking)
+    return [*_problems(name, table, columns, lacking), *_without_annotators(name, table, columns)]
+
+
+def _without_annotators(name: str, table: Table, columns: Sequence[str]) -> list[Problem]:
+    """The problems of annotators' columns that the table lacks."""
+    groups = table.annotations if isinstance(table, RankingTableConfig) else None
+    if not isinstance(groups, dict):
+        return []
+    return [
+        problem
+        for annotator, named in groups.items()
+        for ours, value in named.items()
+        for path in tables_names(value)
+        for problem in _without_annotations(f"{name}.annotations.{annotator}.{ours}", path, columns)
+    ]
+
+
+def _without_annotations(key: str, path: str, columns: Sequence[str]) -> list[Problem]:
+    """The problem of a path under `annotations` that starts at no column."""
+    if root(path, set(columns)) is not None:
+        return []
+    near = suggest.close(path, columns) or _nearest_path(path, columns)
+    what = f"the table has no column {path!r}" + (f"; did you mean {near!r}?" if near else "")
+    hint = f"the columns are {suggest.listed(list(suggest.quoted(columns)), 30)}"
+    return [Problem(what, key, "", hint)]
+
+
+def _nearest_path(path: str, columns: Iterable[str]) -> str | None:
+    """The path that starts at the column whose name is close to the one at which a path starts."""
+    start = re.split(r"[.\[]", path, maxsplit=1)[0]
+    near = suggest.close(start, columns) if start != path else None
+    return near + path[len(start) :] if near else None
 
 
 INSIDE = {
@@ -186,7 +238,7 @@ def _problems(
     better: dict[str, str | list[str]] = {}
     lacking = dict(sorted(lacking.items(), key=lambda item: item[0] != "prompt"))
     for ours, gone in lacking.items():
-        guess = _meant(ours, named.get(ours, ours), gone, free)
+        guess = _meant(ours, named.get(ours, ours), gone, free, columns)
         if guess:
             better[ours] = guess
             free = [column for column in free if column not in tables_names(guess)]
@@ -210,19 +262,20 @@ def _problems(
 
 
 def _meant(
-    ours: str, value: str | Sequence[str], gone: Sequence[str], free: Sequence[str]
+    ours: str, value: str | Sequence[str], gone: Sequence[str], free: Sequence[str], columns: Sequence[str]
 ) -> str | list[str] | None:
     """What the recipe should name as `ours` instead of `value`, of which the table lacks `gone`; None where no
-    column of the `free` ones is likely."""
+    column of the `free` ones is likely. Paths may start at any of the `columns`."""
     if isinstance(value, str):
         if "{" in value:
             return None
-        near = None if value == ours else suggest.close(value, free)
+        near = None if value == ours else suggest.close(value, free) or _nearest_path(value, columns)
         also = {"text": "completion", "score": "rating"}.get(ours, ours)
         return near or suggest.probable(ours, free) or suggest.probable(also, free)
     names: list[str] = []
     for column in value:
-        near = suggest.close(column, [other for other in free if other not in names]) if column in gone else column
+        left = [other for other in free if other not in names]
+        near = suggest.close(column, left) or _nearest_path(column, columns) if column in gone else column
         if near is None:
             return None
         names.append(near)
@@ -256,7 +309,8 @@ def missing_in_row(name: str, table: Table, error: MissingColumn, columns: Itera
     if error.column in columns and error.column not in error.columns:
         what = f"the row has no {error.column!r}, which other rows have"
         return [Problem(what, "", error.where, "add it to the row, or remove the row")]
-    ours = next((key for key, value in table.columns.items() if error.column in tables_names(value)), error.column)
+    named = _all_named(table)
+    ours = next((key for key, value in named.items() if error.column in tables_names(value)), error.column)
     inside = INSIDE.get(format_of(name, table).name, ())
     if ours in inside:
         lacking = {ours: [error.column]}

@@ -6,15 +6,18 @@ the name of the model that wrote the completion, or its text. A cell that could 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data.schema import same_text
-from data.tables.columns import Candidates, Columns, Completion, each
+from data.schema import Message, same_text
+from data.tables.columns import Candidates, Cells, Columns, Completion, each, key_of
+from data.tables.per_annotator import by_annotator
 from data.tables.sources import Row, as_number, is_empty
 from pipeline.errors import DataError
 
 BEST, REST, WORST = 1.0, 0.0, -1.0
+Exchange = tuple[list[Message], Sequence[str], Sequence[str | None], Sequence[str]]
+"""The prompt; of a row's completions the texts, the models, and the columns or keys, if they have one each."""
 
 
 class Places:
@@ -22,34 +25,41 @@ class Places:
 
     Args:
         column: the table's name of it.
-        names: the columns of the completions, where each has one.
         index_from: the number of the first completion; None where numbers are refused.
         also: what else the recipe may say about the column, for hints.
     """
 
-    def __init__(
-        self, column: str, names: Sequence[str] = (), index_from: int | None = None, also: str = ""
-    ) -> None:
+    def __init__(self, column: str, index_from: int | None = None, also: str = "") -> None:
         self.column, self.index_from, self.also = column, index_from, also
-        self.names = {name.casefold(): place for place, name in enumerate(names)}
 
-    def place(self, row: Row, texts: Sequence[str], models: Sequence[str | None] = ()) -> int | None:
-        """The place of the completion that the row's cell names, from 0; None for an empty cell.
+    def place(
+        self,
+        value: Any,
+        row: Row,
+        texts: Sequence[str],
+        models: Sequence[str | None] = (),
+        names: Sequence[str] = (),
+    ) -> int | None:
+        """The place of the completion that a cell names, from 0; None for an empty cell.
 
         Args:
             texts, models: of the row's completions.
+            names: their columns or keys, if they have one each.
 
         Raises `DataError` for a cell that names none of them, or could mean several.
         """
-        value, k = row[self.column], len(texts)
+        k = len(texts)
         if is_empty(value):
             return None
-        key = value.strip() if isinstance(value, str) else value
-        if isinstance(key, str) and key.casefold() in self.names:
-            return self.names[key.casefold()]
+        if (place := _named(value, names)) is not None:
+            number = float(value) if is_number(value) and self.index_from is not None else None
+            if number is not None and number - (self.index_from or 0) in {*range(k)} - {place}:
+                raise self._ambiguous(value, row, {place, int(number) - (self.index_from or 0)})
+            return place
         if is_number(value):
-            return self._numbered(value, row, k)
-        if isinstance(key, str):
+            return self._numbered(value, row, k, names)
+        if isinstance(value, str):
+            key = value.strip()
             letter = ord(key.upper()) - ord("A") if len(key) == 1 else -1
             meant = {letter} & set(range(k)) | of_answer(key, texts, models)
             if len(meant) == 1:
@@ -59,10 +69,10 @@ class Places:
         raise DataError(
             f"column {self.column!r} holds {value!r:.60}, which names none of the {k} completions",
             where=row.where,
-            hint=f"write {self._accepted()}; or empty the cell{self.also}",
+            hint=f"write {self._accepted(names)}; or empty the cell{self.also}",
         )
 
-    def _numbered(self, value: Any, row: Row, k: int) -> int:
+    def _numbered(self, value: Any, row: Row, k: int, names: Sequence[str]) -> int:
         number = as_number(value, f"column {self.column!r}", row.where)
         assert number is not None
         if self.index_from is None:
@@ -70,7 +80,7 @@ class Places:
                 f"column {self.column!r} holds the number {number:g}, and tables count completions from 0 or 1",
                 where=row.where,
                 hint="set index_from: 0 or 1 beside `format`, the number of the first completion; or write "
-                f"{self._accepted()}",
+                f"{self._accepted(names)}",
             )
         if number - self.index_from not in range(k):
             raise DataError(
@@ -90,10 +100,10 @@ class Places:
             hint="write the name of the completion's column, or its number and index_from: 0 or 1 beside `format`",
         )
 
-    def _accepted(self) -> str:
-        names = f"the name of its column ({', '.join(self.names)}), " if self.names else ""
+    def _accepted(self, names: Sequence[str]) -> str:
+        named = f"the name of its column ({', '.join(names)}), " if names else ""
         number = "" if self.index_from is None else f"its number, counted from {self.index_from}, "
-        return f"{number}{names}a letter (A is the first), the name of its model, or its text"
+        return f"{number}{named}a letter (A is the first), the name of its model, or its text"
 
 
 def of_answer(value: Any, texts: Sequence[str], models: Sequence[str | None]) -> set[int]:
@@ -106,48 +116,71 @@ def of_answer(value: Any, texts: Sequence[str], models: Sequence[str | None]) ->
     return written | spoken
 
 
-def best_and_worst(
-    rows: Iterator[Row], columns: Columns, completions: list[str], models: list[str]
-) -> Iterator[Candidates]:
-    """Best-worst scaling (MaxDiff): of K completion columns the `best` one, the `worst` one, or both are named. The
-    others tie between them."""
-    readers = {
-        kind: Places(columns.name(kind), completions, columns.index_from)
+def names_of(items: Cells, columns: Columns) -> Sequence[str]:
+    """What tells the completions of a row apart: their columns, or their keys; empty for a list."""
+    names = columns.named.get("completions")
+    return names if isinstance(names, list) else items.keys or ()
+
+
+def _named(value: Any, names: Sequence[str]) -> int | None:
+    """The place of the name that a cell holds, in any case where that is clear; None where it holds none."""
+    key = value.strip() if isinstance(value, str) else key_of(value)
+    if key in names:
+        return names.index(key)
+    alike = [place for place, name in enumerate(names) if name.casefold() == key.casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
+def best_and_worst(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
+    """Best-worst scaling (MaxDiff): of K completions the `best` one, the `worst` one, or both are named. The others
+    tie between them."""
+    best, worst = (
+        Places(columns.name(kind), columns.index_from) if kind in columns.named else None
         for kind in ("best", "worst")
-        if kind in columns.named
-    }
+    )
 
     def read(row: Row) -> Iterator[Candidates]:
-        prompt, texts = columns.exchange(row, columns.cells(row, completions))
-        written = [row.text(model) or None for model in models] or [None] * len(texts)
-        scores = scores_of(row, texts, written, **readers)
-        answers = [Completion(*answer) for answer in zip(texts, scores, written, strict=True)]
-        yield Candidates(prompt, answers, row, columns.annotator(row), rated=False)
+        items = columns.items(row, "completions")
+        exchange = (*columns.exchange(row, items.named), columns.models(row, items), names_of(items, columns))
+        yield from placed(row, columns, exchange, best, worst)
 
     yield from each(rows, read)
 
 
-def scores_of(
-    row: Row,
-    texts: Sequence[str],
-    models: Sequence[str | None],
-    best: Places | None = None,
-    worst: Places | None = None,
-) -> list[float | None]:
-    """A score of each completion, from the cells that name the best and the worst; None for all where neither does.
+def placed(
+    row: Row, columns: Columns, exchange: Exchange, best: Places | None, worst: Places | None
+) -> Iterator[Candidates]:
+    """The ranking of each annotator, from the cells that name the best and the worst completion."""
+    prompt, texts, models, names = exchange
+    readers = [reader for reader in (best, worst) if reader is not None]
+    for (annotator, weight), cells in by_annotator(row, columns, [row[reader.column] for reader in readers]):
+        places = {
+            reader: reader.place(cell, row, texts, models, names)
+            for reader, cell in zip(readers, cells, strict=True)
+        }
+        scores = scores_of(row, len(texts), places, best, worst)
+        answers = list(map(Completion, texts, scores, models))
+        yield Candidates(prompt, answers, row, annotator, rated=False, weight=weight)
 
-    Raises `DataError` where both name the same.
+
+def scores_of(
+    row: Row, k: int, places: Mapping[Places, int | None], best: Places | None, worst: Places | None
+) -> list[float | None]:
+    """A score of each of K completions, from the places of the best and the worst; None for all where neither is
+    known.
+
+    Raises `DataError` where both are the same.
     """
-    first, last = (None if reader is None else reader.place(row, texts, models) for reader in (best, worst))
+    first, last = (None if reader is None else places[reader] for reader in (best, worst))
     if first is None and last is None:
-        return [None] * len(texts)
+        return [None] * k
     if best is not None and worst is not None and first == last:
         raise DataError(
             f"columns {best.column!r} and {worst.column!r} name the same completion as best and as worst",
             where=row.where,
             hint="correct one of the cells, or empty it",
         )
-    return [BEST if place == first else WORST if place == last else REST for place in range(len(texts))]
+    return [BEST if place == first else WORST if place == last else REST for place in range(k)]
 
 
 def is_number(value: Any) -> bool:

@@ -16,10 +16,12 @@ from data.tables.columns import ANONYMOUS, Candidates, Columns, Completion
 from data.tables.combine import net_wins
 from data.tables.consensus import Consensus
 from data.tables.formats import FORMATS
+from data.tables.layout import arranged
 from data.tables.repeats import Repeats
 from data.tables.sources import Dropped, Row, read_table
 from data.tables.spill import grouping
 from pipeline.config.data import RankingTableConfig
+from pipeline.config.table_files import shown
 from pipeline.errors import DataError, RecipeError
 
 
@@ -43,28 +45,29 @@ def read_rankings(
     if format is None:
         raise RecipeError(
             f"{config.format!r} is no format of rankings",
-            where=f"data.rankings.format ({config.path})",
+            where=f"data.rankings.format ({shown(config.path)})",
             hint=f"use one of {', '.join(FORMATS)}",
         )
-    columns = Columns(config, format)
     with ExitStack() as opened:
         consensus = None
         if config.consensus != "none":
             consensus = Consensus(config.consensus, opened.enter_context(grouping()))
-        reader = _Reader(config, columns, dropped, repeats, consensus)
         counted = dropped.counting(read_table(config, say) if rows is None else rows)
-        read = reader.rankings(format.read(counted, columns))
+        table, arranged_rows = arranged(config, counted, dropped)
+        columns, place = Columns(table, format), shown(config.path)
+        reader = _Reader(config, columns, dropped, repeats, consensus)
+        read = reader.rankings(format.read(arranged_rows, columns))
         if config.combine == "net_wins":
-            read = net_wins(read, config.path, say)
+            read = net_wins(read, place, say)
         for ranking in read:
             if consensus is not None and not consensus.of_ratings:
                 consensus.add_ranking(ranking)
             yield ranking
         if consensus is not None:
-            yield from consensus.rankings(dropped, say, config.path)
-    columns.forms.tell(config.path, say)
+            yield from consensus.rankings(dropped, say, place)
+    columns.forms.tell(place, say)
     if reader.contradicting and say is not None:
-        say(f"{config.path}: ratings contradict the ranks in {reader.contradicting:,} rankings; the ranks count")
+        say(f"{place}: ratings contradict the ranks in {reader.contradicting:,} rankings; the ranks count")
 
 
 class _Reader:
@@ -106,7 +109,7 @@ class _Reader:
             dropped = self.dropped
             raise DataError(
                 "no ranking is left" + (f": {dropped.reasons()}" if dropped.counts else ""),
-                where=self.config.path,
+                where=shown(self.config.path),
                 hint=self.columns.hint()
                 or hint
                 or dropped.hint()

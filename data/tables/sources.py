@@ -1,8 +1,8 @@
 """Rows of a table: of a local file or folder, an `https://` URL, or a data set on the Hub.
 
 Rows come one at a time, each with its place, so that files may be larger than memory and every error about a row
-names it. The suffix tells CSV, TSV, JSONL, JSON and Parquet apart; the text formats may be gzipped. A folder holds
-tables of one format, or what `datasets.save_to_disk` wrote.
+names it. The suffix tells CSV, TSV, JSONL, JSON and Parquet apart; the text formats may be packed with gzip or
+zstd. A folder holds tables of one format, or what `datasets.save_to_disk` wrote.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from data.tables import paths
 from data.tables.fetch import fetch, is_url
 from data.tables.json_list import ListReader, NotAList
 from data.tables.suggest import count_of, listed, probable
-from data.tables.text_files import csv_records, lines, pieces
+from data.tables.text_files import PACKED, csv_records, lines, pieces
 from pipeline import network
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.config.paths import nearest
+from pipeline.config.table_files import files_of, joins_of, shown
 from pipeline.errors import DataError, TutelageError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -68,14 +70,42 @@ def is_empty(value: Any) -> bool:
 
 
 class Row(dict[str, Any]):
-    """The cells of a row by column, with its number (the line, in text files) and its place for messages."""
+    """The cells of a row by column, with its number (the line, in text files) and its place for messages.
 
-    def __init__(self, number: int, cells: Mapping[str, Any], where: str) -> None:
+    A name that is no column may be a path into a cell or a template (`data.tables.paths`).
+
+    Attributes:
+        left_out: why the row cannot be used; "" where it can. Readers count it and look at no cell.
+        hint: how to fix that.
+    """
+
+    def __init__(
+        self, number: int, cells: Mapping[str, Any], where: str, left_out: str = "", hint: str = ""
+    ) -> None:
         super().__init__(cells)
-        self.number, self.where = number, where
+        self.number, self.where, self.left_out, self.hint = number, where, left_out, hint
 
-    def __missing__(self, column: str) -> Any:
-        raise MissingColumn(column, self)
+    def with_cells(self, cells: Mapping[str, Any]) -> Row:
+        """The same row with more cells, or other ones."""
+        return Row(self.number, {**self, **cells}, self.where)
+
+    def __missing__(self, name: str) -> Any:
+        if paths.is_template(name):
+            return paths.filled(name, self.__getitem__)
+        start = paths.root(name, self)
+        if start is None:
+            raise MissingColumn(name, self)
+        return paths.follow(self[start], name[len(start) :], self.where, start)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a column, or the one in which a path starts; of a template, all of them."""
+        if name not in self and paths.is_template(name):
+            return all(map(self.has, paths.fields_of(name)))
+        return paths.root(name, self) is not None
+
+    def find(self, name: str) -> Any:
+        """The cell of a column, or what a path or a template leads to; None where there is no such column."""
+        return self[name] if self.has(name) else None
 
     def text(self, column: str) -> str:
         """A text cell; "" when it is empty."""
@@ -100,7 +130,7 @@ class MissingColumn(DataError):
 
     def __init__(self, column: str, row: Row) -> None:
         self.column, self.columns = column, list(row)
-        near = probable(column, row)
+        near = probable(column, list(row))
         super().__init__(
             f"there is no column {column!r}" + (f"; {near!r} is probably meant" if near else ""),
             where=row.where,
@@ -216,9 +246,12 @@ class Dropped:
         return ", ".join(parts)
 
     def counting(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """`rows`, counted as they pass."""
+        """`rows`, counted as they pass, without those that are left out."""
         for row in rows:
             self.read += 1
+            if row.left_out:
+                self.add(row.left_out, row.number, row.hint)
+                continue
             self.on_row(row)
             if self.read % 1000 == 0:
                 self.on_read(self.read)
@@ -226,23 +259,45 @@ class Dropped:
 
 
 def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], None] | None = None) -> Iterator[Row]:
-    """The rows of the table that `config` names; `say` is called before a download.
+    """The rows of the table that `config` names, with the columns of the tables that are joined to it; `say` is
+    called before a download.
 
-    `config.path` is a local file or folder, `https://...[#sha256=HEX]`, or `hub://owner/name[/subset]@revision`.
+    Each source of `config.path` is a local file or folder, a pattern of files, `https://...[#sha256=HEX]`, or
+    `hub://owner/name[/subset]@revision`. Rows without a partner in a joined table have `left_out` set.
 
     Raises:
         DataError: the table does not exist, is malformed (with file and line), or has no rows.
     """
-    path = config.path
-    if path.startswith(HUB):
-        rows = _hub_rows(path, config.split)
-    else:
-        local = fetch(path, say) if is_url(path) else Path(path).expanduser()
-        rows = _saved_rows(local, config.split) if is_saved(local) else _file_rows(local)
-    first = next(rows, None)
-    if first is None:
-        raise DataError("the table has no rows", where=path, hint="give a table with at least one row")
-    yield from islice(chain([first], rows), config.limit)
+    from data.tables.joins import joined  # which needs the rows of this module
+
+    rows: Iterator[Row] = islice(_rows(config.path, config.split, say), config.limit)
+    for _, join in joins_of("", config):
+        rows = joined(rows, join, _rows(join.path, join.split, say))
+    yield from rows
+
+
+def usable(rows: Iterable[Row]) -> Iterator[Row]:
+    """`rows`, for readers that leave none out. Raises `DataError` for one that is left out."""
+    for row in rows:
+        if row.left_out:
+            raise DataError(row.left_out, where=row.where, hint=row.hint)
+        yield row
+
+
+def _rows(path: str | Sequence[str], split: str, say: Callable[[str], None] | None) -> Iterator[Row]:
+    """The rows of all sources, one after the other."""
+    empty = True
+    for source in files_of(path):
+        if source.startswith(HUB):
+            rows = _hub_rows(source, split)
+        else:
+            local = fetch(source, say) if is_url(source) else Path(source).expanduser()
+            rows = _saved_rows(local, split) if is_saved(local) else _file_rows(local)
+        for row in rows:
+            empty = False
+            yield row
+    if empty:
+        raise DataError("the table has no rows", where=shown(path), hint="give a table with at least one row")
 
 
 def _file_rows(path: Path) -> Iterator[Row]:
@@ -266,13 +321,13 @@ def _file_rows(path: Path) -> Iterator[Row]:
         case _:
             raise DataError(
                 f"the name of {path.name} does not tell its format",
-                hint=f"name it with one of {', '.join(SUFFIXES)} (text formats also with .gz)",
+                hint=f"name it with one of {', '.join(SUFFIXES)} (text formats also with .gz or .zst)",
             )
 
 
 def kind(path: Path) -> str | None:
-    """The suffix of a table's format, without `.gz`; None for an unknown one."""
-    packed = path.suffix.lower() == ".gz"
+    """The suffix of a table's format, without `.gz` or `.zst`; None for an unknown one."""
+    packed = path.suffix.lower() in PACKED
     suffix = (Path(path.stem).suffix if packed else path.suffix).lower()
     return suffix if suffix in SUFFIXES and not (packed and suffix == ".parquet") else None
 

@@ -109,12 +109,15 @@ class Values:
 
     def setdefault(self, key: str, value: Any) -> Any:
         """The value of a key that has one. For a new key, stores `value` and returns None."""
-        hashed = digest(key)
-        row = self._connection.execute("SELECT value FROM first WHERE key = ?", (hashed,)).fetchone()
-        if row is not None:
-            return json.loads(row[0])
-        self._connection.execute("INSERT INTO first VALUES (?, ?)", (hashed, json.dumps(value)))
-        return None
+        earlier = self.get(key)
+        if earlier is None:
+            self._connection.execute("INSERT INTO first VALUES (?, ?)", (digest(key), json.dumps(value)))
+        return earlier
+
+    def get(self, key: str) -> Any:
+        """The value of a key; None for a new one."""
+        row = self._connection.execute("SELECT value FROM first WHERE key = ?", (digest(key),)).fetchone()
+        return None if row is None else json.loads(row[0])
 
 
 @contextmanager

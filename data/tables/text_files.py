@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from pipeline.errors import DataError
 
@@ -27,10 +27,15 @@ LONGEST_CELL = 1 << 26
 SEPARATORS = (",", ";", "\t", "|")
 
 
+PACKED = (".gz", ".zst")
+"""Suffixes of packed text files."""
+
+
 @contextmanager
 def _opened(path: Path, line: Callable[[], int]) -> Iterator[IO[bytes]]:
     """The unpacked file. Errors while reading it name the line `line()`."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".zst": _open_zstd}
+    opener = openers.get(path.suffix.lower(), open)
     try:
         with opener(path, "rb") as file:
             yield cast(IO[bytes], file)
@@ -38,6 +43,12 @@ def _opened(path: Path, line: Callable[[], int]) -> Iterator[IO[bytes]]:
         raise DataError(
             f"the file cannot be read: {error}", where=f"{path}:{line()}", hint="write or copy it again"
         ) from error
+
+
+def _open_zstd(path: Path, mode: str) -> IO[bytes]:
+    import pyarrow  # Python has no zstd before 3.14
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
 def _dialect(path: Path) -> tuple[str, str]:

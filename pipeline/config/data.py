@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from pipeline.config.formats import FormatName
-from pipeline.config.section import ADDED, Chance, Count, LocalPath, Natural, field, section
+from pipeline.config.section import ADDED, Chance, Count, LocalPath, Natural, TablePath, field, section
 
 
 @section
@@ -29,17 +29,42 @@ class TaskConfig:
 
 
 @section
-class TableConfig:
-    """Rows of a CSV, TSV, JSONL, JSON or Parquet file, of a folder of them, or of a Hub data set."""
+class JoinConfig:
+    """Columns of another table, added to the rows with the same key. A row without a partner is left out and
+    counted; rows of the other table that share a key must agree."""
 
-    path: LocalPath
-    """A local file; a folder of files of one format, or written by `datasets.save_to_disk`; an `https://` URL (add
-    `#sha256=...` to have it checked); or `hub://owner/name@revision`."""
+    path: TablePath
+    """As `TableConfig.path`."""
+    split: str = "train"
+    """As `TableConfig.split`."""
+    on: str | list[str] | dict[str, str]
+    """The columns that form the key: one name or a list of names that both tables have, or a mapping from the
+    table's columns to those of the other table."""
+    columns: list[str] | dict[str, str] = field(default_factory=list)
+    """The other table's columns to add, or a mapping from the names that they get. Empty: all but the key."""
+
+
+@section
+class TableConfig:
+    """Rows of a CSV, TSV, JSONL, JSON or Parquet file, of several files, of a folder of them, or of a Hub data
+    set."""
+
+    path: TablePath
+    """A local file; a pattern such as `votes/*.csv`; a folder of files of one format, or written by
+    `datasets.save_to_disk`; an `https://` URL (add `#sha256=...` to have it checked); `hub://owner/name@revision`;
+    or a list of these, read one after the other."""
     split: str = "train"
     """Of a Hub data set, or of a folder of splits that `save_to_disk` wrote."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> the table's: `prompt`, `completion` or `messages` of demonstrations, `prompt` of prompts, `text`
-    (or `prompt` and `completion`) of other texts. Those that are not given stand for themselves."""
+    (or `prompt` and `completion`) of other texts. Those that are not given stand for themselves. A name may be a
+    path into a cell, `turns[0].text`, or a template, `"{title}: {body}"` (docs/rankings/formats.md)."""
+    join: JoinConfig | list[JoinConfig] | None = field(default=None, metadata=ADDED)
+    """Other tables whose columns are added to the rows."""
+    extract: dict[str, str] = field(default_factory=dict, metadata=ADDED)
+    """Our name -> a regular expression that is searched in its cell: the column is the group of that name, or the
+    first group. `{prompt: "(?s)Question: (.*?)\\nAnswer:"}`. Rows in which it is not found are left out and
+    counted."""
     text_lists: Literal["refuse", "unwrap", "text"] = "refuse"
     """What is done with text cells that spell a list of texts (`["Hello"]`, as in Kaggle's lmsys table): refuse the
     table; unwrap lists of one text, and leave out rows with longer ones; or take them as text."""
@@ -72,7 +97,7 @@ TextSource = Annotated[
 class RankingTableConfig:
     """Rankings as they come. See docs/rankings/formats.md for each format's columns."""
 
-    path: LocalPath
+    path: TablePath
     """As `TableConfig.path`."""
     format: FormatName
     """How the table is laid out."""
@@ -80,9 +105,19 @@ class RankingTableConfig:
     """As `TableConfig.split`; `train+eval` for several."""
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     """Our name -> the table's: `prompt`, `completions`, `ratings`, `models`, `annotator`, ... (lists
-    for wide). `prompt: ""`: the conversations in the answers' cells are the whole prompt. `annotator: ""`: all
-    rankings are by one person, or nobody knows by whom. `weight`: a column of weights above 0, such as trust in the
-    annotator, for `consensus` and the reward model's loss."""
+    for wide). A name may be a path into a cell, `reviews[0].text`, `completions[*].text` (a list) or `outputs.*`
+    (all values of an object, paired by key), or a template, `"{title}: {body}"`. `prompt: ""`: the conversations in
+    the answers' cells are the whole prompt. `annotator: ""`: all rankings are by one person, or nobody knows by
+    whom. `weight`: a column of weights above 0, such as trust in the annotator, for `consensus` and the reward
+    model's loss."""
+    annotations: str | dict[str, dict[str, str | list[str]]] | None = field(default=None, metadata=ADDED)
+    """Where a row holds the rankings of several annotators: the path of a list with one entry for each, in which
+    the columns are looked up first (`reviews`, or `reviews.*` for an object by annotator); or each annotator's
+    name -> the columns that are theirs, `{ana: {ratings: [ana_a, ana_b]}, ben: {ratings: [ben_a, ben_b]}}`."""
+    join: JoinConfig | list[JoinConfig] | None = field(default=None, metadata=ADDED)
+    """As `TableConfig.join`."""
+    extract: dict[str, str] = field(default_factory=dict, metadata=ADDED)
+    """As `TableConfig.extract`."""
     labels: dict[str, Literal["first", "second", "tie"] | float] = field(default_factory=dict)
     """What the values of the `preference` column (wide) or of `choice` mean, for two answers:
     `{1: first, 2: second, 0: tie}`, or signed strengths, below 0 where the first is better:

@@ -24,7 +24,8 @@ class Column:
 
     Attributes:
         form: whether a recipe gives the name of one column, a list of them, or either.
-        required: whether every table of this format has it. A recipe must name a required list: it has no default.
+        required: whether every table of this format has it. A recipe must name one that may be a list.
+        default: whether one that may be a list stands for itself where the recipe does not name it.
         distinct: whether a list may not name a column twice.
         labelled: whether the recipe's `labels` may say what its values mean.
         explicit: whether it is read only where a recipe names it.
@@ -35,6 +36,7 @@ class Column:
     required: bool = False
     distinct: bool = False
     labelled: bool = False
+    default: bool = False
     explicit: bool = False
 
 
@@ -68,7 +70,8 @@ class TableFormat:
                 expected = "a list of column names" if column.form == "list" else "the name of one column"
                 yield name, f"{name} must be {expected}, got {value!r}", f"write {expected}"
         for column in self.columns:
-            if column.form == "list" and column.required and not columns.get(column.name):
+            listed = column.form != "name" and not column.default
+            if listed and column.required and not columns.get(column.name):
                 yield "", f"{self.described} needs {column.name}", f"write {column.name}: [a, b, ...]"
         for group in self.alternatives:
             given = [name for name in group if name in columns]

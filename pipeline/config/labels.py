@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.formats import TableFormat
+from pipeline.config.table_rules import of_an_annotator
 
 PLACES = ("choice", "best", "worst")
 """Columns that hold the place of a completion."""
@@ -17,12 +18,13 @@ UNRANKED = ("rating", "ratings", "score", "preference", "best", "worst")
 
 def problems(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[str, str]]:
     """The values that are wrong or would have no effect, and why."""
+    columns = of_an_annotator(table)
     names = {column.name for column in format.columns}
     strengths = [value for value in table.labels.values() if not isinstance(value, str)]
     if strengths and any(value in ("first", "second") for value in table.labels.values()):
         yield "labels", "mixes strengths with first or second: write all as signed numbers (tie is 0), or none"
     yield from _pairs(table, format)
-    if "worst" in table.columns and (table.labels or table.pairs):
+    if "worst" in columns and (table.labels or table.pairs):
         name = "labels" if table.labels else "pairs"
         yield name, "orders two completions, and `worst` names one of K: leave one of them out"
     keys = [label.strip().casefold() for label in table.scale]
@@ -32,29 +34,30 @@ def problems(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[s
         yield "scale", f"names {twice!r} twice (case and white space around a label do not matter)"
     if table.scale and (
         not names & {"rating", "ratings", "score", "chosen_rating"}
-        or {"rank", "ranks", "preference", "best"} & table.columns.keys()
+        or {"rank", "ranks", "preference", "best"} & columns.keys()
     ):
         yield "scale", "gives the meaning of ratings, and this table has none: name their columns, or leave it out"
     if table.index_from is not None and not any(
-        column.name in PLACES and (column.required or column.name in table.columns) for column in format.columns
+        column.name in PLACES and (column.required or column.name in columns) for column in format.columns
     ):
         yield (
             "index_from",
             f"is the number of the first completion in {', '.join(PLACES)}, and there is no such column",
         )
-    if table.unranked == "last" and (not names & {*RANKED} or {*UNRANKED} & table.columns.keys()):
+    if table.unranked == "last" and (not names & {*RANKED} or {*UNRANKED} & columns.keys()):
         yield "unranked", "is about ranks, and this table has none"
     if table.consensus in ("mean", "zscore") and table.combine == "net_wins":
         yield "consensus", f"{table.consensus} is of ratings, and combine: net_wins leaves none: use bradley_terry"
 
 
 def _pairs(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[str, str]]:
-    completions, preference = table.columns.get("completions", []), table.columns.get("preference")
+    columns = of_an_annotator(table)
+    completions, preference = columns.get("completions"), columns.get("preference")
     if not table.pairs:
         if isinstance(preference, list):
             yield "pairs", "is required where `preference` names several columns: [[0, 1], [0, 2], [1, 2]]"
         return
-    if not format.takes_labels(table.columns):
+    if not format.takes_labels(columns):
         yield (
             "pairs",
             "is the order of the labels in `preference` (format wide) or `choice`, and there is no such column",

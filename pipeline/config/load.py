@@ -42,7 +42,11 @@ class LoadedRecipe:
 
     def place(self, path: str) -> str:
         """The same for an error message: of a default, the recipe that could set it."""
-        return self.provenance.get(path) or f"{merge.shown(self.path)}, which does not set {path}"
+        return (
+            self.provenance.get(path)
+            or self.provenance.get(path.partition("[")[0])
+            or f"{merge.shown(self.path)}, which does not set {path}"
+        )
 
     def values(self) -> dict[str, Any]:
         """Every value by dotted path, defaults included."""

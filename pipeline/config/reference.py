@@ -39,6 +39,7 @@ NAMES = {
     "Chance": "number from 0 to 1",
     "BelowOne": "number from 0 to below 1",
     "LocalPath": "text",
+    "TablePath": "text, or list of: text",
     "TextSource": "a built-in task or a table",
     "bool": "true or false",
     "float": "number",
@@ -68,7 +69,7 @@ def reference() -> str:
 def _section(path: str, section: type[Any]) -> Iterator[str]:
     """A section's own values, then the sections in it."""
     hints = typing.get_type_hints(section, include_extras=True)
-    nested = {name: list(_dataclasses(hint)) for name, hint in hints.items()}
+    nested = {name: list(dict.fromkeys(_dataclasses(hint))) for name, hint in hints.items()}
     title = f"`{path}`" if path else "The recipe"
     yield f"## {title}\n"
     about = inspect.getdoc(section) or ""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import endpoint, estimators, labels, licenses, policies, term_rules
+from pipeline.config import endpoint, estimators, labels, licenses, policies, table_rules, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.evaluate import JUDGES
@@ -170,13 +170,11 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         "base.pretrain.corpus": recipe.base.pretrain and recipe.base.pretrain.corpus,
     }
     for name, source in sources.items():
-        path = getattr(source, "path", "")
-        if path.startswith("hub://") and "@" not in path:
-            yield (f"{name}.path", "needs the commit to read, because branches move: hub://owner/name@commit")
         if isinstance(source, RankingTableConfig):
             yield from _columns(name, source)
         elif isinstance(source, TableConfig):
             yield from _column_names(name, source, text_table(name))
+            yield from table_rules.problems(name, source, text_table(name))
 
 
 def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
@@ -184,7 +182,8 @@ def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
     if format is None:  # nobody registered formats
         return
     yield from _column_names(path, table, format)
-    if table.labels and not format.takes_labels(table.columns):
+    yield from table_rules.problems(path, table, format)
+    if table.labels and not format.takes_labels(table_rules.of_an_annotator(table)):
         yield (
             f"{path}.labels",
             "gives the meaning of the values of a `preference` column (format wide) or of `choice`, and there is "
@@ -195,7 +194,7 @@ def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
 
 
 def _column_names(path: str, table: TableConfig | RankingTableConfig, format: TableFormat) -> Iterator[Problem]:
-    for column, what, hint in format.problems(table.columns):
+    for column, what, hint in format.problems(table_rules.of_an_annotator(table)):
         yield f"{path}.columns" + (f".{column}" if column else ""), f"{what}; {hint}"
 
 

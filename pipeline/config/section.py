@@ -22,6 +22,7 @@ __all__ = [
     "Natural",
     "NonNegative",
     "Positive",
+    "TablePath",
     "content",
     "field",
     "section",
@@ -59,6 +60,8 @@ Chance = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """Text that may name a local file or folder. A leading `~` stands for the home folder."""
+TablePath = LocalPath | Annotated[list[LocalPath], Field(min_length=1)]
+"""Where the rows of a table are: one place or several (`pipeline.config.table_files`)."""
 
 
 def trainer_values(owner: str, defaults: Mapping[str, Any]) -> Any:

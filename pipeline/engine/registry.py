@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.section import content
+from pipeline.config.table_files import by_name
 from pipeline.engine.rounds import parse, step_name
 from pipeline.engine.stage import Artifact, StageFunction
 
@@ -128,13 +129,14 @@ class StageSpec:
 
     def files(self, recipe: Recipe) -> dict[str, Path]:
         """The local files and folders that the recipe names for this stage, by dotted path."""
-        named = {}
+        named: dict[str, Path] = {}
         for dotted, is_path in (self.paths or {}).items():
             value: Any = recipe
             for name in dotted.split("."):
                 value = getattr(value, name, None)
-            if value is not None and is_path(value):
-                named[dotted] = Path(value)
+            if value is not None:
+                sources = by_name(dotted, value)
+                named |= {at: Path(source) for at, source in sources.items() if is_path(source)}
         return named | dict(self.also_reads(recipe) if self.also_reads else {})
 
 

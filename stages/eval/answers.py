@@ -14,6 +14,7 @@ from data.tables import corpus
 from data.tables.mapping import located
 from pipeline.config.data import TableConfig
 from pipeline.config.evaluate import EvalConfig
+from pipeline.config.table_files import shown
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import DataError
@@ -227,5 +228,5 @@ def _text_rows(source: TableConfig, excluded: Collection[str], codec: Codec, ctx
     if left_out:
         ctx.say(f"eval.text: {left_out:,} of {len(documents):,} texts left out: excluded prompt (data.exclude)")
     if not rows:
-        raise DataError("there is no text to evaluate on", where=source.path, hint="check eval.text.columns")
+        raise DataError("there is no text to evaluate on", where=shown(source.path), hint="check eval.text.columns")
     return rows

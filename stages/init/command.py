@@ -30,6 +30,7 @@ from pipeline.cli.app import echo
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.config.load import load_recipe
 from pipeline.config.paths import nearest
+from pipeline.config.table_files import shown
 from pipeline.engine.plan import Planner
 from pipeline.errors import DataError, RecipeError, TutelageError
 from pipeline.files import write_atomic
@@ -159,7 +160,7 @@ class Dialog:
                 raise
             echo(str(error))
             guess = Guess(unused=list(sample.columns))
-        return self._agree(f"{table.path}: demonstrations", guess, sample, reading)
+        return self._agree(f"{shown(table.path)}: demonstrations", guess, sample, reading)
 
     def _rankings(self, path: str) -> Guess:
         sample = Sample.of(TableConfig(path=path))

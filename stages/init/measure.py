@@ -12,6 +12,7 @@ from data.tables.guess.guess import Guess
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig, TableConfig
+from pipeline.config.table_files import shown
 from pipeline.errors import DataError
 from stages.init.base import Base
 
@@ -57,7 +58,7 @@ def read(table: TableConfig | None, ranked: RankingTableConfig | None, guess: Gu
     if table is None and ranked is not None and not (tables.rankings or tables.prompts):
         raise DataError(
             "no prompt can be read: the columns of the rankings are not known",
-            where=ranked.path,
+            where=shown(ranked.path),
             hint="run init on a terminal, where you can correct them, or give --demonstrations as well",
         )
     return tables
@@ -68,7 +69,7 @@ def _read(table: TableConfig | None, ranked: RankingTableConfig | None, guess: G
     if table is not None and not rows:
         raise DataError(
             "no demonstration is left: each row lacks a prompt or an answer",
-            where=table.path,
+            where=shown(table.path),
             hint="fill the cells",
         )
     if ranked is None:

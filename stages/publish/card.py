@@ -131,14 +131,19 @@ def held_out_source(run: RunSummary) -> str:
     path = getattr(source, "path", None)
     if path is None:
         return f"tutelage/{getattr(source, 'task', 'prompts')}"
-    return _hub_name(path) or Path(path.partition("#")[0]).name
+    names = [_hub_name(each) or Path(each.partition("#")[0]).name for each in _listed(path)]
+    return ", ".join(names)
 
 
 def datasets_of(run: RunSummary) -> list[str]:
     recipe = run.loaded.recipe
     sources = (recipe.data.demonstrations, recipe.data.prompts, recipe.data.rankings, recipe.reward.pretrain_on)
-    names = [_hub_name(getattr(source, "path", "")) for source in sources]
+    names = [_hub_name(path) for source in sources for path in _listed(getattr(source, "path", []))]
     return sorted({name for name in [*names, recipe.publish.rankings] if name})
+
+
+def _listed(path: str | Sequence[str]) -> Sequence[str]:
+    return [path] if isinstance(path, str) else path
 
 
 def _hub_name(path: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from data.tables.fetch import is_url
 from data.tables.sources import HUB, Row, read_table
 from pipeline.config.data import TableConfig
+from pipeline.config.table_files import files_of
 from pipeline.engine.fingerprint import file_sha256, files_below
 from pipeline.engine.lock import locked
 from pipeline.engine.runner import terminate_as_interrupt
@@ -43,7 +44,7 @@ def layout_of(table: TableConfig, prompt: str, completions: Sequence[str], prefi
 def count(table: TableConfig, layout: Layout, progress: Opener) -> int | None:
     """Reads a local table once, to find mistakes before anything is scored; returns its completions. None for a
     table elsewhere, which is read once only. Raises `DataError` with the row."""
-    if table.path.startswith(HUB):
+    if any(source.startswith(HUB) for source in files_of(table.path)):
         return None
     completions = 0
     with progress("reading the table") as bar:
@@ -55,11 +56,16 @@ def count(table: TableConfig, layout: Layout, progress: Opener) -> int | None:
 
 def fingerprint(table: TableConfig) -> object:
     """What tells the table's content from another's, as JSON values."""
-    if table.path.startswith(HUB) or is_url(table.path):
-        return [table.path, table.split, table.limit]
-    path = Path(table.path).expanduser()
+    return [[_content(source) for source in files_of(table.path)], table.split, table.limit]
+
+
+def _content(source: str) -> object:
+    """The hashes of a local file, or of those in a folder; the name of a source elsewhere."""
+    if source.startswith(HUB) or is_url(source):
+        return source
+    path = Path(source).expanduser()
     files = files_below(path) if path.is_dir() else {path.name: path}
-    return [{name: file_sha256(file) for name, file in files.items()}, table.split, table.limit]
+    return {name: file_sha256(file) for name, file in files.items()}
 
 
 def score_table(

@@ -13,6 +13,7 @@ from data.tables.sources import Row, is_empty, read_table
 from data.tables.spelling import is_transcript, spelled, spelled_messages, spelled_texts
 from data.tables.suggest import SYNONYMS, close, is_called, plain
 from pipeline.config.data import TableConfig
+from pipeline.config.table_files import shown
 from pipeline.errors import DataError
 
 ROWS = 1000
@@ -35,7 +36,7 @@ class Sample:
     def of(cls, table: TableConfig, say: Callable[[str], None] | None = None) -> Sample:
         """Reads the first `ROWS` rows. Raises `DataError` as `read_table` does, and calls `say` as it does."""
         rows = list(read_table(replace(table, limit=ROWS), say))
-        return cls(table.path, rows, list(dict.fromkeys(column for row in rows for column in row)))
+        return cls(shown(table.path), rows, list(dict.fromkeys(column for row in rows for column in row)))
 
     def cells(self, column: str) -> list[Any]:
         """The cells of a column that are not empty."""

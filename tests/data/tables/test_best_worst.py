@@ -56,7 +56,7 @@ def test_numbers_are_read_where_their_start_is_known(tmp_path, start, best, wors
         ("B", "red", {}, "'B', which could mean completion 2 or 4"),  # a letter, and an answer's text
         ("yellow", "red", {}, "'yellow', which names none of the 4"),
         (True, "red", {}, "True, which names none"),
-        (["red"], "blue", {}, "which names none"),
+        (["red"], "blue", {}, "some values of the row are lists"),
         ("red", "answer_1", {}, "name the same completion as best and as worst"),
     ],
 )

@@ -261,8 +261,14 @@ def test_summarize_from_feedback(tmp_path):
     assert dropped.counts == {"missing rating": 2, "fewer than 2 completions left": 1}
     with pytest.raises(DataError, match="holds 2, and the 2 completions are counted from 0"):
         read(table(tmp_path, "choice", [comparison(choice=2)], **columns))
-    for template in ("{info[body]}", "{title}", "{", "{info.x}"):
-        with pytest.raises(RecipeError, match="template does not fit the row at"):
+    wrong = {
+        "{info[body]}": (DataError, "'info' has no 'body'"),
+        "{title}": (DataError, "there is no column 'title'"),
+        "{": (RecipeError, "the template .* cannot be filled"),
+        "{info.x}": (DataError, "'info' has no 'x'"),
+    }
+    for template, (error, message) in wrong.items():
+        with pytest.raises(error, match=message):
             read(table(tmp_path, "choice", [comparison()], **(columns | {"prompt": template})))
 
 

@@ -122,7 +122,7 @@ def test_wide_needs_two_completion_columns(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (WIDE | {"completions": "a"}, "a list of column names"),
+        (WIDE | {"annotator": ["w"]}, "the name of one column"),
         (WIDE | {"prompt": ["q"]}, "the name of one column"),
         (WIDE | {"ratings": ["ra", "rb"]}, "3 completion columns have 2 ratings"),
         (WIDE | {"models": ["ra", "rb"]}, "3 completion columns have 2 models"),

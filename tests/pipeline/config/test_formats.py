@@ -44,7 +44,8 @@ def test_a_format_like_no_other_is_refused_with_all_names(load: Load) -> None:
     ("format", "columns", "message"),
     [
         ("wide", "{complitions: [a, b]}", "data.rankings.columns.complitions"),
-        ("wide", "{completions: a}", "completions must be a list of column names, got 'a'"),
+        ("wide", "{completions: a, prompt: [b]}", "prompt must be the name of one column, got ['b']"),
+        ("argilla", "{completions: a}", "completions must be a list of column names, got 'a'"),
         ("wide", "{completions: [a, a]}", "completions names a column twice: a, a"),
         ("wide", "{prompt: p}", "the format wide needs completions"),
         ("wide", "{completions: [a, b], ratings: [c, d], preference: e}", "both ratings and preference are given"),
