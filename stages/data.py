@@ -46,10 +46,10 @@ from data.tables.repeats import repeats
 from data.tables.sources import Dropped
 from data.tables.spill import seen
 from data.venues import task as venues
-from pipeline.config.data import DataConfig, TaskConfig
+from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig, rankings_path
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
-from stages import contamination
+from stages import contamination, criteria
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 
@@ -61,17 +61,21 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     answers dropped from rankings that stay. Each is the sum over its reasons, such as `dropped_rankings/empty
     prompt`. `duplicate_<table>/<kind>` and `contaminated_<table>/<kind>` count rows that stay, of the kinds `exact`
     and `near`. `first_wins` is the share of strict pairs whose first answer is better.
+
+    With several criteria, what is counted of rankings is counted for all of them together, and for each with its
+    name before it: `quality/rankings_train`.
     """
     held_out = config.eval_fraction
     tables: dict[str, Any] = {
         "demonstrations": None if isinstance(config.demonstrations, TaskConfig) else config.demonstrations,
         "prompts": config.prompts,
-        "rankings": config.rankings,
     }
+    rankings_of = {criterion: _name(criterion) for criterion in config.ranking_tables}  # -> the table's name below
+    tables |= {rankings_of[criterion]: table for criterion, table in config.ranking_tables.items()}
     generated = frozenset() if tables["demonstrations"] else frozenset({"demonstrations"})
     readings = {name: Reading(f"data.{name}", table) for name, table in tables.items()}
     dropped = {name: reading.dropped for name, reading in readings.items()}
-    statistics = RankingStatistics(config)
+    statistics = Statistics(config)
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
     near_answers = NearAnswers(config.duplicates)
@@ -95,12 +99,14 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                 drop(table, row, REASONS[duplicate.kind], HINTS[duplicate.kind])
             return True
 
-        def passing(read: Iterable[Text], table: str) -> Iterator[Text]:
-            """Yields the rows to write, and writes each new prompt to prompts.jsonl."""
+        def passing(read: Iterable[Text], table: str, source: str = "") -> Iterator[Text]:
+            """Yields the rows to write, and writes each new prompt to prompts.jsonl. `source`: the name of the
+            recipe's table, where it is not `table`, what the rows are."""
             nonlocal own_system
-            with ctx.progress(f"reading {table}") as bar:
-                dropped[table].on_read = lambda number: bar.advance(0, read=number)
-                for as_read in readings[table].passing(read, ctx.describe):
+            source = source or table
+            with ctx.progress(f"reading {source}") as bar:
+                dropped[source].on_read = lambda number: bar.advance(0, read=number)
+                for as_read in readings[source].passing(read, ctx.describe):
                     row = replace(as_read, prompt=with_system(as_read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
@@ -112,7 +118,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     if seen_prompts.first(prompt_key(row.prompt)) and not is_dropped(
                         table, repeated_prompts, number, row.split, (text,)
                     ):
-                        distinct.write(as_line(_distinct(row, table)))
+                        distinct.write(as_line(_distinct(row, source)))
                         prompts[row.split] += 1
                     if table in rows:
                         rows[table].append(number)
@@ -130,18 +136,27 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         rankings: Counter[str] = Counter()
         if config.rankings:
 
-            def prepared(read: Iterable[Ranking]) -> Iterator[Ranking]:
+            def prepared(read: Iterable[Ranking], criterion: str | None, out: Dropped) -> Iterator[Ranking]:
                 for row in read:
                     split = split_of_prompt(row.prompt, held_out)
-                    ranking = _without_near_answers(replace(row, split=split), near_answers, dropped["rankings"])
-                    if ranking is not None:
-                        statistics.add(ranking)
-                        yield ranking
+                    ranking = replace(row, split=split, criterion=criterion)
+                    kept = _without_near_answers(ranking, near_answers, out)
+                    if kept is not None:
+                        statistics.add(kept)
+                        yield kept
 
-            reading = readings["rankings"]
-            reading.repeats = opened.enter_context(repeats(reading.name, config.rankings, reading.profile))
-            table = read_rankings(config.rankings, reading.dropped, ctx.say, reading.repeats)
-            rankings = _write(out_dir / "rankings.jsonl", passing(prepared(table), "rankings"))
+            def ranked() -> Iterator[Ranking]:
+                for criterion, table in config.ranking_tables.items():
+                    reading = readings[rankings_of[criterion]]
+                    reading.repeats = opened.enter_context(repeats(reading.name, table, reading.profile))
+                    read = read_rankings(table, reading.dropped, ctx.say, reading.repeats)
+                    yield from passing(
+                        prepared(read, criterion, reading.dropped), "rankings", rankings_of[criterion]
+                    )
+
+            rankings = _write(out_dir / "rankings.jsonl", ranked())
+            if config.criteria:
+                criteria.write(out_dir, config.criteria)
         finders: list[NearAnswers | Duplicates] = [near_answers, repeated, repeated_prompts]
         write_jsonl(out_dir / "duplicates.jsonl", (example for finder in finders for example in finder.examples))
         duplicate: Metrics = {
@@ -157,60 +172,123 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     def dropped_row(table: str, row: int, kind: contamination.Kind, content: Mapping[str, Any]) -> None:
         counts[table][content["split"]] -= 1
         if table != "prompts" or content["table"] == "prompts":
-            drop(table, row, contamination.REASONS[kind], contamination.HINTS[kind])
+            source = rankings_of[content.get("criterion")] if table == "rankings" else table
+            drop(source, row, contamination.REASONS[kind], contamination.HINTS[kind])
 
     checks = contamination.check_tables(out_dir, config.contamination, rows, generated, ctx, dropped_row)
     if config.rankings and any(check.dropped and check.table == "rankings" for check in checks):
-        statistics = RankingStatistics(config)
+        statistics = Statistics(config)
         for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
             statistics.add(ranking)
-    for line in chain(
-        statistics.pairs.lines(), *(reading.lines() for reading in readings.values()), repeated_lines
-    ):
+    for line in chain(statistics.lines(), *(reading.lines() for reading in readings.values()), repeated_lines):
         ctx.say(line)
     learned = None if config.demonstrations is None else demonstrations
     _check_sizes(learned, prompts, held_out, dropped["demonstrations"], ctx)
-    ranked = len(statistics.ranked)
-    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(ranked, RANKED)):
+    for warning in (too_few(prompts["eval"], EVALUATED), *statistics.warnings()):
         if warning:
             ctx.say(f"warning: {warning}")
     if own_system:
         ctx.say(f"{own_system:,} rows keep their own system message instead of data.system")
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
+    by_criterion = {criterion: dropped[rankings_of[criterion]] for criterion in rankings_of}
+    whole = {name: out for name, out in dropped.items() if name not in rankings_of.values()}
+    whole["rankings"] = _together(by_criterion.values())
     metrics: Metrics = {
         **{f"source_{name}": table.path for name, table in tables.items() if table},
         **_by_split("demonstrations", demonstrations),
         **_by_split("prompts", prompts),
-        **{f"read_{table}": out.read for table, out in dropped.items() if out.read},
-        **{f"dropped_{table}": out.rows_out.total() for table, out in dropped.items()},
-        **_by_reason({table: out.rows_out for table, out in dropped.items()}),
+        **{f"read_{table}": out.read for table, out in whole.items() if out.read},
+        **{f"dropped_{table}": out.rows_out.total() for table, out in whole.items()},
+        **_by_reason({table: out.rows_out for table, out in whole.items()}),
         **duplicate,
         **{name: value for check in checks for name, value in check.metrics().items()},
     }
     if config.system is not None:
         metrics["own_system_message"] = own_system
     if config.rankings:
-        completions = dropped["rankings"].completions_out
-        metrics |= {
-            **_by_split("rankings", rankings),
-            "dropped_completions": completions.total(),
-            **_by_reason({"completions": completions}),
-            **statistics.metrics(),
-        }
+        metrics |= {**_by_split("rankings", rankings), **_left_out(whole["rankings"]), **statistics.all.metrics()}
+        metrics |= criteria.prefixed(
+            {
+                name: {
+                    "read_rankings": out.read,
+                    "dropped_rankings": out.rows_out.total(),
+                    **_by_reason({"rankings": out.rows_out}),
+                    **_by_split("rankings", statistics.parts[name].splits),
+                    **_left_out(out),
+                    **statistics.parts[name].metrics(),
+                }
+                for name, out in by_criterion.items()
+                if name is not None
+            }
+        )
     return metrics
+
+
+def _name(criterion: str | None) -> str:
+    """The name of a table of rankings in metrics and dropped.jsonl: its path below `data`."""
+    return rankings_path(criterion).removeprefix("data.")
+
+
+def _together(parts: Iterable[Dropped]) -> Dropped:
+    """The counts of several tables."""
+    whole = Dropped()
+    for out in parts:
+        whole.read += out.read
+        whole.rows_out += out.rows_out
+        whole.completions_out += out.completions_out
+    return whole
+
+
+def _left_out(dropped: Dropped) -> Metrics:
+    """What is left out of rankings that stay."""
+    completions = dropped.completions_out
+    return {"dropped_completions": completions.total(), **_by_reason({"completions": completions})}
+
+
+class Statistics:
+    """Counts of all rankings that are written and, with several criteria, of those of each."""
+
+    def __init__(self, config: DataConfig) -> None:
+        tables = config.ranking_tables
+        self.all = RankingStatistics(tables.get(None))
+        self.parts = {
+            name: RankingStatistics(table, rankings_path(name))
+            for name, table in tables.items()
+            if name is not None
+        }
+        self.there = bool(tables)
+
+    def add(self, row: Ranking) -> None:
+        self.all.add(row)
+        if row.criterion is not None:
+            self.parts[row.criterion].add(row)
+
+    def lines(self) -> Iterator[str]:
+        for part in (self.all, *self.parts.values()):
+            yield from part.pairs.lines()
+
+    def warnings(self) -> Iterator[str]:
+        """Warnings about too few held-out prompts with rankings."""
+        if self.there and not self.parts:
+            yield too_few(len(self.all.ranked), RANKED)
+        for name, part in self.parts.items():
+            if warning := too_few(len(part.ranked), RANKED):
+                yield f"{name}: {warning}"
 
 
 class RankingStatistics:
     """Counts of the rankings that are written. `ranked`: the held-out prompts with rankings."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self.pairs = FirstWins(config.rankings)
+    def __init__(self, table: RankingTableConfig | None, name: str = "data.rankings") -> None:
+        self.pairs = FirstWins(table, name)
+        self.splits: Counter[str] = Counter()
         self.sizes: Counter[int] = Counter()
         self.annotators: set[str] = set()
         self.ranked: set[str] = set()
         self.human = True
 
     def add(self, row: Ranking) -> None:
+        self.splits[row.split] += 1
         self.sizes[len(row.completions)] += 1
         self.annotators.add(row.annotator)
         self.human = self.human and row.human

@@ -27,6 +27,8 @@ from data.schema import Ranking, Split, read_rankings_file
 from pipeline.config.dpo import DPO_TRAINER, DPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
+from stages.artifacts import rankings_file
+from stages.criteria import of_criterion
 from stages.left_out import of_split
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
@@ -122,7 +124,8 @@ def read_pairs(
 
     def rankings() -> Iterator[Ranking]:
         for artifact in by_round(inputs, "rank").values():
-            for ranking in read_rankings_file(artifact.file("rankings.jsonl")):
+            ranked = of_criterion(artifact, config.criterion, "dpo.criterion")
+            for ranking in read_rankings_file(rankings_file(ranked)):
                 if ranking.split == split:
                     yield ranking
                     advance()

@@ -1,4 +1,5 @@
 """The `rank` stage: copies existing rankings, or has people or simulated annotators rank the collected answers.
+Rankings by several criteria are separated (stages/criteria.py), and measured apart.
 
 It measures the agreement of the annotators, which bounds the accuracy of a reward model; each annotator's
 consistency, biases and weight; and the strength of each model that wrote answers (data/annotators/measures.py).
@@ -10,36 +11,74 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
 
 from data.annotators.measures import measure_annotators, steps
 from data.annotators.sample import RankingSample
-from data.schema import Ranking, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
+from data.schema import Ranking, as_line, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
 from data.venues import task as venues
 from pipeline.config.rank import RankConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.files import jsonable
+from stages import criteria
+from stages.artifacts import AGREEMENT, RANKINGS
 from stages.left_out import LeftOut
 
 ALL_THE_SAME, NOT_RANKED = "all answers are the same", "not ranked"
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    """Writes rankings.jsonl and agreement.json."""
-    path = out_dir / "rankings.jsonl"
+    """Writes rankings.jsonl and agreement.json; with several criteria, a folder with both for each."""
+    path = out_dir / RANKINGS
+    names = criteria.criteria_of(inputs["data"]) if config.source == "data" else []
+    if names:
+        return _by_criterion(names, inputs["data"], out_dir, ctx)
     unranked: LeftOut | None = None
     if config.source == "data":
-        shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
+        shutil.copyfile(inputs["data"].file(RANKINGS), path)
     elif config.source == "app":
         ranked, unranked = ask(config, newest(inputs, "collect"), ctx)
         write_jsonl(path, ranked)
         unranked.report(ctx.say)
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
+    where = path.parent if config.source != "data" else inputs["data"].path
+    _, metrics = _measure(path, where, ctx)
+    return metrics | (unranked.metrics() if unranked else {})
+
+
+def _by_criterion(names: Sequence[str], data: Artifact, out_dir: Path, ctx: RunContext) -> Metrics:
+    with ExitStack() as opened:
+        files = {}
+        for name in names:
+            (out_dir / name).mkdir()
+            files[name] = opened.enter_context((out_dir / name / RANKINGS).open("w", encoding="utf-8"))
+        for ranking in read_rankings_file(data.file(RANKINGS)):
+            files[str(ranking.criterion)].write(as_line(ranking))
+    criteria.write(out_dir, names)
+    samples, parts = {}, {}
+    for name in names:
+        ctx.say(f"criterion {name}:")
+        samples[name], parts[name] = _measure(out_dir / name / RANKINGS, data.path, ctx)
+    return {
+        "rankings": sum(sample.rankings for sample in samples.values()),
+        "annotators": len(set().union(*(sample.annotators for sample in samples.values()))),
+        "human": all(sample.human for sample in samples.values()),
+        **criteria.prefixed(parts),
+    }
+
+
+def _measure(path: Path, where: Path, ctx: RunContext) -> tuple[RankingSample, Metrics]:
+    """Measures the rankings in a file, and writes agreement.json beside it.
+
+    Args:
+        where: where rankings should come from, for the error if there are none.
+    """
     sample = RankingSample()
     with ctx.progress("reading rankings") as bar:
         for ranking in read_rankings_file(path):
@@ -48,16 +87,16 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     if not sample.rankings:
         raise DataError(
             "rank: there are no rankings",
-            where=str(path.parent if config.source != "data" else inputs["data"].path),
+            where=str(where),
             hint="look in the data stage’s dropped.jsonl for the reasons, or set rank.source",
         )
     ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
     with ctx.progress("rank: measures", total=steps(sample)) as bar:
         measured = measure_annotators(sample, seed=ctx.seed, advance=bar.advance)
     text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
-    (out_dir / "agreement.json").write_text(text, encoding="utf-8")
+    (path.parent / AGREEMENT).write_text(text, encoding="utf-8")
     agreed = measured["pairwise"]
-    return {
+    return sample, {
         "rankings": sample.rankings,
         "pairs": sample.pairs - sample.ties,
         "tie_share": sample.ties / sample.pairs,
@@ -74,7 +113,6 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "measured_on": sample.kept,
         "annotators": len(sample.annotators),
         "human": sample.human,
-        **(unranked.metrics() if unranked else {}),
     }
 
 

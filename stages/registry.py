@@ -11,10 +11,11 @@ plans its memory.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import formats, raft, term_rules
-from pipeline.config.data import TableConfig
+from pipeline.config.data import TableConfig, rankings_path
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
@@ -43,6 +44,14 @@ def _has_raft(recipe: Recipe) -> bool:
 
 def _is_file(judge: str) -> bool:
     return judge not in JUDGES
+
+
+def _criteria_files(recipe: Recipe) -> dict[str, Path]:
+    """The local tables of rankings by several criteria, by dotted path."""
+    tables = {name: recipe.data.ranking_tables[name] for name in recipe.data.criteria}
+    return {
+        f"{rankings_path(name)}.path": Path(table.path) for name, table in tables.items() if is_local(table.path)
+    }
 
 
 def _checks_corpus(recipe: Recipe) -> tuple[str, ...]:
@@ -123,6 +132,7 @@ register(
                 "data.prompts.path": is_local,
                 "data.rankings.path": is_local,
             },
+            also_reads=_criteria_files,
         ),
         StageSpec(
             "sft",

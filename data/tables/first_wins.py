@@ -14,10 +14,15 @@ ENOUGH = 20
 
 
 class FirstWins:
-    """Counts rankings of two answers whose first is better, in the order of the table."""
+    """Counts rankings of two answers whose first is better, in the order of the table.
 
-    def __init__(self, config: RankingTableConfig | None) -> None:
-        self.config = config
+    Args:
+        config: the table; None: nothing is counted.
+        name: dotted path of the table in the recipe.
+    """
+
+    def __init__(self, config: RankingTableConfig | None, name: str = "data.rankings") -> None:
+        self.config, self.name = config, name
         self.counted = config is not None and not FORMATS[config.format].ordered
         self.first = self.strict = 0
 
@@ -38,7 +43,7 @@ class FirstWins:
         """A line for the log, with a warning where the share is near 1 or near 0."""
         if self.share is None or self.config is None:
             return
-        line = f"data.rankings: the first of two answers is better in {100 * self.share:.1f} % of {self.strict:,}"
+        line = f"{self.name}: the first of two answers is better in {100 * self.share:.1f} % of {self.strict:,}"
         if self.strict >= ENOUGH and not 1 - SUSPICIOUS < self.share < SUSPICIOUS:
             line += (
                 ". WARNING: the labels may be read the wrong way. Check a few rows of "

@@ -10,7 +10,7 @@ from string import Formatter
 from data.tables import suggest
 from data.tables.formats import FORMATS
 from data.tables.sources import MissingColumn
-from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig
+from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig, rankings_path
 from pipeline.config.formats import TEXT_TABLES, ColumnNames, TableFormat
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DataError, RecipeError, TutelageError
@@ -28,7 +28,7 @@ def tables_of(recipe: Recipe) -> dict[str, Table]:
         "base.pretrain.corpus": pretrain and pretrain.corpus,
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
-        "data.rankings": recipe.data.rankings,
+        **{rankings_path(criterion): table for criterion, table in recipe.data.ranking_tables.items()},
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
     }

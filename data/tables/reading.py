@@ -9,6 +9,7 @@ from data.tables.mapping import Table, located
 from data.tables.profile import Profile, usage_lines
 from data.tables.repeats import Repeats
 from data.tables.sources import Dropped
+from pipeline.config.data import RankingTableConfig
 
 T = TypeVar("T")
 
@@ -50,5 +51,6 @@ class Reading:
         yield from usage_lines(self.name, self.table, self.profile)
         if self.repeats is not None:
             yield from self.repeats.lines()
-        if line := self.dropped.line(self.name, self.name.rpartition(".")[2], self.kept):
+        kind = "rankings" if isinstance(self.table, RankingTableConfig) else self.name.rpartition(".")[2]
+        if line := self.dropped.line(self.name, kind, self.kept):
             yield line

@@ -94,6 +94,32 @@ class RankingTableConfig:
     """Whether people made them. What is not human is never called so in a report or card."""
 
 
+@section
+class CriteriaConfig:
+    """Rankings by several criteria, such as quality and naturalness: a table for each
+    (docs/rankings/criteria.md)."""
+
+    criteria: dict[str, RankingTableConfig]
+    """Name of a criterion -> its rankings. Two or more; letters, digits and underscores. Criteria may be columns of
+    the same file: give its path to each of them."""
+
+
+def _ranking_kind(value: Any) -> str:
+    several = "criteria" in value if isinstance(value, dict) else isinstance(value, CriteriaConfig)
+    return "several criteria" if several else "a table of rankings"
+
+
+RankingSource = Annotated[
+    Annotated[RankingTableConfig, Tag("a table of rankings")] | Annotated[CriteriaConfig, Tag("several criteria")],
+    Discriminator(_ranking_kind),
+]
+
+
+def rankings_path(criterion: str | None) -> str:
+    """The dotted path of the table of a criterion; None: of the only table."""
+    return "data.rankings" if criterion is None else f"data.rankings.criteria.{criterion}"
+
+
 Action = Literal["report", "drop", "ignore"]
 
 
@@ -133,8 +159,8 @@ class DataConfig:
     """Prompt and completion pairs for SFT. null: none, which needs `sft: null`, and prompts from the other two."""
     prompts: PromptTableConfig | None = None
     """More prompts for `collect` and `ppo`; the demonstrations' and rankings' prompts are used otherwise."""
-    rankings: RankingTableConfig | None = None
-    """Existing rankings, for `rank: {source: data}`."""
+    rankings: RankingSource | None = None
+    """Existing rankings, for `rank: {source: data}`: a table, or `criteria` with a table for each criterion."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     """What is done with rows that repeat another one."""
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
@@ -143,3 +169,17 @@ class DataConfig:
     """A system message put before every prompt."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of prompt groups held out from every kind of training, chosen by a hash of the prompt."""
+
+    @property
+    def ranking_tables(self) -> dict[str | None, RankingTableConfig]:
+        """The tables of rankings by criterion, in the recipe's order; None: there is one table without one."""
+        if self.rankings is None:
+            return {}
+        return (
+            {None: self.rankings} if isinstance(self.rankings, RankingTableConfig) else {**self.rankings.criteria}
+        )
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The criteria of the rankings; empty where they have none."""
+        return tuple(self.rankings.criteria) if isinstance(self.rankings, CriteriaConfig) else ()

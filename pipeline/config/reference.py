@@ -40,6 +40,7 @@ NAMES = {
     "BelowOne": "number from 0 to below 1",
     "LocalPath": "text",
     "TextSource": "a built-in task or a table",
+    "RankingSource": "a table, or a table for each criterion",
     "bool": "true or false",
     "float": "number",
     "int": "integer",

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import endpoint, estimators, licenses, policies, term_rules
+from pipeline.config import criteria, endpoint, estimators, licenses, policies, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
-from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
+from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig, rankings_path
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.export import PublishConfig
 from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
@@ -39,6 +39,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     """Values that conflict with each other."""
     yield from _base(recipe.base)
     yield from _data(recipe)
+    yield from criteria.conflicts(recipe)
     pretrain, eval_fraction = recipe.base.pretrain, recipe.data.eval_fraction
     if pretrain is not None and pretrain.held_out < eval_fraction:
         yield (
@@ -162,7 +163,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     sources = {
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
-        "data.rankings": recipe.data.rankings,
+        **{rankings_path(criterion): table for criterion, table in recipe.data.ranking_tables.items()},
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
         "base.pretrain.corpus": recipe.base.pretrain and recipe.base.pretrain.corpus,

@@ -135,7 +135,8 @@ def held_out_source(run: RunSummary) -> str:
 
 def datasets_of(run: RunSummary) -> list[str]:
     recipe = run.loaded.recipe
-    sources = (recipe.data.demonstrations, recipe.data.prompts, recipe.data.rankings, recipe.reward.pretrain_on)
+    rankings = recipe.data.ranking_tables.values()
+    sources = (recipe.data.demonstrations, recipe.data.prompts, *rankings, recipe.reward.pretrain_on)
     names = [_hub_name(getattr(source, "path", "")) for source in sources]
     return sorted({name for name in [*names, recipe.publish.rankings] if name})
 
