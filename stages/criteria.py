@@ -60,8 +60,8 @@ def refusal(criteria: Sequence[str], criterion: str | None, place: str, where: s
         return StageError(
             f"the rankings have no criteria, and {where} names {criterion}", where=place, hint=f"drop {where}"
         )
-    what = "is a reward model for each criterion" if criterion is None else f"is no criterion {criterion}"
-    return StageError(f"there {what}", where=place, hint=f"set {where} to one of {', '.join(criteria)}")
+    what = "several criteria, and none of them is named" if criterion is None else f"no criterion {criterion}"
+    return StageError(f"the rankings have {what}", where=place, hint=f"set {where} to one of {', '.join(criteria)}")
 
 
 def prefixed(parts: Mapping[str, Metrics]) -> Metrics:

@@ -10,6 +10,7 @@ from pipeline.errors import StageError
 from stages.ppo.signal import Rewarded, reward_artifacts
 from stages.reward.artifact import read_unfit
 from stages.scoring.load import as_artifact
+from stages.scoring.reward_model import criterion_of
 
 
 def check(config: Rewarded, inputs: Mapping[str, Artifact], ctx: RunContext) -> list[str]:
@@ -20,6 +21,9 @@ def check(config: Rewarded, inputs: Mapping[str, Artifact], ctx: RunContext) -> 
     reasons: list[str] = []
     for artifact in _trained_on(config, inputs):
         unfit = read_unfit(artifact)
+        criterion = criterion_of(artifact)
+        if criterion is not None:
+            unfit = [f"{criterion}: {reason}" for reason in unfit]
         if unfit and not ctx.force:
             raise StageError(
                 "the reward model is unfit for PPO: " + "; ".join(unfit),

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.config.data import rankings_path
 from pipeline.engine.plan import RunSummary, StageRun
+from pipeline.engine.stage import Artifact
 from pipeline.language import recorded, translate
 from pipeline.wording import counted
 from stages.artifacts import Agreement, AnnotatorAgreement, ModelStrength, read_dropped
+from stages.criteria import criteria_of, part
 from stages.left_out import losses
 from stages.reward.artifact import RewardQuality
 
@@ -46,9 +49,9 @@ class Measured:
     json: Mapping[str, Any] = field(repr=False)
 
 
-def measured(rank: StageRun | None) -> Measured | None:
+def measured(rank: Artifact | None) -> Measured | None:
     """None before the stage is finished."""
-    agreement = Agreement.read(rank.artifact) if rank else None
+    agreement = Agreement.read(rank) if rank else None
     if agreement is None:
         return None
     ordered = sorted(agreement.by_annotator.items(), key=lambda entry: -entry[1].rankings)
@@ -94,31 +97,46 @@ def _dropped_rows(data: StageRun) -> list[Dropped]:
         rows = first.setdefault((place.table, place.reason), [])
         if len(rows) < FIRST_ROWS and place.row not in rows:
             rows.append(place.row)
+    sources = [(what, table, "", config.get(table) or {}) for what, table in TABLES.items()]
+    if criteria := criteria_of(data.artifact):
+        sources = [source for source in sources if source[1] != "rankings"] + [
+            (what, table, name, config[table]["criteria"][name])
+            for name in criteria
+            for what, table in TABLES.items()
+            if table == "rankings"
+        ]
     return [
         Dropped(
-            table=recorded(what),
-            file=(config.get(table) or {}).get("path", ""),
-            read=metrics.get(f"read_{table}"),
+            table=recorded(what) + (f" ({name})" if name else ""),
+            file=source.get("path", ""),
+            read=metrics.get(f"{_prefix(name)}read_{table}"),
             reason=recorded(reason),
             count=count,
-            rows=first.get((table, reason), []),
+            rows=first.get((rankings_path(name).removeprefix("data.") if name else table, reason), []),
         )
-        for what, table in TABLES.items()
-        for reason, count in _reasons(metrics, f"dropped_{what}/")
+        for what, table, name, source in sources
+        for reason, count in _reasons(metrics, f"{_prefix(name)}dropped_{what}/")
     ]
 
 
+def _prefix(criterion: str) -> str:
+    return f"{criterion}/" if criterion else ""
+
+
 def _dropped_by_stage(stage: str, run: StageRun) -> list[Dropped]:
+    parts = [("", run.manifest.metrics)]
+    parts += [(f" ({name})", part(run.artifact, name).metrics) for name in criteria_of(run.artifact)]
     return [
         Dropped(
-            table=recorded(loss.what),
+            table=recorded(loss.what) + label,
             file=translate("{stage} stage", stage=stage),
             read=loss.read,
             reason=recorded(loss.reason),
             count=loss.count,
             rows=[],
         )
-        for loss in losses(run.manifest.metrics)
+        for label, metrics in parts
+        for loss in losses(metrics)
     ]
 
 

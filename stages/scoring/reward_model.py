@@ -231,10 +231,16 @@ def save(
     (out_dir / SPEC).write_text(json.dumps(spec) + "\n", encoding="utf-8")
 
 
+def criterion_of(reward: Artifact) -> str | None:
+    """The criterion of a reward artifact, where it is one of several."""
+    criterion: str | None = reward.json(SPEC).get(CRITERION)
+    return criterion
+
+
 def roles(reward: Artifact) -> list[str]:
     """The roles of an artifact's members: `reward`, and `reward-1`, ... of an ensemble. Those of a criterion have
     its name, so that a bank can hold the reward models of several."""
-    criterion = reward.json(SPEC).get(CRITERION)
+    criterion = criterion_of(reward)
     role = ROLE if criterion is None else f"{ROLE}_{criterion}"
     return [numbered(role, member) for member in range(1 + len(list(reward.path.glob(f"{ADAPTER}-*"))))]
 

@@ -1,4 +1,4 @@
-"""Tables of rankings by two criteria that disagree: `more` prefers answers with more z's, `less` those with fewer."""
+"""Tables of rankings by two criteria that disagree: `more` prefers answers with more z's, `less` with fewer."""
 
 from __future__ import annotations
 

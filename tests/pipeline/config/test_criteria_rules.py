@@ -109,7 +109,7 @@ def test_what_cannot_work_is_refused(recipe, value, path, message):
 def test_one_criterion_is_refused(recipe):
     recipe.write_text(RECIPE.rpartition("      naturalness")[0])
     with pytest.raises(
-        RecipeError, match="1 of at least 2 criteria. Write a single table under data.rankings itself"
+        RecipeError, match=r"1 of at least 2 criteria. Write a single table under data.rankings itself"
     ):
         load_recipe(recipe)
 
@@ -124,7 +124,7 @@ def test_one_criterion_is_refused(recipe):
 )
 def test_a_criterion_needs_rankings_with_criteria(recipe, value):
     recipe.write_text(RECIPE.partition("    criteria:")[0] + "    path: one.csv\n    format: native\n")
-    with pytest.raises(RecipeError, match="quality, and data.rankings has no criteria: leave it out"):
+    with pytest.raises(RecipeError, match=r"quality, and data.rankings has no criteria: leave it out"):
         load_recipe(recipe, [value])
 
 

@@ -179,9 +179,9 @@ def test_nothing_uses_the_first_criterion_silently(tmp_path):
         with pytest.raises(StageError, match="a reward model for each criterion") as error:
             as_artifact(source)
         assert "more, less" in error.value.hint
-    with pytest.raises(StageError, match="a reward model for each criterion"):
+    with pytest.raises(StageError, match="several criteria, and none of them is named"):
         of_criterion(trained, None, "--criterion")
-    with pytest.raises(StageError, match="no criterion fluency") as error:
+    with pytest.raises(StageError, match="have no criterion fluency") as error:
         of_criterion(trained, "fluency", "--criterion")
     assert error.value.hint == "set --criterion to one of more, less"
     with pytest.raises(StageError, match="the rankings have no criteria, and --criterion names more"):
