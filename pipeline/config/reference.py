@@ -69,7 +69,8 @@ def reference() -> str:
 def _section(path: str, section: type[Any]) -> Iterator[str]:
     """A section's own values, then the sections in it."""
     hints = typing.get_type_hints(section, include_extras=True)
-    nested = {name: list(_dataclasses(hint)) for name, hint in hints.items()}
+    # Sections by a name that the user chooses are described where one of them stands alone.
+    nested = {name: list(_dataclasses(hint)) for name, hint in hints.items() if typing.get_origin(hint) is not dict}
     title = f"`{path}`" if path else "The recipe"
     yield f"## {title}\n"
     about = inspect.getdoc(section) or ""
