@@ -173,11 +173,9 @@ class DataConfig:
     @property
     def ranking_tables(self) -> dict[str | None, RankingTableConfig]:
         """The tables of rankings by criterion, in the recipe's order; None: there is one table without one."""
-        if self.rankings is None:
-            return {}
-        return (
-            {None: self.rankings} if isinstance(self.rankings, RankingTableConfig) else {**self.rankings.criteria}
-        )
+        if isinstance(self.rankings, CriteriaConfig):
+            return dict[str | None, RankingTableConfig](self.rankings.criteria.items())
+        return {} if self.rankings is None else {None: self.rankings}
 
     @property
     def criteria(self) -> tuple[str, ...]:

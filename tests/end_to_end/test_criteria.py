@@ -15,6 +15,7 @@ from stages.criteria import part
 from stages.publish import uploads
 from stages.report.build import build_report
 from stages.score.source import from_run
+from stages.serve.models import load_run
 
 WORDS = ("red", "blue", "old", "new", "big", "odd", "wet", "dry", "hot", "raw")
 PROMPTS = [f"name[{a} {b}], kind[pub]" for a in WORDS for b in WORDS[:4]]
@@ -23,7 +24,7 @@ TERMS = (
     "{name: less, model: reward, criterion: less, held_out: true}]"
 )
 VALUES = (
-    "rank.source=data dpo.enabled=true dpo.criterion=less reward.trainer.num_train_epochs=4 export.formats=[adapter] "
+    "rank.source=data dpo.criterion=less reward.trainer.num_train_epochs=4 export.formats=[adapter] "
     "reward.trainer.learning_rate=5e-3 reward.trainer.per_device_train_batch_size=4 ppo.kl.kind=adaptive"
 )
 
@@ -74,6 +75,11 @@ def test_two_criteria_from_tables_to_report(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="several criteria, and none of them is named") as error:
             refused()
         assert error.value.hint == "set --criterion to one of more, less"
+    with pytest.raises(RecipeError, match="several criteria, and none of them is named"):
+        load_run(run, ["sft"], "cpu")
+    served = load_run(run, ["sft"], "cpu", criterion="less").reward
+    assert served is not None
+    assert served.identity == scores["less"].identity
     uploads.export_rankings(run, tmp_path / "rankings", criterion="less")
     exported = uploads.export_reward_model(run, tmp_path / "exported", "exported", "cpu", criterion="less")
     assert "rankings of answers by less" in (tmp_path / "exported/README.md").read_text()

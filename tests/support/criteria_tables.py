@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tiny
+
+from pipeline.engine.stage import Artifact
+from stages import criteria
+
 COLUMNS: dict[str, str | list[str]] = {
     "prompt": "prompt",
     "completions": ["answer1", "answer2", "answer3"],
@@ -29,3 +34,11 @@ def write(folder: Path, prompts: Sequence[str], counts: Sequence[int] = (0, 2, 4
                 for who in ("ann", "bob"):
                     rows.writerow([prompt, *("a" + "z" * count + "." for count in shifted), *ratings, who])
     return {name: {"path": str(folder / f"{name}.csv"), "format": "wide", "columns": COLUMNS} for name in NAMES}
+
+
+def reward_artifact(folder: Path, base: Artifact, *, members: int = 1) -> Artifact:
+    """Like the `reward` stage's with these criteria, with random weights."""
+    for seed, name in enumerate(NAMES):
+        tiny.reward_artifact(folder / name, base, seed=20 + seed, members=members, criterion=name)
+    criteria.write(folder, NAMES)
+    return Artifact("reward", folder, "reward")

@@ -13,7 +13,6 @@ from pipeline.config.rank import RankConfig
 from pipeline.config.reward import GateConfig, RewardConfig
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
-from stages import criteria as stages_criteria
 from stages import data, rank
 from stages.criteria import criteria_of, of_criterion, part
 from stages.reward import stage
@@ -170,11 +169,8 @@ def test_resume_is_exact_in_every_criterion(inputs, tmp_path, training_context, 
 
 
 def test_nothing_uses_the_first_criterion_silently(tmp_path):
-    base, out = tiny.base_artifact(tmp_path / "base"), tmp_path / "out"
-    for name in criteria_tables.NAMES:
-        tiny.reward_artifact(out / name, base)
-    stages_criteria.write(out, criteria_tables.NAMES)
-    trained = Artifact("reward", out, "reward")
+    base = tiny.base_artifact(tmp_path / "base")
+    trained = criteria_tables.reward_artifact(tmp_path / "out", base)
     for source in (trained, trained.path):
         with pytest.raises(StageError, match="a reward model for each criterion") as error:
             as_artifact(source)
