@@ -1,5 +1,5 @@
 # The targets of the first block of `make help` take RECIPE=recipes/x.yaml and SET="a.b=c d.e=f", except init,
-# annotate and compare; those that train also take NPROC=2 (processes, one per GPU). ARGS holds further options, as in
+# inspect, annotate and compare; those that train also take NPROC=2 (processes, one per GPU). ARGS holds further options, as in
 # `make run ARGS=--force`. There is no logic here: see `tutelage --help`.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3.14 || echo python3)
@@ -22,7 +22,7 @@ TRAINING = $(if $(NPROC),--nproc $(NPROC)) $(VALUES)
 STAGES := $(shell sed -nE 's/.*target="stages\.([a-z]+).*/\1/p' stages/registry.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv init check plan show status run $(STAGES) round report chat serve judge compare annotate export-rankings score evaluate-reward export-reward publish \
+.PHONY: help venv init inspect check plan show status run $(STAGES) round report chat serve judge compare annotate export-rankings score evaluate-reward export-reward publish \
 	clean test slow gpu compare-optimisers mutations lint types docs
 
 # `##` describes a target for users, `###` one for developers.
@@ -31,7 +31,7 @@ help: ## list the targets
 	@awk -F ':[^#]*## ' '/^[a-z -]+:[^#]*## / { printf "  %-16s %s\n", $$1, $$2 } \
 		/^run:/ { printf "  %-16s %s\n  %-16s %s\n", "STAGE", "run a stage and what it needs (ppo-2: PPO in round 2):", "", "$(STAGES)" }' \
 		$(MAKEFILE_LIST)
-	@echo 'All but help, venv, init, compare, annotate take RECIPE=recipes/x.yaml (default:'
+	@echo 'All but help, venv, init, inspect, compare, annotate take RECIPE=recipes/x.yaml (default:'
 	@echo 'quickstart) and SET="a.b=c d.e=f". Options go into ARGS: make run ARGS=--force.'
 	@echo 'With NPROC=2 two processes share the training of run, round and STAGE.'
 	@echo
@@ -49,6 +49,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 init: venv ## write a recipe for your own tables and base model
 	@$(TUTELAGE) init $(ARGS)
+
+inspect: venv ## say what a table is and how to describe it (ARGS=FILE)
+	@$(TUTELAGE) inspect $(ARGS)
 
 check: venv ## check recipe and files (ARGS=--artifacts: results too)
 	@$(TUTELAGE) check $(VALUES)

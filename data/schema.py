@@ -75,7 +75,8 @@ class Ranking:
         models: which system wrote each answer, if known.
         split: set by prompt group.
         metadata: other facts about the ranking, JSON values by name: `seconds` it took, `shown` (the displayed
-            position of each completion, from 0), `repeat` (whether the annotator had ranked this before).
+            position of each completion, from 0), `repeat` (whether the annotator had ranked this before), `weight`
+            (above 0; 1 where there is none).
         where: the file and row it came from, for messages.
     """
 
@@ -114,6 +115,11 @@ class Ranking:
                 hint="number the ranks from 1, the best",
             )
 
+    @property
+    def weight(self) -> float:
+        """Its weight in means and in the reward model's loss."""
+        return float(self.metadata.get("weight", 1.0))
+
     def only(self, places: Sequence[int]) -> Ranking:
         """The ranking of the completions at `places`. Their ranks are dense, from 1."""
         ranks = ranks_from_scores([-self.ranks[place] for place in places])
@@ -132,6 +138,12 @@ class Ranking:
         """(better, worse) index pairs, without ties."""
         n = range(len(self.ranks))
         return [(i, j) for i in n for j in n if self.ranks[i] < self.ranks[j]]
+
+
+@dataclass(frozen=True)
+class MergedRanking(Ranking):
+    """The consensus of a prompt's annotators (`data.tables.consensus`). It is learned from in their place, and is
+    none of the rankings that are counted or compared."""
 
 
 def ranks_from_scores(scores: Sequence[float], tie: float = 0.0) -> list[int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 MAKE = "TUTELAGE_MAKE"
 """The Makefile sets this variable for the commands that it calls."""
-WITHOUT_RECIPE = ("annotate", "compare", "init")
+WITHOUT_RECIPE = ("annotate", "compare", "init", "inspect")
 """Commands that take no recipe."""
 WITHOUT_RUNS = (*WITHOUT_RECIPE, "show")
 """Commands that take no folder of runs."""

@@ -13,6 +13,9 @@ from pipeline.engine.stage import Artifact, parse
 from stages.intervals import Share
 
 AGREEMENT, DROPPED, RANKINGS = "agreement.json", "dropped.jsonl", "rankings.jsonl"
+EXCLUDED = "excluded.jsonl"
+MERGED = "merged_rankings"
+"""The rankings that are the consensus of annotators, as a table of the `data` stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +107,28 @@ def read_dropped(artifact: Artifact) -> Iterator[DroppedRow]:
         yield from artifact.rows(DROPPED, DroppedRow)
 
 
+def excluded_groups(data: Artifact) -> frozenset[str]:
+    """The groups (`data.splits.group_of`) of the prompts that `data.exclude` lists."""
+    if not data.has(EXCLUDED):
+        return frozenset()
+    return frozenset(row["group"] for row in data.jsonl(EXCLUDED))
+
+
 def rankings_file(artifact: Artifact) -> Path:
     """The rankings of a `data` or `rank` artifact, one JSON object per line (`data.schema`)."""
     return artifact.file(RANKINGS)
+
+
+def merged_file(artifact: Artifact) -> Path | None:
+    """The rankings of a `data` or `rank` artifact that are the consensus of annotators; None where the recipe asks
+    for none (`data.rankings.consensus`)."""
+    name = f"{MERGED}.jsonl"
+    return artifact.file(name) if artifact.has(name) else None
+
+
+def learned_file(artifact: Artifact) -> Path:
+    """The rankings of a `rank` artifact that models learn from: the consensus, or those of single annotators."""
+    return merged_file(artifact) or rankings_file(artifact)
 
 
 @dataclass(frozen=True, kw_only=True)

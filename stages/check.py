@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.app import plan_notes, recipe_check
+from pipeline.cli.app import plan_notes, recipe_check, step_notes
 from pipeline.config.data import TaskConfig
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.load import LoadedRecipe
-from pipeline.engine.plan import StageRun
+from pipeline.engine.plan import StagePlan, StageRun
+from pipeline.engine.rounds import by_round, parse
 from pipeline.errors import DataError, TutelageError
+from stages.criteria import part
 
 if TYPE_CHECKING:
     from data.tables.check import TableReport
@@ -79,6 +82,31 @@ def few_held_out(loaded: LoadedRecipe, data: StageRun | None) -> list[str]:
     return _few_held_out(
         loaded, [check_table(name, table) for name, table in tables.items() if name.startswith(SPLIT)]
     )
+
+
+@step_notes
+def too_long_to_rank(loaded: LoadedRecipe, steps: Sequence[StagePlan]) -> list[str]:
+    """What `reward.max_length` will leave out, once the base and the rankings are there. An encoder of its own
+    (`reward.model`) is not loaded for it."""
+    recipe = loaded.recipe
+    waiting = [step for step in steps if parse(step.spec.name)[0] == "reward" and step.finished is None]
+    runs = {step.spec.name: step.finished.artifact for step in steps if step.finished is not None}
+    ranked = list(by_round(runs, "rank").values())
+    if recipe.data.criteria and ranked:
+        ranked = [part(rank, name) for rank in ranked for name in recipe.data.criteria]
+    if not ranked and recipe.rank.source == "data" and recipe.data.rankings is not None and "data" in runs:
+        ranked = [runs["data"]]
+    if not waiting or not ranked or "base" not in runs or recipe.reward.model is not None:
+        return []
+    from stages.reward import forecast
+
+    with suppress(TutelageError):  # the stage reports what it cannot read
+        return [
+            line if criterion is None else f"{criterion}: {line}"
+            for criterion in recipe.data.criteria or (None,)
+            for line in forecast.lines(recipe.reward, runs["base"], ranked, criterion)
+        ]
+    return []
 
 
 def _few_held_out(loaded: LoadedRecipe, reports: Sequence[TableReport]) -> list[str]:

@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data import exclusion
 from data.contamination import HeldOutTexts, conversation
 from data.overlaps import EXAMPLES, SHOWN, Kind, start
 from data.schema import Message
+from data.splits import group_of
 from pipeline.config.data import ContaminationConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
+from stages.artifacts import MERGED, excluded_groups
 from stages.left_out import LeftOut
 
 FILE = "contamination.json"
@@ -82,7 +85,7 @@ class Contamination:
         first = self.examples[0]
         keys = " and ".join(f"data.contamination.{kind}" for kind in kinds)
         return (
-            f"warning: of the {self.table} that are trained on, "
+            f"warning: of the {self.table.replace('_', ' ')} that are trained on, "
             f"{' and '.join(counts[kind].format(self.kept[kind]) for kind in kinds)} (row {first['row']}: "
             f"{start(first['held_out'])!r}). To drop them, set {keys}: drop"
         )
@@ -102,10 +105,10 @@ def text_of(prompt: Sequence[Message], answers: Iterable[str]) -> tuple[str, str
     return "\n".join([of_prompt, *answers]), of_prompt
 
 
-def held_out_prompts(folder: Path, config: ContaminationConfig, generated: Collection[str]) -> HeldOutTexts:
+def held_out_prompts(data: Artifact, config: ContaminationConfig, generated: Collection[str]) -> HeldOutTexts:
     """The held-out prompts of a `data` artifact, except those that come first from the `generated` tables."""
     held_out = HeldOutTexts(config.threshold, near=config.near != "ignore")
-    for row in Artifact("data", folder, "").jsonl("prompts.jsonl"):
+    for row in data.jsonl("prompts.jsonl"):
         if row["split"] == "eval" and row.get("table") not in generated:
             held_out.add(conversation(row["prompt"]))
     return held_out
@@ -123,16 +126,17 @@ def check_tables(
     without the rows that the config drops.
 
     Args:
-        folder: with demonstrations.jsonl, prompts.jsonl and perhaps rankings.jsonl.
-        rows: the number in its source of each line of demonstrations.jsonl and rankings.jsonl.
+        folder: with demonstrations.jsonl, prompts.jsonl and perhaps rankings.jsonl and merged_rankings.jsonl.
+        rows: the number in its source of each line of the files other than prompts.jsonl.
         generated: tables whose rows are generated, which are not compared.
         on_drop: called with table, row number, kind and content of each row that is dropped.
     """
     drops = "drop" in (config.exact, config.near)
     ignored = config.exact == config.near == "ignore"
-    held_out = HeldOutTexts(config.threshold) if ignored else held_out_prompts(folder, config, generated)
+    written = Artifact("data", folder, "")
+    held_out = HeldOutTexts(config.threshold) if ignored else held_out_prompts(written, config, generated)
     checks = []
-    for table in ("demonstrations", "prompts", "rankings"):
+    for table in ("demonstrations", "prompts", "rankings", MERGED):
         path = folder / f"{table}.jsonl"
         if not len(held_out) or table in generated or not path.is_file():
             continue
@@ -170,7 +174,7 @@ def of_data(data: Artifact, table: str, **changes: Any) -> Contamination:
     `changes` of it."""
     content = data.json(FILE)
     config = ContaminationConfig(**(content["definition"] | changes))
-    return Contamination(table, config, held_out_prompts(data.path, config, content["generated"]))
+    return Contamination(table, config, held_out_prompts(data, config, content["generated"]))
 
 
 def check_corpus(
@@ -179,25 +183,32 @@ def check_corpus(
     """The documents of a corpus (`data.tables.corpus`) to pretrain on, and counts of the others.
 
     A pair of prompt and completion is treated as the recipe's other tables are. Running text in which a held-out
-    prompt, or the completion of a held-out demonstration, occurs in full is always left out.
+    prompt, or the completion of a held-out demonstration, occurs in full is always left out, and so are pairs whose
+    prompt `data.exclude` lists.
     """
     pairs, running = of_data(data, "documents"), of_data(data, "documents", exact="drop")
     for row in data.jsonl("demonstrations.jsonl"):
         if row["split"] == "eval":
             running.held_out.add(row["completion"])
-    left_out = LeftOut("documents", "corpus_", "base.pretrain.corpus", None, hints={REASONS["near"]: HINTS["near"]})
+    excluded = excluded_groups(data)
+    hints = {REASONS["near"]: HINTS["near"], exclusion.REASON: exclusion.HINT}
+    left_out = LeftOut("documents", "corpus_", "base.pretrain.corpus", None, hints=hints)
     kept = []
     with ctx.progress("reading base.pretrain.corpus") as bar:
         for number, document in enumerate(documents, 1):
             *prompts, text = document
             check = pairs if prompts else running
-            kind = check.find(number, *text_of([{"role": "user", "content": prompt} for prompt in prompts], [text]))
+            messages = [{"role": "user", "content": prompt} for prompt in prompts]
             left_out.read += 1
+            bar.advance()
+            if messages and group_of(messages) in excluded:
+                left_out.counts[exclusion.REASON] += 1
+                continue
+            kind = check.find(number, *text_of(messages, [text]))
             if kind is None:
                 kept.append(document)
             else:
                 left_out.counts[REASONS[kind]] += 1
-            bar.advance()
     left_out.report(ctx.say)
     if not kept:
         raise left_out.error(ctx.describe, "base.pretrain.corpus", "add documents to the corpus")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.engine.stage import Artifact, Metrics
@@ -21,8 +22,8 @@ OPTION = "--criterion"
 
 def criteria_of(artifact: Artifact | Path) -> list[str]:
     """The criteria of an artifact, or of one in a folder; empty where its rankings have none."""
-    file = (artifact if isinstance(artifact, Path) else artifact.path) / FILE
-    return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+    whole = Artifact("", artifact, "") if isinstance(artifact, Path) else artifact
+    return list(whole.json(FILE)) if whole.has(FILE) else []
 
 
 def write(out_dir: Path, criteria: Sequence[str]) -> None:
@@ -35,7 +36,7 @@ def part(artifact: Artifact, criterion: str) -> Artifact:
     metrics = {
         name.removeprefix(prefix): value for name, value in artifact.metrics.items() if name.startswith(prefix)
     }
-    return Artifact(artifact.stage, artifact.path / criterion, artifact.fingerprint, metrics)
+    return replace(artifact, path=artifact.path / criterion, metrics=metrics)
 
 
 def of_criterion(artifact: Artifact, criterion: str | None, where: str) -> Artifact:

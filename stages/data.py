@@ -5,10 +5,11 @@
 2. Prepend the system message, and assign every prompt group to a split.
 3. Check that every row is in the split of its prompt group, across tables.
 4. Count duplicates, and drop them if the recipe says so (`data.duplicates`).
-5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row), rankings.jsonl and
-   dropped.jsonl (for each table the first rows that were dropped or shortened, with row number, or line number in
-   text files, and reason); duplicates.jsonl has examples.
-6. Look for held-out prompts in the training rows (`stages.contamination`).
+5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row) and dropped.jsonl (for
+   each table the first rows that were dropped or shortened, with row number, or line number in text files, and
+   reason); duplicates.jsonl has examples. Where the recipe has them: rankings.jsonl, criteria.json
+   (`stages.criteria`), eval_rankings.jsonl (`stages.transfer`) and excluded.jsonl (the groups of `data.exclude`).
+6. Look for held-out prompts in the training rows (`stages.contamination`), and for those of eval_rankings.jsonl.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -24,32 +25,36 @@ from typing import Any, TypeVar
 
 from data.contamination import conversation
 from data.duplicates import HINTS, REASONS, Duplicates, NearAnswers, duplicates
-from data.held_out import EVALUATED, RANKED, too_few
+from data.exclusion import read_excluded
+from data.held_out import EVALUATED, too_few
 from data.schema import (
     Demonstration,
+    MergedRanking,
     Prompt,
     Ranking,
     Split,
     as_line,
     prompt_key,
-    read_rankings_file,
     row_number,
     write_jsonl,
 )
 from data.splits import check_split, split_of_prompt
 from data.tables.demonstrations import read_demonstrations, read_prompts
-from data.tables.first_wins import FirstWins
 from data.tables.messages import with_system
 from data.tables.rankings import read_rankings
 from data.tables.reading import Reading
 from data.tables.repeats import repeats
 from data.tables.sources import Dropped
 from data.tables.spill import seen
+from data.tables.summary import read_line
 from data.venues import task as venues
-from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig, rankings_path
+from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages import contamination, criteria
+from stages.artifacts import EXCLUDED, MERGED, RANKINGS
+from stages.ranking_counts import by_split, counts, table_name
+from stages.transfer import FILE, EvalRankings
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
 
@@ -60,27 +65,34 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     `dropped_demonstrations`, `dropped_prompts` and `dropped_rankings` count dropped rows, `dropped_completions` the
     answers dropped from rankings that stay. Each is the sum over its reasons, such as `dropped_rankings/empty
     prompt`. `duplicate_<table>/<kind>` and `contaminated_<table>/<kind>` count rows that stay, of the kinds `exact`
-    and `near`. `first_wins` is the share of strict pairs whose first answer is better.
+    and `near`. The statistics of the rankings are those of `RankingSummary.metrics`.
 
-    With several criteria, what is counted of rankings is counted for all of them together, and for each with its
-    name before it: `quality/rankings_train`.
+    With several criteria, what is counted of rankings is counted for each with its name before it
+    (`quality/rankings_train`), and what has a sum for all of them together.
     """
     held_out = config.eval_fraction
     tables: dict[str, Any] = {
         "demonstrations": None if isinstance(config.demonstrations, TaskConfig) else config.demonstrations,
         "prompts": config.prompts,
+        **{table_name(criterion): table for criterion, table in config.ranking_tables.items()},
+        "eval_rankings": config.eval_rankings,
     }
-    rankings_of = {criterion: _name(criterion) for criterion in config.ranking_tables}  # -> the table's name below
-    tables |= {rankings_of[criterion]: table for criterion, table in config.ranking_tables.items()}
     generated = frozenset() if tables["demonstrations"] else frozenset({"demonstrations"})
     readings = {name: Reading(f"data.{name}", table) for name, table in tables.items()}
     dropped = {name: reading.dropped for name, reading in readings.items()}
-    statistics = Statistics(config)
+    excluded = read_excluded(config.exclusions, ctx.describe, ctx.say)
+    transfer = EvalRankings()
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
     near_answers = NearAnswers(config.duplicates)
+    merges = any(table.consensus != "none" for table in config.ranking_tables.values())
+    if merges:
+        rows[MERGED] = array("q")
+        merging = [name for name, table in config.ranking_tables.items() if table.consensus != "none"]
+        dropped |= {table_name(criterion, MERGED): Dropped() for criterion in merging}
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
+        counted = opened.enter_context(counts(config))
         repeated, repeated_prompts = (
             opened.enter_context(duplicates(config.duplicates, table)) for table in ("demonstrations", "prompts")
         )
@@ -89,7 +101,16 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
         def drop(table: str, row: int, reason: str, hint: str) -> None:
             dropped[table].add(reason, row, hint)
-            readings[table].kept -= 1
+            if table in readings:
+                readings[table].kept -= 1
+
+        def wanted(read: Iterable[Text], table: str) -> Iterator[Text]:
+            return excluded.left(read, dropped[table])
+
+        def rankings_of(table: str, source: RankingTableConfig) -> Iterator[Ranking]:
+            reading = readings[table]
+            reading.repeats = opened.enter_context(repeats(reading.name, source, reading.profile))
+            return read_rankings(source, reading.dropped, ctx.say, reading.repeats)
 
         def is_dropped(table: str, finder: Duplicates, row: int, split: Split, texts: Sequence[str]) -> bool:
             duplicate = None if table in generated else finder.find(row, split, texts)
@@ -107,6 +128,8 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             with ctx.progress(f"reading {source}") as bar:
                 dropped[source].on_read = lambda number: bar.advance(0, read=number)
                 for as_read in readings[source].passing(read, ctx.describe):
+                    is_merged = isinstance(as_read, MergedRanking)
+                    readings[source].kept -= is_merged
                     row = replace(as_read, prompt=with_system(as_read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
@@ -121,42 +144,49 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                         distinct.write(as_line(_distinct(row, source)))
                         prompts[row.split] += 1
                     if table in rows:
-                        rows[table].append(number)
+                        rows[MERGED if is_merged else table].append(number)
                     yield row
                     bar.advance()
 
         demonstrations = _write(
             out_dir / "demonstrations.jsonl",
-            passing(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"),
+            passing(
+                wanted(_demonstrations(config, dropped["demonstrations"], ctx), "demonstrations"), "demonstrations"
+            ),
         )
         if config.prompts:
             extra = read_prompts(config.prompts, held_out, dropped["prompts"], ctx.say)
-            for _ in passing(extra, "prompts"):
+            for _ in passing(wanted(extra, "prompts"), "prompts"):
                 pass
-        rankings: Counter[str] = Counter()
         if config.rankings:
 
-            def prepared(read: Iterable[Ranking], criterion: str | None, out: Dropped) -> Iterator[Ranking]:
-                for row in read:
+            def prepared(read: Iterable[Ranking], criterion: str | None) -> Iterator[Ranking]:
+                for row in wanted(read, table_name(criterion)):
                     split = split_of_prompt(row.prompt, held_out)
-                    ranking = replace(row, split=split, criterion=criterion)
-                    kept = _without_near_answers(ranking, near_answers, out)
-                    if kept is not None:
-                        statistics.add(kept)
-                        yield kept
+                    is_merged = isinstance(row, MergedRanking)
+                    near = NearAnswers(config.duplicates) if is_merged else near_answers
+                    out = dropped[table_name(criterion, MERGED if is_merged else "rankings")]
+                    ranking = _without_near_answers(replace(row, split=split, criterion=criterion), near, out)
+                    if ranking is not None:
+                        counted.add(ranking)
+                        yield ranking
 
             def ranked() -> Iterator[Ranking]:
                 for criterion, table in config.ranking_tables.items():
-                    reading = readings[rankings_of[criterion]]
-                    reading.repeats = opened.enter_context(repeats(reading.name, table, reading.profile))
-                    read = read_rankings(table, reading.dropped, ctx.say, reading.repeats)
-                    yield from passing(
-                        prepared(read, criterion, reading.dropped), "rankings", rankings_of[criterion]
-                    )
+                    name = table_name(criterion)
+                    yield from passing(prepared(rankings_of(name, table), criterion), "rankings", name)
 
-            rankings = _write(out_dir / "rankings.jsonl", ranked())
+            single = ranked()
+            if merges:
+                single = opened.enter_context(_apart(single, out_dir / f"{MERGED}.jsonl"))
+            _write(out_dir / RANKINGS, single)
             if config.criteria:
                 criteria.write(out_dir, config.criteria)
+        if config.eval_rankings:
+            with ctx.progress("reading eval_rankings") as bar:
+                dropped["eval_rankings"].on_read = lambda number: bar.advance(0, read=number)
+                read = wanted(rankings_of("eval_rankings", config.eval_rankings), "eval_rankings")
+                transfer.write(out_dir / FILE, readings["eval_rankings"].passing(read, ctx.describe), config.system)
         finders: list[NearAnswers | Duplicates] = [near_answers, repeated, repeated_prompts]
         write_jsonl(out_dir / "duplicates.jsonl", (example for finder in finders for example in finder.examples))
         duplicate: Metrics = {
@@ -167,66 +197,78 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         }
         repeated_lines = [line for finder in finders if (line := finder.describe())]
 
-    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings}
+    by_table = {"demonstrations": demonstrations, "prompts": prompts}
 
     def dropped_row(table: str, row: int, kind: contamination.Kind, content: Mapping[str, Any]) -> None:
-        counts[table][content["split"]] -= 1
+        if table in by_table:
+            by_table[table][content["split"]] -= 1
         if table != "prompts" or content["table"] == "prompts":
-            source = rankings_of[content.get("criterion")] if table == "rankings" else table
+            source = table if table in by_table else table_name(content.get("criterion"), table)
             drop(source, row, contamination.REASONS[kind], contamination.HINTS[kind])
 
     checks = contamination.check_tables(out_dir, config.contamination, rows, generated, ctx, dropped_row)
-    if config.rankings and any(check.dropped and check.table == "rankings" for check in checks):
-        statistics = Statistics(config)
-        for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
-            statistics.add(ranking)
-    for line in chain(statistics.lines(), *(reading.lines() for reading in readings.values()), repeated_lines):
+    if any(check.dropped and check.table in ("rankings", MERGED) for check in checks):
+        with counts(config) as counted:
+            counted.add_files(out_dir)
+    for criterion, of_table in counted.tables.items():
+        reading = readings[table_name(criterion)]
+        ctx.say(read_line(reading.name, "rankings", reading.dropped, reading.kept))
+        for line in of_table.figures.lines(reading.name, reading.repeats):
+            ctx.say(line)
+    for line in chain(*(reading.lines() for reading in readings.values()), repeated_lines):
         ctx.say(line)
+    trained_on: Metrics = {}
+    if config.eval_rankings:
+        trained_on, warnings = transfer.trained_on(out_dir, config.contamination, generated)
+        for line in warnings:
+            ctx.say(line)
+    if config.exclude is not None:
+        write_jsonl(out_dir / EXCLUDED, ({"group": group} for group in sorted(excluded.groups)))
+        ctx.say(
+            f"data.exclude: {len(excluded.met):,} of its {len(excluded.groups):,} prompts occur in the tables, and "
+            "are left out"
+        )
+    left = {table_name(criterion): of_table.total for criterion, of_table in counted.tables.items()}
+    for table, count in (left | {"eval_rankings": transfer.count}).items():
+        if tables[table] and not count:
+            raise DataError(
+                f"no ranking of data.{table} is left: {dropped[table].reasons()}",
+                where=ctx.describe(f"data.{table}"),
+                hint=dropped[table].hint(),
+            )
     learned = None if config.demonstrations is None else demonstrations
     _check_sizes(learned, prompts, held_out, dropped["demonstrations"], ctx)
-    for warning in (too_few(prompts["eval"], EVALUATED), *statistics.warnings()):
+    for warning in (too_few(prompts["eval"], EVALUATED), *counted.warnings()):
         if warning:
             ctx.say(f"warning: {warning}")
     if own_system:
         ctx.say(f"{own_system:,} rows keep their own system message instead of data.system")
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
-    by_criterion = {criterion: dropped[rankings_of[criterion]] for criterion in rankings_of}
-    whole = {name: out for name, out in dropped.items() if name not in rankings_of.values()}
-    whole["rankings"] = _together(by_criterion.values())
+    absent = ("rankings", MERGED) if config.eval_rankings else ("rankings", MERGED, "eval_rankings")
+    whole = {table: out for table, out in dropped.items() if not table.startswith(absent)}
+    for kind in ("rankings", MERGED) if merges else ("rankings",):
+        whole[kind] = _together(out for table, out in dropped.items() if table.partition(".")[0] == kind)
     metrics: Metrics = {
         **{f"source_{name}": table.path for name, table in tables.items() if table},
-        **_by_split("demonstrations", demonstrations),
-        **_by_split("prompts", prompts),
-        **{f"read_{table}": out.read for table, out in whole.items() if out.read},
-        **{f"dropped_{table}": out.rows_out.total() for table, out in whole.items()},
-        **_by_reason({table: out.rows_out for table, out in whole.items()}),
+        **by_split("demonstrations", demonstrations),
+        **by_split("prompts", prompts),
+        **_losses(whole),
         **duplicate,
         **{name: value for check in checks for name, value in check.metrics().items()},
     }
     if config.system is not None:
         metrics["own_system_message"] = own_system
+    if config.exclude is not None:
+        metrics |= {"excluded_prompts": len(excluded.groups), "excluded_prompts_met": len(excluded.met)}
+    if config.eval_rankings:
+        metrics |= {**transfer.metrics(), **trained_on}
     if config.rankings:
-        metrics |= {**_by_split("rankings", rankings), **_left_out(whole["rankings"]), **statistics.all.metrics()}
-        metrics |= criteria.prefixed(
-            {
-                name: {
-                    "read_rankings": out.read,
-                    "dropped_rankings": out.rows_out.total(),
-                    **_by_reason({"rankings": out.rows_out}),
-                    **_by_split("rankings", statistics.parts[name].splits),
-                    **_left_out(out),
-                    **statistics.parts[name].metrics(),
-                }
-                for name, out in by_criterion.items()
-                if name is not None
-            }
-        )
+        metrics |= {**_shortened(whole["rankings"]), **counted.metrics()}
+    for criterion in config.criteria:
+        own = {kind: dropped[name] for kind in whole if (name := table_name(criterion, kind)) in dropped}
+        of_criterion = _losses(own) | _shortened(own["rankings"]) | counted.tables[criterion].metrics()
+        metrics |= criteria.prefixed({criterion: of_criterion})
     return metrics
-
-
-def _name(criterion: str | None) -> str:
-    """The name of a table of rankings in metrics and dropped.jsonl: its path below `data`."""
-    return rankings_path(criterion).removeprefix("data.")
 
 
 def _together(parts: Iterable[Dropped]) -> Dropped:
@@ -239,71 +281,19 @@ def _together(parts: Iterable[Dropped]) -> Dropped:
     return whole
 
 
-def _left_out(dropped: Dropped) -> Metrics:
+def _losses(dropped: Mapping[str, Dropped]) -> Metrics:
+    """Rows read and left out, by table."""
+    return {
+        **{f"read_{table}": out.read for table, out in dropped.items() if out.read},
+        **{f"dropped_{table}": out.rows_out.total() for table, out in dropped.items()},
+        **_by_reason({table: out.rows_out for table, out in dropped.items()}),
+    }
+
+
+def _shortened(dropped: Dropped) -> Metrics:
     """What is left out of rankings that stay."""
     completions = dropped.completions_out
     return {"dropped_completions": completions.total(), **_by_reason({"completions": completions})}
-
-
-class Statistics:
-    """Counts of all rankings that are written and, with several criteria, of those of each."""
-
-    def __init__(self, config: DataConfig) -> None:
-        tables = config.ranking_tables
-        self.all = RankingStatistics(tables.get(None))
-        self.parts = {
-            name: RankingStatistics(table, rankings_path(name))
-            for name, table in tables.items()
-            if name is not None
-        }
-        self.there = bool(tables)
-
-    def add(self, row: Ranking) -> None:
-        self.all.add(row)
-        if row.criterion is not None:
-            self.parts[row.criterion].add(row)
-
-    def lines(self) -> Iterator[str]:
-        for part in (self.all, *self.parts.values()):
-            yield from part.pairs.lines()
-
-    def warnings(self) -> Iterator[str]:
-        """Warnings about too few held-out prompts with rankings."""
-        if self.there and not self.parts:
-            yield too_few(len(self.all.ranked), RANKED)
-        for name, part in self.parts.items():
-            if warning := too_few(len(part.ranked), RANKED):
-                yield f"{name}: {warning}"
-
-
-class RankingStatistics:
-    """Counts of the rankings that are written. `ranked`: the held-out prompts with rankings."""
-
-    def __init__(self, table: RankingTableConfig | None, name: str = "data.rankings") -> None:
-        self.pairs = FirstWins(table, name)
-        self.splits: Counter[str] = Counter()
-        self.sizes: Counter[int] = Counter()
-        self.annotators: set[str] = set()
-        self.ranked: set[str] = set()
-        self.human = True
-
-    def add(self, row: Ranking) -> None:
-        self.splits[row.split] += 1
-        self.sizes[len(row.completions)] += 1
-        self.annotators.add(row.annotator)
-        self.human = self.human and row.human
-        self.pairs.add(row)
-        if row.split == "eval":
-            self.ranked.add(prompt_key(row.prompt))
-
-    def metrics(self) -> Metrics:
-        return {
-            "ranked_prompts_eval": len(self.ranked),
-            **self.pairs.metrics(),
-            **{f"rankings_of_{k}": count for k, count in sorted(self.sizes.items())},
-            "annotators": len(self.annotators),
-            "human": self.human,
-        }
 
 
 def _without_near_answers(row: Ranking, answers: NearAnswers, dropped: Dropped) -> Ranking | None:
@@ -338,6 +328,21 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
             out.write(as_line(replace(row, where="")))
             counts[row.split] += 1
     return counts
+
+
+@contextmanager
+def _apart(rankings: Iterable[Ranking], path: Path) -> Iterator[Iterator[Ranking]]:
+    """The rankings of single annotators. Merged ones are written to `path`."""
+    with path.open("w", encoding="utf-8") as out:
+
+        def single() -> Iterator[Ranking]:
+            for ranking in rankings:
+                if isinstance(ranking, MergedRanking):
+                    out.write(as_line(replace(ranking, where="")))
+                else:
+                    yield ranking
+
+        yield single()
 
 
 def _by_reason(dropped: Mapping[str, Counter[str]]) -> dict[str, int]:
@@ -390,7 +395,3 @@ def _check_sizes(
             where="data.eval_fraction",
             hint="add prompts, or raise data.eval_fraction",
         )
-
-
-def _by_split(table: str, counts: Mapping[str, int]) -> dict[str, int]:
-    return {f"{table}_{split}": counts.get(split, 0) for split in ("train", "eval")}

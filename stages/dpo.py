@@ -27,7 +27,7 @@ from data.schema import Ranking, Split, read_rankings_file
 from pipeline.config.dpo import DPO_TRAINER, DPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
-from stages.artifacts import rankings_file
+from stages.artifacts import learned_file
 from stages.criteria import of_criterion
 from stages.left_out import of_split
 from stages.models.actor import Actor
@@ -125,7 +125,7 @@ def read_pairs(
     def rankings() -> Iterator[Ranking]:
         for artifact in by_round(inputs, "rank").values():
             ranked = of_criterion(artifact, config.criterion, "dpo.criterion")
-            for ranking in read_rankings_file(rankings_file(ranked)):
+            for ranking in read_rankings_file(learned_file(ranked)):
                 if ranking.split == split:
                     yield ranking
                     advance()

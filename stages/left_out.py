@@ -18,12 +18,15 @@ from pipeline.errors import DataError
 PREFIXES = {
     "": "training {rows}",
     "eval_": "held-out {rows}",
+    "transfer_": "{rows} of data.eval_rankings",
     "collected_": "collected {rows}",
     "pretraining_": "{rows} of reward.pretrain_on",
     "corpus_": "{rows} of base.pretrain.corpus",
     "ptx_": "{rows} for ppo.ptx_coef",
 }
 """Prefix of the metrics -> which rows they count."""
+STEP = 8
+"""Limits that messages propose are multiples of it, tokens."""
 _METRIC = re.compile(rf"({'|'.join(PREFIXES)})dropped_(\w+)/(.+)")
 
 
@@ -74,8 +77,10 @@ class LeftOut:
 
     @property
     def raising(self) -> str:
-        """The hint for rows beyond the limit."""
-        return f"raise {self.key.replace(' + ', ' or ')}"
+        """The hint for rows beyond the limit: the value that keeps all, where a single key is the limit."""
+        if " + " in self.key or not self.longest:
+            return f"raise {self.key.replace(' + ', ' or ')}"
+        return f"raise {self.key} to {-(-self.longest // STEP) * STEP}"
 
     @property
     def total(self) -> int:
@@ -126,7 +131,11 @@ class LeftOut:
         what, hint = self.describe(), self.hint()
         if not what:
             return ""
-        advice = "Raise it." if hint == self.raising else f"To use them: {hint}." if hint else ""
+        advice = f"To use them: {hint}." if hint else ""
+        if hint == self.raising:  # the sentence before says why
+            _, to, limit = hint.partition(" to ")
+            lost = f"; {100 * self.total / self.read:.1f} % are lost" if self.total else ""
+            advice = f"{limit} keeps all{lost}." if to else "Raise it."
         return f"{self.stage}: {what}. {advice}".strip()
 
     def report(self, say: Callable[[str], None]) -> None:

@@ -17,8 +17,9 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from data.annotators.measures import measure_annotators, steps
-from data.annotators.sample import RankingSample
 from data.schema import Ranking, as_line, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
+from data.tables.first_wins import FirstWins
+from data.tables.summary import RankingSummary, summary
 from data.venues import task as venues
 from pipeline.config.rank import RankConfig
 from pipeline.engine.rounds import newest
@@ -26,80 +27,99 @@ from pipeline.engine.stage import RANKINGS_DATABASE, Artifact, Metrics, RunConte
 from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.files import jsonable
 from stages import criteria
-from stages.artifacts import AGREEMENT, RANKINGS
+from stages.artifacts import AGREEMENT, MERGED, RANKINGS, merged_file
 from stages.left_out import LeftOut
+from stages.ranking_counts import table_name
 
 ALL_THE_SAME, NOT_RANKED = "all answers are the same", "not ranked"
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    """Writes rankings.jsonl and agreement.json; with several criteria, a folder with both for each."""
+    """Writes rankings.jsonl, agreement.json and, if the `data` stage merged annotators, merged_rankings.jsonl; with
+    several criteria, a folder with these for each."""
     path = out_dir / RANKINGS
-    names = criteria.criteria_of(inputs["data"]) if config.source == "data" else []
-    if names:
-        return _by_criterion(names, inputs["data"], out_dir, ctx)
-    unranked: LeftOut | None = None
     if config.source == "data":
-        shutil.copyfile(inputs["data"].file(RANKINGS), path)
-    elif config.source == "app":
+        data = inputs["data"]
+        if names := criteria.criteria_of(data):
+            return _by_criterion(names, data, out_dir, ctx)
+        shutil.copyfile(data.file(RANKINGS), path)
+        if consensus := merged_file(data):
+            shutil.copyfile(consensus, out_dir / f"{MERGED}.jsonl")
+        return _measure(path, data.path, _first_wins(data.metrics), ctx)[1]
+    unranked: LeftOut | None = None
+    if config.source == "app":
         ranked, unranked = ask(config, newest(inputs, "collect"), ctx)
         write_jsonl(path, ranked)
         unranked.report(ctx.say)
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
-    where = path.parent if config.source != "data" else inputs["data"].path
-    _, metrics = _measure(path, where, ctx)
+    _, metrics = _measure(path, path.parent, FirstWins(""), ctx)
     return metrics | (unranked.metrics() if unranked else {})
 
 
 def _by_criterion(names: Sequence[str], data: Artifact, out_dir: Path, ctx: RunContext) -> Metrics:
-    with ExitStack() as opened:
-        files = {}
-        for name in names:
-            (out_dir / name).mkdir()
-            files[name] = opened.enter_context((out_dir / name / RANKINGS).open("w", encoding="utf-8"))
-        for ranking in read_rankings_file(data.file(RANKINGS)):
-            files[str(ranking.criterion)].write(as_line(ranking))
+    for name in names:
+        (out_dir / name).mkdir()
+    _divide(data.file(RANKINGS), {name: out_dir / name / RANKINGS for name in names})
+    if consensus := merged_file(data):
+        merging = [name for name in names if f"{name}/{MERGED}_train" in data.metrics]
+        _divide(consensus, {name: out_dir / name / f"{MERGED}.jsonl" for name in merging})
     criteria.write(out_dir, names)
-    samples, parts = {}, {}
+    figures, parts = {}, {}
     for name in names:
         ctx.say(f"criterion {name}:")
-        samples[name], parts[name] = _measure(out_dir / name / RANKINGS, data.path, ctx)
+        first = _first_wins(data.metrics, name)
+        figures[name], parts[name] = _measure(out_dir / name / RANKINGS, data.path, first, ctx)
+    merged = sum(metrics.get(MERGED, 0) for metrics in parts.values())
     return {
-        "rankings": sum(sample.rankings for sample in samples.values()),
-        "annotators": len(set().union(*(sample.annotators for sample in samples.values()))),
-        "human": all(sample.human for sample in samples.values()),
+        "rankings": sum(own.rankings for own in figures.values()),
+        "annotators": len(set().union(*(own.sample.annotators for own in figures.values()))),
+        "human": all(metrics["human"] for metrics in parts.values()),
+        **({MERGED: merged} if merged else {}),
         **criteria.prefixed(parts),
     }
 
 
-def _measure(path: Path, where: Path, ctx: RunContext) -> tuple[RankingSample, Metrics]:
+def _divide(source: Path, files: Mapping[str, Path]) -> None:
+    """Writes the rankings in a file to a file for each criterion."""
+    with ExitStack() as opened:
+        out = {name: opened.enter_context(path.open("w", encoding="utf-8")) for name, path in files.items()}
+        for ranking in read_rankings_file(source):
+            out[str(ranking.criterion)].write(as_line(ranking))
+
+
+def _measure(path: Path, where: Path, first: FirstWins, ctx: RunContext) -> tuple[RankingSummary, Metrics]:
     """Measures the rankings in a file, and writes agreement.json beside it.
 
     Args:
+        path: the rankings by single annotators. Those that merge annotators are beside it, if there are any.
         where: where rankings should come from, for the error if there are none.
+        first: counts first answers in the order of the table.
     """
-    sample = RankingSample()
-    with ctx.progress("reading rankings") as bar:
+    consensus = path.parent / f"{MERGED}.jsonl"
+    merged = [ranking.human for ranking in read_rankings_file(consensus)] if consensus.is_file() else []
+    with summary(first) as figures, ctx.progress("reading rankings") as bar:
         for ranking in read_rankings_file(path):
-            sample.add(ranking)
+            figures.add(ranking)
             bar.advance()
-    if not sample.rankings:
+    sample = figures.sample
+    if not sample.rankings and not merged:
         raise DataError(
             "rank: there are no rankings",
             where=str(where),
             hint="look in the data stage’s dropped.jsonl for the reasons, or set rank.source",
         )
+    for line in figures.lines("rank"):
+        ctx.say(line)
     ctx.say(f"measuring {sample.kept} of {sample.rankings} rankings")
     with ctx.progress("rank: measures", total=steps(sample)) as bar:
         measured = measure_annotators(sample, seed=ctx.seed, advance=bar.advance)
     text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
     (path.parent / AGREEMENT).write_text(text, encoding="utf-8")
     agreed = measured["pairwise"]
-    return sample, {
+    return figures, {
+        **figures.metrics(),
         "rankings": sample.rankings,
-        "pairs": sample.pairs - sample.ties,
-        "tie_share": sample.ties / sample.pairs,
         "agreement": agreed["value"],
         "agreement_low": agreed["low"],
         "agreement_high": agreed["high"],
@@ -111,9 +131,19 @@ def _measure(path: Path, where: Path, ctx: RunContext) -> tuple[RankingSample, M
         "first_shown": measured["first_shown"]["value"],
         "longer": measured["longer"]["value"],
         "measured_on": sample.kept,
-        "annotators": len(sample.annotators),
-        "human": sample.human,
+        "human": sample.human and all(merged),
+        **({MERGED: len(merged)} if merged else {}),
     }
+
+
+def _first_wins(data: Metrics, criterion: str | None = None) -> FirstWins:
+    """Counts first answers where the rankings are from a table whose order says nothing about who wins.
+
+    Args:
+        data: the metrics of the `data` stage.
+    """
+    prefix = "" if criterion is None else f"{criterion}/"
+    return FirstWins(data[f"source_{table_name(criterion)}"] if f"{prefix}first_wins" in data else "")
 
 
 def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], LeftOut]:

@@ -19,11 +19,20 @@ from pipeline.config.data import TableConfig, rankings_path
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
+from pipeline.config.run_base import is_artifact, source_of
 from pipeline.engine.registry import StageSpec, register
 from pipeline.engine.rounds import step_name
 
 if TYPE_CHECKING:
     from data.tables.formats import Format
+
+
+REWARD_MODEL = ("*", "!eval_rankings.json")
+"""What stages read of the reward model: not its accuracy on `data.eval_rankings`."""
+
+
+def _asks_people(recipe: Recipe) -> bool:
+    return recipe.rank.source == "app"
 
 
 def _ranks_itself(recipe: Recipe) -> bool:
@@ -46,23 +55,36 @@ def _is_file(judge: str) -> bool:
     return judge not in JUDGES
 
 
-def _criteria_files(recipe: Recipe) -> dict[str, Path]:
-    """The local tables of rankings by several criteria, by dotted path."""
-    tables = {name: recipe.data.ranking_tables[name] for name in recipe.data.criteria}
-    return {
-        f"{rankings_path(name)}.path": Path(table.path) for name, table in tables.items() if is_local(table.path)
-    }
-
-
 def _checks_corpus(recipe: Recipe) -> tuple[str, ...]:
     """Pretraining on a table needs the held-out prompts of `data`, unless it is a table of prompts with completions
-    and no overlap with held-out prompts counts."""
+    and no overlap with held-out prompts counts. Any pretraining needs the prompts that the recipe excludes."""
     pretrain, contamination = recipe.base.pretrain, recipe.data.contamination
+    if pretrain is not None and recipe.data.exclude is not None:
+        return ("data",)
     if pretrain is None or not isinstance(pretrain.corpus, TableConfig):
         return ()
     pairs = pretrain.corpus.columns.keys() & {"prompt", "completion"} and "text" not in pretrain.corpus.columns
     ignored = contamination.exact == contamination.near == "ignore"
     return () if pairs and ignored else ("data",)
+
+
+def _weights_elsewhere(recipe: Recipe) -> dict[str, Path]:
+    """The weights of a run's base that are not in its artifact."""
+    source, _ = source_of(recipe.base)
+    if source is None or is_hub_id(source) or not is_artifact(recipe.base.model):
+        return {}
+    return {"base.model (its weights)": Path(source)}
+
+
+def _further_tables(recipe: Recipe) -> dict[str, Path]:
+    """The local tables of rankings by several criteria, and of prompts to exclude."""
+    tables = recipe.data.ranking_tables
+    paths = {f"{rankings_path(name)}.path": tables[name].path for name in recipe.data.criteria}
+    paths |= {
+        f"{name}.path" if name == "data.exclude" else name: table.path
+        for name, table in recipe.data.exclusions.items()
+    }
+    return {name: Path(path) for name, path in paths.items() if is_local(path)}
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -116,23 +138,26 @@ register(
             target="stages.base.stage:run",
             summary="{parameters:,} parameters",
             also=_checks_corpus,
+            reads={"data": ("prompts.jsonl", "demonstrations.jsonl", "contamination.json", "excluded.jsonl")},
             paths={
                 "base.model": lambda model: not is_hub_id(model),
                 "base.pretrain.corpus.path": is_local,
                 "base.chat_template": lambda template: template.endswith(".jinja"),
             },
+            also_reads=_weights_elsewhere,
         ),
         StageSpec(
             "data",
-            version=5,
+            version=6,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={
                 "data.demonstrations.path": is_local,
                 "data.prompts.path": is_local,
                 "data.rankings.path": is_local,
+                "data.eval_rankings.path": is_local,
             },
-            also_reads=_criteria_files,
+            also_reads=_further_tables,
         ),
         StageSpec(
             "sft",
@@ -140,6 +165,8 @@ register(
             target="stages.sft:run",
             summary="trained on {demonstrations:,} demonstrations",
             needs=("base", "data"),
+            reads={"data": ("demonstrations.jsonl",)},
+            checks={"data": ("prompts.jsonl", "rankings.jsonl")},
             planned=_has_sft,
             exists=("sft", "unless sft is null"),
             parallel=True,
@@ -150,6 +177,8 @@ register(
             target="stages.collect:run",
             summary="{answers:,} answers to {prompts:,} prompts",
             needs=("base", "data", "sft"),
+            reads={"data": ("prompts.jsonl",), "reward": REWARD_MODEL},
+            checks={"data": ("demonstrations.jsonl", "rankings.jsonl", "merged_rankings.jsonl")},
             later=_collect_later,
             repeats=True,
             planned=_ranks_itself,
@@ -157,12 +186,14 @@ register(
         ),
         StageSpec(
             "rank",
-            version=4,
+            version=5,
             target="stages.rank:run",
             summary="{rankings:,} rankings by {annotators} {who}",
             needs=("data", "collect"),
+            reads={"data": ("rankings.jsonl", "merged_rankings.jsonl", "criteria.json")},
             later=_rank_later,
             repeats=True,
+            private=_asks_people,
         ),
         StageSpec(
             "reward",
@@ -170,6 +201,8 @@ register(
             target="stages.reward.stage:run",
             summary="trained on {rankings:,} rankings of {completions:,} answers",
             needs=("base", "data", "sft", "rank"),
+            reads={"data": ("prompts.jsonl", "contamination.json", "eval_rankings.jsonl", "excluded.jsonl")},
+            checks={"data": ("demonstrations.jsonl", "rankings.jsonl", "merged_rankings.jsonl")},
             later=_reward_later,
             repeats=True,
             paths={
@@ -187,6 +220,7 @@ register(
             target="stages.ppo.stage:run",
             summary="{updates:,} updates, {episodes:,} episodes",
             needs=("base", "data", "sft", "reward"),
+            reads={"data": ("prompts.jsonl", "demonstrations.jsonl"), "reward": REWARD_MODEL},
             later=_ppo_later,
             repeats=True,
             paths={
@@ -204,6 +238,7 @@ register(
             target="stages.dpo:run",
             summary="trained on {pairs:,} pairs of answers to {prompts:,} prompts",
             needs=("base", "data", "sft", "rank"),
+            reads={"data": ()},
             later=_reward_later,
             planned=_has_dpo,
             exists=("dpo.enabled", "with a `dpo` section, or with dpo.enabled=true"),
@@ -216,6 +251,7 @@ register(
             summary="trained on the best of {best_of_n} answers to {prompts:,} prompts (a KL of at most "
             "{kl_bound:.2f})",
             needs=("base", "data", "sft", "reward"),
+            reads={"data": ("prompts.jsonl",), "reward": REWARD_MODEL},
             later=_raft_later,
             planned=_has_raft,
             exists=("raft.enabled", "with a `raft` section, or with raft.enabled=true"),
@@ -230,6 +266,7 @@ register(
             target="stages.eval.stage:run",
             summary="{prompts:,} held-out prompts, judge: {judge}",
             needs=("base", "data", "sft", "reward", "ppo", "dpo", "raft"),
+            reads={"data": ("prompts.jsonl", "demonstrations.jsonl", "excluded.jsonl"), "reward": REWARD_MODEL},
             later=_eval_later,
             paths={
                 "eval.judge": _is_file,
@@ -243,7 +280,9 @@ register(
             target="stages.export.stage:run",
             summary="{formats}: {size}",
             needs=("base", "data", "reward", "ppo", "eval"),
+            reads={"data": ("prompts.jsonl", "demonstrations.jsonl"), "reward": REWARD_MODEL},
             later=_export_later,
+            private=lambda recipe: True,  # its files name the recipe
         ),
     ]
 )

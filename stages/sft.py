@@ -44,7 +44,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             "to a template with {% generation %} markers around what the assistant writes",
         )
     with ctx.progress("checking prompts and answers") as bar:
-        checked = check_conversations(data, codec, ctx.say, bar.advance)
+        checked = check_conversations(data, codec, ctx.say, bar.advance, tables=("demonstrations",))
     with ctx.progress("reading demonstrations") as bar:
         read = partial(
             encode_demonstrations,

@@ -79,6 +79,13 @@ def agreement(rankings: Iterable[Ranking | CompactRanking], *, resamples: int = 
     )
 
 
+def pairwise(rankings: Iterable[Ranking | CompactRanking]) -> tuple[int, int]:
+    """(ordered alike, all) of the pairs that two annotators both order strictly: `Agreement.pairwise` without its
+    interval."""
+    counts = [_alike(overlap.ranks) for overlap in overlaps(rankings)]
+    return int(sum(alike for alike, _ in counts)), int(sum(total for _, total in counts))
+
+
 def overlaps(rankings: Iterable[Ranking | CompactRanking]) -> Iterator[Overlap]:
     """The sets of completions that at least two annotators ranked."""
     sets: dict[tuple[str, bytes], dict[str, tuple[float, ...]]] = defaultdict(dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -82,19 +82,22 @@ def measure_annotators(
 
 def longer(ranking: CompactRanking) -> tuple[float, float]:
     """(the longer completion wins, strict pairs of unequal length)."""
-    return _wins(ranking.ranks, ranking.lengths)
+    return larger_wins(ranking.ranks, ranking.lengths)
 
 
 def first_shown(ranking: CompactRanking) -> tuple[float, float]:
     """(the completion shown first wins, strict pairs that it is part of)."""
-    if ranking.shown is None:
-        return 0, 0
-    first, ranks = int(np.argmin(ranking.shown)), ranking.ranks
-    others = [rank for i, rank in enumerate(ranks) if i != first and rank != ranks[first]]
-    return sum(ranks[first] < rank for rank in others), len(others)
+    return (0, 0) if ranking.shown is None else first_wins(ranking.ranks, ranking.shown)
 
 
-def _wins(ranks: tuple[float, ...], sizes: tuple[int, ...]) -> tuple[float, float]:
+def first_wins(ranks: Sequence[float], shown: Sequence[int]) -> tuple[int, int]:
+    """(the completion at the first of the places `shown` wins, strict pairs that it is part of)."""
+    first = ranks[shown.index(min(shown))]
+    others = [rank for rank in ranks if rank != first]
+    return sum(first < rank for rank in others), len(others)
+
+
+def larger_wins(ranks: Sequence[float], sizes: Sequence[int]) -> tuple[int, int]:
     """(the larger wins, strict pairs of unequal size)."""
     hits = total = 0
     for i, j in combinations(range(len(ranks)), 2):

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from data.schema import Message, Ranking, prompt_key, same_text
-from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, each, nothing
+from data.tables.columns import Candidates, Columns, Completion, as_list, as_object, as_weight, each, nothing
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
+from data.tables.places import best_and_worst
 from data.tables.sources import Row, TableError, as_number, as_text, is_empty
 from data.tables.spelling import ROLES
 from data.tables.spill import grouping
@@ -34,6 +35,8 @@ def native(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 cells["prompt"] = as_prompt(cells["prompt"], "column 'prompt'", row.where)
             text = json.dumps({name: value for name, value in cells.items() if value is not None})
             ranking = _RANKING.validate_json(text, strict=True)
+            if "weight" in ranking.metadata:
+                as_weight(ranking.metadata["weight"], row, "metadata.weight")
         except (ValidationError, ValueError, TypeError) as error:
             problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             place = ".".join(map(str, problem["loc"]))
@@ -53,6 +56,10 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     if "preference" in columns.named:
         yield from preferences(rows, columns, completions, models)
         return
+    if {"best", "worst"} & columns.named.keys():
+        _check_lengths(columns, completions, models or completions, "models")
+        yield from best_and_worst(rows, columns, completions, models)
+        return
     kind = "ranks" if "ranks" in columns.named else "ratings"
     orders = columns.names(kind)
     if len(completions) < 2:
@@ -63,19 +70,15 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     if not orders:
         raise columns.error(
             "no column orders the completions",
-            "name K columns, ratings: [...] (higher is better) or ranks: [...] (lower is), or for two completions "
-            "preference: COLUMN",
+            "name K columns, ratings: [...] (higher is better) or ranks: [...] (lower is), or best: COLUMN and "
+            "worst: COLUMN, or for two completions preference: COLUMN",
         )
-    for name, values in ((kind, orders), ("models", models or completions)):
-        if len(values) != len(completions):
-            raise columns.error(
-                f"{len(completions)} completion columns have {len(values)} {name} columns",
-                f"name one column in {name} for each completion",
-            )
+    _check_lengths(columns, completions, orders, kind)
+    _check_lengths(columns, completions, models or completions, "models")
     sign = -1 if kind == "ranks" else 1
 
     def read(row: Row) -> Iterator[Candidates]:
-        scores = [_signed(row.value(order), sign) for order in orders]
+        scores = [columns.score(row, order, sign) for order in orders]
         prompt, texts = columns.exchange(row, columns.cells(row, completions))
         answers = [Completion(text, score) for text, score in zip(texts, scores, strict=True)]
         for answer, model in zip(answers, models, strict=False):
@@ -83,6 +86,14 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         yield Candidates(prompt, answers, row, columns.annotator(row), rated=kind == "ratings")
 
     yield from each(rows, read)
+
+
+def _check_lengths(columns: Columns, completions: list[str], values: list[str], name: str) -> None:
+    if len(values) != len(completions):
+        raise columns.error(
+            f"{len(completions)} completion columns have {len(values)} {name} columns",
+            f"name one column in {name} for each completion",
+        )
 
 
 def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
@@ -104,22 +115,29 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
                 continue
             order, sign, rival = columns.order(row)
             annotator, key = columns.annotator(row), "" if group is None else str(group)
-            answer = [text, _signed(row.value(order), sign), columns.model(row), _rival(row, rival)]
+            answer = [text, columns.score(row, order, sign), columns.model(row), _rival(row, rival)]
             groups.add(
                 key or f"{prompt_key(prompt)} {annotator}",
-                [row.number, row.where, key, prompt, annotator, order, sign, answer],
+                [row.number, row.where, key, prompt, annotator, order, sign, columns.weight(row), answer],
             )
             where = where or row.where
-        if groups.groups and groups.largest() < 2:
+        if groups.groups and groups.largest() < 2 and not columns.merges_ratings:
             raise TableError(
                 "a ranking needs at least 2 completions and every group of this table has 1",
                 where=where,
-                hint="give rows of one ranking the same prompt and annotator, or name their `group` column",
+                hint="give rows of one ranking the same prompt and annotator, or name their `group` column; or "
+                "merge the annotators of a prompt, consensus: mean",
             )
         for group in groups:
-            number, where, key, prompt, annotator, order, sign, _ = group[0]
-            result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1)
-            for _, other, _, its_prompt, its_annotator, its_order, _, answer in group:
+            number, where, key, prompt, annotator, order, sign, weight, _ = group[0]
+            result = Candidates(prompt, [], Row(number, {}, where), annotator, rated=sign == 1, weight=weight)
+            for _, other, _, its_prompt, its_annotator, its_order, _, its_weight, answer in group:
+                if its_weight != weight:
+                    raise DataError(
+                        f"the row has the weight {its_weight:g}, and its ranking, at {where}, {weight:g}",
+                        where=other,
+                        hint="give all rows of a ranking, one prompt and annotator, the same weight",
+                    )
                 if (its_prompt, its_annotator) != (prompt, annotator):
                     raise DataError(
                         f"group {key!r} has a different prompt or annotator at {where}",
@@ -160,7 +178,7 @@ def _pair_scores(row: Row, columns: Columns) -> tuple[float, float, bool]:
     """Scores of the chosen and the rejected answer, and whether the table gives them. Raises `DataError` where they
     contradict the names of the columns, or each other."""
     ratings = [
-        as_number(columns.optional(row, name), f"column {columns.name(name)!r}", row.where)
+        columns.as_score(columns.optional(row, name), f"column {columns.name(name)!r}", row)
         for name in ("chosen_rating", "rejected_rating")
     ]
     margin = as_number(columns.optional(row, "margin"), f"column {columns.name('margin')!r}", row.where)
@@ -230,9 +248,9 @@ def _siblings(
     result = Candidates(path, [], row, rated=False, without=without)
     text, rank, model = columns.name("text"), columns.name("rank"), columns.name("model")
     for reply in replies:
-        score = as_number(reply.get(rank), f"{rank!r} of a reply", row.where)
+        score = columns.as_score(reply.get(rank), f"{rank!r} of a reply", row, -1)
         name = as_text(reply.get(model), f"{model!r} of a reply", row.where)
-        result.answers.append(Completion(reply.text(text), _signed(score, -1), name))
+        result.answers.append(Completion(reply.text(text), score, name))
     return result
 
 
@@ -272,7 +290,7 @@ def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
     rest = [
         (None, None, None)
         if entry is None
-        else (_signed(entry.value(order), sign), columns.model(entry), _rival(entry, rival))
+        else (columns.score(entry, order, sign), columns.model(entry), _rival(entry, rival))
         for entry in entries
     ]
     return sign, cells, rest
@@ -280,16 +298,18 @@ def _scored_objects(items: list[Any], row: Row, columns: Columns) -> Scored:
 
 def _scored_texts(items: list[Any], row: Row, columns: Columns) -> Scored:
     order, sign, rival = columns.order(row, "ratings", "ranks")
-    scores = [_signed(number, sign) for number in _numbers(row, order, len(items))]
+    what = f"a value of column {order!r}"
+    scores = [columns.as_score(value, what, row, sign) for value in _values(row, order, len(items))]
     rivals: list[float | None] = [None] * len(items)
     if rival is not None:
         with suppress(DataError):  # a column that holds no numbers ranks nothing
-            rivals = [_signed(number, -1) for number in _numbers(row, rival, len(items))]
+            ranks = [as_number(value, rival, row.where) for value in _values(row, rival, len(items))]
+            rivals = [None if rank is None else -rank for rank in ranks]
     return sign, items, [(score, None, other) for score, other in zip(scores, rivals, strict=True)]
 
 
-def _numbers(row: Row, column: str, count: int) -> list[float | None]:
-    """The numbers of a list cell, one per completion; None where a number, or the whole list, is empty."""
+def _values(row: Row, column: str, count: int) -> list[Any]:
+    """A list cell with one value per completion; None for all of them where the cell is empty."""
     values = (as_list(row, column) or [None] * count) if count else []
     if len(values) != count:
         raise DataError(
@@ -297,16 +317,13 @@ def _numbers(row: Row, column: str, count: int) -> list[float | None]:
             where=row.where,
             hint="write one value per completion, or leave the cell empty",
         )
-    return [as_number(value, f"a value of column {column!r}", row.where) for value in values]
-
-
-def _signed(value: float | None, sign: int) -> float | None:
-    return None if value is None else sign * value
+    return values
 
 
 def _rival(row: Row, column: str | None) -> float | None:
     """The rank beside a rating, higher for better; None where the column holds no number and so ranks nothing."""
     try:
-        return None if column is None else _signed(row.value(column), -1)
+        number = None if column is None else row.value(column)
     except DataError:
         return None
+    return None if number is None else -number

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.schema import Demonstration, Prompt, Ranking, prompt_key
+from data.schema import Demonstration, MergedRanking, Prompt, Ranking, prompt_key
 from data.splits import group_of
 from data.tables.corpus import documents
 from data.tables.demonstrations import read_demonstrations, read_prompts
+from data.tables.first_wins import FirstWins
+from data.tables.guess.rankings import any_table
+from data.tables.guess.sample import Sample
+from data.tables.guess.section import config_of
 from data.tables.mapping import Problem, Table, missing, missing_in_row
 from data.tables.profile import ROWS, Profile, usage_lines
 from data.tables.rankings import read_rankings
 from data.tables.repeats import Repeats, repeats
 from data.tables.sources import Dropped, MissingColumn, Row, TableError, read_table
 from data.tables.suggest import count_of, listed
+from data.tables.summary import RankingSummary, summary
+from pipeline import invocation
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.paths import nearest
 from pipeline.config.rules import is_local
@@ -51,11 +57,13 @@ class TableReport:
         complete: whether these are all rows of the table.
         kind: what its rows become: rankings, demonstrations, prompts or texts.
         parsed: how many of them there are.
+        merged: rankings that are the consensus of annotators.
         prompts: distinct prompts among them.
         groups: the group of each distinct prompt, by its key (`data.splits`).
         asked: each distinct prompt, by its key, without completion and split.
         columns: of the table, in its order.
         unused: those of them that the reader does not use.
+        figures: lines with the figures of rankings (`data.tables.summary`).
         lines: what the user should know about unused columns, repeated rankings and the like.
         annotators: rankings by annotator; `unknown` where the table names none.
         dropped: what is left out; `rows_out` counts rows, and `completions_out` answers of rankings, by reason.
@@ -70,11 +78,13 @@ class TableReport:
     read: int = 0
     complete: bool = False
     parsed: int = 0
+    merged: int = 0
     prompts: int = 0
     groups: dict[str, str] = field(default_factory=dict)
     asked: dict[str, Prompt] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     annotators: Counter[str] = field(default_factory=Counter)
     dropped: Dropped = field(default_factory=Dropped)
@@ -85,7 +95,7 @@ class TableReport:
         if not self.opened:
             yield f"{self.name}: {self.path} was not opened, since it is not a local file"
             return
-        if self.problems and not self.parsed:
+        if self.problems and not self.parsed and not self.merged:
             yield f"{self.name}: {self.path}, {count_of(self.read, 'rows')} read, none of them usable"
             yield from self.lines
             return
@@ -95,9 +105,12 @@ class TableReport:
         if self.annotators:
             names = listed([f"{who} ({count:,})" for who, count in self.annotators.most_common()])
             line += f", by {names}"
+        if self.merged:
+            line += f"; {count_of(self.merged, 'merged rankings')}"
         yield line
         if line := self.dropped.line(self.name, self.kind, self.parsed):
             yield line
+        yield from self.figures
         yield from self.lines
 
 
@@ -105,15 +118,15 @@ def kind_of(name: str, table: Table) -> str:
     """What the rows of the table `name` become."""
     if isinstance(table, RankingTableConfig):
         return "rankings"
-    return {"data.demonstrations": "demonstrations", "data.prompts": "prompts"}.get(name, "texts")
+    kinds = {"data.demonstrations": "demonstrations", "data.prompts": "prompts", "data.exclude": "prompts"}
+    return kinds.get(name.partition("[")[0], "texts")
 
 
 def check_table(name: str, table: Table, limit: int = ROWS) -> TableReport:
     """Reads the first `limit` rows of a table and reports what they hold and all that is wrong with them.
 
     Args:
-        name: dotted path of the table in a recipe: `data.demonstrations`, `data.prompts`, `data.rankings`,
-            `reward.pretrain_on`, `eval.text` or `base.pretrain.corpus`.
+        name: dotted path of the table in a recipe, one of those of `data.tables.mapping.tables_of`.
         table: what the recipe says about it. URLs and data sets on the Hub are not opened.
 
     Raises nothing for a wrong table or recipe; that is in `TableReport.problems`.
@@ -146,7 +159,20 @@ def check_table(name: str, table: Table, limit: int = ROWS) -> TableReport:
     if not lacking:
         _parse(report, table, rows, profile)
         report.lines += usage_lines(name, table, profile)
+    if not report.parsed:
+        report.lines += _looks_like(name, table, rows, report.columns)
     return report
+
+
+def _looks_like(name: str, table: Table, rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
+    """A line about what a table looks like, where that is not what the recipe says."""
+    try:
+        guess = any_table(Sample(table.path, rows, columns))
+    except DataError:
+        return
+    if config_of(guess, table.path) != table:
+        command = invocation.command("inspect", table.path)
+        yield f"{name}: the table looks like {guess.looks}; `{command}` prints the section to paste"
 
 
 def _nested(problem: Problem, profile: Profile) -> Problem:
@@ -180,9 +206,12 @@ def _parse(report: TableReport, table: Table, rows: Sequence[Row], profile: Prof
             repeated = None
             if isinstance(table, RankingTableConfig) and report.name != "reward.pretrain_on":
                 repeated = opened.enter_context(repeats(report.name, table, profile))
+            figures = None
+            if isinstance(table, RankingTableConfig):
+                figures = opened.enter_context(summary(FirstWins.of(table)))
             dropped = Dropped()
             try:
-                _count(report, _parsed(report.name, table, left, dropped, repeated))
+                _count(report, parse(report.name, table, dropped, rows=left, repeats=repeated), figures)
             except (DataError, RecipeError) as error:
                 row_at_fault = not isinstance(error, TableError)
                 places = (place for place, row in enumerate(left) if row_at_fault and row.where == error.where)
@@ -197,34 +226,48 @@ def _parse(report: TableReport, table: Table, rows: Sequence[Row], profile: Prof
                 if repeated is not None:
                     report.lines += repeated.lines()
             report.dropped = dropped
+            report.figures = list(figures.lines(report.name, repeated)) if figures else []
             break
     report.problems += _grouped(report, table, wrong)
 
 
-def _parsed(
-    name: str, table: Table, rows: Sequence[Row], dropped: Dropped, repeated: Repeats | None
+def parse(
+    name: str,
+    table: Table,
+    dropped: Dropped,
+    *,
+    rows: Iterable[Row] | None = None,
+    repeats: Repeats | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Parsed]:
+    """What the rows of the table `name` become. `rows` are the table's, where they were read before; `repeats` and
+    `say` as in `read_rankings`."""
     if isinstance(table, RankingTableConfig):
-        yield from read_rankings(table, dropped, repeats=repeated, rows=rows)
+        yield from read_rankings(table, dropped, say, repeats, rows)
     elif name == "data.demonstrations":
-        yield from read_demonstrations(table, 0.0, dropped, rows=rows)
-    elif name == "data.prompts":
-        yield from read_prompts(table, 0.0, dropped, rows=rows)
+        yield from read_demonstrations(table, 0.0, dropped, say, rows)
+    elif kind_of(name, table) == "prompts":
+        yield from read_prompts(table, 0.0, dropped, say, rows, name=name)
     else:
-        yield from documents(table, 0, 0.0, rows=rows)
+        yield from documents(table, 0, 0.0, dropped.counting(read_table(table, say) if rows is None else rows))
 
 
-def _count(report: TableReport, parsed: Iterable[Parsed]) -> None:
-    """Counts what the rows become, in `report`."""
-    report.parsed, report.first, report.annotators = 0, [], Counter()
+def _count(report: TableReport, parsed: Iterable[Parsed], figures: RankingSummary | None) -> None:
+    """Counts what the rows become, in `report` and, of rankings, in `figures`."""
+    report.parsed, report.merged, report.first, report.annotators = 0, 0, [], Counter()
     report.groups, report.asked = {}, {}
     try:
         for item in parsed:
-            report.parsed += 1
-            if report.parsed <= SHOWN:
-                report.first.append(item)
-            if isinstance(item, Ranking):
-                report.annotators[item.annotator] += 1
+            if isinstance(item, MergedRanking):
+                report.merged += 1
+            else:
+                report.parsed += 1
+                if report.parsed <= SHOWN:
+                    report.first.append(item)
+                if isinstance(item, Ranking):
+                    report.annotators[item.annotator] += 1
+                    if figures is not None:
+                        figures.add(item)
             if not isinstance(item, tuple):
                 key = prompt_key(item.prompt)
                 report.groups[key] = group_of(item.prompt)

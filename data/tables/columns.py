@@ -8,7 +8,7 @@ from typing import Any
 
 from data.schema import Message, Ranking
 from data.tables.messages import Forms, LeftOut, as_completion, exchange
-from data.tables.sources import Row, as_text, is_empty
+from data.tables.sources import Row, as_number, as_text, is_empty
 from data.tables.spelling import spelled
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.formats import TableFormat
@@ -47,6 +47,8 @@ class Candidates:
     """Whether scores are the table's ratings, which the ranking keeps, or only an order."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """As `Ranking.metadata`."""
+    weight: float | None = None
+    """Where it differs from that of its row: of a ranking of several rows."""
     whole: Ranking | None = None
     """The ranking itself, where the table holds our own schema."""
     left_out: str = ""
@@ -99,12 +101,41 @@ def as_list(row: Row, column: str) -> list[Any]:
     return value
 
 
+def key_of(value: Any) -> str:
+    """A cell as the recipe's `labels` and `scale` name it: 1, 1.0 and "1" are `1`, True is `true`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value).strip().casefold()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
+
+
+def as_weight(value: Any, row: Row, column: str) -> float:
+    """A finite number above 0. Raises `DataError` for anything else, an empty cell too."""
+    number = as_number(value, f"column {column!r}", row.where)
+    if number is None or not number > 0:
+        raise DataError(
+            f"column {column!r} must hold a weight above 0, got {value!r:.60}",
+            where=row.where,
+            hint="write a weight above 0, such as 1; remove the row to leave its ranking out",
+        )
+    return number
+
+
 class Columns:
     """Our column names -> the table's. A name that the recipe does not give is the table's own name."""
 
     def __init__(self, config: RankingTableConfig, format: TableFormat) -> None:
         self.named, self.where = config.columns, f"data.rankings.columns ({config.path})"
         self.labels, self.text_lists = config.labels, config.text_lists
+        self.rank_signs: set[bool] = set()
+        """Whether ranks are above 0, of those that were read. A table has ranks of one sign."""
+        self.merges_ratings = config.consensus in ("mean", "zscore")
+        self.pairs, self.index_from = config.pairs, config.index_from
+        self.scale = {key_of(label): float(number) for number, label in enumerate(config.scale, 1)}
         self.forms = Forms()
         self.questions: set[str] = set()
         """Other questions of a labelling tool that the records answer."""
@@ -139,6 +170,40 @@ class Columns:
         """A cell of an optional column; None where neither the recipe names it nor the table has it."""
         return row[self.name(ours)] if ours in self.named or ours in row else None
 
+    def score(self, row: Row, column: str, sign: int = 1) -> float | None:
+        """The rating or the rank in a cell as a score, higher for better; None for an empty cell.
+
+        Args:
+            sign: 1 for a rating, a number or a label of the recipe's `scale`; -1 for a rank.
+        """
+        return self.as_score(row[column], f"column {column!r}", row, sign)
+
+    def as_score(self, value: Any, what: str, row: Row, sign: int = 1) -> float | None:
+        """As `score`, of a value that `what` describes in messages."""
+        if sign > 0 and self.scale:
+            if is_empty(value):
+                return None
+            if key_of(value) not in self.scale:
+                raise DataError(
+                    f"{what} holds {value!r:.60}, which `scale` does not name",
+                    where=row.where,
+                    hint=f"add it to `scale`, lowest first, which names {', '.join(self.scale)}; or empty the cell",
+                )
+            return self.scale[key_of(value)]
+        if sign < 0 and self.scale:
+            raise self.error(f"`scale` is of ratings, and {what} holds ranks", "leave `scale` out")
+        number = as_number(value, what, row.where)
+        if sign < 0 and number:
+            self.rank_signs.add(number > 0)
+            if len(self.rank_signs) > 1:
+                raise DataError(
+                    f"{what} holds the rank {number:g}, and other ranks are {'below' if number > 0 else 'above'} 0",
+                    where=row.where,
+                    hint="empty the cells of answers without a rank, which often hold -1; `unranked` says what is "
+                    "done with them. If higher is better, name the column as one of ratings",
+                )
+        return None if number is None else sign * number
+
     def cells(self, row: Row, names: Iterable[str]) -> list[tuple[str, Any]]:
         """Cells of the table's columns `names`, each with a description for messages."""
         return [(f"column {name!r}", row[name]) for name in names]
@@ -147,6 +212,10 @@ class Columns:
         """Who ranked; `unknown` where the cell is empty, or the recipe says `annotator: ""`."""
         value = None if self.named.get("annotator") == "" else self.optional(row, "annotator")
         return ANONYMOUS if is_empty(value) else str(value)
+
+    def weight(self, row: Row) -> float | None:
+        """The row's weight; None where the recipe names no column of weights."""
+        return as_weight(row[self.name("weight")], row, self.name("weight")) if "weight" in self.named else None
 
     def model(self, row: Row) -> str | None:
         return as_text(self.optional(row, "model"), f"column {self.name('model')!r}", row.where) or None

@@ -13,7 +13,7 @@ from data.tables.formats import FORMATS
 from data.tables.messages import Forms, LeftOut, exchange
 from data.tables.sources import Dropped, Row, read_table
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig
-from pipeline.config.formats import TEXT_TABLES
+from pipeline.config.formats import text_table
 from pipeline.errors import DataError, RecipeError
 
 
@@ -53,11 +53,13 @@ def read_prompts(
     dropped: Dropped,
     say: Callable[[str], None] | None = None,
     rows: Iterable[Row] | None = None,
+    name: str = "data.prompts",
 ) -> Iterator[Prompt]:
-    """Prompts without completions: column `prompt`, text or messages. `rows` as in `read_demonstrations`."""
+    """Prompts without completions: column `prompt`, text or messages. `rows` as in `read_demonstrations`; `name` is
+    the table's dotted path in the recipe."""
     forms, column, any_prompt = Forms(), config.columns.get("prompt", "prompt"), False
     kept = config.metadata if isinstance(config, PromptTableConfig) else []
-    for row in _rows("data.prompts", config, dropped, say, rows):
+    for row in _rows(name, config, dropped, say, rows):
         try:
             prompt, _ = _exchange(row, config, column, [], forms)
         except LeftOut as why:
@@ -90,7 +92,7 @@ def _rows(
     say: Callable[[str], None] | None,
     rows: Iterable[Row] | None,
 ) -> Iterator[Row]:
-    form = TEXT_TABLES[table]
+    form = text_table(table)
     for column, what, hint in form.problems(config.columns):
         raise RecipeError(what, where=f"{table}.columns.{column} ({config.path})", hint=hint)
     yield from dropped.counting(read_table(config, say) if rows is None else rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from data.schema import Ranking
 from data.tables.formats import FORMATS
 from pipeline.config.data import RankingTableConfig
@@ -17,17 +15,20 @@ class FirstWins:
     """Counts rankings of two answers whose first is better, in the order of the table.
 
     Args:
-        config: the table; None: nothing is counted.
-        name: dotted path of the table in the recipe.
+        path: the table's; "" counts nothing, for rankings whose answers are in no table's order.
     """
 
-    def __init__(self, config: RankingTableConfig | None, name: str = "data.rankings") -> None:
-        self.config, self.name = config, name
-        self.counted = config is not None and not FORMATS[config.format].ordered
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.first = self.strict = 0
 
+    @classmethod
+    def of(cls, config: RankingTableConfig) -> FirstWins:
+        """Of a table. A format that puts the better answer first, or has unrelated rows, is not counted."""
+        return cls("" if FORMATS[config.format].ordered else config.path)
+
     def add(self, ranking: Ranking) -> None:
-        if self.counted and len(ranking.ranks) == 2 and ranking.ranks[0] != ranking.ranks[1]:
+        if self.path and len(ranking.ranks) == 2 and ranking.ranks[0] != ranking.ranks[1]:
             self.strict += 1
             self.first += ranking.ranks[0] < ranking.ranks[1]
 
@@ -39,14 +40,14 @@ class FirstWins:
     def metrics(self) -> dict[str, float]:
         return {} if self.share is None else {"first_wins": self.share}
 
-    def lines(self) -> Iterator[str]:
-        """A line for the log, with a warning where the share is near 1 or near 0."""
-        if self.share is None or self.config is None:
-            return
-        line = f"{self.name}: the first of two answers is better in {100 * self.share:.1f} % of {self.strict:,}"
+    def line(self) -> str:
+        """A line for the log, with a warning where the share is near 1 or near 0; empty without strict pairs."""
+        if self.share is None:
+            return ""
+        line = f"the first of two answers is better in {100 * self.share:.1f} % of {self.strict:,}"
         if self.strict >= ENOUGH and not 1 - SUSPICIOUS < self.share < SUSPICIOUS:
             line += (
                 ". WARNING: the labels may be read the wrong way. Check a few rows of "
-                f"{self.config.path}; this is right only if the table lists the better answer first (or last)"
+                f"{self.path}; this is right only if the table lists the better answer first (or last)"
             )
-        yield line
+        return line

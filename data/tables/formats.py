@@ -33,6 +33,7 @@ class Format(TableFormat):
 
 
 PROMPT, MODEL, ANNOTATOR = Column("prompt"), Column("model"), Column("annotator")
+WEIGHT = Column("weight", explicit=True)
 MODELS = Column("models", "list")
 
 FORMATS: dict[str, Format] = {
@@ -47,11 +48,17 @@ FORMATS: dict[str, Format] = {
                 Column("completions", "list", required=True, distinct=True),
                 Column("ratings", "list", distinct=True),
                 Column("ranks", "list", distinct=True),
-                Column("preference", labelled=True),
+                Column("preference", "either", labelled=True),
+                Column("best", explicit=True),
+                Column("worst", explicit=True),
                 MODELS,
                 ANNOTATOR,
+                WEIGHT,
             ),
-            alternatives=(("ratings", "ranks", "preference"),),
+            alternatives=(
+                ("ratings", "ranks", "preference", "best"),
+                *((order, "worst") for order in ("ratings", "ranks", "preference")),
+            ),
             read=adapters.wide,
         ),
         Format(
@@ -64,7 +71,8 @@ FORMATS: dict[str, Format] = {
                 Column("rank"),
                 MODEL,
                 ANNOTATOR,
-                Column("group"),
+                WEIGHT,
+                Column("group", explicit=True),
             ),
             alternatives=(("rating", "rank"),),
             read=adapters.long,
@@ -81,6 +89,7 @@ FORMATS: dict[str, Format] = {
                 Column("chosen_rating"),
                 Column("rejected_rating"),
                 ANNOTATOR,
+                WEIGHT,
             ),
             read=adapters.pairs,
             ordered=True,
@@ -112,6 +121,7 @@ FORMATS: dict[str, Format] = {
                 Column("ranks"),
                 MODEL,
                 ANNOTATOR,
+                WEIGHT,
             ),
             alternatives=(("score", "rank"), ("ratings", "ranks")),
             read=adapters.scored,
@@ -124,8 +134,10 @@ FORMATS: dict[str, Format] = {
                 Column("completions", required=True),
                 Column("text"),
                 Column("choice", required=True, labelled=True),
+                Column("worst", explicit=True),
                 MODEL,
                 ANNOTATOR,
+                WEIGHT,
             ),
             read=labels.choice,
         ),

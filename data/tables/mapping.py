@@ -11,7 +11,7 @@ from data.tables import suggest
 from data.tables.formats import FORMATS
 from data.tables.sources import MissingColumn
 from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig, rankings_path
-from pipeline.config.formats import TEXT_TABLES, ColumnNames, TableFormat
+from pipeline.config.formats import ColumnNames, TableFormat, text_table
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DataError, RecipeError, TutelageError
 
@@ -29,6 +29,8 @@ def tables_of(recipe: Recipe) -> dict[str, Table]:
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
         **{rankings_path(criterion): table for criterion, table in recipe.data.ranking_tables.items()},
+        "data.eval_rankings": recipe.data.eval_rankings,
+        **recipe.data.exclusions,
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
     }
@@ -73,8 +75,11 @@ def place(key: str, describe: Callable[[str], str]) -> str:
 
 def paste(name: str, columns: Mapping[str, str | Sequence[str]]) -> str:
     """The line for a recipe that sets `columns` of the table `name`, as in
-    `data.demonstrations.columns: {prompt: question}`."""
+    `data.demonstrations.columns: {prompt: question}`. Files in a list (`data.exclude[0]`) have no columns of their
+    own; a table has."""
     cells = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in columns.items())
+    if "[" in name:
+        return f"{name.partition('[')[0]}: {{path: FILE, columns: {{{cells}}}}}"
     return f"{name}.columns: {{{cells}}}"
 
 
@@ -84,7 +89,7 @@ def _yaml(names: str | Sequence[str]) -> str:
 
 def format_of(name: str, table: Table) -> TableFormat:
     """What the table `name` of a recipe may have as columns."""
-    return FORMATS[table.format] if isinstance(table, RankingTableConfig) else TEXT_TABLES[name]
+    return FORMATS[table.format] if isinstance(table, RankingTableConfig) else text_table(name)
 
 
 def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
@@ -106,15 +111,15 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
     used: set[str] = set()
     for column in form.columns:
         if column.name in named:
-            used.update(_tables_names(named[column.name]))
-        elif column.form != "list" and column.name not in unread:
+            used.update(tables_names(named[column.name]))
+        elif column.form != "list" and not column.explicit and column.name not in unread:
             used.add(column.name)
     if isinstance(table, PromptTableConfig):
         used.update(table.metadata)
     return used & there
 
 
-def _tables_names(value: str | Sequence[str]) -> list[str]:
+def tables_names(value: str | Sequence[str]) -> list[str]:
     """The table's columns that a value of `columns` names: one, several, or the fields of a template."""
     names = [value] if isinstance(value, str) else list(value)
     return [field for name in names for field in (_fields(name) if "{" in name else [name]) if field]
@@ -139,7 +144,7 @@ def missing(name: str, table: Table, columns: Sequence[str]) -> list[Problem]:
     for column in form.columns:
         ours = column.name
         if ours in named:
-            names = _tables_names(named[ours])
+            names = tables_names(named[ours])
         else:
             names = [ours] if column.required and column.form != "list" else []
         if ours not in INSIDE.get(form.name, ()) and (
@@ -184,7 +189,7 @@ def _problems(
         guess = _meant(ours, named.get(ours, ours), gone, free)
         if guess:
             better[ours] = guess
-            free = [column for column in free if column not in _tables_names(guess)]
+            free = [column for column in free if column not in tables_names(guess)]
     rest = f"the columns are {suggest.listed(list(suggest.quoted(columns)), 30)}"
     if len(better) == len(lacking):
         hint = f"set {paste(name, better)}"
@@ -251,7 +256,7 @@ def missing_in_row(name: str, table: Table, error: MissingColumn, columns: Itera
     if error.column in columns and error.column not in error.columns:
         what = f"the row has no {error.column!r}, which other rows have"
         return [Problem(what, "", error.where, "add it to the row, or remove the row")]
-    ours = next((key for key, value in table.columns.items() if error.column in _tables_names(value)), error.column)
+    ours = next((key for key, value in table.columns.items() if error.column in tables_names(value)), error.column)
     inside = INSIDE.get(format_of(name, table).name, ())
     if ours in inside:
         lacking = {ours: [error.column]}

@@ -10,6 +10,7 @@ from data.tables.profile import Profile, usage_lines
 from data.tables.repeats import Repeats
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig
+from pipeline.config.formats import text_table
 
 T = TypeVar("T")
 
@@ -51,6 +52,6 @@ class Reading:
         yield from usage_lines(self.name, self.table, self.profile)
         if self.repeats is not None:
             yield from self.repeats.lines()
-        kind = "rankings" if isinstance(self.table, RankingTableConfig) else self.name.rpartition(".")[2]
-        if line := self.dropped.line(self.name, kind, self.kept):
+        what = "rankings" if isinstance(self.table, RankingTableConfig) else text_table(self.name).name
+        if line := self.dropped.line(self.name, what, self.kept):
             yield line

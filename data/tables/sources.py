@@ -112,6 +112,10 @@ KEPT = 1000
 """How many places of rows that were left out are kept. All of them are counted."""
 
 
+EXAMPLES = 3
+"""Rows that a message names for each reason."""
+
+
 HINTS = {
     "empty prompt": "fill the prompt's cell",
     "empty completion": "fill the answer's cell",
@@ -195,12 +199,20 @@ class Dropped:
             parts.append(f"{shown}: {self._why(answers, {'empty completion': 'no text in the cell'})}")
         return f"{name}: {'. '.join(parts)}" if parts else ""
 
+    def examples(self, reason: str) -> str:
+        """The first rows with something left out for this reason: `row 3`, or `rows 3, 17, 20, ...`; empty where
+        rows have no numbers."""
+        rows = list(dict.fromkeys(row for row, why in self.places if why == reason and row))
+        more = ", ..." if len(rows) > EXAMPLES else ""
+        return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:EXAMPLES]))}{more}" if rows else ""
+
     def _why(self, counts: Counter[str], remarks: Mapping[str, str] = HINTS) -> str:
-        """The counts, highest first, each with how to fix it or another remark."""
+        """The counts, highest first, each with its first rows and how to fix it or another remark."""
         parts = []
         for reason, count in counts.most_common():
             hint = self.hints.get(reason) or remarks.get(reason) or HINTS.get(reason, "")
-            parts.append(f"{count:,} x {reason}" + (f" ({hint})" if hint else ""))
+            about = "; ".join(filter(None, (self.examples(reason), hint)))
+            parts.append(f"{count:,} x {reason}" + (f" ({about})" if about else ""))
         return ", ".join(parts)
 
     def counting(self, rows: Iterable[Row]) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import launch as launching
 from pipeline.engine import registry
 from pipeline.engine.boundary import translate
-from pipeline.engine.plan import Planner, StageRun
+from pipeline.engine.plan import Planner, StagePlan, StageRun
 from pipeline.engine.progress import print_line
 from pipeline.errors import Interrupted, RecipeError, TutelageError
 
@@ -272,6 +272,17 @@ def plan_notes(function: PlanNotes) -> PlanNotes:
     """Registers `function(loaded, data)`, whose lines `tutelage plan` prints below its tables. `data`: the finished
     `data` stage; None if it is not finished."""
     PLAN_NOTES.append(function)
+    return function
+
+
+StepNotes = Callable[[LoadedRecipe, Sequence[StagePlan]], Sequence[str]]
+
+STEP_NOTES: list[StepNotes] = []
+
+
+def step_notes(function: StepNotes) -> StepNotes:
+    """Registers `function(loaded, steps)`, whose lines `tutelage plan` and `check` print last."""
+    STEP_NOTES.append(function)
     return function
 
 

@@ -13,6 +13,7 @@ from pipeline.cli.app import (
     QUICKSTART,
     RECIPE_CHECKS,
     RUNS,
+    STEP_NOTES,
     OptionalRecipe,
     ProcessesOption,
     RecipeOption,
@@ -26,7 +27,7 @@ from pipeline.cli.app import (
     target,
 )
 from pipeline.cli.tables import memory_table, plan_table, proposals, status_table, total_time
-from pipeline.config.load import load_recipe
+from pipeline.config.load import LoadedRecipe, load_recipe
 from pipeline.engine import clean as cleaning
 from pipeline.engine import manifest
 from pipeline.engine.plan import StagePlan, StageRun
@@ -62,6 +63,13 @@ def plan(
         echo(line)
     for function in PLAN_NOTES:
         for line in function(planner.loaded, _finished(steps, "data")):
+            echo(line)
+    _say_notes(planner.loaded, steps)
+
+
+def _say_notes(loaded: LoadedRecipe, steps: Sequence[StagePlan]) -> None:
+    for function in STEP_NOTES:
+        for line in function(loaded, steps):
             echo(line)
 
 
@@ -103,6 +111,7 @@ def check(
             problems.insert(0, error)
     if problems:
         raise all_of(problems, f"{recipe} and its tables")
+    _say_notes(planner.loaded, steps)
     echo(f"{recipe} is valid: {len(steps)} stages")
     for step in steps:
         if artifacts and step.finished:

@@ -75,12 +75,12 @@ def run(
         runner.follow()
         return
     steps = runner.run(stage)
-    if all(step.finished for step in steps):
+    if all(step.action == "skip" for step in steps):
         terminal = console()
         terminal.print(plan_table(steps, terminal.width))
         echo("nothing to do: every stage is up to date")
     if stage is None:
-        changed = runner.moved or any(not step.finished for step in steps)
+        changed = runner.moved or any(step.action != "skip" for step in steps)
         for finish in AFTER_RUN:
             finish(runner.planner, changed)
     processes.finish()

@@ -24,7 +24,7 @@ from pipeline.memory.advice import propose
 from pipeline.memory.forecast import Forecast
 from pipeline.memory.plan import MemoryPlan, StagePeak
 
-_STYLES = {"skip": "dim", "run": "bold green", "resume": "bold yellow", "wait": "green"}
+_STYLES = {"skip": "dim", "reuse": "cyan", "run": "bold green", "resume": "bold yellow", "wait": "green"}
 
 
 def plan_table(steps: Sequence[StagePlan], width: int, verbose: bool = False) -> RenderableType:
@@ -66,7 +66,9 @@ def status_table(planner: Planner, width: int) -> RenderableType:
     runs = [step.finished or planner.latest(step.spec.name) for step in steps]
     records = [run.manifest if run else None for run in runs]
     states = [
-        {"skip": "finished", "resume": "incomplete"}.get(step.action, "stale" if run else "missing")
+        {"skip": "finished", "reuse": "elsewhere", "resume": "incomplete"}.get(
+            step.action, "stale" if run else "missing"
+        )
         for step, run in zip(steps, runs, strict=True)
     ]
     memory = [_memory(record) if record else ("", "") for record in records]
@@ -87,7 +89,7 @@ def status_table(planner: Planner, width: int) -> RenderableType:
     reasons = [
         Text(f"{step.spec.name} is {state}: {step.reason}")
         for step, state in zip(steps, states, strict=True)
-        if state in ("stale", "incomplete")
+        if state in ("stale", "incomplete", "elsewhere")
     ]
     return Group(table, *reasons)
 
@@ -173,7 +175,7 @@ def _time(forecast: Forecast, planner: Planner, stage: str) -> str:
 
 def total_time(forecast: Forecast, planner: Planner, steps: Sequence[StagePlan]) -> str:
     """The line that says how long the stages that would run take; empty if that is not known."""
-    names = [step.spec.name for step in steps if step.action != "skip"]
+    names = [step.spec.name for step in steps if step.action not in ("skip", "reuse")]
     if forecast.plan is None or not names:
         return ""
     seconds = Durations(planner, forecast.flops, forecast.plan.model.device).total(names)

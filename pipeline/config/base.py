@@ -96,7 +96,8 @@ class BaseConfig:
     model: LocalPath | None = None
     """The model to load: a Hub id, a local folder, or a `.gguf` file (which is dequantised). It must be a
     decoder-only language model of an architecture that transformers supports, and neither quantised nor an
-    adapter."""
+    adapter. Or the base of a finished run, `runs/<recipe>/base` or `runs/<recipe>/base/<key>`, which is used as it
+    is, with its precision, quantisation and chat template (docs/faq.md)."""
     revision: str | None = None
     """For a Hub id: the commit to load. Required, because branches move."""
     architecture: ArchitectureConfig | None = field(default=None, metadata=RUNTIME)

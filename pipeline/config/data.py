@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from pipeline.config.formats import FormatName
-from pipeline.config.section import ADDED, Chance, Count, LocalPath, field, section
+from pipeline.config.section import ADDED, Chance, Count, LocalPath, Natural, field, section
 
 
 @section
@@ -81,10 +81,32 @@ class RankingTableConfig:
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     """Our name -> the table's: `prompt`, `completions`, `ratings`, `models`, `annotator`, ... (lists
     for wide). `prompt: ""`: the conversations in the answers' cells are the whole prompt. `annotator: ""`: all
-    rankings are by one person, or nobody knows by whom."""
-    labels: dict[str, Literal["first", "second", "tie"]] = field(default_factory=dict)
+    rankings are by one person, or nobody knows by whom. `weight`: a column of weights above 0, such as trust in the
+    annotator, for `consensus` and the reward model's loss."""
+    labels: dict[str, Literal["first", "second", "tie"] | float] = field(default_factory=dict)
     """What the values of the `preference` column (wide) or of `choice` mean, for two answers:
-    `{1: first, 2: second, 0: tie}`. A value that is not named is refused."""
+    `{1: first, 2: second, 0: tie}`, or signed strengths, below 0 where the first is better:
+    `{"A is much better": -2, "A is better": -1, tie: 0, ...}`. A value that is not named is refused."""
+    pairs: list[list[Natural]] = field(default_factory=list, metadata=ADDED)
+    """The two completions, by their places from 0, that each label of a row compares, where `preference` (wide) or
+    `choice` holds a label per pair of K answers: `[[0, 1], [0, 2], [1, 2]]`. Labels are a list in one cell, or one
+    column each, `preference: [first_label, ...]`. Each label is a comparison of its own; see `combine`."""
+    combine: Literal["keep", "net_wins"] = field(default="keep", metadata=ADDED)
+    """What is done with an annotator's comparisons of answers to one prompt. keep: each is a ranking of its own.
+    net_wins: they become one ranking, by the pairs that an answer wins less those that it loses (Copeland)."""
+    scale: list[str] = field(default_factory=list, metadata=ADDED)
+    """Labels that stand for ratings, lowest first: `[bad, fair, good]` are 1, 2 and 3. Other labels are refused."""
+    index_from: Literal[0, 1] | None = field(default=None, metadata=ADDED)
+    """The number of the first completion, where `choice`, `best` or `worst` holds numbers. null: 0 for `choice`;
+    numbers in the columns of `wide` are refused."""
+    unranked: Literal["drop", "last"] = field(default="drop", metadata=ADDED)
+    """What is done with an answer without a rank, where others have one. drop: it is left out of the ranking. last:
+    it is tied with the other unranked ones, below all that are ranked. Ratings are never filled in."""
+    consensus: Literal["none", "mean", "zscore", "bradley_terry"] = field(default="none", metadata=ADDED)
+    """How the annotators of a prompt are merged into one ranking, which the reward model and DPO then learn from
+    (docs/rankings/agreement.md). none: each annotator's ranking is learned from. mean: the mean of an answer's
+    ratings. zscore: the same of ratings standardised by each annotator's own mean and standard deviation.
+    bradley_terry: strengths fitted to all annotators' pairs. Agreement is measured on single annotators always."""
     text_lists: Literal["refuse", "unwrap", "text"] = "refuse"
     """What is done with text cells that spell a list of texts (`["Hello"]`, as in Kaggle's lmsys table): refuse the
     table; unwrap lists of one text, and leave out rows with longer ones; or take them as text."""
@@ -161,6 +183,15 @@ class DataConfig:
     """More prompts for `collect` and `ppo`; the demonstrations' and rankings' prompts are used otherwise."""
     rankings: RankingSource | None = None
     """Existing rankings, for `rank: {source: data}`: a table, or `criteria` with a table for each criterion."""
+    eval_rankings: RankingTableConfig | None = field(default=None, metadata=ADDED)
+    """Rankings of another source, to evaluate the reward model on and for nothing else: all of them, whatever
+    `eval_fraction` says. The report has the accuracy on them beside that on the held-out rankings, and prompts that
+    are trained on as well are counted (docs/rankings/formats.md). With several criteria, each reward model is
+    evaluated on them."""
+    exclude: TableConfig | list[LocalPath] | None = field(default=None, metadata=ADDED)
+    """Prompts that are left out of every kind of training and evaluation: a table with a `prompt` column, or a list
+    of files with such a column. All conversations that start with the same user turn are left out, ignoring case,
+    white space and Unicode form. Rows are counted as `excluded prompt`."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     """What is done with rows that repeat another one."""
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
@@ -181,3 +212,10 @@ class DataConfig:
     def criteria(self) -> tuple[str, ...]:
         """The criteria of the rankings; empty where they have none."""
         return tuple(self.rankings.criteria) if isinstance(self.rankings, CriteriaConfig) else ()
+
+    @property
+    def exclusions(self) -> dict[str, TableConfig]:
+        """The tables of `exclude`, by dotted path."""
+        if isinstance(self.exclude, TableConfig):
+            return {"data.exclude": self.exclude}
+        return {f"data.exclude[{i}]": TableConfig(path=path) for i, path in enumerate(self.exclude or ())}

@@ -21,6 +21,7 @@ from pipeline.config import checkpoint
 from pipeline.config.base import BaseConfig, PretrainConfig, QATConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import Problem
+from pipeline.config.run_base import source_of
 from pipeline.config.term_rules import terms_of
 
 PROFILE = "profile.json"
@@ -79,7 +80,7 @@ def foreseen(recipe: Recipe) -> Iterator[Problem]:
     if base.pretrain is not None:
         yield from _blocks(base, base.pretrain)
         yield from problems(recipe, _pretrained(base.pretrain))
-    elif base.model is not None and (folder := Path(base.model)).is_dir():
+    elif (weights := source_of(base)[0]) is not None and (folder := Path(weights)).is_dir():
         if refusal := checkpoint.folder_refusal(folder):
             yield "base.model", f"{folder} cannot be used: {refusal[0]}. To continue, {refusal[1]}"
         elif (folder / checkpoint.CONFIG).exists():

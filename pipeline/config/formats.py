@@ -27,6 +27,7 @@ class Column:
         required: whether every table of this format has it. A recipe must name a required list: it has no default.
         distinct: whether a list may not name a column twice.
         labelled: whether the recipe's `labels` may say what its values mean.
+        explicit: whether it is read only where a recipe names it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Column:
     required: bool = False
     distinct: bool = False
     labelled: bool = False
+    explicit: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,23 @@ _TEXT = TextTable(
     "running text, or prompts and completions",
     (Column("text", required=True), _PROMPT, Column("completion")),
 )
+_PROMPTS = TextTable("prompts", "prompts", (Column("prompt", required=True),))
 TEXT_TABLES = {
     "data.demonstrations": TextTable(
         "demonstrations", "prompts and completions", (_PROMPT, _COMPLETION, Column("messages"))
     ),
-    "data.prompts": TextTable("prompts", "prompts", (Column("prompt", required=True),)),
+    "data.prompts": _PROMPTS,
+    "data.exclude": _PROMPTS,
     "base.pretrain.corpus": _TEXT,
     "eval.text": _TEXT,
 }
 """Dotted path of a table -> the columns that it may have."""
+
+
+def text_table(name: str) -> TextTable:
+    """The columns of a table by its dotted path, such as `data.exclude[1]`."""
+    return TEXT_TABLES[name.partition("[")[0]]
+
 
 _sources: list[Callable[[], Mapping[str, TableFormat]]] = []
 

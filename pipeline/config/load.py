@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import criteria, merge, rules, schema, shipped, trainer
+from pipeline.config import criteria, merge, rules, run_base, schema, shipped, trainer
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import names_of
@@ -61,7 +61,7 @@ def load_recipe(path: Path | str, sets: Sequence[str] = ()) -> LoadedRecipe:
         root = merge.overlay(root, layer, _RIVALS)
     provenance, data = merge.provenance(root), merge.plain(root)
 
-    problems = list(_trainer_problems(data))
+    problems = [*_trainer_problems(data), *run_base.fill(data, provenance)]
     try:
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(data))
     except ValidationError as error:

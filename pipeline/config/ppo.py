@@ -207,7 +207,8 @@ class PPOConfig:
     learning_rate: Positive = 1e-5
     """Peak learning rate of the policy."""
     value_learning_rate: Positive | None = None
-    """Peak learning rate of a separate value model (`value: adapter`); null: as `learning_rate`."""
+    """Peak learning rate of the value model (`value: adapter`), or of the value head (`value: trunk`); null: as
+    `learning_rate`."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """8bit: bitsandbytes' AdamW, which stores the moments of tensors with at least 4,096 elements in a quarter of
     the memory. paged: on a CUDA device the moments move to system memory when device memory runs short. (For SFT

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import criteria, endpoint, estimators, licenses, policies, term_rules
+from pipeline.config import criteria, endpoint, estimators, labels, licenses, policies, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig, rankings_path
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.export import PublishConfig
-from pipeline.config.formats import TEXT_TABLES, TableFormat, known_formats
+from pipeline.config.formats import TableFormat, known_formats, text_table
 from pipeline.config.paths import nearest
 from pipeline.config.ppo import MOST_SAMPLES, SOLVABLE_KL, PPOConfig
 from pipeline.config.rank import AppConfig
@@ -164,6 +164,8 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
         **{rankings_path(criterion): table for criterion, table in recipe.data.ranking_tables.items()},
+        "data.eval_rankings": recipe.data.eval_rankings,
+        **recipe.data.exclusions,
         "reward.pretrain_on": recipe.reward.pretrain_on,
         "eval.text": recipe.eval.text,
         "base.pretrain.corpus": recipe.base.pretrain and recipe.base.pretrain.corpus,
@@ -175,7 +177,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         if isinstance(source, RankingTableConfig):
             yield from _columns(name, source)
         elif isinstance(source, TableConfig):
-            yield from _column_names(name, source, TEXT_TABLES[name])
+            yield from _column_names(name, source, text_table(name))
 
 
 def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
@@ -189,6 +191,8 @@ def _columns(path: str, table: RankingTableConfig) -> Iterator[Problem]:
             "gives the meaning of the values of a `preference` column (format wide) or of `choice`, and there is "
             "no such column",
         )
+    for value, what in labels.problems(table, format):
+        yield f"{path}.{value}", what
 
 
 def _column_names(path: str, table: TableConfig | RankingTableConfig, format: TableFormat) -> Iterator[Problem]:
@@ -211,6 +215,18 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
         yield "reward.margin", f"belongs to Bradley-Terry, and reward.objective is {reward.objective}"
     if reward.merits == "ratings" and not reward.margin and reward.objective != "regression":
         yield "reward.merits", "says where margins or regression targets come from, and the recipe uses neither"
+    evaluated = recipe.data.eval_rankings
+    if evaluated is not None and evaluated.consensus != "none":
+        yield (
+            "data.eval_rankings.consensus",
+            "merges annotators for training, and these rankings are for evaluation: leave it out",
+        )
+    merging = _merging(recipe)
+    if reward.annotator_weights == "reliability" and merging is not None:
+        yield (
+            "reward.annotator_weights",
+            f"weighs the rankings of single annotators, and {merging}.consensus merges them: leave one of them out",
+        )
     if reward.hard_negatives and reward.merits == "ratings" and (reward.margin or reward.objective == "regression"):
         yield "reward.hard_negatives", "makes pairs without ratings: set reward.merits to ranks, or leave it out"
     if reward.ensemble > 1 and (reward.lora is None or reward.model is not None):
@@ -231,6 +247,12 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
             "ppo.reward.aggregate",
             f"{aggregate} needs several members, and reward.ensemble is {reward.ensemble}{minus}",
         )
+
+
+def _merging(recipe: Recipe) -> str | None:
+    """The dotted path of the first table whose annotators are merged."""
+    tables = recipe.data.ranking_tables if recipe.rank.source == "data" else {}
+    return next((rankings_path(name) for name, table in tables.items() if table.consensus != "none"), None)
 
 
 def _eval(recipe: Recipe) -> Iterator[Problem]:
@@ -371,10 +393,16 @@ def _ppo(ppo: PPOConfig) -> Iterator[Problem]:
             )
     if ppo.critic is None and ppo.value != "trunk":
         yield "ppo.value", f"advantage_estimator: {ppo.advantage_estimator} has no critic: leave it out"
-    elif ppo.critic != "adapter":
-        for name in ("value_learning_rate", "critic_warmup_updates"):
-            if getattr(ppo, name):
-                yield f"ppo.{name}", "is for a separate value model: set ppo.value to adapter, or leave it out"
+    if ppo.critic is None and ppo.value_learning_rate:
+        yield (
+            "ppo.value_learning_rate",
+            f"advantage_estimator: {ppo.advantage_estimator} has no critic: leave it out",
+        )
+    if ppo.critic != "adapter" and ppo.critic_warmup_updates:
+        yield (
+            "ppo.critic_warmup_updates",
+            "is for a separate value model: set ppo.value to adapter, or leave it out",
+        )
 
 
 def _export(recipe: Recipe) -> Iterator[Problem]:

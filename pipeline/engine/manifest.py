@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline import invocation
 from pipeline.config.section import content
 from pipeline.engine.fingerprint import combine, file_sha256, files_below
-from pipeline.engine.stage import Artifact
+from pipeline.engine.stage import Artifact, matches
 from pipeline.errors import StageError
 from pipeline.files import canonical, jsonable, readable_bytes, sync_folder, write_atomic
 
@@ -35,8 +35,29 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class InputRecord:
+    """An input artifact: its key, the fingerprint of all its files and, where the stage does not read all of them,
+    `read`, the fingerprint of those that decide its result."""
+
     key: str
     fingerprint: str
+    read: str | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest, patterns: tuple[str, ...] | None) -> InputRecord:
+        """The input as a stage reads it that declares `patterns` (`pipeline.engine.stage.matches`)."""
+        if patterns is None:
+            return cls(key=manifest.key, fingerprint=manifest.fingerprint)
+        read = {name: record for name, record in manifest.files.items() if matches(name, patterns)}
+        return cls(key=manifest.key, fingerprint=manifest.fingerprint, read=artifact_fingerprint(read))
+
+    @property
+    def decisive(self) -> str:
+        """The fingerprint that enters the stage's key."""
+        return self.read or self.fingerprint
+
+    def same(self, other: InputRecord) -> bool:
+        """Whether a stage makes the same of both. A record of an earlier version has no `read`."""
+        return self.fingerprint == other.fingerprint or (self.read is not None and self.read == other.read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +80,7 @@ class Manifest:
         config: the stage's resolved section, including runtime fields.
         keyed: the part of `config` that enters the key, without runtime fields.
         provenance: dotted path -> file and line or flag, for the section's values that are not defaults.
-        inputs: key and fingerprint of each input artifact, by stage.
+        inputs: the input artifacts by stage.
         local_files: path and fingerprint of each local file or folder that the recipe names, by dotted path.
         files: SHA-256 and size of each file of the artifact.
         metrics: what the stage returned.

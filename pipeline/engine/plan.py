@@ -17,7 +17,7 @@ from pipeline.config.fit import ModelProfile
 from pipeline.config.load import LoadedRecipe, flatten
 from pipeline.config.paths import missing
 from pipeline.config.section import content
-from pipeline.engine import manifest, registry
+from pipeline.engine import manifest, registry, reuse
 from pipeline.engine.fingerprint import Fingerprints
 from pipeline.engine.manifest import InputRecord, LocalRecord, Manifest
 from pipeline.engine.registry import StageSpec
@@ -28,7 +28,7 @@ from pipeline.files import canonical, write_atomic
 from pipeline.machine import code_commit, package_versions
 from pipeline.wording import listing
 
-Action = Literal["skip", "run", "resume", "wait"]
+Action = Literal["skip", "reuse", "run", "resume", "wait"]
 
 KEY_DIGITS = 12
 POINTER = "current.json"
@@ -53,13 +53,14 @@ class StagePlan:
     """What would happen to a stage.
 
     Attributes:
-        action: skip (up to date), run, resume (from an interrupted run's state), or wait (an input runs first, and
-            whether this stage must run depends on the input's new content).
+        action: skip (up to date), reuse (another recipe's run of the same key), run, resume (from an interrupted
+            run's state), or wait (an input runs first, and whether this stage must run depends on the input's new
+            content).
         reason: why.
         note: what else the user should know.
         key, folder: None when it waits.
         inputs, local_files: what goes into the key and the manifest.
-        finished: the stage's run, if it is up to date.
+        finished: the stage's run, if it is up to date; another recipe's to reuse.
     """
 
     spec: StageSpec
@@ -137,9 +138,10 @@ class CurrentRuns:
         whether the record changed."""
         current = dict(done)
         for stage, run in self.read().items():
-            inputs = run.manifest.inputs.items()
+            spec, inputs = registry.STAGES[parse(stage)[0]], run.manifest.inputs.items()
             if stage not in done and all(
-                name in current and current[name].manifest.key == record.key for name, record in inputs
+                name in current and record.same(InputRecord.of(current[name].manifest, spec.reads_of(name)))
+                for name, record in inputs
             ):
                 current[stage] = run
         ordered = {stage: current[stage].folder.name for stage in order if stage in current}
@@ -203,11 +205,7 @@ class Planner:
             done: the finished steps so far.
         """
         local_files = self._local_files(spec)
-        inputs = {
-            need: InputRecord(key=done[need].manifest.key, fingerprint=done[need].manifest.fingerprint)
-            for need in needs
-            if need in done
-        }
+        inputs = {need: InputRecord.of(done[need].manifest, spec.reads_of(need)) for need in needs if need in done}
         waits = [need for need in needs if need not in done]
         if waits:
             first, changes = f"after {listing(waits)}", self._changes(spec, inputs, local_files)
@@ -215,15 +213,12 @@ class Planner:
                 first += f", if {'their results change' if len(waits) > 1 else 'its result changes'}"
             return StagePlan(spec, "wait", "; ".join([*(change for change in changes if change != NEW), first]))
 
-        key = manifest.stage_key(
-            spec.name,
-            spec.version,
-            spec.keyed(self.recipe),
-            self.recipe.seed,
-            {name: record.fingerprint for name, record in inputs.items()},
-            {name: record.fingerprint for name, record in local_files.items()},
-        )
-        folder = self.folder / spec.name / key[:KEY_DIGITS]
+        key, folder = self._place(spec, {name: record.decisive for name, record in inputs.items()}, local_files)
+        if not _has_run(folder):
+            # Before stages declared what they read, all files of their inputs entered the key.
+            earlier = self._place(spec, {name: record.fingerprint for name, record in inputs.items()}, local_files)
+            if _has_run(earlier[1]):
+                key, folder = earlier
 
         def step(action: Action, reason: str, note: str = "", finished: StageRun | None = None) -> StagePlan:
             return StagePlan(spec, action, reason, note, key, folder, inputs, local_files, finished)
@@ -233,11 +228,31 @@ class Planner:
         record = manifest.read(folder)
         if record:
             manifest.verify(folder, record, self.hint(spec.name))
-            reason = f"up to date (key {key[:KEY_DIGITS]})"
+            reason = "; ".join([f"up to date (key {key[:KEY_DIGITS]})", *_unread(spec, record, inputs)])
             return step("skip", reason, self._since(record), StageRun(folder, record))
+        if not spec.private(self.recipe) and (elsewhere := reuse.find(folder, key)):
+            return step("reuse", f"the same as {elsewhere[0]}", finished=StageRun(*elsewhere))
         if interrupted := _interrupted(folder):
             return step("resume", f"resumes: interrupted at {interrupted:%Y-%m-%d %H:%M:%S}")
         return step("run", "; ".join(self._changes(spec, inputs, local_files)) or "its inputs changed")
+
+    def _place(
+        self, spec: StageSpec, inputs: Mapping[str, str], local_files: Mapping[str, LocalRecord]
+    ) -> tuple[str, Path]:
+        """The key and the folder of a stage's run.
+
+        Args:
+            inputs: fingerprint of each input.
+        """
+        key = manifest.stage_key(
+            spec.name,
+            spec.version,
+            spec.keyed(self.recipe),
+            self.recipe.seed,
+            inputs,
+            {name: record.fingerprint for name, record in local_files.items()},
+        )
+        return key, self.folder / spec.name / key[:KEY_DIGITS]
 
     def check_model(self, base: StageRun | None) -> None:
         """Raises `RecipeError` when the recipe asks the model for something that it cannot do. Before the `base`
@@ -274,7 +289,9 @@ class Planner:
             for stage, run in recorded.items():
                 manifest.verify(run.folder, run.manifest, self.hint(stage))
             return RunSummary(self.loaded, self.folder, recorded)
-        finished = {step.spec.name: step.finished for step in self.plan() if step.finished}
+        finished = {
+            step.spec.name: step.finished for step in self.plan() if step.action == "skip" and step.finished
+        }
         return RunSummary(self.loaded, self.folder, finished)
 
     def point(self, done: Mapping[str, StageRun]) -> bool:
@@ -312,7 +329,7 @@ class Planner:
         changes += [
             f"input {name} changed"
             for name, record in inputs.items()
-            if name not in was.inputs or was.inputs[name].fingerprint != record.fingerprint
+            if name not in was.inputs or not was.inputs[name].same(record)
         ]
         changes += [
             f"the contents of {dotted} changed ({record.path})"
@@ -338,6 +355,20 @@ class Planner:
         if not changed:
             return ""
         return f"not rerun although code or packages have changed: {', '.join(changed)}"
+
+
+def _unread(spec: StageSpec, record: Manifest, inputs: Mapping[str, InputRecord]) -> list[str]:
+    """Inputs that have changed since a run that is up to date, in files that the stage does not read."""
+    return [
+        f"{name} changed, but not the files that {spec.section} reads"
+        for name, now in inputs.items()
+        if name in record.inputs and record.inputs[name].fingerprint != now.fingerprint
+    ]
+
+
+def _has_run(folder: Path) -> bool:
+    """Whether there is a finished run, or the state of an interrupted one."""
+    return (folder / manifest.FILE).exists() or _interrupted(folder) is not None
 
 
 def _interrupted(folder: Path) -> datetime | None:

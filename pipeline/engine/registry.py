@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.section import content
 from pipeline.engine.rounds import parse, step_name
-from pipeline.engine.stage import StageFunction
+from pipeline.engine.stage import Artifact, StageFunction
 
 
 def _always(recipe: Recipe) -> bool:
     return True
+
+
+def _never(recipe: Recipe) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class StageSpec:
             `bytes`, readable) and of `who` (the annotators).
         needs: steps whose artifacts it gets. Those that the recipe does not have are left out.
         also: further needs, which depend on the recipe. They may be registered after this stage, and run before it.
+        reads: stage -> patterns of the files of its artifact that decide this stage's result (`stage.matches`); all
+            files of a stage that is not named. Other files may change without this stage running again.
+        checks: as `reads`: further files that it reads only to refuse early what a later stage would refuse. They
+            must not change its result, and do not enter its key.
         later: as `needs`, for round r > 1, from the recipe and r. For a stage that runs once, r is the last round.
             None: as `needs`.
         repeats: whether every round runs it.
@@ -44,6 +52,8 @@ class StageSpec:
         also_reads: further local files and folders, by dotted path, where `paths` cannot name them.
         parallel: whether several processes can share the work. Their number does not change the result beyond
             rounding; the first of them writes it.
+        private: whether the result also depends on the recipe's folder, such as on people's rankings there. Another
+            recipe's run of the same key is then not used (`pipeline.engine.reuse`).
         resolve: the stage's config from the recipe and its section; None: the section as it is.
     """
 
@@ -53,6 +63,8 @@ class StageSpec:
     summary: str = ""
     needs: tuple[str, ...] = ()
     also: Callable[[Recipe], tuple[str, ...]] | None = None
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    checks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     later: Callable[[Recipe, int], tuple[str, ...]] | None = None
     repeats: bool = False
     planned: Callable[[Recipe], bool] = _always
@@ -60,6 +72,7 @@ class StageSpec:
     paths: Mapping[str, Callable[[str], bool]] | None = None
     also_reads: Callable[[Recipe], Mapping[str, Path]] | None = None
     parallel: bool = False
+    private: Callable[[Recipe], bool] = _never
     resolve: Callable[[Recipe, Any], Any] | None = None
 
     @property
@@ -92,6 +105,22 @@ class StageSpec:
         if self.also is not None:
             needs += self.also(recipe)
         return replace(self, name=name, needs=needs)
+
+    def reads_of(self, need: str) -> tuple[str, ...] | None:
+        """Patterns of the files of an input that decide the result; None: all of them."""
+        return self.reads.get(parse(need)[0])
+
+    def view(self, need: str, artifact: Artifact, fingerprint: str) -> Artifact:
+        """An input as the stage gets it: with the files that it may read.
+
+        Args:
+            fingerprint: of the files that decide its result.
+        """
+        reads = self.reads_of(need)
+        if reads is None:
+            return artifact
+        declared = (*reads, *self.checks.get(parse(need)[0], ()))
+        return replace(artifact, declared=declared, fingerprint=fingerprint)
 
     def load(self) -> StageFunction:
         module, function = self.target.split(":")

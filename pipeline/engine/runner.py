@@ -24,10 +24,11 @@ from pipeline.config import term_rules
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.section import content
 from pipeline.device import resolve
-from pipeline.engine import manifest
+from pipeline.engine import manifest, reuse
 from pipeline.engine.boundary import ERROR, translate
 from pipeline.engine.durations import Durations
 from pipeline.engine.lock import locked
+from pipeline.engine.manifest import InputRecord
 from pipeline.engine.metrics import MetricsFile, open_trackers
 from pipeline.engine.plan import Planner, StagePlan, StageRun
 from pipeline.engine.processes import Processes
@@ -90,13 +91,18 @@ class Runner:
                     machine.return_memory()
                 for number, (spec, needs) in enumerate(self.planner.stages(until), 1):
                     step = self.planner.consider(spec, needs, done)
-                    if step.finished:  # a kill may have come between writing the manifest and removing the state
+                    if (
+                        step.action == "skip" and step.finished
+                    ):  # a kill may have come between writing the manifest and removing the state
                         shutil.rmtree(step.finished.folder / "state", ignore_errors=True)
                     if not step.finished:
                         later = [other.spec.name for other in planned[number:] if not other.finished]
                         durations = Durations(self.planner, self._forecast.flops, self._device)
                         self._display.time_left = _countdown(durations, step, later)
-                    done[spec.name] = step.finished or self._execute(step, done, f"{number} of {len(planned)}")
+                    if step.action == "reuse":
+                        done[spec.name] = self._reuse(step)
+                    else:
+                        done[spec.name] = step.finished or self._execute(step, done, f"{number} of {len(planned)}")
                     considered.append(step)
                     if spec.name == "base":
                         self.planner.check_model(done["base"])
@@ -135,6 +141,22 @@ class Runner:
             say(f"{name}: finished in {readable_seconds(stage_run.manifest.seconds)}")
             return stage_run
 
+    def _reuse(self, step: StagePlan) -> StageRun:
+        """Takes another recipe's run into this recipe's folder."""
+        assert step.folder is not None
+        assert step.finished is not None
+        name, source = step.spec.name, step.finished
+        or_wait = f"wait for it to end, or run `{invocation.again('--wait')}`, which waits"
+        with locked(step.folder, wait=self._wait, say=self._display.say, hint=or_wait):
+            by_another = manifest.read(step.folder)
+            if by_another is None:
+                self._display.say(f"{name}: {step.reason}, which is used")
+                _prepare(step.folder, keep_state=False)
+                hint = f"run the stage here: `{invocation.command('run', name, '--fresh')}`"
+                reuse.adopt(source.folder, source.manifest, step.folder, hint)
+            shutil.rmtree(step.folder / "state", ignore_errors=True)
+        return StageRun(step.folder, source.manifest)
+
     def _make(self, step: StagePlan, folder: Path, done: Mapping[str, StageRun]) -> StageRun:
         assert step.inputs is not None
         spec, resumes = step.spec, step.action == "resume"
@@ -153,7 +175,9 @@ class Runner:
                 sharded=spec.parallel and self._sharded,
             )
             run = spec.load()
-            inputs = {name: done[name].artifact for name in step.inputs}
+            inputs = {
+                name: spec.view(name, done[name].artifact, record.decisive) for name, record in step.inputs.items()
+            }
             started = datetime.now(UTC)
             shared = spec.parallel and self._processes.size > 1
             with machine.PeakMemory() as peak, ExitStack() as stack:
@@ -209,7 +233,7 @@ class Runner:
     def _join(self, task: Mapping[str, Any]) -> None:
         spec, folder = steps(self._recipe)[task["stage"]], Path(task["folder"])
         invocation.remember(running=spec.name)
-        inputs = _announced_inputs(task["inputs"], self._processes.rank)
+        inputs = _announced_inputs(spec, task["inputs"], self._processes.rank)
         config = spec.config(self._recipe)
         if task["config"] != content(config) or task["seed"] != spec.seed(self._recipe):
             raise StageError(
@@ -281,7 +305,7 @@ def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool, process
     return forecast
 
 
-def _announced_inputs(folders: Mapping[str, str], rank: int) -> dict[str, Artifact]:
+def _announced_inputs(spec: StageSpec, folders: Mapping[str, str], rank: int) -> dict[str, Artifact]:
     """The artifacts in the folders that the first process announced. Raises `StageError` where one is missing."""
     inputs = {}
     for name, path in folders.items():
@@ -292,7 +316,8 @@ def _announced_inputs(folders: Mapping[str, str], rank: int) -> dict[str, Artifa
                 where=path,
                 hint="all machines must see the same files under the same path",
             )
-        inputs[name] = manifest.artifact(Path(path), record)
+        read = InputRecord.of(record, spec.reads_of(name))
+        inputs[name] = spec.view(name, manifest.artifact(Path(path), record), read.decisive)
     return inputs
 
 

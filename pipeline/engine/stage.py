@@ -3,8 +3,9 @@
 A stage is a function `run(config, inputs, out_dir, ctx) -> metrics`:
 
 - `config`: its section of the recipe (a frozen dataclass from `pipeline.config`);
-- `inputs`: finished artifacts by step name, exactly those that its spec in `stages.registry` lists. For stages that
-  repeat in rounds, `pipeline.engine.rounds.newest` and `by_round` select among them;
+- `inputs`: finished artifacts by step name, exactly those that its spec in `stages.registry` lists, and of each the
+  files that the spec says it reads. For stages that repeat in rounds, `newest` and `by_round` of
+  `pipeline.engine.rounds` select among them;
 - `out_dir`: an empty folder; the files written there become the artifact;
 - `ctx`: everything else a stage may use: seed, device, `state_dir` for checkpoints, metrics, progress.
 
@@ -18,9 +19,10 @@ module: in stages/artifacts.py). They read through `Artifact.rows` and `parse`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -45,18 +47,29 @@ class Artifact:
     """A stage's finished output: a folder of files.
 
     `fingerprint` is the SHA-256 over the relative names and contents of all files under `path`. Equal fingerprints
-    mean equal content.
+    mean equal content. `declared` are patterns of the files that the stage that gets the artifact may read (see
+    `matches`), and the fingerprint is then of those that decide its result; None: it may read all.
     """
 
     stage: str
     path: Path
     fingerprint: str
     metrics: Metrics = field(default_factory=dict)
+    declared: tuple[str, ...] | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file or folder. Raises `AssertionError` as `file`."""
+        if self.declared is not None and not matches(name, self.declared):
+            raise AssertionError(
+                f"a stage reads {name} of its input {self.stage}, and its StageSpec does not say so"
+            )
+        return (self.path / name).exists()
 
     def file(self, name: str) -> Path:
-        """The path of one of the artifact's files. Raises `StageError` when it does not exist."""
-        path = self.path / name
-        if not path.exists():
+        """The path of one of the artifact's files. Raises `StageError` when it does not exist, and `AssertionError`
+        when the stage has not declared that it reads it: its key would not notice a change."""
+        exists, path = self.has(name), self.path / name
+        if not exists:
             raise StageError(
                 f"the {self.stage} artifact has no {name}",
                 where=str(self.path),
@@ -76,6 +89,18 @@ class Artifact:
         """The lines of a JSONL file as dataclasses (see `parse`)."""
         where = str(self.path / name)
         return (parse(kind, row, where) for row in self.jsonl(name))
+
+
+def matches(name: str, patterns: Collection[str]) -> bool:
+    """Whether a file of an artifact is among those that patterns name, such as `("*", "!notes.json")`: those of a
+    pattern (`fnmatch`) but not of one that starts with "!", which refuses files in folders too. A folder stands for
+    all other files in it."""
+    top, *_ = parts = name.split("/")
+    refused = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    return any(fnmatchcase(top, p) for p in wanted) and not any(
+        fnmatchcase(part, p) for part in parts for p in refused
+    )
 
 
 def parse(kind: type[T], content: Mapping[str, Any], where: str) -> T:

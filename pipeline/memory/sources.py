@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import network
 from pipeline.config.base import BaseConfig
+from pipeline.config.run_base import source_of
 from pipeline.errors import RecipeError
 from pipeline.memory.architecture import Architecture
 
@@ -24,13 +25,14 @@ def architecture_of(base: BaseConfig) -> Architecture:
         return Architecture.from_config({**numbers, "tie_word_embeddings": True}, "base.pretrain")
     if base.architecture is not None:
         return Architecture.from_config(vars(base.architecture) | {"dtype": "bfloat16"}, "base.architecture")
-    assert base.model is not None
-    path = Path(base.model)
+    model, revision = source_of(base)
+    assert model is not None
+    path = Path(model)
     if path.is_file():
         return _gguf(path)
     if path.is_dir():
         return _read(path / CONFIG)
-    return _read(_fetch(base.model, base.revision))
+    return _read(_fetch(model, revision))
 
 
 def _read(path: Path) -> Architecture:

@@ -29,6 +29,8 @@ from data.tables.mapping import located
 from data.words import UNSPACED
 from pipeline.config.base import PRETRAIN_TRAINER, ArchitectureConfig, BaseConfig, PretrainConfig
 from pipeline.config.checkpoint import context_length
+from pipeline.config.run_base import SPEC, is_artifact
+from pipeline.engine import manifest, reuse
 from pipeline.engine.fingerprint import combine, file_sha256, files_below
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
@@ -57,6 +59,8 @@ TEXT = "Explain in two sentences why the sky is blue, and name three fruits that
 
 
 def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
+    if config.model is not None and is_artifact(config.model):
+        return _take(Path(config.model).parent, out_dir, ctx)
     spec: dict[str, Any] = {
         "model": None,
         "revision": None,
@@ -87,6 +91,27 @@ def run(config: BaseConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     (out_dir / "base.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
     base = Artifact("base", out_dir, "")
     return metrics | _check(base, config.check_tokens, ctx, config.architecture)
+
+
+def _take(run: Path, out_dir: Path, ctx: RunContext) -> Metrics:
+    """The base of a finished run, byte by byte, so that what was trained on it fits. Returns its metrics."""
+    record = manifest.read(run)
+    assert record is not None
+    reuse.take(run, record, out_dir, hint="run its recipe again with --fresh, or name another base.model")
+    spec = json.loads((out_dir / SPEC).read_text(encoding="utf-8"))
+    content, place = spec.get("content"), spec["model"]
+    if content is not None:
+        weights = Path(place)
+        now = combine({name: file_sha256(file) for name, file in files_below(weights).items()})
+        if now != content:
+            raise StageError(
+                f"the weights that this base was made from have changed: their fingerprint is {now[:12]}, not "
+                f"{content[:12]}",
+                where=place,
+                hint=f"restore them, or name the folder itself as base.model instead of {run}",
+            )
+    ctx.say(f"base: taken from {run}")
+    return dict(record.metrics)
 
 
 def _compare(architecture: ArchitectureConfig, config: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from data.splits import group_of
 from data.tables import corpus
 from data.tables.mapping import located
 from pipeline.config.data import TableConfig
@@ -16,6 +17,7 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import DataError
+from stages.artifacts import excluded_groups
 from stages.eval.artifact import BASELINES, reference_of
 from stages.eval.wins import Array
 from stages.left_out import LeftOut
@@ -101,7 +103,7 @@ def answer_all(
     trained from it) and its loss on held-out demonstrations and text."""
     datasets = {"nll": demonstrations}
     if config.text is not None:
-        datasets["text_nll"] = _text_rows(config.text, codec, ctx)
+        datasets["text_nll"] = _text_rows(config.text, excluded_groups(inputs["data"]), codec, ctx)
     asked = [prompt.ids for prompt in prompts]
     reference = load_actor(inputs["base"], inputs.get("sft"), ctx.device)
     answers, start = {}, reference_of(inputs)
@@ -205,19 +207,25 @@ def held_out_demonstrations(
     return [(row["input_ids"][:start], row["input_ids"][start:]) for row, start in pairs], left_out
 
 
-def _text_rows(source: TableConfig, codec: Codec, ctx: RunContext) -> Rows:
+def _text_rows(source: TableConfig, excluded: Collection[str], codec: Codec, ctx: RunContext) -> Rows:
     """Held-out text in rows of `TEXT_WIDTH` tokens, with the first token as the context. Documents with a prompt
-    are single rows, with the prompt as the context."""
+    are single rows, with the prompt as the context; those whose prompt is in an `excluded` group are left out."""
     rows: Rows = []
     with located("eval.text", source, ctx.describe):
         documents = list(corpus.documents(source, ctx.seed, 0.0))
+    left_out = 0
     for *prompt, text in documents:
+        if prompt and group_of([{"role": "user", "content": prompt[0]}]) in excluded:
+            left_out += 1
+            continue
         ids = codec.encode(text)
         if prompt:
             rows.append((codec.prompt([{"role": "user", "content": prompt[0]}]), [*ids, codec.end_id]))
             continue
         cuts: Any = (ids[i : i + TEXT_WIDTH] for i in range(0, len(ids), TEXT_WIDTH))
         rows += [(row[:1], row[1:]) for row in cuts if len(row) > 1]
+    if left_out:
+        ctx.say(f"eval.text: {left_out:,} of {len(documents):,} texts left out: excluded prompt (data.exclude)")
     if not rows:
         raise DataError("there is no text to evaluate on", where=source.path, hint="check eval.text.columns")
     return rows

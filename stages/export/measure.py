@@ -179,7 +179,7 @@ def _scorer(inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Sc
 def token_divergence(policy: Actor, other: Actor, episodes: Episodes, temperature: float) -> tuple[Tensor, Tensor]:
     """KL(policy || other) over the next token, nats (N,), and whether both have the same most likely token, (N,)
     bool, at each valid response token of the episodes, in order. Logits are computed in chunks."""
-    ours, theirs = (episodes.predicting_hidden(actor.hidden(episodes.ids_BL)) for actor in (policy, other))
+    ours, theirs = (episodes.predicting_hidden(episodes.hidden(actor)) for actor in (policy, other))
     vocabulary = policy.lm.get_output_embeddings().weight.shape[0]
     size = positions_at_once(vocabulary, ours.device.type)
     kls, same = [], []

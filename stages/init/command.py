@@ -17,6 +17,11 @@ import typer
 import yaml
 
 from data.tables.formats import FORMATS
+from data.tables.guess.guess import Guess
+from data.tables.guess.rankings import rankings as guess_rankings
+from data.tables.guess.sample import Sample
+from data.tables.guess.section import FILL_IN, config_of
+from data.tables.guess.texts import demonstrations as guess_demonstrations
 from data.tables.labels import VERDICTS
 from data.tables.sources import HUB
 from data.tables.suggest import listed
@@ -29,11 +34,7 @@ from pipeline.engine.plan import Planner
 from pipeline.errors import DataError, RecipeError, TutelageError
 from pipeline.files import write_atomic
 from stages.init import base as bases
-from stages.init import guess as guessing
 from stages.init import measure, show, sizing, write
-from stages.init.guess import Guess
-from stages.init.rankings import rankings as guess_rankings
-from stages.init.sample import Sample
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M@93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
 """Offered on a terminal: the base of recipes/smollm2-135m.yaml."""
@@ -72,35 +73,39 @@ class Dialog:
         """Asks, guesses, shows, sizes and writes. Raises a `TutelageError` for what only the user can fix."""
         if self.asks:
             complete_paths()
-            demonstrations = demonstrations or self._ask("Table of demonstrations", check=_check_file)
+            if demonstrations is None:
+                question = "Table of demonstrations (empty: no SFT)"
+                demonstrations = self._ask(question, "" if not annotators else None, _check_file) or None
             if rankings is None and not annotators:
                 question = "Table of rankings (empty: people will rank in a browser)"
-                rankings = self._ask(question, "", _check_file) or None
+                rankings = self._ask(question, "" if demonstrations else None, _check_file) or None
             base = base or self._ask("Base model: folder, .gguf file or Hub id", DEFAULT_BASE, bases.resolve)
             if not rankings and not annotators:
                 annotators = self._ask("Who will rank (ana,ben)")
         people = [person.strip() for person in annotators.split(",") if person.strip()]
-        demonstrations, base = _required(demonstrations, rankings, base, people)
-        out = out or _beside(demonstrations)
+        first, base = _required(demonstrations, rankings, base, people)
+        out = out or _beside(first)
         name = name or _name(out)
         self._check_output(out, force)
         for path in filter(None, (demonstrations, rankings)):
             _check_file(path)
         model = bases.resolve(base)
 
-        table = TableConfig(path=demonstrations)
-        guess = self._demonstrations(table)
-        ranking_guess, ranked = Guess(), None
+        guess, table, ranking_guess, ranked = Guess(), None, Guess(), None
+        if demonstrations:
+            guess = self._demonstrations(TableConfig(path=demonstrations))
+            table = _with_columns(TableConfig(path=demonstrations), guess)
         if rankings:
             ranking_guess = self._rankings(rankings)
-            ranked = _rankings_config(rankings, ranking_guess)
-        tables = measure.read(_with_columns(table, guess), ranked, ranking_guess)
+            ranked = _ranking_table(rankings, ranking_guess)
+        tables = measure.read(table, ranked, ranking_guess)
         sizes = measure.measure(tables, model)
         values = sizing.values(model, sizes)
         more = f" in the first {measure.ROWS:,} rows"
-        counted = {
-            "demonstrations": f"{len(tables.demonstrations):,} demonstrations" + more * tables.cut_demonstrations
-        }
+        counted = {}
+        if demonstrations:
+            cut = more * tables.cut_demonstrations
+            counted["demonstrations"] = f"{len(tables.demonstrations):,} demonstrations" + cut
         if tables.rankings:
             counted["rankings"] = show.ranked(tables.rankings) + more * tables.cut_rankings
         draft = write.Draft(
@@ -148,7 +153,7 @@ class Dialog:
             return list(show.demonstrations(rows))
 
         try:
-            guess = guessing.demonstrations(sample)
+            guess = guess_demonstrations(sample)
         except DataError as error:
             if not self.asks:
                 raise
@@ -160,7 +165,7 @@ class Dialog:
         sample = Sample.of(TableConfig(path=path))
 
         def reading(guess: Guess) -> list[str]:
-            rows, cut = measure.rankings(_rankings_config(path, guess), COMPARED)
+            rows, cut = measure.rankings(_ranking_table(path, guess), COMPARED)
             first = f"first {COMPARED:,} rows: " if cut else ""
             lines = [f"  {first}{show.ranked(rows)}", *show.rankings(rows)]
             return [*lines, f"  {show.overlap(rows, _names_annotators(guess))}"]
@@ -277,29 +282,27 @@ def _with_columns(table: TableConfig, guess: Guess) -> TableConfig:
     return TableConfig(path=table.path, columns=columns)
 
 
-def _rankings_config(path: str, guess: Guess) -> RankingTableConfig:
-    return RankingTableConfig(
-        path=path,
-        format=guess.format,
-        columns=guess.columns,
-        labels=guess.labels,  # type: ignore[arg-type]
-        text_lists=guess.text_lists,  # type: ignore[arg-type]
-    )
+def _ranking_table(path: str, guess: Guess) -> RankingTableConfig:
+    table = config_of(guess, path)
+    assert isinstance(table, RankingTableConfig)
+    return table
 
 
 def _required(
     demonstrations: str | None, rankings: str | None, base: str | None, people: Sequence[str]
 ) -> tuple[str, str]:
-    lacking = [option for option, value in (("--demonstrations", demonstrations), ("--base", base)) if not value]
+    """The first table, and the base model. Raises `RecipeError` for what is missing."""
+    first = demonstrations or rankings
+    lacking = [option for option, value in (("--demonstrations", first), ("--base", base)) if not value]
     if not rankings and not people:
         lacking.append("--rankings (or --annotators ana,ben, who will rank in a browser)")
-    if lacking or not demonstrations or not base:
+    if lacking or not first or not base:
         raise RecipeError(
             f"init needs {', '.join(lacking)}",
             hint="for example --demonstrations my/demonstrations.csv --rankings my/rankings.csv --base "
             f"{DEFAULT_BASE.partition('@')[0]}; on a terminal it asks",
         )
-    return demonstrations, base
+    return first, base
 
 
 def _is_local(path: str) -> bool:
@@ -318,8 +321,8 @@ def _check_file(path: str) -> None:
     )
 
 
-def _beside(demonstrations: str) -> Path:
-    folder = Path(demonstrations).expanduser().parent if _is_local(demonstrations) else Path()
+def _beside(table: str) -> Path:
+    folder = Path(table).expanduser().parent if _is_local(table) else Path()
     return folder / "recipe.yaml"
 
 
@@ -329,7 +332,7 @@ def _name(out: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-._")[:80] or "my-model"
 
 
-def _command(demonstrations: str, rankings: str | None, base: str) -> str:
+def _command(demonstrations: str | None, rankings: str | None, base: str) -> str:
     values = {"--demonstrations": demonstrations, "--rankings": rankings, "--base": base}
     return invocation.command("init", *(part for key, value in values.items() if value for part in (key, value)))
 
@@ -360,7 +363,7 @@ def _say_next(out: Path, text: str, notes: Sequence[str]) -> None:
     echo(f"recipe: {path}")
     for note in notes:
         echo(f"note: {note}")
-    open_lines = [number for number, line in enumerate(text.splitlines(), 1) if write.FILL_IN in line]
+    open_lines = [number for number, line in enumerate(text.splitlines(), 1) if FILL_IN in line]
     if open_lines:
         raise DataError(
             f"the recipe is written, and {len(open_lines)} line{'s' * (len(open_lines) > 1)} must be filled in",

@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 from data.schema import Demonstration, Message, Prompt, Ranking, prompt_key
 from data.splits import group_of, split_of
 from data.tables.demonstrations import read_demonstrations, read_prompts
+from data.tables.guess.guess import Guess
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError
 from stages.init.base import Base
-from stages.init.guess import Guess
 
 ROWS = 20_000
 """Rows that are measured. A longer table is sized by these."""
+
+UNSEEN = 128
+"""Tokens that an answer is taken to have where none can be read yet."""
 
 ANY = 0.5
 """A share of held-out prompts, for readers that assign a split. It is not used."""
@@ -47,10 +50,22 @@ def rankings(table: RankingTableConfig, most: int) -> tuple[list[Ranking], bool]
     return list(read_rankings(replace(table, limit=most), dropped)), dropped.read >= most
 
 
-def read(table: TableConfig, ranked: RankingTableConfig | None, guess: Guess) -> Tables:
-    """Reads the tables. Of rankings whose columns are open only the prompts are read."""
-    rows, cut = demonstrations(table, ROWS)
-    if not rows:
+def read(table: TableConfig | None, ranked: RankingTableConfig | None, guess: Guess) -> Tables:
+    """Reads the tables, at least one. Of rankings whose columns are open only the prompts are read. Raises
+    `DataError` when there is no demonstration, or without a table of them no prompt."""
+    tables = _read(table, ranked, guess)
+    if table is None and ranked is not None and not (tables.rankings or tables.prompts):
+        raise DataError(
+            "no prompt can be read: the columns of the rankings are not known",
+            where=ranked.path,
+            hint="run init on a terminal, where you can correct them, or give --demonstrations as well",
+        )
+    return tables
+
+
+def _read(table: TableConfig | None, ranked: RankingTableConfig | None, guess: Guess) -> Tables:
+    rows, cut = demonstrations(table, ROWS) if table is not None else ([], False)
+    if table is not None and not rows:
         raise DataError(
             "no demonstration is left: each row lacks a prompt or an answer",
             where=table.path,
@@ -77,7 +92,7 @@ class Sizes:
         ranked_groups: those of the ranked prompts.
         demonstrations, rankings, ranked_prompts: counts.
         prompt: tokens of each prompt, with what the chat template adds.
-        answer: tokens of each demonstrated answer, with its end.
+        answer: tokens of each demonstrated answer, with its end; without demonstrations, of each ranked one.
         demonstration: tokens of each demonstration.
         ranked: tokens of each ranked answer with its prompt.
         cut: whether a table has more rows than were counted.
@@ -115,6 +130,7 @@ def measure(tables: Tables, base: Base) -> Sizes:
         lengths[prompt_key(row.prompt)] + count for row, count in zip(tables.demonstrations, answers, strict=True)
     ]
     texts = {(prompt_key(row.prompt), text) for row in tables.rankings for text in row.completions}
+    ranked_answers = [base.tokens(text) + 1 for _, text in texts]
     return Sizes(
         groups=frozenset(map(group_of, prompts.values())),
         ranked_groups=frozenset(map(group_of, ranked.values())),
@@ -122,7 +138,7 @@ def measure(tables: Tables, base: Base) -> Sizes:
         rankings=len(tables.rankings),
         ranked_prompts=len(ranked),
         prompt=sorted(lengths.values()),
-        answer=sorted(answers),
+        answer=sorted(answers or ranked_answers or [UNSEEN]),
         demonstration=sorted(wholes),
         ranked=sorted(lengths[key] + base.tokens(text) + 1 for key, text in texts),
         cut=tables.cut_demonstrations or tables.cut_rankings,

@@ -13,7 +13,11 @@ from pipeline.cli.app import app, home
 @app.command()
 def init(
     demonstrations: Annotated[
-        str | None, typer.Option(help="Table of prompts with good answers: a file, a folder, hub:// or https://.")
+        str | None,
+        typer.Option(
+            help="Table of prompts with good answers: a file, a folder, hub:// or https://. Without it there is no "
+            "SFT."
+        ),
     ] = None,
     rankings: Annotated[
         str | None, typer.Option(help="Table of ranked answers. Without it people rank in a browser.")

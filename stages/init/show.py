@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from data.annotators.agreement import agreement
-from data.schema import Demonstration, Message, Ranking
+from data.schema import Demonstration, Message, Prompt, Ranking
 from data.tables.columns import ANONYMOUS
-from stages.init.guess import Guess
+from data.tables.guess.guess import Guess
 
 ROWS = 3
 WIDTH = 88
@@ -16,10 +17,8 @@ WIDTH = 88
 
 def mapping(guess: Guess) -> Iterator[str]:
     """The columns by our names, why, and those that are not used."""
-    rows = [
-        (ours, theirs if isinstance(theirs, str) else ", ".join(theirs)) for ours, theirs in guess.columns.items()
-    ]
-    for ours, theirs in rows:
+    for ours, value in guess.columns.items():
+        theirs = short(value if isinstance(value, str) else ", ".join(value))
         why = f"  ({guess.why[ours]})" if ours in guess.why else ""
         yield f"  {ours:13} {theirs}{why}"
     if guess.unused:
@@ -27,7 +26,8 @@ def mapping(guess: Guess) -> Iterator[str]:
     for note in guess.notes:
         yield f"  note: {note}"
     for item in guess.open:
-        yield f"  open: {item.why}"
+        yield f"  open: {item.why}" + (". One of:" if item.choices else "")
+        yield from (f"    {line}" for line in item.choices)
 
 
 def demonstrations(rows: Sequence[Demonstration]) -> Iterator[str]:
@@ -45,6 +45,19 @@ def rankings(rows: Sequence[Ranking]) -> Iterator[str]:
         yield f"    prompt  {prompt_text(row.prompt)}{who}"
         for rank, place in sorted((rank, place) for place, rank in enumerate(row.ranks)):
             yield f"      {rank}. {short(row.completions[place])}"
+
+
+def rows(parsed: Sequence[Any]) -> Iterator[str]:
+    """The first of what the rows of a table become: rankings, demonstrations, prompts or texts."""
+    for item in parsed[:ROWS]:
+        if isinstance(item, Ranking):
+            yield from rankings([item])
+        elif isinstance(item, Demonstration):
+            yield from demonstrations([item])
+        elif isinstance(item, Prompt):
+            yield f"    prompt  {prompt_text(item.prompt)}"
+        else:
+            yield f"    text    {short(' '.join(item))}"
 
 
 def ranked(rows: Sequence[Ranking]) -> str:

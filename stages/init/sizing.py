@@ -84,7 +84,8 @@ Section = dict[str, Value]
 
 @dataclass(frozen=True)
 class Values:
-    """The sections of a recipe whose values depend on data and model. `notes`: what a person should know."""
+    """The sections of a recipe whose values depend on data and model. `notes`: what a person should know. `sft` and
+    `sft_trainer` are empty without demonstrations."""
 
     eval_fraction: Value
     sft: Section
@@ -110,7 +111,7 @@ def values(base: Base, sizes: Sizes) -> Values:
     if held_out.why.startswith("only"):
         notes.append(f"data.eval_fraction: {held_out.why}")
     train = round(len(sizes.prompt) * (1 - sizes.held_out(fraction) / len(sizes.groups)))
-    batch = _batch(sizes.demonstrations)
+    batch, learns = _batch(sizes.demonstrations), sizes.demonstrations > 0
     prompts, answers, lengths = _lengths(base, sizes)
     lora = {} if kind.lora else {"lora": Value("null", f"train every weight of so small a model ({kind.basis})")}
     auto = {"micro_batch_size": Value("auto", "halved when GPU memory runs out")} if kind.lora else {}
@@ -132,12 +133,16 @@ def values(base: Base, sizes: Sizes) -> Values:
     )
     return Values(
         eval_fraction=held_out,
-        sft=lora | {"max_length": lengths["sft"], "packing": Value("false", "one demonstration per row")} | auto,
+        sft=lora | {"max_length": lengths["sft"], "packing": Value("false", "one demonstration per row")} | auto
+        if learns
+        else {},
         sft_trainer={
             "per_device_train_batch_size": Value(str(batch), f"{sizes.demonstrations:,} demonstrations"),
             "learning_rate": Value(_rate(kind.sft), kind.basis),
             "num_train_epochs": Value(str(epochs), f"{steps * epochs:,} optimizer steps"),
-        },
+        }
+        if learns
+        else {},
         reward=lora | {"max_length": lengths["reward"]} | auto,
         reward_trainer={
             "per_device_train_batch_size": Value(str(reward_batch), f"prompts; about {ranked:,} are trained on"),
@@ -146,7 +151,8 @@ def values(base: Base, sizes: Sizes) -> Values:
                 str(reward_epochs), f"{math.ceil(ranked / reward_batch) * reward_epochs:,} optimizer steps"
             ),
         },
-        ppo={
+        ppo=({} if learns else lora)
+        | {
             "max_prompt_length": prompts,
             "response_length": answers,
             "total_episodes": Value(
@@ -229,11 +235,16 @@ def _lengths(base: Base, sizes: Sizes) -> tuple[Value, Value, dict[str, Value]]:
             ("sft", sizes.demonstration, "demonstration"),
             ("reward", sizes.ranked or sizes.demonstration, "ranked answer" if sizes.ranked else "demonstration"),
         )
+        if counts
     }
+    lengths = {"reward": Value(str(min(context, prompt + answer)), "a prompt and an answer"), **whole}
     return (
         Value(str(prompt), _longest(sizes.prompt, prompt, "prompt") + f" ({base.counted})"),
-        Value(str(answer), _longest(sizes.answer, answer, "demonstrated answer")),
-        whole,
+        Value(
+            str(answer),
+            _longest(sizes.answer, answer, f"{'demonstrated' if sizes.demonstrations else 'ranked'} answer"),
+        ),
+        lengths,
     )
 
 

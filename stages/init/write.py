@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import yaml
-
+from data.tables.guess.guess import Guess
+from data.tables.guess.section import Line, aligned, columns, scalar
 from stages.init.base import Base
-from stages.init.guess import Guess, Open
 from stages.init.sizing import Section, Value, Values
-
-FILL_IN = "FILL IN"
-COMMENTS = 40
-"""Column at which comments start, where the value leaves room."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +17,7 @@ class Draft:
 
     Attributes:
         command: the command that writes it, for the first line.
-        demonstrations, rankings: the tables' paths; rankings may be absent.
+        demonstrations, rankings: the tables' paths; one of them may be absent.
         counted: the table -> what is in it, for a comment.
         annotators: who ranks, where there are no rankings.
     """
@@ -31,7 +25,7 @@ class Draft:
     name: str
     command: str
     base: Base
-    demonstrations: str
+    demonstrations: str | None
     demonstration_columns: Guess
     rankings: str | None
     ranking_columns: Guess
@@ -42,17 +36,7 @@ class Draft:
 
 def text(draft: Draft) -> str:
     """The recipe in YAML."""
-    return "\n".join(_aligned(_lines(draft))) + "\n"
-
-
-def scalar(value: str) -> str:
-    """A text as YAML writes it, also inside brackets."""
-    simple = value and not any(mark in value for mark in "{}[],#:\n\"'&*!|>%@`") and value == value.strip()
-    return value if simple and yaml.safe_load(value) == value else json.dumps(value, ensure_ascii=False)
-
-
-Line = tuple[str, str]
-"""A line of YAML, and its comment."""
+    return "\n".join(aligned(_lines(draft))) + "\n"
 
 
 def _lines(draft: Draft) -> Iterator[Line]:
@@ -73,15 +57,15 @@ def _lines(draft: Draft) -> Iterator[Line]:
         yield f'  revision: "{base.revision}"', "the commit, because branches move"
     yield "", ""
     yield "data:", ""
-    yield "  demonstrations:", draft.counted["demonstrations"]
-    yield f"    path: {scalar(draft.demonstrations)}", ""
-    yield from _columns(draft.demonstration_columns)
+    if draft.demonstrations is not None:
+        yield "  demonstrations:", draft.counted["demonstrations"]
+        yield f"    path: {scalar(draft.demonstrations)}", ""
+        yield from columns(draft.demonstration_columns)
     if draft.rankings is not None:
         guess = draft.ranking_columns
         yield "  rankings:", draft.counted.get("rankings", "")
         yield f"    path: {scalar(draft.rankings)}", ""
-        yield f"    format: {guess.format}", guess.why.get("format", "")
-        yield from _columns(guess)
+        yield from columns(guess)
     yield f"  eval_fraction: {values.eval_fraction.yaml}", values.eval_fraction.why
     yield "", ""
     if draft.rankings is not None:
@@ -89,7 +73,11 @@ def _lines(draft: Draft) -> Iterator[Line]:
     else:
         yield from _app(draft)
     yield "", ""
-    yield from _section("sft", values.sft, values.sft_trainer)
+    if draft.demonstrations is not None:
+        yield from _section("sft", values.sft, values.sft_trainer)
+    else:
+        yield "sft: null", "no demonstrations: everything starts from the base model (docs/instruct_models.md)"
+        yield "", ""
     yield from _section("reward", values.reward, values.reward_trainer)
     yield from _section("ppo", values.ppo, {}, more={"kl": values.kl})
     yield from _section("eval", values.eval, {})
@@ -115,33 +103,6 @@ def _app(draft: Draft) -> Iterator[Line]:
         yield f"  {name}: {value.yaml}", value.why
 
 
-def _columns(guess: Guess) -> Iterator[Line]:
-    """The mapping of a table, without names that are our own, and the lines that a person must fill in."""
-    named = {ours: theirs for ours, theirs in guess.columns.items() if theirs != ours}
-    inside = [item for item in guess.open if item.in_columns]
-    if named:
-        yield "    columns:", ""
-    elif inside:
-        yield "    columns: {}", "replace {} by the lines below"
-    for ours, theirs in named.items():
-        shown = f"[{', '.join(map(scalar, theirs))}]" if isinstance(theirs, list) else scalar(theirs)
-        yield f"      {ours}: {shown}", guess.why.get(ours, "")
-    for item in inside:
-        yield from _open(item, "      ")
-    if guess.labels:
-        yield f"    labels: {{{', '.join(f'{key}: {value}' for key, value in guess.labels.items())}}}", ""
-    if guess.text_lists != "refuse":
-        yield f"    text_lists: {guess.text_lists}", "cells spell lists of one text"
-    for item in guess.open:
-        if not item.in_columns:
-            yield from _open(item, "    ")
-
-
-def _open(item: Open, indent: str) -> Iterator[Line]:
-    yield f"{indent}# {FILL_IN}: {item.why}", ""
-    yield f"{indent}# {item.line}", ""
-
-
 def _section(
     name: str, values: Section, trainer: Section, more: Mapping[str, Section] | None = None
 ) -> Iterator[Line]:
@@ -157,15 +118,3 @@ def _section(
 def _values(section: Mapping[str, Value], indent: str) -> Iterator[Line]:
     for name, value in section.items():
         yield f"{indent}{name}: {value.yaml}", value.why
-
-
-def _aligned(lines: Iterator[Line]) -> Iterator[str]:
-    pending_blank = False
-    for line, comment in lines:
-        if not line:
-            pending_blank = True
-            continue
-        if pending_blank:
-            yield ""
-        pending_blank = False
-        yield f"{line:{COMMENTS - 2}}  # {comment}" if comment else line

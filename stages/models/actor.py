@@ -22,6 +22,9 @@ from stages.models.acceptance import (
     spread_tokens,
     tolerance,
 )
+from stages.models.fast.packing import Packing
+from stages.models.fast.plain import PlainDecoder
+from stages.models.fast.slots import PlainSlots
 from stages.models.fast.wide import logits_of
 from stages.models.heads import ScalarHead
 from stages.models.logprobs import token_logprobs
@@ -65,13 +68,20 @@ class Actor:
         """As `stages.models.precision.computing`. Call `decode` and its steps inside it."""
         return computing(self.lm)
 
-    def hidden(self, ids_BL: Tensor) -> Tensor:
+    def hidden(self, ids_BL: Tensor, packing: Packing | None = None) -> Tensor:
         """Last hidden states (B, L, H) of right-padded rows. Values at padded positions are meaningless.
 
         Causal attention never reads later positions, so right padding needs no mask.
+
+        Args:
+            packing: the places of the tokens, so that a pass that can do so leaves out the padding.
         """
         with self.computing():
-            hidden = self._pass(ids_BL.shape[1]).hidden(ids_BL)
+            row_pass = self._pass(ids_BL.shape[1])
+            if isinstance(row_pass, PlainDecoder):
+                hidden = row_pass.hidden(ids_BL, packing)
+            else:
+                hidden = row_pass.hidden(ids_BL)
         if hidden.requires_grad:
             before = self._route()
 
@@ -90,6 +100,15 @@ class Actor:
         steps inside `computing()`."""
         return self._pass(ids_BL.shape[1] + length).decode(ids_BL, mask_BL, length)
 
+    def has_slots(self, length: int) -> bool:
+        """Whether `slots` can hold rows of `length` positions."""
+        return self._plain is not None and length <= self._accepted.plain
+
+    def slots(self, rows: int, length: int) -> PlainSlots:
+        """Slots for `rows` rows of at most `length` positions. Use them inside `computing()`."""
+        assert self._plain is not None
+        return PlainSlots(self._plain, rows, length, self.device)
+
     @property
     def passes(self) -> Passes:
         """The passes in use."""
@@ -101,7 +120,7 @@ class Actor:
 
     def _pass(self, length: int) -> Pass:
         """The pass for rows of `length` positions."""
-        if self._plain is not None and length <= self._accepted.plain:
+        if self._plain is not None and length <= self._accepted.plain:  # as `has_slots`
             return self._plain
         if length > self._accepted.own:
             raise StageError(

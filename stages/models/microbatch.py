@@ -7,6 +7,7 @@ micro-batches add up, and without gradients the result for a row does not depend
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
@@ -83,6 +84,23 @@ class MicroBatch:
                 start += len(part)
                 continue
             self._halve(len(part))
+
+    def drain(self, queue: deque[int], work: Callable[[deque[int], int], None]) -> None:
+        """Calls `work(queue, size)`, which takes all sequences out of the queue and works on `size` at once.
+
+        When memory runs out, what is then in the queue is done with half the size, even if the size is not `auto`.
+        `work` puts unfinished sequences back.
+        """
+        while queue:
+            size = min(self.size or len(queue), len(queue))
+            try:
+                work(queue, size)
+            except (RuntimeError, MemoryError) as error:
+                if not self._halvable(error, size):
+                    raise
+            else:
+                continue
+            self._halve(size)
 
     def _halvable(self, error: RuntimeError | MemoryError, count: int) -> bool:
         return min(self.size or count, count) > 1 and out_of_memory(error)

@@ -90,7 +90,7 @@ def score_tokens(
     logp_BT, entropy_BT, values_BT = (torch.zeros(episodes.mask_BT.shape, device=episodes.device) for _ in range(3))
 
     def one_pass(actor: Actor, rows: Tensor, part: Episodes) -> None:
-        hidden = actor.hidden(part.ids_BL)
+        hidden = part.hidden(actor)
         logp_BT[rows], entropy_BT[rows] = sequences.logprobs(
             actor,
             part,
@@ -114,7 +114,7 @@ def value_tokens(
     values_BT = torch.zeros(episodes.mask_BT.shape, device=episodes.device)
 
     def one_pass(actor: Actor, rows: Tensor, part: Episodes) -> None:
-        values_BT[rows] = sequences.values(actor, part, actor.hidden(part.ids_BL))
+        values_BT[rows] = sequences.values(actor, part, part.hidden(actor))
 
     _passes(bank, role, episodes, config, micro, one_pass)
     return values_BT

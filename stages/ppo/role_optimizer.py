@@ -30,12 +30,18 @@ class RoleOptimizer:
         self.role, self.config, self.device, self.world = role, config, device, world
         self.parameters: Sequence[nn.Parameter] = [p for p in bank.parameters_of(role) if p.requires_grad]
         self.scale = LossScale(needs_loss_scale(bank))
-        rate = config.value_learning_rate if role == "value" else None
+        groups: list[dict[str, Any]] = [{"params": self.parameters}]
+        if config.value_learning_rate is not None and role in bank.heads:
+            head = {id(p) for p in bank.heads[role].parameters()}
+            estimating = [p for p in self.parameters if role == "value" or id(p) in head]
+            others = [p for p in self.parameters if role != "value" and id(p) not in head]
+            groups = [{"params": others}] if others else []
+            groups.append({"params": estimating, "lr": config.value_learning_rate})
         self.optimizer = adamw(
             config.optimizer,
-            self.parameters,
+            groups,
             device,
-            lr=config.learning_rate if rate is None else rate,
+            lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,

@@ -139,7 +139,7 @@ class Optimisation:
         divisor, per_response = self._divisor(data, count)
         sums: dict[str, Tensor] = {}
         for part_rows, part in self._parts(data, rows, size):
-            hidden = actor.hidden(part.ids_BL)
+            hidden = part.hidden(actor)
             logp, entropy = sequences.logprobs(
                 actor,
                 part,
@@ -213,7 +213,7 @@ class Optimisation:
         def gradients(size: int | None) -> dict[str, Tensor]:
             sums: dict[str, Tensor] = {}
             for part_rows, part in self._parts(data, rows, size):
-                values = sequences.values(actor, part, actor.hidden(part.ids_BL))
+                values = sequences.values(actor, part, part.hidden(actor))
                 loss = self._value_loss(data, part_rows, part, values, count)
                 self.optimizers["value"].backward(loss.loss)
                 _accumulate(sums, [loss])

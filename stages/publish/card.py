@@ -13,6 +13,7 @@ import yaml
 
 from pipeline import language
 from pipeline.config.rules import is_hub_id
+from pipeline.config.run_base import is_artifact, source_of
 from pipeline.config.section import content
 from pipeline.engine.plan import RunSummary
 from pipeline.files import readable_seconds
@@ -151,7 +152,7 @@ def _hub_name(path: str) -> str | None:
 
 
 def hub_base(run: RunSummary) -> str | None:
-    base = run.loaded.recipe.base.model
+    base, _ = source_of(run.loaded.recipe.base)
     return base if base and is_hub_id(base) else None
 
 
@@ -160,7 +161,9 @@ def origin(run: RunSummary) -> str:
     if recipe.base.pretrain:
         return "A small language model, pretrained from scratch"
     if base:
-        return f"Based on [{base}](https://huggingface.co/{base}), commit `{recipe.base.revision}`"
+        return f"Based on [{base}](https://huggingface.co/{base}), commit `{source_of(recipe.base)[1]}`"
+    if is_artifact(recipe.base.model):
+        return "Based on the base model of another run"
     return f"Based on a local copy of {Path(str(recipe.base.model)).name}"
 
 

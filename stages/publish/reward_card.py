@@ -12,6 +12,7 @@ from pipeline.engine.stage import Artifact
 from pipeline.wording import DASH, counted, fixed, percent, points_span, span
 from stages.export.reward import Exported
 from stages.publish.card import assembled, datasets_of, held_out_source, hub_base, origin, recipe_text, who_ranked
+from stages.report import overlaps
 from stages.report.rankings import hard_negatives
 from stages.reward.artifact import AnnotatorAccuracy, HeldOut, RewardQuality
 from stages.scoring.exported import FILE
@@ -35,6 +36,7 @@ def reward_card(
         " ".join(part for part in (who_ranked(run), hard_negatives(quality)) if part),
         _gate(quality),
         *_evaluation(run, quality),
+        *_transfer(run, quality),
         *_biases(quality),
         _use(repository, exported),
         _limits(run, quality, exported),
@@ -141,6 +143,24 @@ def _evaluation(run: RunSummary, quality: RewardQuality) -> Iterator[str]:
             f"Brier score {fixed(held_out.brier, 3)}. Each pair counts from both sides.\n\n"
             f"| predicted | observed | pairs |\n|---|---|---|\n{bins}"
         )
+
+
+def _transfer(run: RunSummary, quality: RewardQuality) -> Iterator[str]:
+    """The accuracy on `data.eval_rankings`."""
+    on = quality.transfer
+    if on is None or on.accuracy is None or on.length_accuracy is None:
+        return
+    low, high = on.accuracy_low, on.accuracy_high
+    interval = "" if low is None or high is None else f" ({span(low, high, 1)})"
+    members = ", ".join(percent(value, 1) for value in on.member_accuracy)
+    yield (
+        "## Rankings of another source\n\n"
+        f"Of {counted(on.pairs, 'pair')} ({counted(on.prompts, 'prompt')}) of rankings that were used for this "
+        f"evaluation only, it orders {percent(on.accuracy, 1)}{interval} as the annotator did. The longer answer "
+        f"wins in {percent(on.length_accuracy, 1)}."
+        + (f" By member: {members}." if members else "")
+        + "".join(f" {note}." for note in overlaps.transfer(run))
+    )
 
 
 def _spread(annotators: Sequence[AnnotatorAccuracy]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pipeline import invocation
 from pipeline.config.rules import is_hub_id
+from pipeline.config.run_base import source_of
 from pipeline.device import resolve
 from pipeline.engine import manifest, registry
 from pipeline.engine.fingerprint import files_below
@@ -238,8 +239,9 @@ def _merged(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list
 
 def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], list[str]]:
     """The policy's LoRA adapter, with the name of its base, and the tokenizer."""
-    base, policy = run.loaded.recipe.base, run.need("ppo")
-    if base.model is None or not is_hub_id(base.model):
+    policy = run.need("ppo")
+    model, revision = source_of(run.loaded.recipe.base)
+    if model is None or not is_hub_id(model):
         raise RecipeError(
             "an adapter needs a base that others can load, and this recipe's base is not on the Hub",
             where=run.loaded.place("publish.adapter"),
@@ -255,7 +257,7 @@ def _adapter(run: RunSummary, progress: Opener) -> tuple[dict[str, Content], lis
         _verify(run, stage_run, progress)
     files, _ = _listed({name: policy.artifact.path / "adapter" / name for name in ADAPTER_FILES}, ADAPTER_FILES)
     config = json.loads(policy.artifact.file("adapter/adapter_config.json").read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": base.model, "revision": base.revision}
+    config |= {"base_model_name_or_path": model, "revision": revision}
     files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     tokenizer, left_out = _listed(files_below(run.need("base").artifact.file("tokenizer")), MODEL_FILES)
     return {**files, **tokenizer}, left_out

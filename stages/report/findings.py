@@ -35,8 +35,8 @@ from stages.report.human import HumanVerdict
 from stages.report.jsonform import json_form, named
 from stages.report.lineage import RoundRow
 from stages.report.monitors import Monitors
-from stages.report.overlaps import Overlap, overlaps
-from stages.report.rankings import Dropped, Measured
+from stages.report.overlaps import Overlap, overlaps, transfer
+from stages.report.rankings import Dropped, Figures, Measured
 from stages.report.reward_terms import TermSummary
 from stages.reward.artifact import RewardQuality
 
@@ -51,7 +51,8 @@ class InputSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedStage:
-    """A finished stage; sizes in bytes. `summary` says what it made, in a few words."""
+    """A finished stage; sizes in bytes. `summary` says what it made, in a few words, and `reused` the recipe whose
+    run it is, if it is another's."""
 
     name: str
     key: str
@@ -61,6 +62,7 @@ class FinishedStage:
     started: str
     seconds: float
     resumed: bool
+    reused: str | None
     forced: bool
     device: str
     simulated: bool
@@ -136,6 +138,7 @@ class ByCriterion:
 
     name: str = ""
     ranking: RankMetrics | None
+    figures: Figures | None
     rankings: Measured | None
     reward: RewardQuality | None
 
@@ -153,10 +156,12 @@ class Findings:
         finished: when the last stage finished; None if none has.
         seconds: of all stages together.
         ranking: metrics of the newest `rank` stage.
-        rankings: agreement and annotators; None with several criteria, as `reward`.
+        figures: counts over all rankings; None with several criteria, as `rankings` and `reward`.
+        rankings: agreement and annotators.
         criteria: the rankings and the reward model of each of several criteria.
         dropped: what each stage left out.
         overlaps: rows that repeat others, and training rows with a held-out prompt.
+        transfer_notes: on prompts of `data.eval_rankings` that were trained on.
         monitors: training monitors; None before PPO is finished.
         lineage: one row per round; empty with one round.
         human: people's verdict on the evaluation's answers.
@@ -173,9 +178,11 @@ class Findings:
     annotators: Annotators
     stages: Sequence[FinishedStage | OpenStage]
     ranking: RankMetrics | None
+    figures: Figures | None
     rankings: Measured | None
     dropped: Sequence[Dropped]
     overlaps: Sequence[Overlap]
+    transfer_notes: Sequence[str]
     reward: RewardQuality | None
     ppo: PPOSummary | None
     monitors: Monitors | None = named("monitors")  # noqa: RUF009 (`named` is a `field`)
@@ -193,7 +200,8 @@ class Findings:
     @property
     def parts(self) -> Sequence[ByCriterion]:
         """The criteria, or the only part without a name."""
-        return self.criteria or [ByCriterion(ranking=self.ranking, rankings=self.rankings, reward=self.reward)]
+        whole = ByCriterion(ranking=self.ranking, figures=self.figures, rankings=self.rankings, reward=self.reward)
+        return self.criteria or [whole]
 
     @property
     def start(self) -> str:
@@ -211,7 +219,7 @@ def collect(run: RunSummary) -> Findings:
     ranking, reward, ppo, evaluated = (run.newest(name) for name in ("rank", "reward", "ppo", "eval"))
     evaluation = Evaluation.read(evaluated.artifact) if evaluated else None
     result = PPOResult.read(ppo) if ppo else None
-    criteria = _criteria(ranking, reward)
+    criteria = _criteria(run)
     return Findings(
         recipe=recipe.name,
         seed=recipe.seed,
@@ -220,9 +228,11 @@ def collect(run: RunSummary) -> Findings:
         annotators=annotators(run),
         stages=[_stage(spec, run) for spec in registry.steps(recipe).values()],
         ranking=RankMetrics.of(ranking) if ranking else None,
+        figures=None if criteria else rankings.figures(run.stages.get("data"), ranking),
         rankings=None if criteria else rankings.measured(ranking.artifact if ranking else None),
         dropped=rankings.dropped(run),
         overlaps=overlaps(run),
+        transfer_notes=transfer(run),
         reward=RewardQuality.read(reward.artifact) if reward and not criteria else None,
         ppo=PPOSummary.of(result) if result else None,
         monitors=Monitors.of(result) if result else None,
@@ -242,8 +252,9 @@ def collect(run: RunSummary) -> Findings:
     )
 
 
-def _criteria(rank: StageRun | None, reward: StageRun | None) -> list[ByCriterion]:
+def _criteria(run: RunSummary) -> list[ByCriterion]:
     """The findings of each criterion; none where the rankings have no criteria."""
+    rank, reward = run.newest("rank"), run.newest("reward")
     criteria: list[ByCriterion] = []
     for name in criteria_of(rank.artifact) if rank else []:
         assert rank is not None
@@ -252,6 +263,7 @@ def _criteria(rank: StageRun | None, reward: StageRun | None) -> list[ByCriterio
             ByCriterion(
                 name=name,
                 ranking=RankMetrics.read(ranked),
+                figures=rankings.figures(run.stages.get("data"), rank, name),
                 rankings=rankings.measured(ranked),
                 reward=RewardQuality.read(part(reward.artifact, name)) if reward else None,
             )
@@ -285,6 +297,7 @@ def _stage(spec: StageSpec, run: RunSummary) -> FinishedStage | OpenStage:
         started=manifest.started,
         seconds=manifest.seconds,
         resumed=manifest.resumed,
+        reused=None if manifest.recipe == run.loaded.recipe.name else manifest.recipe,
         forced=manifest.forced,
         device=manifest.device,
         simulated=manifest.simulated,

@@ -11,6 +11,7 @@ from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.language import recorded, translate
 from pipeline.wording import listing
 from stages import contamination
+from stages.transfer import NAME
 
 DUPLICATES = "duplicates.jsonl"
 WORDS: dict[Kind, str] = {"exact": "repeat another row", "near": "nearly repeat another row"}
@@ -77,6 +78,25 @@ def caveats(rows: Sequence[Overlap]) -> list[str]:
             parts=listing(parts),
         )
     ]
+
+
+def transfer(run: RunSummary) -> list[str]:
+    """Notes on prompts of `data.eval_rankings` that are trained on as well; none where there are none."""
+    data = run.newest("data")
+    metrics = data.manifest.metrics if data else {}
+    notes = []
+    for name, count in metrics.items():
+        table, _, kind = name.removeprefix(f"{NAME}_in_").rpartition("/")
+        if name.startswith(f"{NAME}_in_"):
+            values = {"count": count, "prompts": metrics[f"{NAME}_prompts"], "table": recorded(table)}
+            exact = translate(
+                "{count:,} of {prompts:,} prompts occur in the {table} that were trained on", **values
+            )
+            near = translate(
+                "{count:,} of {prompts:,} prompts nearly occur in the {table} that were trained on", **values
+            )
+            notes.append(near if kind == "near" else exact)
+    return notes
 
 
 def _contain(row: Overlap) -> str:

@@ -26,6 +26,7 @@ TABLES = {
     "prompts": "prompts",
     "rankings": "rankings",
     "completions": "rankings",
+    "eval_rankings": "eval_rankings",
 }
 """What can be left out -> the recipe's table that it is in."""
 LEAVE_OUT = ("base", "sft", "collect", "rank", "reward", "ppo", "dpo", "raft", "eval")
@@ -60,6 +61,52 @@ def measured(rank: Artifact | None) -> Measured | None:
     content["by_annotator"] = [{"name": name, **everyone[name]} for name, _ in ordered[:MOST_ANNOTATORS]]
     content["all_annotators"] = len(ordered)
     return Measured(agreement=agreement, annotators=ordered[:MOST_ANNOTATORS], count=len(ordered), json=content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What is counted over all rankings (`data.tables.summary`); None where a stage did not record it.
+
+    Attributes:
+        rows: of the recipe's table that were read; None where the rankings are from none.
+        kept: rankings that the `data` stage kept of them.
+        sizes: rankings by their number of answers.
+        tied: rankings with all answers tied.
+        first_wins: of strict pairs in the table's order, those whose first answer is better.
+        repeats: rankings by the same annotator of the same prompt and answers as an earlier one.
+        copies: those of them in the same order.
+    """
+
+    rows: int | None
+    kept: int | None
+    sizes: Mapping[str, int]
+    tied: int | None
+    first_wins: float | None
+    repeats: int | None
+    copies: int | None
+
+
+SIZE = "rankings_of_"
+
+
+def figures(data: StageRun | None, rank: StageRun | None, criterion: str = "") -> Figures | None:
+    """Of the newest rankings, or those by one of several criteria; None before the `rank` stage is finished."""
+    if rank is None:
+        return None
+    metrics = _own(rank, criterion)
+    of_table: Mapping[str, Any] = {}
+    if data is not None and rank.manifest.config.get("source") == "data":
+        of_table = _own(data, criterion)
+    rows = of_table.get("read_rankings")
+    return Figures(
+        rows=rows,
+        kept=None if rows is None else of_table["rankings_train"] + of_table["rankings_eval"],
+        sizes={name.removeprefix(SIZE): count for name, count in metrics.items() if name.startswith(SIZE)},
+        tied=metrics.get("tied_rankings"),
+        first_wins=metrics.get("first_wins"),
+        repeats=metrics.get("repeated_rankings"),
+        copies=metrics.get("copied_rankings"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +164,10 @@ def _dropped_rows(data: StageRun) -> list[Dropped]:
         for what, table, name, source in sources
         for reason, count in _reasons(metrics, f"{_prefix(name)}dropped_{what}/")
     ]
+
+
+def _own(run: StageRun, criterion: str) -> Mapping[str, Any]:
+    return part(run.artifact, criterion).metrics if criterion else run.manifest.metrics
 
 
 def _prefix(criterion: str) -> str:

@@ -14,6 +14,9 @@ from pipeline.engine.stage import Artifact, Metrics, parse
 FILE = "quality.json"
 HELD_OUT = "eval_"
 """Prefix of metrics on held-out rankings."""
+TRANSFER, TRANSFER_FILE = "transfer_", "eval_rankings.json"
+"""Prefix of metrics on `data.eval_rankings`, and the file with them: one of its own, which no later stage reads, so
+that another table of them does not make the policy stale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +56,9 @@ class HeldOut:
     json: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any], where: str) -> HeldOut:
-        """Selects them from the metrics of the stage."""
-        content = {
-            name.removeprefix(HELD_OUT): value for name, value in metrics.items() if name.startswith(HELD_OUT)
-        }
+    def of(cls, metrics: Mapping[str, Any], where: str, prefix: str = HELD_OUT) -> HeldOut:
+        """Selects them from the metrics of the stage, by their prefix."""
+        content = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
         return parse(cls, content | {"json": content}, where)
 
 
@@ -112,9 +113,11 @@ class RewardQuality:
         scores: histogram of the scores of held-out answers.
         hard_negatives: number of training pairs that the stage made (`stages.reward.hard_negatives`).
         unfit: why the model fails the gate; empty if it passes.
+        transfer: the metrics on `data.eval_rankings`; None where the recipe has none.
     """
 
     held_out: HeldOut
+    transfer: HeldOut | None = None
     reliability: Sequence[Calibration] = ()
     by_annotator: Sequence[AnnotatorAccuracy] = ()
     by_fault: Sequence[FaultAccuracy] = ()
@@ -129,6 +132,9 @@ class RewardQuality:
         content, where = artifact.json(FILE), str(artifact.path / FILE)
         metrics = content["metrics"]
         measured = {"held_out": HeldOut.of(metrics, where), "hard_negatives": metrics.get("hard_negatives", 0)}
+        if artifact.has(TRANSFER_FILE):
+            place = str(artifact.path / TRANSFER_FILE)
+            measured["transfer"] = HeldOut.of(artifact.json(TRANSFER_FILE), place, TRANSFER)
         return parse(cls, content | measured, where)
 
 
@@ -146,3 +152,8 @@ def write(out_dir: Path, metrics: Metrics, tables: Metrics, unfit: Sequence[str]
     """
     content = {"metrics": metrics, **tables, "unfit": unfit, "warnings": warnings}
     (out_dir / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_transfer(out_dir: Path, metrics: Metrics) -> None:
+    """Writes `eval_rankings.json`. The metrics have the prefix `TRANSFER`."""
+    (out_dir / TRANSFER_FILE).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

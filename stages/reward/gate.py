@@ -26,12 +26,12 @@ def _agreement(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def summary(metrics: Mapping[str, Any]) -> str:
-    """A line with held-out accuracy, baselines and agreement; empty if nothing was measured."""
+def summary(metrics: Mapping[str, Any], pairs: str = "held-out pairs") -> str:
+    """A line with accuracy, baselines and agreement on `pairs`; empty if nothing was measured."""
     if not metrics.get("pairs"):
         return ""
     return (
-        f"of {metrics['pairs']} held-out pairs the reward model orders {metrics['accuracy']:.3f} as annotators did "
+        f"of {metrics['pairs']} {pairs} the reward model orders {metrics['accuracy']:.3f} as annotators did "
         f"({metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}), a bag of words "
         f"{metrics['bag_of_words_accuracy']:.3f}, the longer answer {metrics['length_accuracy']:.3f}; "
         f"{_agreement(metrics)}"

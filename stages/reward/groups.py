@@ -103,7 +103,7 @@ def group_rankings(
     A completion that exceeds `max_length` is removed from its rankings.
 
     Args:
-        weights: by annotator; scaled to a mean of 1 over the rankings.
+        weights: by annotator, times a ranking's own weight; scaled to a mean of 1 over the rankings.
         ties_teach: whether the objective learns from rankings in which all answers are tied. If not, these count as
             left out, but stay in their groups.
         prefix: which rankings these are, one of `stages.left_out.PREFIXES`.
@@ -140,11 +140,11 @@ def group_rankings(
                     list(places),
                     [ranking.ranks[place] for place in places.values()],
                     None if ranking.ratings is None else [ranking.ratings[place] for place in places.values()],
-                    1.0 if weights is None else _weight(weights, ranking.annotator),
+                    ranking.weight * (1.0 if weights is None else _weight(weights, ranking.annotator)),
                 )
             )
     groups = {key: group for key, group in groups.items() if group.orders}
-    if weights is not None and groups:
+    if any(order.weight != 1 for group in groups.values() for order in group.orders):
         _scale_weights(list(groups.values()))
     return groups, left_out
 

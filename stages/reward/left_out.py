@@ -10,6 +10,8 @@ from pipeline.engine.stage import Metrics
 from stages.left_out import LeftOut
 
 EQUAL, TIED = "all answers equal", "all answers tied"
+TEACHES_TIES = ("davidson", "regression")
+"""Objectives that learn from a ranking in which all answers are tied."""
 NO_STRICT_PAIR = "give rankings with at least one strict preference"
 """The hint where there are no rankings at all."""
 
@@ -86,7 +88,7 @@ class RankingsLeftOut(LeftOut):
         if self.counts[EQUAL]:
             hints.append("rank answers that differ")
         if self.counts[TIED]:
-            learns = self.stage == "reward" and self.prefix != "eval_" and self.used
+            learns = self.stage == "reward" and self.prefix not in ("eval_", "transfer_") and self.used
             davidson = ", or set reward.objective: davidson, which learns from ties" if learns else ""
             hints.append(f"rank answers strictly{davidson}")
         return "; ".join(hints)

@@ -8,7 +8,8 @@
 3. Scale the members to a common scale.
 4. Evaluate the model on held-out rankings, against a bag of words trained on the same pairs and the agreement of
    the annotators and, where the recipe has a rubric, by kind of fault. Decide whether PPO may use it (the gate).
-5. Write the model with its fingerprints, and `quality.json`.
+   Evaluate it on `data.eval_rankings`, if there are any; the gate does not read that.
+5. Write the model with its fingerprints, `quality.json` and `eval_rankings.json`.
 
 With rankings by several criteria, all of this is done for one criterion after another, as for a recipe with its
 rankings alone and the same seed. Each writes to a folder of its own (stages/criteria.py).
@@ -25,7 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.schema import Prompt, Ranking, prompt_key, read_rankings_file, row_number
+from data.exclusion import Excluded
+from data.schema import MergedRanking, Prompt, Ranking, prompt_key, read_rankings_file, row_number
 from data.splits import group_of
 from data.tables.mapping import located
 from data.tables.messages import with_system
@@ -36,27 +38,25 @@ from pipeline.config.reward import PretrainOnConfig, RewardConfig
 from pipeline.engine.rounds import by_round, newest
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
-from stages import criteria
-from stages.artifacts import AGREEMENT, rankings_file, read_weights
+from stages import criteria, transfer
+from stages.artifacts import AGREEMENT, excluded_groups, learned_file, rankings_file, read_weights
 from stages.contamination import REASONS, Contamination, of_data, text_of
 from stages.left_out import PREFIXES
 from stages.models.distributed import World
 from stages.models.text import Codec, load_codec
 from stages.reward import artifact, bag_of_words, by_fault, training
-from stages.reward.artifact import FaultAccuracy
+from stages.reward.artifact import TRANSFER, FaultAccuracy
 from stages.reward.builders import Builder, builder_for
 from stages.reward.gate import gate, summary, warnings
 from stages.reward.groups import Encoder, Group, group_rankings
 from stages.reward.hard_negatives import add_hard_negatives
-from stages.reward.left_out import NO_STRICT_PAIR, RankingsLeftOut
+from stages.reward.left_out import NO_STRICT_PAIR, TEACHES_TIES, RankingsLeftOut
 from stages.reward.measure import measure_reward_model
 from stages.scoring.reward_model import numbered
 from stages.training.conversations import check_first
 
 COMMON = 1024
 """Training completions on which the members are scaled to a common scale."""
-TEACHES_TIES = ("davidson", "regression")
-"""Objectives that learn from a ranking in which all answers are tied."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,10 @@ def _train(
     if config.hard_negatives:
         negatives = add_hard_negatives(groups, trained_on, builder.encoder, config, ctx)
     held_out, unmeasured = read("eval_", _noting(_ranked(rounds, "eval"), asked), where=where)
+    others: dict[str, Group] = {}
+    foreign: RankingsLeftOut | None = None
+    if inputs["data"].has(transfer.FILE):
+        others, foreign = read("transfer_", transfer.read(inputs["data"]), where=ctx.describe("data.eval_rankings"))
     rubric = by_fault.load_rubric(config.rubric, (asked[key] for key in held_out))
     pretraining: dict[str, Group] = {}
     metrics: Metrics = {}
@@ -165,11 +169,25 @@ def _train(
     with ctx.progress("reward: bag of words", total=len(bag_of_words.distinct(pairs))) as bar:
         words = bag_of_words.fit(pairs, bar.advance)
     quality, tables = measure_reward_model(
-        model, held_out, lambda: _ranked(rounds, "eval"), builder.encoder, words, rubric, config, ctx
+        model,
+        held_out,
+        lambda: _ranked(rounds, "eval"),
+        builder.encoder,
+        words,
+        rubric,
+        config,
+        ctx,
+        single=lambda: _ranked(rounds, "eval", rankings_file),
     )
     metrics |= {f"eval_{name}": value for name, value in quality.items()} | unmeasured.metrics()
+    transferred: Metrics = {}
+    if foreign is not None:
+        measured, _ = measure_reward_model(
+            model, others, lambda: transfer.read(inputs["data"]), builder.encoder, words, None, config, ctx
+        )
+        transferred = {f"{TRANSFER}{name}": value for name, value in measured.items()} | foreign.metrics()
     if World().rank:
-        return Trained(metrics, steps, answers)
+        return Trained(metrics | transferred, steps, answers)
     # 5.
     rows = [row for group in groups.values() for row in group.rows]
     builder.save(model, out_dir, rows[: config.fingerprints], criterion)
@@ -178,13 +196,16 @@ def _train(
     artifact.write(out_dir, metrics, tables, unfit=reasons, warnings=notes)
     if line := summary(quality):
         ctx.say(line)
+    if transferred:
+        artifact.write_transfer(out_dir, transferred)
+        ctx.say(summary(measured, "pairs of data.eval_rankings"))
     if "by_fault" in tables:
         ctx.say(by_fault.line(FaultAccuracy(**row) for row in tables["by_fault"]))
     for reason in reasons:
         ctx.say(f"the reward model is unfit for PPO: {reason}")
     for note in notes:
         ctx.say(f"warning about the reward model: {note}")
-    return Trained(metrics | {"unfit": reasons, "warnings": notes}, steps, answers)
+    return Trained(metrics | transferred | {"unfit": reasons, "warnings": notes}, steps, answers)
 
 
 def _read(
@@ -203,9 +224,9 @@ def _read(
         prefix: which rankings these are, one of `stages.left_out.PREFIXES`.
         where: their source.
 
-    Raises `DataError` if rankings to train on have no strict pair.
+    Raises `DataError` if rankings to train on, or those of `data.eval_rankings`, have no strict pair.
     """
-    learns = prefix != "eval_"
+    learns = prefix not in ("eval_", TRANSFER)
     with ctx.progress(f"reading {PREFIXES[prefix].format(rows='rankings')}") as bar:
 
         def passing() -> Iterator[Ranking]:
@@ -222,7 +243,7 @@ def _read(
             prefix=prefix,
         )
     ordered = any(len(set(order.ranks)) > 1 for group in groups.values() for order in group.orders)
-    if learns and not ordered:
+    if prefix != "eval_" and not ordered:
         left_out.ties_count()
         raise left_out.error(ctx.describe, where, NO_STRICT_PAIR)
     left_out.report(ctx.say)
@@ -259,10 +280,12 @@ def _read_pretraining(
     return groups, metrics
 
 
-def _ranked(rounds: Sequence[Artifact], split: str) -> Iterator[Ranking]:
+def _ranked(
+    rounds: Sequence[Artifact], split: str, file: Callable[[Artifact], Path] = learned_file
+) -> Iterator[Ranking]:
     """The rankings of a split, of all rounds. Streamed from the files: as Python objects they would take many times
     their size."""
-    rows = (row for ranked in rounds for row in read_rankings_file(rankings_file(ranked)))
+    rows = (row for ranked in rounds for row in read_rankings_file(file(ranked)))
     return (row for row in rows if row.split == split)
 
 
@@ -302,15 +325,20 @@ def _pretraining(
     """The rankings of `reward.pretrain_on`, with the recipe's system message. Those of held-out prompts are
     excluded and counted in `dropped`, like the rows that the reader leaves out. Those that contain a held-out
     prompt are counted in `contaminated`."""
-    held_out, system = set(), None
+    held_out, system, excluded = set(), None, Excluded(excluded_groups(data))
+    foreign = {group_of(ranking.prompt) for ranking in transfer.read(data)}
     for row in data.jsonl("prompts.jsonl"):
         if row["prompt"][0]["role"] == "system":
             system = row["prompt"][0]["content"]
         if row["split"] == "eval":
             held_out.add(group_of(row["prompt"]))
+    seen: set[str] = set()
     count = 0
     with located("reward.pretrain_on", config, ctx.describe):
-        for ranking in read_rankings(config, dropped, ctx.say):
+        for ranking in excluded.left(read_rankings(config, dropped, ctx.say), dropped):
+            if config.consensus != "none" and not isinstance(ranking, MergedRanking):
+                continue
+            seen |= {group_of(ranking.prompt)} & foreign
             if group_of(ranking.prompt) in held_out:
                 dropped.rows_out["held-out prompt"] += 1
                 continue
@@ -320,9 +348,14 @@ def _pretraining(
                 continue
             count += 1
             yield replace(ranking, prompt=with_system(ranking.prompt, system))
+    if seen:
+        ctx.say(
+            f"warning: {len(seen):,} prompts of data.eval_rankings have rankings in reward.pretrain_on, which are "
+            "trained on. Accuracy on them is no transfer: remove them from either table"
+        )
     if not count:
         raise DataError(
-            "every ranking of reward.pretrain_on is of a held-out prompt or contains one",
+            "every ranking of reward.pretrain_on is of an excluded or held-out prompt, or contains a held-out one",
             where="reward.pretrain_on",
             hint="use other rankings, or set reward.pretrain_on to null",
         )

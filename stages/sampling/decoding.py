@@ -1,10 +1,16 @@
-"""The built-in decoding loop: left-padded prompts, a KV cache, inverse-CDF sampling, finished rows dropped."""
+"""The built-in decoding: inverse-CDF sampling from an actor's passes.
+
+On a CPU, and for models without a plain pass, batches are decoded one after the other: prompts are padded on the
+left, and finished rows are dropped. Other devices decode in slots (`stages.sampling.slots`).
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +18,14 @@ from torch import Tensor
 from stages.models.actor import Actor, Steps
 from stages.models.microbatch import MicroBatch
 from stages.models.text import pad
+from stages.sampling.slots import SlotDecoder, Task
 
 COMPACT_AT = 0.75
 """Finished rows are dropped when at most this share of the cached rows is unfinished. Each drop copies the
 cache."""
 CHECK_EVERY = 8
-"""Tokens between checks for finished rows, on devices other than the CPU. A check synchronises with the device;
-between checks, finished rows are decoded needlessly."""
+"""Tokens between checks for finished rows, on devices other than the CPU that do not decode in slots. A check
+synchronises with the device; between checks, finished rows are decoded needlessly."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,30 @@ class Record:
         return cls(*(torch.zeros(shape, device=device) for _ in range(3)))
 
     def note(
-        self, rows: Tensor, t: int, logits: Tensor, probs: Tensor, token: Tensor, values: Tensor | None
+        self,
+        rows: Tensor,
+        t: int | Tensor,
+        logits: Tensor,
+        probs: Tensor,
+        token: Tensor,
+        values: Tensor | None,
+        where: Tensor | None = None,
     ) -> None:
+        """Records a token of each of `rows`, which differ, at position `t`.
+
+        Args:
+            logits: divided by the temperature.
+            where: the rows to record; None: all.
+        """
         chosen = token[:, None]
         logp = probs.gather(1, chosen)[:, 0].log()
-        self.logp_BT[rows, t] = logp
         # H = log Z - E[logit], with log Z = logit - log-prob of the sampled token.
         log_z = logits.gather(1, chosen)[:, 0] - logp
-        self.entropy_BT[rows, t] = log_z - torch.linalg.vecdot(probs, logits)
+        numbers = [(self.logp_BT, logp), (self.entropy_BT, log_z - torch.linalg.vecdot(probs, logits))]
         if values is not None:
-            self.values_BT[rows, t] = values
+            numbers.append((self.values_BT, values))
+        for into, number in numbers:
+            into[rows, t] = number if where is None else torch.where(where, number, into[rows, t])
 
 
 @torch.no_grad()
@@ -77,27 +98,51 @@ def generate(
         record: filled in, if not None.
     """
     actor.lm.eval()
-    device = actor.device
-    stops = torch.tensor(sorted(stop_ids), device=device)
     # Prompts of similar length share a batch, which reduces padding. Responses keep the order of the prompts.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    places, uniform_BT = torch.tensor(order, dtype=torch.long, device=device), uniform_BT.to(device)
-    responses: list[list[int]] = [[] for _ in prompts]
+    if not order:
+        return []
+    uniform_BT, batch = uniform_BT.to(actor.device), MicroBatch.of(batch_size)
+    stops = torch.tensor(sorted(stop_ids), device=actor.device)
     draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
+
+    def note(*noted: Any, hidden: Tensor, where: Tensor | None = None) -> None:
+        if record is not None:
+            rows, t, logits, probs, token = noted
+            values = actor.scalar(hidden) if actor.has_head else None
+            record.note(rows, t, logits.float() / temperature, probs, token, values, where)
+
+    if uses_slots(actor, len(prompts[order[-1]]) + uniform_BT.shape[1]):
+        output_BT = torch.full(uniform_BT.shape, -1, device=actor.device)
+        task = Task(prompts, uniform_BT, draw, note, stops, output_BT, pad_id, on_batch)
+        batch.drain(deque(order), lambda queue, rows: SlotDecoder(actor, task, rows).run(queue))
+        return _responses(output_BT)
+    responses: list[list[int]] = [[] for _ in prompts]
+    places = torch.tensor(order, dtype=torch.long, device=actor.device)
 
     def work(part: range) -> None:  # positions in `order`
         rows, batch_places = order[part.start : part.stop], places[part.start : part.stop]
         ids, mask = pad([prompts[i] for i in rows], pad_id, left=True)
         with actor.computing():
-            steps = actor.decode(ids.to(device), mask.to(device), uniform_BT.shape[1])
-            uniform = uniform_BT[batch_places]
-            decoded = _decode(actor, steps, uniform, draw, temperature, stops, record, batch_places)
+            steps = actor.decode(ids.to(actor.device), mask.to(actor.device), uniform_BT.shape[1])
+            decoded = _decode(actor, steps, uniform_BT[batch_places], draw, note, stops, batch_places)
         for i, response in zip(rows, decoded, strict=True):
             responses[i] = response
         on_batch(len(rows))
 
-    MicroBatch.of(batch_size).each(range(len(order)), work)
+    batch.each(range(len(order)), work)
     return responses
+
+
+def uses_slots(actor: Actor, length: int) -> bool:
+    """Whether rows of `length` positions are decoded in slots. On a CPU, where launching a kernel costs little,
+    they would only do needless work."""
+    return actor.device.type != "cpu" and actor.has_slots(length)
+
+
+def _responses(output_BT: Tensor) -> list[list[int]]:
+    """The tokens of each row, without the -1 that marks positions behind its end."""
+    return [[i for i in row if i >= 0] for row in output_BT.tolist()]
 
 
 def _decode(
@@ -105,9 +150,8 @@ def _decode(
     steps: Steps,
     uniform_BT: Tensor,
     draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    temperature: float,
+    note: Callable[..., None],
     stops: Tensor,
-    record: Record | None,
     places: Tensor,
 ) -> list[list[int]]:
     device, length = uniform_BT.device, uniform_BT.shape[1]
@@ -119,9 +163,7 @@ def _decode(
     for t in range(length):
         logits = actor.project(hidden)
         token, probs = draw(logits, uniform_BT[live, t])
-        if record is not None:
-            values = actor.scalar(hidden) if actor.has_head else None
-            record.note(places[live], t, logits.float() / temperature, probs, token, values)
+        note(places[live], t, logits, probs, token, hidden=hidden)
         output[live, t] = torch.where(unfinished, token, -1)
         unfinished = unfinished & (token[:, None] != stops).all(1)
         if t + 1 == length:
@@ -136,7 +178,7 @@ def _decode(
                 steps.keep(remaining)
                 live, token, unfinished = live[remaining], token[remaining], unfinished[remaining]
         hidden = steps.next(token)
-    return [[i for i in row if i >= 0] for row in output.tolist()]
+    return _responses(output)
 
 
 def sample(

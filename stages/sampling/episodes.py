@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.models.actor import Actor
+from stages.models.fast.packing import Packing
 from stages.models.microbatch import MicroBatch
 from stages.models.text import pad
 from stages.sampling.decoding import Record
@@ -83,6 +84,15 @@ class Episodes:
     @property
     def device(self) -> torch.device:
         return self.ids_BL.device
+
+    @property
+    def packing(self) -> Packing | None:
+        """The places of the tokens in `ids_BL`; None if there is little padding."""
+        return Packing.of(self.lengths_B, self.starts_B + self.mask_BT.sum(1), self.ids_BL.shape[1])
+
+    def hidden(self, actor: Actor) -> Tensor:
+        """The last hidden states (B, L, H) of the active role."""
+        return actor.hidden(self.ids_BL, self.packing)
 
     @property
     def response_lengths_B(self) -> Tensor:
@@ -216,7 +226,7 @@ def response_logprobs(
 
     def read(rows: Tensor) -> None:
         part = episodes.select(rows)
-        hidden = actor.hidden(part.ids_BL)
+        hidden = part.hidden(actor)
         logps, _ = logprobs(actor, part, hidden, temperature=temperature, chunk_size=None, entropy=False)
         totals_B[rows.to(actor.device)] = logps.sum(1)
         on_batch(len(rows))

@@ -14,9 +14,9 @@ from pipeline.config.checkpoint import context_length
 from pipeline.config.paths import nearest
 from pipeline.config.ppo import AggregateConfig
 from pipeline.config.rules import is_hub_id
-from pipeline.engine import manifest
+from pipeline.engine import manifest, reuse
 from pipeline.engine.fingerprint import files_below
-from pipeline.engine.plan import KEY_DIGITS, RunSummary
+from pipeline.engine.plan import RunSummary
 from pipeline.engine.stage import Artifact
 from pipeline.errors import RecipeError, StageError
 from stages.criteria import OPTION, check_option, criteria_of, of_criterion
@@ -262,20 +262,9 @@ def _lineage(reward: Artifact) -> tuple[Artifact | None, str | None]:
     record = manifest.read(folder) if out.name == "out" else None
     if record is None:
         return None, None
-    base, data = (_input(folder, record, stage) for stage in ("base", "data"))
+    base, data = (reuse.input_of(folder, record, stage) for stage in ("base", "data"))
     system = None if data is None else data[1].config.get("system")
     return (None if base is None else manifest.artifact(*base)), system
-
-
-def _input(folder: Path, record: manifest.Manifest, stage: str) -> tuple[Path, manifest.Manifest] | None:
-    """The folder and the manifest of a stage's input; None if the folder of runs does not have it."""
-    if stage not in record.inputs:
-        return None
-    place = folder.parent.parent / stage / record.inputs[stage].key[:KEY_DIGITS]
-    earlier = manifest.read(place)
-    if earlier is None or earlier.fingerprint != record.inputs[stage].fingerprint:
-        return None
-    return place, earlier
 
 
 def _identity(source: str, revision: str | None) -> object:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data.schema import Message
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
+from stages.artifacts import MERGED
 from stages.models.templates import Refused, fold
 from stages.models.text import Codec
 
+TABLES = ("demonstrations", "prompts", "rankings")
+"""The tables of the `data` artifact whose texts are checked."""
+
 
 def check_conversations(
-    data: Artifact, codec: Codec, say: Callable[[str], None], advance: Callable[[], None] = lambda: None
+    data: Artifact,
+    codec: Codec,
+    say: Callable[[str], None],
+    advance: Callable[[], None] = lambda: None,
+    tables: Sequence[str] = TABLES,
 ) -> Metrics:
     """Renders every prompt of the `data` artifact. `advance` is called for each prompt and answer.
+
+    Args:
+        tables: whose prompts and answers are counted. (A prompt of several tables belongs to the first.)
 
     Returns the number of prompts and answers that spell a control token (`texts_with_control_tokens`) and of
     answers that end with a stop token (`answers_with_stop_token`), and prints those that are not zero.
@@ -27,7 +38,10 @@ def check_conversations(
     count = refused = spelled = stopped = 0
     for row in data.jsonl("prompts.jsonl"):
         count += 1
-        spelled += any(codec.control.spelled(codec.cleaned(message)["content"]) for message in row["prompt"])
+        counted = row.get("table", TABLES[0]).partition(".")[0] in tables  # rankings.criteria.quality: rankings
+        spelled += counted and any(
+            codec.control.spelled(codec.cleaned(message)["content"]) for message in row["prompt"]
+        )
         try:
             codec.template.render(row["prompt"], generation=True)
         except Refused as error:
@@ -36,7 +50,7 @@ def check_conversations(
         advance()
     if first is not None:
         raise _refusal(*first, f"{refused:,} of {count:,}", data, codec)
-    for text in _answers(data):
+    for text in _answers(data, tables):
         stripped = codec.without_stop(text)
         stopped += stripped != text
         spelled += codec.control.spelled(stripped)
@@ -50,20 +64,24 @@ def check_conversations(
 
 
 def check_first(inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Metrics:
-    """`check_conversations` for the stages that read the data first in a recipe without an SFT stage, which does it
-    otherwise. Nothing in later rounds."""
-    if "sft" in inputs or by_round(inputs, "ppo") or len(by_round(inputs, "rank")) > 1:
+    """`check_conversations` for the stages that read the data first after the SFT stage, or without one. SFT has
+    counted the texts that it trains on, and does not run again when the other tables change. Nothing in later
+    rounds."""
+    if by_round(inputs, "ppo") or len(by_round(inputs, "rank")) > 1:
         return {}
+    tables = TABLES[1:] if "sft" in inputs else TABLES
     with ctx.progress("checking prompts and answers") as bar:
-        return check_conversations(inputs["data"], codec, ctx.say, bar.advance)
+        return check_conversations(inputs["data"], codec, ctx.say, bar.advance, tables)
 
 
-def _answers(data: Artifact) -> Iterator[str]:
-    for row in data.jsonl("demonstrations.jsonl"):
-        yield row["completion"]
-    if (data.path / "rankings.jsonl").exists():
-        for row in data.jsonl("rankings.jsonl"):
-            yield from row["completions"]
+def _answers(data: Artifact, tables: Sequence[str]) -> Iterator[str]:
+    if "demonstrations" in tables:
+        for row in data.jsonl("demonstrations.jsonl"):
+            yield row["completion"]
+    for table in ("rankings.jsonl", f"{MERGED}.jsonl"):
+        if "rankings" in tables and data.has(table):
+            for row in data.jsonl(table):
+                yield from row["completions"]
 
 
 def _refusal(row: dict[str, Any], error: Refused, share: str, data: Artifact, codec: Codec) -> DataError:

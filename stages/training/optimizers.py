@@ -11,7 +11,9 @@ from torch import nn
 from pipeline.errors import StageError
 
 
-def adamw(kind: str, parameters: Sequence[nn.Parameter], device: str, **values: Any) -> torch.optim.Optimizer:
+def adamw(
+    kind: str, parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], device: str, **values: Any
+) -> torch.optim.Optimizer:
     """Builds the optimizer that `ppo.optimizer` names.
 
     With 8 bits (Dettmers et al. 2022, arXiv:2110.02861) bitsandbytes stores the state of tensors of at least 4,096
@@ -20,6 +22,7 @@ def adamw(kind: str, parameters: Sequence[nn.Parameter], device: str, **values: 
 
     Args:
         kind: adamw, adamw_8bit or paged_adamw_8bit.
+        parameters: parameters, or groups of them, as `torch.optim.AdamW` takes them.
         values: keyword arguments of `torch.optim.AdamW`.
 
     Raises `StageError` for paging without a CUDA device, where bitsandbytes would silently not page.

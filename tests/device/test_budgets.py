@@ -37,11 +37,11 @@ def sampled(device: str, length: int, stops: set[int], **values: Any) -> tuple[l
     return responses, syncs.total()
 
 
-def test_decoding_synchronises_once_per_eight_tokens():
+def test_decoding_synchronises_once_per_sixteen_tokens():
     endless = {tiny.VOCABULARY + 5}
-    _, short = sampled(NAME, 8, endless)
-    _, long = sampled(NAME, 72, endless)
-    assert long - short == (72 - 8) / 8
+    _, short = sampled(NAME, 16, endless)
+    _, long = sampled(NAME, 80, endless)
+    assert long - short == (80 - 16) / 16
     assert short <= 6, "only at the start and at the end of a batch"
 
 

@@ -222,6 +222,28 @@ def test_learning_rates_follow_the_schedule(values, factors):
     assert used == pytest.approx([1e-2 * f for f in factors])
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_value_head_on_the_trunk_may_have_a_learning_rate_of_its_own(kind):
+    start, same, other = (
+        ppo_case.make(kind=kind, value="trunk", **extra) for extra in ({}, {}, {"value_learning_rate": 3e-2})
+    )
+    for trainer in (same, other):
+        trainer.optimisation.optimizers["policy"].set_schedule(1.0)
+        trainer.step()
+
+    def moved(trainer, head):
+        before, after = ppo_case.weights(start), ppo_case.weights(trainer)
+        return max(float((after[n] - before[n]).abs().max()) for n in after if ("head" in n) == head)
+
+    assert moved(other, head=True) > 5 * moved(same, head=True)
+    assert moved(other, head=False) < 2 * moved(same, head=False)
+    resumed = ppo_case.make(kind=kind, value="trunk", value_learning_rate=3e-2)
+    resumed.load_state_dict(copy.deepcopy(other.state_dict()))
+    for trainer in (other, resumed):
+        trainer.step()
+    ppo_case.assert_close(ppo_case.weights(resumed), ppo_case.weights(other), 0.0)
+
+
 # --- Prompts, scores, penalties ---
 
 
@@ -294,9 +316,9 @@ def test_ptx_uses_micro_batches(size, monkeypatch):
     results, sizes = {}, []
     hidden = Actor.hidden
 
-    def watched(actor, ids):
+    def watched(actor, ids, packing=None):
         sizes.append(len(ids))
-        return hidden(actor, ids)
+        return hidden(actor, ids, packing)
 
     for micro in (None, size):
         trainer = ppo_case.make(ptx_coef=0.5, micro_batch_size=micro, max_grad_norm=1e9, num_mini_batches=1)
@@ -391,8 +413,8 @@ def with_scarce_memory(monkeypatch, trainer, *failing):
     accumulated. Returns the number of sequences in each pass that records a gradient."""
     hidden, done, sizes, passes = Actor.hidden, torch.Tensor.backward, [], []
 
-    def watched(actor, ids):
-        states = hidden(actor, ids)
+    def watched(actor, ids, packing=None):
+        states = hidden(actor, ids, packing)
         if states.requires_grad:
             sizes.append(len(ids))
         return states

@@ -223,11 +223,15 @@ def test_one_line_says_what_is_left_out_of_a_table_and_why(tmp_path, training_co
         rankings=RankingTableConfig(path=write(tmp_path / "r.jsonl", rows), format="wide", columns=columns),
         eval_fraction=0.3,
     )
-    assert said(config, tmp_path, training_context)[1:] == [
-        "data.demonstrations: 10 of 40 demonstrations left out: 10 x empty completion (fill the answer's cell)",
-        "data.rankings: 2 of 4 rankings left out: 1 x empty prompt (fill the prompt's cell), 1 x fewer than 2 "
-        "completions left, which had 2 x the same answer at two places (give equal answers equal ranks, or keep "
-        "one of them). 1 answer left out of rankings that are kept: 1 x merged with an equal answer",
+    lines = said(config, tmp_path, training_context)
+    assert lines[0] == "data.rankings: 4 rows read, 2 rankings kept, 2 left out"
+    assert [line for line in lines if "left out: " in line] == [
+        "data.demonstrations: 10 of 40 demonstrations left out: 10 x empty completion (rows 1, 5, 9, ...; fill the "
+        "answer's cell)",
+        "data.rankings: 2 of 4 rankings left out: 1 x empty prompt (row 2; fill the prompt's cell), 1 x fewer than "
+        "2 completions left (row 3), which had 2 x the same answer at two places (row 3; give equal answers equal "
+        "ranks, or keep one of them). 1 answer left out of rankings that are kept: 1 x merged with an equal answer "
+        "(row 4)",
     ]
 
 

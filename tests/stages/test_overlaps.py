@@ -134,8 +134,8 @@ def test_duplicates_are_dropped_from_the_training_split_alone(stage):
         (62, "near-duplicate"),
     ]
     assert (
-        "data.demonstrations: 2 of 64 demonstrations left out: 1 x duplicate (data.duplicates.exact: report keeps "
-        "them), 1 x near-duplicate (data.duplicates.near: report keeps them)"
+        "data.demonstrations: 2 of 64 demonstrations left out: 1 x duplicate (row 61; data.duplicates.exact: "
+        "report keeps them), 1 x near-duplicate (row 62; data.duplicates.near: report keeps them)"
     ) in lines
 
 
@@ -163,7 +163,7 @@ def test_near_duplicate_answers_are_dropped_and_rankings_stay(stage):
     assert metrics["dropped_rankings/fewer than 2 completions left"] == 1
     assert metrics["rankings_of_2"] == 2
     [line] = [line for line in lines if line.startswith("data.rankings: 1 of 4")]
-    assert "near-duplicate (data.duplicates.near: report keeps them)" in line
+    assert "near-duplicate (rows 1, 2, 4; data.duplicates.near: report keeps them)" in line
 
 
 def contaminated():

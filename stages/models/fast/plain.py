@@ -31,18 +31,26 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pipeline.memory.limits import EXPLICIT_ATTENTION
+from stages.models.fast.packing import Packing
 from stages.models.passes import right_padded
 from stages.models.precision import working_dtype
 
+Put = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Puts a layer's new keys and values into a cache; returns those to attend to."""
+
 
 class Cache:
-    """Keys and values (B, M, S, D) of every layer, allocated once."""
+    """Keys and values (B, M, S, D) of every layer, of which the first `length` positions are filled."""
 
-    def __init__(self, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
-        dtype = working_dtype(like)
-        self.keys = [like.new_empty(shape, dtype=dtype) for _ in range(layers)]
-        self.values = [like.new_empty(shape, dtype=dtype) for _ in range(layers)]
-        self.length = 0
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys, self.values, self.length = keys, values, 0
+
+    def put(self, layer: int, key_BMLD: Tensor, value_BMLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes L positions behind the first `length`. Returns the keys and values up to their end."""
+        end = self.length + key_BMLD.shape[2]
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = key_BMLD, value_BMLD
+        return keys[:, :, :end], values[:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
         """Keeps only these rows."""
@@ -63,52 +71,60 @@ class PlainDecoder:
         self._kv_heads = config.num_key_value_heads
         self._groups = config.num_attention_heads // self._kv_heads
 
-    def hidden(self, ids_BL: Tensor) -> Tensor:
-        """Last hidden states (B, L, H) of right-padded rows, differentiable in the trainable parameters."""
-        return self._norm(self._trunk.norm, self._blocks(ids_BL))
+    def hidden(self, ids_BL: Tensor, packing: Packing | None = None) -> Tensor:
+        """Last hidden states (B, L, H) of right-padded rows, differentiable in the trainable parameters.
+
+        Args:
+            packing: the places of the tokens. Hidden states of padding are zero then, and not computed.
+        """
+        hidden = self._norm(self._trunk.norm, self._blocks(ids_BL, packing=packing))
+        return hidden if packing is None else packing.pad(hidden)
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, length: int) -> PlainSteps:
         """Decodes at most `length` tokens after left-padded prompts; the mask is true at tokens."""
         return PlainSteps(self, ids_BL, mask_BL, length)
 
     def new_cache(self, rows: int, length: int) -> Cache:
-        weight = self._trunk.embed_tokens.weight
-        return Cache(len(self._trunk.layers), (rows, self._kv_heads, length, self._width), weight)
+        weight, shape = self._trunk.embed_tokens.weight, (rows, self._kv_heads, length, self._width)
+        tensors = [
+            weight.new_empty(shape, dtype=working_dtype(weight)) for _ in self._trunk.layers for _ in range(2)
+        ]
+        return Cache(tensors[::2], tensors[1::2])
 
     def fill(self, ids_BL: Tensor, last_B: Tensor, cache: Cache) -> Tensor:
         """Fills an empty cache with right-padded rows; returns the hidden states (B, H) at positions `last_B`."""
         x = self._blocks(ids_BL, cache)
+        cache.length = ids_BL.shape[1]
         return self._norm(self._trunk.norm, x[torch.arange(len(x), device=x.device), last_B])
 
-    def extend(self, token_B: Tensor, position_B: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """Appends one token per row to the cache; returns its hidden states (B, H).
+    def extend(self, token_B: Tensor, position_B: Tensor, mask: Tensor, put: Put) -> Tensor:
+        """Hidden states (B, H) of one more token per row.
 
         Args:
             mask: added to the attention scores, broadcast over (B, N, 1, S).
+            put: puts keys and values into the cache.
         """
         x = self._trunk.embed_tokens(token_B[:, None])
         turn = self._turn(x, position_B[:, None])
         for i, layer in enumerate(self._trunk.layers):
-            x = self._layer(layer, x, turn, mask, (cache.keys[i], cache.values[i], cache.length))
-        cache.length += 1
+            x = self._layer(layer, x, turn, mask, partial(put, i))
         return self._norm(self._trunk.norm, x[:, -1])
 
-    def _blocks(self, ids_BL: Tensor, cache: Cache | None = None) -> Tensor:
-        """The output (B, L, H) of the last block for right-padded rows. Fills an empty cache with keys and values,
-        if there is one."""
+    def _blocks(self, ids_BL: Tensor, cache: Cache | None = None, packing: Packing | None = None) -> Tensor:
+        """The output (B, L, H) of the last block for right-padded rows; with a packing (1, N, H). Fills an empty
+        cache with keys and values, if there is one."""
         length = ids_BL.shape[1]
-        x = self._trunk.embed_tokens(ids_BL)
-        turn = self._turn(x, torch.arange(length, device=x.device)[None])
+        x = self._trunk.embed_tokens(ids_BL if packing is None else packing.pack(ids_BL))
+        positions = torch.arange(length, device=x.device) if packing is None else packing.position_N
+        turn = self._turn(x, positions[None])
         mask = _causal(length, x) if _written_out(x, length) else None
         for i, layer in enumerate(self._trunk.layers):
             if cache is not None:
-                x = self._layer(layer, x, turn, mask, (cache.keys[i], cache.values[i], 0))
+                x = self._layer(layer, x, turn, mask, partial(cache.put, i))
             elif layer.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._layer, layer, x, turn, mask, use_reentrant=False)
+                x = checkpoint(self._layer, layer, x, turn, mask, packing=packing, use_reentrant=False)
             else:
-                x = self._layer(layer, x, turn, mask)
-        if cache is not None:
-            cache.length = length
+                x = self._layer(layer, x, turn, mask, packing=packing)
         return x
 
     def _layer(
@@ -117,9 +133,10 @@ class PlainDecoder:
         x: Tensor,
         turn: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cached: tuple[Tensor, Tensor, int] | None = None,
+        put: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        return self._gated_mlp(layer, self._attention(layer, x, turn, mask, cached))
+        return self._gated_mlp(layer, self._attention(layer, x, turn, mask, put, packing))
 
     def _attention(
         self,
@@ -127,7 +144,8 @@ class PlainDecoder:
         x: Tensor,
         turn: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cached: tuple[Tensor, Tensor, int] | None,
+        put: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
+        packing: Packing | None,
     ) -> Tensor:
         attention, inner = layer.self_attn, self._norm(layer.input_layernorm, x)
         heads = (*x.shape[:2], -1, self._width)
@@ -136,14 +154,13 @@ class PlainDecoder:
             query, key = self._norm(attention.q_norm, query), self._norm(attention.k_norm, key)
         query, key = Rotary.apply(query, *turn), Rotary.apply(key, *turn)
         value = attention.v_proj(inner).view(heads)
+        if packing is not None:
+            query, key, value = map(packing.pad, (query, key, value))
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        if cached is not None:
-            keys, values, start = cached
-            end = start + x.shape[1]
-            keys[:, :, start:end], values[:, :, start:end] = key, value
-            key, value = keys[:, :, :end], values[:, :, :end]
-        mixed = self._attend(query, key, value, mask)
-        return x + attention.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+        if put is not None:
+            key, value = put(key, value)
+        mixed = self._attend(query, key, value, mask).transpose(1, 2).flatten(2)
+        return x + attention.o_proj(mixed if packing is None else packing.pack(mixed))
 
     def _gated_mlp(self, layer: Any, x: Tensor) -> Tensor:
         mlp, inner = layer.mlp, self._norm(layer.post_attention_layernorm, x)
@@ -205,7 +222,8 @@ class PlainSteps:
 
     def next(self, token_B: Tensor) -> Tensor:
         mask = self._hidden_BS[:, None, None, : self._cache.length + 1]
-        hidden = self._decoder.extend(token_B, self._lengths, mask, self._cache)
+        hidden = self._decoder.extend(token_B, self._lengths, mask, self._cache.put)
+        self._cache.length += 1
         self._lengths = self._lengths + 1
         return hidden
 

@@ -280,7 +280,7 @@ RULES = (
         "critic-useless",
         _critic_useless,
         "the value head predicts returns worse than their mean would, so advantages are noise",
-        "use ppo.value: adapter with ppo.critic_warmup_updates, or raise ppo.vf_coef",
+        "raise ppo.value_learning_rate, or use ppo.value: adapter with ppo.critic_warmup_updates",
     ),
     Rule(
         "gradient-spikes",

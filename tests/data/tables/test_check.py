@@ -54,8 +54,12 @@ def test_a_good_table_is_described(tmp_path):
     assert len(report.first) == 3
     assert list(report.describe()) == [
         f"data.rankings: {tmp_path}/t.jsonl, all 7 rows: 6 rankings of 6 prompts, by ana (3), ben (3)",
-        "data.rankings: 1 of 7 rankings left out: 1 x fewer than 2 completions left, which had 1 x empty "
-        "completion (fill the answer's cell)",
+        "data.rankings: 1 of 7 rankings left out: 1 x fewer than 2 completions left (row 7), which had 1 x empty "
+        "completion (row 7; fill the answer's cell)",
+        "data.rankings: 6 rankings of 6 prompts, by 2 annotators; answers per ranking: 2 (6)",
+        "data.rankings: 0.0 % of 6 pairs are tied",
+        "data.rankings: no two annotators ordered the same answers: their agreement is not known",
+        "data.rankings: the first of two answers is better in 100.0 % of 6",
         "data.rankings: not used: day",
     ]
 

@@ -259,7 +259,7 @@ def test_summarize_from_feedback(tmp_path):
     assert (ranking.completions, ranking.ranks, ranking.ratings) == ([" x", " y"], [2, 1], None)
     assert (ranking.models, ranking.annotator) == (["sup1", "ref"], "w1")
     assert dropped.counts == {"missing rating": 2, "fewer than 2 completions left": 1}
-    with pytest.raises(DataError, match="the choice is 2, and there are 2"):
+    with pytest.raises(DataError, match="holds 2, and the 2 completions are counted from 0"):
         read(table(tmp_path, "choice", [comparison(choice=2)], **columns))
     for template in ("{info[body]}", "{title}", "{", "{info.x}"):
         with pytest.raises(RecipeError, match="template does not fit the row at"):

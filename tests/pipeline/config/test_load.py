@@ -170,7 +170,10 @@ def test_ranges(load: Load, given: str) -> None:
             "ppo.score.normalization: running changes the scale",
         ),
         ("ppo.micro_batch_size=5", "ppo.micro_batch_size: 5 must divide the minibatch (32)"),
-        ("ppo.value_learning_rate=1e-3", "ppo.value_learning_rate: is for a separate value model"),
+        (
+            "ppo.advantage_estimator=rloo ppo.num_generations=2 ppo.value_learning_rate=1e-3",
+            "ppo.value_learning_rate: advantage_estimator: rloo has no critic",
+        ),
         ("ppo.critic_warmup_updates=2", "ppo.critic_warmup_updates: is for a separate value model"),
         ("ppo.total_episodes=100", "ppo.total_episodes: 100 must be at least batch_size (128)"),
         ("rank.source=data", "data.rankings: is required by rank.source = data"),

@@ -301,3 +301,19 @@ def test_the_makefile_passes_arguments_on(tmp_path: Path) -> None:
         ["tutelage", "init", "--demonstrations", "a.csv", "--base", "b"]
     ]
     assert "\ninit: venv ##" in (ROOT / "Makefile").read_text()
+
+
+def test_rankings_alone_give_a_recipe_without_sft(workplace: Path) -> None:
+    succeeds("init", "--rankings", "my/votes.csv", *BASE, "--yes")
+    loaded = load_recipe("my/recipe.yaml")
+    recipe = loaded.recipe
+    assert recipe.sft is None
+    assert recipe.data.demonstrations is None
+    assert recipe.data.rankings is not None
+    assert recipe.rank.source == "data"
+    assert recipe.ppo.lora is None  # as the reward model: every weight of so small a model
+    assert recipe.reward.lora is None
+    assert "the longest ranked answer has about" in Path("my/recipe.yaml").read_text()
+    assert "7 stages" in succeeds("check", "--recipe", "my/recipe.yaml")
+    shown = run("init", *BASE, "--annotators", "ana,ben", "--out", "other.yaml", "--yes")
+    assert "init needs --demonstrations" in shown.output

@@ -12,13 +12,14 @@ import yaml
 
 from data.schema import Demonstration, Ranking
 from data.splits import split_of
+from data.tables.guess.guess import Guess
+from data.tables.guess.section import scalar
 from pipeline.config.load import load_recipe
 from pipeline.config.recipe import Recipe
 from pipeline.errors import RecipeError, StageError
 from stages.init import base as bases
 from stages.init import measure, sizing, write
 from stages.init.base import Base
-from stages.init.guess import Guess
 
 
 def model(parameters: int | None = 10**9, context: int | None = None) -> Base:
@@ -197,7 +198,7 @@ def test_names_that_no_model_can_have_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["a", "Answer A", "x: y", "[a]", "true", "3", "a#b", 'say "so"', "", "ä,b", "- a"])
 def test_names_survive_yaml(name: str) -> None:
-    shown = write.scalar(name)
+    shown = scalar(name)
     assert yaml.safe_load(f"{{columns: [{shown}, {shown}]}}") == {"columns": [name, name]}
     assert yaml.safe_load(f"path: {shown}") == {"path": name}
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.models.actor import Actor
+from stages.models.fast.packing import Packing
 from stages.ppo.trainer import PPOTrainer
 
 NOTED: dict[str, Callable[..., Any]] = {"float32": tiny.lora_bank, "full, float32": tiny.full_bank}
@@ -32,9 +33,9 @@ def full_passes(trainer: PPOTrainer, monkeypatch: pytest.MonkeyPatch) -> Counter
     passes: Counter[tuple[str, str]] = Counter()
     hidden = Actor.hidden
 
-    def counted(actor: Actor, ids_BL: Tensor) -> Tensor:
+    def counted(actor: Actor, ids_BL: Tensor, packing: Packing | None = None) -> Tensor:
         passes[str(trainer.bank._role), "train" if torch.is_grad_enabled() else "read"] += len(ids_BL)
-        return hidden(actor, ids_BL)
+        return hidden(actor, ids_BL, packing)
 
     monkeypatch.setattr(Actor, "hidden", counted)
     trainer.step()

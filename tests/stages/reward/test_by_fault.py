@@ -161,7 +161,12 @@ def inputs(tmp_path: Path) -> dict[str, Artifact]:
         for texts in [[f"{name}: Thai.", name, f"{name}: Greek."]]
     ]
     rank.file("rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"base": base, "sft": tiny.policy_artifact(tmp_path / "sft", base), "rank": rank}
+    return {
+        "base": base,
+        "data": tiny.data_artifact(tmp_path / "data"),
+        "sft": tiny.policy_artifact(tmp_path / "sft", base),
+        "rank": rank,
+    }
 
 
 def test_the_stage_writes_and_prints_the_table(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -43,6 +45,34 @@ RANKINGS = (
 def test_weights_have_a_mean_of_one_over_rankings():
     groups = grouped(*RANKINGS, weights={"ann": 0.2, "bob": 0.8, "absent": 5.0})
     assert [order.weight for group in groups for order in group.orders] == pytest.approx([1 / 3, 4 / 3, 4 / 3])
+
+
+def weighed(*weights):
+    return [replace(given, metadata={"weight": w}) for given, w in zip(RANKINGS, weights, strict=True)]
+
+
+def test_weights_of_rankings_have_a_mean_of_one_and_multiply_those_of_annotators():
+    groups = grouped(*weighed(0.5, 1.0, 3.0))
+    assert [order.weight for group in groups for order in group.orders] == pytest.approx([1 / 3, 2 / 3, 2])
+    groups = grouped(*weighed(0.5, 1.0, 3.0), weights={"ann": 2.0, "bob": 1.0})
+    assert [order.weight for group in groups for order in group.orders] == pytest.approx([3 / 5, 3 / 5, 9 / 5])
+
+
+@pytest.mark.parametrize("weight", [1, 1.0, 4.0])
+def test_equal_weights_are_no_weights_bit_for_bit(weight):
+    assert grouped(*weighed(weight, weight, weight)) == grouped(*RANKINGS)
+
+
+def test_the_loss_is_the_weighted_mean_of_the_rankings_losses():
+    objective = training.objective_of(RewardConfig(), [])
+    batch = collate(grouped(*weighed(0.5, 1.0, 3.0)), 0)
+    scores = torch.linspace(-1, 2, len(batch["rows"]["ids_BL"]))
+    loss, _ = training.ranking_loss(scores, batch["orders"], objective)
+    each = [
+        float(training.ranking_loss(scores, [replace(order, weight=1.0)], objective)[0])
+        for order in batch["orders"]
+    ]
+    assert float(loss) == pytest.approx(np.average(each, weights=[0.5, 1.0, 3.0]), rel=1e-5)
 
 
 def test_an_annotator_without_a_weight_is_an_error():

@@ -275,7 +275,12 @@ def test_held_out_values_are_never_used(tmp_path: Path, training_context: Callab
         for food in [foods[row["split"]][position % 2]]
     ]
     rank.file("rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    inputs = {"base": base, "sft": tiny.policy_artifact(tmp_path / "sft", base), "rank": rank}
+    inputs = {
+        "base": base,
+        "data": tiny.data_artifact(tmp_path / "data"),
+        "sft": tiny.policy_artifact(tmp_path / "sft", base),
+        "rank": rank,
+    }
     seen: dict[str, set[str]] = {"train": set(), "eval": set()}
     original = stage._train_members
 

@@ -19,6 +19,15 @@ def ranking(completions, ranks, prompt="p", split="train", **more):
     return Ranking(tiny.user(prompt), completions, ranks, "ann", human=False, split=split, **more)
 
 
+def length(prompt, completion):
+    return len(tiny.codec().prompt(tiny.user(prompt)) + tiny.codec().completion(completion))
+
+
+def rounded(tokens):
+    """The limit that is proposed: the next multiple of 8."""
+    return next(limit for limit in range(0, 1000, 8) if limit >= tokens)
+
+
 KINDS = {
     "used": (ranking(["a", "b"], [1, 2]), None),
     "used without a long answer": (ranking(["a", LONG, "b"], [1, 2, 3]), "shortened"),
@@ -69,8 +78,8 @@ def test_reasons_add_up_and_one_line_says_them():
     )
     assert "1 of 10 training rankings used without some answers" in line
     assert left_out.hint() == (
-        "raise reward.max_length; rank answers that differ; rank answers strictly, or set reward.objective: "
-        "davidson, which learns from ties"
+        f"raise reward.max_length to {rounded(longest)}; rank answers that differ; rank answers strictly, or set "
+        "reward.objective: davidson, which learns from ties"
     )
 
 
@@ -131,8 +140,18 @@ def test_the_stage_counts_and_says_what_it_leaves_out(run):
     assert said[1].startswith(
         "reward: 1 of 5 held-out rankings left out: prompt and answer longer than reward.max_length = 12 tokens"
     )
-    assert "To use them: raise reward.max_length; rank answers strictly" in said[0]
-    assert said[1].endswith("Raise it.")
+    limit = rounded(length("x", LONG))
+    assert f"To use them: raise reward.max_length to {limit}; rank answers strictly" in said[0]
+    assert said[1].endswith(f" {limit} keeps all; 20.0 % are lost.")
+
+
+def test_the_limit_that_is_proposed_keeps_all():
+    rows = [ranking(["a", "b" * count], [1, 2], prompt=f"p{count}") for count in range(30, 60)]
+    _, left_out = grouped(*rows)
+    limit = int(left_out.hint().rpartition(" ")[2])
+    assert limit < left_out.longest + 8
+    assert group_rankings(rows, TokenEncoder(tiny.codec()), limit)[1].total == 0
+    assert group_rankings(rows, TokenEncoder(tiny.codec()), left_out.longest - 1)[1].total == 1
 
 
 def test_when_everything_is_too_long_the_error_says_so(run):
@@ -145,7 +164,10 @@ def test_when_everything_is_too_long_the_error_says_so(run):
         "reward: 4 of 4 training rankings left out: prompt and answer longer than reward.max_length = 12 tokens "
         f"(the longest has {longest})"
     )
-    assert (raised.value.where, raised.value.hint) == ("recipe.yaml:7", "raise reward.max_length")
+    assert (raised.value.where, raised.value.hint) == (
+        "recipe.yaml:7",
+        f"raise reward.max_length to {rounded(longest)}",
+    )
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def inputs(tmp_path):
     base = tiny.base_artifact(tmp_path / "base")
     return {
         "base": base,
+        "data": tiny.data_artifact(tmp_path / "data"),
         "sft": tiny.policy_artifact(tmp_path / "sft", base),
         "rank": tiny.rank_artifact(tmp_path / "rank"),
     }
@@ -334,7 +335,11 @@ def test_a_state_of_another_model_is_refused(model, damage):
 
 def test_later_rounds_train_and_measure_on_the_rankings_of_all(tmp_path, training_context):
     base = tiny.base_artifact(tmp_path / "base")
-    inputs = {"base": base, "sft": tiny.policy_artifact(tmp_path / "sft", base)}
+    inputs = {
+        "base": base,
+        "data": tiny.data_artifact(tmp_path / "data"),
+        "sft": tiny.policy_artifact(tmp_path / "sft", base),
+    }
     inputs["rank"] = tiny.rank_artifact(tmp_path / "rank", train=6, held_out=2)
     config = RewardConfig(lora=tiny.LORA, trainer={"max_steps": 1}, max_length=40)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from data.tables.guess.families import COMPLETION_WORDS, PREFERENCE_WORDS, RANK_WORDS, RATING_WORDS, order_of
+from data.tables.guess.guess import Guess, Open, choose_annotator, choose_prompt, finish
+from data.tables.guess.sample import Sample, as_finite, named
 from data.tables.suggest import words_of
-from stages.init.families import COMPLETION_WORDS, PREFERENCE_WORDS, RANK_WORDS, RATING_WORDS, order_of
-from stages.init.guess import Guess, Open, choose_annotator, choose_prompt, finish
-from stages.init.sample import Sample, as_finite, named
 
 
 def lists_in_cells(sample: Sample) -> Guess | None:
@@ -78,11 +78,9 @@ def _objects(guess: Guess, items: Sequence[dict[str, Any]], rows: Sequence[Seque
             guess.columns[ours] = key
             guess.why[ours] = why
         else:
-            guess.open.append(Open(f"score or rank: {key}", why))
+            guess.leave_open(("score", "rank"), [key], why)
     elif candidates:
-        guess.open.append(
-            Open(f"score or rank: {' or '.join(candidates)}", "several numbers may order the answers")
-        )
+        guess.leave_open(("score", "rank"), candidates, "several numbers may order the answers")
     else:
         guess.format = "choice"
 
@@ -104,15 +102,13 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
             f"column {known[0]}",
         )
         if kind is None:
-            guess.open.append(Open(f"ratings or ranks: {known[0]}", why))
+            guess.leave_open(("ratings", "ranks"), known, why)
         else:
             guess.columns[kind] = known[0]
             guess.why[kind] = why
         return
     if known and guess.format == "scored":
-        guess.open.append(
-            Open(f"ratings or ranks: {' or '.join(known)}", "several lists of numbers may order the answers")
-        )
+        guess.leave_open(("ratings", "ranks"), known, "several lists of numbers may order the answers")
         return
     guess.format = "choice"
     places = [
@@ -121,11 +117,11 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         if set(words_of(column)) & (PREFERENCE_WORDS | {"chosen"}) and sample.numbers(column)
     ]
     if len(places) != 1:
-        guess.leave_open(
-            "choice",
-            places or ["the column with the place of the best answer, from 0"],
-            "no single column says which answer is best",
-        )
+        why = "no single column says which answer is best"
+        if places:
+            guess.leave_open("choice", places, why)
+        else:
+            guess.open.append(Open("choice: the column with the place of the best answer, from 0", why))
         return
     [column] = places
     guess.columns["choice"] = column
@@ -134,9 +130,8 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
     if max(numbers) >= max(counts):
         two = max(counts) == 2
         line = "labels: {1: first, 2: second}" if two else "choice: a column that counts from 0"
-        guess.open.append(
-            Open(line, f"column {column} counts from 1, and `choice` is a place from 0", in_columns=not two)
-        )
+        why = f"column {column} counts from 1, and `choice` is a place from 0"
+        guess.open.append(Open(line, why, in_columns=not two, choices=(line,) * two))
     elif 0 not in numbers:
         guess.open.append(Open(f"choice: {column}", f"no row of column {column} is 0: it must count from 0"))
     else:

@@ -1,13 +1,11 @@
-"""The format of a table of rankings, and its columns."""
+"""What a table is; of a table of rankings the format and the columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from data.tables.labels import WORDS
-from data.tables.suggest import listed, plain, words_of
-from pipeline.errors import DataError
-from stages.init.families import (
+from data.tables.guess.families import (
     COMPLETION_WORDS,
     MODEL_WORDS,
     OTHER_WORDS,
@@ -15,31 +13,62 @@ from stages.init.families import (
     RANK_WORDS,
     RATING_WORDS,
     Family,
+    Order,
     families,
     order_of,
     rankings_of,
 )
-from stages.init.guess import (
+from data.tables.guess.guess import (
     FORMATS_PAGE,
     Guess,
     Open,
     choose_annotator,
     choose_prompt,
+    decided,
     finish,
     is_tree,
+    quoted_names,
 )
-from stages.init.lists import lists_in_cells
-from stages.init.sample import Sample, as_finite, named
-from stages.init.tools import argilla, label_studio
+from data.tables.guess.lists import lists_in_cells
+from data.tables.guess.sample import Sample, as_finite, named
+from data.tables.guess.schemas import known
+from data.tables.guess.texts import demonstrations, prompts_or_text
+from data.tables.guess.tools import argilla, label_studio
+from data.tables.labels import WORDS
+from data.tables.suggest import listed, plain, words_of
+from pipeline.errors import DataError
+
+
+class NoFormat(DataError):
+    """A table that looks like no format of rankings."""
+
+
+def any_table(sample: Sample) -> Guess:
+    """What a table is, and its columns. Raises `DataError` if nothing that a recipe can name."""
+    try:
+        guess = rankings(sample)
+        if (
+            guess.format != "long"
+            or {"rating", "rank"} & guess.columns.keys()
+            or any(i.choices for i in guess.open)
+        ):
+            return guess
+    except NoFormat:
+        pass
+    try:
+        return demonstrations(sample)
+    except DataError:
+        return prompts_or_text(sample)
 
 
 def rankings(sample: Sample) -> Guess:
-    """The format and the columns of a table of rankings. Raises `DataError` if it looks like none."""
-    for attempt in (label_studio, argilla, _native, _tree, lists_in_cells, _pairs, _wide, _long):
+    """The format and the columns of a table of rankings. Raises `DataError` if it looks like none, or like one that
+    lacks a column."""
+    for attempt in (known, label_studio, argilla, _native, _tree, lists_in_cells, _pairs, _wide, _long):
         guess = attempt(sample)
         if guess is not None:
             return guess
-    raise DataError(
+    raise NoFormat(
         "the table looks like no format of rankings: it needs answers in several columns, in one list, or in one "
         "row each, and what orders them",
         where=sample.path,
@@ -123,14 +152,14 @@ def _order_of_columns(guess: Guess, sample: Sample, groups: Sequence[Family], co
     candidates = best or numbers
     if len(candidates) > 1:
         names = [" ".join(family.words) for family in candidates]
-        lists = " or ".join(f"[{', '.join(family.columns)}]" for family in candidates)
-        guess.open.append(Open(f"ratings or ranks: {lists}", f"{' and '.join(names)} may both order the answers"))
+        lists = [family.columns for family in candidates]
+        guess.leave_open(("ratings", "ranks"), lists, f"{' and '.join(names)} may both order the answers")
     elif candidates:
         [family] = candidates
         where = f"{family.columns[0]} to {family.columns[-1]}"
         kind, why = order_of(family.words, rankings_of(sample, family, completions), where)
         if kind is None:
-            guess.open.append(Open(f"ratings or ranks: [{', '.join(family.columns)}]", why))
+            guess.leave_open(("ratings", "ranks"), [family.columns], why)
         else:
             guess.columns[kind] = family.columns
             guess.why[kind] = why
@@ -162,25 +191,33 @@ def _preference(guess: Guess, sample: Sample) -> None:
             "below 0 the first is better, above 0 the second" if numeric else "it names the better answer"
         )
     elif len(columns) == 1:
-        values = sorted({str(cell) for cell in sample.cells(columns[0]) if not isinstance(cell, list | dict)})[:4]
         guess.columns["preference"] = columns[0]
-        example = ", ".join(f"{value}: first, second or tie" for value in values)
-        guess.open.append(
-            Open(
-                f"labels: {{{example}}}",
-                f"column {columns[0]} does not say which answer its values {', '.join(values)} prefer",
-                in_columns=False,
-            )
-        )
+        ask_labels(guess, columns[0], sample.cells(columns[0]))
+    elif candidates := readable or columns:
+        guess.leave_open("preference", candidates, "several columns may say which answer is better")
     else:
-        candidates = readable or columns or ["the column that says which answer is better"]
-        guess.leave_open(
-            "preference",
-            candidates,
-            "no column of numbers or labels says which answer is better"
-            if not columns
-            else "several columns may say which answer is better",
+        why = "no column of numbers or labels says which answer is better"
+        guess.open.append(Open("preference: the column that says which answer is better", why))
+
+
+def ask_labels(guess: Guess, column: str, cells: Sequence[Any]) -> None:
+    """Leaves open what the values of a column of labels mean."""
+    values = sorted({str(cell) for cell in cells if not isinstance(cell, list | dict)})[:4]
+    example = ", ".join(f"{value}: first, second or tie" for value in values)
+    keys = [quoted_names(value) if as_finite(value) is None else value for value in values]
+    meanings = {
+        2: ("first second", "second first"),
+        3: ("tie first second", "first second tie", "first tie second"),
+    }
+    pairs = (zip(keys, order.split(), strict=True) for order in meanings.get(len(values), ()))
+    guess.open.append(
+        Open(
+            f"labels: {{{example}}}",
+            f"column {column} does not say which answer its values {', '.join(values)} prefer",
+            in_columns=False,
+            choices=tuple(f"labels: {{{', '.join(f'{key}: {verdict}' for key, verdict in row)}}}" for row in pairs),
         )
+    )
 
 
 def _are_labels(sample: Sample, column: str, completions: str | list[str]) -> bool:
@@ -200,7 +237,9 @@ def _long(sample: Sample) -> Guess | None:
         return None
     guess = Guess("long")
     guess.choose("completion", answers)
-    choose_prompt(guess, sample, [column for column in sample.columns if column not in answers])
+    choose_prompt(guess, sample, [column for column in sample.columns if column not in answers], optional=True)
+    if not decided(guess, "prompt"):
+        return None
     prompts = [str(row.get(str(guess.columns.get("prompt")))) for row in sample.rows]
     if "prompt" in guess.columns and len(set(prompts)) == len(prompts):
         return None  # no prompt has two answers
@@ -222,27 +261,30 @@ def _order_of_rows(guess: Guess, sample: Sample, numbers: Sequence[str]) -> None
     """What orders the rows of a long table."""
     called = [column for column in numbers if named("rank", [column]) or named("rating", [column])]
     candidates = called or numbers
-    if len(candidates) != 1:
-        options = candidates or ["the column that orders the answers"]
-        guess.open.append(
-            Open(
-                f"rating or rank: {' or '.join(options)}",
-                "several columns of numbers may order the answers"
-                if candidates
-                else "no column of numbers orders the answers",
-            )
-        )
+    if not candidates:
+        why = "no column of numbers orders the answers"
+        guess.open.append(Open("rating or rank: the column that orders the answers", why))
         return
-    [column] = candidates
     keys = [str(guess.columns[name]) for name in ("prompt", "annotator") if name in guess.columns]
+    orders = {column: _order_of(column, sample, keys) for column in candidates}
+    if len(candidates) > 1:
+        kinds = [kind[:-1] for kind, _ in orders.values() if kind] or ["rating", "rank"]
+        why = "several columns of numbers may order the answers"
+        guess.leave_open(list(dict.fromkeys(kinds)), candidates, why)
+        return
+    [(column, (kind, why))] = orders.items()
+    if kind is None:
+        guess.leave_open(("rating", "rank"), [column], why)
+    else:
+        guess.columns[kind[:-1]] = column
+        guess.why[kind[:-1]] = why
+
+
+def _order_of(column: str, sample: Sample, keys: Sequence[str]) -> tuple[Order | None, str]:
+    """`order_of` a column, whose rankings are the rows that are alike in the columns `keys`."""
     groups: dict[str, list[float]] = {}
     for row in sample.rows:
         number = as_finite(row.get(column))
         if number is not None:
             groups.setdefault(repr([row.get(key) for key in keys]), []).append(number)
-    kind, why = order_of([*words_of(column), plain(column)], groups.values(), f"column {column}")
-    if kind is None:
-        guess.open.append(Open(f"rating or rank: {column}", why))
-    else:
-        guess.columns[kind[:-1]] = column
-        guess.why[kind[:-1]] = why
+    return order_of([*words_of(column), plain(column)], groups.values(), f"column {column}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from data.tables.messages import as_messages
@@ -31,14 +32,20 @@ class Sample:
     columns: Sequence[str]
 
     @classmethod
-    def of(cls, table: TableConfig) -> Sample:
-        """Reads the first `ROWS` rows. Raises `DataError` as `read_table` does."""
-        rows = list(read_table(replace(table, limit=ROWS)))
+    def of(cls, table: TableConfig, say: Callable[[str], None] | None = None) -> Sample:
+        """Reads the first `ROWS` rows. Raises `DataError` as `read_table` does, and calls `say` as it does."""
+        rows = list(read_table(replace(table, limit=ROWS), say))
         return cls(table.path, rows, list(dict.fromkeys(column for row in rows for column in row)))
 
     def cells(self, column: str) -> list[Any]:
         """The cells of a column that are not empty."""
         return [row[column] for row in self.rows if column in row and not is_empty(row[column])]
+
+    @cached_property
+    def paths(self) -> frozenset[str]:
+        """What is not empty in these rows: columns, keys of the objects in them after a dot, and `[]` for the items
+        of a list, as in `completions[].text`. Objects inside the items' own lists are not looked at."""
+        return frozenset(path for row in self.rows for path in _paths(row, 3))
 
     def numbers(self, column: str) -> list[float] | None:
         """A column of numbers, without empty cells; None for any other column."""
@@ -84,6 +91,21 @@ class Sample:
     def spells_lists(self, columns: Sequence[str]) -> bool:
         """Whether text cells spell lists of texts, as in Kaggle's lmsys table."""
         return any(spelled_texts(cell) is not None for column in columns for cell in self.cells(column))
+
+
+def _paths(value: Any, depth: int, at: str = "") -> Iterator[str]:
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = spelled(value.strip())
+    if isinstance(value, list):
+        for item in value:
+            yield from _paths(item, depth, f"{at}[]")
+    elif isinstance(value, dict) and depth:
+        for key, cell in value.items():
+            path = f"{at}.{key}" if at else str(key)
+            if not is_empty(cell):
+                yield path
+                if isinstance(cell, list | dict | str):
+                    yield from _paths(cell, depth - 1, path)
 
 
 def as_finite(cell: Any) -> float | None:

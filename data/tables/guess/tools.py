@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from data.tables.guess.families import COMPLETION_WORDS, families
+from data.tables.guess.guess import Guess, Open, choose_prompt, no_column
+from data.tables.guess.sample import Sample, as_finite
 from data.tables.suggest import words_of
-from stages.init.families import COMPLETION_WORDS, families
-from stages.init.guess import Guess, Open, choose_prompt, no_column
-from stages.init.sample import Sample, as_finite
 
 SUFFIX = ".responses"
 

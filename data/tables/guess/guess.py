@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 
 from data.tables import suggest
 from data.tables.formats import FORMATS
+from data.tables.guess.sample import Sample, annotator_in, named
+from data.tables.mapping import tables_names
 from pipeline.errors import DataError
-from stages.init.families import COMPLETION_WORDS
-from stages.init.sample import Sample, annotator_in, named
 
 FORMATS_PAGE = "docs/rankings/formats.md"
+RANKINGS, DEMONSTRATIONS, PROMPTS, TEXT = "data.rankings", "data.demonstrations", "data.prompts", "eval.text"
+KINDS = {RANKINGS: "rankings", DEMONSTRATIONS: "demonstrations", PROMPTS: "prompts", TEXT: "texts"}
+"""Dotted path of a recipe's section -> what the rows of its table become."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Open:
         line: the recipe's line to fill in, of the table's section or of its `columns`.
         why: why it is open.
         in_columns: whether the line belongs into `columns`.
+        choices: the lines that answer it, where they can be listed.
     """
 
     line: str
     why: str
     in_columns: bool = True
+    choices: tuple[str, ...] = ()
 
 
 @dataclass
@@ -37,9 +42,11 @@ class Guess:
     """How a table is probably laid out.
 
     Attributes:
-        format: of rankings; empty for demonstrations.
+        format: of rankings; empty for other tables.
         columns: our name -> the table's, also where both are the same.
-        labels, text_lists: as in a recipe.
+        labels, text_lists, human: as in a recipe.
+        table: dotted path of the recipe's section that the table belongs to.
+        schema: the name of the public schema that it has, if it has one.
         why: our name -> why this column, where it is not obvious.
         notes: what a person should look at.
     """
@@ -48,15 +55,28 @@ class Guess:
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     text_lists: str = "refuse"
+    human: bool = True
+    table: str = RANKINGS
+    schema: str = ""
     why: dict[str, str] = field(default_factory=dict)
     open: list[Open] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def kind(self) -> str:
+        """What the table's rows become."""
+        return KINDS[self.table]
+
+    @property
+    def looks(self) -> str:
+        """What the table looks like, in words."""
+        of = f" of the schema {self.schema}" if self.schema else ""
+        return self.kind + of + (f", format {self.format}" if self.format else "")
+
     def used(self) -> set[str]:
         """The table's columns that are read."""
-        names = (value if isinstance(value, list) else [value] for value in self.columns.values())
-        return {name for group in names for name in group}
+        return {name for value in self.columns.values() for name in tables_names(value)}
 
     def sort(self) -> None:
         """Puts the columns into the order of the format's."""
@@ -79,8 +99,20 @@ class Guess:
         else:
             self.leave_open(role, texts, f"no column is named like the {role}; texts are in {' and '.join(texts)}")
 
-    def leave_open(self, role: str, candidates: Sequence[str], why: str) -> None:
-        self.open.append(Open(f"{role}: {' or '.join(candidates)}", why))
+    def leave_open(self, roles: str | Sequence[str], candidates: Sequence[str | list[str]], why: str) -> None:
+        """Leaves open which of `candidates`, columns or lists of columns, has the role, or which of several roles
+        one of them has."""
+        roles = [roles] if isinstance(roles, str) else roles
+        shown = [name if isinstance(name, str) else f"[{', '.join(name)}]" for name in candidates]
+        choices = tuple(f"{role}: {quoted_names(name)}" for name in candidates for role in roles)
+        self.open.append(Open(f"{' or '.join(roles)}: {' or '.join(shown)}", why, choices=choices))
+
+
+def quoted_names(names: str | Sequence[str]) -> str:
+    """A column's name as YAML writes it; of several, a list."""
+    if isinstance(names, str):
+        return next(suggest.quoted([names]))
+    return f"[{', '.join(suggest.quoted(names))}]"
 
 
 def no_column(sample: Sample, what: str) -> DataError:
@@ -114,34 +146,6 @@ def choose_annotator(guess: Guess, sample: Sample, columns: Sequence[str]) -> No
 
 def is_tree(cell: object) -> bool:
     return isinstance(cell, dict) and "replies" in cell
-
-
-def demonstrations(sample: Sample) -> Guess:
-    """The columns of a table of demonstrations. Raises `DataError` if none can be the prompt, or the answer."""
-    guess = Guess()
-    if any(is_tree(row.get("prompt")) for row in sample.rows):
-        guess.columns["prompt"] = "prompt"
-        guess.notes.append("trees of replies: the best reply to each message is the demonstration")
-        return guess
-    whole = [column for column in sample.columns if sample.holds_conversations(column, "assistant")]
-    answers = [column for column in named("completion", sample.columns) if column not in whole] or [
-        column for column in sample.texts(whole) if set(suggest.words_of(column)) & COMPLETION_WORDS
-    ]
-    if whole and not answers:
-        guess.choose("messages", [column for column in whole if column in named("messages", whole)] or whole)
-        guess.why["messages"] = "whole conversations that end with the assistant's turn"
-        return finish(guess, sample)
-    texts = sample.texts()
-    guess.choose("prompt", [column for column in named("prompt", texts) if column not in answers])
-    guess.choose("completion", [column for column in answers if column in texts and column not in guess.used()])
-    for role, other in (("prompt", "completion"), ("completion", "prompt")):
-        rest = [column for column in texts if column not in guess.used()]
-        if not decided(guess, role) and other in guess.columns and rest:
-            guess.choose_rest(role, rest)
-    for role in ("prompt", "completion"):
-        if not decided(guess, role):
-            raise no_column(sample, role)
-    return finish(guess, sample)
 
 
 def decided(guess: Guess, role: str) -> bool:

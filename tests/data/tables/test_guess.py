@@ -16,14 +16,15 @@ from repository import ROOT
 
 from data.schema import Ranking
 from data.tables.demonstrations import read_demonstrations
+from data.tables.guess.families import are_places, families, order_of
+from data.tables.guess.guess import Guess
+from data.tables.guess.rankings import rankings
+from data.tables.guess.sample import Sample
+from data.tables.guess.texts import demonstrations
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError
-from stages.init.families import are_places, families, order_of
-from stages.init.guess import Guess, demonstrations
-from stages.init.rankings import rankings
-from stages.init.sample import Sample
 
 FORMATS = (ROOT / "docs/rankings/formats.md").read_text(encoding="utf-8")
 
@@ -218,7 +219,7 @@ def test_helpsteer2_leaves_the_attribute_open(tmp_path: Path) -> None:
     ]
     guess, _ = guessed(tmp_path, rows)
     assert guess.format == "long"
-    assert [item.line for item in guess.open] == ["rating or rank: helpfulness or correctness or coherence"]
+    assert [item.line for item in guess.open] == ["rating: helpfulness or correctness or coherence"]
 
 
 def test_helpsteer2_preferences(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data.tables.guess.sample import Sample
 from data.tables.suggest import SYNONYMS, words_of
-from stages.init.sample import Sample
 
 COMPLETION_WORDS = {
     "completion",
