@@ -85,7 +85,7 @@ class Contamination:
         first = self.examples[0]
         keys = " and ".join(f"data.contamination.{kind}" for kind in kinds)
         return (
-            f"warning: of the {self.table.replace('_', ' ')} that are trained on, "
+            f"warning: of the {'merged rankings' if self.table == MERGED else self.table} that are trained on, "
             f"{' and '.join(counts[kind].format(self.kept[kind]) for kind in kinds)} (row {first['row']}: "
             f"{start(first['held_out'])!r}). To drop them, set {keys}: drop"
         )

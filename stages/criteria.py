@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.config.data import rankings_path
 from pipeline.engine.stage import Artifact, Metrics
 from pipeline.errors import RecipeError, StageError
 
@@ -28,6 +29,12 @@ def criteria_of(artifact: Artifact | Path) -> list[str]:
 
 def write(out_dir: Path, criteria: Sequence[str]) -> None:
     (out_dir / FILE).write_text(json.dumps(list(criteria)) + "\n", encoding="utf-8")
+
+
+def table_name(criterion: str | None, kind: str = "rankings") -> str:
+    """The name of a table of rankings in metrics and dropped.jsonl: its path below `data`. `kind`: `rankings`, or
+    those that merge annotators."""
+    return kind + rankings_path(criterion).removeprefix("data.rankings")
 
 
 def part(artifact: Artifact, criterion: str) -> Artifact:

@@ -53,7 +53,7 @@ from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
 from stages import contamination, criteria
 from stages.artifacts import EXCLUDED, MERGED, RANKINGS
-from stages.ranking_counts import by_split, counts, table_name
+from stages.ranking_counts import by_split, counts
 from stages.transfer import FILE, EvalRankings
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
@@ -74,7 +74,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     tables: dict[str, Any] = {
         "demonstrations": None if isinstance(config.demonstrations, TaskConfig) else config.demonstrations,
         "prompts": config.prompts,
-        **{table_name(criterion): table for criterion, table in config.ranking_tables.items()},
+        **{criteria.table_name(criterion): table for criterion, table in config.ranking_tables.items()},
         "eval_rankings": config.eval_rankings,
     }
     generated = frozenset() if tables["demonstrations"] else frozenset({"demonstrations"})
@@ -89,7 +89,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     if merges:
         rows[MERGED] = array("q")
         merging = [name for name, table in config.ranking_tables.items() if table.consensus != "none"]
-        dropped |= {table_name(criterion, MERGED): Dropped() for criterion in merging}
+        dropped |= {criteria.table_name(criterion, MERGED): Dropped() for criterion in merging}
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
         counted = opened.enter_context(counts(config))
@@ -161,11 +161,11 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         if config.rankings:
 
             def prepared(read: Iterable[Ranking], criterion: str | None) -> Iterator[Ranking]:
-                for row in wanted(read, table_name(criterion)):
+                for row in wanted(read, criteria.table_name(criterion)):
                     split = split_of_prompt(row.prompt, held_out)
                     is_merged = isinstance(row, MergedRanking)
                     near = NearAnswers(config.duplicates) if is_merged else near_answers
-                    out = dropped[table_name(criterion, MERGED if is_merged else "rankings")]
+                    out = dropped[criteria.table_name(criterion, MERGED if is_merged else "rankings")]
                     ranking = _without_near_answers(replace(row, split=split, criterion=criterion), near, out)
                     if ranking is not None:
                         counted.add(ranking)
@@ -173,7 +173,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
 
             def ranked() -> Iterator[Ranking]:
                 for criterion, table in config.ranking_tables.items():
-                    name = table_name(criterion)
+                    name = criteria.table_name(criterion)
                     yield from passing(prepared(rankings_of(name, table), criterion), "rankings", name)
 
             single = ranked()
@@ -203,7 +203,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         if table in by_table:
             by_table[table][content["split"]] -= 1
         if table != "prompts" or content["table"] == "prompts":
-            source = table if table in by_table else table_name(content.get("criterion"), table)
+            source = table if table in by_table else criteria.table_name(content.get("criterion"), table)
             drop(source, row, contamination.REASONS[kind], contamination.HINTS[kind])
 
     checks = contamination.check_tables(out_dir, config.contamination, rows, generated, ctx, dropped_row)
@@ -211,7 +211,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         with counts(config) as counted:
             counted.add_files(out_dir)
     for criterion, of_table in counted.tables.items():
-        reading = readings[table_name(criterion)]
+        reading = readings[criteria.table_name(criterion)]
         ctx.say(read_line(reading.name, "rankings", reading.dropped, reading.kept))
         for line in of_table.figures.lines(reading.name, reading.repeats):
             ctx.say(line)
@@ -228,7 +228,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             f"data.exclude: {len(excluded.met):,} of its {len(excluded.groups):,} prompts occur in the tables, and "
             "are left out"
         )
-    left = {table_name(criterion): of_table.total for criterion, of_table in counted.tables.items()}
+    left = {criteria.table_name(criterion): of_table.total for criterion, of_table in counted.tables.items()}
     for table, count in (left | {"eval_rankings": transfer.count}).items():
         if tables[table] and not count:
             raise DataError(
@@ -265,7 +265,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     if config.rankings:
         metrics |= {**_shortened(whole["rankings"]), **counted.metrics()}
     for criterion in config.criteria:
-        own = {kind: dropped[name] for kind in whole if (name := table_name(criterion, kind)) in dropped}
+        own = {kind: dropped[name] for kind in whole if (name := criteria.table_name(criterion, kind)) in dropped}
         of_criterion = _losses(own) | _shortened(own["rankings"]) | counted.tables[criterion].metrics()
         metrics |= criteria.prefixed({criterion: of_criterion})
     return metrics

@@ -29,7 +29,6 @@ from pipeline.files import jsonable
 from stages import criteria
 from stages.artifacts import AGREEMENT, MERGED, RANKINGS, merged_file
 from stages.left_out import LeftOut
-from stages.ranking_counts import table_name
 
 ALL_THE_SAME, NOT_RANKED = "all answers are the same", "not ranked"
 
@@ -143,7 +142,7 @@ def _first_wins(data: Metrics, criterion: str | None = None) -> FirstWins:
         data: the metrics of the `data` stage.
     """
     prefix = "" if criterion is None else f"{criterion}/"
-    return FirstWins(data[f"source_{table_name(criterion)}"] if f"{prefix}first_wins" in data else "")
+    return FirstWins(data[f"source_{criteria.table_name(criterion)}"] if f"{prefix}first_wins" in data else "")
 
 
 def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], LeftOut]:

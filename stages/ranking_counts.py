@@ -13,7 +13,7 @@ from data.held_out import RANKED, too_few
 from data.schema import MergedRanking, Ranking, prompt_key, read_rankings_file
 from data.tables.first_wins import FirstWins
 from data.tables.summary import RankingSummary, summary
-from pipeline.config.data import DataConfig, RankingTableConfig, rankings_path
+from pipeline.config.data import DataConfig, RankingTableConfig
 from pipeline.engine.stage import Metrics
 from stages.artifacts import MERGED, RANKINGS
 
@@ -97,12 +97,6 @@ class RankingCounts:
             "annotators": len(_sum(table.figures.sample.annotators for table in tables)),
             "human": all(table.figures.sample.human for table in tables),
         }
-
-
-def table_name(criterion: str | None, kind: str = "rankings") -> str:
-    """The name of a table of rankings in metrics and dropped.jsonl: its path below `data`. `kind`: `rankings`, or
-    those that merge annotators."""
-    return kind + rankings_path(criterion).removeprefix("data.rankings")
 
 
 def _sum(counters: Iterable[Counter[K]]) -> Counter[K]:

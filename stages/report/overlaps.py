@@ -11,6 +11,7 @@ from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.language import recorded, translate
 from pipeline.wording import listing
 from stages import contamination
+from stages.artifacts import MERGED
 from stages.transfer import NAME
 
 DUPLICATES = "duplicates.jsonl"
@@ -22,7 +23,7 @@ class Overlap:
     """Rows of one table that overlap with others.
 
     Attributes:
-        table: what they are: demonstrations, prompts, rankings, answers or documents.
+        table: what they are: demonstrations, prompts, rankings, merged rankings, answers or documents.
         kind: `duplicate` (of another row) or `contaminated` (training rows with a held-out prompt).
         near: whether the overlap is only near.
         examples: the first rows, each with the start of its text and of what it overlaps with.
@@ -63,7 +64,13 @@ def _overlap(
     examples = [
         (row["row"], row["text"], row[other]) for row in rows if (row["table"], row["kind"]) == (table, kind)
     ]
-    return Overlap(table=table, kind=what, near=kind == "near", count=count, examples=examples[:3])
+    return Overlap(
+        table="merged rankings" if table == MERGED else table,
+        kind=what,
+        near=kind == "near",
+        count=count,
+        examples=examples[:3],
+    )
 
 
 def caveats(rows: Sequence[Overlap]) -> list[str]:

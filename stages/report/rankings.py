@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.data import rankings_path
 from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.engine.stage import Artifact
 from pipeline.language import recorded, translate
 from pipeline.wording import counted
-from stages.artifacts import Agreement, AnnotatorAgreement, ModelStrength, read_dropped
-from stages.criteria import criteria_of, part
+from stages.artifacts import MERGED, Agreement, AnnotatorAgreement, ModelStrength, read_dropped
+from stages.criteria import criteria_of, part, table_name
 from stages.left_out import losses
 from stages.reward.artifact import RewardQuality
 
@@ -27,6 +26,7 @@ TABLES = {
     "rankings": "rankings",
     "completions": "rankings",
     "eval_rankings": "eval_rankings",
+    MERGED: "rankings",
 }
 """What can be left out -> the recipe's table that it is in."""
 LEAVE_OUT = ("base", "sft", "collect", "rank", "reward", "ppo", "dpo", "raft", "eval")
@@ -154,12 +154,12 @@ def _dropped_rows(data: StageRun) -> list[Dropped]:
         ]
     return [
         Dropped(
-            table=recorded(what) + (f" ({name})" if name else ""),
+            table=recorded(what.replace("_", " ")) + (f" ({name})" if name else ""),
             file=source.get("path", ""),
             read=metrics.get(f"{_prefix(name)}read_{table}"),
             reason=recorded(reason),
             count=count,
-            rows=first.get((rankings_path(name).removeprefix("data.") if name else table, reason), []),
+            rows=first.get((table_name(name or None, what if what == MERGED else table), reason), []),
         )
         for what, table, name, source in sources
         for reason, count in _reasons(metrics, f"{_prefix(name)}dropped_{what}/")

@@ -52,6 +52,7 @@ def test_both_forms_of_every_command_give_the_same_values(name: str, tmp_path: P
         "evaluate-reward": ["pairs.jsonl"],
         "export-rankings": ["folder"],
         "export-reward": ["folder"],
+        "inspect": ["votes.csv"],
         "run": ["ppo-2", "--fresh"],
         "score": ["answers.jsonl", "--out", "scored.jsonl"],
     }.get(name, [])

@@ -22,7 +22,9 @@ from stages.dpo import read_pairs
 from stages.reward import forecast, stage
 from stages.reward.artifact import RewardQuality
 
-PROMPTS = [f"please describe {word}, the old place that has the number {i}" for i, word in enumerate(tiny.words(20, seed=5))]
+PROMPTS = [
+    f"please describe {word} and the old place that has number {i}" for i, word in enumerate(tiny.words(20, seed=5))
+]
 
 
 @pytest.fixture

@@ -154,11 +154,18 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert f"did you mean {tmp_path / 'votes.jsonl'}?" in output
 
 
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
 def test_a_url_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / "votes.jsonl", votes())
     monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler = partial(Handler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         digest = hashlib.sha256((tmp_path / "votes.jsonl").read_bytes()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,25 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
     assert "nobody ranked the same answers twice" in text
     assert "Models behind the answers" not in text
     assert "Left out" not in text
+    assert "Answers per ranking" not in text  # of a run from before it was counted
+
+
+def test_the_report_has_the_figures_of_the_rankings(fake: FakeRun, tmp_path: Path) -> None:
+    fake.agreement = agreement()
+    fake.ranking |= {"rankings_of_2": 1500, "rankings_of_4": 100, "tied_rankings": 7, "first_wins": 0.52}
+    fake.ranking |= {"repeated_rankings": 9, "copied_rankings": 3}
+    _, page = build(fake("rank"), tmp_path)
+    text = " ".join(page.text.split())
+    start = text.index("Answers per ranking")
+    for pattern in (
+        r"Answers per ranking\s*2 \(1,500\)[\s,]*4 \(100\)",
+        r"All answers tied\s*7 rankings",
+        r"The table’s first of two answers wins\s*52.%",
+        r"Repeats of an earlier ranking\s*9\s*3 in the same order",
+    ):
+        assert re.search(pattern, text), (pattern, text[start : start + 300])
+    numbers = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert numbers["figures"]["sizes"] == {"2": 1500, "4": 100}
 
 
 def test_overlaps_are_in_the_report_and_contamination_in_the_verdict(fake: FakeRun, tmp_path: Path) -> None:
