@@ -125,8 +125,8 @@ MUTATIONS = [
     mutation(
         "rounds: the reference moves to the newest policy",
         "stages/ppo/roles.py",
-        'bank = make(config, base, sft, start, reward, "cpu" if on_host else device)',
-        'bank = make(config, base, start, start, reward, "cpu" if on_host else device)',
+        'bank = make(config, base, sft, start, rewards, "cpu" if on_host else device)',
+        'bank = make(config, base, start, start, rewards, "cpu" if on_host else device)',
         f"{PPO}/test_ppo_stage.py",
     ),
     mutation(

@@ -17,6 +17,7 @@ from data.schema import Ranking
 from data.splits import group_of, split_of, split_of_prompt
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
+from pipeline.config.data import RankingTableConfig
 from pipeline.config.load import load_recipe
 from stages.reward.bag_of_words import fit
 
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=0)
     arguments = parser.parse_args()
     config = load_recipe(arguments.recipe, arguments.set).recipe.data
-    assert config.rankings is not None, "the recipe has no data.rankings"
+    assert isinstance(config.rankings, RankingTableConfig), "the recipe has no data.rankings, or several criteria"
     rankings = list(read_rankings(config.rankings, Dropped()))
     overall = agreement(rankings)
     alpha = "n/a" if overall.alpha is None else f"{overall.alpha:.3f}"

@@ -71,6 +71,7 @@ class Ranking:
         annotator: who ranked, a pseudonym.
         human: whether the annotator is a person. Simulated rankings are never called human.
         ratings: the scores that the ranks derive from, if there were any.
+        criterion: what the answers were compared by, where a recipe has rankings by several criteria.
         models: which system wrote each answer, if known.
         split: set by prompt group.
         metadata: other facts about the ranking, JSON values by name: `seconds` it took, `shown` (the displayed
@@ -89,6 +90,7 @@ class Ranking:
     split: Split = "train"
     metadata: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
+    criterion: str | None = None
 
     def __post_init__(self) -> None:
         k = len(self.completions)
@@ -157,8 +159,11 @@ def ranks_from_scores(scores: Sequence[float], tie: float = 0.0) -> list[int]:
 
 
 def as_line(row: Any) -> str:
-    """A dataclass or a dict as a line of JSON."""
-    return json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=False) + "\n"
+    """A dataclass or a dict as a line of JSON. A ranking without a criterion has no such key."""
+    content = row if isinstance(row, dict) else asdict(row)
+    if isinstance(row, Ranking) and row.criterion is None:
+        del content["criterion"]
+    return json.dumps(content, ensure_ascii=False) + "\n"
 
 
 def read_rankings_file(path: Path) -> Iterator[Ranking]:

@@ -165,5 +165,8 @@ class RankMetrics:
 
     @classmethod
     def of(cls, run: StageRun) -> RankMetrics:
-        metrics = run.manifest.metrics
-        return replace(parse(cls, metrics, str(run.folder)), json=metrics)
+        return cls.read(run.artifact)
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> RankMetrics:
+        return replace(parse(cls, artifact.metrics, str(artifact.path)), json=artifact.metrics)

@@ -301,6 +301,9 @@ def export_rankings(
         Literal["human", "simulated"] | None,
         typer.Option("--only", help="Only rankings by people, or only simulated ones."),
     ] = None,
+    criterion: Annotated[
+        str | None, typer.Option(help="By which criterion, where the rankings have several.")
+    ] = None,
 ) -> None:
     """Write the run's rankings as a data set for the Hub: Parquet files and a card. Annotators become
     pseudonyms."""
@@ -314,6 +317,6 @@ def export_rankings(
     need_folder(folder, "rankings", "name another folder")
     summary = planner_of(recipe, sets, runs).summary()
     with Display(console()).open("export-rankings"):
-        exported = uploads.export_rankings(summary, folder, only)
+        exported = uploads.export_rankings(summary, folder, only, criterion)
     counts = ", ".join(f"{count:,} {split}" for split, count in exported.splits.items())
     echo(f"{folder}: {counts}, {len(exported.files)} files")

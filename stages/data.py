@@ -7,8 +7,8 @@
 4. Count duplicates, and drop them if the recipe says so (`data.duplicates`).
 5. Write demonstrations.jsonl, prompts.jsonl (each distinct prompt once, with its first row) and dropped.jsonl (for
    each table the first rows that were dropped or shortened, with row number, or line number in text files, and
-   reason); duplicates.jsonl has examples. Where the recipe has them: rankings.jsonl, eval_rankings.jsonl
-   (`stages.transfer`) and excluded.jsonl (the groups of `data.exclude`).
+   reason); duplicates.jsonl has examples. Where the recipe has them: rankings.jsonl, criteria.json
+   (`stages.criteria`), eval_rankings.jsonl (`stages.transfer`) and excluded.jsonl (the groups of `data.exclude`).
 6. Look for held-out prompts in the training rows (`stages.contamination`), and for those of eval_rankings.jsonl.
 """
 
@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from data.contamination import conversation
 from data.duplicates import HINTS, REASONS, Duplicates, NearAnswers, duplicates
 from data.exclusion import read_excluded
-from data.held_out import EVALUATED, RANKED, too_few
+from data.held_out import EVALUATED, too_few
 from data.schema import (
     Demonstration,
     MergedRanking,
@@ -35,27 +35,26 @@ from data.schema import (
     Split,
     as_line,
     prompt_key,
-    read_rankings_file,
     row_number,
     write_jsonl,
 )
 from data.splits import check_split, split_of_prompt
 from data.tables.demonstrations import read_demonstrations, read_prompts
-from data.tables.first_wins import FirstWins
 from data.tables.messages import with_system
 from data.tables.rankings import read_rankings
 from data.tables.reading import Reading
 from data.tables.repeats import repeats
 from data.tables.sources import Dropped
 from data.tables.spill import seen
-from data.tables.summary import read_line, summary
+from data.tables.summary import read_line
 from data.venues import task as venues
 from pipeline.config.data import DataConfig, RankingTableConfig, TaskConfig
 from pipeline.config.table_files import shown
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError
-from stages import contamination
-from stages.artifacts import EXCLUDED, MERGED
+from stages import contamination, criteria
+from stages.artifacts import EXCLUDED, MERGED, RANKINGS
+from stages.ranking_counts import by_split, counts
 from stages.transfer import FILE, EvalRankings
 
 Text = TypeVar("Text", Demonstration, Prompt, Ranking)
@@ -68,12 +67,15 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     answers dropped from rankings that stay. Each is the sum over its reasons, such as `dropped_rankings/empty
     prompt`. `duplicate_<table>/<kind>` and `contaminated_<table>/<kind>` count rows that stay, of the kinds `exact`
     and `near`. The statistics of the rankings are those of `RankingSummary.metrics`.
+
+    With several criteria, what is counted of rankings is counted for each with its name before it
+    (`quality/rankings_train`), and what has a sum for all of them together.
     """
     held_out = config.eval_fraction
     tables: dict[str, Any] = {
         "demonstrations": None if isinstance(config.demonstrations, TaskConfig) else config.demonstrations,
         "prompts": config.prompts,
-        "rankings": config.rankings,
+        **{criteria.table_name(criterion): table for criterion, table in config.ranking_tables.items()},
         "eval_rankings": config.eval_rankings,
     }
     generated = frozenset() if tables["demonstrations"] else frozenset({"demonstrations"})
@@ -84,12 +86,14 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
     near_answers = NearAnswers(config.duplicates)
-    merges = config.rankings is not None and config.rankings.consensus != "none"
+    merges = any(table.consensus != "none" for table in config.ranking_tables.values())
     if merges:
-        dropped[MERGED], rows[MERGED] = Dropped(), array("q")
+        rows[MERGED] = array("q")
+        merging = [name for name, table in config.ranking_tables.items() if table.consensus != "none"]
+        dropped |= {criteria.table_name(criterion, MERGED): Dropped() for criterion in merging}
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
-        statistics = opened.enter_context(summary(_first_wins(config)))
+        counted = opened.enter_context(counts(config))
         repeated, repeated_prompts = (
             opened.enter_context(duplicates(config.duplicates, table)) for table in ("demonstrations", "prompts")
         )
@@ -117,14 +121,16 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                 drop(table, row, REASONS[duplicate.kind], HINTS[duplicate.kind])
             return True
 
-        def passing(read: Iterable[Text], table: str) -> Iterator[Text]:
-            """Yields the rows to write, and writes each new prompt to prompts.jsonl."""
+        def passing(read: Iterable[Text], table: str, source: str = "") -> Iterator[Text]:
+            """Yields the rows to write, and writes each new prompt to prompts.jsonl. `source`: the name of the
+            recipe's table, where it is not `table`, what the rows are."""
             nonlocal own_system
-            with ctx.progress(f"reading {table}") as bar:
-                dropped[table].on_read = lambda number: bar.advance(0, read=number)
-                for as_read in readings[table].passing(read, ctx.describe):
+            source = source or table
+            with ctx.progress(f"reading {source}") as bar:
+                dropped[source].on_read = lambda number: bar.advance(0, read=number)
+                for as_read in readings[source].passing(read, ctx.describe):
                     is_merged = isinstance(as_read, MergedRanking)
-                    readings[table].kept -= is_merged
+                    readings[source].kept -= is_merged
                     row = replace(as_read, prompt=with_system(as_read.prompt, config.system))
                     own_system += config.system is not None and row.prompt[0]["content"] != config.system
                     check_split(row, held_out)
@@ -136,7 +142,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     if seen_prompts.first(prompt_key(row.prompt)) and not is_dropped(
                         table, repeated_prompts, number, row.split, (text,)
                     ):
-                        distinct.write(as_line(_distinct(row, table)))
+                        distinct.write(as_line(_distinct(row, source)))
                         prompts[row.split] += 1
                     if table in rows:
                         rows[MERGED if is_merged else table].append(number)
@@ -153,29 +159,30 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             extra = read_prompts(config.prompts, held_out, dropped["prompts"], ctx.say)
             for _ in passing(wanted(extra, "prompts"), "prompts"):
                 pass
-        rankings: Counter[str] = Counter()
-        ranked: set[str] = set()  # held-out prompts with rankings
-        merged: Counter[str] = Counter()
         if config.rankings:
 
-            def prepared(read: Iterable[Ranking]) -> Iterator[Ranking]:
-                for row in wanted(read, "rankings"):
+            def prepared(read: Iterable[Ranking], criterion: str | None) -> Iterator[Ranking]:
+                for row in wanted(read, criteria.table_name(criterion)):
                     split = split_of_prompt(row.prompt, held_out)
                     is_merged = isinstance(row, MergedRanking)
                     near = NearAnswers(config.duplicates) if is_merged else near_answers
-                    out = dropped[MERGED if is_merged else "rankings"]
-                    ranking = _without_near_answers(replace(row, split=split), near, out)
+                    out = dropped[criteria.table_name(criterion, MERGED if is_merged else "rankings")]
+                    ranking = _without_near_answers(replace(row, split=split, criterion=criterion), near, out)
                     if ranking is not None:
-                        if not is_merged:
-                            statistics.add(ranking)
-                        if split == "eval":
-                            ranked.add(prompt_key(ranking.prompt))
+                        counted.add(ranking)
                         yield ranking
 
-            single = passing(prepared(rankings_of("rankings", config.rankings)), "rankings")
+            def ranked() -> Iterator[Ranking]:
+                for criterion, table in config.ranking_tables.items():
+                    name = criteria.table_name(criterion)
+                    yield from passing(prepared(rankings_of(name, table), criterion), "rankings", name)
+
+            single = ranked()
             if merges:
-                single = opened.enter_context(_apart(single, out_dir / f"{MERGED}.jsonl", merged))
-            rankings = _write(out_dir / "rankings.jsonl", single)
+                single = opened.enter_context(_apart(single, out_dir / f"{MERGED}.jsonl"))
+            _write(out_dir / RANKINGS, single)
+            if config.criteria:
+                criteria.write(out_dir, config.criteria)
         if config.eval_rankings:
             with ctx.progress("reading eval_rankings") as bar:
                 dropped["eval_rankings"].on_read = lambda number: bar.advance(0, read=number)
@@ -191,26 +198,25 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         }
         repeated_lines = [line for finder in finders if (line := finder.describe())]
 
-    counts = {"demonstrations": demonstrations, "prompts": prompts, "rankings": rankings, MERGED: merged}
+    by_table = {"demonstrations": demonstrations, "prompts": prompts}
 
     def dropped_row(table: str, row: int, kind: contamination.Kind, content: Mapping[str, Any]) -> None:
-        counts[table][content["split"]] -= 1
+        if table in by_table:
+            by_table[table][content["split"]] -= 1
         if table != "prompts" or content["table"] == "prompts":
-            drop(table, row, contamination.REASONS[kind], contamination.HINTS[kind])
+            source = table if table in by_table else criteria.table_name(content.get("criterion"), table)
+            drop(source, row, contamination.REASONS[kind], contamination.HINTS[kind])
 
     checks = contamination.check_tables(out_dir, config.contamination, rows, generated, ctx, dropped_row)
-    if config.rankings and any(check.dropped and check.table == "rankings" for check in checks):
-        with summary(_first_wins(config)) as statistics:
-            for ranking in read_rankings_file(out_dir / "rankings.jsonl"):
-                statistics.add(ranking)
-    if config.rankings:
-        reading = readings["rankings"]
+    if any(check.dropped and check.table in ("rankings", MERGED) for check in checks):
+        with counts(config) as counted:
+            counted.add_files(out_dir)
+    for criterion, of_table in counted.tables.items():
+        reading = readings[criteria.table_name(criterion)]
         ctx.say(read_line(reading.name, "rankings", reading.dropped, reading.kept))
-    for line in chain(
-        statistics.lines("data.rankings", readings["rankings"].repeats),
-        *(reading.lines() for reading in readings.values()),
-        repeated_lines,
-    ):
+        for line in of_table.figures.lines(reading.name, reading.repeats):
+            ctx.say(line)
+    for line in chain(*(reading.lines() for reading in readings.values()), repeated_lines):
         ctx.say(line)
     trained_on: Metrics = {}
     if config.eval_rankings:
@@ -223,8 +229,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             f"data.exclude: {len(excluded.met):,} of its {len(excluded.groups):,} prompts occur in the tables, and "
             "are left out"
         )
-    for table, left in (("rankings", rankings.total()), ("eval_rankings", transfer.count)):
-        if tables[table] and not left:
+    left = {criteria.table_name(criterion): of_table.total for criterion, of_table in counted.tables.items()}
+    for table, count in (left | {"eval_rankings": transfer.count}).items():
+        if tables[table] and not count:
             raise DataError(
                 f"no ranking of data.{table} is left: {dropped[table].reasons()}",
                 where=ctx.describe(f"data.{table}"),
@@ -232,23 +239,21 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             )
     learned = None if config.demonstrations is None else demonstrations
     _check_sizes(learned, prompts, held_out, dropped["demonstrations"], ctx)
-    for warning in (too_few(prompts["eval"], EVALUATED), config.rankings and too_few(len(ranked), RANKED)):
+    for warning in (too_few(prompts["eval"], EVALUATED), *counted.warnings()):
         if warning:
             ctx.say(f"warning: {warning}")
     if own_system:
         ctx.say(f"{own_system:,} rows keep their own system message instead of data.system")
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
+    absent = ("rankings", MERGED) if config.eval_rankings else ("rankings", MERGED, "eval_rankings")
+    whole = {table: out for table, out in dropped.items() if not table.startswith(absent)}
+    for kind in ("rankings", MERGED) if merges else ("rankings",):
+        whole[kind] = _together(out for table, out in dropped.items() if table.partition(".")[0] == kind)
     metrics: Metrics = {
         **{f"source_{name}": shown(table.path) for name, table in tables.items() if table},
-        **_by_split("demonstrations", demonstrations),
-        **_by_split("prompts", prompts),
-        **{f"read_{table}": out.read for table, out in dropped.items() if out.read},
-        **{
-            f"dropped_{table}": out.rows_out.total()
-            for table, out in dropped.items()
-            if tables[table] or table != "eval_rankings"
-        },
-        **_by_reason({table: out.rows_out for table, out in dropped.items()}),
+        **by_split("demonstrations", demonstrations),
+        **by_split("prompts", prompts),
+        **_losses(whole),
         **duplicate,
         **{name: value for check in checks for name, value in check.metrics().items()},
     }
@@ -259,20 +264,37 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     if config.eval_rankings:
         metrics |= {**transfer.metrics(), **trained_on}
     if config.rankings:
-        completions = dropped["rankings"].completions_out
-        metrics |= {
-            **_by_split("rankings", rankings),
-            **(_by_split(MERGED, merged) if merges else {}),
-            "dropped_completions": completions.total(),
-            **_by_reason({"completions": completions}),
-            "ranked_prompts_eval": len(ranked),
-            **statistics.metrics(),
-        }
+        metrics |= {**_shortened(whole["rankings"]), **counted.metrics()}
+    for criterion in config.criteria:
+        own = {kind: dropped[name] for kind in whole if (name := criteria.table_name(criterion, kind)) in dropped}
+        of_criterion = _losses(own) | _shortened(own["rankings"]) | counted.tables[criterion].metrics()
+        metrics |= criteria.prefixed({criterion: of_criterion})
     return metrics
 
 
-def _first_wins(config: DataConfig) -> FirstWins:
-    return FirstWins("") if config.rankings is None else FirstWins.of(config.rankings)
+def _together(parts: Iterable[Dropped]) -> Dropped:
+    """The counts of several tables."""
+    whole = Dropped()
+    for out in parts:
+        whole.read += out.read
+        whole.rows_out += out.rows_out
+        whole.completions_out += out.completions_out
+    return whole
+
+
+def _losses(dropped: Mapping[str, Dropped]) -> Metrics:
+    """Rows read and left out, by table."""
+    return {
+        **{f"read_{table}": out.read for table, out in dropped.items() if out.read},
+        **{f"dropped_{table}": out.rows_out.total() for table, out in dropped.items()},
+        **_by_reason({table: out.rows_out for table, out in dropped.items()}),
+    }
+
+
+def _shortened(dropped: Dropped) -> Metrics:
+    """What is left out of rankings that stay."""
+    completions = dropped.completions_out
+    return {"dropped_completions": completions.total(), **_by_reason({"completions": completions})}
 
 
 def _without_near_answers(row: Ranking, answers: NearAnswers, dropped: Dropped) -> Ranking | None:
@@ -310,15 +332,14 @@ def _write(path: Path, rows: Iterable[Demonstration | Ranking]) -> Counter[str]:
 
 
 @contextmanager
-def _apart(rankings: Iterable[Ranking], path: Path, counts: Counter[str]) -> Iterator[Iterator[Ranking]]:
-    """The rankings of single annotators. Merged ones are written to `path`, and counted by split in `counts`."""
+def _apart(rankings: Iterable[Ranking], path: Path) -> Iterator[Iterator[Ranking]]:
+    """The rankings of single annotators. Merged ones are written to `path`."""
     with path.open("w", encoding="utf-8") as out:
 
         def single() -> Iterator[Ranking]:
             for ranking in rankings:
                 if isinstance(ranking, MergedRanking):
                     out.write(as_line(replace(ranking, where="")))
-                    counts[ranking.split] += 1
                 else:
                     yield ranking
 
@@ -375,7 +396,3 @@ def _check_sizes(
             where="data.eval_fraction",
             hint="add prompts, or raise data.eval_fraction",
         )
-
-
-def _by_split(table: str, counts: Mapping[str, int]) -> dict[str, int]:
-    return {f"{table}_{split}": counts.get(split, 0) for split in ("train", "eval")}

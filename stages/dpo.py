@@ -28,6 +28,7 @@ from pipeline.config.dpo import DPO_TRAINER, DPOConfig
 from pipeline.engine.rounds import by_round
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from stages.artifacts import learned_file
+from stages.criteria import of_criterion
 from stages.left_out import of_split
 from stages.models.actor import Actor
 from stages.models.adapters import causal_lm, load_actor
@@ -123,7 +124,8 @@ def read_pairs(
 
     def rankings() -> Iterator[Ranking]:
         for artifact in by_round(inputs, "rank").values():
-            for ranking in read_rankings_file(learned_file(artifact)):
+            ranked = of_criterion(artifact, config.criterion, "dpo.criterion")
+            for ranking in read_rankings_file(learned_file(ranked)):
                 if ranking.split == split:
                     yield ranking
                     advance()

@@ -1,4 +1,5 @@
 """The `rank` stage: copies existing rankings, or has people or simulated annotators rank the collected answers.
+Rankings by several criteria are separated (stages/criteria.py), and measured apart.
 
 It measures the agreement of the annotators, which bounds the accuracy of a reward model; each annotator's
 consistency, biases and weight; and the strength of each model that wrote answers (data/annotators/measures.py).
@@ -10,43 +11,93 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
 
 from data.annotators.measures import measure_annotators, steps
-from data.schema import Ranking, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
+from data.schema import Ranking, as_line, prompt_key, ranks_from_scores, read_rankings_file, write_jsonl
 from data.tables.first_wins import FirstWins
-from data.tables.summary import summary
+from data.tables.summary import RankingSummary, summary
 from data.venues import task as venues
 from pipeline.config.rank import RankConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import RANKINGS_DATABASE, Artifact, Metrics, RunContext
 from pipeline.errors import DataError, RecipeError, StageError
 from pipeline.files import jsonable
-from stages.artifacts import MERGED, merged_file
+from stages import criteria
+from stages.artifacts import AGREEMENT, MERGED, RANKINGS, merged_file
 from stages.left_out import LeftOut
 
 ALL_THE_SAME, NOT_RANKED = "all answers are the same", "not ranked"
 
 
 def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    """Writes rankings.jsonl, agreement.json and, if the `data` stage merged annotators, merged_rankings.jsonl."""
-    path = out_dir / "rankings.jsonl"
-    unranked: LeftOut | None = None
-    merged: list[bool] = []  # whether people made each
+    """Writes rankings.jsonl, agreement.json and, if the `data` stage merged annotators, merged_rankings.jsonl; with
+    several criteria, a folder with these for each."""
+    path = out_dir / RANKINGS
     if config.source == "data":
-        shutil.copyfile(inputs["data"].file("rankings.jsonl"), path)
-        if consensus := merged_file(inputs["data"]):
-            copied = shutil.copyfile(consensus, out_dir / f"{MERGED}.jsonl")
-            merged = [ranking.human for ranking in read_rankings_file(copied)]
-    elif config.source == "app":
+        data = inputs["data"]
+        if names := criteria.criteria_of(data):
+            return _by_criterion(names, data, out_dir, ctx)
+        shutil.copyfile(data.file(RANKINGS), path)
+        if consensus := merged_file(data):
+            shutil.copyfile(consensus, out_dir / f"{MERGED}.jsonl")
+        return _measure(path, data.path, _first_wins(data.metrics), ctx)[1]
+    unranked: LeftOut | None = None
+    if config.source == "app":
         ranked, unranked = ask(config, newest(inputs, "collect"), ctx)
         write_jsonl(path, ranked)
         unranked.report(ctx.say)
     else:
         write_jsonl(path, simulate(config, newest(inputs, "collect"), ctx))
-    with summary(_first_wins(config, inputs)) as figures, ctx.progress("reading rankings") as bar:
+    _, metrics = _measure(path, path.parent, FirstWins(""), ctx)
+    return metrics | (unranked.metrics() if unranked else {})
+
+
+def _by_criterion(names: Sequence[str], data: Artifact, out_dir: Path, ctx: RunContext) -> Metrics:
+    for name in names:
+        (out_dir / name).mkdir()
+    _divide(data.file(RANKINGS), {name: out_dir / name / RANKINGS for name in names})
+    if consensus := merged_file(data):
+        merging = [name for name in names if f"{name}/{MERGED}_train" in data.metrics]
+        _divide(consensus, {name: out_dir / name / f"{MERGED}.jsonl" for name in merging})
+    criteria.write(out_dir, names)
+    figures, parts = {}, {}
+    for name in names:
+        ctx.say(f"criterion {name}:")
+        first = _first_wins(data.metrics, name)
+        figures[name], parts[name] = _measure(out_dir / name / RANKINGS, data.path, first, ctx)
+    merged = sum(metrics.get(MERGED, 0) for metrics in parts.values())
+    return {
+        "rankings": sum(own.rankings for own in figures.values()),
+        "annotators": len(set().union(*(own.sample.annotators for own in figures.values()))),
+        "human": all(metrics["human"] for metrics in parts.values()),
+        **({MERGED: merged} if merged else {}),
+        **criteria.prefixed(parts),
+    }
+
+
+def _divide(source: Path, files: Mapping[str, Path]) -> None:
+    """Writes the rankings in a file to a file for each criterion."""
+    with ExitStack() as opened:
+        out = {name: opened.enter_context(path.open("w", encoding="utf-8")) for name, path in files.items()}
+        for ranking in read_rankings_file(source):
+            out[str(ranking.criterion)].write(as_line(ranking))
+
+
+def _measure(path: Path, where: Path, first: FirstWins, ctx: RunContext) -> tuple[RankingSummary, Metrics]:
+    """Measures the rankings in a file, and writes agreement.json beside it.
+
+    Args:
+        path: the rankings by single annotators. Those that merge annotators are beside it, if there are any.
+        where: where rankings should come from, for the error if there are none.
+        first: counts first answers in the order of the table.
+    """
+    consensus = path.parent / f"{MERGED}.jsonl"
+    merged = [ranking.human for ranking in read_rankings_file(consensus)] if consensus.is_file() else []
+    with summary(first) as figures, ctx.progress("reading rankings") as bar:
         for ranking in read_rankings_file(path):
             figures.add(ranking)
             bar.advance()
@@ -54,7 +105,7 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     if not sample.rankings and not merged:
         raise DataError(
             "rank: there are no rankings",
-            where=str(path.parent if config.source != "data" else inputs["data"].path),
+            where=str(where),
             hint="look in the data stage’s dropped.jsonl for the reasons, or set rank.source",
         )
     for line in figures.lines("rank"):
@@ -63,9 +114,9 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     with ctx.progress("rank: measures", total=steps(sample)) as bar:
         measured = measure_annotators(sample, seed=ctx.seed, advance=bar.advance)
     text = json.dumps(jsonable(measured), indent=1, ensure_ascii=False)
-    (out_dir / "agreement.json").write_text(text, encoding="utf-8")
+    (path.parent / AGREEMENT).write_text(text, encoding="utf-8")
     agreed = measured["pairwise"]
-    return {
+    return figures, {
         **figures.metrics(),
         "rankings": sample.rankings,
         "agreement": agreed["value"],
@@ -80,15 +131,18 @@ def run(config: RankConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         "longer": measured["longer"]["value"],
         "measured_on": sample.kept,
         "human": sample.human and all(merged),
-        **({"merged_rankings": len(merged)} if merged else {}),
-        **(unranked.metrics() if unranked else {}),
+        **({MERGED: len(merged)} if merged else {}),
     }
 
 
-def _first_wins(config: RankConfig, inputs: Mapping[str, Artifact]) -> FirstWins:
-    """Counts first answers where the rankings are from a table whose order says nothing about who wins."""
-    metrics = inputs["data"].metrics if config.source == "data" else {}
-    return FirstWins(metrics["source_rankings"] if "first_wins" in metrics else "")
+def _first_wins(data: Metrics, criterion: str | None = None) -> FirstWins:
+    """Counts first answers where the rankings are from a table whose order says nothing about who wins.
+
+    Args:
+        data: the metrics of the `data` stage.
+    """
+    prefix = "" if criterion is None else f"{criterion}/"
+    return FirstWins(data[f"source_{criteria.table_name(criterion)}"] if f"{prefix}first_wins" in data else "")
 
 
 def ask(config: RankConfig, collected: Artifact, ctx: RunContext) -> tuple[list[Ranking], LeftOut]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import formats, raft, term_rules
-from pipeline.config.data import TableConfig
+from pipeline.config.data import TableConfig, rankings_path
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.rules import is_hub_id, is_local, monitor_judge, reward_rubric
@@ -77,18 +77,18 @@ def _weights_elsewhere(recipe: Recipe) -> dict[str, Path]:
     return {"base.model (its weights)": Path(source)}
 
 
-def _excluded_files(recipe: Recipe) -> dict[str, Path]:
-    return {
-        at: Path(source)
+def _further_tables(recipe: Recipe) -> dict[str, Path]:
+    """The local tables of rankings by several criteria and of prompts to exclude, and those joined to any table."""
+    tables = recipe.data.ranking_tables
+    paths = {f"{rankings_path(name)}.path": tables[name].path for name in recipe.data.criteria}
+    paths |= {
+        f"{name}.path" if name == "data.exclude" else name: table.path
         for name, table in recipe.data.exclusions.items()
-        for at, source in by_name(f"{name}.path" if name == "data.exclude" else name, table.path).items()
-        if is_local(source)
     }
-
-
-def _joined_to_data(recipe: Recipe) -> dict[str, Path]:
-    tables = ("demonstrations", "prompts", "rankings", "eval_rankings", "exclude")
-    return joined_files(recipe, *(f"data.{table}" for table in tables))
+    sources = {at: source for name, path in paths.items() for at, source in by_name(name, path).items()}
+    read = ("demonstrations", "prompts", "rankings", "eval_rankings", "exclude")
+    joined = joined_files(recipe, *(f"data.{table}" for table in read), *map(rankings_path, recipe.data.criteria))
+    return {at: Path(source) for at, source in sources.items() if is_local(source)} | joined
 
 
 def _collect_later(recipe: Recipe, number: int) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ register(
                 "data.rankings.path": is_local,
                 "data.eval_rankings.path": is_local,
             },
-            also_reads=lambda recipe: _excluded_files(recipe) | _joined_to_data(recipe),
+            also_reads=_further_tables,
         ),
         StageSpec(
             "sft",
@@ -194,7 +194,7 @@ register(
             target="stages.rank:run",
             summary="{rankings:,} rankings by {annotators} {who}",
             needs=("data", "collect"),
-            reads={"data": ("rankings.jsonl", "merged_rankings.jsonl")},
+            reads={"data": ("rankings.jsonl", "merged_rankings.jsonl", "criteria.json")},
             later=_rank_later,
             repeats=True,
             private=_asks_people,

@@ -211,7 +211,7 @@ def _parse(report: TableReport, table: Table, rows: Sequence[Row], profile: Prof
     while True:
         with ExitStack() as opened:
             repeated = None
-            if isinstance(table, RankingTableConfig) and report.name in ("data.rankings", "data.eval_rankings"):
+            if isinstance(table, RankingTableConfig) and report.name != "reward.pretrain_on":
                 repeated = opened.enter_context(repeats(report.name, table, profile))
             figures = None
             if isinstance(table, RankingTableConfig):

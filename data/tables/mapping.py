@@ -11,7 +11,7 @@ from data.tables import suggest
 from data.tables.formats import FORMATS
 from data.tables.paths import fields_of, is_template, root
 from data.tables.sources import MissingColumn
-from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig
+from pipeline.config.data import PromptTableConfig, RankingTableConfig, TableConfig, TaskConfig, rankings_path
 from pipeline.config.formats import ColumnNames, TableFormat, text_table
 from pipeline.config.recipe import Recipe
 from pipeline.config.table_files import joins_of
@@ -30,7 +30,7 @@ def tables_of(recipe: Recipe) -> dict[str, Table]:
         "base.pretrain.corpus": pretrain and pretrain.corpus,
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
-        "data.rankings": recipe.data.rankings,
+        **{rankings_path(criterion): table for criterion, table in recipe.data.ranking_tables.items()},
         "data.eval_rankings": recipe.data.eval_rankings,
         **recipe.data.exclusions,
         "reward.pretrain_on": recipe.reward.pretrain_on,

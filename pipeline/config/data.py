@@ -151,6 +151,32 @@ class RankingTableConfig:
     """Whether people made them. What is not human is never called so in a report or card."""
 
 
+@section
+class CriteriaConfig:
+    """Rankings by several criteria, such as quality and naturalness: a table for each
+    (docs/rankings/criteria.md)."""
+
+    criteria: dict[str, RankingTableConfig]
+    """Name of a criterion -> its rankings. Two or more; letters, digits and underscores. Criteria may be columns of
+    the same file: give its path to each of them."""
+
+
+def _ranking_kind(value: Any) -> str:
+    several = "criteria" in value if isinstance(value, dict) else isinstance(value, CriteriaConfig)
+    return "several criteria" if several else "a table of rankings"
+
+
+RankingSource = Annotated[
+    Annotated[RankingTableConfig, Tag("a table of rankings")] | Annotated[CriteriaConfig, Tag("several criteria")],
+    Discriminator(_ranking_kind),
+]
+
+
+def rankings_path(criterion: str | None) -> str:
+    """The dotted path of the table of a criterion; None: of the only table."""
+    return "data.rankings" if criterion is None else f"data.rankings.criteria.{criterion}"
+
+
 Action = Literal["report", "drop", "ignore"]
 
 
@@ -190,12 +216,13 @@ class DataConfig:
     """Prompt and completion pairs for SFT. null: none, which needs `sft: null`, and prompts from the other two."""
     prompts: PromptTableConfig | None = None
     """More prompts for `collect` and `ppo`; the demonstrations' and rankings' prompts are used otherwise."""
-    rankings: RankingTableConfig | None = None
-    """Existing rankings, for `rank: {source: data}`."""
+    rankings: RankingSource | None = None
+    """Existing rankings, for `rank: {source: data}`: a table, or `criteria` with a table for each criterion."""
     eval_rankings: RankingTableConfig | None = field(default=None, metadata=ADDED)
     """Rankings of another source, to evaluate the reward model on and for nothing else: all of them, whatever
     `eval_fraction` says. The report has the accuracy on them beside that on the held-out rankings, and prompts that
-    are trained on as well are counted (docs/rankings/formats.md)."""
+    are trained on as well are counted (docs/rankings/formats.md). With several criteria, each reward model is
+    evaluated on them."""
     exclude: TableConfig | list[LocalPath] | None = field(default=None, metadata=ADDED)
     """Prompts that are left out of every kind of training and evaluation: a table with a `prompt` column, or a list
     of files with such a column. All conversations that start with the same user turn are left out, ignoring case,
@@ -208,6 +235,18 @@ class DataConfig:
     """A system message put before every prompt."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of prompt groups held out from every kind of training, chosen by a hash of the prompt."""
+
+    @property
+    def ranking_tables(self) -> dict[str | None, RankingTableConfig]:
+        """The tables of rankings by criterion, in the recipe's order; None: there is one table without one."""
+        if isinstance(self.rankings, CriteriaConfig):
+            return dict[str | None, RankingTableConfig](self.rankings.criteria.items())
+        return {} if self.rankings is None else {None: self.rankings}
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The criteria of the rankings; empty where they have none."""
+        return tuple(self.rankings.criteria) if isinstance(self.rankings, CriteriaConfig) else ()
 
     @property
     def exclusions(self) -> dict[str, TableConfig]:

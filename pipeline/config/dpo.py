@@ -20,6 +20,8 @@ class DPOConfig:
     """Whether the stage runs. Set it to false to switch off a section that a parent recipe has."""
     lora: LoRAConfig | None = field(default_factory=LoRAConfig, metadata=ADDED)
     """Only for `sft: null`: the adapter to train; null: train every weight, as PPO must then, too."""
+    criterion: str | None = field(default=None, metadata=ADDED)
+    """Only for `data.rankings.criteria`: the criterion whose rankings are used."""
     beta: Positive = 0.1
     """Strength of the penalty on the log-ratio to the reference. Higher values keep the policy closer to it."""
     pairs: Literal["all", "extremes"] = "all"

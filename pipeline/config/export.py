@@ -52,6 +52,8 @@ class PublishConfig:
     null: it is not published. It needs no finished PPO."""
     reward_member: Natural | None = field(default=None, metadata=ADDED)
     """Which member of an ensemble is published, counted from 0; null: the reward model is a single one."""
+    reward_criterion: str | None = field(default=None, metadata=ADDED)
+    """Only for `data.rankings.criteria`: the criterion whose reward model is published."""
     license: str | None = field(default=None, metadata=RUNTIME)
     """The Hub's identifier of the model's licence, for its card ("apache-2.0"); null: the card names none."""
     license_name: str | None = field(default=None, metadata=RUNTIME)

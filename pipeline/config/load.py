@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import merge, rules, run_base, schema, shipped, trainer
-from pipeline.config.data import TableConfig, TaskConfig
+from pipeline.config import criteria, merge, rules, run_base, schema, shipped, trainer
+from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import names_of
 from pipeline.errors import RecipeError
@@ -71,6 +71,7 @@ def load_recipe(path: Path | str, sets: Sequence[str] = ()) -> LoadedRecipe:
     except ValidationError as error:
         problems += _schema_problems(error.errors(include_url=False), data)
     else:
+        recipe = criteria.with_terms(recipe)
         problems += rules.conflicts(recipe)
         if not problems:
             return LoadedRecipe(recipe, path, tuple(sets), provenance)
@@ -98,6 +99,8 @@ def _rivals() -> dict[str, frozenset[str]]:
     for source in ("data.demonstrations", "base.pretrain.corpus"):
         for key, others in (("task", names_of(TableConfig)), ("path", names_of(TaskConfig))):
             rivals[f"{source}.{key}"] = frozenset(f"{source}.{name}" for name in others)
+    rivals["data.rankings.path"] = frozenset({"data.rankings.criteria"})
+    rivals["data.rankings.criteria"] = frozenset(f"data.rankings.{name}" for name in names_of(RankingTableConfig))
     return rivals
 
 

@@ -41,6 +41,7 @@ NAMES = {
     "LocalPath": "text",
     "TablePath": "text, or list of: text",
     "TextSource": "a built-in task or a table",
+    "RankingSource": "a table, or a table for each criterion",
     "bool": "true or false",
     "float": "number",
     "int": "integer",
@@ -69,7 +70,12 @@ def reference() -> str:
 def _section(path: str, section: type[Any]) -> Iterator[str]:
     """A section's own values, then the sections in it."""
     hints = typing.get_type_hints(section, include_extras=True)
-    nested = {name: list(dict.fromkeys(_dataclasses(hint))) for name, hint in hints.items()}
+    # Sections by a name that the user chooses are described where one of them stands alone.
+    nested = {
+        name: list(dict.fromkeys(_dataclasses(hint)))
+        for name, hint in hints.items()
+        if typing.get_origin(hint) is not dict
+    }
     title = f"`{path}`" if path else "The recipe"
     yield f"## {title}\n"
     about = inspect.getdoc(section) or ""

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import endpoint, estimators, labels, licenses, policies, table_rules, term_rules
+from pipeline.config import criteria, endpoint, estimators, labels, licenses, policies, table_rules, term_rules
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
-from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig
+from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig, rankings_path
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.export import PublishConfig
 from pipeline.config.formats import TableFormat, known_formats, text_table
@@ -39,6 +39,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     """Values that conflict with each other."""
     yield from _base(recipe.base)
     yield from _data(recipe)
+    yield from criteria.conflicts(recipe)
     pretrain, eval_fraction = recipe.base.pretrain, recipe.data.eval_fraction
     if pretrain is not None and pretrain.held_out < eval_fraction:
         yield (
@@ -162,7 +163,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     sources = {
         "data.demonstrations": recipe.data.demonstrations,
         "data.prompts": recipe.data.prompts,
-        "data.rankings": recipe.data.rankings,
+        **{rankings_path(criterion): table for criterion, table in recipe.data.ranking_tables.items()},
         "data.eval_rankings": recipe.data.eval_rankings,
         **recipe.data.exclusions,
         "reward.pretrain_on": recipe.reward.pretrain_on,
@@ -219,11 +220,11 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
             "data.eval_rankings.consensus",
             "merges annotators for training, and these rankings are for evaluation: leave it out",
         )
-    if reward.annotator_weights == "reliability" and _merges(recipe):
+    merging = _merging(recipe)
+    if reward.annotator_weights == "reliability" and merging is not None:
         yield (
             "reward.annotator_weights",
-            "weighs the rankings of single annotators, and data.rankings.consensus merges them: leave one of them "
-            "out",
+            f"weighs the rankings of single annotators, and {merging}.consensus merges them: leave one of them out",
         )
     if reward.hard_negatives and reward.merits == "ratings" and (reward.margin or reward.objective == "regression"):
         yield "reward.hard_negatives", "makes pairs without ratings: set reward.merits to ranks, or leave it out"
@@ -247,9 +248,10 @@ def _reward(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _merges(recipe: Recipe) -> bool:
-    table = recipe.data.rankings
-    return recipe.rank.source == "data" and table is not None and table.consensus != "none"
+def _merging(recipe: Recipe) -> str | None:
+    """The dotted path of the first table whose annotators are merged."""
+    tables = recipe.data.ranking_tables if recipe.rank.source == "data" else {}
+    return next((rankings_path(name) for name, table in tables.items() if table.consensus != "none"), None)
 
 
 def _eval(recipe: Recipe) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from pipeline.config import hardware
-from pipeline.config.data import TableConfig, TaskConfig
+from pipeline.config.data import CriteriaConfig, RankingTableConfig, TableConfig, TaskConfig
 from pipeline.config.recipe import Recipe
 
 RENAMED = {"guards": "monitor", "golden": "fingerprints"}
@@ -41,6 +41,13 @@ TYPES = {
     "dictionary": "a section of keys",
 }
 """pydantic's names of types -> ours."""
+KINDS = {
+    "a table": TableConfig,
+    "the built-in task": TaskConfig,
+    "a table of rankings": RankingTableConfig,
+    "several criteria": CriteriaConfig,
+}
+"""The members of unions that are told apart by a key, by the names that errors have for them."""
 SUFFIXES = {"k": 1e3, "m": 1e6, "%": 0.01}
 
 
@@ -150,15 +157,18 @@ def nearest(name: str, valid: Iterable[str], what: str = "keys") -> str:
 def valid_names(location: Sequence[str | int]) -> set[str]:
     """The field names of the section at a location in `Recipe`."""
     sections: list[Any] = [Recipe]
+    by_name = False  # whether the next key is a name that the user chose
     for key in location:
-        if key in ("a table", "the built-in task"):
-            wanted = TableConfig if key == "a table" else TaskConfig
-            sections = [section for section in sections if section is wanted]
+        if by_name:
+            by_name = False
+        elif key in KINDS:
+            sections = [section for section in sections if section is KINDS[str(key)]]
         elif named := [section for section in sections if section.__name__ == key]:
             sections = named  # a member of a union
         elif isinstance(key, str):
-            hints = [typing.get_type_hints(section) for section in sections]
-            sections = [section for hint in hints if key in hint for section in _sections_in(hint[key])]
+            hints = [hint[key] for section in sections if key in (hint := typing.get_type_hints(section))]
+            sections = [section for hint in hints for section in _sections_in(hint)]
+            by_name = any(typing.get_origin(hint) is dict for hint in hints)
     return set().union(*(names_of(section) for section in sections))
 
 

@@ -55,7 +55,7 @@ def joined_files(recipe: Any, *tables: str) -> dict[str, Path]:
     for dotted in tables:
         table = recipe
         for name in dotted.split("."):
-            table = getattr(table, name, None)
+            table = table.get(name) if isinstance(table, dict) else getattr(table, name, None)
         for place, join in joins_of(dotted, table):
             sources = by_name(f"{place}.path", join.path)
             files |= {at: Path(source) for at, source in sources.items() if "://" not in source}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import functions
-from pipeline.config import endpoint
+from pipeline.config import criteria, endpoint
 from pipeline.config.evaluate import JUDGES
 from pipeline.config.recipe import Recipe
 from pipeline.config.terms import KINDS, RUN_MODEL, TermConfig
@@ -61,6 +61,12 @@ def _term(path: str, term: TermConfig, recipe: Recipe) -> Iterator[Problem]:
         yield no_revision(f"{path}.model", f"{path}.revision", term.model)
     elif term.revision is not None and (term.model is None or term.run_model or not is_hub_id(term.model)):
         yield f"{path}.revision", f"belongs to a Hub id in {path}.model, which is not set"
+    if term.run_model:
+        yield from criteria.named(
+            f"{path}.criterion", term.criterion, recipe.data.criteria, "the term is the reward model of", True
+        )
+    elif term.criterion is not None:
+        yield f"{path}.criterion", f"belongs to `model: {RUN_MODEL}`"
     if term.function is None and not term.conversational:
         yield f"{path}.conversational", "belongs to `function`"
     elif term.function is not None and functions.FunctionName.parse(term.function) is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.config.endpoint import EndpointConfig
-from pipeline.config.section import RUNTIME, Count, LocalPath, Positive, field, section
+from pipeline.config.section import ADDED, RUNTIME, Count, LocalPath, Positive, field, section
 
 RUN_MODEL = "reward"
 """The value of a term's `model` that means the reward model of the run's own `reward` stage."""
@@ -86,6 +86,8 @@ class TermConfig:
     Otherwise as `ppo.reward_model`."""
     revision: str | None = None
     """Commit of `model`; required if that is a Hub id."""
+    criterion: str | None = field(default=None, metadata=ADDED)
+    """For `model: reward` with `data.rankings.criteria`: the criterion whose reward model it is."""
     function: LocalPath | None = None
     """A Python function with the signature of TRL's `reward_funcs`: `file.py:function`, or
     `package.module:function` for an installed package (docs/rewards.md)."""
@@ -133,7 +135,7 @@ class TermConfig:
     def describe(self) -> str:
         """What scores, in a few words."""
         if self.run_model:
-            return "the run’s reward model"
+            return "the run’s reward model" + (f" of {self.criterion}" if self.criterion is not None else "")
         value: Any = getattr(self, self.kind)
         texts = {
             "length": lambda: f"length near {value.target} tokens",

@@ -93,11 +93,14 @@ class Artifact:
 
 def matches(name: str, patterns: Collection[str]) -> bool:
     """Whether a file of an artifact is among those that patterns name, such as `("*", "!notes.json")`: those of a
-    pattern (`fnmatch`) but not of one that starts with "!". A folder stands for all files in it."""
-    top = name.split("/", 1)[0]
+    pattern (`fnmatch`) but not of one that starts with "!", which refuses files in folders too. A folder stands for
+    all other files in it."""
+    top, *_ = parts = name.split("/")
     refused = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
-    return any(fnmatchcase(top, p) for p in wanted) and not any(fnmatchcase(top, p) for p in refused)
+    return any(fnmatchcase(top, p) for p in wanted) and not any(
+        fnmatchcase(part, p) for part in parts for p in refused
+    )
 
 
 def parse(kind: type[T], content: Mapping[str, Any], where: str) -> T:

@@ -119,7 +119,7 @@ def stage_flops(recipe: Recipe, architecture: Architecture, counts: Mapping[str,
     if ranks and answered is not None:
         answers = (answered + (collect.eval_prompts or 0)) * collect.num_completions
         flops["collect"] = answers * row(collect.max_prompt_length, collect.response_length)
-    ranked = answered if ranks else counts.get("rankings_train", _size(recipe.data.rankings))
+    ranked = answered if ranks else counts.get("rankings_train", _rankings(recipe))
     groups = _trained(REWARD_TRAINER | recipe.reward.trainer, ranked)
     if groups is not None and recipe.reward.model is None:
         rows, length = phases.packed_rows(recipe, 1)
@@ -131,7 +131,7 @@ def stage_flops(recipe: Recipe, architecture: Architecture, counts: Mapping[str,
         epochs=ppo.num_ppo_epochs,
         adapter_value=ppo.critic == "adapter",
         full=recipe.policy_lora is None,
-        rewards=recipe.reward.ensemble,
+        rewards=recipe.reward.ensemble * max(1, len(recipe.data.criteria)),
     )
     solving = ppo.kl.num_prompts * ppo.kl.num_generations if ppo.kl.kind == "solved" else 0
     episodes = ppo.total_episodes // ppo.batch_size * ppo.batch_size
@@ -148,6 +148,12 @@ def _size(source: Any) -> int | None:
         return source.size
     limit = getattr(source, "limit", None)
     return limit if isinstance(limit, int) else None
+
+
+def _rankings(recipe: Recipe) -> int | None:
+    """Rankings of all tables, if the recipe says."""
+    sizes = [table.limit for table in recipe.data.ranking_tables.values()]
+    return sum(size for size in sizes if size is not None) if sizes and None not in sizes else None
 
 
 def _trained(trainer: Mapping[str, Any], rows: int | None) -> float | None:

@@ -184,9 +184,8 @@ def completions(recipe: Recipe) -> int:
     of a table; 2 for pairs and where the recipe does not say."""
     if recipe.rank.source != "data":
         return recipe.collect.num_completions
-    columns = getattr(recipe.data.rankings, "columns", {})
-    completion_columns = columns.get("completions") if isinstance(columns, dict) else None
-    return len(completion_columns) if isinstance(completion_columns, list) else 2
+    named = [table.columns.get("completions") for table in recipe.data.ranking_tables.values()]
+    return max((len(columns) if isinstance(columns, list) else 2 for columns in named), default=2)
 
 
 def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int) -> Phases:
@@ -287,7 +286,10 @@ def _rewards(recipe: Recipe, model: PlannedModel) -> int:
     shares = recipe.ppo.reward_model is None and recipe.reward.model is None
     if not (shares and recipe.ppo.reward.uses_run_model):
         return 0
-    return recipe.reward.ensemble if model.lora else 1
+    if not model.lora:
+        return 1
+    used = {term.criterion for term in recipe.ppo.reward.terms or () if term.run_model}
+    return recipe.reward.ensemble * max(1, len(used))
 
 
 def _eval(recipe: Recipe, model: PlannedModel) -> Phases:

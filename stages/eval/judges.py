@@ -9,6 +9,7 @@ from pipeline.config.evaluate import EvalConfig
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
+from stages.criteria import criteria_of, part
 from stages.models.text import Codec
 from stages.ppo.terms import CombinedScorer
 from stages.scoring.judge import ScoringJudge
@@ -77,14 +78,22 @@ def _held_out(
         members = held_out_members(newest(inputs, "ppo").metrics["held_out_members"])
         reward = newest(inputs, "reward")
         return load_scorer(reward, inputs, codec, device, members=members, where=WHERE, say=say)
-    trained_with = as_artifact(optimised(inputs)[0])
-    if trained_with and as_artifact(model) and _same(trained_with.path, Path(model)):
+    if as_artifact(model) and any(_same(own.path, Path(model)) for own in _trained_with(inputs)):
         raise StageError(
             "the judge is the very reward model that PPO was trained with",
             where=model,
             hint="point eval.reward_model at another one, trained on other rankings or with another seed",
         )
     return load_scorer(model, inputs, codec, device, where=WHERE, say=say)
+
+
+def _trained_with(inputs: Mapping[str, Artifact]) -> list[Artifact]:
+    """The reward artifacts that PPO optimised: with several criteria, those of the terms that it was trained on."""
+    reward, written = newest(inputs, "reward"), WrittenTerms.read(newest(inputs, "ppo"))
+    if written is not None and criteria_of(reward):
+        return [part(reward, str(term.criterion)) for term in written.terms if term.run_model and term.trained]
+    artifact = as_artifact(optimised(inputs)[0])
+    return [] if artifact is None else [artifact]
 
 
 def _same(ours: Path, theirs: Path) -> bool:

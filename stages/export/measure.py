@@ -18,9 +18,12 @@ from torch import Tensor
 from data.bootstrap import bootstrap
 from data.venues.slots import slot_error_rate
 from pipeline.config.export import ExportConfig
+from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.memory.limits import positions_at_once
+from stages.criteria import criteria_of
 from stages.eval.artifact import Evaluation
+from stages.eval.judges import load_proxy
 from stages.eval.prompts import unseen_prompts
 from stages.models.actor import Actor
 from stages.models.microbatch import MicroBatch
@@ -31,6 +34,7 @@ from stages.sampling.sampler import SamplingParams, sampler_of
 from stages.scoring.load import load_scorer, optimised
 from stages.scoring.scorer import Scorer
 from stages.scoring.slots import SlotScorer
+from stages.scoring.terms import WrittenTerms
 from stages.training.demonstrations import encode_demonstrations
 
 Measures = dict[str, Any]
@@ -50,7 +54,7 @@ class ReferenceMetrics:
     numbers.
 
     Attributes:
-        scorer: the reward model that PPO optimised.
+        scorer: the reward model that PPO optimised; with several criteria, the sum of its terms.
         judge: the slot lexicon of `eval`, if it has one.
     """
 
@@ -80,14 +84,13 @@ class ReferenceMetrics:
             stop_ids=codec.stop_ids,
             temperature=settings.temperature,
         )
-        source, revision = optimised(inputs)
         return cls(
             prompts=prompts,
             demonstrations=rows[: len(prompts)],
             params=params,
             bootstrap=evaluated.bootstrap,
             judge=None if evaluated.judge is None else SlotScorer(evaluated.judge, codec),
-            scorer=load_scorer(source, inputs, codec, ctx.device, revision=revision, say=ctx.say),
+            scorer=_scorer(inputs, codec, ctx),
             codec=codec,
             seed=ctx.seed,
             batch_size=config.batch_size,
@@ -162,6 +165,14 @@ class ReferenceMetrics:
             on_batch=on_batch,
         )
         return math.exp(-float(logps_B.double().sum()) / int(tokens_B.sum()))
+
+
+def _scorer(inputs: Mapping[str, Artifact], codec: Codec, ctx: RunContext) -> Scorer:
+    """The reward model that PPO optimised; with several criteria, the sum of its terms."""
+    if criteria_of(newest(inputs, "reward")) and WrittenTerms.read(newest(inputs, "ppo")) is not None:
+        return load_proxy(inputs, codec, ctx.device, ctx.say, ctx.recipe_dir)
+    source, revision = optimised(inputs)
+    return load_scorer(source, inputs, codec, ctx.device, revision=revision, say=ctx.say)
 
 
 @torch.no_grad()

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pipeline import invocation
 from pipeline.engine.stage import Artifact, RunContext
 from pipeline.errors import StageError
-from stages.ppo.signal import Rewarded, reward_artifact
+from stages.ppo.signal import Rewarded, reward_artifacts
 from stages.reward.artifact import read_unfit
 from stages.scoring.load import as_artifact
+from stages.scoring.reward_model import criterion_of
 
 
 def check(config: Rewarded, inputs: Mapping[str, Artifact], ctx: RunContext) -> list[str]:
@@ -20,6 +21,9 @@ def check(config: Rewarded, inputs: Mapping[str, Artifact], ctx: RunContext) -> 
     reasons: list[str] = []
     for artifact in _trained_on(config, inputs):
         unfit = read_unfit(artifact)
+        criterion = criterion_of(artifact)
+        if criterion is not None:
+            unfit = [f"{criterion}: {reason}" for reason in unfit]
         if unfit and not ctx.force:
             raise StageError(
                 "the reward model is unfit for PPO: " + "; ".join(unfit),
@@ -35,8 +39,8 @@ def check(config: Rewarded, inputs: Mapping[str, Artifact], ctx: RunContext) -> 
 
 def _trained_on(config: Rewarded, inputs: Mapping[str, Artifact]) -> list[Artifact]:
     """The reward artifacts that are optimised."""
-    run_model = reward_artifact(config, inputs) if config.reward.trains_on_run_model else None
     models = [
         term.model for term in config.reward.terms or () if term.trained and term.model and not term.run_model
     ]
-    return [artifact for artifact in (run_model, *map(as_artifact, models)) if artifact is not None]
+    others = [artifact for artifact in map(as_artifact, models) if artifact is not None]
+    return [*reward_artifacts(config, inputs, trained=True), *others]

@@ -11,7 +11,7 @@ from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from stages.models.bank import Bank
 from stages.models.text import Codec
-from stages.ppo.signal import reward_artifact
+from stages.ppo.signal import reward_artifacts
 from stages.scoring import reward_model
 from stages.scoring.judge import ScoringJudge
 from stages.scoring.load import Source, held_out_members, load_scorer, token_artifact
@@ -43,8 +43,8 @@ def build(
 def _member(
     config: PPOConfig, inputs: Mapping[str, Artifact], codec: Codec, bank: Bank, device: str
 ) -> ScoringJudge:
-    reward = reward_artifact(config, inputs)
-    artifact = None if reward is None else token_artifact(reward)
+    rewards = reward_artifacts(config, inputs)
+    artifact = token_artifact(rewards[0]) if rewards else None
     if artifact is None or len(reward_model.roles(artifact)) < 2:
         raise StageError(
             f"{WHERE} is member, but the reward model has one member",

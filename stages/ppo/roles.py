@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from stages.models.loading import load_backbone
 from stages.models.sharding import mesh_of
 from stages.models.text import Codec
 from stages.ppo.rewards import RewardSignal, ScoreNormalizer
-from stages.ppo.signal import reward_artifact, reward_signal
+from stages.ppo.signal import reward_artifacts, reward_signal
 from stages.ppo.terms import TermNormalizer, TermSignal
 from stages.scoring import reward_model
 from stages.scoring.load import token_artifact
@@ -38,7 +38,8 @@ def build(
     """Builds the bank and the reward signal.
 
     The reference is the SFT model, or the base model without an SFT stage. The policy starts as a copy of it or, in
-    a later round, as the previous round's policy. The value role starts as a copy of the reward model.
+    a later round, as the previous round's policy. The value role starts as a copy of the reward model or, with
+    several criteria, of the reference.
 
     Args:
         sharded: shard every role over the processes.
@@ -49,15 +50,15 @@ def build(
     Raises `StageError` when the reward model belongs to another base, is damaged or does not reproduce its
     fingerprints.
     """
-    base, sft, artifact = inputs["base"], inputs.get("sft"), reward_artifact(config, inputs)
+    base, sft = inputs["base"], inputs.get("sft")
     start = newest_policy(inputs)
     # A classifier reads text and shares no weights with the policy.
-    reward = None if artifact is None else token_artifact(artifact)
+    rewards = [artifact for artifact in reward_artifacts(config, inputs) if token_artifact(artifact)]
     make = _lora_bank if trains_adapter(sft, config.lora) else _full_bank
     # A role that will be sharded may not fit on one device: it is loaded on the CPU. (bitsandbytes quantises
     # weights on the device that they are used on.)
     on_host = sharded and base.json("base.json")["quantization"] == "none"
-    bank = make(config, base, sft, start, reward, "cpu" if on_host else device)
+    bank = make(config, base, sft, start, rewards, "cpu" if on_host else device)
     if sharded:
         bank.shard(mesh_of(device), offload=offload)
     disable_dropout(bank)
@@ -73,7 +74,7 @@ def build(
 def start_value(bank: Bank, config: PPOConfig, normalizer: ScoreNormalizer | TermNormalizer) -> None:
     """Rescales a value head copied from the reward model: it predicts raw scores, and PPO's are scaled. It starts
     at zero where PPO is not trained on that model."""
-    if config.critic != "adapter" or "reward" not in bank.heads:
+    if config.critic != "adapter" or not any(role.startswith(ROLE) for role in bank.heads):
         return
     head: Any = bank.heads["value"]
     scale = normalizer.run_model_scale()
@@ -99,15 +100,19 @@ def _lora_bank(
     base: Artifact,
     sft: Artifact | None,
     start: Artifact | None,
-    reward: Artifact | None,
+    rewards: Sequence[Artifact],
     device: str,
 ) -> ActorBank:
     # A reward model that is not an adapter gets a separate bank, and its head does not initialise the critic.
-    shared = reward if reward is not None and is_adapter(reward) else None
+    on_backbone = [reward for reward in rewards if is_adapter(reward)]
+    # Of several criteria, none alone says what the reward will be.
+    shared = on_backbone[0] if len(on_backbone) == 1 else None
     backbone = load_backbone(base, device)
     model = start_adapter(backbone, sft, config.lora, "reference")
     start_adapter(model, start, config.lora, "policy")
-    heads = reward_model.load_members(shared, model, device) if shared else {}
+    heads: dict[str, ScalarHead] = {}
+    for reward in on_backbone:
+        heads |= reward_model.load_members(reward, model, device)
     if config.critic == "adapter":
         start_adapter(model, shared or sft, config.lora, "value")
     trainable = ["policy", "value"] if config.critic == "adapter" else ["policy"]
@@ -122,10 +127,10 @@ def _full_bank(
     base: Artifact,
     sft: Artifact | None,
     start: Artifact | None,
-    reward: Artifact | None,
+    rewards: Sequence[Artifact],
     device: str,
 ) -> FullBank:
-    shared = reward if reward is not None and not is_adapter(reward) else None
+    shared = next((reward for reward in rewards if not is_adapter(reward)), None)
     models = {
         "reference": load_full(base, sft, device),
         "policy": load_full(base, start, device),

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.config.ppo import AggregateConfig
+from pipeline.config.term_rules import TERMS
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
+from stages.criteria import of_criterion
 from stages.models.bank import Bank
 from stages.models.text import Codec
 from stages.ppo.rewards import RewardSignal
@@ -34,15 +36,29 @@ class Rewarded(Protocol):
     def reward_model_revision(self) -> str | None: ...
 
 
-def reward_artifact(config: Rewarded, inputs: Mapping[str, Artifact]) -> Artifact | None:
-    """The reward artifact that scores responses; None when `ppo.reward_model` names a sequence classifier, or when
-    no term is the run's reward model. Raises `StageError` when it was trained on another base."""
-    if not config.reward.uses_run_model:
-        return None
-    artifact = newest(inputs, "reward") if config.reward_model is None else as_artifact(config.reward_model)
-    if artifact is not None and token_artifact(artifact):
-        reward_model.check_base(artifact, inputs["base"])
-    return artifact
+def reward_artifacts(config: Rewarded, inputs: Mapping[str, Artifact], *, trained: bool = False) -> list[Artifact]:
+    """The reward artifacts that score responses: the run's reward model or, with several criteria, those of the
+    terms; or `ppo.reward_model`. None when that names a sequence classifier, or when no term is the run's reward
+    model.
+
+    Args:
+        trained: only those that PPO is trained on.
+
+    Raises `StageError` when one was trained on another base.
+    """
+    if config.reward.terms is not None:
+        own = [term for term in config.reward.terms if term.run_model and (term.trained or not trained)]
+        named = dict.fromkeys(term.criterion for term in own)
+        sources = [of_criterion(newest(inputs, "reward"), name, f"{TERMS}.criterion") for name in named]
+    elif config.reward_model is None:
+        sources = [newest(inputs, "reward")]
+    else:
+        artifact = as_artifact(config.reward_model)
+        sources = [] if artifact is None else [artifact]
+    for artifact in sources:
+        if token_artifact(artifact):
+            reward_model.check_base(artifact, inputs["base"])
+    return sources
 
 
 def reward_signal(
@@ -79,8 +95,8 @@ def reward_signal(
             say=say,
         )
         return _terms(config, loading)
-    artifact = reward_artifact(config, inputs)
-    source: Source = str(config.reward_model) if artifact is None else artifact
+    artifacts = reward_artifacts(config, inputs)
+    source: Source = artifacts[0] if artifacts else str(config.reward_model)
     scorer = load_scorer(
         source,
         inputs,

@@ -90,7 +90,10 @@ class TermSignal:
             if term.scorer.optional:
                 metrics[f"rewards/{term.name}/applied"] = count / responses
             if term.config.run_model:
-                metrics |= term.signal.disagreement(world)
+                spread = term.signal.disagreement(world)
+                if term.config.criterion is not None:
+                    spread = {f"rewards/{term.name}/disagreement": value for value in spread.values()}
+                metrics |= spread
         return metrics
 
     def normalizer(self, config: ScoreConfig, world: World) -> TermNormalizer:
@@ -154,9 +157,9 @@ class TermNormalizer:
 
     def run_model_scale(self) -> tuple[float, float] | None:
         """Mean and standard deviation that turn a raw score of the run's reward model into its part of the reward;
-        None if PPO is not trained on it."""
+        None if PPO is not trained on it, or if there is one for each criterion."""
         for term in self.terms:
-            if term.run_model and term.trained:
+            if term.run_model and term.trained and term.criterion is None:
                 normalizer = self.normalizers[term.name]
                 return normalizer.mean, normalizer.std / term.weight
         return None

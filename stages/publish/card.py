@@ -49,7 +49,9 @@ def _model_card(run: RunSummary, repository: str, files: Sequence[str], curves: 
         metadata(run, repository),
         f"# {repository.partition('/')[2]}",
         f"{origin(run)}. Trained with tutelage: {_steps(run)} with a KL penalty.",
-        " ".join(part for part in (who_ranked(run), hard_negatives(findings.reward)) if part),
+        " ".join(
+            part for part in (who_ranked(run), *(hard_negatives(part.reward) for part in findings.parts)) if part
+        ),
         _verdict(findings),
         *_evaluation(run, findings),
         *([_training(findings, curves)] if curves else []),
@@ -137,7 +139,8 @@ def held_out_source(run: RunSummary) -> str:
 
 def datasets_of(run: RunSummary) -> list[str]:
     recipe = run.loaded.recipe
-    sources = (recipe.data.demonstrations, recipe.data.prompts, recipe.data.rankings, recipe.reward.pretrain_on)
+    rankings = recipe.data.ranking_tables.values()
+    sources = (recipe.data.demonstrations, recipe.data.prompts, *rankings, recipe.reward.pretrain_on)
     names = [_hub_name(path) for source in sources for path in _listed(getattr(source, "path", []))]
     return sorted({name for name in [*names, recipe.publish.rankings] if name})
 
@@ -215,12 +218,14 @@ def _evaluation(run: RunSummary, findings: Findings) -> Iterator[str]:
         yield f"| {policy()} | value | 95 % interval |\n|---|---|---|\n" + "\n".join(with_intervals)
     if findings.export:
         yield exported.markdown(findings.export)
-    if findings.reward and findings.reward.held_out.accuracy is not None:
-        quality = findings.reward.held_out
-        low, high = quality.accuracy_low, quality.accuracy_high
-        interval = "" if low is None or high is None else f" (95 % interval {span(low, high, 1)})"
-        share = percent(quality.accuracy, 1)
-        yield f"The reward model orders {share} of held-out pairs as annotators did{interval}."
+    for part in findings.parts:
+        if part.reward and part.reward.held_out.accuracy is not None:
+            quality = part.reward.held_out
+            low, high = quality.accuracy_low, quality.accuracy_high
+            interval = "" if low is None or high is None else f" (95 % interval {span(low, high, 1)})"
+            share = percent(quality.accuracy, 1)
+            name = f" of {part.name}" if part.name else ""
+            yield f"The reward model{name} orders {share} of held-out pairs as annotators did{interval}."
 
 
 def _cell(row: model_table.Row, model: str) -> str:

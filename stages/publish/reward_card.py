@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.rules import is_hub_id
 from pipeline.engine.plan import RunSummary
+from pipeline.engine.stage import Artifact
 from pipeline.wording import DASH, counted, fixed, percent, points_span, span
 from stages.export.reward import Exported
 from stages.publish.card import assembled, datasets_of, held_out_source, hub_base, origin, recipe_text, who_ranked
@@ -17,21 +18,28 @@ from stages.reward.artifact import AnnotatorAccuracy, HeldOut, RewardQuality
 from stages.scoring.exported import FILE
 
 
-def reward_card(run: RunSummary, repository: str, exported: Exported) -> str:
-    """The card of the reward model that is published as `repository`, or written to a folder of that name."""
-    quality = RewardQuality.read(run.need("reward").artifact)
+def reward_card(
+    run: RunSummary, reward: Artifact, repository: str, exported: Exported, criterion: str | None
+) -> str:
+    """The card of the reward model that is published as `repository`, or written to a folder of that name.
+
+    Args:
+        reward: the artifact of the reward model, or the part of it about the criterion.
+    """
+    quality = RewardQuality.read(reward)
+    by = f" by {criterion}" if criterion is not None else ""
     return assembled(
         metadata(run, repository, quality),
         f"# {repository.rpartition('/')[2]}",
         "A reward model: it gives an answer to a prompt one number, the higher the better. "
-        f"{_origin(run)}, trained with tutelage on rankings of answers.",
+        f"{_origin(run)}, trained with tutelage on rankings of answers{by}.",
         " ".join(part for part in (who_ranked(run), hard_negatives(quality)) if part),
         _gate(quality),
         *_evaluation(run, quality),
         *_transfer(run, quality),
         *_biases(quality),
         _use(repository, exported),
-        _limits(run, exported),
+        _limits(run, quality, exported),
         f"## Recipe\n\nThe values that determine the result:\n\n```yaml\n{recipe_text(run)}```",
     )
 
@@ -227,9 +235,9 @@ def _use(repository: str, exported: Exported) -> str:
     )
 
 
-def _limits(run: RunSummary, exported: Exported) -> str:
+def _limits(run: RunSummary, quality: RewardQuality, exported: Exported) -> str:
     spec, recipe = exported.spec, run.loaded.recipe
-    members = RewardQuality.read(run.need("reward").artifact).held_out.member_accuracy
+    members = quality.held_out.member_accuracy
     own = (
         f" Alone it orders {percent(members[spec.member], 1)} of the pairs."
         if spec.member is not None and members

@@ -26,6 +26,7 @@ from pipeline.engine.stage import Progress
 from pipeline.errors import RecipeError, StageError
 from pipeline.files import readable_bytes
 from stages.artifacts import rankings_file
+from stages.criteria import OPTION, check_option, of_criterion
 from stages.publish import card, curves, scan
 
 CARD = "README.md"
@@ -111,15 +112,22 @@ def uploads(run: RunSummary, progress: Opener, private: bool | None = None) -> l
     return planned
 
 
-def export_rankings(run: RunSummary, folder: Path, only: Literal["human", "simulated"] | None = None) -> Any:
-    """Writes the run's rankings as a data set for the Hub; returns the summary of `data.tables.export`."""
+def export_rankings(
+    run: RunSummary,
+    folder: Path,
+    only: Literal["human", "simulated"] | None = None,
+    criterion: str | None = None,
+) -> Any:
+    """Writes the run's rankings, or with several criteria those by one of them, as a data set for the Hub; returns
+    the summary of `data.tables.export`."""
     from data.tables import export
 
     recipe = run.loaded.recipe
+    check_option(recipe.data.criteria, criterion, recipe.name)
     return export.export_rankings(
-        _rankings(run),
+        _rankings(run, criterion),
         folder,
-        name=f"Rankings of {recipe.name}",
+        name=f"Rankings of {recipe.name}" + (f" by {criterion}" if criterion else ""),
         key=export.key_file(run.folder / "annotators.key"),
         license=recipe.publish.rankings_license,
         license_name=recipe.publish.rankings_license_name,
@@ -129,33 +137,41 @@ def export_rankings(run: RunSummary, folder: Path, only: Literal["human", "simul
     )
 
 
-def export_reward_model(run: RunSummary, folder: Path, repository: str, device: str, **options: Any) -> Any:
+def export_reward_model(
+    run: RunSummary, folder: Path, repository: str, device: str, criterion: str | None = None, **options: Any
+) -> Any:
     """Writes the recipe's newest reward model as a sequence classifier, with its card; returns
     `stages.export.reward.Exported`.
 
     Args:
+        criterion: whose reward model it is, where the rankings have several criteria; None:
+            `publish.reward_criterion`.
         repository: the name in the card.
         options: values of `stages.export.reward.Options` instead of those of the recipe.
     """
     from stages.export.reward import Options, export_reward
     from stages.publish.reward_card import reward_card
 
-    recipe, reward = run.loaded.recipe, run.need("reward")
+    recipe = run.loaded.recipe
+    criterion = criterion or recipe.publish.reward_criterion
+    check_option(recipe.data.criteria, criterion, recipe.name)
+    reward = of_criterion(run.need("reward").artifact, criterion, OPTION)
     values = {
         "dtype": recipe.export.dtype,
         "member": recipe.publish.reward_member,
         "merge_quantized": recipe.export.merge_quantized,
     } | options
     chosen = Options(**values, system=recipe.data.system, max_length=recipe.reward.max_length)
-    exported = export_reward(run.need("base").artifact, reward.artifact, folder, device, chosen)
-    (folder / CARD).write_text(reward_card(run, repository, exported), encoding="utf-8")
+    exported = export_reward(run.need("base").artifact, reward, folder, device, chosen)
+    (folder / CARD).write_text(reward_card(run, reward, repository, exported, criterion), encoding="utf-8")
     return exported
 
 
-def _rankings(run: RunSummary) -> list[Path]:
+def _rankings(run: RunSummary, criterion: str | None = None) -> list[Path]:
     """The rankings files of every round. Raises `StageError` if the last round's are not finished."""
     run.need("rank")
-    return [rankings_file(ranked.artifact) for ranked in by_round(run.stages, "rank").values()]
+    ranked = [stage_run.artifact for stage_run in by_round(run.stages, "rank").values()]
+    return [rankings_file(of_criterion(artifact, criterion, OPTION)) for artifact in ranked]
 
 
 def _rankings_upload(run: RunSummary, repository: str, private: bool) -> Upload:

@@ -14,9 +14,9 @@ from pipeline.wording import number as shown
 from stages.eval.artifact import FILE as EVALUATION
 from stages.ppo.artifact import POINTS, PPOResult
 from stages.report import sources
-from stages.report.findings import Findings
+from stages.report.findings import ByCriterion, Findings
 from stages.report.plots import Bounds, Chart, Kind, Line, Point
-from stages.reward.artifact import Bin
+from stages.reward.artifact import FILE, Bin
 
 TRAINING: list[tuple[str, str, str, dict[str, Kind]]] = [
     ("base", "Loss of the base model", "nats per token", {"loss": "train", "eval_loss": "held-out"}),
@@ -65,13 +65,15 @@ def curves(run: RunSummary) -> dict[str, list[Chart]]:
     before, dpo, raft = (
         [
             Chart(
-                translate(title),
+                translate(title) + (f" ({name})" if name else ""),
                 translate(unit),
-                [Line(kind, _points(_newest(run, stage), metric)) for metric, kind in lines.items()],
+                [Line(kind, _points(_newest(run, stage), f"{prefix}{metric}")) for metric, kind in lines.items()],
                 translate("step"),
-                source=_source(run, (stage, sources.METRICS, ", ".join(lines))),
+                source=_source(run, (stage, sources.METRICS, ", ".join(f"{prefix}{metric}" for metric in lines))),
             )
             for stage, title, unit, lines in charts
+            for name in (stage == "reward" and run.loaded.recipe.data.criteria) or ("",)
+            for prefix in (f"{name}/" if name else "",)
         ]
         for charts in (TRAINING, DPO, RAFT)
     )
@@ -163,9 +165,9 @@ def _source(run: RunSummary, *read: tuple[str, str, str]) -> str:
     return "; ".join(f"{path}: {what}" for stage, file, what in read for path in sources.of(run, stage, file))
 
 
-def reliability(findings: Findings) -> list[Chart]:
+def reliability(findings: Findings, part: ByCriterion) -> list[Chart]:
     """How often pairs were ordered as predicted, by predicted probability."""
-    table = findings.reward.reliability if findings.reward else []
+    table = part.reward.reliability if part.reward else []
     lines = [
         Line("level", [(0.0, 0.0), (1.0, 1.0)]),
         Line("held-out", [(row.predicted, row.observed) for row in table]),
@@ -177,14 +179,14 @@ def reliability(findings: Findings) -> list[Chart]:
         translate("predicted probability of being preferred"),
         (0, 1),
         square=True,
-        source=f"{_quality(findings)}: reliability",
+        source=f"{_quality(findings, part)}: reliability",
     )
     return [chart] if table else []
 
 
-def distributions(findings: Findings) -> list[Chart]:
+def distributions(findings: Findings, part: ByCriterion) -> list[Chart]:
     """Histograms of the reward model's scores, and of its accuracy by prompt, on held-out prompts."""
-    reward = findings.reward
+    reward = part.reward
     if reward is None:
         return []
     charts = [
@@ -194,7 +196,7 @@ def distributions(findings: Findings) -> list[Chart]:
             [Line("histogram", _bars(bins))],
             x,
             (0, None),
-            source=f"{_quality(findings)}: {table}",
+            source=f"{_quality(findings, part)}: {table}",
         )
         for table, bins, title, unit, x in (
             (
@@ -216,8 +218,9 @@ def distributions(findings: Findings) -> list[Chart]:
     return _with_points(charts)
 
 
-def _quality(findings: Findings) -> str:
-    return next(iter(findings.sources.get("reward", [])), "")
+def _quality(findings: Findings, part: ByCriterion) -> str:
+    paths = findings.sources.get("reward", [])
+    return next((path for path in paths if not part.name or path.endswith(f"/{part.name}/{FILE}")), "")
 
 
 def _bars(histogram: Iterable[Bin]) -> list[Point]:

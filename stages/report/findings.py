@@ -18,6 +18,7 @@ from pipeline.engine.registry import StageSpec
 from pipeline.files import jsonable, readable_bytes
 from pipeline.language import translate
 from stages.artifacts import RankMetrics
+from stages.criteria import criteria_of, part
 from stages.eval.artifact import (
     Evaluation,
     JudgedPrompt,
@@ -131,6 +132,23 @@ class Value:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByCriterion:
+    """The rankings and the reward model of a criterion; of all rankings (`name` is empty) where there is only
+    one."""
+
+    name: str = ""
+    ranking: RankMetrics | None
+    figures: Figures | None
+    rankings: Measured | None
+    reward: RewardQuality | None
+
+    @property
+    def label(self) -> str:
+        """For behind a text: the criterion's name in brackets, if it has one."""
+        return f" ({self.name})" if self.name else ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """What is known of a run.
 
@@ -138,8 +156,9 @@ class Findings:
         finished: when the last stage finished; None if none has.
         seconds: of all stages together.
         ranking: metrics of the newest `rank` stage.
-        figures: counts over all rankings.
+        figures: counts over all rankings; None with several criteria, as `rankings` and `reward`.
         rankings: agreement and annotators.
+        criteria: the rankings and the reward model of each of several criteria.
         dropped: what each stage left out.
         overlaps: rows that repeat others, and training rows with a held-out prompt.
         transfer_notes: on prompts of `data.eval_rankings` that were trained on.
@@ -176,6 +195,13 @@ class Findings:
     environment: Mapping[str, Mapping[str, Sequence[str]]]
     values: Sequence[Value]
     sources: Mapping[str, Sequence[str]]
+    criteria: Sequence[ByCriterion] = ()
+
+    @property
+    def parts(self) -> Sequence[ByCriterion]:
+        """The criteria, or the only part without a name."""
+        whole = ByCriterion(ranking=self.ranking, figures=self.figures, rankings=self.rankings, reward=self.reward)
+        return self.criteria or [whole]
 
     @property
     def start(self) -> str:
@@ -193,6 +219,7 @@ def collect(run: RunSummary) -> Findings:
     ranking, reward, ppo, evaluated = (run.newest(name) for name in ("rank", "reward", "ppo", "eval"))
     evaluation = Evaluation.read(evaluated.artifact) if evaluated else None
     result = PPOResult.read(ppo) if ppo else None
+    criteria = _criteria(run)
     return Findings(
         recipe=recipe.name,
         seed=recipe.seed,
@@ -201,12 +228,12 @@ def collect(run: RunSummary) -> Findings:
         annotators=annotators(run),
         stages=[_stage(spec, run) for spec in registry.steps(recipe).values()],
         ranking=RankMetrics.of(ranking) if ranking else None,
-        figures=rankings.figures(run.stages.get("data"), ranking),
-        rankings=rankings.measured(ranking),
+        figures=None if criteria else rankings.figures(run.stages.get("data"), ranking),
+        rankings=None if criteria else rankings.measured(ranking.artifact if ranking else None),
         dropped=rankings.dropped(run),
         overlaps=overlaps(run),
         transfer_notes=transfer(run),
-        reward=RewardQuality.read(reward.artifact) if reward else None,
+        reward=RewardQuality.read(reward.artifact) if reward and not criteria else None,
         ppo=PPOSummary.of(result) if result else None,
         monitors=Monitors.of(result) if result else None,
         lineage=lineage.rows(run, evaluation) if recipe.rounds > 1 else [],
@@ -221,7 +248,27 @@ def collect(run: RunSummary) -> Findings:
             for path, value in run.loaded.values().items()
         ],
         sources=sources.read(run),
+        criteria=criteria,
     )
+
+
+def _criteria(run: RunSummary) -> list[ByCriterion]:
+    """The findings of each criterion; none where the rankings have no criteria."""
+    rank, reward = run.newest("rank"), run.newest("reward")
+    criteria: list[ByCriterion] = []
+    for name in criteria_of(rank.artifact) if rank else []:
+        assert rank is not None
+        ranked = part(rank.artifact, name)
+        criteria.append(
+            ByCriterion(
+                name=name,
+                ranking=RankMetrics.read(ranked),
+                figures=rankings.figures(run.stages.get("data"), rank, name),
+                rankings=rankings.measured(ranked),
+                reward=RewardQuality.read(part(reward.artifact, name)) if reward else None,
+            )
+        )
+    return criteria
 
 
 def annotators(run: RunSummary) -> Annotators:

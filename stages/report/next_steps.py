@@ -32,7 +32,7 @@ def steps(run: RunSummary, findings: Findings) -> list[Step]:
 
 def _unfinished(run: RunSummary, findings: Findings, pending: list[str]) -> list[Step]:
     stage, number = parse(pending[0])
-    if stage == "ppo" and findings.reward and findings.reward.unfit:
+    if stage == "ppo" and any(part.reward and part.reward.unfit for part in findings.parts):
         return [
             Step(
                 translate(

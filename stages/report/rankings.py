@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.engine.plan import RunSummary, StageRun
+from pipeline.engine.stage import Artifact
 from pipeline.language import recorded, translate
 from pipeline.wording import counted
 from stages.artifacts import MERGED, Agreement, AnnotatorAgreement, ModelStrength, read_dropped
+from stages.criteria import criteria_of, part, table_name
 from stages.left_out import losses
 from stages.reward.artifact import RewardQuality
 
@@ -48,9 +50,9 @@ class Measured:
     json: Mapping[str, Any] = field(repr=False)
 
 
-def measured(rank: StageRun | None) -> Measured | None:
+def measured(rank: Artifact | None) -> Measured | None:
     """None before the stage is finished."""
-    agreement = Agreement.read(rank.artifact) if rank else None
+    agreement = Agreement.read(rank) if rank else None
     if agreement is None:
         return None
     ordered = sorted(agreement.by_annotator.items(), key=lambda entry: -entry[1].rankings)
@@ -87,14 +89,14 @@ class Figures:
 SIZE = "rankings_of_"
 
 
-def figures(data: StageRun | None, rank: StageRun | None) -> Figures | None:
-    """Of the newest rankings; None before the `rank` stage is finished."""
+def figures(data: StageRun | None, rank: StageRun | None, criterion: str = "") -> Figures | None:
+    """Of the newest rankings, or those by one of several criteria; None before the `rank` stage is finished."""
     if rank is None:
         return None
-    metrics = rank.manifest.metrics
+    metrics = _own(rank, criterion)
     of_table: Mapping[str, Any] = {}
     if data is not None and rank.manifest.config.get("source") == "data":
-        of_table = data.manifest.metrics
+        of_table = _own(data, criterion)
     rows = of_table.get("read_rankings")
     return Figures(
         rows=rows,
@@ -142,31 +144,50 @@ def _dropped_rows(data: StageRun) -> list[Dropped]:
         rows = first.setdefault((place.table, place.reason), [])
         if len(rows) < FIRST_ROWS and place.row not in rows:
             rows.append(place.row)
+    sources = [(what, table, "", config.get(table) or {}) for what, table in TABLES.items()]
+    if criteria := criteria_of(data.artifact):
+        sources = [source for source in sources if source[1] != "rankings"] + [
+            (what, table, name, config[table]["criteria"][name])
+            for name in criteria
+            for what, table in TABLES.items()
+            if table == "rankings"
+        ]
     return [
         Dropped(
-            table=recorded(what.replace("_", " ")),
-            file=(config.get(table) or {}).get("path", ""),
-            read=metrics.get(f"read_{table}"),
+            table=recorded(what.replace("_", " ")) + (f" ({name})" if name else ""),
+            file=source.get("path", ""),
+            read=metrics.get(f"{_prefix(name)}read_{table}"),
             reason=recorded(reason),
             count=count,
-            rows=first.get((table, reason), []),
+            rows=first.get((table_name(name or None, what if what == MERGED else table), reason), []),
         )
-        for what, table in TABLES.items()
-        for reason, count in _reasons(metrics, f"dropped_{what}/")
+        for what, table, name, source in sources
+        for reason, count in _reasons(metrics, f"{_prefix(name)}dropped_{what}/")
     ]
 
 
+def _own(run: StageRun, criterion: str) -> Mapping[str, Any]:
+    return part(run.artifact, criterion).metrics if criterion else run.manifest.metrics
+
+
+def _prefix(criterion: str) -> str:
+    return f"{criterion}/" if criterion else ""
+
+
 def _dropped_by_stage(stage: str, run: StageRun) -> list[Dropped]:
+    parts = [("", run.manifest.metrics)]
+    parts += [(f" ({name})", part(run.artifact, name).metrics) for name in criteria_of(run.artifact)]
     return [
         Dropped(
-            table=recorded(loss.what),
+            table=recorded(loss.what) + label,
             file=translate("{stage} stage", stage=stage),
             read=loss.read,
             reason=recorded(loss.reason),
             count=loss.count,
             rows=[],
         )
-        for loss in losses(run.manifest.metrics)
+        for label, metrics in parts
+        for loss in losses(metrics)
     ]
 
 

@@ -63,6 +63,12 @@ class RewardEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CriterionEntry:
+    name: str
+    reward: RewardEntry | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValueEntry:
     path: str
     value: Any
@@ -79,6 +85,7 @@ class RunReport:
     stages: Sequence[StageEntry]
     values: Sequence[ValueEntry]
     reward: RewardEntry | None = None
+    criteria: Sequence[CriterionEntry] = ()
     monitors: MonitorsEntry | None = None
     evaluation: Evaluation | None = None
     judged: Sequence[JudgedPrompt] = ()
@@ -330,7 +337,11 @@ def _facts(a: RunReport, b: RunReport) -> list[Fact]:
         return translate("update {selected} of {updates}", **values)
 
     def held_out(report: RunReport) -> str:
-        quality = report.reward.held_out if report.reward else HeldOut()
+        each = [f"{entry.name} {of_model(entry.reward)}" for entry in report.criteria]
+        return "; ".join(each) if each else of_model(report.reward)
+
+    def of_model(reward: RewardEntry | None) -> str:
+        quality = reward.held_out if reward else HeldOut()
         if quality.accuracy is None:
             return DASH
         measured = percent(quality.accuracy, 1)

@@ -6,6 +6,7 @@ from pipeline.engine.plan import RunSummary, StageRun
 from pipeline.engine.rounds import by_round
 from ranking.judged import judged_file
 from stages import artifacts
+from stages.criteria import criteria_of
 from stages.eval import artifact as evaluation
 from stages.ppo import artifact as ppo
 from stages.reward import artifact as reward
@@ -50,7 +51,11 @@ def read(run: RunSummary) -> dict[str, list[str]]:
 
 
 def of(run: RunSummary, stage: str, file: str) -> list[str]:
-    """A stage's file in each of its rounds, as `stage/key/file`."""
+    """A stage's file in each of its rounds, as `stage/key/file`; with several criteria, that of each."""
     stage_runs: list[StageRun] = list((by_round(run.stages, stage) if stage else run.stages).values())
     paths = [stage_run.folder / file for stage_run in stage_runs]
+    inside = file.removeprefix(out(""))
+    if inside != file:
+        folders = [stage_run.folder / out("") for stage_run in stage_runs]
+        paths += [folder / name / inside for folder in folders for name in criteria_of(folder)]
     return [path.relative_to(run.folder).as_posix() for path in paths if path.is_file()]

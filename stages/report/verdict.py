@@ -18,6 +18,7 @@ from stages.eval.artifact import EvaluatedPoint, Evaluation, ModelResult
 from stages.report import evidence, frontier, monitors, overlaps, win_rates
 from stages.report.evidence import PEOPLE, RUBRIC, Evidence
 from stages.report.findings import Findings
+from stages.reward.artifact import RewardQuality
 
 NEVER_ENDS = 0.05
 """Share of answers with a stop token up to which answers count as never ending."""
@@ -173,9 +174,25 @@ def _caveats(findings: Findings) -> list[str]:
     return notes
 
 
+def _about_reward(reward: RewardQuality, *, unfit: bool) -> list[str]:
+    """Caveats about a reward model. `unfit`: whether they say that it failed the gate."""
+    notes = []
+    if unfit and reward.unfit:
+        reasons = _recorded(reward.unfit)
+        notes.append(translate("The reward model of this run is unfit for PPO: {reasons}.", reasons=reasons))
+    notes += [
+        translate("About this run’s reward model: {warning}.", warning=recorded(warning))
+        for warning in reward.warnings
+    ]
+    measured = reward.held_out
+    if measured.pairs and (warning := too_few(measured.prompts, RANKED)):
+        notes.append(translate("The reward model was measured on {warning}.", warning=warning))
+    return notes
+
+
 def _about_rewards(findings: Findings) -> list[str]:
     """Caveats about annotators and the reward model."""
-    ppo, reward = findings.ppo, findings.reward
+    ppo = findings.ppo
     notes = []
     if findings.annotators == "simulated":
         notes.append(
@@ -192,17 +209,10 @@ def _about_rewards(findings: Findings) -> list[str]:
                 reasons=_recorded(ppo.forced_past_gate),
             )
         )
-    elif reward and reward.unfit:
-        reasons = _recorded(reward.unfit)
-        notes.append(translate("The reward model of this run is unfit for PPO: {reasons}.", reasons=reasons))
-    if reward:
-        notes += [
-            translate("About this run’s reward model: {warning}.", warning=recorded(warning))
-            for warning in reward.warnings
-        ]
-        measured = reward.held_out
-        if measured.pairs and (warning := too_few(measured.prompts, RANKED)):
-            notes.append(translate("The reward model was measured on {warning}.", warning=warning))
+    for part in findings.parts:
+        if part.reward:
+            about = _about_reward(part.reward, unfit=not (ppo and ppo.forced_past_gate))
+            notes += [f"{part.name}: {note}" if part.name else note for note in about]
     if ppo and ppo.reward_model:
         notes.append(
             translate(

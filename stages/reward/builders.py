@@ -49,7 +49,7 @@ class Builder(Protocol):
     def finish(self, rows: Sequence[list[int]], on_batch: Callable[[int], None]) -> Any:
         """The frozen reward model. Several members are scaled to a common scale on `rows`, scored in batches."""
 
-    def save(self, model: Any, out_dir: Path, rows: Sequence[list[int]]) -> None:
+    def save(self, model: Any, out_dir: Path, rows: Sequence[list[int]], criterion: str | None) -> None:
         """Writes the artifact, with fingerprints of `rows`."""
 
 
@@ -103,9 +103,9 @@ class BackboneBuilder:
             ensemble.share_scale_(scores_MN)
         return ensemble
 
-    def save(self, model: RewardEnsemble, out_dir: Path, rows: Sequence[list[int]]) -> None:
+    def save(self, model: RewardEnsemble, out_dir: Path, rows: Sequence[list[int]], criterion: str | None) -> None:
         fingerprints = fingerprints_of(model, rows, self.device)
-        reward_model.save(model, out_dir, self.base, self.codec, fingerprints)
+        reward_model.save(model, out_dir, self.base, self.codec, fingerprints, criterion)
 
 
 def _copy_adapter(sft: Artifact, lm: Any, name: str) -> None:
@@ -146,5 +146,8 @@ class ClassifierBuilder:
         classifier.finish(self.classifier)
         return self.classifier
 
-    def save(self, model: classifier.TextClassifier, out_dir: Path, rows: Sequence[list[int]]) -> None:
+    def save(
+        self, model: classifier.TextClassifier, out_dir: Path, rows: Sequence[list[int]], criterion: str | None
+    ) -> None:
+        assert criterion is None  # a rule of the recipe
         classifier.save_classifier(model, out_dir, fingerprints_of(model, rows, model.model.device))

@@ -18,18 +18,21 @@ MOST = 2000
 """Rankings of each split that are encoded."""
 
 
-def lines(config: RewardConfig, base: Artifact, ranked: Sequence[Artifact]) -> Iterator[str]:
+def lines(
+    config: RewardConfig, base: Artifact, ranked: Sequence[Artifact], criterion: str | None = None
+) -> Iterator[str]:
     """The lines that the stage will print about rankings with answers that are too long; none where all fit.
 
     Args:
         ranked: whose rankings the stage will read.
+        criterion: of several, the one whose rankings count.
 
     Raises `StageError` if the base artifact has no usable tokenizer, or its chat template refuses a prompt.
     """
     encoder = TokenEncoder(load_codec(base))
     splits: tuple[Split, Split] = ("train", "eval")
     for split in splits:
-        rankings = _of_split(ranked, split)
+        rankings = _of_split(ranked, split, criterion)
         _, left_out = group_rankings(
             islice(rankings, MOST),
             encoder,
@@ -41,8 +44,8 @@ def lines(config: RewardConfig, base: Artifact, ranked: Sequence[Artifact]) -> I
             yield left_out.line() + (f" (Of the first {MOST:,}.)" if next(rankings, None) else "")
 
 
-def _of_split(ranked: Sequence[Artifact], split: Split) -> Iterator[Ranking]:
+def _of_split(ranked: Sequence[Artifact], split: Split, criterion: str | None) -> Iterator[Ranking]:
     for artifact in ranked:
         for ranking in read_rankings_file(rankings_file(artifact)):
-            if ranking.split == split:
+            if ranking.split == split and ranking.criterion == criterion:
                 yield ranking

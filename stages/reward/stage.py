@@ -10,10 +10,14 @@
    the annotators and, where the recipe has a rubric, by kind of fault. Decide whether PPO may use it (the gate).
    Evaluate it on `data.eval_rankings`, if there are any; the gate does not read that.
 5. Write the model with its fingerprints, `quality.json` and `eval_rankings.json`.
+
+With rankings by several criteria, all of this is done for one criterion after another, as for a recipe with its
+rankings alone and the same seed. Each writes to a folder of its own (stages/criteria.py).
 """
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -31,15 +35,15 @@ from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
 from pipeline import invocation
 from pipeline.config.reward import PretrainOnConfig, RewardConfig
-from pipeline.engine.rounds import by_round
+from pipeline.engine.rounds import by_round, newest
 from pipeline.engine.stage import Artifact, Metrics, RunContext
 from pipeline.errors import DataError, StageError
-from stages import transfer
+from stages import criteria, transfer
 from stages.artifacts import AGREEMENT, excluded_groups, learned_file, rankings_file, read_weights
 from stages.contamination import REASONS, Contamination, of_data, text_of
 from stages.left_out import PREFIXES
 from stages.models.distributed import World
-from stages.models.text import load_codec
+from stages.models.text import Codec, load_codec
 from stages.reward import artifact, bag_of_words, by_fault, training
 from stages.reward.artifact import TRANSFER, FaultAccuracy
 from stages.reward.builders import Builder, builder_for
@@ -64,10 +68,67 @@ class TrainingData:
     held_out: list[Group]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained and evaluated reward model.
+
+    Attributes:
+        steps: of training, all phases together.
+        answers: hashes of the (prompt key, completion) that it was trained on.
+    """
+
+    metrics: Metrics
+    steps: int
+    answers: set[int]
+
+
 def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
-    base, rounds = inputs["base"], list(by_round(inputs, "rank").values())
-    codec = load_codec(base)
+    codec = load_codec(inputs["base"])
     checked = check_first(inputs, codec, ctx)
+    rounds = by_round(inputs, "rank")
+    names = criteria.criteria_of(newest(inputs, "rank"))
+    if not names:
+        return _train(config, inputs, list(rounds.values()), codec, out_dir, ctx, checked).metrics
+    parts: dict[str, Metrics] = {}
+    answers: set[int] = set()
+    steps = 0
+    for name in names:
+        ctx.say(f"criterion {name}:")
+        (out_dir / name).mkdir(exist_ok=True)
+        log = training.ShiftedMetrics(ctx.metrics, name, steps)
+        own = replace(ctx, state_dir=ctx.state_dir / name, metrics=log)
+        ranked = [criteria.part(rank, name) for rank in rounds.values()]
+        trained = _train(config, inputs, ranked, codec, out_dir / name, own, {}, name)
+        parts[name] = trained.metrics
+        answers |= trained.answers
+        steps += trained.steps
+        gc.collect()  # a Trainer holds its model in a cycle, and the next criterion loads the backbone again
+    if World().rank == 0:
+        criteria.write(out_dir, names)
+    return checked | {
+        "rankings": sum(metrics["rankings"] for metrics in parts.values()),
+        "completions": len(answers),
+        "trainable_parameters": sum(metrics["trainable_parameters"] for metrics in parts.values()),
+        **criteria.prefixed(parts),
+    }
+
+
+def _train(
+    config: RewardConfig,
+    inputs: Mapping[str, Artifact],
+    rounds: Sequence[Artifact],
+    codec: Codec,
+    out_dir: Path,
+    ctx: RunContext,
+    checked: Metrics,
+    criterion: str | None = None,
+) -> Trained:
+    """Trains, evaluates and writes the reward model of all rankings, or of one criterion's.
+
+    Args:
+        rounds: `rank` of each round, or the part of it about the criterion.
+        checked: further metrics.
+    """
     builder = builder_for(config, inputs, codec, ctx)
     # 1.
     read = partial(_read, encoder=builder.encoder, config=config, ctx=ctx)
@@ -78,7 +139,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
     if config.hard_negatives:
         rankings = _noting(rankings, trained_on)
     groups, left_out = read("", rankings, where=where, weights=_weights(config, rounds))
-    completions = sum(len(group.rows) for group in groups.values())
+    answers = {hash((key, text)) for key, group in groups.items() for text in group.completions}
     negatives: Metrics = {}
     if config.hard_negatives:
         negatives = add_hard_negatives(groups, trained_on, builder.encoder, config, ctx)
@@ -94,12 +155,12 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         pretraining, metrics = _read_pretraining(config.pretrain_on, inputs["data"], read, ctx)
     training_data = TrainingData(list(groups.values()), list(pretraining.values()), list(held_out.values()))
     # 2. and 3.
-    model, trained = _train_members(builder, config, training_data, ctx)
+    model, trained, steps = _train_members(builder, config, training_data, ctx)
     # 4.
     metrics |= checked | {
         "rankings": left_out.used,
         "prompts": len(groups),
-        "completions": completions,
+        "completions": len(answers),
         **negatives,
         **left_out.metrics(),
         **trained,
@@ -126,9 +187,10 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         )
         transferred = {f"{TRANSFER}{name}": value for name, value in measured.items()} | foreign.metrics()
     if World().rank:
-        return metrics | transferred
+        return Trained(metrics | transferred, steps, answers)
     # 5.
-    builder.save(model, out_dir, [row for group in groups.values() for row in group.rows][: config.fingerprints])
+    rows = [row for group in groups.values() for row in group.rows]
+    builder.save(model, out_dir, rows[: config.fingerprints], criterion)
     reasons = [] if config.gate is None else gate(config.gate, quality, unmeasured.describe())
     notes = warnings(config.gate, quality)
     artifact.write(out_dir, metrics, tables, unfit=reasons, warnings=notes)
@@ -143,7 +205,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx
         ctx.say(f"the reward model is unfit for PPO: {reason}")
     for note in notes:
         ctx.say(f"warning about the reward model: {note}")
-    return metrics | transferred | {"unfit": reasons, "warnings": notes}
+    return Trained(metrics | transferred | {"unfit": reasons, "warnings": notes}, steps, answers)
 
 
 def _read(
@@ -301,9 +363,9 @@ def _pretraining(
 
 def _train_members(
     builder: Builder, config: RewardConfig, data: TrainingData, ctx: RunContext
-) -> tuple[Any, Metrics]:
-    """Trains all members. Returns the finished reward model and, as metrics, the number of trainable parameters and
-    the micro-batch size if it was `auto`."""
+) -> tuple[Any, Metrics, int]:
+    """Trains all members. Returns the finished reward model; as metrics, the number of trainable parameters and the
+    micro-batch size if it was `auto`; and the number of steps."""
     offset = parameters = 0
     metrics: Metrics = {}
     for number in range(config.ensemble):
@@ -329,4 +391,4 @@ def _train_members(
     rows = [row for group in data.training for row in group.rows][:COMMON]
     with ctx.progress("reward: common scale", total=len(rows)) if config.ensemble > 1 else nullcontext() as bar:
         model = builder.finish(rows, bar.advance if bar else lambda count: None)
-    return model, {"trainable_parameters": parameters, **metrics}
+    return model, {"trainable_parameters": parameters, **metrics}, offset

@@ -47,6 +47,10 @@ DeviceOption = Annotated[
     typer.Option(help="Where to compute.", show_default="the recipe's; with --model auto"),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Completions scored at once.")]
+CriterionOption = Annotated[
+    str | None,
+    typer.Option(help="Whose reward model, where the rankings have several criteria (data.rankings.criteria)."),
+]
 AggregateOption = Annotated[
     Literal["mean", "min", "uncertainty"] | None,
     typer.Option(help="How an ensemble's scores are combined.", show_default="ppo.reward; with --model mean"),
@@ -81,6 +85,7 @@ def score(
     prefix: Annotated[str, typer.Option(help="Put before the names of the columns that are added.")] = "",
     split: SplitOption = "train",
     limit: LimitOption = None,
+    criterion: CriterionOption = None,
     aggregate: AggregateOption = None,
     device: DeviceOption = None,
     batch_size: BatchOption = 64,
@@ -102,7 +107,7 @@ def score(
     columns = [name.strip() for name in completions.split(",") if name.strip()]
     layout = run.layout_of(table, prompt, columns, prefix)
     total = run.count(table, layout, display.open)
-    loaded = load(recipe, sets, runs, model, revision, aggregate, device, batch_size)
+    loaded = load(recipe, sets, runs, model, revision, criterion, aggregate, device, batch_size)
     describe(loaded)
     settings = {"table": run.fingerprint(table), "model": loaded.identity, "columns": layout.added(ensemble=True)}
     scored = run.score_table(
@@ -143,6 +148,7 @@ def evaluate_reward(
     ] = None,
     split: SplitOption = "train",
     limit: LimitOption = None,
+    criterion: CriterionOption = None,
     aggregate: AggregateOption = None,
     device: DeviceOption = None,
     batch_size: BatchOption = 64,
@@ -159,7 +165,7 @@ def evaluate_reward(
         need_file(out, "results.json", "give another file with --out")
     table = TableConfig(path=file, split=split, limit=limit)
     form = form or evaluate.first_format(table)
-    loaded = load(recipe, sets, runs, model, revision, aggregate, device, batch_size)
+    loaded = load(recipe, sets, runs, model, revision, criterion, aggregate, device, batch_size)
     describe(loaded)
     lines = evaluate.evaluate(table, loaded, Display(console()).open, form)
     width = max(len(line.name) for line in lines)
@@ -180,6 +186,13 @@ def export_reward(
     runs: RunsOption = RUNS,
     member: Annotated[
         int | None, typer.Option(min=0, help="Which member of an ensemble.", show_default="publish.reward_member")
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose reward model, where the rankings have several criteria.",
+            show_default="publish.reward_criterion",
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
@@ -206,6 +219,7 @@ def export_reward(
             folder,
             summary.loaded.recipe.publish.reward or folder.name,
             resolve(summary.loaded),
+            criterion=criterion,
             **{name: value for name, value in options.items() if value is not None},
         )
     if exported.difference.other_model:
@@ -221,6 +235,7 @@ def load(
     runs: Path,
     model: str | None,
     revision: str | None,
+    criterion: str | None,
     aggregate: Literal["mean", "min", "uncertainty"] | None,
     device: str | None,
     batch_size: int,
@@ -229,11 +244,13 @@ def load(
     from stages.score import source
 
     if model is not None:
-        loaded = source.from_place(model, revision, available_device(device or "auto"), batch_size, aggregate)
+        loaded = source.from_place(
+            model, revision, available_device(device or "auto"), batch_size, aggregate, criterion
+        )
     else:
         summary = planner_of(recipe, sets, runs).summary()
         where = resolve(summary.loaded) if device is None else available_device(device)
-        loaded = source.from_run(summary, where, batch_size, aggregate)
+        loaded = source.from_run(summary, where, batch_size, aggregate, criterion=criterion)
     if aggregate not in (None, "mean") and loaded.size == 1:
         raise RecipeError(f"--aggregate {aggregate}: the reward model has one member", hint="drop --aggregate")
     return loaded

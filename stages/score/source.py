@@ -19,6 +19,7 @@ from pipeline.engine.fingerprint import files_below
 from pipeline.engine.plan import RunSummary
 from pipeline.engine.stage import Artifact
 from pipeline.errors import RecipeError, StageError
+from stages.criteria import OPTION, check_option, criteria_of, of_criterion
 from stages.models.bank import Bank
 from stages.models.templates import DATE
 from stages.models.text import load_codec
@@ -55,26 +56,31 @@ def from_run(
     batch_size: int = BATCH,
     aggregate: Aggregate | None = None,
     bank: Bank | None = None,
+    criterion: str | None = None,
 ) -> RewardScorer:
     """The reward model that the recipe's PPO optimises: the newest reward model, or `ppo.reward_model`; the members
     that are not held out, combined as `ppo.reward` says.
 
     Args:
+        criterion: whose reward model it is, where the rankings have several criteria.
         batch_size: completions scored at once, fewer once memory has run out.
         aggregate: instead of `ppo.reward.aggregate`.
         bank: as of `load_scorer`.
 
-    Raises `StageError` when `base` or `reward` is not finished.
+    Raises:
+        StageError: `base` or `reward` is not finished.
+        RecipeError: the criterion is missing, or the recipe does not have it.
     """
     recipe = run.loaded.recipe
+    check_option(recipe.data.criteria if recipe.ppo.reward_model is None else (), criterion, recipe.name)
     base, ppo = run.need("base"), recipe.ppo
     chosen = ppo.reward if aggregate is None else replace(ppo.reward, aggregate=aggregate)
     members = optimised_members(chosen.held_out)
     if ppo.reward_model is None:
         reward = run.need("reward")
-        source: Artifact | str = reward.artifact
-        name = f"{reward.manifest.stage} of {recipe.name}"
-        identity: object = reward.manifest.fingerprint
+        source: Artifact | str = of_criterion(reward.artifact, criterion, OPTION)
+        name = f"{reward.manifest.stage} of {recipe.name}" + (f", {criterion}" if criterion else "")
+        identity: object = reward.manifest.fingerprint + (f" {criterion}" if criterion else "")
     else:
         source, name = ppo.reward_model, ppo.reward_model
         identity = _identity(ppo.reward_model, ppo.reward_model_revision)
@@ -99,9 +105,13 @@ def from_place(
     device: str,
     batch_size: int = BATCH,
     aggregate: Aggregate | None = None,
+    criterion: str | None = None,
 ) -> RewardScorer:
     """The reward model in a folder or on the Hub: a reward artifact in a folder of runs, an exported reward model,
     or any sequence classifier with one label.
+
+    Args:
+        criterion: whose reward model it is, in a folder with one for each of several criteria.
 
     Raises:
         RecipeError: there is no such folder, or a Hub id has no revision.
@@ -109,7 +119,9 @@ def from_place(
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        source = str(folder / "out" if (folder / "out" / reward_model.SPEC).exists() else folder)
+        out = folder / "out"
+        source = str(out if (out / reward_model.SPEC).exists() or criteria_of(out) else folder)
+        source = str(of_criterion(Artifact("reward", Path(source), ""), criterion, OPTION).path)
     elif not is_hub_id(source):
         near = nearest(folder, folders=True)
         raise RecipeError(
@@ -121,6 +133,8 @@ def from_place(
             f"{MODEL} {source} is on the Hub and has no revision",
             hint="add --revision and the commit, so that the scores can be repeated",
         )
+    elif criterion is not None:
+        raise RecipeError(f"{OPTION}: {source} is on the Hub and is one reward model", hint=f"drop {OPTION}")
     identity = {"model": _identity(source, revision)}
     artifact = as_artifact(source)
     if artifact is None:
@@ -241,8 +255,11 @@ def _notes(artifact: Artifact | None) -> tuple[str, ...]:
 def _lineage(reward: Artifact) -> tuple[Artifact | None, str | None]:
     """The base of a reward artifact in a folder of runs, and the system message of its data; None for what is not
     there."""
-    folder = reward.path.resolve().parent
-    record = manifest.read(folder) if reward.path.name == "out" else None
+    out = reward.path.resolve()
+    if criteria_of(out.parent):  # the folder of a criterion
+        out = out.parent
+    folder = out.parent
+    record = manifest.read(folder) if out.name == "out" else None
     if record is None:
         return None, None
     base, data = (reuse.input_of(folder, record, stage) for stage in ("base", "data"))

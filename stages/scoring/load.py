@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
+from stages import criteria
 from stages.models.bank import Bank
 from stages.models.text import Codec
 from stages.scoring import reward_model
@@ -34,7 +35,7 @@ def held_out_members(held_out: int) -> slice:
 
 def optimised(inputs: Mapping[str, Artifact]) -> tuple[Artifact | str, str | None]:
     """The reward model that the newest `ppo` stage optimised, where its reward has no terms: the newest `reward`
-    stage's or, with its commit, that of `ppo.reward_model`."""
+    stage's or, with its commit, that of `ppo.reward_model`. (With several criteria, the reward has terms.)"""
     ppo = newest(inputs, "ppo").metrics
     model: str | None = ppo.get("reward_model")
     return model or newest(inputs, "reward"), ppo.get("reward_model_revision")
@@ -94,10 +95,17 @@ def load_scorer(
 
 
 def as_artifact(source: Artifact | str | Path) -> Artifact | None:
-    """The reward artifact that a source is or lies in; None for any other classifier."""
+    """The reward artifact that a source is or lies in; None for any other classifier. Raises `StageError` for an
+    artifact with several criteria, which is no single reward model."""
+    folder = source.path if isinstance(source, Artifact) else Path(source)
+    if names := criteria.criteria_of(folder):
+        raise StageError(
+            "there is a reward model for each criterion",
+            where=str(folder),
+            hint=f"name the folder of one of them in it: {', '.join(names)}",
+        )
     if isinstance(source, Artifact):
         return source
-    folder = Path(source)
     return Artifact("reward", folder, "") if (folder / reward_model.SPEC).exists() else None
 
 

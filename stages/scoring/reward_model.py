@@ -39,7 +39,9 @@ from stages.models.text import Codec, pad
 
 HEAD, SPEC = "head.safetensors", "reward.json"
 ROLE = "reward"
-"""Name of the adapter; further members' are `reward-1`, ..."""
+"""Name of the adapter; further members' are `reward-1`, ..., and those of a criterion `reward_quality`, ..."""
+CRITERION = "criterion"
+"""Its key in `reward.json`, where rankings have several criteria."""
 FINGERPRINTS = "fingerprints"
 """Their key in `reward.json`."""
 
@@ -208,7 +210,12 @@ def score_rows(
 
 
 def save(
-    model: RewardEnsemble, out_dir: Path, base: Artifact, codec: Codec, fingerprints: list[dict[str, Any]]
+    model: RewardEnsemble,
+    out_dir: Path,
+    base: Artifact,
+    codec: Codec,
+    fingerprints: list[dict[str, Any]],
+    criterion: str | None = None,
 ) -> None:
     """Writes the artifact. Fingerprints hold `ids` and `score` (an ensemble's: a list), which `verify`
     reproduces."""
@@ -220,12 +227,22 @@ def save(
             bank.models[role].save_pretrained(out_dir / MODEL)
         bank.heads[role].save(out_dir / numbered(HEAD, member))
     spec = {"base": base.fingerprint, "vocabulary": len(codec.tokenizer), FINGERPRINTS: fingerprints}
+    spec |= {} if criterion is None else {CRITERION: criterion}
     (out_dir / SPEC).write_text(json.dumps(spec) + "\n", encoding="utf-8")
 
 
+def criterion_of(reward: Artifact) -> str | None:
+    """The criterion of a reward artifact, where it is one of several."""
+    criterion: str | None = reward.json(SPEC).get(CRITERION)
+    return criterion
+
+
 def roles(reward: Artifact) -> list[str]:
-    """The roles of an artifact's members: `reward`, and `reward-1`, ... of an ensemble."""
-    return [numbered(ROLE, member) for member in range(1 + len(list(reward.path.glob(f"{ADAPTER}-*"))))]
+    """The roles of an artifact's members: `reward`, and `reward-1`, ... of an ensemble. Those of a criterion have
+    its name, so that a bank can hold the reward models of several."""
+    criterion = criterion_of(reward)
+    role = ROLE if criterion is None else f"{ROLE}_{criterion}"
+    return [numbered(role, member) for member in range(1 + len(list(reward.path.glob(f"{ADAPTER}-*"))))]
 
 
 def load_members(reward: Artifact, model: PeftModel, device: str) -> dict[str, ScalarHead]:
@@ -253,7 +270,7 @@ def load_reward(reward: Artifact, base: Artifact, device: str) -> RewardEnsemble
     check_base(reward, base)
     bank: Bank
     if is_adapter(reward):
-        lm = attach_adapter(load_backbone(base, device), reward.file(ADAPTER), ROLE)
+        lm = attach_adapter(load_backbone(base, device), reward.file(ADAPTER), roles(reward)[0])
         heads = load_members(reward, lm, device)
         bank = ActorBank(lm.to(device), heads, ())
     else:

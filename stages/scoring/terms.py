@@ -23,12 +23,13 @@ from pipeline.engine.rounds import newest
 from pipeline.engine.stage import Artifact
 from pipeline.errors import StageError
 from pipeline.functions import FunctionName
+from stages.criteria import of_criterion
 from stages.models.bank import Bank
 from stages.models.text import Codec
 from stages.scoring import functions
 from stages.scoring.functions import RewardFunction
 from stages.scoring.llm_rating import RatingScorer
-from stages.scoring.load import load_scorer, optimised_members
+from stages.scoring.load import EVERY, Source, load_scorer, optimised_members
 from stages.scoring.measures import LengthScorer, OverlongScorer, PatternScorer
 from stages.scoring.scorer import BATCH, Scorer
 from stages.scoring.slots import SlotScorer
@@ -73,15 +74,19 @@ class Loading:
         return scorer
 
     def _model(self, term: TermConfig, where: str) -> Scorer:
-        members = optimised_members(self.held_out) if term.run_model else slice(None)
+        own = term.run_model
+        members = optimised_members(self.held_out) if own else EVERY
+        source: Source = str(term.model)
+        if own:
+            source = of_criterion(newest(self.inputs, "reward"), term.criterion, f"{where}.criterion")
         return load_scorer(
-            newest(self.inputs, "reward") if term.run_model else str(term.model),
+            source,
             self.inputs,
             self.codec,
             self.device,
             batch_size=self.batch_size,
             members=members,
-            bank=self.bank if term.run_model else None,
+            bank=self.bank if own else None,
             where=f"{where}.model",
             revision=term.revision,
             say=self.say,
@@ -157,7 +162,11 @@ class WrittenTerms:
         return written
 
     def write(self, out_dir: Path) -> None:
-        (out_dir / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        content = asdict(self)
+        for term in content["terms"]:
+            if term["criterion"] is None:  # as it was written before there were criteria
+                del term["criterion"]
+        (out_dir / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def copy_functions(terms: Iterable[TermConfig], out_dir: Path) -> None:

@@ -34,6 +34,9 @@ def serve(
         Literal["auto", "float32", "bfloat16", "float16"] | None,
         typer.Option(help="What --model computes in.", show_default="auto"),
     ] = None,
+    criterion: Annotated[
+        str | None, typer.Option(help="Whose reward model, where the rankings have several criteria.")
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"] | None,
         typer.Option(help="Where to compute.", show_default="the recipe's; with --model auto"),
@@ -54,6 +57,8 @@ def serve(
             "--revision, --quantization and --dtype belong to --model",
             hint="add --model, or drop them: a run's models are loaded as the recipe says",
         )
+    if model is not None and criterion is not None:
+        raise RecipeError("--criterion belongs to a run, and --model names a model", hint="drop one of the two")
     if model is not None and models:
         raise RecipeError(f"{' '.join(models)} and --model {model} both name models", hint="drop one of the two")
     display = Display(console())
@@ -67,7 +72,7 @@ def serve(
         echo("loading the models ...")
         from stages.serve.models import load_run
 
-        served = load_run(summary, names, where, max_length=max_length)
+        served = load_run(summary, names, where, max_length=max_length, criterion=criterion)
     else:
         where = available_device(device or "auto")
         echo(f"loading {model} ...")

@@ -16,6 +16,7 @@ from pipeline.config.rules import is_hub_id
 from pipeline.engine.plan import RunSummary
 from pipeline.errors import RecipeError
 from stages.chat import finished_models
+from stages.criteria import OPTION, check_option, of_criterion
 from stages.models.actor import check_projection
 from stages.models.adapters import ADAPTER, attach_adapter, is_adapter, load_full
 from stages.models.bank import BASE, ActorBank, FullBank
@@ -65,7 +66,14 @@ class Served:
         return [*self.models, *([REWARD] if self.reward else [])]
 
 
-def load_run(summary: RunSummary, names: Sequence[str], device: str, *, max_length: int | None = None) -> Served:
+def load_run(
+    summary: RunSummary,
+    names: Sequence[str],
+    device: str,
+    *,
+    max_length: int | None = None,
+    criterion: str | None = None,
+) -> Served:
     """A run's language models and its reward model.
 
     Adapters share one backbone. A model that was fine-tuned in full is loaded as it is.
@@ -73,8 +81,11 @@ def load_run(summary: RunSummary, names: Sequence[str], device: str, *, max_leng
     Args:
         names: of the models (`stages.chat.choose_models`); none: all that are finished.
         max_length: lowers `limit`.
+        criterion: whose reward model is served, where the rankings have several criteria.
 
-    Raises `StageError` as the loading of each does.
+    Raises:
+        StageError: as the loading of each does.
+        RecipeError: the criterion is missing, or the recipe does not have it.
     """
     names = list(names) or finished_models(summary)
     base = summary.need("base").artifact
@@ -83,7 +94,8 @@ def load_run(summary: RunSummary, names: Sequence[str], device: str, *, max_leng
     adapters = {name: artifact for name, artifact in artifacts.items() if is_adapter(artifact)}
     recipe = summary.loaded.recipe
     newest = summary.newest("reward") if recipe.ppo.reward_model is None else None
-    shared = newest and token_artifact(newest.artifact)
+    check_option(recipe.data.criteria if newest else (), criterion, recipe.name)
+    shared = newest and token_artifact(of_criterion(newest.artifact, criterion, OPTION))
     on_backbone = shared if shared and is_adapter(shared) else None
     models: dict[str, LanguageModel] = {}
     bank: ActorBank | None = None
@@ -95,7 +107,7 @@ def load_run(summary: RunSummary, names: Sequence[str], device: str, *, max_leng
         if on_backbone:
             first = on_backbone.file(ADAPTER)
             if not adapters:
-                model = attach_adapter(model, first, reward_model.ROLE)
+                model = attach_adapter(model, first, reward_model.roles(on_backbone)[0])
             heads = reward_model.load_members(on_backbone, model, device)
         if adapters or on_backbone:
             bank = ActorBank(model.to(device), heads, ())
@@ -108,7 +120,7 @@ def load_run(summary: RunSummary, names: Sequence[str], device: str, *, max_leng
             models[name] = LanguageModel(full, name)
     scorer = None
     if newest is not None or recipe.ppo.reward_model is not None:
-        scorer = from_run(summary, device, bank=bank)
+        scorer = from_run(summary, device, bank=bank, criterion=criterion)
     models = {name: models[name] for name in names}
     return Served(
         recipe.name,

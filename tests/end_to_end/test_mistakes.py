@@ -82,7 +82,10 @@ MISTAKES = {
     # a recipe that is not there, or is none
     "check -r recipee.yaml": ["recipee.yaml: there is no such file", "did you mean recipe.yaml?"],
     "plan -r recipes/quikstart.yaml": ["there is no such file", "did you mean the shipped recipe quickstart?"],
-    "plan -r zzz.yaml": ["there is no such file", "recipe that is shipped: e2e-human, hh-rlhf/*"],
+    "plan -r zzz.yaml": [
+        "there is no such file",
+        "recipe that is shipped: e2e-human-criteria, e2e-human, hh-rlhf/*",
+    ],
     "plan -r .": ["cannot read the recipe .: it is a folder", "name a file in it, such as "],
     "check -r nothing.yaml": ["the recipe nothing.yaml is empty", "extends: quickstart"],
     "check -r list.yaml": ["this file is a list", "where: list.yaml:1"],

@@ -294,7 +294,13 @@ def policy_artifact(folder: Path, base: Artifact, *, lora: bool = True, seed: in
 
 
 def reward_artifact(
-    folder: Path, base: Artifact, *, lora: bool = True, seed: int = 4, members: int = 1
+    folder: Path,
+    base: Artifact,
+    *,
+    lora: bool = True,
+    seed: int = 4,
+    members: int = 1,
+    criterion: str | None = None,
 ) -> Artifact:
     """Like the `reward` stage's, with random weights; it passes the gate."""
     folder.mkdir(parents=True)
@@ -316,6 +322,6 @@ def reward_artifact(
     bank = ActorBank(lm, heads, ()) if lora else FullBank({roles[0]: lm}, heads, ())
     model = reward_model.RewardEnsemble(bank, roles)
     fingerprints = reward_model.fingerprints_of(model, rows(4, 3, 9, seed=seed), "cpu")
-    reward_model.save(model, folder, base, codec(), fingerprints)
+    reward_model.save(model, folder, base, codec(), fingerprints, criterion)
     (folder / "quality.json").write_text(json.dumps({"unfit": []}))
     return Artifact("reward", folder, "reward")

@@ -278,7 +278,7 @@ def test_a_name_like_no_other_lists_stages_and_recipes(recipe_file: Path) -> Non
     result = CliRunner().invoke(app, ["run", "xyzzy"])
     assert result.exit_code == 2
     assert "stages are base, data, sft, collect" in result.stderr
-    assert "recipes are e2e-human, hh-rlhf/*, oasst1/*" in result.stderr
+    assert "recipes are e2e-human-criteria, e2e-human, hh-rlhf/*, oasst1/*" in result.stderr
 
 
 @pytest.mark.parametrize(

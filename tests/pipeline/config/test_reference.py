@@ -44,7 +44,7 @@ def test_types_defaults_and_words_are_those_of_the_code() -> None:
         "| `kind` | `fixed`, `adaptive`, `solved` | `adaptive` | fixed: the coefficient stays at `init`",
         "| `lam` | number (above 0, at most 1) | `0.95` |",
         "| `micro_batch_size` | integer, at least 1, or `auto`, or null | null | **r** Sequences per forward",
-        "| `rankings` | a section, below, or null | null | Existing rankings",
+        "| `rankings` | a table, or a table for each criterion, or null | null | Existing rankings",
         "| `select` | `random`, `disagreement` | `random` | **l** How a later round",
         "| `size` | integer, at least 1 | required | How many texts. |",
     ):

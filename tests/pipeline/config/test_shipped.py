@@ -67,7 +67,7 @@ def test_shipped_recipe_needs_nothing_of_a_clone(name: str) -> None:
         ("quikstart", "the shipped recipe quickstart?"),
         ("recipes/quickstart.yaml", "the shipped recipe quickstart?"),
         ("../recipes/tldr/qwen3-1.7b.yaml", "the shipped recipe tldr/qwen3-1.7b?"),
-        ("elsewhere/mine.yaml", "that is shipped: e2e-human, hh-rlhf/*"),
+        ("elsewhere/mine.yaml", "that is shipped: e2e-human-criteria, e2e-human, hh-rlhf/*"),
     ],
 )
 def test_a_file_that_is_not_there(name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ def rerun(runner: MakeRunner, stages: FakeStages, **contents: str) -> list[str]:
         (("rankings.jsonl",), {"rankings.jsonl"}),
         (("head*", "adapter"), {"head-1.safetensors", "adapter/weights"}),
         (("*", "!notes.json", "!adapter"), {"rankings.jsonl", "head-1.safetensors"}),
+        (("*", "!weights"), {"rankings.jsonl", "head-1.safetensors", "notes.json"}),
         ((), set()),
     ],
 )
