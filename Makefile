@@ -1,5 +1,5 @@
-# The targets of the first block of `make help` take RECIPE=recipes/x.yaml and SET="a.b=c d.e=f", except init,
-# inspect, annotate and compare; those that train also take NPROC=2 (processes, one per GPU). ARGS holds further options, as in
+# The targets of the first block of `make help` take RECIPE=recipes/x.yaml and SET="a.b=c d.e=f", except init, inspect,
+# annotate and compare; those that train also take NPROC=2 (processes, one per GPU). ARGS holds further options, as in
 # `make run ARGS=--force`. There is no logic here: see `tutelage --help`.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3.14 || echo python3)
@@ -31,8 +31,9 @@ help: ## list the targets
 	@awk -F ':[^#]*## ' '/^[a-z -]+:[^#]*## / { printf "  %-16s %s\n", $$1, $$2 } \
 		/^run:/ { printf "  %-16s %s\n  %-16s %s\n", "STAGE", "run a stage and what it needs (ppo-2: PPO in round 2):", "", "$(STAGES)" }' \
 		$(MAKEFILE_LIST)
-	@echo 'All but help, venv, init, inspect, compare, annotate take RECIPE=recipes/x.yaml (default:'
-	@echo 'quickstart) and SET="a.b=c d.e=f". Options go into ARGS: make run ARGS=--force.'
+	@echo 'All but help, venv, init, inspect, compare, annotate take RECIPE=recipes/x.yaml'
+	@echo '(default: quickstart) and SET="a.b=c d.e=f". Options go into ARGS:'
+	@echo 'make run ARGS=--force.'
 	@echo 'With NPROC=2 two processes share the training of run, round and STAGE.'
 	@echo
 	@echo 'Developing Tutelage:'

@@ -50,11 +50,13 @@ def fill(data: dict[str, Any], provenance: dict[str, str]) -> Iterator[tuple[str
     except (OSError, ValueError, KeyError, TypeError):
         yield "base.model", f"the manifest of {run} is damaged: run its recipe again with --fresh"
         return
+    if stage == "export" and (Path(model).expanduser() / "config.json").is_file():
+        return  # a model folder like any other
     if stage != "base":
         yield (
             "base.model",
             f"{run} is a run of {stage}, which holds no base model. Name the recipe's base run; to continue from "
-            "its policy, name a folder that its export stage has written",
+            "its policy, name the folder of a model that its export stage has written",
         )
         return
     if base.get("revision") is not None:

@@ -171,6 +171,10 @@ def test_check_describes_the_tables(tables: None) -> None:
         "data.demonstrations: demos.jsonl, all 1 row: 1 demonstration of 1 prompt",
         "data.prompts: hub://owner/name@123 was not opened, since it is not a local file",
         "data.rankings: votes.csv, all 2 rows: 2 rankings of 2 prompts, by unknown (2)",
+        "data.rankings: 2 rankings of 2 prompts, by annotators who are not named; answers per ranking: 2 (2)",
+        "data.rankings: 0.0 % of 2 pairs are tied",
+        "data.rankings: no two annotators ordered the same answers: their agreement is not known",
+        "data.rankings: the first of two answers is better in 50.0 % of 2",
         "data.rankings: column 'rater' is not used. If it names who ranked, set data.rankings.columns: {annotator: "
         "rater}",
         "small.yaml is valid: 8 stages",

@@ -187,7 +187,9 @@ def test_nothing_left_to_pretrain_on(inputs, tmp_path, training_context):
     held_out = [
         row["prompt"][0]["content"] for row in inputs["data"].jsonl("prompts.jsonl") if row["split"] == "eval"
     ]
-    with pytest.raises(DataError, match=r"every ranking of reward\.pretrain_on is of a held-out prompt"):
+    with pytest.raises(
+        DataError, match=r"every ranking of reward\.pretrain_on is of an excluded or held-out prompt"
+    ):
         run(
             inputs,
             tmp_path / "out",
