@@ -246,7 +246,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
         **{
             f"dropped_{table}": out.rows_out.total()
             for table, out in dropped.items()
-            if tables[table] or table != "eval_rankings"
+            if table != "eval_rankings" or tables[table]
         },
         **_by_reason({table: out.rows_out for table, out in dropped.items()}),
         **duplicate,
