@@ -223,7 +223,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
             f"data.exclude: {len(excluded.met):,} of its {len(excluded.groups):,} prompts occur in the tables, and "
             "are left out"
         )
-    for table, left in (("rankings", rankings.total()), ("eval_rankings", transfer.count)):
+    for table, left in (("rankings", rankings.total() + merged.total()), ("eval_rankings", transfer.count)):
         if tables[table] and not left:
             raise DataError(
                 f"no ranking of data.{table} is left: {dropped[table].reasons()}",

@@ -42,20 +42,21 @@ def by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple
         LeftOut: the lists are empty: nobody ranked.
         DataError: the cells are lists of different lengths, or only some are lists; or one of the weights is none.
     """
-    weights = columns.weight_cell(row)
+    weights, listed = columns.weight_cell(row), any(as_values(cell) is not None for cell in cells)
     if isinstance(weights, Keyed):
         by_name = dict(zip(weights.keys, weights, strict=True))
         judged = [(name, values, by_name.get(name)) for name, values in _by_annotator(row, columns, cells)]
-    elif as_values(weights) is not None:
+    elif listed and as_values(weights) is not None:
         judged = [
             (name, values, weight) for name, [*values, weight] in _by_annotator(row, columns, [*cells, weights])
         ]
-    else:
+    else:  # of the row
         return [(Annotator(name), values) for name, values in _by_annotator(row, columns, cells)]
-    return [
-        (Annotator(name, 1.0 if all(map(is_empty, values)) else columns.as_weight(weight, row)), values)
-        for name, values, weight in judged
-    ]
+    annotators = []
+    for name, values, weight in judged:
+        ranked_nothing = listed and all(map(is_empty, [*values, weight]))
+        annotators.append((Annotator(name, 1.0 if ranked_nothing else columns.as_weight(weight, row)), values))
+    return annotators
 
 
 def _by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple[str, list[Any]]]:

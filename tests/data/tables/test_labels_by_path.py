@@ -251,7 +251,7 @@ def test_rows_of_one_answer_have_a_weight_per_annotator(tmp_path):
         ({"trust": [1, 2, 3]}, "different lengths: 2, 3"),
         ({"trust": [1, 0]}, "must hold a weight above 0, got 0"),
         ({"trust": [1, None]}, "must hold a weight above 0, got None"),
-        ({"trust": [1, 2], "r": [5, 2]}, "some values of the row are lists"),
+        ({"trust": [1, 2], "r": [5, 2]}, r"column 'trust' must be a number, got \[1, 2\]"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, row, what):
@@ -262,6 +262,18 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, row, what):
     with pytest.raises(DataError, match=what) as caught:
         read(tmp_path, whole, columns)
     assert caught.value.where.endswith("t.jsonl:1")
+
+
+def test_several_weights_of_a_single_ranking_are_refused(tmp_path):
+    columns = {"weight": "trust", "annotator": "who"}
+    row = {"chosen": "x", "rejected": "y", "who": "ana", "trust": [1, 2]}
+    with pytest.raises(DataError, match="'trust' must be a number"):
+        read(tmp_path, row, columns, "pairs")
+    by_name = columns | {"weight": "trust.*"}
+    [ranking] = read(tmp_path, row | {"trust": {"ben": 1, "ana": 2}}, by_name, "pairs")
+    assert ranking.weight == 2
+    with pytest.raises(DataError, match="must hold a weight above 0, got None"):
+        read(tmp_path, row | {"trust": {"ben": 1}}, by_name, "pairs")
 
 
 def test_an_annotator_who_rated_nothing_needs_no_weight(tmp_path):
