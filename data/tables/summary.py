@@ -89,14 +89,14 @@ class RankingSummary:
 
     def metrics(self) -> Metrics:
         """`pairs` are strict. The shares `agreement`, `first_wins` and `longer` are absent where nothing was
-        compared."""
+        compared, and `tie_share` is None without pairs."""
         alike, compared = self.agreed
         shares = {"agreement": (alike, compared), "longer": (self.longer, self.unequal)}
         return {
             "ranked_prompts": self.prompts,
             **{f"rankings_of_{k}": count for k, count in sorted(self.sizes.items())},
             "pairs": self.strict,
-            "tie_share": self.sample.ties / max(1, self.sample.pairs),
+            "tie_share": self.sample.ties / self.sample.pairs if self.sample.pairs else None,
             "tied_rankings": self.tied,
             **{name: hits / total for name, (hits, total) in shares.items() if total},
             "agreement_pairs": compared,
