@@ -57,7 +57,7 @@ class Labels:
     """Reads the labels of a table's column."""
 
     def __init__(self, columns: Columns, column: str) -> None:
-        self.column = column
+        self.column, self.of_pairs = column, bool(columns.pairs)
         self.stated = {key_of(key): verdict for key, verdict in columns.labels.items()}
         self.strengths = any(not isinstance(verdict, str) for verdict in self.stated.values())
         self.words = {word: verdict for verdict, words in WORDS.items() for word in words}
@@ -90,18 +90,23 @@ class Labels:
         if isinstance(value, str):
             sides = {name.casefold(): side for name, side in zip(names, VERDICTS, strict=False)}
             if side := sides.get(value.strip().casefold()):
+                if self.of_pairs and self._word(value) in {"first", "second"} - {side}:  # column b, or the second
+                    raise self._ambiguous(value, row)
                 return VERDICTS[side]
             if (verdict := self._spoken(value, sides)) is not None:
                 meant.add(verdict)
         if not meant:
             return self._strength(value, row)
         if len(meant) > 1 or (named and is_number(value)):
-            raise DataError(
-                f"column {self.column!r} holds {value!r:.60}, which could mean either answer",
-                where=row.where,
-                hint=f"say in the recipe what the column's values mean, beside `format`: {EXAMPLE}",
-            )
+            raise self._ambiguous(value, row)
         return meant.pop()
+
+    def _ambiguous(self, value: Any, row: Row) -> DataError:
+        return DataError(
+            f"column {self.column!r} holds {value!r:.60}, which could mean either answer",
+            where=row.where,
+            hint=f"say in the recipe what the column's values mean, beside `format`: {EXAMPLE}",
+        )
 
     def _spoken(self, value: str, names: Mapping[str, str]) -> Verdict | None:
         """The verdict of a word or a comparison; None for other text. `names`: column -> first or second."""

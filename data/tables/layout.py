@@ -164,5 +164,10 @@ def _slots(ours: str, value: str | list[str]) -> Any:
     return [f"{ours} in {name}" for name in value] if isinstance(value, list) else f"{ours} in {value}"
 
 
+def column_of(ours: str, slot: str) -> str:
+    """The table's column of what is extracted from it, or the column itself where nothing is."""
+    return slot.removeprefix(f"{ours} in ")
+
+
 def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value

@@ -34,10 +34,10 @@ class Keyed(list[Any]):
 def root(name: str, columns: Container[str]) -> str | None:
     """The column in which a path starts: the longest of `columns` that the name begins with, at a dot or a bracket;
     the name itself where it is one of them. None where there is no such column."""
-    return next((start for start in _starts(name) if start in columns), None)
+    return next((start for start in starts(name) if start in columns), None)
 
 
-def _starts(name: str) -> Iterator[str]:
+def starts(name: str) -> Iterator[str]:
     """The beginnings of a path at which a key may end, the longest first."""
     yield name
     for end in range(len(name) - 1, 0, -1):
@@ -118,7 +118,7 @@ def _key(rest: str, value: Mapping[str, Any]) -> tuple[str, str]:
     or bracket."""
     if step := _BRACKETS.match(rest):
         return step[1].strip("\"'"), rest[step.end() :]
-    names = list(_starts(rest.removeprefix(".")))
+    names = list(starts(rest.removeprefix(".")))
     key = next((name for name in names if name in value), names[-1])
     return key, rest.removeprefix(".")[len(key) :]
 

@@ -42,18 +42,21 @@ def by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple
         LeftOut: the lists are empty: nobody ranked.
         DataError: the cells are lists of different lengths, or only some are lists; or one of the weights is none.
     """
-    weights = columns.weight_cell(row)
-    if as_values(weights) is None:
+    weights, listed = columns.weight_cell(row), any(as_values(cell) is not None for cell in cells)
+    if isinstance(weights, Keyed):
+        by_name = dict(zip(weights.keys, weights, strict=True))
+        judged = [(name, values, by_name.get(name)) for name, values in _by_annotator(row, columns, cells)]
+    elif listed and as_values(weights) is not None:
+        judged = [
+            (name, values, weight) for name, [*values, weight] in _by_annotator(row, columns, [*cells, weights])
+        ]
+    else:  # of the row
         return [(Annotator(name), values) for name, values in _by_annotator(row, columns, cells)]
-    return [
-        (
-            Annotator(
-                name, columns.as_weight(weight, row) if any(not is_empty(value) for value in values) else 1.0
-            ),
-            values,
-        )
-        for name, [*values, weight] in _by_annotator(row, columns, [*cells, weights])
-    ]
+    annotators = []
+    for name, values, weight in judged:
+        ranked_nothing = listed and all(map(is_empty, [*values, weight]))
+        annotators.append((Annotator(name, 1.0 if ranked_nothing else columns.as_weight(weight, row)), values))
+    return annotators
 
 
 def _by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple[str, list[Any]]]:
@@ -72,8 +75,16 @@ def _by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tupl
     names = as_values(columns.annotator_cell(row))
     if names is not None and any(isinstance(name, list) for name in names):
         return _by_name(_lists_of_names(names, lists, row), lists, row)
-    if names is None and all(isinstance(values, Keyed) for values in filled):
+    keys = [set(values.keys) for values in filled if isinstance(values, Keyed)]
+    if len(keys) == len(filled) and (names is None or set().union(*keys) <= set(map(str, names))):
         return _by_name([values.keys if isinstance(values, Keyed) else [] for values in lists], lists, row)
+    if keys:
+        raise DataError(
+            "some values of the row are by the annotator's name, and others are in an order",
+            where=row.where,
+            hint="name objects with one value per annotator for all of them, ratings.*, or lists for all; names in "
+            "`annotator` must be those of the objects, or be left out",
+        )
     count = max(len(values) for values in filled if values is not None)
     if names is None:
         names = [f"{columns.annotator(row)}-{place}" for place in range(1, count + 1)]

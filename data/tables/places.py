@@ -11,6 +11,7 @@ from typing import Any
 
 from data.schema import Message, same_text
 from data.tables.columns import Candidates, Cells, Columns, Completion, each, key_of
+from data.tables.layout import column_of
 from data.tables.per_annotator import by_annotator
 from data.tables.sources import Row, as_number, is_empty
 from pipeline.errors import DataError
@@ -119,7 +120,7 @@ def of_answer(value: Any, texts: Sequence[str], models: Sequence[str | None]) ->
 def names_of(items: Cells, columns: Columns) -> Sequence[str]:
     """What tells the completions of a row apart: their columns, or their keys; empty for a list."""
     names = columns.named.get("completions")
-    return names if isinstance(names, list) else items.keys or ()
+    return [column_of("completions", name) for name in names] if isinstance(names, list) else items.keys or ()
 
 
 def _named(value: Any, names: Sequence[str]) -> int | None:

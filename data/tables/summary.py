@@ -89,7 +89,7 @@ class RankingSummary:
 
     def metrics(self) -> Metrics:
         """`pairs` are strict. The shares `agreement`, `first_wins` and `longer` are absent where nothing was
-        compared; `tie_share` is None."""
+        compared, and `tie_share` is None without pairs."""
         alike, compared = self.agreed
         shares = {"agreement": (alike, compared), "longer": (self.longer, self.unequal)}
         return {

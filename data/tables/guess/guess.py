@@ -12,6 +12,7 @@ from data.tables import suggest
 from data.tables.formats import FORMATS
 from data.tables.guess.sample import Sample, annotator_in, named
 from data.tables.mapping import tables_names
+from data.tables.paths import starts
 from pipeline.errors import DataError
 
 FORMATS_PAGE = "docs/rankings/formats.md"
@@ -75,8 +76,9 @@ class Guess:
         return self.kind + of + (f", format {self.format}" if self.format else "")
 
     def used(self) -> set[str]:
-        """The table's columns that are read."""
-        return {name for value in self.columns.values() for name in tables_names(value)}
+        """The table's columns that are read; of paths into them, every beginning that may be a column."""
+        names = [name for value in self.columns.values() for name in tables_names(value)]
+        return {start for name in names for start in starts(name)}
 
     def sort(self) -> None:
         """Puts the columns into the order of the format's."""

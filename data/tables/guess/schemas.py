@@ -147,7 +147,7 @@ SCHEMAS = (
         paths=("question.full_text", "answer_0", "answer_1", "score_0", "score_1"),
         format="wide",
         columns={
-            "prompt": "{question[full_text]}",
+            "prompt": "question.full_text",
             "completions": ["answer_0", "answer_1"],
             "ratings": ["score_0", "score_1"],
         },
@@ -157,7 +157,7 @@ SCHEMAS = (
         paths=("info.post", "info.title", "info.subreddit", "summaries[].text", "choice"),
         format="choice",
         columns={
-            "prompt": "SUBREDDIT: r/{info[subreddit]}\n\nTITLE: {info[title]}\n\nPOST: {info[post]}\n\nTL;DR:",
+            "prompt": "SUBREDDIT: r/{info.subreddit}\n\nTITLE: {info.title}\n\nPOST: {info.post}\n\nTL;DR:",
             "completions": "summaries",
         },
         optional={"model": "summaries[].policy", "annotator": "worker"},

@@ -42,6 +42,20 @@ def load(tmp_path, rankings, **data):
             "annotations": {"ana": {"preference": "x"}, "ben": {"preference": "y"}},
             "labels": {"1": "first", "2": "second"},
         },
+        {
+            "path": "v.csv",
+            "format": "wide",
+            "columns": {"completions": ["a", "b", "c"]},
+            "annotations": {"ana": {"preference": ["x", "y"]}, "ben": {"preference": ["z", "w"]}},
+            "pairs": [[0, 1], [1, 2]],
+        },
+        {"path": "v.csv", "format": "choice", "pairs": [[0, 1], [1, 2]], "combine": "net_wins"},
+        {
+            "path": "v.csv",
+            "format": "wide",
+            "columns": {"completions": "answers[*].text", "best": "most", "worst": "least", "weight": "who.trust"},
+            "index_from": 1,
+        },
     ],
 )
 def test_what_a_table_may_say(tmp_path, rankings):
@@ -89,6 +103,11 @@ def test_what_a_table_may_say(tmp_path, rankings):
             r"annotations.cem: must name the same kinds of columns as ana",
         ),
         (BY_PEOPLE | {"annotations": {"ana": {"rating": "x"}}}, r"has no column 'rating'"),
+        (BY_PEOPLE | {"unranked": "last"}, r"data.rankings.unranked: is about ranks, and this table has none"),
+        (
+            BY_PEOPLE | {"annotations": {"ana": {"preference": ["x", "y"]}}},
+            r"data.rankings.pairs: is required where",
+        ),
         (BY_PEOPLE | {"annotations": {"ana": {}}}, r"annotations.ana: names no column"),
     ],
 )
@@ -116,6 +135,44 @@ def test_the_files_of_a_table_and_of_its_joins_enter_the_key(tmp_path, monkeypat
         "data.prompts.path[0]": Path("a1.csv"),
         "data.prompts.path[1]": Path("a2.csv"),
         "data.prompts.join.path": Path("t.csv"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("exclude", "files"),
+    [
+        (
+            {"path": ["x.csv", "y.csv"], "join": {"path": "t.csv", "on": "id"}},
+            {
+                "data.exclude.path[0]": Path("x.csv"),
+                "data.exclude.path[1]": Path("y.csv"),
+                "data.exclude.join.path": Path("t.csv"),
+            },
+        ),
+        (
+            ["x.csv", "b*.csv", "hub://a/b@c"],
+            {
+                "data.exclude[0]": Path("x.csv"),
+                "data.exclude[1][0]": Path("b1.csv"),
+                "data.exclude[1][1]": Path("b2.csv"),
+            },
+        ),
+    ],
+)
+def test_the_files_of_rankings_to_evaluate_on_and_of_excluded_prompts_enter_it_too(
+    tmp_path, monkeypatch, exclude, files
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b1.csv", "b2.csv"):
+        Path(name).write_text("x\n1\n")
+    evaluated = WIDE | {"path": ["e.csv", "f.csv"], "join": {"path": "t.csv", "on": "id"}}
+    recipe = load(tmp_path, WIDE, eval_rankings=evaluated, exclude=exclude).recipe
+    assert registry.STAGES["data"].files(recipe) == {
+        "data.rankings.path": Path("v.csv"),
+        "data.eval_rankings.path[0]": Path("e.csv"),
+        "data.eval_rankings.path[1]": Path("f.csv"),
+        "data.eval_rankings.join.path": Path("t.csv"),
+        **files,
     }
 
 
