@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from data.schema import Ranking, write_jsonl
+from pipeline.config.data import DataConfig
 from pipeline.config.reward import RewardConfig
 from pipeline.engine.stage import Artifact
 from stages import check
@@ -74,7 +75,7 @@ def steps(artifacts: dict[str, Artifact], *unfinished: str) -> list[Any]:
 def loaded(**values: Any) -> Any:
     config = RewardConfig(max_length=12, **values)
     rank = SimpleNamespace(source="app")
-    return SimpleNamespace(recipe=SimpleNamespace(reward=config, rank=rank, data=SimpleNamespace(rankings=None)))
+    return SimpleNamespace(recipe=SimpleNamespace(reward=config, rank=rank, data=DataConfig()))
 
 
 @pytest.mark.parametrize(
