@@ -62,7 +62,7 @@ def test_the_command_serves_what_is_finished(
     result = invoke("serve sft -r small.yaml --port 0 --batch 4 --max-length 64")
     assert result.exit_code == 0, result.output
     (names, device, values), options = calls
-    assert (names, device, values) == (["sft"], "cpu", {"max_length": 64})
+    assert (names, device, values) == (["sft"], "cpu", {"max_length": 64, "criterion": None})
     options.pop("say")
     assert options == {"host": "127.0.0.1", "port": 0, "batch": 4, "queue": 256}
 
