@@ -86,10 +86,9 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     own_system = 0  # rows that already have a system message
     rows: dict[str, array[int]] = {"demonstrations": array("q"), "rankings": array("q")}
     near_answers = NearAnswers(config.duplicates)
-    merges = any(table.consensus != "none" for table in config.ranking_tables.values())
-    if merges:
+    merging = [criterion for criterion, table in config.ranking_tables.items() if table.consensus != "none"]
+    if merging:
         rows[MERGED] = array("q")
-        merging = [name for name, table in config.ranking_tables.items() if table.consensus != "none"]
         dropped |= {criteria.table_name(criterion, MERGED): Dropped() for criterion in merging}
     with ExitStack() as opened:
         seen_prompts = opened.enter_context(seen())
@@ -178,7 +177,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
                     yield from passing(prepared(rankings_of(name, table), criterion), "rankings", name)
 
             single = ranked()
-            if merges:
+            if merging:
                 single = opened.enter_context(_apart(single, out_dir / f"{MERGED}.jsonl"))
             _write(out_dir / RANKINGS, single)
             if config.criteria:
@@ -247,7 +246,7 @@ def run(config: DataConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: 
     write_jsonl(out_dir / "dropped.jsonl", _places(dropped))
     absent = ("rankings", MERGED) if config.eval_rankings else ("rankings", MERGED, "eval_rankings")
     whole = {table: out for table, out in dropped.items() if not table.startswith(absent)}
-    for kind in ("rankings", MERGED) if merges else ("rankings",):
+    for kind in ("rankings", MERGED) if merging else ("rankings",):
         whole[kind] = _together(out for table, out in dropped.items() if table.partition(".")[0] == kind)
     metrics: Metrics = {
         **{f"source_{name}": shown(table.path) for name, table in tables.items() if table},

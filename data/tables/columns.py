@@ -302,7 +302,7 @@ class Columns:
                     hint="empty the cells of answers without a rank, which often hold -1; `unranked` says what is "
                     "done with them. If higher is better, name the column as one of ratings",
                 )
-        return None if number is None else sign * number
+        return signed(number, sign)
 
     def cells(self, row: Row, names: Iterable[str]) -> list[tuple[str, Any]]:
         """Cells of the table's columns `names`, each with a description for messages."""
