@@ -88,14 +88,17 @@ class RewardModel(ScoringModule):
 
         Or rows as `stages.reward.packing.pack` makes them -> the scores (N,) of all their completions.
         """
+        return self.head(self.last_states(ids_BL, lengths_B, **packed))
+
+    def last_states(self, ids_BL: Tensor, lengths_B: Tensor | None = None, **packed: Tensor) -> Tensor:
+        """What the head reads for the rows of `forward`: hidden states (B, H), or (N, H) of packed rows."""
         if lengths_B is None:
             return self._packed(ids_BL, **packed)
         with computing(self.lm):
             hidden = causal_lm(self.lm).get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
-        return self.head(at_last_token(hidden, lengths_B))
+        return at_last_token(hidden, lengths_B)
 
     def _packed(self, ids_BL: Tensor, positions_BL: Tensor, segments_BL: Tensor, ends_N: Tensor) -> Tensor:
-        """Rows of `stages.reward.packing.pack` -> scores (N,) of their completions."""
         lm = causal_lm(self.lm)
         with computing(lm):
             hidden = lm.get_decoder()(
@@ -104,7 +107,7 @@ class RewardModel(ScoringModule):
                 attention_mask=packed_attention_mask(segments_BL, working_dtype(lm.get_input_embeddings().weight)),
                 use_cache=False,
             ).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[ends_N])
+        return hidden.flatten(0, 1)[ends_N]
 
 
 def packed_attention_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pipeline.config.reward import RewardConfig
 from pipeline.errors import DataError, StageError
 from stages.models.adapters import new_adapter
 from stages.models.heads import ScalarHead
+from stages.models.precision import Deviation
 from stages.reward import training
 from stages.reward.groups import (
     Group,
@@ -23,6 +25,7 @@ from stages.reward.groups import (
     tie_share,
 )
 from stages.reward.packing import pack
+from stages.scoring import reward_model
 from stages.scoring.reward_model import RewardModel
 
 
@@ -169,6 +172,42 @@ def test_packed_rows_have_the_same_scores_and_gradients(model, budget):
     np.testing.assert_allclose(scores.detach(), plain.detach(), atol=1e-5)
     for ours, theirs in zip(torch.autograd.grad((weights * scores).sum(), learns), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max() + 1))
+
+
+def can_pack(model):
+    said = []
+    packs = training.can_pack(model, grouped(*RANKINGS), 0, SimpleNamespace(device="cpu", say=said.append))
+    return packs, said
+
+
+@torch.no_grad()
+def test_rounding_in_16_bits_does_not_rule_packing_out(model):
+    groups = grouped(*RANKINGS)
+    model.lm.to(torch.bfloat16)
+    plain, packed = collate(groups, 0)["rows"], pack(groups, 0, 1000)
+    states = model.last_states(**plain).float()
+    # An untrained head may read what hardly differs between completions.
+    direction = torch.linalg.svd(states - states.mean(0))[2][-1:]
+    model.head.weight.copy_(direction)
+    model.head.bias.copy_(-(direction @ states.mean(0)))
+    difference = Deviation.between(model(**packed), model(**plain))
+    assert not difference.is_rounding(False)
+    assert can_pack(model) == (True, [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_that_sees_other_completions_rules_packing_out(model, dtype, monkeypatch):
+    model.lm.to(dtype)
+    assert can_pack(model) == (True, [])
+
+    def causal(segments_BL, dtype):
+        return reward_model_mask(torch.zeros_like(segments_BL), dtype)
+
+    reward_model_mask = reward_model.packed_attention_mask
+    monkeypatch.setattr(reward_model, "packed_attention_mask", causal)
+    packs, said = can_pack(model)
+    assert not packs
+    assert "cannot be packed" in said[0]
 
 
 def test_a_packed_row_holds_what_fits():
