@@ -17,11 +17,12 @@ from transformers import TrainerCallback, TrainingArguments
 from pipeline.config.reward import REWARD_TRAINER, RewardConfig
 from pipeline.engine.stage import Metrics, MetricsLog, RunContext
 from stages.models.distributed import World
+from stages.models.microbatch import MicroBatch
 from stages.models.precision import Deviation, exact
 from stages.reward import likelihoods
 from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
 from stages.reward.packing import pack
-from stages.scoring.reward_model import RewardModel, ScoringModule, score_rows
+from stages.scoring.reward_model import RewardModel, ScoringModule
 from stages.training.batches import GlobalBatchTrainer
 from stages.training.trainer import StageCallback, training_arguments
 from stages.training.trainer import train as train_to_end
@@ -103,17 +104,17 @@ def train(
     if config.objective == "bradley_terry_pairs":
         groups = list(as_pairs(groups))
     packs = config.pack_tokens and can_pack(model, groups[:COMPARED], pad_id, ctx)
+
+    def rows_of(batch: Sequence[Group]) -> dict[str, Tensor]:
+        return pack(batch, pad_id, config.pack_tokens) if packs else collate(batch, pad_id)["rows"]
+
     values = REWARD_TRAINER | dict(trainer_values)
     trainer = RankingTrainer(
         model=model,
         args=training_arguments(TrainingArguments, values, ctx, remove_unused_columns=False),
         train_dataset=groups,
-        data_collator=lambda batch: (
-            {"rows": pack(batch, pad_id, config.pack_tokens), **orders_of(batch)}
-            if packs
-            else collate(batch, pad_id)
-        ),
-        callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, list(held_out)[:CURVE_PROMPTS])],
+        data_collator=lambda batch: {"rows": rows_of(batch), **orders_of(batch)},
+        callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, held_out[:CURVE_PROMPTS], rows_of, name)],
     )
     trainer.objective, trainer.center = objective, config.center_rewards_coefficient
     sharded = ctx.sharded and isinstance(model, RewardModel)
@@ -202,10 +203,23 @@ class RankingTrainer(GlobalBatchTrainer):
 
 
 class HeldOutCurve(TrainerCallback):
-    """Logs the accuracy on held-out rankings at `reward.eval_points` evenly spaced steps, the last one included."""
+    """Logs the accuracy on held-out rankings at `reward.eval_points` evenly spaced steps, the last one included.
 
-    def __init__(self, ctx: RunContext, config: RewardConfig, groups: list[Group]) -> None:
-        self.ctx, self.config, self.groups = ctx, config, groups
+    Args:
+        rows_of: makes the model's inputs from groups, for as many scores as they have rows.
+        name: of the training phase, for the progress display.
+    """
+
+    def __init__(
+        self,
+        ctx: RunContext,
+        config: RewardConfig,
+        groups: Sequence[Group],
+        rows_of: Callable[[Sequence[Group]], Mapping[str, Tensor]],
+        name: str,
+    ) -> None:
+        self.ctx, self.config, self.rows_of, self.name = ctx, config, rows_of, name
+        self.groups = sorted(groups, key=lambda group: max(map(len, group.rows)))  # similar lengths, little padding
 
     def on_step_end(self, args, state, control, model=None, **_):  # type: ignore[no-untyped-def]
         points = self.config.eval_points
@@ -213,17 +227,26 @@ class HeldOutCurve(TrainerCallback):
         if self.groups and state.global_step in due:
             was_training = model.training
             model.eval()
-            accuracy = accuracy_on(model, self.groups, self.config.eval_batch_size, self.ctx.device)
+            accuracy = self._accuracy(model)
             model.train(was_training)
-            if accuracy is not None:
+            if not math.isnan(accuracy):
                 self.ctx.metrics.log(state.global_step, eval_accuracy=accuracy)
 
+    @torch.no_grad()
+    def _accuracy(self, model: ScoringModule) -> float:
+        """The share of strict pairs that the scores order correctly; NaN without a strict pair."""
+        scores: list[Tensor] = []
+        most = max(len(group.rows) for group in self.groups)
+        size = MicroBatch.of(max(1, self.config.eval_batch_size // most))
+        with self.ctx.progress(f"{self.name}: held-out rankings", total=len(self.groups)) as bar:
 
-def accuracy_on(model: Any, groups: Sequence[Group], batch_size: int, device: str) -> float | None:
-    """The share of strict pairs that the scores order correctly; None without a strict pair."""
-    scores = score_rows(model, [row for group in groups for row in group.rows], batch_size, device)
-    _, accuracy = ranking_loss(scores, orders_of(groups)["orders"], lambda s, _: s.sum())
-    return None if accuracy.isnan() else float(accuracy)
+            def score(part: range) -> None:
+                rows = self.rows_of(self.groups[part.start : part.stop])
+                scores.append(model(**{name: tensor.to(self.ctx.device) for name, tensor in rows.items()}).cpu())
+                bar.advance(len(part))
+
+            size.each(range(len(self.groups)), score)
+        return float(ranking_loss(torch.cat(scores), orders_of(self.groups)["orders"], lambda s, _: s.sum())[1])
 
 
 def run_phase(

@@ -151,9 +151,10 @@ def test_it_learns_what_the_rankings_say(inputs, tmp_path, training_context, obj
     assert metrics["eval_accuracy"] > 0.7
     assert (metrics["prompts"], metrics["rankings"]) == (8, 8)
     assert metrics["unfit"] == artifact.json("quality.json")["unfit"]
-    # 16 prompts that are checked; steps; rankings that are read; 24 texts for the bag of words; 12 held-out
-    # answers, whole and cut in half; the 4 held-out rankings, for the accuracy and for the agreement.
-    assert notes.advanced == 16 + 48 + 12 + 24 + 2 * 12 + 2 * 4
+    # 16 prompts that are checked; steps; rankings that are read; 24 texts for the bag of words; the 4 held-out
+    # prompts at each of 4 evaluations; 12 held-out answers, whole and cut in half; the 4 held-out rankings, for the
+    # accuracy and for the agreement.
+    assert notes.advanced == 16 + 48 + 12 + 24 + 4 * 4 + 2 * 12 + 2 * 4
     reward_model.verify(artifact, scorer(artifact, inputs["base"]), "cpu")
     reward_model.check_base(artifact, inputs["base"])
 
