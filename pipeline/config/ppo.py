@@ -161,6 +161,9 @@ class PPOConfig:
     lora: LoRAConfig | None = field(default_factory=LoRAConfig, metadata=ADDED)
     """Only for `sft: null`: the policy's adapter, which starts without effect on the base model; null: train every
     weight. After SFT, PPO trains what SFT trained."""
+    seed: int | None = field(default=None, metadata=ADDED)
+    """Seed of this stage alone, so that several policies can share one SFT and one reward model. null: the recipe's
+    seed."""
     total_episodes: Count = 8192
     """Responses sampled in the whole stage, in each round."""
     batch_size: Count = 128

@@ -96,8 +96,9 @@ class StageSpec:
         return content(self.config(recipe), later=self.round > 1)
 
     def seed(self, recipe: Recipe) -> int:
-        """The recipe's seed in the first round, and another one in each later round."""
-        return recipe.seed + 1_000_003 * (self.round - 1)
+        """The seed of its section, or else the recipe's; another one in each later round."""
+        own: int | None = getattr(self.config(recipe), "seed", None)
+        return (recipe.seed if own is None else own) + 1_000_003 * (self.round - 1)
 
     def in_round(self, recipe: Recipe, number: int) -> StageSpec:
         """Its step of a round. For a stage that runs once: the stage after that many rounds."""

@@ -98,6 +98,18 @@ def test_the_seed_is_part_of_every_key(runner: MakeRunner) -> None:
     assert reason(runner("seed=1"), "data") == "changed: seed 0 -> 1"
 
 
+def test_a_seed_of_ppo_reruns_ppo_only(runner: MakeRunner, stages: FakeStages) -> None:
+    runner("seed=5").run()
+    stages.calls.clear()
+    again = runner("seed=5 ppo.seed=0")
+    assert reason(again, "ppo") == "changed: ppo.seed (absent) -> 0"
+    again.run()
+    assert stages.calls == ["ppo", "eval", "export"]
+    summary = again.planner.summary()
+    seeds = {stage: summary.need(stage).artifact.json("given.json")["seed"] for stage in stages.calls}
+    assert seeds == {"ppo": 0, "eval": 5, "export": 5}
+
+
 def test_a_rerun_with_the_same_content_stops_there(runner: MakeRunner, stages: FakeStages) -> None:
     def constant(config: Any, inputs: Any, out_dir: Path, ctx: Any) -> dict[str, Any]:
         (out_dir / "file").write_text("always the same")
