@@ -162,7 +162,7 @@ class PlannedModel:
             groups = {name: _group(name) for name in targets}
             total += size * sum(shared[group] for group in set(groups.values()))
         if self.lora:
-            total += SINGLE * self.lora.r * len(targets)
+            total += (size if forward == "plain" else SINGLE) * self.lora.r * len(targets)
         # Attention: queries, keys and values. The fused kernel also keeps one number per head, and its output
         # unless that was counted above as the input of a linear layer.
         repeated = queries if forward == "library" and mask != "none" else keys

@@ -4,7 +4,7 @@
 precision, avoids needless casts, and computes no gradient for a frozen weight. `LoRADelta` is the equivalent for
 bitsandbytes layers. `matmul` uses oneDNN for float32 on a CPU, because PyTorch's default, MKL, runs at a fraction
 of the speed on CPUs not made by Intel. `speed_up` installs these in a model without changing its parameters, names
-or results.
+or, apart from rounding, its results.
 """
 
 from __future__ import annotations
@@ -79,16 +79,20 @@ class Linear(Function):
 
 
 class LoRALinear(Function):
-    """`x W^T + b + scaling (x A^T) B^T` with W and b frozen (Hu et al. 2021, arXiv:2106.09685, equation 3)."""
+    """`x W^T + b + scaling (x A^T) B^T` with W and b frozen (Hu et al. 2021, arXiv:2106.09685, equation 3).
+
+    For x in 16 bits, float32 A and B are rounded to x's dtype, as under autocast; so are the gradients of single
+    passes, which are returned in float32.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
     ) -> Tensor:
         x_NI = x.flatten(0, -2)
-        low_NR = matmul(x_NI.to(a_RI.dtype), a_RI).mul_(scaling)
+        low_NR = matmul(x_NI, a_RI.to(x_NI.dtype))
         y_NO = matmul(x_NI, weight, bias)
-        y_NO = y_NO.addmm_(low_NR.to(y_NO.dtype), b_OR.t().to(y_NO.dtype))
+        y_NO = y_NO.addmm_(low_NR, b_OR.t().to(y_NO.dtype), alpha=scaling)
         ctx.save_for_backward(x_NI, weight, a_RI, b_OR, low_NR)
         ctx.scaling = scaling
         return y_NO.view(*x.shape[:-1], len(weight))
@@ -102,21 +106,22 @@ class LoRALinear(Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_NI = matmul(grad_NO, weight.t())
-            grad_NI = grad_NI.addmm_(grad_low.to(grad_NI.dtype), a_RI.to(grad_NI.dtype))
+            grad_NI = grad_NI.addmm_(grad_low, a_RI.to(grad_NI.dtype), alpha=ctx.scaling)
             grad_x = grad_NI.view(*grad.shape[:-1], weight.shape[1])
         return grad_x, None, None, grad_a, grad_b, None
 
 
 class LoRADelta(Function):
-    """`y + scaling (x A^T) B^T`, where y (..., O) is a quantised layer's output for x (..., I)."""
+    """`y + scaling (x A^T) B^T`, where y (..., O) is a quantised layer's output for x (..., I). Precision: that of
+    `LoRALinear`."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
         x_NI, y_NO = x.flatten(0, -2), y.flatten(0, -2)
-        low_NR = matmul(x_NI.to(a_RI.dtype), a_RI).mul_(scaling)
+        low_NR = matmul(x_NI, a_RI.to(x.dtype))
         ctx.save_for_backward(x_NI, a_RI, b_OR, low_NR)
         ctx.scaling, ctx.shape = scaling, x.shape
-        return torch.addmm(y_NO, low_NR.to(y.dtype), b_OR.t().to(y.dtype)).view(y.shape)
+        return torch.addmm(y_NO, low_NR.to(y.dtype), b_OR.t().to(y.dtype), alpha=scaling).view(y.shape)
 
     @staticmethod
     @once_differentiable
@@ -126,7 +131,7 @@ class LoRADelta(Function):
         grad_low, grad_a, grad_b = _adapter_gradients(grad_NO, x_NI, a_RI, b_OR, low_NR, ctx.scaling, needs)
         grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_x = (grad_low @ a_RI).to(x_NI.dtype).view(ctx.shape)
+            grad_x = (grad_low @ a_RI.to(grad_low.dtype)).mul_(ctx.scaling).to(x_NI.dtype).view(ctx.shape)
         return grad, grad_x, grad_a, grad_b, None
 
 
@@ -139,12 +144,12 @@ def _adapter_gradients(
     scaling: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients with respect to `x A^T` (scaling included), A and B, in the adapter's precision."""
-    wide_NO = grad_NO.to(b_OR.dtype)
-    grad_low = matmul(wide_NO, b_OR.t()).mul_(scaling)
-    grad_a = grad_low.t() @ x_NI.to(a_RI.dtype) if needs[0] else None
+    """Gradients with respect to `x A^T`, without `scaling` and in the precision of `grad_NO`, and with respect to A
+    and B, in theirs."""
+    grad_low = matmul(grad_NO, b_OR.t().to(grad_NO.dtype))
+    grad_a = (grad_low.t() @ x_NI.to(grad_low.dtype)).to(a_RI.dtype).mul_(scaling) if needs[0] else None
     # The matrix with few rows goes on the left: the transposed product takes up to three times as long.
-    grad_b = (low_NR.t() @ wide_NO).t() if needs[1] else None
+    grad_b = (low_NR.t().to(grad_NO.dtype) @ grad_NO).to(b_OR.dtype).mul_(scaling).t() if needs[1] else None
     return grad_low, grad_a, grad_b
 
 
