@@ -244,7 +244,7 @@ def table(rows: Sequence[Row]) -> str:
             lines.append(f"{name:12s} {len(every):2d} " + " ".join(cells))
         lines += ["", "Each seed, with its interval over prompts:"]
         for row in part:
-            errors, wins = (_of_prompts(row[name]) for name in ("errors", "wins"))
+            errors, wins = (of_prompts(row[name]) for name in ("errors", "wins"))
             lines.append(
                 f"{row['method']:12s} seed {row['seed']}: errors {errors}, wins {wins}, KL {row['kl']:.2f}"
             )
@@ -252,7 +252,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _of_prompts(values: Sequence[float | None]) -> str:
+def of_prompts(values: Sequence[float | None]) -> str:
     value, low, high = values
     if value is None or low is None or high is None:
         return "-"
