@@ -8,9 +8,9 @@ from pipeline.config.data import RankingTableConfig
 from pipeline.config.formats import TableFormat
 from pipeline.config.table_rules import of_an_annotator
 
-PLACES = ("choice", "best", "worst")
+PLACES = ("choice", "best", "worst", "order")
 """Columns that hold the place of a completion."""
-RANKED = ("rank", "ranks", "buckets", "options")
+RANKED = ("rank", "ranks", "order", "buckets", "options")
 """Columns of ranks, of which some may be empty; `tree` and the labelling tools have them too."""
 UNRANKED = ("rating", "ratings", "score", "preference", "best", "worst")
 """Columns that order completions otherwise."""
@@ -34,7 +34,7 @@ def problems(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[s
         yield "scale", f"names {twice!r} twice (case and white space around a label do not matter)"
     if table.scale and (
         not names & {"rating", "ratings", "score", "chosen_rating"}
-        or {"rank", "ranks", "preference", "best"} & columns.keys()
+        or {"rank", "ranks", "preference", "best", "order"} & columns.keys()
     ):
         yield "scale", "gives the meaning of ratings, and this table has none: name their columns, or leave it out"
     if table.index_from is not None and not any(

@@ -12,6 +12,7 @@ from data.tables.messages import as_messages
 from data.tables.sources import Row, is_empty, read_table
 from data.tables.spelling import is_transcript, spelled, spelled_messages, spelled_texts
 from data.tables.suggest import SYNONYMS, close, is_called, plain
+from data.tables.text_files import HeaderError
 from pipeline.config.data import TableConfig
 from pipeline.config.table_files import shown
 from pipeline.errors import DataError
@@ -26,17 +27,29 @@ class Sample:
 
     Attributes:
         columns: every column of these rows, in the order in which they appear.
+        header: rows of column names, as a recipe has it.
     """
 
     path: str
     rows: Sequence[Row]
     columns: Sequence[str]
+    header: int = 1
 
     @classmethod
     def of(cls, table: TableConfig, say: Callable[[str], None] | None = None) -> Sample:
-        """Reads the first `ROWS` rows. Raises `DataError` as `read_table` does, and calls `say` as it does."""
-        rows = list(read_table(replace(table, limit=ROWS), say))
-        return cls(shown(table.path), rows, list(dict.fromkeys(column for row in rows for column in row)))
+        """Reads the first `ROWS` rows, with a header of two rows if they cannot be read with one. Raises `DataError`
+        as `read_table` does, and calls `say` as it does."""
+        header = table.header
+        try:
+            rows = list(read_table(replace(table, limit=ROWS), say))
+        except HeaderError as error:
+            header = 2
+            try:
+                rows = list(read_table(replace(table, limit=ROWS, header=header), say))
+            except DataError:
+                raise error from None
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        return cls(shown(table.path), rows, columns, header)
 
     def cells(self, column: str) -> list[Any]:
         """The cells of a column that are not empty."""
