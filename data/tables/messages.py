@@ -1,8 +1,8 @@
 """Conversations in the cells of tables.
 
-A cell holds a conversation as a list of `{"role", "content"}` or `{"from", "value"}` messages, or a single one; as
-such a list spelled in JSON or Python; or as a transcript (`Human: ...`, `Assistant: ...`, as in HH-RLHF). Other text
-is one turn. `turns` reads each of these, and `exchange` turns the cells of a row into a prompt and its answers.
+A cell holds a conversation as a list of `{"role", "content"}` or `{"from", "value"}` messages, or a single one;
+as such a list spelled in JSON or Python; or as a transcript (`Human: ...`, `Assistant: ...`, as in HH-RLHF). Other
+text is one turn. `turns` reads each, and `exchange` turns the cells of a row into a prompt and its answers.
 """
 
 from __future__ import annotations
@@ -239,6 +239,17 @@ def exchange(
             raise LeftOut(message, message, where=where, hint=hint)
     finished = _finished(conversations[0] if conversations else context, what or "the prompt", where)
     return finished, [text.strip() if goes_on else text for _, text in read]
+
+
+def shared_start(texts: Sequence[str]) -> str:
+    """The beginning that all texts share, up to the end of a word; "" if there is none, or nothing follows it."""
+    shortest = min(texts, key=len)
+    letters = enumerate(zip(*texts, strict=False))
+    start = shortest[: next((place for place, some in letters if len(set(some)) > 1), len(shortest))]
+    if any(text[len(start) :][:1].strip() and start[-1:].strip() for text in texts):
+        start = re.sub(r"\S+\Z", "", start)  # a word that is cut
+    start = start.rstrip()
+    return start if all(text[len(start) :].strip() for text in texts) else ""
 
 
 def _without_lists(

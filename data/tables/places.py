@@ -197,7 +197,7 @@ def orders(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         models, names = columns.models(row, items), names_of(items, columns)
         cell = row[reader.column]
         scores: list[float | None] = [None] * len(texts)
-        for level, same in enumerate(_levels(cell)):
+        for level, same in enumerate(levels(cell)):
             for value in same:
                 place = reader.place(value, row, texts, models, names)
                 if place is None or scores[place] is not None:
@@ -215,7 +215,7 @@ def orders(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     yield from each(rows, read)
 
 
-def _levels(cell: Any) -> list[list[Any]]:
+def levels(cell: Any) -> list[list[Any]]:
     """What an order names, from best to worst; several that tie are at one level. Of a text, `>` or else a comma, a
     semicolon or a bar separates the levels, and `=` or `~` what ties."""
     if is_empty(cell):

@@ -149,13 +149,17 @@ class RankingTableConfig:
     """What is done with an annotator's comparisons of answers to one prompt. keep: each is a ranking of its own.
     net_wins: they become one ranking, by the pairs that an answer wins less those that it loses (Copeland)."""
     scale: list[str] = field(default_factory=list, metadata=ADDED)
-    """Labels that stand for ratings, lowest first: `[bad, fair, good]` are 1, 2 and 3. Other labels are refused."""
+    """Labels that stand for ratings, lowest first: `[bad, fair, good]` are 1, 2 and 3. Other labels are refused. An
+    empty one is an empty cell beside others of the row that are filled: `["", x]` for marked answers."""
     index_from: Literal[0, 1] | None = field(default=None, metadata=ADDED)
     """The number of the first completion, where `choice`, `best`, `worst` or `order` holds numbers. null: 0 for
     `choice`; numbers in the columns of `wide` are refused."""
     unranked: Literal["drop", "last"] = field(default="drop", metadata=ADDED)
     """What is done with an answer without a rank, where others have one. drop: it is left out of the ranking. last:
     it is tied with the other unranked ones, below all that are ranked. Ratings are never filled in."""
+    implicit_prompt: bool = field(default=False, metadata=ADDED)
+    """Only for `pairs`, without a prompt column: the prompt is the beginning that both texts share, up to the end
+    of a word, and the answers are what follows it. Rows whose texts begin differently are left out and counted."""
     consensus: Literal["none", "mean", "zscore", "bradley_terry"] = field(default="none", metadata=ADDED)
     """How the annotators of a prompt are merged into one ranking, which the reward model and DPO then learn from
     (docs/rankings/agreement.md). none: each annotator's ranking is learned from. mean: the mean of an answer's

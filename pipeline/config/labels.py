@@ -46,6 +46,10 @@ def problems(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[s
         )
     if table.unranked == "last" and (not names & {*RANKED} or {*UNRANKED} & columns.keys()):
         yield "unranked", "is about ranks, and this table has none"
+    if table.implicit_prompt and format.name != "pairs":
+        yield "implicit_prompt", f"is for the format pairs, and the table's is {format.name}: leave it out"
+    elif table.implicit_prompt and "prompt" in columns:
+        yield "implicit_prompt", "takes the prompt from the answers, and `columns` names one: leave one of them out"
     if table.consensus in ("mean", "zscore") and table.combine == "net_wins":
         yield "consensus", f"{table.consensus} is of ratings, and combine: net_wins leaves none: use bradley_terry"
 

@@ -37,8 +37,8 @@ class Sample:
 
     @classmethod
     def of(cls, table: TableConfig, say: Callable[[str], None] | None = None) -> Sample:
-        """Reads the first `ROWS` rows, with a header of two rows if they cannot be read with one. Raises `DataError`
-        as `read_table` does, and calls `say` as it does."""
+        """Reads the first `ROWS` rows, with a header of two rows if they cannot be read with one. Raises
+        `DataError` as `read_table` does, and calls `say` as it does."""
         header = table.header
         try:
             rows = list(read_table(replace(table, limit=ROWS), say))
@@ -101,6 +101,11 @@ class Sample:
         """Whether every cell of a column is a conversation of several turns that ends with a turn of `last`."""
         cells = self.cells(column)
         return bool(cells) and all(is_conversation(cell, last) for cell in cells)
+
+    def lists_messages(self, column: str) -> bool:
+        """Whether every cell of a column is a list of messages, not text."""
+        cells = self.cells(column)
+        return bool(cells) and all(isinstance(cell, list) and is_conversation(cell) for cell in cells)
 
     def spells_lists(self, columns: Sequence[str]) -> bool:
         """Whether text cells spell lists of texts, as in Kaggle's lmsys table."""
@@ -166,19 +171,27 @@ WEAK = ("input", "context", "text", "post", "summary", "target")
 def named(role: str, columns: Sequence[str]) -> list[str]:
     """The columns whose names mean our name `role`: the same name, or else all known synonyms, or else one with a
     similar spelling."""
-    exact = [column for column in columns if plain(column) == plain(role)]
-    if exact:
-        return exact[:1]
+    for exact in (
+        [column for column in columns if plain(column) == plain(role)],
+        [column for column in columns if plain(column.rpartition(".")[2]) == plain(role)],
+    ):
+        if exact:
+            return exact[:1]
     synonyms = {plain(name): name for name in SYNONYMS.get(role, ())}
-    hits = [column for column in columns if plain(column) in synonyms or is_called(role, column)]
-    strong = [column for column in hits if synonyms.get(plain(column)) not in WEAK]
+    tails = {column: column.rpartition(".")[2] for column in columns}
+    hits = [column for column in columns if is_called(role, column)] or [
+        column for column in columns if is_called(role, tails[column])
+    ]
+    strong = [column for column in hits if synonyms.get(plain(tails[column])) not in WEAK]
     near = close(role, columns)
     return strong or hits or ([near] if near else [])
 
 
 def annotator_in(sample: Sample, columns: Sequence[str]) -> str | None:
     """The column that says who ranked: named like it, with short values that repeat."""
-    called = [column for column in columns if is_called("annotator", column)]
+    called = [column for column in columns if is_called("annotator", column)] or [
+        column for column in columns if is_called("annotator", column.rpartition(".")[2])
+    ]
     called.sort(key=lambda column: plain(column) != "annotator")
     return next((column for column in called if _repeats(sample, column)), None)
 
