@@ -324,6 +324,12 @@ class Columns:
                 where=row.where,
                 hint="name a column with one value per annotator, or write one name",
             )
+        if isinstance(value, dict):
+            raise DataError(
+                f"column {self.name('annotator')!r} holds an object, {value!r:.60}",
+                where=row.where,
+                hint=f"name the key that tells who ranked by its path, annotator: {self.name('annotator')}.KEY",
+            )
         return ANONYMOUS if is_empty(value) else str(value)
 
     def weight_cell(self, row: Row) -> Any:

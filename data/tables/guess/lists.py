@@ -214,7 +214,7 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
     guess.format = "choice"
     k = max(map(len, lists[str(guess.columns["completions"])]))
     wide = Guess("wide", {"completions": _list_of_texts(guess)})
-    free = _without(sample, [column for column in others if sample.numbers(column) is None])
+    free = _without(sample, [c for c in others if min(sample.numbers(c) or [-1]) < 0])  # a place is 0 or more
     if labels_of_each(wide, sample, [f for f in families(others) if len(f.members) == k]) or order_of_cells(
         wide, free, k
     ):

@@ -30,7 +30,8 @@ ORDER_WORDS = {"order", "ranking", "rank", "ranks", "preference", "sorted", "per
 def order_of_cells(guess: Guess, sample: Sample, k: int) -> bool:
     """Adds the column that orders the `k` answers of a row to a guess of the format `wide`, or leaves open which it
     is or what its values mean. Returns whether there is one."""
-    free = [column for column in sample.columns if column not in guess.used() and sample.cells(column)]
+    unused = [column for column in sample.columns if column not in guess.used() and sample.cells(column)]
+    free = [column for column in unused if not any(isinstance(cell, dict) for cell in sample.cells(column))]
     if _best_and_worst(guess, sample, free, k) or _in_order(guess, sample, free, k):
         return True
     return _labels_of_pairs(guess, sample, free, k) if k > 2 else _preference(guess, sample, free)

@@ -73,7 +73,7 @@ def _check_texts(sample: Sample) -> None:
     orders = called or numbers[: len(numbers) * (len(numbers) > 1)]
     if orders and not any(named(role, sample.columns) for role in roles):
         raise DataError(
-            f"the table may rank answers (by {listed(orders, 4)}), and does not hold their texts",
+            f"the table may rank answers (by {listed(orders, 4)}) and does not hold their texts",
             where=sample.path,
             hint=f"its columns are {listed(sample.columns)}: add a column with the prompt and one with each answer; "
             "or, if another table has them, join: {path: FILE, on: COLUMN} (docs/rankings/formats.md)",

@@ -198,4 +198,6 @@ def annotator_in(sample: Sample, columns: Sequence[str]) -> str | None:
 
 def _repeats(sample: Sample, column: str) -> bool:
     cells = [str(cell) for cell in sample.cells(column)]
+    if any(isinstance(cell, dict) for cell in sample.cells(column)):
+        return False
     return sample.width(column) <= 40 and (len(cells) < 4 or len(set(cells)) < len(cells))
