@@ -239,7 +239,7 @@ register(
         ),
         StageSpec(
             "dpo",
-            version=2,
+            version=3,
             target="stages.dpo:run",
             summary="trained on {pairs:,} pairs of answers to {prompts:,} prompts",
             needs=("base", "data", "sft", "rank"),

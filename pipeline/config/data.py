@@ -121,8 +121,8 @@ class RankingTableConfig:
     for wide). A name may be a path into a cell, `reviews[0].text`, `completions[*].text` (a list) or `outputs.*`
     (all values of an object, paired by key), or a template, `"{title}: {body}"`. `prompt: ""`: the conversations in
     the answers' cells are the whole prompt. `annotator: ""`: all rankings are by one person, or nobody knows by
-    whom. `weight`: a column of weights above 0, such as trust in the annotator, for `consensus` and the reward
-    model's loss."""
+    whom. `weight`: a column of weights above 0, such as trust in the annotator, for `consensus` and the
+    losses of the reward model and of DPO."""
     annotations: str | dict[str, dict[str, str | list[str]]] | None = field(default=None, metadata=ADDED)
     """Where a row holds the rankings of several annotators: the path of a list with one entry for each, in which
     the columns are looked up first (`reviews`, or `reviews.*` for an object by annotator); or each annotator's
