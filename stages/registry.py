@@ -152,7 +152,7 @@ register(
         ),
         StageSpec(
             "data",
-            version=6,
+            version=7,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={

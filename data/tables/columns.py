@@ -185,6 +185,7 @@ class Columns:
         self.merges_ratings = config.consensus in ("mean", "zscore")
         self.pairs, self.index_from = config.pairs, config.index_from
         self.implicit_prompt = config.implicit_prompt
+        self.stated = {key_of(label) for label in (*config.labels, *config.scale)}
         self.scale = {key_of(label): float(number) for number, label in enumerate(config.scale, 1)}
         self.forms = Forms()
         self.questions: set[str] = set()
@@ -201,6 +202,10 @@ class Columns:
             return ""
         names = ", ".join(sorted(self.questions))
         return f"the records answer other questions: name one under `columns`, question: NAME, of {names}"
+
+    def is_label(self, cell: Any) -> bool:
+        """Whether a cell is a text that the recipe's `labels` or `scale` names."""
+        return isinstance(cell, str) and key_of(cell) in self.stated
 
     def name(self, ours: str) -> str:
         return str(self.named.get(ours, ours))

@@ -202,9 +202,11 @@ def preferences(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             return
         _check_two(row, items, "a preference orders 2 completions")
         [column], [cell] = several, [row[column] for column in several]
-        if (values := as_values(cell)) is not None and isinstance(completions, list):
-            _check_annotators(row, column, values, completions[0])
-        for annotator, [item] in by_annotator(row, columns, [cell]):
+        _, texts, models, names = exchange
+        judged = by_annotator(row, columns, [cell], [*texts, *models, *names])
+        if len(judged) > 1 and isinstance(completions, list):
+            _check_annotators(row, column, as_values(cell) or (), completions[0])
+        for annotator, [item] in judged:
             value = item.get("score") if isinstance(item, dict) else item
             yield _judged(exchange, readers[0], value, row, annotator)
 
@@ -302,7 +304,7 @@ def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             return
         if labels.stated:
             _check_two(row, items, "`labels` says which of 2 completions is better")
-            for annotator, [value] in by_annotator(row, columns, [row[column]]):
+            for annotator, [value] in by_annotator(row, columns, [row[column]], [*texts, *models]):
                 yield _judged(exchange, labels, value, row, annotator)
             return
         yield from placed(row, columns, exchange, best, worst)

@@ -156,7 +156,9 @@ def placed(
     """The ranking of each annotator, from the cells that name the best and the worst completion."""
     prompt, texts, models, names = exchange
     readers = [reader for reader in (best, worst) if reader is not None]
-    for (annotator, weight), cells in by_annotator(row, columns, [row[reader.column] for reader in readers]):
+    for (annotator, weight), cells in by_annotator(
+        row, columns, [row[reader.column] for reader in readers], [*texts, *models, *names]
+    ):
         places = {
             reader: reader.place(cell, row, texts, models, names)
             for reader, cell in zip(readers, cells, strict=True)
