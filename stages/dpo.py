@@ -48,8 +48,8 @@ from stages.training.trainer import train as train_to_end
 
 @dataclass(frozen=True)
 class Pair:
-    """Ids of a prompt and two answers to it, the answers' log-probs under the reference, nats, and the weight of the
-    ranking in the loss; the mean over all rankings is 1."""
+    """Ids of a prompt and two answers to it, the answers' log-probs under the reference, nats, and the weight of
+    the ranking in the loss; the mean over all rankings is 1."""
 
     key: str
     prompt: list[int]
@@ -313,8 +313,11 @@ class PreferenceTrainer(TrlTrainer, DPOTrainer):
         return loss if num_items_in_batch is None else loss * (pairs / float(num_items_in_batch))
 
     def _weighted(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], weights_B: Tensor) -> Any:
-        """The mean of the pairs' losses times their weights. trl's loss is a mean over a batch, so the pairs of each
-        weight are one, of the outputs of the same forward pass; its metrics are those of the whole batch."""
+        """The mean of the pairs' losses times their weights.
+
+        trl's loss is a mean over a batch, so the pairs of each weight are one, with outputs of the same forward
+        pass. Its metrics stay those of the whole batch.
+        """
         metrics, tokens, pairs = deepcopy(self._metrics), self._total_train_tokens, len(weights_B)
         loss: Any = 0.0
         for weight in weights_B.unique().tolist():
@@ -327,8 +330,8 @@ class PreferenceTrainer(TrlTrainer, DPOTrainer):
 
 
 def _only(batch: Mapping[str, Any], places: Tensor, pairs: int) -> dict[str, Any]:
-    """The pairs at some places of a batch, which has a row per pair, or the chosen answers' rows and then the rejected
-    answers'."""
+    """The pairs at some places of a batch, which has a row per pair, or the rows of the chosen answers before those
+    of the rejected ones."""
     rows = {pairs: places, 2 * pairs: torch.cat([places, places + pairs])}
     return {
         name: value[rows[len(value)]] if isinstance(value, Tensor) and value.dim() else value

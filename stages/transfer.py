@@ -94,11 +94,11 @@ class EvalRankings:
             if counts:
                 words = {"exact": "{:,} occur", "near": "{:,} nearly occur"}
                 first = min(next(texts for texts in (found["exact"], found["near"]) if texts))
+                found_in = " and ".join(words[kind].format(count) for kind, count in counts.items())
                 lines.append(
-                    f"warning: of the {len(self.prompts):,} prompts of data.eval_rankings, "
-                    f"{' and '.join(words[kind].format(count) for kind, count in counts.items())} in the {named(table)} "
-                    f"that are trained on (such as {start(first)!r}). Accuracy on them is no transfer: remove them "
-                    "from either table"
+                    f"warning: of the {len(self.prompts):,} prompts of data.eval_rankings, {found_in} in the "
+                    f"{named(table)} that are trained on (such as {start(first)!r}). Accuracy on them is no "
+                    "transfer: remove them from either table"
                 )
         return metrics, lines
 

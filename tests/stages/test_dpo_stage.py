@@ -90,7 +90,7 @@ def test_which_pairs_of_a_ranking() -> None:
 
 
 def weigh(inputs: dict[str, Artifact], weights: Sequence[float]) -> list[float]:
-    """Gives the rankings weights in turn, and returns that of each training pair: the mean over training rankings is
+    """Gives the rankings weights in turn. Returns that of each training pair, with a mean over training rankings of
     1."""
     path = inputs["rank"].file("rankings.jsonl")
     rankings = [

@@ -75,8 +75,8 @@ def _check_texts(sample: Sample) -> None:
         raise DataError(
             f"the table may rank answers (by {listed(orders, 4)}) and does not hold their texts",
             where=sample.path,
-            hint=f"its columns are {listed(sample.columns)}: add a column with the prompt and one with each answer; "
-            "or, if another table has them, join: {path: FILE, on: COLUMN} (docs/rankings/formats.md)",
+            hint=f"its columns are {listed(sample.columns)}: add one with the prompt and one with each answer; or, "
+            "if another table has them, join: {path: FILE, on: COLUMN} (docs/rankings/formats.md)",
         )
 
 
