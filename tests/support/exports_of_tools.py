@@ -244,7 +244,8 @@ TOOLS = [
            ".csv", {"items.jsonl": ITEMS}),
     Export("Potato, JSONL", POTATO_JSONL,
            "{format: wide, columns: {prompt: question, completions: responses, "
-           "preference: labels.better.selection, annotator: user_id}, join: {path: FOLDER/items.jsonl, on: {instance_id: id}}}",
+           "preference: labels.better.selection, annotator: user_id}, "
+           "join: {path: FOLDER/items.jsonl, on: {instance_id: id}}}",
            lambda rows: of_items(rows, ITEMS, "responses",
                                  lambda row, place: float(row["labels"]["better"]["selection"] == "AB"[place])),
            beside={"items.jsonl": ITEMS}),
