@@ -326,7 +326,7 @@ class Planner:
     def _nearly_the_same(
         self, spec: StageSpec, inputs: Mapping[str, InputRecord], local_files: Mapping[str, LocalRecord]
     ) -> Iterator[str]:
-        """Why a run of another recipe is not used: the newest one that differs in a single value, if there is one."""
+        """Why no run of another recipe is used: the newest one that differs in a single value, if there is one."""
         for record in reuse.runs_of(self.folder, spec.name):
             differences = self._differences(spec, record, inputs, local_files)
             differences += [

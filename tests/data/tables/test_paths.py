@@ -302,3 +302,17 @@ def test_an_object_is_nobodys_name(tmp_path):
     columns["annotator"] = "annotator.name"
     [ranking] = read_rankings(RankingTableConfig(path=str(path), format="wide", columns=columns), Dropped())
     assert ranking.annotator == "ana"
+
+
+@pytest.mark.parametrize(
+    ("cells", "prompt"),
+    [
+        ({"a": "Sum", "b": "1 2"}, "Sum\n1 2\n\nend"),
+        ({"a": "Sum", "b": ""}, "Sum\n\nend"),
+        ({"a": None, "b": "1\n2"}, "1\n2\n\nend"),
+        ({"a": " ", "b": None}, "\nend"),
+    ],
+)
+def test_a_line_of_empty_cells_is_left_out_of_a_template(cells, prompt):
+    assert row(**cells)["{a}\n{b}\n\nend"] == prompt
+    assert row(**cells)["TITLE: {b}"] == f"TITLE: {cells['b'] or ''}"

@@ -155,7 +155,7 @@ def test_another_recipe_uses_a_finished_run_with_the_same_key(runner: MakeRunner
     folder = runner().planner.summary().need("sft").folder
     assert planned["sft"].reason == f"the same as {folder}"
     assert planned["ppo"].reason == "no earlier result; the run of small differs: ppo.kl.target 6.0 -> 8.0"
-    two = plans(runner("name=third ppo.kl.target=8 ppo.max_new_tokens=7").planner)["ppo"]
+    two = plans(runner("name=third ppo.kl.target=8 ppo.batch_size=64").planner)["ppo"]
     assert two.reason == "no earlier result"  # more than one value differs
     assert not other.planner.summary().stages  # until it runs, the other recipe has nothing
     other.run()
