@@ -4,8 +4,12 @@ import csv
 
 import pytest
 
+from data.tables.check import parse
 from data.tables.corpus import documents
 from data.tables.demonstrations import read_demonstrations
+from data.tables.guess.rankings import any_table
+from data.tables.guess.sample import Sample
+from data.tables.guess.section import config_of
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped, read_table
 from pipeline.config.data import RankingTableConfig, TableConfig
@@ -184,3 +188,45 @@ rank: {{source: data}}
     recipe.write_text(text.replace("HEADER", "3"))
     with pytest.raises(RecipeError, match=r"data.rankings.header"):
         load_recipe(recipe)
+
+
+def guessed(path):
+    guess = any_table(Sample.of(TableConfig(path=path)))
+    return guess, list(parse(guess.table, config_of(guess, path), Dropped())) if not guess.open else []
+
+
+RADIO = [
+    ["WorkerId", "Input.prompt", "Input.a", "Input.b", "Answer.choice.a", "Answer.choice.b", "Answer.choice.tie"],
+    *([who, f"What of {i}?", "x x", "y y", str(i == 0).lower(), str(i == 1).lower(), str(i == 2).lower()]
+      for i in range(3) for who in ("w1", "w2")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "values", "ranks"),
+    [
+        (TWO_ROWS, {"header": 2}, [[2, 1], [1, 2]]),
+        (QUALTRICS, {}, [[2, 1]]),
+        (MERGED, {"fill_down": ["Prompt", "Rater"]}, [[1, 3, 2], [2, 1]]),
+        (RADIO, {"scale": ["false", "true"]}, [[1, 2], [1, 2], [2, 1], [2, 1], [1, 1], [1, 1]]),
+        (BATCH, {}, [[1, 2], [2, 1], [2, 1], [2, 1]]),
+    ],
+    ids=["two header rows", "Qualtrics", "merged cells", "Mechanical Turk, radio", "Mechanical Turk"],
+)
+def test_they_are_recognised(tmp_path, rows, values, ranks):
+    guess, rankings = guessed(written(tmp_path, rows))
+    assert (guess.open, guess.values) == ([], values)
+    assert [ranking.ranks for ranking in rankings] == ranks
+
+
+SURVEY = [
+    ["Respondent ID", "Rank the answers to: Why?", "", "", "Rank the answers to: How?", ""],
+    ["", "Rayleigh scattering", "The sea", "Nobody knows", "By hand", "By foot"],
+    *([str(100 + i), "1", "3", "2", "2", "1"] for i in range(4)),
+]
+
+
+def test_a_survey_without_texts_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"may rank answers .* and does not hold their texts") as caught:
+        guessed(written(tmp_path, SURVEY))
+    assert "join: {path: FILE, on: COLUMN}" in caught.value.hint
