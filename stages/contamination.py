@@ -85,10 +85,15 @@ class Contamination:
         first = self.examples[0]
         keys = " and ".join(f"data.contamination.{kind}" for kind in kinds)
         return (
-            f"warning: of the {'merged rankings' if self.table == MERGED else self.table} that are trained on, "
+            f"warning: of the {named(self.table)} that are trained on, "
             f"{' and '.join(counts[kind].format(self.kept[kind]) for kind in kinds)} (row {first['row']}: "
             f"{start(first['held_out'])!r}). To drop them, set {keys}: drop"
         )
+
+
+def named(table: str) -> str:
+    """A table in a message."""
+    return "merged rankings" if table == MERGED else table
 
 
 def counts(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Kind, int]]:

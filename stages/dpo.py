@@ -12,8 +12,10 @@ Writes `adapter/`, or `model/` after a full fine-tune.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import DPOConfig as TrainerConfig  # type: ignore[attr-defined]
 from trl import DPOTrainer  # type: ignore[attr-defined]
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from data.bootstrap import share
 from data.schema import Ranking, Split, read_rankings_file
@@ -45,7 +48,8 @@ from stages.training.trainer import train as train_to_end
 
 @dataclass(frozen=True)
 class Pair:
-    """Ids of a prompt and two answers to it, and the answers' log-probs under the reference, nats."""
+    """Ids of a prompt and two answers to it, the answers' log-probs under the reference, nats, and the weight of
+    the ranking in the loss; the mean over all rankings is 1."""
 
     key: str
     prompt: list[int]
@@ -53,6 +57,7 @@ class Pair:
     rejected: list[int]
     ref_chosen: float = 0.0
     ref_rejected: float = 0.0
+    weight: float = 1.0
 
 
 def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: RunContext) -> Metrics:
@@ -89,9 +94,11 @@ def run(config: DPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
             precompute_ref_log_probs=True,
         ),
         train_dataset=as_dataset(pairs),
+        data_collator=Collator(codec.pad_id),
         processing_class=codec.tokenizer,
         callbacks=[StageCallback(ctx, "dpo")],
     )
+    trainer.weighted = len({pair.weight for pair in pairs}) > 1
     restore(trainer.model, start)
     training_metrics = train_to_end(trainer, ctx, values, config.micro_batch_size, ctx.sharded)
     metrics: Metrics = {
@@ -138,7 +145,8 @@ def read_pairs(
         answers = [row[group.prompt_length :] for row in group.rows]
         for order in group.orders:
             for better, worse in strict_pairs(order, config.pairs):
-                pairs.append(Pair(key, group.rows[better][: group.prompt_length], answers[better], answers[worse]))
+                prompt = group.rows[better][: group.prompt_length]
+                pairs.append(Pair(key, prompt, answers[better], answers[worse], weight=order.weight))
     return pairs, left_out
 
 
@@ -215,6 +223,7 @@ def as_dataset(pairs: Sequence[Pair]) -> Dataset:
                 "rejected_ids": pair.rejected,
                 "ref_chosen_logps": pair.ref_chosen,
                 "ref_rejected_logps": pair.ref_rejected,
+                "weight": pair.weight,
             }
             for pair in pairs
         ]
@@ -255,11 +264,21 @@ def measure(
     }
 
 
+class Collator(DataCollatorForPreference):
+    """trl's batch of pairs with their weights, `weight` (B)."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        return batch | {"weight": torch.tensor([example["weight"] for example in examples])}
+
+
 class PreferenceTrainer(TrlTrainer, DPOTrainer):
-    """trl's DPOTrainer on encoded pairs with precomputed reference log-probs. Its steps depend on neither
-    micro-batch size nor number of processes."""
+    """trl's DPOTrainer on encoded pairs with precomputed reference log-probs and a weight each. Its steps depend on
+    neither micro-batch size nor number of processes."""
 
     loss_is_scaled_for_ga = True
+    weighted = False
+    """Whether the pairs' weights differ."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
@@ -274,7 +293,47 @@ class PreferenceTrainer(TrlTrainer, DPOTrainer):
         """The number of pairs, which a step's loss is averaged over."""
         return torch.tensor(float(len(examples)))
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._signature_columns is not None and "weight" not in self._signature_columns:
+            self._signature_columns.append("weight")
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        loss = super().compute_loss(model, inputs)
-        pairs = len(inputs["input_ids"]) // 2
+        weights_B = inputs.pop("weight")
+        outputs: dict[str, Any] = {}
+
+        def forward(**batch: Any) -> Any:
+            outputs.update(model(**batch))
+            return SimpleNamespace(**outputs)
+
+        loss = super().compute_loss(forward, inputs)
+        if self.weighted:
+            loss = self._weighted(inputs, outputs, weights_B)
+        pairs = len(weights_B)
         return loss if num_items_in_batch is None else loss * (pairs / float(num_items_in_batch))
+
+    def _weighted(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], weights_B: Tensor) -> Any:
+        """The mean of the pairs' losses times their weights.
+
+        trl's loss is a mean over a batch, so the pairs of each weight are one, with outputs of the same forward
+        pass. Its metrics stay those of the whole batch.
+        """
+        metrics, tokens, pairs = deepcopy(self._metrics), self._total_train_tokens, len(weights_B)
+        loss: Any = 0.0
+        for weight in weights_B.unique().tolist():
+            places = (weights_B == weight).nonzero().flatten()
+            some = SimpleNamespace(**_only(outputs, places, pairs))
+            mean = super().compute_loss(lambda some=some, **_: some, _only(inputs, places, pairs))
+            loss = loss + mean * (weight * len(places) / pairs)
+        self._metrics, self._total_train_tokens = metrics, tokens
+        return loss
+
+
+def _only(batch: Mapping[str, Any], places: Tensor, pairs: int) -> dict[str, Any]:
+    """The pairs at some places of a batch, which has a row per pair, or the rows of the chosen answers before those
+    of the rejected ones."""
+    rows = {pairs: places, 2 * pairs: torch.cat([places, places + pairs])}
+    return {
+        name: value[rows[len(value)]] if isinstance(value, Tensor) and value.dim() else value
+        for name, value in batch.items()
+    }

@@ -152,7 +152,7 @@ register(
         ),
         StageSpec(
             "data",
-            version=6,
+            version=7,
             target="stages.data:run",
             summary="{demonstrations_train:,} demonstrations, {prompts_train:,} prompts",
             paths={
@@ -239,7 +239,7 @@ register(
         ),
         StageSpec(
             "dpo",
-            version=2,
+            version=3,
             target="stages.dpo:run",
             summary="trained on {pairs:,} pairs of answers to {prompts:,} prompts",
             needs=("base", "data", "sft", "rank"),

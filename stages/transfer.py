@@ -18,12 +18,13 @@ from data.schema import Message, Ranking, as_line, prompt_key, read_rankings_fil
 from data.tables.messages import with_system
 from pipeline.config.data import ContaminationConfig
 from pipeline.engine.stage import Artifact, Metrics
-from stages.contamination import text_of
+from stages.artifacts import MERGED
+from stages.contamination import named, text_of
 
 NAME = "eval_rankings"
 FILE = f"{NAME}.jsonl"
 """The rankings, in the `data` artifact."""
-TABLES = ("demonstrations", "prompts", "rankings")
+TABLES = ("demonstrations", "prompts", "rankings", MERGED)
 
 
 def read(data: Artifact) -> Iterator[Ranking]:
@@ -93,11 +94,11 @@ class EvalRankings:
             if counts:
                 words = {"exact": "{:,} occur", "near": "{:,} nearly occur"}
                 first = min(next(texts for texts in (found["exact"], found["near"]) if texts))
+                found_in = " and ".join(words[kind].format(count) for kind, count in counts.items())
                 lines.append(
-                    f"warning: of the {len(self.prompts):,} prompts of data.eval_rankings, "
-                    f"{' and '.join(words[kind].format(count) for kind, count in counts.items())} in the {table} "
-                    f"that are trained on (such as {start(first)!r}). Accuracy on them is no transfer: remove them "
-                    "from either table"
+                    f"warning: of the {len(self.prompts):,} prompts of data.eval_rankings, {found_in} in the "
+                    f"{named(table)} that are trained on (such as {start(first)!r}). Accuracy on them is no "
+                    "transfer: remove them from either table"
                 )
         return metrics, lines
 

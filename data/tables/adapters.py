@@ -15,7 +15,7 @@ from data.tables.columns import Candidates, Cells, Columns, Completion, as_objec
 from data.tables.labels import preferences
 from data.tables.messages import LeftOut, as_prompt
 from data.tables.per_annotator import Annotator, by_annotator
-from data.tables.places import best_and_worst
+from data.tables.places import best_and_worst, orders
 from data.tables.sources import Row, TableError, as_number, as_text, is_empty
 from data.tables.spelling import ROLES
 from data.tables.spill import grouping
@@ -58,9 +58,9 @@ def wide(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
         _check_lists(columns, "models")
         yield from preferences(rows, columns)
         return
-    if {"best", "worst"} & columns.named.keys():
+    if {"best", "worst", "order"} & columns.named.keys():
         _check_lists(columns, "models")
-        yield from best_and_worst(rows, columns)
+        yield from (orders if "order" in columns.named else best_and_worst)(rows, columns)
         return
     kind = "ranks" if "ranks" in columns.named else "ratings"
     _check_orders(columns, kind)
@@ -92,7 +92,7 @@ def _check_orders(columns: Columns, kind: str) -> None:
         raise columns.error(
             "no column orders the completions",
             "name K columns, ratings: [...] (higher is better) or ranks: [...] (lower is), or best: COLUMN and "
-            "worst: COLUMN, or for two completions preference: COLUMN",
+            "worst: COLUMN, or order: COLUMN, or for two completions preference: COLUMN",
         )
 
 
@@ -177,7 +177,7 @@ def long(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
 def pairs(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
     """`chosen` and `rejected`: answers, or conversations that differ in the last message only.
 
-    Transcripts that differ earlier are left out: HH-RLHF holds some, and they cannot be corrected here.
+    Conversations that differ earlier are left out: HH-RLHF holds some, and they cannot be corrected here.
     """
 
     def read(row: Row) -> Iterator[Candidates]:

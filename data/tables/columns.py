@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data.schema import Message, Ranking
-from data.tables.messages import Forms, LeftOut, as_completion, exchange
+from data.tables.messages import Forms, LeftOut, as_completion, exchange, shared_start
 from data.tables.paths import Keyed, is_template
 from data.tables.per_annotator import Annotator, by_annotator
 from data.tables.sources import Row, as_number, as_text, is_empty
@@ -135,7 +135,9 @@ class Cells:
         return [signed(as_number(value, name, where), sign) for name, value in self.named]
 
     def scores(self, row: Row, columns: Columns, sign: int = 1) -> list[float | None]:
-        """The cells as `Columns.as_score` reads them."""
+        """The cells as `Columns.as_score` reads them; None for each where all of them are empty."""
+        if all(map(is_empty, self.values)):
+            return [None] * len(self.values)
         return [columns.as_score(value, name, row, sign) for name, value in self.named]
 
     def by_annotator(self, row: Row, columns: Columns) -> Iterator[tuple[Annotator, Cells]]:
@@ -182,6 +184,8 @@ class Columns:
         """Whether ranks are above 0, of those that were read. A table has ranks of one sign."""
         self.merges_ratings = config.consensus in ("mean", "zscore")
         self.pairs, self.index_from = config.pairs, config.index_from
+        self.implicit_prompt = config.implicit_prompt
+        self.stated = {key_of(label) for label in (*config.labels, *config.scale)}
         self.scale = {key_of(label): float(number) for number, label in enumerate(config.scale, 1)}
         self.forms = Forms()
         self.questions: set[str] = set()
@@ -198,6 +202,10 @@ class Columns:
             return ""
         names = ", ".join(sorted(self.questions))
         return f"the records answer other questions: name one under `columns`, question: NAME, of {names}"
+
+    def is_label(self, cell: Any) -> bool:
+        """Whether a cell is a text that the recipe's `labels` or `scale` names."""
+        return isinstance(cell, str) and key_of(cell) in self.stated
 
     def name(self, ours: str) -> str:
         return str(self.named.get(ours, ours))
@@ -282,7 +290,7 @@ class Columns:
         """
         if sign > 0 and self.scale:
             if is_empty(value):
-                return None
+                return self.scale.get("")
             if key_of(value) not in self.scale:
                 raise DataError(
                     f"{what} holds {value!r:.60}, which `scale` does not name",
@@ -321,6 +329,12 @@ class Columns:
                 where=row.where,
                 hint="name a column with one value per annotator, or write one name",
             )
+        if isinstance(value, dict):
+            raise DataError(
+                f"column {self.name('annotator')!r} holds an object, {value!r:.60}",
+                where=row.where,
+                hint=f"name the key that tells who ranked by its path, annotator: {self.name('annotator')}.KEY",
+            )
         return ANONYMOUS if is_empty(value) else str(value)
 
     def weight_cell(self, row: Row) -> Any:
@@ -350,7 +364,11 @@ class Columns:
         `messages.exchange`."""
         column = self.name("prompt")
         is_there, cell = True, None
-        if column and ("prompt" in self.named or row.has(column)):
+        if self.implicit_prompt:
+            if column and row.has(column):
+                raise self.error(f"`implicit_prompt` is set, and the table has a column {column!r}", "leave it out")
+            cell, answers = self._split(row, answers)
+        elif column and ("prompt" in self.named or row.has(column)):
             cell = row[column]
             column = "the prompt" if is_template(column) else f"column {column!r}"
         else:
@@ -360,6 +378,21 @@ class Columns:
         if not prompt and not is_there and any(texts) and not self._any_context(answers, row):
             row[self.name("prompt") or "prompt"]  # raises: no cell holds a prompt
         return prompt, texts
+
+    def _split(self, row: Row, answers: Sequence[tuple[str, Any]]) -> tuple[str, Sequence[tuple[str, Any]]]:
+        """The beginning that the answers share, which is the prompt, and what follows it in each. Raises `LeftOut`
+        if they share none."""
+        texts = [as_text(value, name, row.where) for name, value in answers]
+        start = shared_start(texts)
+        if not start:
+            raise LeftOut(
+                "the answers do not begin alike, and `implicit_prompt` takes the prompt from there",
+                "answers without a shared beginning",
+                where=row.where,
+                hint="add the prompt to the row, or remove the row",
+            )
+        names = [name for name, _ in answers]
+        return start, list(zip(names, [text[len(start) :] for text in texts], strict=True))
 
     def _any_context(self, answers: Sequence[tuple[str, Any]], row: Row) -> bool:
         """Whether the cell of an answer holds a conversation before it."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from data.splits import split_of_prompt
 from data.tables.layout import arranged
 from data.tables.messages import exchange
-from data.tables.sources import MissingColumn, Row, read_table, usable
+from data.tables.selection import usable
+from data.tables.sources import MissingColumn, Row, read_table
 from data.venues import task as venues
 from pipeline.config.data import TableConfig, TaskConfig
 from pipeline.errors import DataError

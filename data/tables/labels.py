@@ -90,7 +90,7 @@ class Labels:
         if isinstance(value, str):
             sides = {name.casefold(): side for name, side in zip(names, VERDICTS, strict=False)}
             if side := sides.get(value.strip().casefold()):
-                if self.of_pairs and self._word(value) in {"first", "second"} - {side}:  # column b, or the second
+                if self.of_pairs and self.word(value) in {"first", "second"} - {side}:  # column b, or the second
                     raise self._ambiguous(value, row)
                 return VERDICTS[side]
             if (verdict := self._spoken(value, sides)) is not None:
@@ -110,14 +110,14 @@ class Labels:
 
     def _spoken(self, value: str, names: Mapping[str, str]) -> Verdict | None:
         """The verdict of a word or a comparison; None for other text. `names`: column -> first or second."""
-        if word := self._word(value):
+        if word := self.word(value):
             return VERDICTS[word]
         bracketed = _BRACKETED.fullmatch(value.strip())
         compared = _COMPARISON.fullmatch((bracketed[1] if bracketed else value).strip())
         if compared is None:
             return None
         sign = compared[2]
-        sides = [names.get(side.strip().casefold()) or self._word(side) for side in compared.group(1, 3)]
+        sides = [names.get(side.strip().casefold()) or self.word(side) for side in compared.group(1, 3)]
         if sorted(map(str, sides)) != ["first", "second"]:
             return None
         if sign[0] not in "<>":
@@ -125,7 +125,8 @@ class Labels:
         first_wins = (sides[0] == "first") == (sign[0] == ">")
         return Verdict.of_strength(-len(sign) if first_wins else len(sign))
 
-    def _word(self, value: str) -> str | None:
+    def word(self, value: str) -> str | None:
+        """first, second or tie, where a text says so without the names of columns; None for other text."""
         text = re.sub(r"[\s_-]+", "_", value.strip().casefold())
         bracketed = _BRACKETED.fullmatch(text)
         return self.words.get(text) or (self.words.get(bracketed[1]) if bracketed else None)
@@ -201,9 +202,11 @@ def preferences(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             return
         _check_two(row, items, "a preference orders 2 completions")
         [column], [cell] = several, [row[column] for column in several]
-        if (values := as_values(cell)) is not None and isinstance(completions, list):
-            _check_annotators(row, column, values, completions[0])
-        for annotator, [item] in by_annotator(row, columns, [cell]):
+        _, texts, models, names = exchange
+        judged = by_annotator(row, columns, [cell], [*texts, *models, *names])
+        if len(judged) > 1 and isinstance(completions, list):
+            _check_annotators(row, column, as_values(cell) or (), completions[0])
+        for annotator, [item] in judged:
             value = item.get("score") if isinstance(item, dict) else item
             yield _judged(exchange, readers[0], value, row, annotator)
 
@@ -301,7 +304,7 @@ def choice(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
             return
         if labels.stated:
             _check_two(row, items, "`labels` says which of 2 completions is better")
-            for annotator, [value] in by_annotator(row, columns, [row[column]]):
+            for annotator, [value] in by_annotator(row, columns, [row[column]], [*texts, *models]):
                 yield _judged(exchange, labels, value, row, annotator)
             return
         yield from placed(row, columns, exchange, best, worst)

@@ -120,6 +120,7 @@ def read_columns(name: str, table: Table, columns: Iterable[str]) -> set[str]:
         used.update(table.metadata)
     for _, join in joins_of("", table):
         used.update([join.on] if isinstance(join.on, str) else join.on)
+    used.update(table.only)
     if isinstance(table, RankingTableConfig) and isinstance(table.annotations, str):
         used.add(table.annotations)
     return {start for path in used if (start := root(path, there)) is not None}

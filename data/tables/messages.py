@@ -1,8 +1,8 @@
 """Conversations in the cells of tables.
 
-A cell holds a conversation as a list of `{"role", "content"}` messages; as such a list spelled in JSON or Python;
-or as a transcript (`Human: ...`, `Assistant: ...`, as in HH-RLHF). Other text is one turn. `turns` reads each of
-these, and `exchange` turns the cells of a row into a prompt and its answers.
+A cell holds a conversation as a list of `{"role", "content"}` or `{"from", "value"}` messages, or a single one;
+as such a list spelled in JSON or Python; or as a transcript (`Human: ...`, `Assistant: ...`, as in HH-RLHF). Other
+text is one turn. `turns` reads each, and `exchange` turns the cells of a row into a prompt and its answers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from data.schema import Message
 from data.tables.sources import as_text
 from data.tables.spelling import (
     ANSWER_CUE,
+    MESSAGE_KEYS,
     ROLES,
     SPEAKER_FIRST,
     from_transcript,
@@ -26,7 +27,9 @@ from data.tables.spelling import (
 )
 from pipeline.errors import DataError
 
-TOOL_ROLES = frozenset({"tool", "function", "ipython", "tool_call", "tool_response", "tool_result", "observation"})
+TOOL_ROLES = frozenset(
+    {"tool", "function", "ipython", "tool_call", "tool_response", "tool_result", "observation", "function_call"}
+)
 TOOL_KEYS = ("tool_calls", "function_call")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
@@ -87,10 +90,15 @@ def turns(value: Any, what: str, where: str, role: Literal["user", "assistant"])
 
 
 def as_messages(value: Any, what: str, where: str) -> list[Message]:
-    """A checked list of messages, `{"role", "content"}`, with content as text or as a list of text parts. A dict of
-    lists of roles and contents, as `datasets` may return, is read as well."""
-    if isinstance(value, Mapping) and all(isinstance(value.get(key), list) for key in ("role", "content")):
-        value = [dict(zip(value, cells, strict=False)) for cells in zip(*value.values(), strict=False)]
+    """A checked list of messages, `{"role", "content"}` or `{"from", "value"}`, with content as text or as a list
+    of text parts. A single message is read as well, and so is a dict of lists of roles and contents, as `datasets`
+    may return."""
+    if isinstance(value, Mapping):
+        keys = next((keys for keys in MESSAGE_KEYS if value.keys() >= {*keys}), None)
+        if keys is not None and isinstance(value[keys[0]], list) and isinstance(value[keys[1]], list):
+            value = [dict(zip(value, cells, strict=False)) for cells in zip(*value.values(), strict=False)]
+        elif keys is not None:
+            value = [value]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise DataError(
             f"{what} must be text or a list of messages, got {value!r:.60}",
@@ -104,6 +112,8 @@ def as_messages(value: Any, what: str, where: str) -> list[Message]:
 
 
 def _message(message: Any, what: str, where: str) -> Message:
+    if isinstance(message, dict) and "role" not in message and {"from", "value"} <= message.keys():
+        message = {"role": message["from"], "content": message["value"]}  # as ShareGPT writes it
     stated = message.get("role") if isinstance(message, dict) else None
     role = stated if isinstance(stated, str) else ""
     if isinstance(message, dict) and (role in TOOL_ROLES or any(message.get(key) for key in TOOL_KEYS)):
@@ -221,16 +231,25 @@ def exchange(
     )  # after `Assistant:`, white space is no text
     read = [as_completion(value, name, where) for name, value in answers]
     conversations = [_joined(_without_cue(context), before, where, what) for before, _ in read]
-    for (name, value), conversation in zip(answers, conversations, strict=True):
+    for (name, _), conversation in zip(answers, conversations, strict=True):
         if conversation != conversations[0]:
             words = [name.removeprefix("column ").strip("'") for name in (answers[0][0], name)]
             message = f"{words[0]} and {words[1]} differ before the last answer"
             hint = "remove the row: a ranking compares answers to the same conversation"
-            if is_transcript(value) or is_transcript(answers[0][1]):
-                raise LeftOut(message, message, where=where, hint=hint)
-            raise DataError(message, where=where, hint=hint)
+            raise LeftOut(message, message, where=where, hint=hint)
     finished = _finished(conversations[0] if conversations else context, what or "the prompt", where)
     return finished, [text.strip() if goes_on else text for _, text in read]
+
+
+def shared_start(texts: Sequence[str]) -> str:
+    """The beginning that all texts share, up to the end of a word; "" if there is none, or nothing follows it."""
+    shortest = min(texts, key=len)
+    letters = enumerate(zip(*texts, strict=False))
+    start = shortest[: next((place for place, some in letters if len(set(some)) > 1), len(shortest))]
+    if any(text[len(start) :][:1].strip() and start[-1:].strip() for text in texts):
+        start = re.sub(r"\S+\Z", "", start)  # a word that is cut
+    start = start.rstrip()
+    return start if all(text[len(start) :].strip() for text in texts) else ""
 
 
 def _without_lists(

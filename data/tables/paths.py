@@ -141,20 +141,31 @@ def fields_of(template: str) -> list[str]:
 
 
 def filled(template: str, cell: Callable[[str], Any]) -> str:
-    """A template with the cells that it names; "" for an empty one. Raises `RecipeError`, and as `cell`."""
-    text = ""
-    for literal, field, form, conversion in _parts(template):
-        text += literal
+    """A template with the cells that it names; "" for an empty one. A line that holds nothing but empty cells is
+    left out. Raises `RecipeError`, and as `cell`."""
+    lines: list[str] = []
+    line, fields, filled_in = "", 0, False  # `filled_in`: the line has other text than white space
+    for literal, field, form, conversion in [*_parts(template), ("\n", None, None, None)]:
+        for number, text in enumerate(literal.split("\n")):
+            if number:
+                if filled_in or not fields:
+                    lines.append(line)
+                line, fields, filled_in = "", 0, False
+            line += text
+            filled_in = filled_in or bool(text.strip())
         if field is None:
             continue
+        fields += 1
         value = cell(field)
         if value is None:
             continue
         try:
-            text += format(Formatter().convert_field(value, conversion), form or "")
+            text = format(Formatter().convert_field(value, conversion), form or "")
         except (TypeError, ValueError) as error:
             raise _wrong(template, f"{{{field}}}: {error}") from None
-    return text
+        line += text
+        filled_in = filled_in or bool(text.strip())
+    return "\n".join(lines)
 
 
 def _parts(template: str) -> list[tuple[str, str | None, str | None, Any]]:

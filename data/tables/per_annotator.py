@@ -32,16 +32,21 @@ class Annotator(NamedTuple):
     weight: float | None = None
 
 
-def by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tuple[Annotator, list[Any]]]:
+def by_annotator(
+    row: Row, columns: Columns, cells: Sequence[Any], names: Sequence[str | None] = ()
+) -> list[tuple[Annotator, list[Any]]]:
     """Each annotator of a row with their values, in the order of `cells`.
 
     Args:
-        cells: that order the completions of one ranking; one for each of them, or one for all.
+        cells: that order the completions of one ranking; one for each of them, or one for all. A text that spells a
+            list is a single value if the recipe's `labels` or `scale` has it, or if it is one of `names`.
+        names: what a single value may be, such as the texts of the completions.
 
     Raises:
         LeftOut: the lists are empty: nobody ranked.
         DataError: the cells are lists of different lengths, or only some are lists; or one of the weights is none.
     """
+    cells = [_Single(cell) if columns.is_label(cell) or _is_name(cell, names) else cell for cell in cells]
     weights, listed = columns.weight_cell(row), any(as_values(cell) is not None for cell in cells)
     if isinstance(weights, Keyed):
         by_name = dict(zip(weights.keys, weights, strict=True))
@@ -104,9 +109,17 @@ def _by_annotator(row: Row, columns: Columns, cells: Sequence[Any]) -> list[tupl
     ]
 
 
+class _Single(str):
+    """A text that is a value of its own, also if it spells a list."""
+
+
+def _is_name(cell: Any, names: Sequence[str | None]) -> bool:
+    return isinstance(cell, str) and cell.strip() in {name.strip() for name in names if name}
+
+
 def as_values(cell: Any) -> list[Any] | None:
     """A list cell, which a text may spell; None for any other cell."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
+    if isinstance(cell, str) and not isinstance(cell, _Single) and cell.lstrip().startswith("["):
         cell = spelled(cell.strip())
     return cell if isinstance(cell, list) else None
 

@@ -1,4 +1,4 @@
-"""Cells that name one of a row's completions: the better of two, the best, the worst.
+"""Cells that name some of a row's completions: the best, the worst, or all of them in order.
 
 A cell may hold the name of a column, a letter (A is the first), a number if the table's numbers have a known start,
 the name of the model that wrote the completion, or its text. A cell that could mean two completions is refused.
@@ -6,6 +6,7 @@ the name of the model that wrote the completion, or its text. A cell that could 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from data.tables.columns import Candidates, Cells, Columns, Completion, each, ke
 from data.tables.layout import column_of
 from data.tables.per_annotator import by_annotator
 from data.tables.sources import Row, as_number, is_empty
+from data.tables.spelling import spelled
 from pipeline.errors import DataError
 
 BEST, REST, WORST = 1.0, 0.0, -1.0
@@ -154,7 +156,9 @@ def placed(
     """The ranking of each annotator, from the cells that name the best and the worst completion."""
     prompt, texts, models, names = exchange
     readers = [reader for reader in (best, worst) if reader is not None]
-    for (annotator, weight), cells in by_annotator(row, columns, [row[reader.column] for reader in readers]):
+    for (annotator, weight), cells in by_annotator(
+        row, columns, [row[reader.column] for reader in readers], [*texts, *models, *names]
+    ):
         places = {
             reader: reader.place(cell, row, texts, models, names)
             for reader, cell in zip(readers, cells, strict=True)
@@ -182,6 +186,49 @@ def scores_of(
             hint="correct one of the cells, or empty it",
         )
     return [BEST if place == first else WORST if place == last else REST for place in range(k)]
+
+
+def orders(rows: Iterator[Row], columns: Columns) -> Iterator[Candidates]:
+    """A cell that names the completions from best to worst: `B > D = A > C`, `B,D=A,C`, or a list. Completions that
+    it does not name are unranked."""
+    reader = Places(columns.name("order"), columns.index_from)
+
+    def read(row: Row) -> Iterator[Candidates]:
+        items = columns.items(row, "completions")
+        prompt, texts = columns.exchange(row, items.named)
+        models, names = columns.models(row, items), names_of(items, columns)
+        cell = row[reader.column]
+        scores: list[float | None] = [None] * len(texts)
+        for level, same in enumerate(levels(cell)):
+            for value in same:
+                place = reader.place(value, row, texts, models, names)
+                if place is None or scores[place] is not None:
+                    raise DataError(
+                        f"column {reader.column!r} holds {cell!r:.60}, which "
+                        + ("has an empty place" if place is None else f"names {value!r:.40} twice"),
+                        where=row.where,
+                        hint="name each completion once, from best to worst; of several annotators in one row, "
+                        "name the list of them as `annotations`",
+                    )
+                scores[place] = -float(level)
+        answers = list(map(Completion, texts, scores, models))
+        yield Candidates(prompt, answers, row, columns.annotator(row), rated=False)
+
+    yield from each(rows, read)
+
+
+def levels(cell: Any) -> list[list[Any]]:
+    """What an order names, from best to worst; several that tie are at one level. Of a text, `>` or else a comma, a
+    semicolon or a bar separates the levels, and `=` or `~` what ties."""
+    if is_empty(cell):
+        return []
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        cell = spelled(cell.strip()) or cell
+    if isinstance(cell, list):
+        return [item if isinstance(item, list) else [item] for item in cell]
+    text = str(cell)
+    separator = next((mark for mark in (">+", ",", ";", r"\|") if re.search(mark, text)), ">+")
+    return [[name.strip() for name in re.split("[=~]", level)] for level in re.split(separator, text)]
 
 
 def is_number(value: Any) -> bool:

@@ -194,7 +194,8 @@ def _may_be_prompt(column: str, about: ColumnProfile) -> bool:
 def _orders(table: Table, unused: Sequence[str]) -> list[str]:
     """Unused columns that rank or rate the completions of a wide table, where the recipe names none."""
     answers = table.columns.get("completions")
-    if not isinstance(answers, list) or {"ranks", "ratings", "preference", "question"} & table.columns.keys():
+    orders = {"ranks", "ratings", "preference", "best", "worst", "order", "question"}
+    if not isinstance(answers, list) or orders & table.columns.keys():
         return []
     named = {stem: members for stem, members in suggest.series(unused).items() if len(members) == len(answers)}
     called = (stem for stem in named if suggest.is_called("rank", stem) or suggest.is_called("rating", stem))

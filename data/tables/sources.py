@@ -268,31 +268,30 @@ def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], No
     Raises:
         DataError: the table does not exist, is malformed (with file and line), or has no rows.
     """
-    from data.tables.joins import joined  # which needs the rows of this module
+    from data.tables.joins import joined  # which, as the other, needs the rows of this module
+    from data.tables.selection import filled_down, selected
 
-    rows: Iterator[Row] = islice(_rows(config.path, config.split, say), config.limit)
+    rows: Iterator[Row] = islice(_rows(config.path, config.split, say, config.header), config.limit)
+    if config.fill_down:
+        rows = filled_down(rows, config.fill_down)
+    if config.only:
+        rows = selected(rows, config.only)
     for _, join in joins_of("", config):
         rows = joined(rows, join, _rows(join.path, join.split, say))
     yield from rows
 
 
-def usable(rows: Iterable[Row]) -> Iterator[Row]:
-    """`rows`, for readers that leave none out. Raises `DataError` for one that is left out."""
-    for row in rows:
-        if row.left_out:
-            raise DataError(row.left_out, where=row.where, hint=row.hint)
-        yield row
-
-
-def _rows(path: str | Sequence[str], split: str, say: Callable[[str], None] | None) -> Iterator[Row]:
-    """The rows of all sources, one after the other."""
+def _rows(
+    path: str | Sequence[str], split: str, say: Callable[[str], None] | None, header: int = 1
+) -> Iterator[Row]:
+    """The rows of all sources, one after the other. `header`: rows of names in CSV files."""
     empty = True
     for source in files_of(path):
         if source.startswith(HUB):
             rows = _hub_rows(source, split)
         else:
             local = fetch(source, say) if is_url(source) else Path(source).expanduser()
-            rows = _saved_rows(local, split) if is_saved(local) else _file_rows(local)
+            rows = _saved_rows(local, split) if is_saved(local) else _file_rows(local, header)
         for row in rows:
             empty = False
             yield row
@@ -300,9 +299,9 @@ def _rows(path: str | Sequence[str], split: str, say: Callable[[str], None] | No
         raise DataError("the table has no rows", where=shown(path), hint="give a table with at least one row")
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+def _file_rows(path: Path, header: int = 1) -> Iterator[Row]:
     if path.is_dir():
-        yield from _folder_rows(path)
+        yield from _folder_rows(path, header)
         return
     if not path.is_file():
         near = nearest(path)
@@ -310,7 +309,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"there is no file {path}", hint=f"did you mean {near}?" if near else start)
     match kind(path):
         case ".csv" | ".tsv" as suffix:
-            for number, cells in csv_records(path, "," if suffix == ".csv" else "\t"):
+            for number, cells in csv_records(path, "," if suffix == ".csv" else "\t", header):
                 yield Row(number, cells, f"{path}:{number}")
         case ".jsonl" | ".ndjson":
             yield from _jsonl_rows(path)
@@ -332,7 +331,7 @@ def kind(path: Path) -> str | None:
     return suffix if suffix in SUFFIXES and not (packed and suffix == ".parquet") else None
 
 
-def _folder_rows(path: Path) -> Iterator[Row]:
+def _folder_rows(path: Path, header: int) -> Iterator[Row]:
     """The rows of all tables below a folder, in the order of their names, numbered as one table."""
     files = [
         file
@@ -354,7 +353,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
             "`datasets.save_to_disk` wrote",
         )
     tables = (file for file in files if kind(file) in kinds)
-    for number, row in enumerate(chain.from_iterable(map(_file_rows, tables)), 1):
+    for number, row in enumerate(chain.from_iterable(_file_rows(table, header) for table in tables), 1):
         row.number = number
         yield row
 

@@ -13,8 +13,17 @@ from typing import Any
 from data.schema import Message
 from pipeline.errors import DataError
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompter": "user"}
-"""The roles that are understood; OASST calls the user a prompter."""
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "prompter": "user",
+    "human": "user",
+    "gpt": "assistant",
+}
+"""The roles that are understood; OASST calls the user a prompter, and ShareGPT the two human and gpt."""
+MESSAGE_KEYS = (("role", "content"), ("from", "value"))
+"""The keys of a message: its role and its content."""
 
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _SPEAKER = r"(Human|Assistant):"
@@ -91,9 +100,10 @@ def spelled_messages(text: str, what: str, where: str) -> Any:
         return None
     value = spelled(stripped) if stripped.endswith(("]", "}")) else None
     items: list[Any] = value if isinstance(value, list) else [value]
-    for keys in ({"role", "content"}, {"from", "value"}):
-        if items and all(isinstance(item, dict) and keys <= item.keys() for item in items):
-            return value if value is items or items[0].get("role") in ROLES else None
+    for role, content in MESSAGE_KEYS:
+        if items and all(isinstance(item, dict) and {role, content} <= item.keys() for item in items):
+            known = isinstance(items[0][role], str) and items[0][role] in ROLES
+            return value if known or (value is items and role == "role") else None
     if value is None and _SPELLED_MESSAGE.match(stripped) and "role" in stripped and "content" in stripped:
         raise DataError(
             f"{what} looks like messages written as text, but is neither JSON nor Python: {stripped!r:.60}",

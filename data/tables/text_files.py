@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -126,12 +126,14 @@ def pieces(path: Path) -> Iterator[str]:
         yield _decoded(partial(decode, final=True), b"", path, line, encoding)
 
 
-def csv_records(path: Path, separator: str) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_records(path: Path, separator: str, header_rows: int = 1) -> Iterator[tuple[int, dict[str, str]]]:
     """The line where a record starts, and its cells by column. Raises `DataError`.
 
     Args:
         separator: of the file's format. A first line `sep=;` names another one; so does a header that would be a
             single column otherwise.
+        header_rows: rows of names (`_names`). Qualtrics writes its questions and its ids below the names; neither
+            row is a record.
     """
     csv.field_size_limit(LONGEST_CELL)
     numbered = lines(path)
@@ -148,29 +150,73 @@ def csv_records(path: Path, separator: str) -> Iterator[tuple[int, dict[str, str
     separator = _separator(first[1], separator)
     text = chain([first[1]], (line for _, line in numbered))
     reader = csv.reader(text, delimiter=separator, strict=True)
-    header: list[str] = []
-    line = 1
-    try:
-        while True:
-            line = before + reader.line_num + 1  # where the record starts: a quoted cell may hold line breaks
-            cells = next(reader)
-            if not cells:
-                continue
-            if not header:
-                header = _header(cells, f"{path}:{line}")
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"the row has {len(cells)} fields and the header has {len(header)}, separated by {separator!r}",
-                    where=f"{path}:{line}",
-                    hint=f"quote cells that hold {separator!r}, quotes or line breaks; a first line `sep=;` names "
-                    "another separator",
+    above: list[list[str]] = []
+    columns: list[str | None] = []
+    for line, cells in _without_questions(_records(reader, before, path), header_rows):
+        where = f"{path}:{line}"
+        if len(above) < header_rows:
+            above.append(cells)
+            if len(above) == header_rows:
+                columns = _names(above, where)
+            continue
+        if len(cells) != len(columns):
+            raise DataError(
+                f"the row has {len(cells)} fields and the header has {len(columns)}, separated by {separator!r}",
+                where=where,
+                hint=f"quote cells that hold {separator!r}, quotes or line breaks; a first line `sep=;` names "
+                "another separator",
+            )
+        record = {}
+        for number, (name, cell) in enumerate(zip(columns, cells, strict=True), 1):
+            if name is not None:
+                record[name] = cell
+            elif cell.strip():
+                raise HeaderError(
+                    f"the row has text in field {number}, {cell!r:.40}, which has no name in the header",
+                    where=where,
+                    hint=f"give the column a name; {TWO_ROWS}",
                 )
-            yield line, dict(zip(header, cells, strict=True))
-    except StopIteration:
+        yield line, record
+
+
+class HeaderError(DataError):
+    """What is wrong with the header of a CSV file."""
+
+
+TWO_ROWS = "set header: 2 beside `path` where the header is two rows, with merged cells above the names"
+
+
+def _records(reader: Any, before: int, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The records that hold any cell, with the line where each starts: a quoted cell may hold line breaks."""
+    while True:
+        line = before + reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _malformed(error, f"{path}:{line}") from None
+        if cells:
+            yield line, cells
+
+
+def _without_questions(
+    records: Iterator[tuple[int, list[str]]], header_rows: int
+) -> Iterator[tuple[int, list[str]]]:
+    """`records` without the two rows that Qualtrics writes below the names: the questions, and ids in JSON."""
+    yield from islice(records, header_rows)
+    if (questions := next(records, None)) is None:
         return
-    except csv.Error as error:
-        raise _malformed(error, f"{path}:{line}") from None
+    try:
+        ids = next(records, None)
+    except DataError:
+        yield questions  # which is whole
+        raise
+    if ids is None or not all(cell.startswith('{"ImportId":') for cell in ids[1]):
+        yield questions
+        if ids is not None:
+            yield ids
+    yield from records
 
 
 def _malformed(error: csv.Error, where: str) -> DataError:
@@ -200,12 +246,25 @@ def _separator(header: str, expected: str) -> str:
     return max(counts, key=lambda separator: counts[separator])
 
 
-def _header(cells: list[str], where: str) -> list[str]:
-    twice = sorted({name for name in cells if cells.count(name) > 1})
+def _names(rows: list[list[str]], where: str) -> list[str | None]:
+    """The columns' names; None for each of several that have none. Of two rows the upper one holds merged cells,
+    which empty cells on their right belong to: a name that occurs several times is preceded by the one above."""
+    names = rows[-1]
+    if len(rows) == 2:
+        upper, merged = [""] * len(names), ""
+        for number, cell in enumerate(rows[0][: len(names)]):
+            merged = cell.strip() or merged
+            upper[number] = merged
+        names = [
+            f"{group} {name}".strip() if not name.strip() or names.count(name) > 1 else name
+            for group, name in zip(upper, names, strict=True)
+        ]
+    twice = sorted({name for name in names if name.strip() and names.count(name) > 1})
     if twice:
-        raise DataError(
+        raise HeaderError(
             f"the header names a column twice: {', '.join(map(repr, twice))}",
             where=where,
-            hint="give each column a unique name",
+            hint=f"give each column a unique name; {TWO_ROWS}",
         )
-    return cells
+    unnamed = sum(not name.strip() for name in names) > 1
+    return [None if unnamed and not name.strip() else name for name in names]

@@ -28,6 +28,10 @@ class TaskConfig:
     """Chance that a text says something twice."""
 
 
+Cell = str | bool | float
+"""The value of a cell, as a recipe writes it."""
+
+
 @section
 class JoinConfig:
     """Columns of another table, added to the rows with the same key. A row without a partner is left out and
@@ -61,6 +65,15 @@ class TableConfig:
     path into a cell, `turns[0].text`, or a template, `"{title}: {body}"` (docs/rankings/formats.md)."""
     join: JoinConfig | list[JoinConfig] | None = field(default=None, metadata=ADDED)
     """Other tables whose columns are added to the rows."""
+    header: Annotated[int, Field(ge=1, le=2)] = field(default=1, metadata=ADDED)
+    """Rows of column names in a CSV or TSV file. 2: a spreadsheet's header with a row of merged cells above the
+    names; an empty cell belongs to the merged one on its left. A name that occurs several times is preceded by the
+    one above it, `Answers A` and `Scores A`."""
+    fill_down: list[str] = field(default_factory=list, metadata=ADDED)
+    """Columns whose empty cells repeat the cell above them, as spreadsheets export merged cells."""
+    only: dict[str, Cell | list[Cell]] = field(default_factory=dict, metadata=ADDED)
+    """Column -> the value, or the list of values, that rows must have: `{AssignmentStatus: Approved}`. Other rows
+    are left out and counted."""
     extract: dict[str, str] = field(default_factory=dict, metadata=ADDED)
     """Our name -> a regular expression that is searched in its cell: the column is the group of that name, or the
     first group. `{prompt: "(?s)Question: (.*?)\\nAnswer:"}`. Rows in which it is not found are left out and
@@ -108,14 +121,20 @@ class RankingTableConfig:
     for wide). A name may be a path into a cell, `reviews[0].text`, `completions[*].text` (a list) or `outputs.*`
     (all values of an object, paired by key), or a template, `"{title}: {body}"`. `prompt: ""`: the conversations in
     the answers' cells are the whole prompt. `annotator: ""`: all rankings are by one person, or nobody knows by
-    whom. `weight`: a column of weights above 0, such as trust in the annotator, for `consensus` and the reward
-    model's loss."""
+    whom. `weight`: a column of weights above 0, such as trust in the annotator, for `consensus` and the
+    losses of the reward model and of DPO."""
     annotations: str | dict[str, dict[str, str | list[str]]] | None = field(default=None, metadata=ADDED)
     """Where a row holds the rankings of several annotators: the path of a list with one entry for each, in which
     the columns are looked up first (`reviews`, or `reviews.*` for an object by annotator); or each annotator's
     name -> the columns that are theirs, `{ana: {ratings: [ana_a, ana_b]}, ben: {ratings: [ben_a, ben_b]}}`."""
     join: JoinConfig | list[JoinConfig] | None = field(default=None, metadata=ADDED)
     """As `TableConfig.join`."""
+    header: Annotated[int, Field(ge=1, le=2)] = field(default=1, metadata=ADDED)
+    """As `TableConfig.header`."""
+    fill_down: list[str] = field(default_factory=list, metadata=ADDED)
+    """As `TableConfig.fill_down`."""
+    only: dict[str, Cell | list[Cell]] = field(default_factory=dict, metadata=ADDED)
+    """As `TableConfig.only`."""
     extract: dict[str, str] = field(default_factory=dict, metadata=ADDED)
     """As `TableConfig.extract`."""
     labels: dict[str, Literal["first", "second", "tie"] | float] = field(default_factory=dict)
@@ -130,13 +149,17 @@ class RankingTableConfig:
     """What is done with an annotator's comparisons of answers to one prompt. keep: each is a ranking of its own.
     net_wins: they become one ranking, by the pairs that an answer wins less those that it loses (Copeland)."""
     scale: list[str] = field(default_factory=list, metadata=ADDED)
-    """Labels that stand for ratings, lowest first: `[bad, fair, good]` are 1, 2 and 3. Other labels are refused."""
+    """Labels that stand for ratings, lowest first: `[bad, fair, good]` are 1, 2 and 3. Other labels are refused. An
+    empty one is an empty cell beside others of the row that are filled: `["", x]` for marked answers."""
     index_from: Literal[0, 1] | None = field(default=None, metadata=ADDED)
-    """The number of the first completion, where `choice`, `best` or `worst` holds numbers. null: 0 for `choice`;
-    numbers in the columns of `wide` are refused."""
+    """The number of the first completion, where `choice`, `best`, `worst` or `order` holds numbers. null: 0 for
+    `choice`; numbers in the columns of `wide` are refused."""
     unranked: Literal["drop", "last"] = field(default="drop", metadata=ADDED)
     """What is done with an answer without a rank, where others have one. drop: it is left out of the ranking. last:
     it is tied with the other unranked ones, below all that are ranked. Ratings are never filled in."""
+    implicit_prompt: bool = field(default=False, metadata=ADDED)
+    """Only for `pairs`, without a prompt column: the prompt is the beginning that both texts share, up to the end
+    of a word, and the answers are what follows it. Rows whose texts begin differently are left out and counted."""
     consensus: Literal["none", "mean", "zscore", "bradley_terry"] = field(default="none", metadata=ADDED)
     """How the annotators of a prompt are merged into one ranking, which the reward model and DPO then learn from
     (docs/rankings/agreement.md). none: each annotator's ranking is learned from. mean: the mean of an answer's

@@ -26,7 +26,8 @@ class DPOConfig:
     """Strength of the penalty on the log-ratio to the reference. Higher values keep the policy closer to it."""
     pairs: Literal["all", "extremes"] = "all"
     """all: every strict pair of each ranking. extremes: only its best answer against its worst. A pair counts as
-    often as it was ranked that way; ties give no pair."""
+    often as it was ranked that way, times the weight of its ranking (`weight` in `data.rankings.columns`); ties
+    give no pair."""
     max_length: Count = 256
     """Maximum tokens of prompt and completion together. Pairs with a longer answer are left out and counted."""
     trainer: dict[str, Any] = trainer_values("trl.DPOConfig", DPO_TRAINER)

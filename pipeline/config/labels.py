@@ -8,9 +8,9 @@ from pipeline.config.data import RankingTableConfig
 from pipeline.config.formats import TableFormat
 from pipeline.config.table_rules import of_an_annotator
 
-PLACES = ("choice", "best", "worst")
+PLACES = ("choice", "best", "worst", "order")
 """Columns that hold the place of a completion."""
-RANKED = ("rank", "ranks", "buckets", "options")
+RANKED = ("rank", "ranks", "order", "buckets", "options")
 """Columns of ranks, of which some may be empty; `tree` and the labelling tools have them too."""
 UNRANKED = ("rating", "ratings", "score", "preference", "best", "worst")
 """Columns that order completions otherwise."""
@@ -34,7 +34,7 @@ def problems(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[s
         yield "scale", f"names {twice!r} twice (case and white space around a label do not matter)"
     if table.scale and (
         not names & {"rating", "ratings", "score", "chosen_rating"}
-        or {"rank", "ranks", "preference", "best"} & columns.keys()
+        or {"rank", "ranks", "preference", "best", "order"} & columns.keys()
     ):
         yield "scale", "gives the meaning of ratings, and this table has none: name their columns, or leave it out"
     if table.index_from is not None and not any(
@@ -46,6 +46,10 @@ def problems(table: RankingTableConfig, format: TableFormat) -> Iterator[tuple[s
         )
     if table.unranked == "last" and (not names & {*RANKED} or {*UNRANKED} & columns.keys()):
         yield "unranked", "is about ranks, and this table has none"
+    if table.implicit_prompt and format.name != "pairs":
+        yield "implicit_prompt", f"is for the format pairs, and the table's is {format.name}: leave it out"
+    elif table.implicit_prompt and "prompt" in columns:
+        yield "implicit_prompt", "takes the prompt from the answers, and `columns` names one: leave one of them out"
     if table.consensus in ("mean", "zscore") and table.combine == "net_wins":
         yield "consensus", f"{table.consensus} is of ratings, and combine: net_wins leaves none: use bradley_terry"
 

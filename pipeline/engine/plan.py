@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -234,7 +234,10 @@ class Planner:
             return step("reuse", f"the same as {elsewhere[0]}", finished=StageRun(*elsewhere))
         if interrupted := _interrupted(folder):
             return step("resume", f"resumes: interrupted at {interrupted:%Y-%m-%d %H:%M:%S}")
-        return step("run", "; ".join(self._changes(spec, inputs, local_files)) or "its inputs changed")
+        changes = self._changes(spec, inputs, local_files)
+        if changes == [NEW] and not spec.private(self.recipe):
+            changes += self._nearly_the_same(spec, inputs, local_files)
+        return step("run", "; ".join(changes) or "its inputs changed")
 
     def _place(
         self, spec: StageSpec, inputs: Mapping[str, str], local_files: Mapping[str, LocalRecord]
@@ -318,7 +321,35 @@ class Planner:
         latest = self.latest(spec.name)
         if latest is None:
             return [NEW]
-        was = latest.manifest
+        return self._differences(spec, latest.manifest, inputs, local_files)
+
+    def _nearly_the_same(
+        self, spec: StageSpec, inputs: Mapping[str, InputRecord], local_files: Mapping[str, LocalRecord]
+    ) -> Iterator[str]:
+        """Why no run of another recipe is used: the newest one that differs in a single value, if there is one."""
+        for record in reuse.runs_of(self.folder, spec.name):
+            differences = self._differences(spec, record, inputs, local_files)
+            differences += [
+                f"{dotted} is another file"
+                for dotted, file in local_files.items()
+                if dotted not in record.local_files
+                or (
+                    record.local_files[dotted].path != file.path
+                    and record.local_files[dotted].fingerprint != file.fingerprint
+                )
+            ]
+            if len(differences) == 1 and not differences[0].startswith("input "):
+                yield f"the run of {record.recipe} differs: {differences[0].removeprefix('changed: ')}"
+                return
+
+    def _differences(
+        self,
+        spec: StageSpec,
+        was: Manifest,
+        inputs: Mapping[str, InputRecord],
+        local_files: Mapping[str, LocalRecord],
+    ) -> list[str]:
+        """What differs from a run."""
         changes = []
         if was.version != spec.version:
             changes.append(f"stage version {was.version} -> {spec.version}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.engine import manifest, registry
@@ -35,6 +36,13 @@ def find(folder: Path, key: str) -> tuple[Path, Manifest] | None:
         if record is not None and record.key == key and not record.forced and file.parent != folder:
             runs.append((file.parent, record))
     return min(runs, key=lambda run: run[1].finished, default=None)
+
+
+def runs_of(recipe: Path, stage: str) -> Iterator[Manifest]:
+    """A stage's finished runs under other recipes, the newest first. `recipe`: the folder of this one's runs."""
+    files = [file for file in recipe.parent.glob(f"*/{stage}/*/{manifest.FILE}") if recipe not in file.parents]
+    records = [record for file in files if (record := _read(file.parent)) is not None and not record.forced]
+    yield from sorted(records, key=lambda record: record.finished, reverse=True)
 
 
 def input_of(folder: Path, record: Manifest, stage: str) -> tuple[Path, Manifest] | None:

@@ -80,7 +80,14 @@ def _read(table: TableConfig | None, ranked: RankingTableConfig | None, guess: G
     column = guess.columns.get("prompt")
     if not isinstance(column, str) or guess.format in ("tree", "argilla", "label_studio"):
         return Tables(rows, cut_demonstrations=cut)
-    prompts = TableConfig(path=ranked.path, columns={"prompt": column}, limit=ROWS)
+    prompts = TableConfig(
+        path=ranked.path,
+        columns={"prompt": column},
+        limit=ROWS,
+        header=ranked.header,
+        fill_down=ranked.fill_down,
+        join=ranked.join,
+    )
     return Tables(rows, prompts=list(read_prompts(prompts, ANY, Dropped())), cut_demonstrations=cut)
 
 

@@ -9,6 +9,7 @@ from data.annotators.agreement import agreement
 from data.schema import Demonstration, Message, Prompt, Ranking
 from data.tables.columns import ANONYMOUS
 from data.tables.guess.guess import Guess
+from data.tables.guess.section import flow
 
 ROWS = 3
 WIDTH = 88
@@ -21,6 +22,9 @@ def mapping(guess: Guess) -> Iterator[str]:
         theirs = short(value if isinstance(value, str) else ", ".join(value))
         why = f"  ({guess.why[ours]})" if ours in guess.why else ""
         yield f"  {ours:13} {theirs}{why}"
+    for name, value in guess.values.items():
+        why = f"  ({guess.why[name]})" if name in guess.why else ""
+        yield f"  {name:13} {short(flow(value))}{why}"
     if guess.unused:
         yield f"  {'not used':13} {', '.join(guess.unused)}"
     for note in guess.notes:

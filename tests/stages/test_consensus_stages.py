@@ -128,3 +128,18 @@ def test_check_counts_merged_rankings_apart(tmp_path):
     assert "30 rankings of 40 prompts, by ana (10), ben (10), eve (10); 40 merged rankings" in next(
         report.describe()
     )
+
+
+def test_prompts_that_only_the_consensus_ranks_are_known_to_be_trained_on(ran, tmp_path):
+    """Nobody ranked the lone ratings alone, so they are in no ranking of an annotator."""
+    question = "how many birds came to the lake"
+    renamed = [row | {"prompt": f"{question} {row['prompt']}"} for row in LONE]
+    prompts = sorted({row["prompt"] for row in renamed})
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        "".join(json.dumps({"prompt": prompt, "chosen": "x", "rejected": "y"}) + "\n" for prompt in prompts)
+    )
+    metrics, _, ranked = ran(renamed, "lone", eval_rankings=RankingTableConfig(path=str(other), format="pairs"))
+    trained = {r.prompt[0]["content"] for r in read_rankings_file(learned_file(ranked)) if r.split == "train"}
+    assert metrics["eval_rankings_in_merged_rankings/exact"] == len(trained & {*prompts}) > 0
+    assert "eval_rankings_in_rankings/exact" not in metrics

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,33 @@ def test_which_pairs_of_a_ranking() -> None:
     assert list(dpo.strict_pairs(Order([0, 1], [1, 1]), "extremes")) == []
 
 
-@pytest.mark.parametrize("micro", [None, 1])
+def weigh(inputs: dict[str, Artifact], weights: Sequence[float]) -> list[float]:
+    """Gives the rankings weights in turn. Returns that of each training pair, with a mean over training rankings of
+    1."""
+    path = inputs["rank"].file("rankings.jsonl")
+    rankings = [
+        replace(ranking, metadata={"weight": weights[number % len(weights)]})
+        for number, ranking in enumerate(read_rankings_file(path))
+    ]
+    write_jsonl(path, rankings)
+    train = [ranking for ranking in rankings if ranking.split == "train"]
+    mean = sum(ranking.weight for ranking in train) / len(train)
+    return [ranking.weight / mean for ranking in train for _ in ranking.pairs()]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [5.0], [0.5, 2.0, 7.0]], ids=str)
+@pytest.mark.parametrize("micro", [None, 1, 5])
 def test_the_first_loss_and_the_first_step_are_those_of_the_paper(
-    inputs: dict[str, Artifact], tmp_path: Path, training_context: Callable[..., Any], micro: int | None
+    inputs: dict[str, Artifact],
+    tmp_path: Path,
+    training_context: Callable[..., Any],
+    micro: int | None,
+    weights: list[float],
 ) -> None:
     """Rafailov et al. 2023, equations 7 and (its gradient) below: the policy starts as its reference, so the loss
-    is log 2 and the first gradient half of beta times that of the log-ratio, however the batch is divided."""
+    is log 2 and the first gradient half of beta times that of the log-ratio, however the batch is divided. Both are
+    means over pairs, weighted as their rankings are."""
+    weight = weigh(inputs, weights)
     count = len(pairs_of(inputs, "train"))
     ctx, notes = training_context(state=f"state {micro}")
     trainer = {
@@ -101,15 +123,15 @@ def test_the_first_loss_and_the_first_step_are_those_of_the_paper(
         "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0.0, "weight_decay": 0.0,
     }  # fmt: skip
     made, metrics = run(inputs, tmp_path / f"out {micro}", ctx, beta=0.3, trainer=trainer, micro_batch_size=micro)
-    assert metrics["train_loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert metrics["train_loss"] == pytest.approx(np.log(2) * np.mean(weight), abs=1e-5)
     first = next(values for _, values in notes.logged if "loss" in values)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
     policy = dpo.trainable_policy(inputs["base"], inputs["sft"], None, "cpu")
     before = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
     total = torch.tensor(0.0)
-    for prompt, better, worse in pairs_of(inputs, "train"):
-        for answer, sign in ((better, 1.0), (worse, -1.0)):
+    for (prompt, better, worse), scale in zip(pairs_of(inputs, "train"), weight, strict=True):
+        for answer, sign in ((better, scale), (worse, -scale)):
             ids = torch.tensor([[*prompt, *answer]])
             logps = torch.log_softmax(policy(ids).logits[0, len(prompt) - 1 : -1], -1)
             total = total + sign * logps.gather(1, torch.tensor(answer)[:, None]).sum()

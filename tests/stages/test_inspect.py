@@ -125,7 +125,7 @@ def test_people_who_are_not_told_apart_are_a_question(tmp_path: Path) -> None:
     [
         ([{"alpha": 1, "beta": 2}], "its columns are alpha, beta"),
         ([{"prompt": "p", "completion": "c", "label": True}], "prompt, chosen and rejected"),
-        ([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], "looks like the prompt"),
+        ([{"chosen": "The sky is blue.", "rejected": "Grass is green."}], "looks like the prompt"),
     ],
 )
 def test_a_table_that_no_recipe_can_read_ends_with_3(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from data.tables import suggest
 from data.tables.formats import FORMATS
@@ -46,6 +47,7 @@ class Guess:
         format: of rankings; empty for other tables.
         columns: our name -> the table's, also where both are the same.
         labels, text_lists, human: as in a recipe.
+        values: other values of the section beside `format`, such as `pairs`.
         table: dotted path of the recipe's section that the table belongs to.
         schema: the name of the public schema that it has, if it has one.
         why: our name -> why this column, where it is not obvious.
@@ -57,6 +59,7 @@ class Guess:
     labels: dict[str, str] = field(default_factory=dict)
     text_lists: str = "refuse"
     human: bool = True
+    values: dict[str, Any] = field(default_factory=dict)
     table: str = RANKINGS
     schema: str = ""
     why: dict[str, str] = field(default_factory=dict)
@@ -132,6 +135,10 @@ def choose_prompt(guess: Guess, sample: Sample, columns: Sequence[str], optional
     guess.choose("prompt", named("prompt", texts))
     if decided(guess, "prompt"):
         return
+    if len(talks := [column for column in texts if sample.lists_messages(column)]) == 1:
+        guess.columns["prompt"] = talks[0]
+        guess.why["prompt"] = "a conversation"
+        return
     annotator = annotator_in(sample, columns)
     rest = [column for column in texts if column != annotator and " " in str(sample.cells(column)[0])]
     if rest:
@@ -156,8 +163,11 @@ def decided(guess: Guess, role: str) -> bool:
 
 def finish(guess: Guess, sample: Sample) -> Guess:
     """Adds the columns that are not used."""
-    used = guess.used()
-    guess.unused = [column for column in sample.columns if column not in used and sample.cells(column)]
+    used = guess.used() | {*guess.values.get("fill_down", ()), *guess.values.get("only", ())}
+    unused = [column for column in sample.columns if column not in used and sample.cells(column)]
+    guess.unused = [column for column in unused if not ({*starts(column)} - {column}) & {*unused}]
+    if sample.header > 1:
+        guess.values["header"] = sample.header
     for column in guess.unused:
         if suggest.plain(column) in map(suggest.plain, suggest.SYNONYMS["prompt"]) and sample.is_text(column):
             rows = len(sample.cells(column))

@@ -1,13 +1,22 @@
-"""Tables whose answers are in one list per row: the formats `scored` and `choice`."""
+"""Tables whose answers are in one cell per row: a list, or an object with one answer per system."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data.tables.guess.families import COMPLETION_WORDS, PREFERENCE_WORDS, RANK_WORDS, RATING_WORDS, order_of
+from data.tables.guess.families import (
+    COMPLETION_WORDS,
+    PREFERENCE_WORDS,
+    RANK_WORDS,
+    RATING_WORDS,
+    families,
+    order_of,
+)
 from data.tables.guess.guess import Guess, Open, choose_annotator, choose_prompt, finish
+from data.tables.guess.orders import labels_of_each, order_of_cells
 from data.tables.guess.sample import Sample, as_finite, named
+from data.tables.spelling import spelled
 from data.tables.suggest import words_of
 
 
@@ -22,22 +31,13 @@ def lists_in_cells(sample: Sample) -> Guess | None:
     texts = [
         column for column, items in lists.items() if any(isinstance(item, str) for row in items for item in row)
     ]
-    names = (
-        *COMPLETION_WORDS,
-        "completions",
-        "responses",
-        "answers",
-        "replies",
-        "outputs",
-        "summaries",
-        "candidates",
-    )
+    objects = [column for column in objects if _texts_of(lists[column])]
     for columns in (objects, texts):
-        known = [column for column in columns if set(words_of(column)) & set(names)] or columns[: len(columns) == 1]
+        known = [column for column in columns if set(words_of(column)) & LISTS] or columns[: len(columns) == 1]
         if known:
             column = known[0]
             items = [item for row in lists[column] for item in row]
-            others = [name for name in sample.columns if name != column]
+            others = [name for name in sample.columns if name != column and not name.startswith(f"{column}[*]")]
             guess = Guess("scored", {"completions": column})
             if columns is objects:
                 _objects(guess, [item for item in items if isinstance(item, dict)], lists[column])
@@ -49,17 +49,121 @@ def lists_in_cells(sample: Sample) -> Guess | None:
     return None
 
 
-def _objects(guess: Guess, items: Sequence[dict[str, Any]], rows: Sequence[Sequence[Any]]) -> None:
-    """The keys of scored objects. Without a key that orders them the table is a `choice`."""
+LISTS = {
+    *COMPLETION_WORDS,
+    *("completions", "responses", "answers", "replies", "outputs", "summaries", "candidates", "generations"),
+}
+"""Words of a column with several answers in a cell."""
+
+
+def _texts_of(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The keys, or paths, of objects that hold their text."""
+    items = [dict(_flat(item)) for row in rows for item in row if isinstance(item, dict)]
     keys = list(dict.fromkeys(key for item in items for key in item))
     texts = [key for key in keys if all(isinstance(item.get(key), str | None) for item in items)]
-    numbers = [
-        key
-        for key in keys
-        if any(as_finite(item.get(key)) is not None for item in items)
-        and all(item.get(key) is None or as_finite(item.get(key)) is not None for item in items)
+    return [key for key in texts if key in ("text", "content", "body")] or named("completion", texts)
+
+
+def _flat(item: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of an object and of those inside it, by path."""
+    for key, value in item.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + str(key), value
+
+
+def keyed(sample: Sample) -> Guess | None:
+    """`wide` with the answers in an object by system, `{"gpt": ..., "llama": ...}`."""
+    objects = {}
+    for column in sample.columns:
+        cells = [
+            spelled(cell) if isinstance(cell, str) and cell[:1] == "{" else cell for cell in sample.cells(column)
+        ]
+        if cells and all(isinstance(cell, dict) and len(cell) > 1 for cell in cells):
+            objects[column] = cells
+    for column, cells in objects.items():
+        same = [
+            other
+            for other, values in objects.items()
+            if other != column
+            and [cell.keys() for cell in values] == [cell.keys() for cell in cells]
+            and all(as_finite(value) is not None for cell in values for value in cell.values() if value is not None)
+        ]
+        rows = [[value for value in cell.values() if value is not None] for cell in cells]
+        if not (same or set(words_of(column)) & LISTS):
+            continue
+        guess = Guess(
+            "wide", {"completions": f"{column}.*"}, why={"completions": "an object with an answer per system"}
+        )
+        if all(isinstance(value, dict) for row in rows for value in row):
+            if not (text := _texts_of(rows)[:1]):
+                continue
+            guess.columns["completions"] = f"{column}.*.{text[0]}"
+            _keyed_order(guess, {f"{column}.*.{key}": numbers for key, numbers in _numbers_of(rows).items()})
+        elif all(isinstance(value, str) for row in rows for value in row):
+            _keyed_order(
+                guess,
+                {f"{other}.*": [[float(v) for v in cell.values() if v is not None] for cell in objects[other]]
+                 for other in same},
+            )  # fmt: skip
+        else:
+            continue
+        others = [name for name in sample.columns if name.partition(".")[0] not in objects]
+        if not ({"ratings", "ranks"} & guess.columns.keys() or guess.open) and not order_of_cells(
+            guess, _without(sample, others), max(map(len, rows))
+        ):
+            why = "nothing orders the answers"
+            guess.open.append(Open("ratings or ranks: the path of an object with a number per system", why))
+        choose_prompt(guess, sample, others)
+        choose_annotator(guess, sample, others)
+        return finish(guess, sample)
+    return None
+
+
+def _without(sample: Sample, columns: Sequence[str]) -> Sample:
+    return Sample(sample.path, sample.rows, columns, sample.header)
+
+
+def _numbers_of(rows: Sequence[Sequence[Any]]) -> dict[str, list[list[float]]]:
+    """The keys, or paths, of objects that hold numbers, and the numbers of each row."""
+    flat = [[dict(_flat(item)) for item in row] for row in rows]
+    keys = dict.fromkeys(key for row in flat for item in row for key in item)
+    numbers = {}
+    for key in keys:
+        cells = [[item[key] for item in row if item.get(key) is not None] for row in flat]
+        if any(cells) and all(as_finite(cell) is not None for row in cells for cell in row):
+            numbers[key] = [[float(cell) for cell in row] for row in cells]
+    return numbers
+
+
+def _keyed_order(guess: Guess, numbers: dict[str, list[list[float]]]) -> None:
+    called = [path for path in numbers if set(words_of(path.rpartition("*")[2] or path)) & NUMBERS] or [
+        path for path in numbers if set(words_of(path)) & NUMBERS
     ]
-    text = [key for key in texts if key in ("text", "content", "body")] or named("completion", texts)
+    candidates = called or list(numbers)
+    if len(candidates) > 1:
+        guess.leave_open(("ratings", "ranks"), candidates, "several numbers may order the answers")
+    for path in candidates if len(candidates) == 1 else ():
+        words = [*words_of(path), *(word.rstrip("s") for word in words_of(path))]
+        kind, why = order_of(words, numbers[path], path)
+        if kind is None:
+            guess.leave_open(("ratings", "ranks"), [path], why)
+        else:
+            guess.columns[kind] = path
+            guess.why[kind] = why
+
+
+NUMBERS = RANK_WORDS | RATING_WORDS | {"scores"}
+
+
+def _objects(guess: Guess, items: Sequence[dict[str, Any]], rows: Sequence[Sequence[Any]]) -> None:
+    """The keys of scored objects. Without a key that orders them the table is a `choice`."""
+    items = [dict(_flat(item)) for item in items]
+    keys = list(dict.fromkeys(key for item in items for key in item))
+    texts = [key for key in keys if all(isinstance(item.get(key), str | None) for item in items)]
+    numbers = list(_numbers_of([items]))
+    text = _texts_of(rows)
     guess.choose("text", text)
     models = named("model", [key for key in texts if key not in text])
     guess.choose("model", models[:1])
@@ -68,10 +172,7 @@ def _objects(guess: Guess, items: Sequence[dict[str, Any]], rows: Sequence[Seque
     candidates = [key for key in ("score", "rank") if key in orders] or overall or orders or numbers
     if len(candidates) == 1:
         [key] = candidates
-        groups = [
-            [number for item in row if isinstance(item, dict) and (number := as_finite(item.get(key))) is not None]
-            for row in rows
-        ]
+        groups = _numbers_of([[item for item in row if isinstance(item, dict)] for row in rows])[key]
         kind, why = order_of(words_of(key), groups, f"key {key}")
         ours = {"ranks": "rank", "ratings": "score"}.get(kind or "")
         if ours:
@@ -111,13 +212,26 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         guess.leave_open(("ratings", "ranks"), known, "several lists of numbers may order the answers")
         return
     guess.format = "choice"
+    k = max(map(len, lists[str(guess.columns["completions"])]))
+    wide = Guess("wide", {"completions": _list_of_texts(guess)})
+    free = _without(sample, [c for c in others if min(sample.numbers(c) or [-1]) < 0])  # a place is 0 or more
+    if labels_of_each(wide, sample, [f for f in families(others) if len(f.members) == k]) or order_of_cells(
+        wide, free, k
+    ):
+        guess.format, guess.columns, guess.values = "wide", wide.columns, wide.values
+        guess.why, guess.notes, guess.open = wide.why, wide.notes, wide.open
+        return
     places = [
         column
         for column in others
         if set(words_of(column)) & (PREFERENCE_WORDS | {"chosen"}) and sample.numbers(column)
     ]
     if len(places) != 1:
-        why = "no single column says which answer is best"
+        column = str(guess.columns["completions"])
+        why = (
+            "no single column says which answer is best. If it is always the first of two, use format: pairs with "
+            f"columns: {{chosen: {column}[0], rejected: {column}[1]}}"
+        )
         if places:
             guess.leave_open("choice", places, why)
         else:
@@ -136,3 +250,9 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         guess.open.append(Open(f"choice: {column}", f"no row of column {column} is 0: it must count from 0"))
     else:
         guess.why["choice"] = "the place of the best, from 0"
+
+
+def _list_of_texts(guess: Guess) -> str:
+    """The path of the texts in a list of completions."""
+    column, text = guess.columns["completions"], guess.columns.get("text")
+    return f"{column}[*].{text}" if text else str(column)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.tables.guess.families import (
@@ -18,6 +18,7 @@ from data.tables.guess.families import (
     order_of,
     rankings_of,
 )
+from data.tables.guess.flatten import flattened, with_neighbours
 from data.tables.guess.guess import (
     FORMATS_PAGE,
     Guess,
@@ -27,14 +28,17 @@ from data.tables.guess.guess import (
     decided,
     finish,
     is_tree,
-    quoted_names,
+    no_column,
 )
-from data.tables.guess.lists import lists_in_cells
+from data.tables.guess.lists import keyed, lists_in_cells
+from data.tables.guess.orders import are_flags, are_marks, labels_of_each, order_of_cells
 from data.tables.guess.sample import Sample, as_finite, named
 from data.tables.guess.schemas import known
 from data.tables.guess.texts import demonstrations, prompts_or_text
 from data.tables.guess.tools import argilla, label_studio
-from data.tables.labels import WORDS
+from data.tables.messages import shared_start
+from data.tables.selection import filled_down
+from data.tables.sources import is_empty
 from data.tables.suggest import listed, plain, words_of
 from pipeline.errors import DataError
 
@@ -54,17 +58,87 @@ def any_table(sample: Sample) -> Guess:
         ):
             return guess
     except NoFormat:
-        pass
+        _check_texts(sample)
     try:
         return demonstrations(sample)
     except DataError:
         return prompts_or_text(sample)
 
 
+def _check_texts(sample: Sample) -> None:
+    """Raises `DataError` for ranks or ratings beside which no column is named like a text."""
+    roles = ("prompt", "completion", "text", "messages", "chosen")
+    numbers = [column for column in sample.columns if _may_order(sample, column)]
+    called = [c for c in sample.columns if set(words_of(c)) & (RANK_WORDS | RATING_WORDS | PREFERENCE_WORDS)]
+    orders = called or numbers[: len(numbers) * (len(numbers) > 1)]
+    if orders and not any(named(role, sample.columns) for role in roles):
+        raise DataError(
+            f"the table may rank answers (by {listed(orders, 4)}) and does not hold their texts",
+            where=sample.path,
+            hint=f"its columns are {listed(sample.columns)}: add one with the prompt and one with each answer; or, "
+            "if another table has them, join: {path: FILE, on: COLUMN} (docs/rankings/formats.md)",
+        )
+
+
+def _may_order(sample: Sample, column: str) -> bool:
+    """Whether a column holds small whole numbers, and is not named like a count or an id."""
+    numbers = sample.numbers(column) or [0.5]
+    small = all(number.is_integer() and 0 <= number <= HIGHEST for number in numbers)
+    return small and not set(words_of(column)) & OTHER_WORDS
+
+
+HIGHEST = 20
+"""The largest rank, or rating, in a table that does not say what its numbers are."""
+
+
 def rankings(sample: Sample) -> Guess:
-    """The format and the columns of a table of rankings. Raises `DataError` if it looks like none, or like one that
+    """The format and the columns of a table of rankings. If its own columns do not tell, what lies inside its cells
+    is looked into, and the other tables in its folder. Raises `DataError` if it looks like none, or like one that
     lacks a column."""
-    for attempt in (known, label_studio, argilla, _native, _tree, lists_in_cells, _pairs, _wide, _long):
+    problem: DataError | None = None
+    best: Guess | None = None
+    for name, other, values in _views(sample):
+        on = values.get("join", {}).get("on", ())
+        keys = {on} if isinstance(on, str) else {*on}
+        try:
+            guess = _of_columns(other)
+        except DataError as error:
+            problem = problem or error
+            continue
+        if values and not guess.used() & {*sample.columns} - keys - {guess.columns.get("annotator")}:
+            continue  # nothing of the table itself orders the answers
+        guess.values |= values
+        if name:
+            guess.notes.append(name)
+        if best is None or len(guess.open) < len(best.open):
+            best = guess
+        if not best.open:
+            break
+    if best is None:
+        assert problem is not None
+        raise problem
+    return best
+
+
+def _views(sample: Sample) -> Iterator[tuple[str, Sample, dict[str, Any]]]:
+    """The table as it is, with the columns inside its cells, and with those of another table: what a person should
+    know about it, the table, and what the recipe says beside `format`."""
+    yield "", sample, {}
+    flat = flattened(sample)
+    if len(flat.columns) > len(sample.columns):
+        yield "", flat, {}
+    if not any(sample.width(column) > WIDE or sample.lists(column) for column in sample.texts()):
+        for joined, join in with_neighbours(flat):
+            on = join["on"] if isinstance(join["on"], str) else ", ".join(join["on"])
+            yield f"the texts are in {join['path']}, joined by {on}", joined, {"join": join}
+
+
+WIDE = 20
+"""Characters from which a column of text, on average, may hold prompts or answers."""
+
+
+def _of_columns(sample: Sample) -> Guess:
+    for attempt in (known, label_studio, argilla, _native, _tree, keyed, lists_in_cells, _pairs, _wide, _long):
         guess = attempt(sample)
         if guess is not None:
             return guess
@@ -72,7 +146,8 @@ def rankings(sample: Sample) -> Guess:
         "the table looks like no format of rankings: it needs answers in several columns, in one list, or in one "
         "row each, and what orders them",
         where=sample.path,
-        hint=f"its columns are {listed(sample.columns)}; {FORMATS_PAGE} shows an example of each format",
+        hint=f"its columns are {listed(sample.columns)}; {FORMATS_PAGE} shows an example of each format. Texts in "
+        "another table are added by join: {path: FILE, on: COLUMN}",
     )
 
 
@@ -111,14 +186,32 @@ def _pairs(sample: Sample) -> Guess | None:
     if "margin" in sample.columns and sample.numbers("margin") is not None and "chosen_rating" not in guess.columns:
         guess.columns["margin"] = "margin"
     whole = all(sample.holds_conversations(column, "assistant") for column in (chosen[0], rejected[0]))
-    choose_prompt(guess, sample, [column for column in sample.columns if column != "messages"], optional=whole)
+    prompts = [
+        column
+        for column in sample.columns
+        if not sample.holds_conversations(column, "assistant")
+        or (column != "messages" and not sample.lists_messages(column))
+    ]
+    if not whole and not any(column not in guess.used() and sample.is_text(column) for column in prompts):
+        _implicit_prompt(guess, sample)
+    else:
+        choose_prompt(guess, sample, prompts, optional=whole)
     choose_annotator(guess, sample, sample.columns)
     return finish(guess, sample)
 
 
+def _implicit_prompt(guess: Guess, sample: Sample) -> None:
+    """Takes the prompt from the beginning that both answers of a row share. Raises `DataError` if one has none."""
+    rows = [[str(row.get(str(column)) or "") for column in guess.columns.values()][:2] for row in sample.rows]
+    if not all(shared_start(texts) for texts in rows):
+        raise no_column(sample, "prompt")
+    guess.values["implicit_prompt"] = True
+    guess.why["implicit_prompt"] = "no column holds it, and both texts of each row begin alike"
+
+
 def _wide(sample: Sample) -> Guess | None:
     groups = families(sample.columns)
-    texts = [family for family in groups if sample.are_texts(family.columns)]
+    texts = [family for family in groups if sample.are_texts(family.columns) and not are_flags(family, sample)]
     models = [family for family in texts if family.is_called(MODEL_WORDS)]
     texts = [family for family in texts if family not in models]
     answers = [family for family in texts if family.is_called(COMPLETION_WORDS)] or texts
@@ -140,20 +233,25 @@ def _wide(sample: Sample) -> Guess | None:
 
 
 def _order_of_columns(guess: Guess, sample: Sample, groups: Sequence[Family], completions: Family) -> None:
-    """What orders the completions of a wide table: a family of numbers, or one column of labels."""
-    numbers = [
+    """What orders the completions of a wide table: a family of numbers or of labels, or one column."""
+    beside = [
         family
         for family in groups
-        if family.members.keys() == completions.members.keys()
-        and not family.is_called(OTHER_WORDS)
+        if family.members.keys() == completions.members.keys() and not {*family.columns} & guess.used()
+    ]
+    numbers = [
+        family
+        for family in beside
+        if not family.is_called(OTHER_WORDS)
         and sample.are_numbers(family.columns)
+        and not are_marks(family, sample)
     ]
     best = [family for family in numbers if family.is_called(RANK_WORDS | RATING_WORDS)]
     candidates = best or numbers
     if len(candidates) > 1:
         names = [" ".join(family.words) for family in candidates]
         lists = [family.columns for family in candidates]
-        guess.leave_open(("ratings", "ranks"), lists, f"{' and '.join(names)} may both order the answers")
+        guess.leave_open(("ratings", "ranks"), lists, f"{' and '.join(names)} may both order the answers{CRITERIA}")
     elif candidates:
         [family] = candidates
         where = f"{family.columns[0]} to {family.columns[-1]}"
@@ -163,71 +261,23 @@ def _order_of_columns(guess: Guess, sample: Sample, groups: Sequence[Family], co
         else:
             guess.columns[kind] = family.columns
             guess.why[kind] = why
-    elif len(completions.members) == 2:
-        _preference(guess, sample)
-    else:
+        if others := [family for family in numbers if family not in candidates]:
+            names = [", ".join(family.columns) for family in others]
+            guess.notes.append(f"{' and '.join(names)} may order the answers too{CRITERIA}")
+    elif not labels_of_each(guess, sample, beside) and not order_of_cells(guess, sample, len(completions.members)):
+        two = len(completions.members) == 2
         guess.open.append(
-            Open(
+            Open("preference: the column that says which answer is better", NO_LABEL)
+            if two
+            else Open(
                 "ratings or ranks: [one column for each answer]",
                 f"no columns of numbers go with {', '.join(completions.columns)}, so nothing orders the answers",
             )
         )
 
 
-def _preference(guess: Guess, sample: Sample) -> None:
-    """The column that says which of two completions is better."""
-    columns = [
-        column
-        for column in sample.columns
-        if column not in guess.used() and set(words_of(column)) & PREFERENCE_WORDS and sample.cells(column)
-    ]
-    readable = [column for column in columns if _are_labels(sample, column, guess.columns["completions"])]
-    if len(readable) > 1:
-        readable = [column for column in readable if sample.numbers(column) is not None] or readable
-    if len(readable) == 1:
-        guess.columns["preference"] = readable[0]
-        numeric = sample.numbers(readable[0]) is not None
-        guess.why["preference"] = (
-            "below 0 the first is better, above 0 the second" if numeric else "it names the better answer"
-        )
-    elif len(columns) == 1:
-        guess.columns["preference"] = columns[0]
-        ask_labels(guess, columns[0], sample.cells(columns[0]))
-    elif candidates := readable or columns:
-        guess.leave_open("preference", candidates, "several columns may say which answer is better")
-    else:
-        why = "no column of numbers or labels says which answer is better"
-        guess.open.append(Open("preference: the column that says which answer is better", why))
-
-
-def ask_labels(guess: Guess, column: str, cells: Sequence[Any]) -> None:
-    """Leaves open what the values of a column of labels mean."""
-    values = sorted({str(cell) for cell in cells if not isinstance(cell, list | dict)})[:4]
-    example = ", ".join(f"{value}: first, second or tie" for value in values)
-    keys = [quoted_names(value) if as_finite(value) is None else value for value in values]
-    meanings = {
-        2: ("first second", "second first"),
-        3: ("tie first second", "first second tie", "first tie second"),
-    }
-    pairs = (zip(keys, order.split(), strict=True) for order in meanings.get(len(values), ()))
-    guess.open.append(
-        Open(
-            f"labels: {{{example}}}",
-            f"column {column} does not say which answer its values {', '.join(values)} prefer",
-            in_columns=False,
-            choices=tuple(f"labels: {{{', '.join(f'{key}: {verdict}' for key, verdict in row)}}}" for row in pairs),
-        )
-    )
-
-
-def _are_labels(sample: Sample, column: str, completions: str | list[str]) -> bool:
-    """Whether the reader of labels knows the values: words for the two answers, or numbers of both signs."""
-    cells = sample.cells(column)
-    known = {word for group in WORDS.values() for word in group} | {name.casefold() for name in completions}
-    if all(isinstance(cell, str) and cell.strip().casefold() in known for cell in cells):
-        return True
-    numbers = sample.numbers(column)
-    return numbers is not None and min(numbers) < 0 < max(numbers)
+NO_LABEL = "no column of numbers or labels says which answer is better"
+CRITERIA = "; to learn from several, give each a table under data.rankings.criteria (docs/rankings/criteria.md)"
 
 
 def _long(sample: Sample) -> Guess | None:
@@ -240,6 +290,7 @@ def _long(sample: Sample) -> Guess | None:
     choose_prompt(guess, sample, [column for column in sample.columns if column not in answers], optional=True)
     if not decided(guess, "prompt"):
         return None
+    sample = _merged_cells(guess, sample)
     prompts = [str(row.get(str(guess.columns.get("prompt")))) for row in sample.rows]
     if "prompt" in guess.columns and len(set(prompts)) == len(prompts):
         return None  # no prompt has two answers
@@ -255,6 +306,25 @@ def _long(sample: Sample) -> Guess | None:
     ]
     _order_of_rows(guess, sample, numbers)
     return finish(guess, sample)
+
+
+def _merged_cells(guess: Guess, sample: Sample) -> Sample:
+    """The table with filled columns, if its prompt's cell is empty below the first of several answers, as
+    spreadsheets export merged cells."""
+    prompt = str(guess.columns.get("prompt"))
+    if "prompt" not in guess.columns or is_empty(sample.rows[0].get(prompt)):
+        return sample
+    below = [row for row in sample.rows if is_empty(row.get(prompt))]
+    if len(below) < len(sample.rows) / 4 or any(
+        is_empty(row.get(str(guess.columns["completion"]))) for row in below
+    ):
+        return sample
+    merged = [column for column in sample.columns if all(is_empty(row.get(column)) for row in below)]
+    merged = [column for column in merged if sample.cells(column)]
+    guess.values["fill_down"] = merged
+    guess.why["fill_down"] = "empty below the first answer, like merged cells"
+    rows = list(filled_down(sample.rows, merged))
+    return Sample(sample.path, rows, sample.columns, sample.header)
 
 
 def _order_of_rows(guess: Guess, sample: Sample, numbers: Sequence[str]) -> None:

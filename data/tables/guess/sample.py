@@ -12,6 +12,7 @@ from data.tables.messages import as_messages
 from data.tables.sources import Row, is_empty, read_table
 from data.tables.spelling import is_transcript, spelled, spelled_messages, spelled_texts
 from data.tables.suggest import SYNONYMS, close, is_called, plain
+from data.tables.text_files import HeaderError
 from pipeline.config.data import TableConfig
 from pipeline.config.table_files import shown
 from pipeline.errors import DataError
@@ -26,17 +27,29 @@ class Sample:
 
     Attributes:
         columns: every column of these rows, in the order in which they appear.
+        header: rows of column names, as a recipe has it.
     """
 
     path: str
     rows: Sequence[Row]
     columns: Sequence[str]
+    header: int = 1
 
     @classmethod
     def of(cls, table: TableConfig, say: Callable[[str], None] | None = None) -> Sample:
-        """Reads the first `ROWS` rows. Raises `DataError` as `read_table` does, and calls `say` as it does."""
-        rows = list(read_table(replace(table, limit=ROWS), say))
-        return cls(shown(table.path), rows, list(dict.fromkeys(column for row in rows for column in row)))
+        """Reads the first `ROWS` rows, with a header of two rows if they cannot be read with one. Raises
+        `DataError` as `read_table` does, and calls `say` as it does."""
+        header = table.header
+        try:
+            rows = list(read_table(replace(table, limit=ROWS), say))
+        except HeaderError as error:
+            header = 2
+            try:
+                rows = list(read_table(replace(table, limit=ROWS, header=header), say))
+            except DataError:
+                raise error from None
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        return cls(shown(table.path), rows, columns, header)
 
     def cells(self, column: str) -> list[Any]:
         """The cells of a column that are not empty."""
@@ -88,6 +101,11 @@ class Sample:
         """Whether every cell of a column is a conversation of several turns that ends with a turn of `last`."""
         cells = self.cells(column)
         return bool(cells) and all(is_conversation(cell, last) for cell in cells)
+
+    def lists_messages(self, column: str) -> bool:
+        """Whether every cell of a column is a list of messages, not text."""
+        cells = self.cells(column)
+        return bool(cells) and all(isinstance(cell, list) and is_conversation(cell) for cell in cells)
 
     def spells_lists(self, columns: Sequence[str]) -> bool:
         """Whether text cells spell lists of texts, as in Kaggle's lmsys table."""
@@ -153,23 +171,33 @@ WEAK = ("input", "context", "text", "post", "summary", "target")
 def named(role: str, columns: Sequence[str]) -> list[str]:
     """The columns whose names mean our name `role`: the same name, or else all known synonyms, or else one with a
     similar spelling."""
-    exact = [column for column in columns if plain(column) == plain(role)]
-    if exact:
-        return exact[:1]
+    for exact in (
+        [column for column in columns if plain(column) == plain(role)],
+        [column for column in columns if plain(column.rpartition(".")[2]) == plain(role)],
+    ):
+        if exact:
+            return exact[:1]
     synonyms = {plain(name): name for name in SYNONYMS.get(role, ())}
-    hits = [column for column in columns if plain(column) in synonyms or is_called(role, column)]
-    strong = [column for column in hits if synonyms.get(plain(column)) not in WEAK]
+    tails = {column: column.rpartition(".")[2] for column in columns}
+    hits = [column for column in columns if is_called(role, column)] or [
+        column for column in columns if is_called(role, tails[column])
+    ]
+    strong = [column for column in hits if synonyms.get(plain(tails[column])) not in WEAK]
     near = close(role, columns)
     return strong or hits or ([near] if near else [])
 
 
 def annotator_in(sample: Sample, columns: Sequence[str]) -> str | None:
     """The column that says who ranked: named like it, with short values that repeat."""
-    called = [column for column in columns if is_called("annotator", column)]
+    called = [column for column in columns if is_called("annotator", column)] or [
+        column for column in columns if is_called("annotator", column.rpartition(".")[2])
+    ]
     called.sort(key=lambda column: plain(column) != "annotator")
     return next((column for column in called if _repeats(sample, column)), None)
 
 
 def _repeats(sample: Sample, column: str) -> bool:
     cells = [str(cell) for cell in sample.cells(column)]
+    if any(isinstance(cell, dict) for cell in sample.cells(column)):
+        return False
     return sample.width(column) <= 40 and (len(cells) < 4 or len(set(cells)) < len(cells))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data.tables.columns import key_of
 from data.tables.guess.guess import RANKINGS, Guess, Open, finish
@@ -27,7 +28,8 @@ class Schema:
             the items of a list, as in `answers[].rank`.
         values: a column -> the values that occur in it, as a recipe's `labels` write them; others may not.
         table: dotted path of the recipe's section.
-        format, columns, labels, human: the section.
+        without: columns that it does not have.
+        format, columns, labels, more, human: the section; `more` are other values of it.
         optional: columns of the section that not every table of the schema has.
         note: what a person should know.
         ask: a question that the table does not answer.
@@ -42,14 +44,21 @@ class Schema:
     columns: Columns = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
     human: bool = True
     note: str = ""
     ask: Open | None = None
     hint: str = ""
 
     def fits(self, sample: Sample) -> bool:
-        return sample.paths.issuperset(self.paths) and all(
-            {key_of(cell) for cell in sample.cells(column)} <= set(values) for column, values in self.values.items()
+        return (
+            sample.paths.issuperset(self.paths)
+            and sample.paths.isdisjoint(self.without)
+            and all(
+                {key_of(cell) for cell in sample.cells(column)} <= set(values)
+                for column, values in self.values.items()
+            )
         )
 
     def guess(self, sample: Sample) -> Guess:
@@ -62,6 +71,7 @@ class Schema:
             {**self.columns, **there},
             labels=dict(self.labels),
             human=self.human,
+            values=dict(self.more),
             table=self.table,
             schema=self.name,
             notes=[self.note] if self.note else [],
@@ -110,6 +120,21 @@ SCHEMAS = (
             "preference": "overall_preference",
         },
         note="preference: individual_preference reads each annotator's, without their names",
+    ),
+    Schema(
+        name="MT-bench human judgments",
+        paths=("question_id", "conversation_a[].content", "conversation_b[].content", "winner", "judge", "turn"),
+        without=("anony", "language", "tstamp"),
+        format="wide",
+        columns={
+            "prompt": "conversation_a[0].content",
+            "completions": ["conversation_a[1].content", "conversation_b[1].content"],
+            "models": ["model_a", "model_b"],
+            "preference": "winner",
+            "annotator": "judge",
+        },
+        more={"only": {"turn": 1}},
+        note="turn 2 compares answers to different conversations, which are no ranking",
     ),
     Schema(
         name="Chatbot Arena",
@@ -182,13 +207,13 @@ SCHEMAS = (
         name="LLaMA-Factory sharegpt rankings",
         paths=("conversations[].from", "conversations[].value", "chosen.value", "rejected.value"),
         format="pairs",
-        columns={"prompt": "conversations"},
+        columns={"prompt": "conversations", "chosen": "chosen", "rejected": "rejected"},
     ),
     Schema(
         name="LLaMA-Factory alpaca rankings",
         paths=("instruction", "input", "chosen", "rejected"),
         format="pairs",
-        columns={"prompt": "{instruction}\n{input}"},
+        columns={"prompt": "{instruction}\n{input}", "chosen": "chosen", "rejected": "rejected"},
     ),
 )
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
+from data.tables.formats import FORMATS
 from data.tables.guess.guess import Guess, Open
-from pipeline.config.data import RankingTableConfig, TableConfig
+from pipeline.config.data import JoinConfig, RankingTableConfig, TableConfig
 
 FILL_IN = "FILL IN"
 COMMENTS = 40
@@ -22,9 +24,12 @@ def config_of(
     guess: Guess, path: str, split: str = "train", limit: int | None = None
 ) -> TableConfig | RankingTableConfig:
     """The section as the readers take it. A guess with something open has none that is complete."""
+    values = dict(guess.values)
+    if "join" in values:
+        values["join"] = JoinConfig(**values["join"])
     if not guess.format:
         columns = {ours: theirs for ours, theirs in guess.columns.items() if isinstance(theirs, str)}
-        return TableConfig(path=path, split=split, columns=columns, limit=limit)
+        return TableConfig(path=path, split=split, columns=columns, limit=limit, **values)
     return RankingTableConfig(
         path=path,
         format=guess.format,
@@ -34,6 +39,7 @@ def config_of(
         text_lists=guess.text_lists,  # type: ignore[arg-type]
         limit=limit,
         human=guess.human,
+        **values,
     )
 
 
@@ -57,24 +63,38 @@ def scalar(value: str) -> str:
     return value if simple and yaml.safe_load(value) == value else json.dumps(value, ensure_ascii=False)
 
 
+def flow(value: Any) -> str:
+    """A recipe's value on one line of YAML."""
+    if isinstance(value, dict):
+        names = [key if key == "on" else scalar(str(key)) for key in value]  # YAML 1.1 takes on for true
+        return f"{{{', '.join(f'{name}: {flow(item)}' for name, item in zip(names, value.values(), strict=True))}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(flow, value))}]"
+    return scalar(value) if isinstance(value, str) else json.dumps(value)
+
+
 def columns(guess: Guess) -> Iterator[Line]:
     """The lines below a table's path: its format and columns, without names that are our own, and the lines that a
     person must fill in."""
     if guess.format:
         yield f"    format: {guess.format}", guess.why.get("format", guess.schema)
-    named = {ours: theirs for ours, theirs in guess.columns.items() if theirs != ours}
+    explicit = (
+        {column.name for column in FORMATS[guess.format].columns if column.explicit} if guess.format else set()
+    )
+    named = {ours: theirs for ours, theirs in guess.columns.items() if theirs != ours or ours in explicit}
     inside = [item for item in guess.open if item.in_columns]
     if named:
         yield "    columns:", ""
     elif inside:
         yield "    columns: {}", "replace {} by the lines below"
     for ours, theirs in named.items():
-        shown = f"[{', '.join(map(scalar, theirs))}]" if isinstance(theirs, list) else scalar(theirs)
-        yield f"      {ours}: {shown}", guess.why.get(ours, "")
+        yield f"      {ours}: {flow(theirs)}", guess.why.get(ours, "")
     for item in inside:
         yield from _open(item, "      ")
     if guess.labels:
         yield f"    labels: {{{', '.join(f'{key}: {value}' for key, value in guess.labels.items())}}}", ""
+    for name, value in guess.values.items():
+        yield f"    {name}: {flow(value)}", guess.why.get(name, "")
     if guess.text_lists != "refuse":
         yield f"    text_lists: {guess.text_lists}", "cells spell lists of one text"
     if not guess.human:

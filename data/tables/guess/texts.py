@@ -30,7 +30,9 @@ def demonstrations(sample: Sample) -> Guess:
         return guess
     whole = [column for column in sample.columns if sample.holds_conversations(column, "assistant")]
     answers = [column for column in named("completion", sample.columns) if column not in whole] or [
-        column for column in sample.texts(whole) if set(suggest.words_of(column)) & COMPLETION_WORDS
+        column
+        for column in sample.texts(whole)
+        if (words := set(suggest.words_of(column))) & COMPLETION_WORDS and not words & {"id", "ids"}
     ]
     if whole and not answers:
         guess.choose("messages", [column for column in whole if column in named("messages", whole)] or whole)
@@ -40,7 +42,8 @@ def demonstrations(sample: Sample) -> Guess:
     guess.choose("prompt", [column for column in named("prompt", texts) if column not in answers])
     guess.choose("completion", [column for column in answers if column in texts and column not in guess.used()])
     for role, other in (("prompt", "completion"), ("completion", "prompt")):
-        rest = [column for column in texts if column not in guess.used()]
+        free = [column for column in texts if column not in guess.used()]
+        rest = [column for column in free if any(" " in str(cell) for cell in sample.cells(column))] or free
         if not decided(guess, role) and other in guess.columns and rest:
             guess.choose_rest(role, rest)
     for role in ("prompt", "completion"):

@@ -262,14 +262,14 @@ def test_lmsys(tmp_path: Path) -> None:
     assert [order(ranking) for ranking in read[:2]] == [["y", "x"], ["x", "y"]]
 
 
-def test_summarize_from_feedback_needs_a_prompt(tmp_path: Path) -> None:
+def test_summarize_from_feedback_without_a_subreddit(tmp_path: Path) -> None:
     rows = [
         {"info": {"post": "A post", "title": "T"}, "split": "train", "choice": i % 2, "worker": "w1", "batch": "3",
          "summaries": [{"text": " x", "policy": "sup1", "note": None}, {"text": " y", "policy": "ref"}]}
         for i in range(3)
     ]  # fmt: skip
-    with pytest.raises(DataError, match="looks like the prompt"):
-        guessed(tmp_path, rows)
+    guess, _ = guessed(tmp_path, rows)
+    assert guess.columns["prompt"] == "info.post"
     guess, read = guessed(tmp_path, [row | {"prompt": "Sum up."} for row in rows])
     assert (guess.format, guess.columns["model"], guess.columns["annotator"]) == ("choice", "policy", "worker")
     assert [ranking.ranks for ranking in read] == [[1, 2], [2, 1], [1, 2]]

@@ -184,6 +184,7 @@ def helpsteer3(value: int) -> dict[str, Any]:
     }
 
 
+MT_BENCH = ("question_id", "model_a", "model_b", "winner", "judge", "conversation_a", "conversation_b")
 X_Y, Y_X, TIE = [{"x"}, {"y"}], [{"y"}, {"x"}], [{"x", "y"}]
 
 REPLIES = [message("assistant", "y", 1), message("assistant", "x", 0)]
@@ -295,6 +296,40 @@ CASES = [
         [{"instruction": "Sum", "input": "", "chosen": "x", "rejected": "y"}],
         [("Sum", X_Y)],
     ),
+    Case(
+        "LLaMA-Factory sharegpt",
+        "pairs",
+        [
+            {
+                "conversations": [
+                    {"from": "human", "value": "p"},
+                    {"from": "gpt", "value": "a"},
+                    {"from": "human", "value": "q"},
+                ],
+                "chosen": {"from": "gpt", "value": "x"},
+                "rejected": {"from": "gpt", "value": "y"},
+            }
+        ],
+        [("q", X_Y)],
+    ),
+    Case(
+        "LLaMA-Factory openai",
+        "pairs",
+        [{"messages": [user("p")], "chosen": assistant("x"), "rejected": assistant("y")}],
+        [("p", X_Y)],
+    ),
+    Case(
+        "MT-bench human judgments",
+        "wide",
+        [
+            {name: value for name, value in arena(winner).items() if name in MT_BENCH} | {"turn": turn}
+            for winner, turn in (("model_a", 1), ("model_b", 2), ("tie", 1))
+        ],
+        [("Hi", X_Y), ("Hi", TIE)],
+        annotators={"arena_user_1"},
+    ),
+    Case("TRL implicit", "pairs", [{"chosen": "The sky is blue.", "rejected": "The sky is green."}],
+         [("The sky is", [{" blue."}, {" green."}])]),
     Case("TRL explicit", "pairs", [{"prompt": "p", "chosen": "x", "rejected": "y"}], [("p", X_Y)]),
     Case(
         "TRL explicit conversational",
@@ -381,7 +416,7 @@ def test_the_printed_section_is_a_recipe_that_reads_the_same(case: Case, tmp_pat
 
 
 def test_each_known_schema_has_a_case() -> None:
-    readable = {schema.name for schema in SCHEMAS if not schema.hint} - {"LLaMA-Factory sharegpt rankings"}
+    readable = {schema.name for schema in SCHEMAS if not schema.hint}
     names = {case.name for case in CASES}
     assert {name.removesuffix(" rankings") for name in readable} <= names
 
@@ -391,7 +426,7 @@ def test_each_known_schema_has_a_case() -> None:
     [
         ([message("prompter", "p") | {"message_tree_id": "1", "parent_id": None}], "trees.jsonl.gz"),
         ([{"prompt": "p", "completion": c, "label": good} for c, good in (("x", True), ("y", False))], "pairs"),
-        ([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], "prompt"),
+        ([{"chosen": "The sky is blue.", "rejected": "Grass is green."}], "prompt"),
         ([{"alpha": 1, "beta": 2}], "its columns are alpha, beta"),
     ],
 )

@@ -318,3 +318,62 @@ def test_a_table_of_several_files_is_shown_by_the_first(tmp_path):
     assert report.parsed == 30
     wrong = check_table("data.rankings", RankingTableConfig(path=paths, format="scored", columns={}))
     assert any(f"inspect {paths[0]}`" in line for line in wrong.lines)
+
+
+REPLIES = {"role": "prompter", "text": "Q", "replies": [
+    {"role": "assistant", "text": "x", "rank": 0, "replies": []},
+    {"role": "assistant", "text": "y", "rank": 1, "replies": []},
+]}  # fmt: skip
+TASK = {"data": {"prompt": "Q", "a": "x", "b": "y", "trust": 0.5}, "annotations": [
+    {"completed_by": 1, "result": [{"from_name": "pw", "value": {"selected": "left"}}]}]}  # fmt: skip
+RECORD = {"fields": {"prompt": "Q", "a": "x", "b": "y"}, "metadata": {"trust": 0.5},
+          "responses": {"ranking": [{"value": ["a", "b"], "user_id": "u1"}]}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("format", "columns", "row"),
+    [
+        ("tree", {}, {"prompt": REPLIES, "trust": 0.5}),
+        ("label_studio", {"completions": ["a", "b"]}, TASK),
+        ("argilla", {"completions": ["a", "b"]}, RECORD),
+    ],
+)
+def test_trees_and_tools_have_weights(tmp_path, format, columns, row):
+    [ranking] = read(tmp_path, row, columns | {"weight": "trust"}, format)
+    assert (ranking.ranks, ranking.weight) == ([1, 2], 0.5)
+    [ranking] = read(tmp_path, row, columns, format)
+    assert (ranking.ranks, ranking.weight, ranking.metadata.get("weight")) == ([1, 2], 1.0, None)
+    with pytest.raises(DataError, match="trusst"):
+        read(tmp_path, row, columns | {"weight": "trusst"}, format)
+
+
+LISTS = ["['a', 'b']", '["b"]', "[1, 2]"]
+
+
+@pytest.mark.parametrize("label", LISTS)
+def test_a_label_that_spells_a_list_is_one_value(tmp_path, label):
+    """The recipe's labels and scale, and the texts of the answers, come before several annotators."""
+    columns = {"completions": ["a", "b"], "preference": "label"}
+    row = {"prompt": "Q", "a": "x", "b": "y", "label": label}
+    [ranking] = read(tmp_path, row, columns, "wide", labels={label: "second", "other": "first"})
+    assert (ranking.ranks, ranking.annotator) == ([2, 1], "unknown")
+    [ranking] = read(tmp_path, row | {"b": label}, columns | {"preference": "label"}, "wide", text_lists="text")
+    assert (ranking.ranks, ranking.annotator) == ([2, 1], "unknown")
+    rated = {"completions": ["a", "b"], "ratings": ["ra", "rb"]}
+    [ranking] = read(tmp_path, row | {"ra": "low", "rb": label}, rated, "wide", scale=["low", label])
+    assert (ranking.ranks, ranking.ratings) == ([2, 1], [1.0, 2.0])
+    best = {"completions": ["a", "b", "c"], "best": "label"}
+    [ranking] = read(tmp_path, row | {"b": "z", "c": label}, best, "wide", text_lists="text")
+    assert ranking.ranks == [2, 2, 1]
+    chosen = {"completions": "texts", "choice": "label"}
+    [ranking] = read(
+        tmp_path, row | {"texts": ["x", "y"]}, chosen, "choice", labels={label: "second", "x": "first"}
+    )
+    assert ranking.ranks == [2, 1]
+
+
+def test_other_lists_are_several_annotators(tmp_path):
+    row = {"prompt": "Q", "a": "x", "b": "y", "label": "['first', 'second']"}
+    columns = {"completions": ["a", "b"], "preference": "label"}
+    first, second = read(tmp_path, row, columns, "wide", labels={"first": "first", "second": "second"})
+    assert [first.ranks, second.ranks] == [[1, 2], [2, 1]]

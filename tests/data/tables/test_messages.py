@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from data.tables.messages import as_completion, as_messages, as_prompt, with_system
+from data.tables.messages import LeftOut, as_completion, as_messages, as_prompt, turns, with_system
 from pipeline.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -20,6 +22,21 @@ def test_empty_prompts_have_no_messages(empty):
 def test_conversations_keep_only_roles_and_contents():
     assert as_prompt([SYSTEM, {**USER, "id": 3}], "prompt", "t:1") == [SYSTEM, USER]
     assert as_messages([{"role": "prompter", "content": "hi"}], "prompt", "t:1") == [USER]
+    assert as_messages(USER, "prompt", "t:1") == [USER]
+
+
+def test_sharegpt_messages_are_read():
+    talk = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    read = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "q"), ("assistant", "a"))]
+    columns = {name: [message[name] for message in talk] for name in ("from", "value")}
+    for value in (talk, columns, json.dumps(talk), repr(talk)):
+        assert turns(value, "prompt", "t:1", "user") == read
+    for value in (talk[2], json.dumps(talk[2]), repr(talk[2])):
+        assert turns(value, "answer", "t:1", "assistant") == read[2:]
+    with pytest.raises(LeftOut, match="a tool"):
+        turns([*talk[:2], {"from": "function_call", "value": "{}"}], "prompt", "t:1", "user")
+    timetable = '[{"from": "Berlin", "value": 3}]'  # an answer in JSON
+    assert turns(timetable, "answer", "t:1", "assistant") == [{"role": "assistant", "content": timetable}]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +47,7 @@ def test_conversations_keep_only_roles_and_contents():
         ([{"role": "user"}], "not a message"),
         (["hi"], "not a message"),
         ([{"role": "user", "content": 3}], "must be text"),
-        ({"role": "user", "content": "x"}, "must be text or a list of messages"),
+        ({"text": "x"}, "must be text or a list of messages"),
         (3, "must be text or a list of messages"),
     ],
 )

@@ -289,3 +289,30 @@ def test_check_suggests_the_nearest_path(tmp_path):
     [problem] = check(tmp_path, [ITEM], "wide", **(LISTS | {"ratings": "completions[*].scores.v"})).problems
     assert problem.what.endswith("'completions[0]' has no 'scores'; did you mean 'score'?")
     assert problem.where.endswith("t.jsonl:1")
+
+
+def test_an_object_is_nobodys_name(tmp_path):
+    row = {"prompt": "p", "a": "x", "b": "y", "ra": 1, "rb": 2, "annotator": {"name": "ana", "id": 3}}
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    columns = {"completions": ["a", "b"], "ratings": ["ra", "rb"]}
+    with pytest.raises(DataError, match="'annotator' holds an object") as caught:
+        list(read_rankings(RankingTableConfig(path=str(path), format="wide", columns=columns), Dropped()))
+    assert "annotator: annotator.KEY" in caught.value.hint
+    columns["annotator"] = "annotator.name"
+    [ranking] = read_rankings(RankingTableConfig(path=str(path), format="wide", columns=columns), Dropped())
+    assert ranking.annotator == "ana"
+
+
+@pytest.mark.parametrize(
+    ("cells", "prompt"),
+    [
+        ({"a": "Sum", "b": "1 2"}, "Sum\n1 2\n\nend"),
+        ({"a": "Sum", "b": ""}, "Sum\n\nend"),
+        ({"a": None, "b": "1\n2"}, "1\n2\n\nend"),
+        ({"a": " ", "b": None}, "\nend"),
+    ],
+)
+def test_a_line_of_empty_cells_is_left_out_of_a_template(cells, prompt):
+    assert row(**cells)["{a}\n{b}\n\nend"] == prompt
+    assert row(**cells)["TITLE: {b}"] == f"TITLE: {cells['b'] or ''}"

@@ -154,6 +154,9 @@ def test_another_recipe_uses_a_finished_run_with_the_same_key(runner: MakeRunner
     assert [name for name, step in planned.items() if step.action == "reuse"] == SHARED[:6]
     folder = runner().planner.summary().need("sft").folder
     assert planned["sft"].reason == f"the same as {folder}"
+    assert planned["ppo"].reason == "no earlier result; the run of small differs: ppo.kl.target 6.0 -> 8.0"
+    two = plans(runner("name=third ppo.kl.target=8 ppo.batch_size=64").planner)["ppo"]
+    assert two.reason == "no earlier result"  # more than one value differs
     assert not other.planner.summary().stages  # until it runs, the other recipe has nothing
     other.run()
     assert stages.calls == ["ppo", "eval", "export"]
