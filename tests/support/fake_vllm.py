@@ -1,8 +1,8 @@
 """A stand-in for vLLM 0.33: the part of its interface that is used here, with its defaults and refusals.
 
-It decodes with transformers' own forward over all tokens, from the folders of the base and of the adapter. Like vLLM,
-it reads an adapter once per id, cannot generate while it sleeps, raises low temperatures silently, and stops at the
-model's own EOS unless `ignore_eos` is set.
+It decodes with transformers' own forward over all tokens, from the folders of the base and of the adapter.
+Like vLLM, it reads an adapter once per id, cannot generate while it sleeps, raises low temperatures silently, and
+stops at the model's own EOS unless `ignore_eos` is set.
 """
 
 from __future__ import annotations
