@@ -6,6 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 RECIPE ?=
 SET ?=
 NPROC ?=
+DEVICE ?=
 ARGS ?=
 
 export SET
@@ -23,7 +24,7 @@ STAGES := $(shell sed -nE 's/.*target="stages\.([a-z]+).*/\1/p' stages/registry.
 
 .DEFAULT_GOAL := help
 .PHONY: help venv init inspect check plan show status run $(STAGES) round report chat serve judge compare annotate export-rankings score evaluate-reward export-reward publish \
-	clean test slow gpu compare-optimisers mutations lint types docs
+	clean test slow test-device gpu compare-optimisers mutations lint types docs
 
 # `##` describes a target for users, `###` one for developers.
 help: ## list the targets
@@ -131,8 +132,11 @@ compare-optimisers: venv ### compare PPO, GRPO, DPO, RAFT, ...: hours (ARGS=--he
 mutations: venv ### break the maths in a few places and show which tests notice
 	@$(VENV)/bin/python benchmarks/mutations.py $(or $(ARGS),--sample 3)
 
+test-device: venv ### run the tests that hold on every device (DEVICE=mps)
+	@$(VENV)/bin/python -m pytest tests/invariants/test_on_device.py --device $(or $(DEVICE),auto)
+
 gpu: venv ### run the tests of a CUDA device, and the table of docs/gpu.md
-	@$(VENV)/bin/python -m pytest tests/gpu
+	@$(VENV)/bin/python -m pytest tests/gpu tests/invariants/test_on_device.py --device cuda
 	@$(VENV)/bin/python benchmarks/gpu.py --out $(or $(OUT),.)
 
 lint: venv ### ruff

@@ -29,24 +29,24 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support"), str(ROOT / "benchmarks")]
 
 from pipeline.engine import environment
 
 environment.prepare()
 
 import torch
-from peft import LoraConfig, get_peft_model
+from gpu_models import CUDA, DEVICE, EIGHT, HALF, ONE, ONE_AND_A_HALF, bank, in_nf4, model, step_floor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from transformers.utils import logging as transformers_logging
 
 from stages.export.checkpoints import save_nf4
 from stages.models.actor import Actor
 from stages.models.bank import ActorBank
-from stages.models.heads import ScalarHead
 from stages.models.loading import load_causal_lm
 from stages.models.microbatch import MicroBatch
 from stages.models.quantization import grids
+from stages.ppo.cost import attainable
 from stages.ppo.losses import policy_loss
 from stages.sampling import episodes as trajectory
 from stages.sampling import slots
@@ -56,25 +56,6 @@ from stages.training.optimizers import adamw
 
 Rows = Iterator[tuple[str, str]]
 """(check, result)."""
-
-ONE: dict[str, Any] = {
-    "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
-    "max_position_embeddings": 4096, "initializer_range": 0.02,
-}  # fmt: skip
-"""The shape of Llama-3.2-1B."""
-EIGHT = ONE | {
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128,
-    "tie_word_embeddings": False,
-}  # fmt: skip
-"""The shape of Llama-3.1-8B."""
-TINY = ONE | {
-    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-}  # fmt: skip
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 
 STEPS: dict[str, tuple[Callable[[], Rows], float]] = {}
 """Name -> the step and its time limit in seconds, which includes its imports."""
@@ -89,33 +70,6 @@ def step(limit: float) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
 
 
 # --- Shared by the steps ------------------------------------------------------------------------------------------
-
-
-def shape(values: dict[str, Any]) -> dict[str, Any]:
-    return values if CUDA else TINY
-
-
-def model(values: dict[str, Any], kind: Any = LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> Any:
-    torch.manual_seed(0)
-    with torch.device(DEVICE):
-        lm: Any = AutoModelForCausalLM.from_config(kind(**shape(values)), dtype=dtype)
-    return lm.eval().requires_grad_(False)
-
-
-def bank(lm: Any) -> ActorBank:
-    """Reference and policy, with a value head on the policy's trunk."""
-
-    def lora() -> LoraConfig:
-        return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-
-    wrapped = get_peft_model(lm, lora(), adapter_name="reference")
-    wrapped.add_adapter("policy", lora())
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.01)
-    width = lm.config.hidden_size
-    return ActorBank(wrapped.to(DEVICE), {"policy": ScalarHead(width).to(DEVICE)}, ["policy"])
 
 
 def texts(count: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -189,7 +143,8 @@ data: {{demonstrations: {{size: 400}}}}
 sft: {{trainer: {{max_steps: 8}}}}
 collect: {{num_prompts: 60, eval_prompts: 20}}
 reward: {{trainer: {{max_steps: 8}}, gate: null}}
-ppo: {{total_episodes: 128, batch_size: 64, eval_prompts: 8, eval_updates: 1}}
+ppo: {{total_episodes: 128, batch_size: 64, eval_prompts: 8, eval_updates: 1,
+       kl: {{num_prompts: 4, num_generations: 8, target: 0.5}}}}
 eval: {{num_prompts: 16}}
 export: {{num_prompts: 8, formats: [safetensors, nf4, gguf_q4_0]}}
 dpo: {{enabled: true, trainer: {{max_steps: 3}}}}
@@ -265,6 +220,16 @@ def passes() -> Rows:
         fresh()
 
 
+DECODED: tuple[tuple[str, Callable[[], Any], int], ...] = (
+    ("0.5B bfloat16", lambda: model(HALF), 64),
+    ("1.5B bfloat16", lambda: model(ONE_AND_A_HALF), 64),
+    ("8B NF4", lambda: in_nf4(model(EIGHT)), 64),
+    ("1B bfloat16", lambda: model(ONE), 32),
+    ("8B bfloat16", lambda: model(EIGHT), 64),
+)
+"""What is decoded: its name, the model, and the number of rows. The last two are those of earlier sessions."""
+
+
 @step(90)
 def decoding() -> Rows:
     """Speed, memory and host synchronisations of the rollout loop, and whether its step can be captured."""
@@ -285,11 +250,13 @@ def decoding() -> Rows:
     yield "decoding as a captured graph, float32", f"{same} of 24 responses as without, {captures} captures"
     del roles, actor
     fresh()
-    for name, values, rows in (("1B", ONE, 32), ("1B", ONE, 128), ("8B", EIGHT, 64)):
-        lm = model(values)
+    for name, make, rows in DECODED:
+        lm = make()
         vocabulary, tokens, rows = lm.config.vocab_size, (48 if CUDA else 6), (rows if CUDA else 3)
+        prompt = 128 if CUDA else 9
+        floor = step_floor(lm, rows, prompt + tokens / 2)
         roles = bank(lm)
-        prompts, uniform = texts(rows, 128 if CUDA else 9, vocabulary), torch.rand(rows, tokens)
+        prompts, uniform = texts(rows, prompt, vocabulary), torch.rand(rows, tokens)
         with roles.active("policy", decode=True) as actor:
 
             def sample(actor: Actor = actor, prompts: Any = prompts, uniform: Any = uniform) -> None:
@@ -299,8 +266,9 @@ def decoding() -> Rows:
             with synchronisations() as places:
                 sample()
         yield (
-            f"decoding {name}, LoRA, bfloat16, batch {rows}, 128 + {tokens} tokens",
-            f"{rows * tokens / took:,.0f} tokens/s, {1e3 * took / tokens:.1f} ms per step, peak {peak()}, "
+            f"decoding {name}, LoRA, batch {rows}, {prompt} + {tokens} tokens",
+            f"{rows * tokens / took:,.0f} tokens/s, {1e3 * took / tokens:.1f} ms per step, "
+            f"{took / tokens / floor:.1f} times the bandwidth floor, peak {peak()}, "
             f"synchronisations {counted(places)}",
         )
         del roles, lm, actor, sample
@@ -335,11 +303,13 @@ def training() -> Rows:
 
         fresh()
         took = seconds(work, 3)
+        rate = 4 * weights * tokens / took  # LoRA: a frozen weight takes part in two products, not three
         with synchronisations() as places:
             work()
         yield (
             f"policy step, 1B, {tokens} tokens{', checkpointing' if checkpointing else ''}",
-            f"{1e3 * took:.0f} ms, {4 * weights * tokens / took / 1e12:.0f} TFLOP/s, peak {peak()}, "
+            f"{1e3 * took:.0f} ms, {rate / 1e12:.0f} TFLOP/s, "
+            f"MFU {100 * rate / attainable(DEVICE, torch.bfloat16):.0f} %, peak {peak()}, "
             f"synchronisations {counted(places)}",
         )
         del roles, batch, work
@@ -429,6 +399,15 @@ def quantisation() -> Rows:
             f"grid {name} on the card against the CPU",
             f"{differ} of {weight.numel()} weights differ, by at most {difference:.1e} of the largest",
         )
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(weight.to(DEVICE), blocksize=64, quant_type="nf4", compress_statistics=True)
+    there, here = dequantize_4bit(packed, state).float(), grids.onto("nf4", weight.to(DEVICE))
+    yield (
+        "grid nf4 against bitsandbytes' kernels, both on the card",
+        f"{int((here != there).sum())} of {weight.numel()} weights differ, by at most "
+        f"{float((here - there).abs().max() / here.abs().max()):.1e} of the largest",
+    )
     with tempfile.TemporaryDirectory() as folder:
         values = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
         tiny.lm(**values).save_pretrained(f"{folder}/full")
@@ -566,27 +545,46 @@ def sharding() -> Rows:
         yield f"sharding over two GPUs: {row[0]}", ", ".join(map(" ".join, zip(names[1:], row[1:], strict=True)))
 
 
-@step(60)
+@step(110)
 def peers() -> Rows:
-    """Transformers' `generate` on the same 1B model, without LoRA."""
-    lm = model(ONE)
-    rows, tokens = (32, 48) if CUDA else (2, 5)
-    ids = torch.randint(3, lm.config.vocab_size, (rows, 128 if CUDA else 9), device=DEVICE)
-    for cache in ("dynamic", "static") if CUDA else ("dynamic",):
-        values: dict[str, Any] = {"cache_implementation": "static"} if cache == "static" else {}
+    """Transformers' `generate` on the models of the step `decoding`, without LoRA."""
+    for cache in ("dynamic", "static"):
+        for name, make, rows in DECODED[:3]:
+            lm = make()
+            rows, tokens = (rows, 48) if CUDA else (2, 5)
+            ids = torch.randint(3, lm.config.vocab_size, (rows, 128 if CUDA else 9), device=DEVICE)
+            values: dict[str, Any] = {"cache_implementation": "static"} if cache == "static" else {}
 
-        def sample(values: Any = values) -> None:
-            lm.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=True, min_new_tokens=tokens,
-                max_new_tokens=tokens, pad_token_id=0, **values,
-            )  # fmt: skip
+            def sample(lm: Any = lm, ids: Any = ids, tokens: int = tokens, values: Any = values) -> None:
+                lm.generate(
+                    ids, attention_mask=torch.ones_like(ids), do_sample=True, min_new_tokens=tokens,
+                    max_new_tokens=tokens, pad_token_id=0, **values,
+                )  # fmt: skip
 
-        took = seconds(sample, 1)
-        yield (
-            f"transformers generate, {cache} cache{', compiled' if cache == 'static' else ''}, batch {rows}",
-            f"{rows * tokens / took:,.0f} tokens/s, {1e3 * took / tokens:.1f} ms per step",
-        )
+            took = seconds(sample, 1)
+            compiled = ", compiled" if cache == "static" and CUDA else ""
+            yield (
+                f"transformers generate, {name}, {cache} cache{compiled}, batch {rows}",
+                f"{rows * tokens / took:,.0f} tokens/s, {1e3 * took / tokens:.1f} ms per step",
+            )
+            del lm, sample
+            fresh()
 
+
+@step(150)
+def updates() -> Rows:
+    """Peak memory of PPO updates against the plan, for twelve configurations, and their speed."""
+    from gpu_ppo import rows
+
+    yield from rows()
+
+
+ORDER = [
+    "decoding", "updates", "pipeline", "training", "peers", "quantisation", "mismatch", "memory", "optimizers",
+    "resume", "passes", "attention", "group", "sharding",
+]  # fmt: skip
+"""The steps, those first whose result is needed most."""
+assert sorted(ORDER) == sorted(STEPS)
 
 # --- Running the steps --------------------------------------------------------------------------------------------
 
@@ -620,7 +618,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--seconds", type=float, default=480.0)
-    parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER)
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.seconds
     # Spawn: importing a library may initialise CUDA, which a forked process cannot use.

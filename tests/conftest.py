@@ -19,10 +19,12 @@ from pipeline_fakes import FakeStages, Lines
 import stages.registry
 from pipeline import invocation
 from pipeline.config.load import LoadedRecipe, load_recipe
+from pipeline.device import available_device
 from pipeline.engine import registry
 from pipeline.engine import runner as running
 from pipeline.engine.runner import Runner
 from pipeline.engine.stage import Artifact, RunContext
+from pipeline.errors import StageError
 
 RECIPE = """\
 name: small
@@ -33,6 +35,28 @@ rank: {source: simulated, annotators: [{name: ann}, {name: bob}]}
 ppo:
   kl: {target: 6}
 """
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="cpu",
+        help="where tests/invariants/test_on_device.py computes",
+    )
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The torch device of `--device`, or the simulated one of tests/device."""
+    if "SIMULATED_DEVICE" in os.environ:
+        import simulated_device
+
+        return simulated_device.NAME
+    try:
+        return available_device(request.config.getoption("--device"))
+    except StageError as error:
+        pytest.exit(error.what, returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.fixture(scope="module")

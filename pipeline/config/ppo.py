@@ -29,6 +29,8 @@ MOST_SAMPLES = 256
 """Samples per prompt from which a KL coefficient is solved, at most."""
 SOLVABLE_KL = 5.5
 """Nats per response: log 256, rounded down. The KL of a policy that always gives one of so many samples."""
+VLLM_CLIP = 2.0
+"""The default of `importance_sampling_clip_max` with `sampler: vllm`: the bound of Yao et al. 2025."""
 
 Estimator = Literal["gae", "reinforce", "rloo", "grpo"]
 LossType = Literal["bnpo", "dapo", "dr_grpo", "grpo"]
@@ -207,6 +209,13 @@ class PPOConfig:
     """Maximum tokens of a response."""
     temperature: Positive = 1.0
     """Sampling temperature. Log-probabilities are computed at the same temperature."""
+    sampler: Literal["builtin", "vllm"] = field(default="builtin", metadata=ADDED)
+    """The engine that samples responses in PPO (docs/performance.md). builtin: the weights that are trained.
+    vllm: a copy of the base in vLLM, in the same process, which gets the policy's adapter before each batch. It
+    needs LoRA, an unquantised base, a CUDA device and `pip install "tutelage[vllm]"`. It is untested on a GPU."""
+    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = field(default=0.3, metadata=RUNTIME)
+    """For `sampler: vllm`: the share of the GPU's memory that vLLM takes while it samples, for its copy of the base
+    and its cache. While the policy trains, that copy is in the host's memory."""
     learning_rate: Positive = 1e-5
     """Peak learning rate of the policy."""
     value_learning_rate: Positive | None = None
@@ -248,7 +257,8 @@ class PPOConfig:
     importance_sampling_clip_max: Annotated[float, Field(ge=1)] | None = None
     """Corrects for the difference between sampling and training numerics in 16 bits: each token's policy loss is
     weighted by the ratio of its recomputed probability to its probability when it was sampled, at most this number.
-    null: no weights. In float32 the weights are 1 (docs/ppo.md)."""
+    null: no weights, or with `sampler: vllm` 2.0. In float32 the weights of the built-in sampler are 1
+    (docs/ppo.md)."""
     vf_coef: NonNegative = 0.1
     """Weight of the value loss with `value: trunk`. A separate value model has an optimizer of its own."""
     entropy_coef: NonNegative = 0.0
@@ -305,6 +315,14 @@ class PPOConfig:
     def critic(self) -> Literal["adapter", "trunk"] | None:
         """Where the value head is; None where the advantage estimator needs no critic."""
         return self.value if self.method.critic else None
+
+    @property
+    def importance_clip(self) -> float | None:
+        """The largest importance weight of a token; None: there are no weights. vLLM's kernels round differently
+        from the passes that train, so what it samples always gets weights."""
+        if self.sampler == "vllm" and self.importance_sampling_clip_max is None:
+            return VLLM_CLIP
+        return self.importance_sampling_clip_max
 
     @property
     def method(self) -> Method:

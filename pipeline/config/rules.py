@@ -9,7 +9,17 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from pipeline.config import criteria, endpoint, estimators, labels, licenses, policies, table_rules, term_rules
+from pipeline.config import (
+    criteria,
+    endpoint,
+    estimators,
+    labels,
+    licenses,
+    policies,
+    sampler,
+    table_rules,
+    term_rules,
+)
 from pipeline.config.base import TEMPLATE_INPUTS, BaseConfig, QATConfig
 from pipeline.config.data import RankingTableConfig, TableConfig, TaskConfig, rankings_path
 from pipeline.config.evaluate import JUDGES
@@ -53,6 +63,7 @@ def conflicts(recipe: Recipe) -> Iterator[Problem]:
     yield from _rounds(recipe)
     yield from _ppo(recipe.ppo)
     yield from estimators.problems(recipe.ppo)
+    yield from sampler.problems(recipe)
     yield from term_rules.conflicts(recipe)
     yield from _monitor(recipe)
     yield from _eval(recipe)

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import hub_models, invocation, machine
-from pipeline.config import term_rules
+from pipeline.config import sampler, term_rules
 from pipeline.config.load import LoadedRecipe
 from pipeline.config.section import content
 from pipeline.device import resolve
@@ -39,6 +39,7 @@ from pipeline.engine.stage import Artifact, RunContext, Silent
 from pipeline.errors import Interrupted, RecipeError, StageError
 from pipeline.files import readable_seconds
 from pipeline.memory.forecast import Forecast
+from pipeline.memory.plan import planned_device
 
 
 class Runner:
@@ -297,6 +298,10 @@ def foresee(planner: Planner, planned: Sequence[StagePlan], force: bool, process
     rates = any(step.spec.section in ("ppo", "eval") and not step.finished for step in planned)
     if rates and (problems := list(term_rules.unset_keys(planner.recipe))):
         raise planner.loaded.refusal(problems)
+    if any(step.spec.section == "ppo" and not step.finished for step in planned):
+        device = planned_device(planner.recipe)
+        if problems := list(sampler.unavailable(planner.recipe, device, processes)):
+            raise planner.loaded.refusal(problems)
     planner.check_model(next((step.finished for step in planned if step.spec.name == "base"), None))
     forecast = Forecast.of(planner.loaded, planner.latest("data"), processes)
     if forecast.no_network and any(step.spec.name == "base" and not step.finished for step in planned):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.files import readable_bytes
 from pipeline.memory.advice import propose
 from pipeline.memory.flops import stage_flops
+from pipeline.memory.phases import vllm_needs
 from pipeline.memory.plan import MemoryPlan, predict, resolve
 from pipeline.network import NoNetwork
 
@@ -63,8 +65,10 @@ class Forecast:
 
     def check(self, stages: Iterable[str], force: bool = False) -> None:
         """Raises `StageError`, with changes that would fit, if one of these stages needs more memory than the
-        device has. Does nothing with `force`."""
-        large = [] if self.plan is None else self.plan.too_large(set(stages))
+        device has. Does nothing with `force`. Raises `RecipeError` if vLLM cannot work with its share of it."""
+        stages = set(stages)
+        self._check_vllm(stages)
+        large = [] if self.plan is None else self.plan.too_large(stages)
         if not large or force:
             return
         assert self.plan is not None
@@ -87,6 +91,26 @@ class Forecast:
                 f"         `{invocation.command('plan')}` shows the memory of each stage"
             ),
         )
+
+    def _check_vllm(self, stages: set[str]) -> None:
+        config = self.recipe.ppo
+        if config.sampler != "vllm" or "ppo" not in stages or self.plan is None or self.plan.limit is None:
+            return
+        limit, needs = self.plan.limit, vllm_needs(self.recipe, self.plan.model)
+        share = config.vllm_gpu_memory_utilization
+        if needs > share * limit:
+            enough = math.ceil(10 * needs / limit + 0.5) / 10
+            raise self.loaded.refusal(
+                [
+                    (
+                        "ppo.vllm_gpu_memory_utilization",
+                        f"{share:g} of {readable_bytes(limit)} ({self.plan.limit_from}) is too little: vLLM needs "
+                        f"{readable_bytes(needs)} for a copy of the base and the cache of one response. "
+                        + (f"Set it to {enough:g}, or set" if enough < 1 else "Set")
+                        + " ppo.sampler to builtin",
+                    )
+                ]
+            )
 
     def record(self, stage: str) -> dict[str, Any]:
         """A stage's entry for its manifest."""

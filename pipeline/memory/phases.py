@@ -33,11 +33,14 @@ FUSED_COPIES, FUSED_COPIES_FORWARD = 8.25, 4.25
 """Tiles that exist at once in its backward and forward pass without Triton. With Triton, on a GPU, it is one."""
 
 
-def stages(recipe: Recipe, model: PlannedModel, micro: dict[str, int], processes: int = 1) -> dict[str, Phases]:
+def stages(
+    recipe: Recipe, model: PlannedModel, micro: dict[str, int], processes: int = 1, room: float | None = None
+) -> dict[str, Phases]:
     """The phases of every stage that holds the model, in one of the processes that share the run.
 
     Args:
         micro: by stage, the rows per pass (`micro_batches`).
+        room: bytes of the device's memory; None: not known.
     """
     planned: dict[str, Phases] = {"base": _base(recipe, model, micro)}
     alone = model
@@ -50,7 +53,7 @@ def stages(recipe: Recipe, model: PlannedModel, micro: dict[str, int], processes
         planned["collect"] = _collect(recipe, alone)
     if recipe.reward.model is None:
         planned["reward"] = _reward(recipe, model, micro["reward"])
-    planned["ppo"] = _ppo(recipe, model, micro["ppo"], processes)
+    planned["ppo"] = _ppo(recipe, model, micro["ppo"], processes, room)
     if recipe.dpo is not None and recipe.dpo.enabled:
         planned["dpo"] = _dpo(recipe, model, micro["dpo"])
     if recipe.raft is not None and recipe.raft.enabled:
@@ -188,7 +191,7 @@ def completions(recipe: Recipe) -> int:
     return max((len(columns) if isinstance(columns, list) else 2 for columns in named), default=2)
 
 
-def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int) -> Phases:
+def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int, room: float | None) -> Phases:
     config, learner = recipe.ppo, _learner(model)
     prompt, response = config.max_prompt_length, config.response_length
     rewards = _rewards(recipe, model)
@@ -225,8 +228,13 @@ def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int) -> Pha
     # Evaluation prompts are answered in batches of the rollout's size, or all at once.
     sampled = min(rollout, max(batch, config.eval_prompts if config.eval_updates else 0))
     read = held | ({"gathered": learner.gathered} if learner.gathered else {})
+    if config.sampler == "vllm":
+        taken = vllm_needs(recipe, model, sampled) if room is None else config.vllm_gpu_memory_utilization * room
+        sampling = {"rollout": read | {"vllm": taken}}
+    else:
+        sampling = _decode(read, learner, sampled, prompt, response, banked=True)
     phases = {
-        **_decode(read, learner, sampled, prompt, response, banked=True),
+        **sampling,
         "score": read | {"activations": learner.passing(passes, length, "plain")},
         "passes": read
         | {
@@ -241,6 +249,13 @@ def _ppo(recipe: Recipe, model: PlannedModel, micro: int, processes: int) -> Pha
     if config.ptx_coef:  # demonstrations as long as prompt and response together
         phases["ptx"] = trained(micro * length)
     return _with_small_blocks(phases, learner, micro * length)
+
+
+def vllm_needs(recipe: Recipe, model: PlannedModel, rows: int = 1) -> float:
+    """Bytes that vLLM needs to sample so many rows of PPO at once: a copy of the base, an adapter in its precision,
+    and the cache. What its compiled graphs take is not known."""
+    length = recipe.ppo.max_prompt_length + recipe.ppo.response_length
+    return model.weights + model.adapter * model.size / SINGLE + model.cache(rows, length)
 
 
 def _dpo(recipe: Recipe, model: PlannedModel, pairs: int) -> Phases:

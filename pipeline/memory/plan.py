@@ -127,7 +127,7 @@ def predict(
     wanted = phases.micro_batches(recipe, processes)
 
     def plan(recipe: Recipe, micro: dict[str, int]) -> dict[str, StagePeak]:
-        stages = phases.stages(recipe, model, micro, processes)
+        stages = phases.stages(recipe, model, micro, processes, room)
         return {stage: _peak(moments, device) for stage, moments in stages.items()}
 
     # Automatic micro-batches halve until they fit; `resolve` decides about checkpointing after that.

@@ -99,6 +99,11 @@ class Bank(nn.Module, ABC):
         finally:
             self._role = None
 
+    @property
+    def role(self) -> str | None:
+        """The role that is active, if any."""
+        return self._role
+
     def _actor(self, role: str) -> Actor:
         head = self.heads[role] if role in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
         with self.whole(role), self._routed(role) as lm:

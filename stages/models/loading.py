@@ -195,13 +195,18 @@ def _architecture_refusal(config: dict[str, Any]) -> Refusal | None:
     )
 
 
+def weights_of(base: Artifact) -> tuple[str, str | None]:
+    """The folder or Hub id of the weights of a `base` artifact, and the commit of a Hub id."""
+    spec = base.json("base.json")
+    return (str(base.file("model")) if spec["model"] is None else spec["model"]), spec["revision"]
+
+
 def load_backbone(base: Artifact, device: str) -> PreTrainedModel:
     """The frozen language model of a `base` artifact, in evaluation mode on `device`."""
-    spec = base.json("base.json")
-    source = str(base.file("model")) if spec["model"] is None else spec["model"]
+    spec, (source, revision) = base.json("base.json"), weights_of(base)
     quantization = spec["quantization"]
     storage = quantization if isinstance(quantization, str) else "none"
-    model = load_causal_lm(source, device, dtype=spec["dtype"], quantization=storage, revision=spec["revision"])
+    model = load_causal_lm(source, device, dtype=spec["dtype"], quantization=storage, revision=revision)
     mark_as(base, model)
     return model
 

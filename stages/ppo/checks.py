@@ -5,7 +5,11 @@ from __future__ import annotations
 from pipeline.errors import StageError
 from stages.models.bank import Bank
 from stages.models.precision import Deviation, spread_of
-from stages.ppo.experience import Experience
+from stages.ppo.experience import Experience, TokenScores
+
+OTHER_MODEL = 0.3
+"""Root mean square of the differences, as a fraction of the spread, from which log-probs are another model's: three
+times `ROUGH`, because another engine's kernels and its 16-bit adapters add to the rounding."""
 
 
 def same_start(data: Experience, exact: bool) -> None:
@@ -36,6 +40,21 @@ def first_ratio(data: Experience, sums: dict[str, float], count: float, exact: b
             f"the policy's ratio to itself is {ratio:.4f}, not 1, before the first step of an update (KL "
             f"{k3:.2g} nats per token)",
             hint="the model's output is random or depends on the batch; report this with the recipe",
+        )
+
+
+def same_sampler(data: Experience) -> None:
+    """Raises `StageError` if another engine samples from another model than the policy: without its adapter, for
+    example, or from a base that it reads differently. Rounding alone stays far below `OTHER_MODEL`."""
+    sampled = TokenScores.sampled(data.episodes)
+    assert sampled is not None
+    mask = data.episodes.mask_BT.cpu()
+    deviation = Deviation.between(sampled.logp_BT.cpu()[mask], data.logp_BT.cpu()[mask])
+    if not deviation.relative <= OTHER_MODEL:
+        raise StageError(
+            f"the sampler's log-probs are not the policy's, in nats per token: {deviation}",
+            where="ppo.sampler",
+            hint="set ppo.sampler to builtin, and report this with the recipe and the versions of the packages",
         )
 
 

@@ -3,7 +3,7 @@
 Decoding and full forward passes round differently, so the sampling policy differs slightly from the policy whose
 log-probs are recomputed. PPO's ratio compares the recomputed policy with the trained one and hides this difference,
 which makes training off-policy (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
-Training"). In float32 the log-probs recorded while sampling are used directly, and there is no mismatch.
+Training"). In float32 the log-probs recorded by the built-in sampler are used directly, and there is no mismatch.
 
 Shapes: B responses, T response tokens; masks are bool.
 """
@@ -32,7 +32,7 @@ def importance_weights(logp_BT: Tensor, sampled_logp_BT: Tensor, clip_max: float
 
 def with_mismatch(data: Experience, config: PPOConfig, world: World) -> Experience:
     """Adds the mismatch metrics (docs/ppo.md) to experience with recomputed log-probs and, with
-    `ppo.importance_sampling_clip_max`, the importance weights. Returns it unchanged if the sampler recorded no
+    `config.importance_clip`, the importance weights. Returns it unchanged if the sampler recorded no
     log-probs."""
     sampled = TokenScores.sampled(data.episodes)
     if sampled is None:
@@ -46,6 +46,6 @@ def with_mismatch(data: Experience, config: PPOConfig, world: World) -> Experien
         "sampling/kl_k3": divergence / count,
         "sampling/logp_difference_std": float(variance) ** 0.5,
     }
-    clip_max = config.importance_sampling_clip_max
+    clip_max = config.importance_clip
     weights = None if clip_max is None else importance_weights(data.logp_BT, sampled_BT, clip_max)
     return replace(data, weights_BT=weights, metrics=data.metrics | metrics)

@@ -37,6 +37,7 @@ from stages.ppo.ptx import Demonstrations
 from stages.ppo.trainer import PPOTrainer
 from stages.ppo.watch.alerts import AlertLog
 from stages.ppo.watch.evaluation import Evaluations, evaluation_prompts
+from stages.sampling import vllm
 from stages.sampling.prompts import load_prompts
 from stages.scoring.terms import WrittenTerms, copy_functions
 from stages.training.demonstrations import encode_demonstrations
@@ -75,6 +76,12 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         copy_functions(config.reward.terms or (), out_dir)
     torch.manual_seed(ctx.seed)
     bank, reward = roles.build(config, inputs, codec, ctx.device, ctx.sharded, ctx.offload, ctx.say, ctx.recipe_dir)
+    sampler = None
+    if config.sampler == "vllm":
+        assert isinstance(bank, ActorBank)  # pipeline/config/sampler.py
+        with ctx.progress("starting vLLM"):
+            engine = vllm.start(config, inputs["base"], bank, ctx.device, ctx.seed)
+        sampler = vllm.VLLMSampler(engine, bank, codec.pad_id)
     earlier = by_round(inputs, "ppo")
     trainer = PPOTrainer(
         bank,
@@ -86,6 +93,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Artifact], out_dir: Path, ctx: R
         device=ctx.device,
         demonstrations=demonstrations,
         is_copy=not earlier,
+        sampler=sampler,
         say=ctx.say,
     )
     if earlier:

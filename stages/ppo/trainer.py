@@ -35,7 +35,7 @@ from stages.ppo.terms import TermSignal
 from stages.ppo.update import Optimisation
 from stages.sampling.episodes import Episodes
 from stages.sampling.prompts import EncodedPrompt
-from stages.sampling.sampler import SamplingParams, Share, sampler_of
+from stages.sampling.sampler import Sampler, SamplingParams, Share, sampler_of
 
 
 class PPOTrainer:
@@ -47,6 +47,7 @@ class PPOTrainer:
         reward: scores responses.
         demonstrations: draws a batch for PPO-ptx from a generator; needed when `config.ptx_coef` > 0.
         is_copy: whether the policy starts as a copy of the reference; if so, the first batch checks it.
+        sampler: samples responses; None: the built-in one.
         say: called with a message when a micro-batch does not fit into memory.
     """
 
@@ -62,6 +63,7 @@ class PPOTrainer:
         device: str = "cpu",
         demonstrations: Demonstrations | None = None,
         is_copy: bool = True,
+        sampler: Sampler | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.bank, self.config, self.codec, self.reward = bank, config, codec, reward
@@ -72,7 +74,7 @@ class PPOTrainer:
         self.prompts = PromptQueue(prompts, self.generator)
         self.shares = Shares(config.batch_size, config.num_generations, self.world)
         self.decoding = MicroBatch(config.rollout_batch_size, "sampling", say)
-        self.sampler = sampler_of(codec, self.decoding)
+        self.sampler = sampler or sampler_of(codec, self.decoding)
         self.sampling = SamplingParams(
             max_new_tokens=config.response_length, stop_ids=codec.stop_ids, temperature=config.temperature
         )
@@ -163,12 +165,15 @@ class PPOTrainer:
             scored["objective/resampled"] = float(count)
         clock.lap("score")
         # 3. to 5. Log-probs, values, rewards, advantages.
+        reuse = self.exact and self.sampler.native
         data = experience.build(
             self.bank, episodes, self.normalizer.shown(scores), rewards, config, self.kl.value, self.world,
-            estimator=self.estimator, rows_B=self.shares.rows, reuse=self.exact, micro=self.micro,
+            estimator=self.estimator, rows_B=self.shares.rows, reuse=reuse, micro=self.micro,
         )  # fmt: skip
-        if not self.exact:
+        if not reuse:
             data = mismatch.with_mismatch(data, config, self.world)
+        if not self.sampler.native:
+            checks.same_sampler(data)
         if self.update == 0 and self.is_copy:
             checks.same_start(data, self.exact)
         trim_memory()  # training's tensors do not fit into the blocks that the KV cache left in the allocator
@@ -220,7 +225,7 @@ class PPOTrainer:
         Args:
             share: this process's rows of it; None: those of an update's batch.
         """
-        with self.bank.active(role, decode=True) as actor:
+        with self.bank.active(role, decode=self.sampler.native) as actor:
             return self.sampler.sample(
                 actor,
                 [prompt.ids for prompt in prompts],
@@ -232,7 +237,7 @@ class PPOTrainer:
 
     def respond(self, prompts: Sequence[EncodedPrompt], seed: int) -> Episodes:
         """Samples the policy's episodes for any prompts, outside of training. The same on every process."""
-        with self.bank.active("policy", decode=True) as actor:
+        with self.bank.active("policy", decode=self.sampler.native) as actor:
             return self.sampler.sample(actor, [prompt.ids for prompt in prompts], self.sampling, seed)
 
     # --- Checkpoints --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Samplers: generate episodes from an actor, prompts, a seed and sampling parameters.
 
-Every stage generates text through a `Sampler`. To add an inference engine, write a subclass and return it from
-`sampler_of`.
+Every stage generates text through a `Sampler`. For PPO, a recipe can choose another inference engine than the
+built-in one (`stages.sampling.vllm`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,14 @@ class Share:
 
 
 class Sampler(ABC):
-    """Samples responses from an actor."""
+    """Samples responses from an actor.
+
+    Attributes:
+        native: whether the actor's own passes decode. What is recorded while sampling then equals a pass over the
+            finished sequences, up to the rounding of its precision. Other engines record log-probs at most.
+    """
+
+    native: bool
 
     @abstractmethod
     def sample(
@@ -79,8 +86,7 @@ class Sampler(ABC):
             prompts: token ids.
             seed: a seed, or a CPU generator, which is advanced.
             share: the rows of a batch that several processes sample together; None: `prompts` are the whole batch.
-            record: whether to record log-probs, entropies and values (`Episodes.sampled`). An engine that does not
-                have them may ignore this.
+            record: whether to record log-probs and, if `native`, entropies and values (`Episodes.sampled`).
             on_batch: called with the number of prompts in each finished batch.
         """
 
@@ -99,6 +105,8 @@ class BuiltinSampler(Sampler):
         pad_id: pads prompts on the left; never attended to.
         batch_size: sequences decoded together, reduced when memory runs out; None: all.
     """
+
+    native = True
 
     def __init__(self, pad_id: int, batch_size: int | MicroBatch | None = None) -> None:
         self.pad_id, self.batch_size = pad_id, MicroBatch.of(batch_size)
@@ -137,5 +145,5 @@ class BuiltinSampler(Sampler):
 
 
 def sampler_of(codec: Codec, batch_size: int | MicroBatch | None = None) -> Sampler:
-    """The sampler for all stages."""
+    """The built-in sampler."""
     return BuiltinSampler(codec.pad_id, batch_size)

@@ -24,12 +24,14 @@ SMALL = (
 )
 EVERYTHING = "ppo.value=adapter ppo.ptx_coef=0.1 ppo.gradient_checkpointing=true ppo.micro_batch_size=auto "
 
+PATHS = ("tests/device", "tests/invariants/test_on_device.py")
+
 
 def pytest_on_the_device(*arguments: str) -> subprocess.CompletedProcess[str]:
     # os._exit, because the thread that autograd starts for a device in Python outlives the interpreter.
     code = "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
     return subprocess.run(
-        [sys.executable, "-c", code, "-q", "-p", "no:cacheprovider", "tests/device", *arguments],
+        [sys.executable, "-c", code, "-q", "-p", "no:cacheprovider", *PATHS, *arguments],
         cwd=ROOT,
         env=os.environ | {"SIMULATED_DEVICE": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

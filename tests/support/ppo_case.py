@@ -18,6 +18,7 @@ from stages.ppo.rewards import RewardSignal
 from stages.ppo.terms import TermSignal
 from stages.ppo.trainer import PPOTrainer
 from stages.sampling.prompts import EncodedPrompt
+from stages.sampling.sampler import Sampler
 from stages.scoring.scorer import Scorer
 
 STOPS = frozenset({tiny.EOS, 9, 12, 17, 25, 33, 41})
@@ -111,6 +112,7 @@ def make(
     scorer: Scorer | Score | Sequence[Score] = varied,
     seed: int = 0,
     device: str = "cpu",
+    engine: Sampler | None = None,
     **values: Any,
 ) -> PPOTrainer:
     config = PPOConfig(**(CONFIG | values))
@@ -123,7 +125,17 @@ def make(
         reward = TermSignal([Rigged(score) for score in scorer], config.reward)
     else:
         reward = RewardSignal(scorer if isinstance(scorer, Scorer) else Rigged(scorer), config.reward)
-    return PPOTrainer(bank, config, CODEC, PROMPTS, reward, seed=seed, device=device, demonstrations=demonstrations)
+    return PPOTrainer(
+        bank,
+        config,
+        CODEC,
+        PROMPTS,
+        reward,
+        seed=seed,
+        device=device,
+        demonstrations=demonstrations,
+        sampler=engine,
+    )
 
 
 def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
