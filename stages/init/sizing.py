@@ -60,7 +60,7 @@ _OPEN = "not measured for this size"
 _TLDR = "recipes/tldr/data.yaml, not run yet"
 CLASSES = (
     Class(10e6, False, 1e-3, 1e-3, 2e-4, 0.2, 2.0, (20, 4), _MEASURED, _MEASURED),
-    Class(200e6, True, 5e-4, 2e-4, 5e-5, 0.1, 4.0, (4, 2), "recipes/smollm2-135m.yaml", _OPEN),
+    Class(200e6, True, 5e-4, 2e-4, 1e-4, 0.1, 4.0, (4, 2), "recipes/smollm2-135m.yaml", _OPEN),
     Class(1e9, True, 2e-4, 1e-4, 2e-5, 0.05, 6.0, (4, 2), "recipes/tldr/smollm2-360m.yaml, not run yet", _TLDR),
     Class(4e9, True, 1e-4, 5e-5, 1e-5, 0.05, 6.0, (3, 2), "recipes/tldr/qwen3-1.7b.yaml, not run yet", _TLDR),
     Class(
