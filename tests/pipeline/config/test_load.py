@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -324,7 +323,7 @@ def test_flatten_names_list_items_of_sections() -> None:
     assert loading.flatten({"a": [{"b": 1}], "c": [1, 2], "d": {}}) == {"a[0].b": 1, "c": [1, 2], "d": {}}
 
 
-def test_loading_is_fast_and_imports_no_torch(recipe_file: Path) -> None:
+def test_loading_imports_nothing_heavy(recipe_file: Path) -> None:
     program = (
         "import sys\n"
         "from pipeline.config.load import load_recipe\n"
@@ -333,7 +332,6 @@ def test_loading_is_fast_and_imports_no_torch(recipe_file: Path) -> None:
         "heavy = {'torch', 'transformers', 'trl', 'datasets', 'numpy', 'huggingface_hub', 'data', 'ranking'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -342,4 +340,3 @@ def test_loading_is_fast_and_imports_no_torch(recipe_file: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.strip() == "[]"
-    assert time.monotonic() - started < 3  # 0.4 s on an idle machine
