@@ -234,9 +234,12 @@ def test_a_client_that_disconnects_frees_its_row(api: Api, stream: bool, monkeyp
 
     draw = decoding.draw
 
+    drawn: list[int] = []
+
     def slow(*arguments: Any) -> list[int]:
-        time.sleep(0.02)
-        return [5 for _ in draw(*arguments)]  # never a stop token
+        time.sleep(0.05)
+        drawn.append(5)  # never a stop token
+        return [5 for _ in draw(*arguments)]
 
     monkeypatch.setattr(decoding, "draw", slow)
     connection = api.connect()
@@ -245,11 +248,10 @@ def test_a_client_that_disconnects_frees_its_row(api: Api, stream: bool, monkeyp
     wait_until(lambda: api.engine.running == 1)
     if stream:
         assert connection.getresponse().read(6) == b"data: "
-    started = time.monotonic()
     connection.sock.close() if connection.sock else connection.close()
     connection.close()
     wait_until(lambda: api.engine.running == 0)
-    assert time.monotonic() - started < 1.5, "120 tokens take 2.4 s"
+    assert len(drawn) < 100, "it ends long before its 120 tokens"
 
 
 def test_a_full_queue_answers_429_and_recovers(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
