@@ -89,9 +89,11 @@ class Display:
         print_line(self._console, text)
 
     def left(self) -> str:
-        """The time left in total, as text; empty if it is not known."""
+        """The time left in total, as text; empty if it is not known. Never less than an open loop's own."""
         seconds = self.time_left()
-        return "" if seconds is None else f"{about_seconds(seconds)} left in total"
+        if seconds is None:
+            return ""
+        return f"{about_seconds(max([seconds, *(loop.seconds_left or 0.0 for loop in self._loops)]))} left in total"
 
     def close(self) -> None:
         """Releases the terminal, including loops that an exception left open."""
@@ -182,15 +184,22 @@ class _PlainLoop:
         elif self._count or elapsed >= 1:
             self._line(*([f"in {readable_seconds(elapsed)}"] if elapsed >= 1 else []))
 
+    @property
+    def _per_second(self) -> float | None:
+        elapsed, steps = time.monotonic() - self._started, self._count - self._before
+        return steps / elapsed if steps and elapsed else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None before the first step and where the total is not known."""
+        rate = self._per_second
+        return None if rate is None or self._total is None else max(0, self._total - self._count) / rate
+
     def _speed(self) -> list[str]:
         """The rate and, where the total is known, the time left."""
-        elapsed, steps = time.monotonic() - self._started, self._count - self._before
-        if not (steps and elapsed):
-            return []
-        rate = steps / elapsed
-        speed = [_rate(rate)]
-        if self._total is not None and self._total > self._count:
-            speed.append(f"{readable_seconds((self._total - self._count) / rate)} left")
+        speed = [] if self._per_second is None else [_rate(self._per_second)]
+        if left := self.seconds_left:
+            speed.append(f"{readable_seconds(left)} left")
         return speed
 
     def _line(self, *parts: str) -> None:

@@ -79,6 +79,15 @@ def test_the_time_left_in_total_is_in_the_lines_of_ten_seconds(clock: list[float
     ]
 
 
+def test_the_time_left_in_total_is_at_least_that_of_the_loop(clock: list[float]) -> None:
+    display = Lines()
+    display.time_left = lambda: 300 - clock[0]
+    with display.open("ppo", total=30) as bar:
+        clock[0] += 60
+        bar.advance()
+    assert "29 min 00 s left  about 29 min left in total" in display.text
+
+
 def test_the_live_display_has_a_line_with_the_time_left_in_total() -> None:
     stream = StringIO()
     display = Display(Console(file=stream, force_terminal=True, width=80))
