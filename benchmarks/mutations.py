@@ -1,4 +1,4 @@
-"""Mutation testing: breaks a copy of the code in one place at a time and shows which tests fail.
+"""Mutation testing: breaks a copy of the code in one place at a time and shows which tests fail first.
 
     python benchmarks/mutations.py [--list] [--sample N] [WORD ...]
 
@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("pipeline", "ranking", "data", "stages", "tests", "benchmarks", "examples", "recipes", "pyproject.toml")
 SHOWN = 2
+"""Failed tests after which a mutation counts as caught, and its run ends."""
 
 PPO, MODELS, REWARD = "tests/stages/ppo", "tests/stages/models", "tests/stages/reward"
 INVARIANTS, SCORE, SERVE = "tests/invariants", "tests/stages/score", "tests/stages/serve"
@@ -986,9 +987,20 @@ MUTATIONS = [
 ]
 
 
-def run(folder: Path, tests: tuple[str, ...]) -> tuple[int, list[str], str]:
+def run(folder: Path, tests: tuple[str, ...], *options: str) -> tuple[int, list[str], str]:
     """Exit code, the names of failed tests, and pytest's output."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rfE",
+        "--tb=line",
+        "-p",
+        "no:cacheprovider",
+        *options,
+        *tests,
+    ]
     # No bytecode: Python validates it by the source's size and second, and a mutation may change neither.
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -1011,7 +1023,7 @@ def try_out(folder: Path, mutation: Mutation) -> tuple[str, list[str]]:
             break
         path.write_text(text.replace(old, new), encoding="utf-8")
     else:
-        code, failed, _ = run(folder, mutation.tests)
+        code, failed, _ = run(folder, mutation.tests, f"--maxfail={SHOWN}")
         verdict = "caught" if code == 1 and failed else "SURVIVED" if code == 0 else f"pytest ended with {code}"
     for path, text in originals.items():
         path.write_text(text, encoding="utf-8")
@@ -1040,7 +1052,7 @@ def main() -> int:
                 shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, folder / part)
-        code, failed, output = run(folder, tuple(dict.fromkeys(t for m in chosen for t in m.tests)))
+        code, failed, output = run(folder, tuple(dict.fromkeys(t for m in chosen for t in m.tests)), "-n", "2")
         if code:
             print(output)
             print(f"the tests fail without any mutation: {', '.join(failed)}")
@@ -1049,8 +1061,7 @@ def main() -> int:
             start = time.monotonic()
             verdict, failed = try_out(folder, m)
             survived += verdict != "caught"
-            names = ", ".join(failed[:SHOWN]) + (f" and {len(failed) - SHOWN} more" if failed[SHOWN:] else "")
-            print(f"{m.name:<52} {verdict:<10} {time.monotonic() - start:4.0f} s  {names}", flush=True)
+            print(f"{m.name:<52} {verdict:<10} {time.monotonic() - start:4.0f} s  {', '.join(failed)}", flush=True)
     print(f"{len(chosen) - survived} of {len(chosen)} mutations caught")
     return int(survived > 0)
 
