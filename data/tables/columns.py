@@ -12,7 +12,7 @@ from data.tables.messages import Forms, LeftOut, as_completion, exchange, shared
 from data.tables.paths import Keyed, is_template
 from data.tables.per_annotator import Annotator, by_annotator
 from data.tables.sources import Row, as_number, as_text, is_empty
-from data.tables.spelling import spelled
+from data.tables.spelling import numbers_in, spelled
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.formats import TableFormat
 from pipeline.config.table_files import shown
@@ -220,7 +220,7 @@ class Columns:
         names = self.named.get(ours, ours)
         if isinstance(names, list):
             return Cells([row[name] for name in names], [f"column {name!r}" for name in names])
-        values = as_list(row, names)
+        values = (numbers_in(row[names]) if ours in ("ratings", "ranks") else None) or as_list(row, names)
         if ours == "completions":
             described = [f"completion {place} of the row" for place in range(1, len(values) + 1)]
         else:

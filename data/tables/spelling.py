@@ -1,4 +1,4 @@
-"""Text that spells something else: a transcript of a conversation, or lists and messages in JSON or Python."""
+"""Text that spells something else: a transcript, lists and messages in JSON or Python, or several numbers."""
 
 from __future__ import annotations
 
@@ -121,3 +121,12 @@ def spelled_texts(value: Any) -> list[str] | None:
     if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
         return None
     return [item or "" for item in items]
+
+
+def numbers_in(cell: Any) -> list[str] | None:
+    """The numbers of a text such as `2|1|3`, `2;1;3`, `2,1,3` or `2 1 3`; None for another cell."""
+    if not isinstance(cell, str):
+        return None
+    mark = next((mark for mark in "|;," if mark in cell), None)
+    parts = [part.strip() for part in cell.split(mark)]
+    return parts if len(parts) > 1 and all(re.fullmatch(r"[+-]?\d+(\.\d+)?", part) for part in parts) else None

@@ -17,6 +17,7 @@ from data.tables.labels import Labels
 from data.tables.per_annotator import as_values
 from data.tables.places import levels
 from data.tables.sources import is_empty
+from data.tables.spelling import numbers_in
 from data.tables.suggest import words_of
 from pipeline.config.data import RankingTableConfig
 from pipeline.errors import DataError
@@ -64,12 +65,26 @@ def _in_order(guess: Guess, sample: Sample, free: Sequence[str], k: int) -> bool
         return False
     [(column, names)] = found
     numbers = [float(name) for some in names for name in some if name.isdigit()]
+    if _may_be_ranks(sample, column, numbers, k):
+        first = f"with order, add index_from: {min(numbers):.0f}"
+        shown = sample.cells(column)[0]
+        why = f"{shown!r:.30} may name the answers from best to worst, or give each answer's place ({first})"
+        guess.leave_open(("order", "ranks"), [column], why)
+        return True
     if numbers and (k == 2 or all(as_items(cell) is not None for cell in sample.cells(column))):
         return False  # a list of numbers may as well be the answers' ranks
     guess.columns["order"] = column
     guess.why["order"] = "it names the answers from best to worst"
     _ask_start(guess, numbers, k)
     return True
+
+
+def _may_be_ranks(sample: Sample, column: str, numbers: Sequence[float], k: int) -> bool:
+    """Whether the cells are texts with one number per answer, which the column's name does not explain."""
+    cells = sample.cells(column)
+    explained = bool(set(words_of(column)) & {"order", "sorted", "permutation"})
+    listed = all(len(numbers_in(cell) or ()) == k for cell in cells)
+    return listed and not explained and set(numbers) in (set(range(k)), set(range(1, k + 1)))
 
 
 def _names(guess: Guess, k: int) -> set[str]:

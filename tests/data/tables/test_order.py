@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from data.tables.guess.rankings import any_table
+from data.tables.guess.sample import Sample
 from data.tables.rankings import read_rankings
 from data.tables.sources import Dropped
-from pipeline.config.data import RankingTableConfig
+from pipeline.config.data import RankingTableConfig, TableConfig
 from pipeline.errors import DataError, RecipeError
 
 COLUMNS = {"completions": ["a1", "a2", "a3", "a4"], "order": "order"}
@@ -90,3 +92,31 @@ def test_several_annotators_have_an_entry_each(tmp_path):
     columns = {"completions": ["a1", "a2"], "order": "order", "annotator": "by"}
     read_from = read(tmp_path, [row], columns, annotations="reviews")
     assert [(ranking.annotator, ranking.ranks) for ranking in read_from] == [("ana", [1, 2]), ("ben", [2, 1])]
+
+
+COLUMNS_OF_RANKS = {"completions": ["a1", "a2", "a3", "a4"], "ranks": "places"}
+
+
+@pytest.mark.parametrize("cell", ["2|1|3|3", "2; 1; 3; 3", "2,1,3,3", "2 1 3 3", "[2, 1, 3, 3]"])
+def test_ranks_may_stand_in_one_cell(tmp_path, cell):
+    [ranking] = read(tmp_path, [ROW | {"places": cell}], COLUMNS_OF_RANKS)
+    assert ranking.ranks == [2, 1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "asked"),
+    [
+        ("rank_string", ("2|1|3", "3|1|2"), True),
+        ("ranking", ("1,0,2", "2,0,1"), True),
+        ("order", ("2|1|3", "3|1|2"), False),
+        ("ranking", ("2>1>3", "3>1>2"), False),
+        ("ranking", ("B,A,C", "C,A,B"), False),
+    ],
+)
+def test_numbers_that_may_be_ranks_are_asked_about(tmp_path, name, cells, asked):
+    path = tmp_path / "t.csv"
+    rows = "".join(f'what is {n}?,red {n},green {n},blue {n},"{cell}"\n' for n, cell in enumerate(cells * 3))
+    path.write_text(f"prompt,a1,a2,a3,{name}\n{rows}")
+    guess = any_table(Sample.of(TableConfig(path=str(path))))
+    assert [question.choices for question in guess.open] == [(f"order: {name}", f"ranks: {name}")] * asked
+    assert guess.columns.get("order") == (None if asked else name)
