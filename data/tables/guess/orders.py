@@ -80,10 +80,10 @@ def _in_order(guess: Guess, sample: Sample, free: Sequence[str], k: int) -> bool
 
 
 def _may_be_ranks(sample: Sample, column: str, numbers: Sequence[float], k: int) -> bool:
-    """Whether the cells are texts with one number per answer, which the column's name does not explain."""
+    """Whether the cells hold one number per answer, which the column's name does not explain."""
     cells = sample.cells(column)
     explained = bool(set(words_of(column)) & {"order", "sorted", "permutation"})
-    listed = all(len(numbers_in(cell) or ()) == k for cell in cells)
+    listed = all(len(numbers_in(cell) or as_items(cell) or ()) == k for cell in cells)
     return listed and not explained and set(numbers) in (set(range(k)), set(range(1, k + 1)))
 
 

@@ -108,6 +108,7 @@ def test_ranks_may_stand_in_one_cell(tmp_path, cell):
     [
         ("rank_string", ("2|1|3", "3|1|2"), True),
         ("ranking", ("1,0,2", "2,0,1"), True),
+        ("ranking", ("[2, 1, 3]", "[3, 1, 2]"), True),
         ("order", ("2|1|3", "3|1|2"), False),
         ("ranking", ("2>1>3", "3>1>2"), False),
         ("ranking", ("B,A,C", "C,A,B"), False),
