@@ -210,7 +210,7 @@ def test_a_hub_id_needs_its_commit_without_a_network(workplace: Path, monkeypatc
     written = recipe()
     assert (written.base.model, written.base.revision) == ("owner/tiny-135M", "a" * 40)
     assert written.sft.lora is not None
-    assert written.ppo.learning_rate == 5e-5
+    assert written.ppo.learning_rate == 1e-4
     (workplace / "cache/models--owner--tiny-135M/refs").mkdir(parents=True)
     (workplace / "cache/models--owner--tiny-135M/refs/main").write_text("b" * 40)
     succeeds("init", *TABLES, "--base", "owner/tiny-135M", "--force")
