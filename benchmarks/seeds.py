@@ -40,11 +40,12 @@ def run(recipe: str, sets: Sequence[str], seed: int, runs: Path) -> Run:
         loaded = load_recipe(recipe, [*sets, f"ppo.seed={seed}"])
     runner = Runner(loaded, runs)
     runner.run("eval")
-    manifests = {name: run.manifest for name, run in runner.planner.summary().stages.items()}
+    summary = runner.planner.summary()
+    manifests = {name: run.manifest for name, run in summary.stages.items()}
     memory = {
         name: m.memory.get("peak_gpu_bytes") or m.memory.get("peak_bytes") or 0 for name, m in manifests.items()
     }
-    evaluation = Evaluation.read(runner.planner.summary().need("eval").artifact)
+    evaluation = Evaluation.read(summary.need("eval").artifact)
     return Run(seed, evaluation, {name: m.seconds for name, m in manifests.items()}, memory)
 
 

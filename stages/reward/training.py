@@ -22,7 +22,7 @@ from stages.models.precision import Deviation, exact
 from stages.reward import likelihoods
 from stages.reward.groups import Group, Order, as_pairs, collate, mean_gap, merits_of, orders_of, tie_share
 from stages.reward.packing import pack
-from stages.scoring.reward_model import RewardModel, ScoringModule
+from stages.scoring.reward_model import RewardModel, ScoringModule, check_finite
 from stages.training.batches import GlobalBatchTrainer
 from stages.training.trainer import StageCallback, training_arguments
 from stages.training.trainer import train as train_to_end
@@ -105,16 +105,18 @@ def train(
         groups = list(as_pairs(groups))
     packs = config.pack_tokens and can_pack(model, groups[:COMPARED], pad_id, ctx)
 
-    def rows_of(batch: Sequence[Group]) -> dict[str, Tensor]:
-        return pack(batch, pad_id, config.pack_tokens) if packs else collate(batch, pad_id)["rows"]
+    def collator(batch: Sequence[Group]) -> dict[str, Any]:
+        if packs:
+            return {"rows": pack(batch, pad_id, config.pack_tokens), **orders_of(batch)}
+        return collate(batch, pad_id)
 
     values = REWARD_TRAINER | dict(trainer_values)
     trainer = RankingTrainer(
         model=model,
         args=training_arguments(TrainingArguments, values, ctx, remove_unused_columns=False),
         train_dataset=groups,
-        data_collator=lambda batch: {"rows": rows_of(batch), **orders_of(batch)},
-        callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, held_out[:CURVE_PROMPTS], rows_of, name)],
+        data_collator=collator,
+        callbacks=[StageCallback(ctx, name), HeldOutCurve(ctx, config, held_out[:CURVE_PROMPTS], collator, name)],
     )
     trainer.objective, trainer.center = objective, config.center_rewards_coefficient
     sharded = ctx.sharded and isinstance(model, RewardModel)
@@ -136,7 +138,7 @@ def can_pack(model: ScoringModule, groups: Sequence[Group], pad_id: int, ctx: Ru
     model.eval()
 
     def states(rows: Mapping[str, Tensor]) -> Tensor:
-        return model.last_states(**{name: tensor.to(ctx.device) for name, tensor in rows.items()}).cpu()
+        return model.last_states(**_on(ctx.device, rows)).cpu()
 
     try:
         expected = torch.cat([states(collate([group], pad_id)["rows"]) for group in groups])
@@ -149,6 +151,10 @@ def can_pack(model: ScoringModule, groups: Sequence[Group], pad_id: int, ctx: Ru
     if not same:
         ctx.say("rows cannot be packed for this model: the prompt is computed again for each completion")
     return same
+
+
+def _on(device: str, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in rows.items()}
 
 
 class RankingTrainer(GlobalBatchTrainer):
@@ -206,7 +212,7 @@ class HeldOutCurve(TrainerCallback):
     """Logs the accuracy on held-out rankings at `reward.eval_points` evenly spaced steps, the last one included.
 
     Args:
-        rows_of: makes the model's inputs from groups, for as many scores as they have rows.
+        collator: that of the training batches, whose `rows` are the model's inputs.
         name: of the training phase, for the progress display.
     """
 
@@ -215,10 +221,10 @@ class HeldOutCurve(TrainerCallback):
         ctx: RunContext,
         config: RewardConfig,
         groups: Sequence[Group],
-        rows_of: Callable[[Sequence[Group]], Mapping[str, Tensor]],
+        collator: Callable[[Sequence[Group]], Mapping[str, Any]],
         name: str,
     ) -> None:
-        self.ctx, self.config, self.rows_of, self.name = ctx, config, rows_of, name
+        self.ctx, self.config, self.collator, self.name = ctx, config, collator, name
         self.groups = sorted(groups, key=lambda group: max(map(len, group.rows)))  # similar lengths, little padding
 
     def on_step_end(self, args, state, control, model=None, **_):  # type: ignore[no-untyped-def]
@@ -241,12 +247,14 @@ class HeldOutCurve(TrainerCallback):
         with self.ctx.progress(f"{self.name}: held-out rankings", total=len(self.groups)) as bar:
 
             def score(part: range) -> None:
-                rows = self.rows_of(self.groups[part.start : part.stop])
-                scores.append(model(**{name: tensor.to(self.ctx.device) for name, tensor in rows.items()}).cpu())
+                rows = self.collator(self.groups[part.start : part.stop])["rows"]
+                scores.append(model(**_on(self.ctx.device, rows)).cpu())
                 bar.advance(len(part))
 
             size.each(range(len(self.groups)), score)
-        return float(ranking_loss(torch.cat(scores), orders_of(self.groups)["orders"], lambda s, _: s.sum())[1])
+        scores_N = torch.cat(scores)
+        check_finite(scores_N)
+        return float(ranking_loss(scores_N, orders_of(self.groups)["orders"], lambda s, _: s.sum())[1])
 
 
 def run_phase(

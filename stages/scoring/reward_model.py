@@ -170,6 +170,16 @@ def numbered(name: str, member: int) -> str:
     return f"{stem}-{member}{dot}{suffix}"
 
 
+def check_finite(scores: Tensor, where: str = "reward model") -> None:
+    """Raises `StageError` when a score is NaN or infinite. `where`: what the error names."""
+    if broken := int((~scores.isfinite()).sum()):
+        raise StageError(
+            f"the reward model gives {broken} of {scores.numel()} texts a score that is NaN or infinite",
+            where=where,
+            hint="train or choose another reward model; if it computes in float16, hold it in float32 or bfloat16",
+        )
+
+
 @torch.no_grad()
 def score_rows(
     score: Any,
@@ -203,12 +213,7 @@ def score_rows(
     sorted_N = torch.cat(batches, -1).cpu()
     scores = torch.empty_like(sorted_N)
     scores[..., order] = sorted_N
-    if broken := int((~scores.isfinite()).sum()):
-        raise StageError(
-            f"the reward model gives {broken} of {scores.numel()} texts a score that is NaN or infinite",
-            where=where,
-            hint="train or choose another reward model; if it computes in float16, hold it in float32 or bfloat16",
-        )
+    check_finite(scores, where)
     return scores
 
 

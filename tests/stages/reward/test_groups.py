@@ -228,3 +228,14 @@ def test_orders_point_into_all_completions_of_the_batch():
     batch = orders_of(grouped(*RANKINGS))
     assert [order.rows for order in batch["orders"]] == [[0, 1, 2], [2, 3], [4, 5, 6, 7, 8]]
     assert batch["spans"] == [(0, 4), (4, 9)]
+
+
+def test_a_score_that_is_not_finite_stops_the_held_out_curve(model, training_context):
+    ctx, _ = training_context()
+    with torch.no_grad():
+        model.head.weight.fill_(float("nan"))
+    curve = training.HeldOutCurve(
+        ctx, RewardConfig(), grouped(*RANKINGS), lambda batch: collate(batch, 0), "reward"
+    )
+    with pytest.raises(StageError, match="NaN or infinite"):
+        curve._accuracy(model)
