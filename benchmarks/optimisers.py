@@ -180,10 +180,7 @@ def measure(
         "seconds": trained.seconds if trained else 0.0,
         "prompts": trained.metrics.get("prompts") if trained else None,
         "samples": trained.metrics.get("answers", trained.metrics.get("episodes", 0)) if trained else 0,
-        "peak": {
-            name: run.manifest.memory.get("peak_gpu_bytes") or run.manifest.memory.get("peak_bytes")
-            for name, run in stages.items()
-        },
+        "peak": {name: run.manifest.peak_memory for name, run in stages.items()},
     }
 
 

@@ -21,7 +21,6 @@ intervals over seeds, and QAT's loss as a share of PTQ's loss.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import shutil
@@ -208,7 +207,7 @@ class Bench:
                 row = key | measure(name, grid, stages["base"].artifact, policy, loaded, by)
                 row |= {
                     "seconds": sum(manifest.seconds for manifest in spent),
-                    "peak_bytes": max(peak(manifest) for manifest in spent),
+                    "peak_bytes": max(manifest.peak_memory or 0 for manifest in spent),
                     "sets": list(loaded.sets),
                 }
                 self.rows.append(row)
@@ -216,11 +215,6 @@ class Bench:
                     out.write(json.dumps(row) + "\n")
                 shown = {name: round(row[name], 4) for name in MEASURES if name in row}
                 print(f"seed {seed}, {label}, {stage}: {shown}", flush=True)
-
-
-def peak(manifest: Any) -> int:
-    memory = manifest.memory if isinstance(manifest.memory, dict) else dataclasses.asdict(manifest.memory)
-    return int(memory["peak_gpu_bytes"] or memory["peak_bytes"])
 
 
 def interval(values: list[float], digits: int = 3) -> str:

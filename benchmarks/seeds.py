@@ -42,9 +42,7 @@ def run(recipe: str, sets: Sequence[str], seed: int, runs: Path) -> Run:
     runner.run("eval")
     summary = runner.planner.summary()
     manifests = {name: run.manifest for name, run in summary.stages.items()}
-    memory = {
-        name: m.memory.get("peak_gpu_bytes") or m.memory.get("peak_bytes") or 0 for name, m in manifests.items()
-    }
+    memory = {name: m.peak_memory or 0 for name, m in manifests.items()}
     evaluation = Evaluation.read(summary.need("eval").artifact)
     return Run(seed, evaluation, {name: m.seconds for name, m in manifests.items()}, memory)
 

@@ -96,9 +96,8 @@ def status_table(planner: Planner, width: int) -> RenderableType:
 
 def _memory(record: Manifest) -> tuple[str, str]:
     """A finished stage's peak memory and the predicted one: of the GPU if one was used."""
-    gpu = record.memory.get("peak_gpu_bytes")
-    measured = gpu or record.memory.get("peak_bytes")
-    predicted = record.predicted.get("allocated_bytes" if gpu else "peak_bytes")
+    measured = record.peak_memory
+    predicted = record.predicted.get("allocated_bytes" if record.memory.get("peak_gpu_bytes") else "peak_bytes")
     return readable_bytes(measured) if measured else "", readable_bytes(predicted) if predicted else ""
 
 

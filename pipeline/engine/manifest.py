@@ -123,6 +123,11 @@ class Manifest:
     packages: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def peak_memory(self) -> int | None:
+        """The measured peak in bytes: allocated on the GPU if one was used, else resident."""
+        return self.memory.get("peak_gpu_bytes") or self.memory.get("peak_bytes")
+
 
 _ADAPTER = TypeAdapter(Manifest)
 

@@ -27,7 +27,7 @@ def flattened(sample: Sample) -> Sample:
     """The table with a column for each key of the objects in its cells, by its path. Of a list of objects the first
     one stands for all, under `reviews[*].score`."""
     rows = [row.with_cells(dict(_inside(row))) for row in sample.rows]
-    return Sample(sample.path, rows, list(dict.fromkeys(name for row in rows for name in row)), sample.header)
+    return sample.with_rows(rows)
 
 
 def _inside(cells: Mapping[str, Any], before: str = "", depth: int = DEPTH) -> Iterator[tuple[str, Any]]:
@@ -79,8 +79,7 @@ def _joined(sample: Sample, other: Sample, on: dict[str, str]) -> tuple[Sample, 
     join: dict[str, Any] = {"path": other.path, "on": _shortest(on)}
     if set(added) & set(sample.columns):
         join["columns"] = [column for column in added if column not in sample.columns]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return Sample(sample.path, rows, columns, sample.header), join
+    return sample.with_rows(rows), join
 
 
 def _key(sample: Sample, other: Sample) -> dict[str, str]:

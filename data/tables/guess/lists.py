@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from data.tables.guess.families import (
@@ -111,7 +112,7 @@ def keyed(sample: Sample) -> Guess | None:
             continue
         others = [name for name in sample.columns if name.partition(".")[0] not in objects]
         if not ({"ratings", "ranks"} & guess.columns.keys() or guess.open) and not order_of_cells(
-            guess, _without(sample, others), max(map(len, rows))
+            guess, replace(sample, columns=others), max(map(len, rows))
         ):
             why = "nothing orders the answers"
             guess.open.append(Open("ratings or ranks: the path of an object with a number per system", why))
@@ -119,10 +120,6 @@ def keyed(sample: Sample) -> Guess | None:
         choose_annotator(guess, sample, others)
         return finish(guess, sample)
     return None
-
-
-def _without(sample: Sample, columns: Sequence[str]) -> Sample:
-    return Sample(sample.path, sample.rows, columns, sample.header)
 
 
 def _numbers_of(rows: Sequence[Sequence[Any]]) -> dict[str, list[list[float]]]:
@@ -214,7 +211,8 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
     guess.format = "choice"
     k = max(map(len, lists[str(guess.columns["completions"])]))
     wide = Guess("wide", {"completions": _list_of_texts(guess)})
-    free = _without(sample, [c for c in others if min(sample.numbers(c) or [-1]) < 0])  # a place is 0 or more
+    unplaced = [c for c in others if min(sample.numbers(c) or [-1]) < 0]  # a place is 0 or more
+    free = replace(sample, columns=unplaced)
     if labels_of_each(wide, sample, [f for f in families(others) if len(f.members) == k]) or order_of_cells(
         wide, free, k
     ):

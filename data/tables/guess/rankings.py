@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from data.tables.guess.families import (
@@ -323,8 +324,7 @@ def _merged_cells(guess: Guess, sample: Sample) -> Sample:
     merged = [column for column in merged if sample.cells(column)]
     guess.values["fill_down"] = merged
     guess.why["fill_down"] = "empty below the first answer, like merged cells"
-    rows = list(filled_down(sample.rows, merged))
-    return Sample(sample.path, rows, sample.columns, sample.header)
+    return replace(sample, rows=list(filled_down(sample.rows, merged)))
 
 
 def _order_of_rows(guess: Guess, sample: Sample, numbers: Sequence[str]) -> None:

@@ -48,8 +48,11 @@ class Sample:
                 rows = list(read_table(replace(table, limit=ROWS, header=header), say))
             except DataError:
                 raise error from None
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        return cls(shown(table.path), rows, columns, header)
+        return cls(shown(table.path), (), (), header).with_rows(rows)
+
+    def with_rows(self, rows: Sequence[Row]) -> Sample:
+        """The same table with these rows and their columns."""
+        return replace(self, rows=rows, columns=list(dict.fromkeys(column for row in rows for column in row)))
 
     def cells(self, column: str) -> list[Any]:
         """The cells of a column that are not empty."""
