@@ -1,6 +1,6 @@
-"""Takes the README's screenshots from a finished run, with Playwright and Chromium:
+"""Takes the README's screenshots from finished runs, with Playwright and Chromium:
 
-python docs/images/shoot.py runs/quickstart
+python docs/images/shoot.py --report runs/smollm2-135m --ranking runs/quickstart
 """
 
 from __future__ import annotations
@@ -64,12 +64,17 @@ def shoot_ranking(browser: Browser, run: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
-    run = parser.parse_args().run
+    parser.add_argument("--report", type=Path, metavar="RUN", help="the folder of the run whose report is shown")
+    parser.add_argument(
+        "--ranking", type=Path, metavar="RUN", help="the folder of the run whose answers are ranked"
+    )
+    arguments = parser.parse_args()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        shoot_report(browser, run)
-        shoot_ranking(browser, run)
+        if arguments.report:
+            shoot_report(browser, arguments.report)
+        if arguments.ranking:
+            shoot_ranking(browser, arguments.ranking)
         browser.close()
 
 
