@@ -1,9 +1,12 @@
-"""The share of rankings whose first answer is better. Nearly all of them means labels read the wrong way."""
+"""The share of strict pairs whose first answer is better. Nearly all of them means labels read the wrong way."""
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from data.schema import Ranking
 from data.tables.formats import FORMATS
+from data.tables.suggest import count_of
 from pipeline.config.data import RankingTableConfig
 from pipeline.config.table_files import shown
 
@@ -13,7 +16,7 @@ ENOUGH = 20
 
 
 class FirstWins:
-    """Counts rankings of two answers whose first is better, in the order of the table.
+    """Counts strict pairs of answers whose first is better, in the order of the table.
 
     Args:
         path: the table's; "" counts nothing, for rankings whose answers are in no table's order.
@@ -29,9 +32,10 @@ class FirstWins:
         return cls("" if FORMATS[config.format].ordered else shown(config.path))
 
     def add(self, ranking: Ranking) -> None:
-        if self.path and len(ranking.ranks) == 2 and ranking.ranks[0] != ranking.ranks[1]:
-            self.strict += 1
-            self.first += ranking.ranks[0] < ranking.ranks[1]
+        if self.path:
+            for first, second in combinations(ranking.ranks, 2):
+                self.strict += first != second
+                self.first += first < second
 
     @property
     def share(self) -> float | None:
@@ -39,13 +43,14 @@ class FirstWins:
         return self.first / self.strict if self.strict else None
 
     def metrics(self) -> dict[str, float]:
-        return {} if self.share is None else {"first_wins": self.share}
+        return {} if self.share is None else {"first_wins": self.share, "first_wins_pairs": self.strict}
 
     def line(self) -> str:
         """A line for the log, with a warning where the share is near 1 or near 0; empty without strict pairs."""
         if self.share is None:
             return ""
-        line = f"the first of two answers is better in {100 * self.share:.1f} % of {self.strict:,}"
+        pairs = count_of(self.strict, "strict pairs")
+        line = f"the first of two answers is better in {100 * self.share:.1f} % of {pairs}"
         if self.strict >= ENOUGH and not 1 - SUSPICIOUS < self.share < SUSPICIOUS:
             line += (
                 ". WARNING: the labels may be read the wrong way. Check a few rows of "

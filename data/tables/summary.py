@@ -30,7 +30,7 @@ class RankingSummary:
 
     Attributes:
         sample: counts of rankings, pairs, ties and annotators; agreement is computed on the prompts in it.
-        first: how often the first of two answers is better, in the table's order.
+        first: how often the first answer of a strict pair is better, in the table's order.
         shown: strict pairs with the answer that an annotator saw first.
         shown_first: those of them in which it is better.
         sizes: rankings by their number of answers.

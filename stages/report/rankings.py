@@ -72,7 +72,7 @@ class Figures:
         kept: rankings that the `data` stage kept of them.
         sizes: rankings by their number of answers.
         tied: rankings with all answers tied.
-        first_wins: of strict pairs in the table's order, those whose first answer is better.
+        first_wins: of `first_wins_pairs`, which are strict, those whose first answer in the table is better.
         repeats: rankings by the same annotator of the same prompt and answers as an earlier one.
         copies: those of them in the same order.
     """
@@ -82,6 +82,7 @@ class Figures:
     sizes: Mapping[str, int]
     tied: int | None
     first_wins: float | None
+    first_wins_pairs: int | None
     repeats: int | None
     copies: int | None
 
@@ -104,6 +105,7 @@ def figures(data: StageRun | None, rank: StageRun | None, criterion: str = "") -
         sizes={name.removeprefix(SIZE): count for name, count in metrics.items() if name.startswith(SIZE)},
         tied=metrics.get("tied_rankings"),
         first_wins=metrics.get("first_wins"),
+        first_wins_pairs=metrics.get("first_wins_pairs"),
         repeats=metrics.get("repeated_rankings"),
         copies=metrics.get("copied_rankings"),
     )

@@ -83,8 +83,8 @@ def test_every_figure_equals_pandas(seed: int) -> None:
     assert metrics["pairs"] == len(strict)
     assert metrics["tie_share"] == pytest.approx(1 - pairs.strict.mean())
     assert metrics["tied_rankings"] == (~pairs.groupby("ranking").strict.any()).sum()
-    two = strict[strict.k == 2]
-    assert metrics["first_wins"] == pytest.approx(two.first_is_better.mean())
+    assert metrics["first_wins"] == pytest.approx(strict.first_is_better.mean())
+    assert metrics["first_wins_pairs"] == len(strict)
     unequal = strict[strict.longer != 0]
     assert metrics["longer"] == pytest.approx((unequal.first_is_better == (unequal.longer > 0)).mean())
     assert figures.unequal == len(unequal)
@@ -159,7 +159,7 @@ def test_check_prints_the_figures_and_examples_of_what_is_left_out(tmp_path) -> 
         in lines[1]
     )
     share = 100 * (kept.ra < kept.rb).mean()
-    assert f"data.rankings: the first of two answers is better in {share:.1f} % of 16" in lines
+    assert f"data.rankings: the first of two answers is better in {share:.1f} % of 16 strict pairs" in lines
     assert (
         f"data.rankings: the longer answer is better in {share:.1f} % of 16 strict pairs of unequal length" in lines
     )

@@ -65,7 +65,8 @@ def test_rankings_of_which_little_is_known(fake: FakeRun, tmp_path: Path) -> Non
 
 def test_the_report_has_the_figures_of_the_rankings(fake: FakeRun, tmp_path: Path) -> None:
     fake.agreement = agreement()
-    fake.ranking |= {"rankings_of_2": 1500, "rankings_of_4": 100, "tied_rankings": 7, "first_wins": 0.52}
+    fake.ranking |= {"rankings_of_2": 1500, "rankings_of_4": 100, "tied_rankings": 7}
+    fake.ranking |= {"first_wins": 0.52, "first_wins_pairs": 1400}
     fake.ranking |= {"repeated_rankings": 9, "copied_rankings": 3}
     _, page = build(fake("rank"), tmp_path)
     text = " ".join(page.text.split())
@@ -73,7 +74,7 @@ def test_the_report_has_the_figures_of_the_rankings(fake: FakeRun, tmp_path: Pat
     for pattern in (
         r"Answers per ranking\s*2 \(1,500\)[\s,]*4 \(100\)",
         r"All answers tied\s*7 rankings",
-        r"The table’s first of two answers wins\s*52.%",
+        r"The table’s first of two answers wins\s*52.%\s*of 1,400 strict pairs",
         r"Repeats of an earlier ranking\s*9\s*3 in the same order",
     ):
         assert re.search(pattern, text), (pattern, text[start : start + 300])
