@@ -9,6 +9,7 @@ from typing import Any
 from data.schema import Demonstration, Message, Prompt
 from data.splits import split_of_prompt
 from data.tables.columns import Columns
+from data.tables.earlier import reads_messages, with_earlier_turns
 from data.tables.formats import FORMATS
 from data.tables.layout import arranged
 from data.tables.messages import Forms, LeftOut, exchange
@@ -102,7 +103,8 @@ def _rows(
     for column, what, hint in form.problems(config.columns):
         raise RecipeError(what, where=f"{table}.columns.{column} ({shown(config.path)})", hint=hint)
     counted = dropped.counting(read_table(config, say) if rows is None else rows)
-    return arranged(config, counted, dropped)
+    config, read = arranged(config, counted, dropped)
+    return with_earlier_turns(config, read, dropped, messages=table == "data.demonstrations")
 
 
 def _exchange(
@@ -136,7 +138,7 @@ def _prompt_and_completion(row: Row, config: TableConfig, forms: Forms) -> tuple
     """Where a row has `messages` and also a `prompt` or `completion`, they must agree."""
     columns = config.columns
     prompt, completion = columns.get("prompt", "prompt"), columns.get("completion", "completion")
-    if "messages" in columns or ("messages" in row and not (columns.get("prompt") or columns.get("completion"))):
+    if reads_messages(columns, row):
         stated = "messages" in columns
         beside = prompt if not stated and row.has(prompt) else None
         answers = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from data.tables import adapters, labels, suggest, tools
 from data.tables.columns import Candidates, Columns
 from data.tables.sources import Row
-from pipeline.config.formats import Column, TableFormat
+from pipeline.config.formats import HISTORY, SYSTEM, Column, TableFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class Format(TableFormat):
         return next((ours for ours in (role, f"{role}s") if ours in names), None) or super().nearest(name)
 
 
-PROMPT, MODEL, ANNOTATOR = Column("prompt"), Column("model"), Column("annotator")
+PROMPT = Column("prompt")
+CONVERSATION = (PROMPT, SYSTEM, HISTORY)
+MODEL, ANNOTATOR = Column("model"), Column("annotator")
 WEIGHT = Column("weight", explicit=True)
 MODELS = Column("models", "list")
 
@@ -44,7 +46,7 @@ FORMATS: dict[str, Format] = {
             name="wide",
             summary="K completion and K rating columns per row",
             columns=(
-                PROMPT,
+                *CONVERSATION,
                 Column("completions", "either", required=True, distinct=True),
                 Column("ratings", "either", distinct=True),
                 Column("ranks", "either", distinct=True),
@@ -66,7 +68,7 @@ FORMATS: dict[str, Format] = {
             name="long",
             summary="one row per completion",
             columns=(
-                PROMPT,
+                *CONVERSATION,
                 Column("completion", required=True),
                 Column("rating"),
                 Column("rank"),
@@ -83,7 +85,7 @@ FORMATS: dict[str, Format] = {
             name="pairs",
             summary="chosen and rejected",
             columns=(
-                PROMPT,
+                *CONVERSATION,
                 Column("chosen", required=True),
                 Column("rejected", required=True),
                 Column("margin"),
@@ -114,7 +116,7 @@ FORMATS: dict[str, Format] = {
             name="scored",
             summary="one list of scored completions per row",
             columns=(
-                PROMPT,
+                *CONVERSATION,
                 Column("completions", required=True),
                 Column("text"),
                 Column("score"),
@@ -133,7 +135,7 @@ FORMATS: dict[str, Format] = {
             name="choice",
             summary="one list of completions per row, and the place of the best",
             columns=(
-                PROMPT,
+                *CONVERSATION,
                 Column("completions", required=True),
                 Column("text"),
                 Column("choice", required=True, labelled=True),

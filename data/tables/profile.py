@@ -9,6 +9,7 @@ from typing import Any
 
 from data.tables import suggest
 from data.tables.mapping import Table, format_of, paste, read_columns
+from data.tables.paths import is_template
 from data.tables.sources import Row, is_empty
 
 ROWS = 1000
@@ -168,11 +169,21 @@ def questions(name: str, table: Table, profile: Profile) -> Iterator[tuple[list[
                 hint = f"If it {MEANINGS[ours]}, set {paste(name, {ours: other})}"
                 yield [other], f"{name}: column {other!r} is not used. {hint}"
                 break
+    may_name = {column.name for column in form.columns} - table.columns.keys()
+    for other in unused:
+        about = profile.columns[other]
+        before = suggest.before_the_prompt(other, about.values, nested=bool(about.nested))
+        if before and before in may_name and other not in asked:
+            asked.add(other)
+            hint = f"If it holds {BEFORE[before]}, set {paste(name, {before: other})}"
+            yield [other], f"{name}: column {other!r} is not used. {hint}"
     if name == "data.demonstrations":
         for other in unused:
             about = profile.columns[other]
             if other not in asked and not about.nested and about.filled and _may_be_prompt(other, about):
-                hint = "If it belongs to the prompt, write both into one column"
+                prompt = str(table.columns.get("prompt", "prompt"))
+                both = f"{prompt if is_template(prompt) else f'{{{prompt}}}'}\n{{{other}}}"
+                hint = f"If it belongs to the prompt, set {paste(name, {'prompt': both})}"
                 yield [other], f"{name}: column {other!r} holds text and is not used. {hint}"
 
 
@@ -184,6 +195,10 @@ MEANINGS = {
     "rejected_rating": "rates the rejected answer",
 }
 """Our names of numbers -> what a column of them does."""
+
+
+BEFORE = {"system": "the system message", "history": "earlier turns of the conversation"}
+"""Our names of what comes before a prompt -> what a column of it holds."""
 
 
 def _may_be_prompt(column: str, about: ColumnProfile) -> bool:

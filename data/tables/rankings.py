@@ -15,6 +15,7 @@ from data.schema import Ranking, ranks_from_scores, same_text
 from data.tables.columns import ANONYMOUS, Candidates, Columns, Completion
 from data.tables.combine import net_wins
 from data.tables.consensus import Consensus
+from data.tables.earlier import with_earlier_turns
 from data.tables.formats import FORMATS
 from data.tables.layout import arranged
 from data.tables.repeats import Repeats
@@ -54,6 +55,7 @@ def read_rankings(
             consensus = Consensus(config.consensus, opened.enter_context(grouping()))
         counted = dropped.counting(read_table(config, say) if rows is None else rows)
         table, arranged_rows = arranged(config, counted, dropped)
+        table, arranged_rows = with_earlier_turns(table, arranged_rows, dropped)
         columns, place = Columns(table, format), shown(config.path)
         reader = _Reader(config, columns, dropped, repeats, consensus)
         read = reader.rankings(format.read(arranged_rows, columns))

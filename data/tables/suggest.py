@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,6 +69,20 @@ def probable(wanted: str, columns: Iterable[str]) -> str | None:
                 return names[plain(name)]
     # "ranking" is spelled like "rating", but is another thing
     return close(wanted, [c for c in columns if wanted not in SYNONYMS or role_of(c) in (None, wanted)])
+
+
+def before_the_prompt(column: str, texts: Iterable[str], *, nested: bool) -> str | None:
+    """Our name for a column that probably holds what comes before a prompt: `system`, `history` or None.
+
+    Args:
+        texts: its short cells, and the starts of long ones. A column `system` often names the model that answered,
+            in one word.
+        nested: whether it holds lists or objects.
+    """
+    words = words_of(column)
+    if "system" in words and not nested and any(" " in text.strip() for text in texts):
+        return "system"
+    return "history" if "history" in words and nested else None
 
 
 def role_of(column: str) -> str | None:
@@ -144,5 +159,5 @@ def quoted(names: Iterable[str]) -> Iterator[str]:
         yield (
             name
             if re.fullmatch(r"[^\W\d][\w .-]*(?<! )", name) and name not in ("null", "true", "false")
-            else ('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"')
+            else json.dumps(name, ensure_ascii=False)
         )

@@ -62,7 +62,8 @@ class TableConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> the table's: `prompt`, `completion` or `messages` of demonstrations, `prompt` of prompts, `text`
     (or `prompt` and `completion`) of other texts. Those that are not given stand for themselves. A name may be a
-    path into a cell, `turns[0].text`, or a template, `"{title}: {body}"` (docs/rankings/formats.md)."""
+    path into a cell, `turns[0].text`, or a template, `"{title}: {body}"` (docs/rankings/formats.md). Of
+    demonstrations and prompts also `system` and `history`, as in tables of rankings."""
     join: JoinConfig | list[JoinConfig] | None = field(default=None, metadata=ADDED)
     """Other tables whose columns are added to the rows."""
     header: Annotated[int, Field(ge=1, le=2)] = field(default=1, metadata=ADDED)
@@ -122,7 +123,8 @@ class RankingTableConfig:
     (all values of an object, paired by key), or a template, `"{title}: {body}"`. `prompt: ""`: the conversations in
     the answers' cells are the whole prompt. `annotator: ""`: all rankings are by one person, or nobody knows by
     whom. `weight`: a column of weights above 0, such as trust in the annotator, for `consensus` and the
-    losses of the reward model and of DPO."""
+    losses of the reward model and of DPO. `system` and `history`: columns with the system message and the earlier
+    turns that come before the prompt."""
     annotations: str | dict[str, dict[str, str | list[str]]] | None = field(default=None, metadata=ADDED)
     """Where a row holds the rankings of several annotators: the path of a list with one entry for each, in which
     the columns are looked up first (`reviews`, or `reviews.*` for an object by annotator); or each annotator's

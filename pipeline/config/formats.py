@@ -115,16 +115,18 @@ class TextTable(TableFormat):
         return f"a table of {self.name}"
 
 
+SYSTEM, HISTORY = Column("system", explicit=True), Column("history", explicit=True)
+"""What comes before a prompt, in columns of its own."""
 _PROMPT, _COMPLETION = Column("prompt"), Column("completion", required=True)
 _TEXT = TextTable(
     "text",
     "running text, or prompts and completions",
     (Column("text", required=True), _PROMPT, Column("completion")),
 )
-_PROMPTS = TextTable("prompts", "prompts", (Column("prompt", required=True),))
+_PROMPTS = TextTable("prompts", "prompts", (Column("prompt", required=True), SYSTEM, HISTORY))
 TEXT_TABLES = {
     "data.demonstrations": TextTable(
-        "demonstrations", "prompts and completions", (_PROMPT, _COMPLETION, Column("messages"))
+        "demonstrations", "prompts and completions", (_PROMPT, _COMPLETION, Column("messages"), SYSTEM, HISTORY)
     ),
     "data.prompts": _PROMPTS,
     "data.exclude": _PROMPTS,

@@ -10,6 +10,7 @@ from data.schema import Demonstration, Message, Prompt, Ranking
 from data.tables.columns import ANONYMOUS
 from data.tables.guess.guess import Guess
 from data.tables.guess.section import flow
+from data.tables.suggest import count_of
 
 ROWS = 3
 WIDTH = 88
@@ -86,7 +87,7 @@ def overlap(rows: Sequence[Ranking], names_annotators: bool) -> str:
 
 def prompt_text(prompt: Sequence[Message]) -> str:
     """The last turn, and how many are before it."""
-    before = f"({len(prompt) - 1} turns before) " if len(prompt) > 1 else ""
+    before = f"({count_of(len(prompt) - 1, 'turns')} before) " if len(prompt) > 1 else ""
     return before + short(prompt[-1]["content"])
 
 

@@ -38,7 +38,14 @@ SHAREGPT = [
     for i, q in enumerate(PROMPTS)
 ]
 ALPACA = [
-    {"instruction": q, "input": "a table" if i % 2 else "", "chosen": f"good {i}", "rejected": f"bad {i}"}
+    {
+        "instruction": q,
+        "input": "a table" if i % 2 else "",
+        "chosen": f"good {i}",
+        "rejected": f"bad {i}",
+        "system": "Be brief.",
+        "history": [["Hi", "Hello."]] if i % 2 else [],
+    }
     for i, q in enumerate(PROMPTS)
 ]
 
@@ -311,7 +318,8 @@ DATA_SETS = [
                              lambda row: row["chosen"].strip(), lambda row: row["rejected"].strip())),
     Export("LLaMA-Factory sharegpt", SHAREGPT, "{format: pairs, columns: {prompt: conversations}}",
            of_pairs(lambda row: row["conversations"][-1]["value"])),
-    Export("LLaMA-Factory alpaca", ALPACA, '{format: pairs, columns: {prompt: "{instruction}\\n{input}"}}',
+    Export("LLaMA-Factory alpaca", ALPACA,
+           '{format: pairs, columns: {prompt: "{instruction}\\n{input}", system: system, history: history}}',
            of_pairs(lambda row: "\n".join(filter(None, (row["instruction"], row["input"]))))),
     *(Export(name, rows, recipe, answers) for name, (rows, answers, recipe) in TRL.items()),
     Export("HelpSteer2 preference", STRENGTH,

@@ -14,6 +14,7 @@ from data.tables.formats import FORMATS
 from data.tables.guess.sample import Sample, annotator_in, named
 from data.tables.mapping import tables_names
 from data.tables.paths import starts
+from pipeline.config.formats import text_table
 from pipeline.errors import DataError
 
 FORMATS_PAGE = "docs/rankings/formats.md"
@@ -161,8 +162,22 @@ def decided(guess: Guess, role: str) -> bool:
     return role in guess.columns or any(item.line.startswith(f"{role}:") for item in guess.open)
 
 
+def _add_earlier_turns(guess: Guess, sample: Sample) -> None:
+    """Adds columns of the system message and of earlier turns, where the format has them."""
+    form = FORMATS[guess.format] if guess.format else text_table(guess.table)
+    if "implicit_prompt" in guess.values:
+        return
+    for column in sample.columns:
+        cells = sample.cells(column)
+        nested = any(isinstance(cell, list | dict) for cell in cells)
+        ours = suggest.before_the_prompt(column, map(str, cells), nested=nested)
+        if ours and ours in {c.name for c in form.columns} - guess.columns.keys() and column not in guess.used():
+            guess.columns[ours] = column
+
+
 def finish(guess: Guess, sample: Sample) -> Guess:
-    """Adds the columns that are not used."""
+    """Adds the columns with what comes before a prompt, and those that are not used."""
+    _add_earlier_turns(guess, sample)
     used = guess.used() | {*guess.values.get("fill_down", ()), *guess.values.get("only", ())}
     unused = [column for column in sample.columns if column not in used and sample.cells(column)]
     guess.unused = [column for column in unused if not ({*starts(column)} - {column}) & {*unused}]

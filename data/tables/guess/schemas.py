@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.tables.columns import key_of
-from data.tables.guess.guess import RANKINGS, Guess, Open, finish
+from data.tables.guess.guess import DEMONSTRATIONS, RANKINGS, Guess, Open, finish
 from data.tables.guess.sample import Sample
 from pipeline.errors import DataError
 
@@ -214,6 +214,13 @@ SCHEMAS = (
         paths=("instruction", "input", "chosen", "rejected"),
         format="pairs",
         columns={"prompt": "{instruction}\n{input}", "chosen": "chosen", "rejected": "rejected"},
+    ),
+    Schema(
+        name="Alpaca",
+        paths=("instruction", "input", "output"),
+        without=("chosen", "rejected"),
+        table=DEMONSTRATIONS,
+        columns={"prompt": "{instruction}\n{input}", "completion": "output"},
     ),
 )
 

@@ -320,8 +320,8 @@ def test_the_second_half_of_a_prompt_is_asked_about(tmp_path):
     report = check(tmp_path, rows, columns={"prompt": "instruction", "completion": "output"})
     assert report.problems == []
     assert report.lines == [
-        "data.demonstrations: column 'input' holds text and is not used. If it belongs to the prompt, write both "
-        "into one column",
+        "data.demonstrations: column 'input' holds text and is not used. If it belongs to the prompt, set "
+        'data.demonstrations.columns: {prompt: "{instruction}\\n{input}"}',
         "data.demonstrations: also not used: lang",
     ]
 

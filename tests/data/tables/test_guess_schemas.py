@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from data.tables.check import parse
-from data.tables.guess.guess import Guess
+from data.tables.guess.guess import RANKINGS, Guess
 from data.tables.guess.rankings import any_table
 from data.tables.guess.sample import Sample
 from data.tables.guess.schemas import SCHEMAS
@@ -287,7 +287,8 @@ CASES = [
     Case(
         "LLaMA-Factory alpaca",
         "pairs",
-        [{"instruction": "Sum", "input": "1 2", "chosen": "x", "rejected": "y"}],
+        [{"instruction": "Sum", "input": "1 2", "chosen": "x", "rejected": "y", "system": "Be brief.",
+          "history": [["Hi", "Hello."]]}],
         [("Sum\n1 2", X_Y)],
     ),
     Case(
@@ -415,8 +416,8 @@ def test_the_printed_section_is_a_recipe_that_reads_the_same(case: Case, tmp_pat
     assert read[0] == read[1] != []
 
 
-def test_each_known_schema_has_a_case() -> None:
-    readable = {schema.name for schema in SCHEMAS if not schema.hint}
+def test_each_known_schema_of_rankings_has_a_case() -> None:
+    readable = {schema.name for schema in SCHEMAS if not schema.hint and schema.table == RANKINGS}
     names = {case.name for case in CASES}
     assert {name.removesuffix(" rankings") for name in readable} <= names
 
