@@ -16,7 +16,7 @@ import numpy as np
 
 from data.overlaps import Kind
 from data.schema import Message
-from data.shingles import shingles
+from data.shingles import shingle_hashes
 from data.words import folded, words
 
 
@@ -59,7 +59,7 @@ class HeldOutTexts:
         if whole in self._wholes:
             return
         self._wholes[whole] = len(self._texts)
-        hashes = shingles(text)
+        hashes = shingle_hashes(text)
         self._hashes.extend(hashes.tolist())
         self._owners.extend([len(self._texts)] * len(hashes))
         self._sizes.append(len(hashes))
@@ -78,7 +78,7 @@ class HeldOutTexts:
             return Occurrence("exact", 1.0, self._texts[same])
         if not self._hashes:
             return None
-        shares = self._shares(shingles(text))
+        shares = self._shares(shingle_hashes(text))
         whole = np.flatnonzero(shares == 1.0)
         spoken = _spoken(text) if len(whole) else ""
         for number in whole.tolist():

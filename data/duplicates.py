@@ -114,9 +114,7 @@ class Duplicates:
     def _bands(self, split: Split, texts: Sequence[Text]) -> list[int]:
         """The keys of a row's bands. Shingles of different texts of a row differ, so that the signature's Jaccard
         similarity is at least the lowest of the texts'."""
-        parts = [
-            text.shingles + _OFFSET * np.uint64(place) for place, text in enumerate(texts) if len(text.shingles)
-        ]
+        parts = [text.hashes + _OFFSET * np.uint64(place) for place, text in enumerate(texts) if len(text.hashes)]
         if not parts:
             return []
         hashes = np.concatenate(parts) >> np.uint64(32)
@@ -245,9 +243,9 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> dict[int, tuple[i
     Texts that repeat another one are not compared with later ones."""
     sets = [shingles(text) for text in texts]
     repeats: dict[int, tuple[int, float]] = {}
-    for place, hashes in enumerate(sets):
+    for place, its in enumerate(sets):
         for earlier in range(place):
-            if earlier in repeats or (similarity := jaccard(hashes, sets[earlier])) < threshold:
+            if earlier in repeats or (similarity := jaccard(its, sets[earlier])) < threshold:
                 continue
             if place not in repeats or similarity > repeats[place][1]:
                 repeats[place] = (earlier, similarity)

@@ -27,8 +27,16 @@ def _hash(word: str) -> int:
     return int.from_bytes(blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
-def shingles(text: str) -> NDArray[np.uint64]:
-    """Hashes of the distinct shingles of a text, ascending (N,); empty for a text of fewer than `ENOUGH` words."""
+def shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """The distinct shingles of a text; empty for a text of fewer than `ENOUGH` words."""
+    parts = words(folded(text))
+    if len(parts) < ENOUGH:
+        return frozenset()
+    return frozenset(zip(*(parts[start:] for start in range(SIZE)), strict=False))
+
+
+def shingle_hashes(text: str) -> NDArray[np.uint64]:
+    """Hashes of the `shingles` of a text, ascending (N,)."""
     parts = words(folded(text))
     if len(parts) < ENOUGH:
         return np.zeros(0, dtype=np.uint64)
@@ -41,23 +49,25 @@ def shingles(text: str) -> NDArray[np.uint64]:
     return np.unique(total)
 
 
-def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
+def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
     """The Jaccard similarity of two sets of shingles; 0 if either is empty."""
-    if not len(a) or not len(b):
-        return 0.0
-    common = len(np.intersect1d(a, b, assume_unique=True))
-    return common / (len(a) + len(b) - common)
+    common = len(a & b)
+    return common / (len(a) + len(b) - common) if common else 0.0
 
 
 class Text:
-    """A text that is compared with others. Its shingles are computed once, when they are needed."""
+    """A text that is compared with others. Its shingles and their hashes are computed when they are needed."""
 
     def __init__(self, text: str) -> None:
         self.folded = folded(text)
         self._text = text
 
     @cached_property
-    def shingles(self) -> NDArray[np.uint64]:
+    def hashes(self) -> NDArray[np.uint64]:
+        return shingle_hashes(self._text)
+
+    @cached_property
+    def shingles(self) -> frozenset[tuple[str, ...]]:
         return shingles(self._text)
 
     def similarity(self, other: Text) -> float:

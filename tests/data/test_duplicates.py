@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from data.duplicates import duplicates, near_duplicates
-from data.shingles import SIZE, Text, jaccard, shingles
+from data.shingles import SIZE, Text, jaccard, shingle_hashes, shingles
 from pipeline.config.data import DuplicatesConfig
 
 LONG = (
@@ -68,12 +68,12 @@ def test_kinds_that_the_recipe_ignores_are_not_counted():
 def test_shingles_are_sets_of_word_triples():
     words = [f"w{i}" for i in range(20)]
     triples = {tuple(words[i : i + SIZE]) for i in range(18)}
-    assert len(shingles(" ".join(words))) == len(triples)
+    assert len(shingles(" ".join(words))) == len(shingle_hashes(" ".join(words))) == len(triples)
     swapped = [*words[:10], words[11], words[10], *words[12:]]
     other = {tuple(swapped[i : i + SIZE]) for i in range(18)}
     expected = len(triples & other) / len(triples | other)
     assert jaccard(shingles(" ".join(words)), shingles(" ".join(swapped))) == pytest.approx(expected)
-    assert len(np_unique(shingles(" ".join(words)), shingles(" ".join(reversed(words))))) == 36
+    assert len(np_unique(shingle_hashes(" ".join(words)), shingle_hashes(" ".join(reversed(words))))) == 36
 
 
 def np_unique(*arrays):
