@@ -49,11 +49,6 @@ def test_reward_losses_compares_variants_and_resumes(tmp_path: Path) -> None:
         assert line.split()[:3] == [name, "2", f"{sum(accuracies) / 2:.3f}"]
 
 
-def test_kill_resume_ends_with_equal_artifacts(tmp_path: Path) -> None:
-    folder = tmp_path / "runs"
-    assert "bit-identical" in printed("kill_resume.py", "--kills", "1", "--set", SETS, "--folder", folder)
-
-
 def test_serving_loads_a_server_and_finds_every_stream(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stages", "run", "sft", "--runs", str(tmp_path), "--set", SETS]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)

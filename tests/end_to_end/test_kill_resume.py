@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from kill_resume import kill_and_resume
 from repository import ROOT
 
 TINY = (
@@ -34,8 +37,10 @@ OFTEN = (
     ],
 )
 def test_a_killed_run_resumes_to_identical_artifacts(sets: str, nproc: int, tmp_path: Path) -> None:
-    kills, differences = kill_and_resume(
-        ROOT / "recipes/quickstart.yaml", [TINY, OFTEN, sets], tmp_path, 4, 1, nproc
-    )
-    assert kills >= 2
-    assert not differences
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill_resume.py"), "--kills", "4", "--seed", "1"]
+    command += ["--nproc", str(nproc), "--folder", str(tmp_path), "--set", f"{TINY} {OFTEN} {sets}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = re.search(r"^(\d+) kills: all artifacts and metrics are bit-identical$", done.stdout, re.MULTILINE)
+    assert ended, done.stdout + done.stderr
+    assert int(ended[1]) >= 2
