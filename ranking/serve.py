@@ -108,12 +108,12 @@ def _await_corrections(pages: Pages, ended: threading.Event, minutes: float, say
 
     Returns False at once when a correction makes the campaign incomplete: a ranking that is skipped after all.
     """
-    say(
-        f"All rankings are in. The page stays open for corrections until nobody has used it for {minutes:g} min. "
-        "Press Enter or Ctrl-C to continue now."
-    )
-    keyboard = Keyboard()
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):  # also one that comes while the line is written
+        say(
+            "All rankings are in. The page stays open for corrections until nobody has used it for "
+            f"{minutes:g} min. Press Enter or Ctrl-C to continue now."
+        )
+        keyboard = Keyboard()
         while time.monotonic() - pages.last_visit < 60 * minutes and not keyboard.enter():
             if ended.wait(POLL):
                 break

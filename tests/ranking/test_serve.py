@@ -213,7 +213,7 @@ def test_the_last_rankings_can_be_corrected(collected: Artifact, tmp_path: Path)
     assert rankings[1].metadata["revisions"] == 2
 
 
-@pytest.mark.parametrize("how", ["nobody visits", "Enter", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["nobody visits", "Enter", "Ctrl-C", "Ctrl-C at once"])
 def test_a_complete_campaign_ends(
     collected: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -223,9 +223,15 @@ def test_a_complete_campaign_ends(
                 raise KeyboardInterrupt
             return how == "Enter"
 
+    class Interrupted(Terminal):
+        def say(self, line: str) -> None:
+            super().say(line)
+            if how == "Ctrl-C at once" and line.startswith("All rankings are in."):
+                raise KeyboardInterrupt
+
     monkeypatch.setattr(serve, "Keyboard", Pressed)
     minutes = 0.3 / 60 if how == "nobody visits" else 60
-    terminal = Terminal(ranks_all("ana"))
+    terminal = Interrupted(ranks_all("ana"))
     _, rankings = stage(app_config("ana", overlap=1, linger_minutes=minutes), collected, tmp_path, terminal)
     assert len(rankings) == 3
     assert any("stays open for corrections" in line for line in terminal.lines)
