@@ -36,7 +36,7 @@ def test_only_other_seeds_than_the_recipes_need_runs_of_their_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[int | None] = []
-    manifest = SimpleNamespace(seconds=90.0, memory={"peak_bytes": 2 * 10**9})
+    manifest = SimpleNamespace(seconds=90.0, peak_memory=2 * 10**9)
     summary = SimpleNamespace(
         stages={"ppo": SimpleNamespace(manifest=manifest)}, need=lambda stage: SimpleNamespace(artifact=stage)
     )
