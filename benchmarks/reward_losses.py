@@ -3,8 +3,8 @@
     python benchmarks/reward_losses.py --recipe recipes/e2e-human.yaml --seeds 5 \
         --variant "k-way=reward.objective=bradley_terry" --variant "pairs=reward.objective=bradley_terry_pairs"
 
-Stages up to `rank`, and the SFT model, run once, as with `tutelage run rank`. Then the reward stage runs once per
-variant and seed, in a separate folder. A variant is a name and `--set` values. Each seed draws a new split of the
+The stages that the reward stage needs run once, as with `tutelage run`. Then the reward stage runs once per variant
+and seed, in a separate folder. A variant is a name and `--set` values. Each seed draws a new split of the
 ranked prompts into training and held-out prompts, which all variants share. The language model must not have been
 trained on these prompts (in `e2e-human` it is trained on others). With `--inside-training` the recipe's held-out
 prompts are excluded, so that variants can be chosen without using them.
@@ -84,10 +84,9 @@ def resplit(
 def measure(arguments: argparse.Namespace, sets: list[str], seed: int) -> dict[str, Any]:
     loaded = load_recipe(arguments.recipe, [*arguments.set, *sets])
     runner = Runner(loaded, arguments.runs)
-    for name in ("sft", "rank"):
-        runner.run(name)
-    steps = [step for name in ("sft", "rank") for step in runner.planner.plan(name)]
-    inputs = {step.spec.name: step.finished.artifact for step in steps if step.finished}
+    for spec, _ in runner.planner.stages("reward")[:-1]:
+        runner.run(spec.name)
+    inputs = {step.spec.name: step.finished.artifact for step in runner.planner.plan("reward") if step.finished}
     with tempfile.TemporaryDirectory() as temporary:
         folder, quiet = Path(temporary), Quiet()
         held_out = loaded.recipe.data.eval_fraction
