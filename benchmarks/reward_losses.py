@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import math
+import shutil
 import statistics
 import tempfile
 import time
@@ -69,15 +70,10 @@ def resplit(
 
     split_inputs = dict(inputs)
     for name, file in (("rank", "rankings.jsonl"), ("data", "prompts.jsonl")):
-        target = folder / name
-        target.mkdir(parents=True)
+        target = shutil.copytree(inputs[name].path, folder / name)
         rows = inputs[name].jsonl(file)
         write_jsonl(target / file, (drawn(row) for row in rows if row["split"] == "train" or not inside))
         split_inputs[name] = Artifact(name, target, f"{name} split by seed {seed}")
-    agreement = inputs["rank"].path / "agreement.json"
-    (split_inputs["rank"].path / "agreement.json").write_text(
-        agreement.read_text(encoding="utf-8"), encoding="utf-8"
-    )
     return split_inputs
 
 
