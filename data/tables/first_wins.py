@@ -50,7 +50,7 @@ class FirstWins:
         if self.share is None:
             return ""
         pairs = count_of(self.strict, "strict pairs")
-        line = f"the first of two answers is better in {100 * self.share:.1f} % of {pairs}"
+        line = f"the answer listed first is better in {100 * self.share:.1f} % of {pairs}"
         if self.strict >= ENOUGH and not 1 - SUSPICIOUS < self.share < SUSPICIOUS:
             line += (
                 ". WARNING: the labels may be read the wrong way. Check a few rows of "

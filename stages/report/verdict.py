@@ -174,19 +174,34 @@ def _caveats(findings: Findings) -> list[str]:
     return notes
 
 
-def _about_reward(reward: RewardQuality, *, unfit: bool) -> list[str]:
-    """Caveats about a reward model. `unfit`: whether they say that it failed the gate."""
+def _about_reward(reward: RewardQuality, label: str, *, unfit: bool) -> list[str]:
+    """Caveats about a reward model.
+
+    Args:
+        label: of its criterion (`ByCriterion.label`).
+        unfit: whether they say that it failed the gate.
+    """
     notes = []
     if unfit and reward.unfit:
         reasons = _recorded(reward.unfit)
-        notes.append(translate("The reward model of this run is unfit for PPO: {reasons}.", reasons=reasons))
+        notes.append(
+            translate(
+                "The reward model of this run{criterion} is unfit for PPO: {reasons}.",
+                criterion=label,
+                reasons=reasons,
+            )
+        )
     notes += [
-        translate("About this run’s reward model: {warning}.", warning=recorded(warning))
+        translate(
+            "About this run’s reward model{criterion}: {warning}.", criterion=label, warning=recorded(warning)
+        )
         for warning in reward.warnings
     ]
     measured = reward.held_out
     if measured.pairs and (warning := too_few(measured.prompts, RANKED)):
-        notes.append(translate("The reward model was measured on {warning}.", warning=warning))
+        notes.append(
+            translate("The reward model{criterion} was measured on {warning}.", criterion=label, warning=warning)
+        )
     return notes
 
 
@@ -211,8 +226,7 @@ def _about_rewards(findings: Findings) -> list[str]:
         )
     for part in findings.parts:
         if part.reward:
-            about = _about_reward(part.reward, unfit=not (ppo and ppo.forced_past_gate))
-            notes += [f"{part.name}: {note}" if part.name else note for note in about]
+            notes += _about_reward(part.reward, part.label, unfit=not (ppo and ppo.forced_past_gate))
     if ppo and ppo.reward_model:
         notes.append(
             translate(

@@ -59,7 +59,7 @@ def test_a_good_table_is_described(tmp_path):
         "data.rankings: 6 rankings of 6 prompts, by 2 annotators; answers per ranking: 2 (6)",
         "data.rankings: 0.0 % of 6 pairs are tied",
         "data.rankings: no two annotators ordered the same answers: their agreement is not known",
-        "data.rankings: the first of two answers is better in 100.0 % of 6 strict pairs",
+        "data.rankings: the answer listed first is better in 100.0 % of 6 strict pairs",
         "data.rankings: not used: day",
     ]
 

@@ -236,7 +236,7 @@ def counted(rows, format="wide"):
 def test_the_share_counts_strict_pairs():
     wins = counted([FIRST, SECOND, FIRST, TIE, [3, 1, 2]])
     assert wins.metrics() == {"first_wins": pytest.approx(3 / 6), "first_wins_pairs": 6}
-    assert wins.line() == "the first of two answers is better in 50.0 % of 6 strict pairs"
+    assert wins.line() == "the answer listed first is better in 50.0 % of 6 strict pairs"
     assert counted([TIE]).metrics() == {}
     assert counted([FIRST] * 30, "pairs").metrics() == {}
 

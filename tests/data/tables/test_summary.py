@@ -127,7 +127,7 @@ def test_lines_say_each_figure() -> None:
     lines = list(summarised(rows).lines("rank"))
     assert lines[0].startswith("rank: 150 rankings of 12 prompts, by 2 annotators (of ")
     assert lines[0].endswith("answers per ranking: 2 (50), 3 (50), 4 (50)")
-    for part in ("are tied; all answers of", "annotators agree on", "the first of two answers", "shown first",
+    for part in ("are tied; all answers of", "annotators agree on", "the answer listed first", "shown first",
                  "the longer answer is better", "by the same annotator: "):  # fmt: skip
         assert sum(part in line for line in lines) == 1
     assert list(summarised([]).lines("rank")) == []
@@ -159,7 +159,7 @@ def test_check_prints_the_figures_and_examples_of_what_is_left_out(tmp_path) -> 
         in lines[1]
     )
     share = 100 * (kept.ra < kept.rb).mean()
-    assert f"data.rankings: the first of two answers is better in {share:.1f} % of 16 strict pairs" in lines
+    assert f"data.rankings: the answer listed first is better in {share:.1f} % of 16 strict pairs" in lines
     assert (
         f"data.rankings: the longer answer is better in {share:.1f} % of 16 strict pairs of unequal length" in lines
     )

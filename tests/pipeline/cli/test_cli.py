@@ -174,7 +174,7 @@ def test_check_describes_the_tables(tables: None) -> None:
         "data.rankings: 2 rankings of 2 prompts, by annotators who are not named; answers per ranking: 2 (2)",
         "data.rankings: 0.0 % of 2 pairs are tied",
         "data.rankings: no two annotators ordered the same answers: their agreement is not known",
-        "data.rankings: the first of two answers is better in 50.0 % of 2 strict pairs",
+        "data.rankings: the answer listed first is better in 50.0 % of 2 strict pairs",
         "data.rankings: column 'rater' is not used. If it names who ranked, set data.rankings.columns: {annotator: "
         "rater}",
         "small.yaml is valid: 8 stages",

@@ -202,6 +202,23 @@ def test_a_reward_model_measured_on_few_prompts_is_named(fake: FakeRun) -> None:
     assert any(note.startswith(start) for note in notes)
 
 
+def test_notes_about_one_of_several_reward_models_name_its_criterion(fake: FakeRun) -> None:
+    fake.quality["prompts"] = 3
+    fake.warnings = ["it may be no better than a bag of words"]
+    found = fake.findings()
+    parts = [
+        findings.ByCriterion(name=name, ranking=None, figures=None, rankings=None, reward=reward)
+        for name, reward in (("quality", None), ("naturalness", found.reward))
+    ]
+    notes = verdict.reach(replace(found, reward=None, criteria=parts)).caveats
+    for start in (
+        "About this run’s reward model (naturalness): it may be no better",
+        "The reward model (naturalness) was measured on only 3 held-out prompts",
+    ):
+        assert any(note.startswith(start) for note in notes), notes
+    assert not any("(quality)" in note for note in notes)
+
+
 # --- Answers that do not end --------------------------------------------------------------------------------
 
 
