@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,9 @@ def test_the_default_recipe_is_there() -> None:
 def test_recipes_have_names_of_their_own() -> None:
     names = [load_recipe(file).recipe.name for file in NAMED]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("file", NAMED, ids=lambda file: str(file.relative_to(ROOT)))
+def test_downloads_are_checked_by_hash(file: Path) -> None:
+    for url in re.findall(r"""path: ["']?(https://[^\s"']+)""", file.read_text(encoding="utf-8")):
+        assert re.search(r"#sha256=[0-9a-f]{64}$", url), url
