@@ -1,4 +1,5 @@
-"""Rows as a recipe selects them: empty cells filled from above (`fill_down`), rows with given values (`only`)."""
+"""Rows as a recipe selects and cleans them: missing values and decimal commas (`na_values`, `decimal`), empty cells
+filled from above (`fill_down`), rows with given values (`only`)."""
 
 from __future__ import annotations
 
@@ -12,6 +13,29 @@ from pipeline.errors import DataError
 
 NOT_SELECTED = "not among the rows of `only`"
 """Why rows with other values are left out."""
+
+
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+
+
+def cleaned(rows: Iterable[Row], na_values: Sequence[Any], decimal: str) -> Iterator[Row]:
+    """`rows` whose cells, and the items inside them, are None where they are one of `na_values`, and have a decimal
+    point where they are numbers with another `decimal` mark."""
+    missing = {key_of(value) for value in na_values}
+
+    def clean(cell: Any) -> Any:
+        if isinstance(cell, list):
+            return [clean(item) for item in cell]
+        if isinstance(cell, dict):
+            return {key: clean(item) for key, item in cell.items()}
+        if missing and isinstance(cell, str | int | float) and key_of(cell) in missing:
+            return None
+        if decimal == "," and isinstance(cell, str) and DECIMAL_COMMA.fullmatch(cell.strip()):
+            return cell.replace(",", ".")
+        return cell
+
+    for row in rows:
+        yield row.with_cells({column: clean(cell) for column, cell in row.items()})
 
 
 def filled_down(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Row]:

@@ -269,9 +269,11 @@ def read_table(config: TableConfig | RankingTableConfig, say: Callable[[str], No
         DataError: the table does not exist, is malformed (with file and line), or has no rows.
     """
     from data.tables.joins import joined  # which, as the other, needs the rows of this module
-    from data.tables.selection import filled_down, selected
+    from data.tables.selection import cleaned, filled_down, selected
 
     rows: Iterator[Row] = islice(_rows(config.path, config.split, say, config.header), config.limit)
+    if config.na_values or config.decimal != ".":
+        rows = cleaned(rows, config.na_values, config.decimal)
     if config.fill_down:
         rows = filled_down(rows, config.fill_down)
     if config.only:

@@ -15,6 +15,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     ),
     "completion": (
         "output", "answer", "response", "reply", "text", "demonstration", "summary", "target", "generation",
+        "hypothesis", "translation",
         "antwort", "ausgabe", "réponse", "respuesta",
     ),
     "text": ("content", "document", "passage", "body", "story", "inhalt", "dokument"),
@@ -126,8 +127,10 @@ def stem(column: str) -> str:
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name, in lower case: "Rater ID", "rater_id" and "raterId" have the same ones."""
-    text = re.sub(r"(?<=[a-zß-ÿ])(?=[A-Z])|(?<=[^\W\d_])(?=\d)", " ", unicodedata.normalize("NFC", name))
+    """The words of a name, in lower case: "Rater ID", "rater_id" and "raterId" have the same ones, and so have
+    "sys1rank" and "sys 1 rank"."""
+    bounds = r"(?<=[a-zß-ÿ])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_]{3})"
+    text = re.sub(bounds, " ", unicodedata.normalize("NFC", name))
     return re.findall(r"[^\W_]+", text.casefold())
 
 

@@ -75,6 +75,11 @@ class TableConfig:
     only: dict[str, Cell | list[Cell]] = field(default_factory=dict, metadata=ADDED)
     """Column -> the value, or the list of values, that rows must have: `{AssignmentStatus: Approved}`. Other rows
     are left out and counted."""
+    na_values: list[Cell] = field(default_factory=list, metadata=ADDED)
+    """Cells, and values inside them, that are read as empty, besides empty ones: `["N/A", "-", 99]`. Case and white
+    space around them do not matter."""
+    decimal: Literal[".", ","] = field(default=".", metadata=ADDED)
+    """The mark before the decimals of a number that is text, as in `3,5`."""
     extract: dict[str, str] = field(default_factory=dict, metadata=ADDED)
     """Our name -> a regular expression that is searched in its cell: the column is the group of that name, or the
     first group. `{prompt: "(?s)Question: (.*?)\\nAnswer:"}`. Rows in which it is not found are left out and
@@ -137,6 +142,10 @@ class RankingTableConfig:
     """As `TableConfig.fill_down`."""
     only: dict[str, Cell | list[Cell]] = field(default_factory=dict, metadata=ADDED)
     """As `TableConfig.only`."""
+    na_values: list[Cell] = field(default_factory=list, metadata=ADDED)
+    """As `TableConfig.na_values`."""
+    decimal: Literal[".", ","] = field(default=".", metadata=ADDED)
+    """As `TableConfig.decimal`."""
     extract: dict[str, str] = field(default_factory=dict, metadata=ADDED)
     """As `TableConfig.extract`."""
     labels: dict[str, Literal["first", "second", "tie"] | float] = field(default_factory=dict)

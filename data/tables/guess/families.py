@@ -16,6 +16,8 @@ COMPLETION_WORDS = {
 }
 RANK_WORDS = {"rank", *SYNONYMS["rank"], "ranks"}
 RATING_WORDS = {"rating", *SYNONYMS["rating"], "ratings", "helpfulness", "likert", "overall"}
+MARK_WORDS = {"note", "noten", "schulnote"}
+"""Words of marks whose best is 1 in one country and the highest in another."""
 WIN_WORDS = {"win", "wins", "winner", "vote", "votes", "chosen", "preferred"}
 """Words of ratings that are 1 for the winner and 0 for the others."""
 MODEL_WORDS = {"model", *SYNONYMS["model"], "models", "sys", "engine"}
@@ -24,6 +26,9 @@ OTHER_WORDS = {"length", "len", "tokens", "chars", "words", "id", "ids", "second
 
 PREFERENCE_WORDS = {"preference", "preferred", "label", "winner", "choice", "better", "best", "vote", "verdict"}
 """Words of a column that says which of several answers is the best."""
+
+VERDICT_WORDS = RATING_WORDS | PREFERENCE_WORDS | {"feedback", "thumb", "thumbs", "like", "liked", "reaction"}
+"""Words of a column with a label for the answer in its row."""
 
 Order = Literal["ranks", "ratings"]
 ENOUGH = 5
@@ -102,6 +107,11 @@ def order_of(name: Iterable[str], rankings: Iterable[Sequence[float]], where: st
         if looks_ranked or not distinct:
             return "ranks", "1 is best: the name says so, and each ranking's numbers are places"
         return None, f"{where} is named like ranks, but its numbers are not places of a ranking ({span})"
+    if called & MARK_WORDS and (not distinct or (low >= 1 and high <= 6)):
+        return (
+            None,
+            f"{where} may be marks of which 1 is the best, as in Germany, or of which the highest is ({span})",
+        )
     if called & RATING_WORDS:
         if not looks_ranked or from_zero or len(distinct) < ENOUGH:
             return "ratings", f"larger is better: the name says so ({span})"

@@ -15,7 +15,13 @@ from data.tables.guess.families import (
     order_of,
 )
 from data.tables.guess.guess import Guess, Open, choose_annotator, choose_prompt, finish
-from data.tables.guess.orders import labels_of_each, order_of_cells
+from data.tables.guess.orders import (
+    ORDER_WORDS,
+    SORTED_WORDS,
+    WORST_WORDS,
+    labels_of_each,
+    order_of_cells,
+)
 from data.tables.guess.sample import Sample, as_finite, named
 from data.tables.spelling import spelled
 from data.tables.suggest import words_of
@@ -185,6 +191,7 @@ def _objects(guess: Guess, items: Sequence[dict[str, Any]], rows: Sequence[Seque
 
 def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], others: Sequence[str]) -> None:
     """What orders a list of texts: a list of numbers beside it, or the place of the best."""
+    column_of_texts = str(guess.columns["completions"])
     numeric = {
         column: [[number for item in row if (number := as_finite(item)) is not None] for row in rows]
         for column, rows in lists.items()
@@ -194,6 +201,9 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         column for column in numeric if set(words_of(column)) & (RANK_WORDS | RATING_WORDS | {"scores"})
     ] or list(numeric)
     if len(known) == 1 and guess.format == "scored":
+        if _is_order(known[0], lists[column_of_texts], numeric[known[0]]):
+            _order_or_ranks(guess, known[0], numeric[known[0]])
+            return
         kind, why = order_of(
             [*words_of(known[0]), *(word.rstrip("s") for word in words_of(known[0]))],
             numeric[known[0]],
@@ -209,9 +219,16 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         guess.leave_open(("ratings", "ranks"), known, "several lists of numbers may order the answers")
         return
     guess.format = "choice"
-    k = max(map(len, lists[str(guess.columns["completions"])]))
+    k = max(map(len, lists[column_of_texts]))
     wide = Guess("wide", {"completions": _list_of_texts(guess)})
+    places = [
+        column
+        for column in others
+        if set(words_of(column)) & (PREFERENCE_WORDS | {"chosen"}) and sample.numbers(column)
+    ]
     unplaced = [c for c in others if min(sample.numbers(c) or [-1]) < 0]  # a place is 0 or more
+    if places:  # the other columns must be named like what orders the answers
+        unplaced = [c for c in unplaced if set(words_of(c)) & (ORDER_WORDS | PREFERENCE_WORDS)]
     free = replace(sample, columns=unplaced)
     if labels_of_each(wide, sample, [f for f in families(others) if len(f.members) == k]) or order_of_cells(
         wide, free, k
@@ -219,16 +236,10 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         guess.format, guess.columns, guess.values = "wide", wide.columns, wide.values
         guess.why, guess.notes, guess.open = wide.why, wide.notes, wide.open
         return
-    places = [
-        column
-        for column in others
-        if set(words_of(column)) & (PREFERENCE_WORDS | {"chosen"}) and sample.numbers(column)
-    ]
     if len(places) != 1:
-        column = str(guess.columns["completions"])
         why = (
             "no single column says which answer is best. If it is always the first of two, use format: pairs with "
-            f"columns: {{chosen: {column}[0], rejected: {column}[1]}}"
+            f"columns: {{chosen: {column_of_texts}[0], rejected: {column_of_texts}[1]}}"
         )
         if places:
             guess.leave_open("choice", places, why)
@@ -237,7 +248,10 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         return
     [column] = places
     guess.columns["choice"] = column
-    counts = [len(row) for row in lists[str(guess.columns["completions"])]]
+    worst = [c for c in others if c not in places and set(words_of(c)) & WORST_WORDS and sample.numbers(c)]
+    if len(worst) == 1:
+        guess.columns["worst"] = worst[0]
+    counts = [len(row) for row in lists[column_of_texts]]
     numbers = sample.numbers(column) or []
     if max(numbers) >= max(counts):
         two = max(counts) == 2
@@ -248,6 +262,33 @@ def _beside(guess: Guess, sample: Sample, lists: dict[str, list[list[Any]]], oth
         guess.open.append(Open(f"choice: {column}", f"no row of column {column} is 0: it must count from 0"))
     else:
         guess.why["choice"] = "the place of the best, from 0"
+
+
+def _is_order(column: str, texts: Sequence[Sequence[Any]], rows: Sequence[Sequence[float]]) -> bool:
+    """Whether lists of numbers may name the texts from best to worst, `[2, 0, 1]`: each has every place once, and
+    the name does not say that they are the texts' ranks."""
+    words = set(words_of(column))
+    once = all(
+        sorted(row) in ([*range(len(row))], [*range(1, len(row) + 1)]) and len(row) == len(answers)
+        for row, answers in zip(rows, texts, strict=False)
+    )
+    return bool(words & ORDER_WORDS - {"rank", "ranks"}) and once
+
+
+def _order_or_ranks(guess: Guess, column: str, rows: Sequence[Sequence[float]]) -> None:
+    """Reads a column as the order of the answers, or leaves open whether it holds their ranks."""
+    guess.format = "wide"
+    start = int(min(map(min, rows)))
+    if set(words_of(column)) & SORTED_WORDS:
+        guess.columns["order"] = column
+        guess.why["order"] = "the places of the answers, from best to worst"
+        guess.values["index_from"] = start
+    else:
+        why = (
+            f"{rows[0]} may name the answers from best to worst, or give each answer's rank (with order, add "
+            f"index_from: {start})".replace(".0", "")
+        )
+        guess.leave_open(("order", "ranks"), [column], why)
 
 
 def _list_of_texts(guess: Guess) -> str:

@@ -25,7 +25,9 @@ from pipeline.errors import DataError
 BEST_WORDS, WORST_WORDS = {"best", "most", "top"}, {"worst", "least", "bottom"}
 SHORT = 20
 """Characters of a label, on average, in a column that is not named like one."""
-ORDER_WORDS = {"order", "ranking", "rank", "ranks", "preference", "sorted", "permutation"}
+SORTED_WORDS = {"order", "ordering", "sorted", "permutation"}
+"""Words of a column that names the answers from best to worst."""
+ORDER_WORDS = {*SORTED_WORDS, "ranking", "rank", "ranks", "preference"}
 
 
 def order_of_cells(guess: Guess, sample: Sample, k: int) -> bool:
@@ -42,8 +44,9 @@ def _best_and_worst(guess: Guess, sample: Sample, free: Sequence[str], k: int) -
     """Columns named like the best or the worst, with cells that name an answer; of two answers, both of them."""
     known = _names(guess, k)
     places = [column for column in free if {key_of(cell) for cell in sample.cells(column)} <= known]
+    called = BEST_WORDS | PREFERENCE_WORDS if k > 2 else BEST_WORDS
     best, worst = (
-        [column for column in places if set(words_of(column)) & words] for words in (BEST_WORDS, WORST_WORDS)
+        [column for column in places if set(words_of(column)) & words] for words in (called, WORST_WORDS)
     )
     if len(best) > 1 or len(worst) > 1 or not (best or worst) or (k == 2 and not (best and worst)):
         return False
@@ -82,7 +85,7 @@ def _in_order(guess: Guess, sample: Sample, free: Sequence[str], k: int) -> bool
 def _may_be_ranks(sample: Sample, column: str, numbers: Sequence[float], k: int) -> bool:
     """Whether the cells hold one number per answer, which the column's name does not explain."""
     cells = sample.cells(column)
-    explained = bool(set(words_of(column)) & {"order", "sorted", "permutation"})
+    explained = bool(set(words_of(column)) & SORTED_WORDS)
     listed = all(len(numbers_in(cell) or as_items(cell) or ()) == k for cell in cells)
     return listed and not explained and set(numbers) in (set(range(k)), set(range(1, k + 1)))
 
@@ -141,21 +144,34 @@ def _labels(column: str) -> Labels:
     return Labels(Columns(table, FORMATS["wide"]), column)
 
 
+BELOW_0 = "below 0 the first is better, above 0 the second"
+KNOWN_SIGN = "scale_value"
+"""Potato's name for a place on a scale from the left answer, below 0, to the right one."""
+
+
 def _preference(guess: Guess, sample: Sample, free: Sequence[str]) -> bool:
     """The column that says which of two answers is better."""
     columns = [column for column in free if set(words_of(column)) & PREFERENCE_WORDS]
     if not columns:  # a question's number, such as Q1
         texts = [column for column in free if sample.numbers(column) is None and sample.width(column) <= SHORT]
         columns = [column for column in texts if _are_labels(sample, column, guess)]
+        signed = [column for column in free if _has_both_signs(sample, column)]
+        if unsaid := signed or [column for column in columns if _may_be_groups(sample, column)]:
+            why = f"{' and '.join(unsaid)} may say which answer is better, or something else"
+            guess.leave_open("preference", unsaid, why)
+            return True
     readable = [column for column in columns if _are_labels(sample, column, guess)]
     if len(readable) > 1:
         readable = [column for column in readable if sample.numbers(column) is not None] or readable
     if len(readable) == 1:
         guess.columns["preference"] = readable[0]
-        numeric = sample.numbers(readable[0]) is not None
-        guess.why["preference"] = (
-            "below 0 the first is better, above 0 the second" if numeric else "it names the better answer"
-        )
+        numbers = sample.numbers(readable[0])
+        if numbers is None:
+            guess.why["preference"] = "it names the better answer"
+        elif readable[0].endswith(KNOWN_SIGN):
+            guess.why["preference"] = BELOW_0
+        else:
+            ask_direction(guess, readable[0], numbers)
     elif len(columns) == 1:
         guess.columns["preference"] = columns[0]
         ask_labels(guess, columns[0], sample.cells(columns[0]))
@@ -164,12 +180,24 @@ def _preference(guess: Guess, sample: Sample, free: Sequence[str]) -> bool:
     return bool(columns)
 
 
+def _has_both_signs(sample: Sample, column: str) -> bool:
+    numbers = sample.numbers(column) or [0]
+    return min(numbers) < 0 < max(numbers)
+
+
+def _may_be_groups(sample: Sample, column: str) -> bool:
+    """Whether a column without a telling name holds the letters A and B alone, as arms of a study do, or one value
+    throughout. A question's number, such as Q1, is telling."""
+    values = {key_of(cell) for cell in sample.cells(column)}
+    asks = any(word in ("q", "question", "frage") for word in words_of(column))
+    return not asks and (len(values) == 1 or values <= {"a", "b"})
+
+
 def _are_labels(sample: Sample, column: str, guess: Guess) -> bool:
     """Whether the reader of labels knows the values of a column: words or names of the two answers, comparisons, or
     numbers of both signs."""
-    numbers = sample.numbers(column)
-    if numbers is not None:
-        return min(numbers) < 0 < max(numbers)
+    if sample.numbers(column) is not None:
+        return _has_both_signs(sample, column)
     completions, models = guess.columns["completions"], guess.columns.get("models")
     labels = _labels(column)
     with suppress(DataError):
@@ -189,6 +217,28 @@ def _cells(row: Any, columns: str | list[str] | None) -> Iterator[Any]:
         yield from (row.get(column) for column in columns)
     elif columns is not None:
         yield from as_items(row.find(columns)) or ()
+
+
+def ask_direction(guess: Guess, column: str, numbers: Sequence[float]) -> None:
+    """Leaves open which answer the numbers below 0 prefer; with many values, notes what is assumed."""
+    values = sorted({*numbers})
+    guess.why["preference"] = BELOW_0
+    if len(values) > MOST_LABELS:
+        guess.notes.append(
+            f"{column}: if numbers below 0 prefer the second answer, name the completions in the other order"
+        )
+        return
+    if len(values) <= 3:
+        words = [{-1: "first", 0: "tie", 1: "second"}[(value > 0) - (value < 0)] for value in values]
+        other = [{"first": "second", "second": "first"}.get(word, word) for word in words]
+    else:
+        words, other = ([f"{sign * value + 0:g}" for value in values] for sign in (1, -1))
+    choices = [
+        f"labels: {{{', '.join(f'{value:g}: {word}' for value, word in zip(values, said, strict=True))}}}"
+        for said in (words, other)
+    ]
+    why = f"column {column} does not say whether numbers below 0 prefer the first answer or the second"
+    guess.open.append(Open(choices[0], why, in_columns=False, choices=tuple(choices)))
 
 
 def ask_labels(guess: Guess, column: str, cells: Sequence[Any]) -> None:
@@ -230,9 +280,9 @@ def labels_of_each(guess: Guess, sample: Sample, beside: Sequence[Family]) -> bo
     flags."""
     for family in sorted(beside, key=lambda family: not family.is_called(RATING_WORDS)):
         cells = [cell for column in family.columns for cell in sample.cells(column)]
-        labels = sorted({str(cell).strip() for cell in cells})
         if not cells or any(isinstance(cell, list | dict) for cell in cells):
             continue
+        labels = sorted({str(cell).strip() for cell in cells})
         if are_marks(family, sample):
             guess.columns["ratings"] = family.columns
             guess.values["scale"] = ["", *labels]
@@ -243,18 +293,32 @@ def labels_of_each(guess: Guess, sample: Sample, beside: Sequence[Family]) -> bo
             guess.values["scale"] = ["no", "yes"] if "yes" in map(str.casefold, labels) else ["false", "true"]
             guess.why["scale"] = "lowest first: the marked answer is better"
             return True
-        few = 1 < len(labels) <= min(MOST_LABELS, len(cells) // 2) and max(map(len, labels)) <= LONGEST_LABEL
-        if few:
+        if has_labels(sample, family.columns):
             guess.columns["ratings"] = family.columns
-            guess.open.append(
-                Open(
-                    f"scale: [{', '.join(map(quoted_names, labels))}]",
-                    "the ratings are labels: write them from the worst to the best",
-                    in_columns=False,
-                )
-            )
+            ask_scale(guess, sample, family.columns)
             return True
     return False
+
+
+def has_labels(sample: Sample, columns: Sequence[str]) -> bool:
+    """Whether columns hold a few short values that repeat."""
+    cells = [cell for column in columns for cell in sample.cells(column)]
+    if any(isinstance(cell, list | dict) for cell in cells):
+        return False
+    labels = {str(cell).strip() for cell in cells}
+    return 1 < len(labels) <= min(MOST_LABELS, len(cells) // 2) and max(map(len, labels)) <= LONGEST_LABEL
+
+
+def ask_scale(guess: Guess, sample: Sample, columns: Sequence[str]) -> None:
+    """Leaves open the order of the labels in columns of ratings."""
+    labels = sorted({str(cell).strip() for column in columns for cell in sample.cells(column)})
+    guess.open.append(
+        Open(
+            f"scale: [{', '.join(map(quoted_names, labels))}]",
+            "the ratings are labels: write them from the worst to the best",
+            in_columns=False,
+        )
+    )
 
 
 MOST_LABELS, LONGEST_LABEL = 11, 40

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from data.tables.columns import key_of
 from data.tables.guess.families import (
     COMPLETION_WORDS,
     MODEL_WORDS,
@@ -13,6 +15,7 @@ from data.tables.guess.families import (
     PREFERENCE_WORDS,
     RANK_WORDS,
     RATING_WORDS,
+    VERDICT_WORDS,
     Family,
     Order,
     families,
@@ -32,15 +35,24 @@ from data.tables.guess.guess import (
     no_column,
 )
 from data.tables.guess.lists import keyed, lists_in_cells
-from data.tables.guess.orders import are_flags, are_marks, labels_of_each, order_of_cells
+from data.tables.guess.orders import (
+    are_flags,
+    are_marks,
+    ask_scale,
+    has_labels,
+    labels_of_each,
+    order_of_cells,
+)
+from data.tables.guess.respelled import respelled
 from data.tables.guess.sample import Sample, as_finite, named
 from data.tables.guess.schemas import known
 from data.tables.guess.texts import demonstrations, prompts_or_text
 from data.tables.guess.tools import argilla, label_studio
 from data.tables.messages import shared_start
+from data.tables.places import levels
 from data.tables.selection import filled_down
 from data.tables.sources import is_empty
-from data.tables.suggest import listed, plain, words_of
+from data.tables.suggest import is_called, listed, plain, words_of
 from pipeline.errors import DataError
 
 
@@ -93,9 +105,27 @@ HIGHEST = 20
 
 
 def rankings(sample: Sample) -> Guess:
-    """The format and the columns of a table of rankings. If its own columns do not tell, what lies inside its cells
-    is looked into, and the other tables in its folder. Raises `DataError` if it looks like none, or like one that
-    lacks a column."""
+    """The format and the columns of a table of rankings. If they do not tell, texts that spell numbers are read as
+    numbers. Raises `DataError` if the table looks like none, or like one that lacks a column."""
+    guess, problem = None, None
+    try:
+        guess = _of_views(sample)
+    except DataError as error:
+        problem = error
+    if (guess is None or guess.open) and (numbers := respelled(sample)):
+        with suppress(DataError):
+            other = _of_views(numbers.sample)
+            if numbers.explain(other) and (guess is None or len(other.open) < len(guess.open)):
+                return other
+    if guess is None:
+        assert problem is not None
+        raise problem
+    return guess
+
+
+def _of_views(sample: Sample) -> Guess:
+    """What a table of rankings is by its own columns, or else by what lies inside its cells, or by the other tables
+    in its folder. Raises `DataError` as `rankings` does."""
     problem: DataError | None = None
     best: Guess | None = None
     for name, other, values in _views(sample):
@@ -167,8 +197,10 @@ def _tree(sample: Sample) -> Guess | None:
 
 
 def _pairs(sample: Sample) -> Guess | None:
-    chosen, rejected = (named(name, sample.columns) for name in ("chosen", "rejected"))
-    if not chosen or not rejected or not all(map(sample.is_text, (chosen[0], rejected[0]))):
+    chosen, rejected = (named(name, sample.columns)[:1] for name in ("chosen", "rejected"))
+    if not chosen or not rejected:
+        chosen, rejected = _opposites(sample)
+    if not chosen or not rejected or not all(map(sample.is_text, (*chosen, *rejected))):
         return None
     guess = Guess("pairs", {"chosen": chosen[0], "rejected": rejected[0]})
     for ours in ("chosen_rating", "rejected_rating"):
@@ -196,9 +228,31 @@ def _pairs(sample: Sample) -> Guess | None:
     if not whole and not any(column not in guess.used() and sample.is_text(column) for column in prompts):
         _implicit_prompt(guess, sample)
     else:
+        if whole:  # the prompt is in them, so that another column must be named like it to be one
+            prompts = named("prompt", prompts)
         choose_prompt(guess, sample, prompts, optional=whole)
     choose_annotator(guess, sample, sample.columns)
     return finish(guess, sample)
+
+
+OPPOSITES = {
+    "good": "bad", "better": "worse", "positive": "negative", "pos": "neg", "win": "lose",
+    "winning": "losing", "winner": "loser", "chosen": "rejected", "accepted": "rejected",
+    "preferred": "dispreferred", "gut": "schlecht", "j": "k",
+}  # fmt: skip
+"""A word of the better answer's column -> the word of the worse one's: `good_answer` and `bad_answer`. `response_j`
+and `response_k` are those of public pairs from Stack Exchange."""
+
+
+def _opposites(sample: Sample) -> tuple[list[str], list[str]]:
+    """Two columns of text whose names differ in one word, which says that one is better; empty without them."""
+    by_words = {tuple(words_of(column)): column for column in sample.texts()}
+    for words, column in by_words.items():
+        for place, word in enumerate(words):
+            other = (*words[:place], OPPOSITES.get(word, ""), *words[place + 1 :])
+            if other in by_words and (len(words) > 1 or word != "j"):
+                return [column], [by_words[other]]
+    return [], []
 
 
 def _implicit_prompt(guess: Guess, sample: Sample) -> None:
@@ -214,8 +268,13 @@ def _wide(sample: Sample) -> Guess | None:
     groups = families(sample.columns)
     texts = [family for family in groups if sample.are_texts(family.columns) and not are_flags(family, sample)]
     models = [family for family in texts if family.is_called(MODEL_WORDS)]
-    texts = [family for family in texts if family not in models]
+    if not any(sample.width(column) > WIDE for family in models for column in family.columns):
+        texts = [family for family in texts if family not in models]
+    else:
+        models = []  # named like models, and long: answers under their systems' names
     answers = [family for family in texts if family.is_called(COMPLETION_WORDS)] or texts
+    if not answers and (systems := _named_in_cells(sample)):
+        answers = [Family((), dict(enumerate(systems)))]
     if not answers:
         return None
     answers.sort(key=lambda family: -sum(map(sample.width, family.columns)))
@@ -231,6 +290,25 @@ def _wide(sample: Sample) -> Guess | None:
     choose_prompt(guess, sample, sample.columns)
     choose_annotator(guess, sample, sample.columns)
     return finish(guess, sample)
+
+
+def _named_in_cells(sample: Sample) -> list[str]:
+    """The columns of text, but for prompts, where another column's cells name several of them, as the best or in an
+    order: a column per system, `gpt4` and `llama`, and `best` with their names."""
+    texts = {key_of(column): column for column in sample.texts() if sample.width(column) > WIDE}
+    texts = {key: column for key, column in texts.items() if not is_called("prompt", column)}
+    for column in sample.columns:
+        if column in texts.values() or any(isinstance(cell, list | dict) for cell in sample.cells(column)):
+            continue
+        cells = [{key_of(name) for level in levels(cell) for name in level} for cell in sample.cells(column)]
+        if (
+            cells
+            and all(cells)
+            and len(set().union(*cells) & texts.keys()) > 1
+            and set().union(*cells) <= texts.keys()
+        ):
+            return list(texts.values())
+    return []
 
 
 def _order_of_columns(guess: Guess, sample: Sample, groups: Sequence[Family], completions: Family) -> None:
@@ -331,6 +409,8 @@ def _order_of_rows(guess: Guess, sample: Sample, numbers: Sequence[str]) -> None
     """What orders the rows of a long table."""
     called = [column for column in numbers if named("rank", [column]) or named("rating", [column])]
     candidates = called or numbers
+    if not candidates and _labels_of_rows(guess, sample):
+        return
     if not candidates:
         why = "no column of numbers orders the answers"
         guess.open.append(Open("rating or rank: the column that orders the answers", why))
@@ -348,6 +428,17 @@ def _order_of_rows(guess: Guess, sample: Sample, numbers: Sequence[str]) -> None
     else:
         guess.columns[kind[:-1]] = column
         guess.why[kind[:-1]] = why
+
+
+def _labels_of_rows(guess: Guess, sample: Sample) -> bool:
+    """Takes the only column of labels, such as up and down, for ratings whose order a person must tell."""
+    free = [column for column in sample.columns if column not in guess.used()]
+    marked = [column for column in free if set(words_of(column)) & VERDICT_WORDS and has_labels(sample, [column])]
+    if len(marked) != 1:
+        return False
+    guess.columns["rating"] = marked[0]
+    ask_scale(guess, sample, marked)
+    return True
 
 
 def _order_of(column: str, sample: Sample, keys: Sequence[str]) -> tuple[Order | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data.tables import suggest
-from data.tables.guess.families import COMPLETION_WORDS
+from data.tables.guess.families import COMPLETION_WORDS, VERDICT_WORDS
 from data.tables.guess.guess import (
     DEMONSTRATIONS,
     FORMATS_PAGE,
@@ -17,6 +17,7 @@ from data.tables.guess.guess import (
     no_column,
     quoted_names,
 )
+from data.tables.guess.orders import has_labels
 from data.tables.guess.sample import Sample, named
 from pipeline.errors import DataError
 
@@ -49,6 +50,17 @@ def demonstrations(sample: Sample) -> Guess:
     for role in ("prompt", "completion"):
         if not decided(guess, role):
             raise no_column(sample, role)
+    for column in sample.columns:
+        if (
+            column not in guess.used()
+            and set(suggest.words_of(column)) & VERDICT_WORDS
+            and has_labels(sample, [column])
+        ):
+            labels = sorted({str(cell).strip() for cell in sample.cells(column)})
+            guess.notes.append(
+                f"column {column} has the values {suggest.listed(labels, 4)}: if they mark bad answers, only: "
+                f"{{{quoted_names(column)}: VALUE}} reads the good ones alone"
+            )
     return finish(guess, sample)
 
 

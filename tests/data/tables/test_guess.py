@@ -18,7 +18,7 @@ from data.schema import Ranking
 from data.tables.demonstrations import read_demonstrations
 from data.tables.guess.families import are_places, families, order_of
 from data.tables.guess.guess import Guess
-from data.tables.guess.rankings import rankings
+from data.tables.guess.rankings import any_table, rankings
 from data.tables.guess.sample import Sample
 from data.tables.guess.texts import demonstrations
 from data.tables.rankings import read_rankings
@@ -61,6 +61,7 @@ def guessed(folder: Path, rows: list[dict[str, Any]], suffix: str = ".jsonl") ->
         columns=guess.columns,
         labels=guess.labels,  # type: ignore[arg-type]
         text_lists=guess.text_lists,  # type: ignore[arg-type]
+        **guess.values,
     )
     return guess, list(read_rankings(config, Dropped()))
 
@@ -490,3 +491,169 @@ def test_few_rows_outweigh_no_name() -> None:
     assert order_of(["zeal"], [[1, 2, 3]] * 9, "zeal")[0] == "ranks"
     assert order_of(["zeal"], [[1, 2]] * 9, "zeal")[0] is None
     assert order_of(["zeal"], [[4, 7, 7]] * 2, "zeal")[0] == "ratings"
+
+
+# Names and values that may mean two things
+
+
+def pair(**cells: Any) -> dict[str, Any]:
+    return {"prompt": "What is it?", "answer_a": "It is this one.", "answer_b": "It is that one."} | cells
+
+
+def choices(guess: Guess) -> list[str]:
+    return [line for item in guess.open for line in item.choices]
+
+
+def test_a_column_that_holds_a_letter_is_asked_about_unless_its_name_tells(tmp_path: Path) -> None:
+    """`batch` or `arm` divide the rows; `winner` names the better answer, and so does the question `Q1`."""
+    letters = ["A", "B", "A", "B"]
+    for column in ("batch", "arm"):
+        guess, _ = guessed(tmp_path, [pair(**{column: letter}) for letter in letters])
+        assert choices(guess) == [f"preference: {column}"]
+    guess, _ = guessed(tmp_path, [pair(wave="b")] * 4)
+    assert choices(guess) == ["preference: wave"]
+    for column in ("winner", "Q1"):
+        guess, read = guessed(tmp_path, [pair(**{column: letter}) for letter in letters])
+        assert [ranking.ranks for ranking in read] == [[1, 2], [2, 1], [1, 2], [2, 1]], guess
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ([-1, 0, 1], ["labels: {-1: first, 0: tie, 1: second}", "labels: {-1: second, 0: tie, 1: first}"]),
+        ([-2, -1, 0, 1], ["labels: {-2: -2, -1: -1, 0: 0, 1: 1}", "labels: {-2: 2, -1: 1, 0: 0, 1: -1}"]),
+    ],
+)
+def test_the_sign_of_a_preference_is_asked(values: list[int], lines: list[str], tmp_path: Path) -> None:
+    guess, _ = guessed(tmp_path, [pair(label=value) for value in values])
+    assert guess.columns["preference"] == "label"
+    assert choices(guess) == lines
+
+
+def test_the_sign_of_many_values_is_said(tmp_path: Path) -> None:
+    guess, read = guessed(tmp_path, [pair(preference=value) for value in range(-50, 51, 7)])
+    assert len(read) == 15
+    [note] = guess.notes
+    assert "if numbers below 0 prefer the second answer" in note
+    guess, _ = guessed(tmp_path, [pair(slider=value) for value in range(-50, 51, 7)])
+    assert choices(guess) == ["preference: slider"]
+
+
+def test_the_best_mark_is_asked(tmp_path: Path) -> None:
+    """The best Note is 1 in Germany and 20 in France."""
+    rows = [pair(note_a=a, note_b=b) for a, b in ((1, 3), (2, 6), (5, 4))]
+    guess, _ = guessed(tmp_path, rows)
+    assert choices(guess) == ["ratings: [note_a, note_b]", "ranks: [note_a, note_b]"]
+    guess, [ranking, *_] = guessed(tmp_path, [pair(note_a=12, note_b=18)] * 3)
+    assert ranking.ranks == [2, 1]
+
+
+LISTED = {"prompt": "What is it?", "responses": ["This one.", "That one.", "Neither."]}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("ranking", ["order: {}", "ranks: {}"]),
+        ("order", []),
+        ("ranks", []),
+    ],
+)
+def test_a_list_of_places_may_be_an_order_or_ranks(name: str, lines: list[str], tmp_path: Path) -> None:
+    guess, read = guessed(tmp_path, [LISTED | {name: places} for places in ([2, 0, 1], [1, 2, 0])])
+    assert choices(guess) == [line.format(name) for line in lines]
+    if not lines:
+        expected = {"order": ("wide", [2, 3, 1]), "ranks": ("scored", [3, 1, 2])}
+        assert (guess.format, read[0].ranks) == expected[name]
+
+
+def test_a_list_with_ties_is_of_ranks(tmp_path: Path) -> None:
+    guess, [ranking, _] = guessed(tmp_path, [LISTED | {"ranking": places} for places in ([1, 2, 2], [2, 3, 1])])
+    assert (guess.columns["ranks"], ranking.ranks) == ("ranking", [1, 2, 2])
+
+
+# Columns that say how they belong together
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ("good_answer", "bad_answer"),
+        ("response_j", "response_k"),
+        ("positive", "negative"),
+        ("Winning text", "Losing text"),
+    ],
+)
+def test_names_that_are_opposites_are_pairs(better: str, worse: str, tmp_path: Path) -> None:
+    guess, [ranking] = guessed(tmp_path, [{"question": "What is it?", worse: "y it is", better: "x it is"}])
+    assert (guess.format, order(ranking)) == ("pairs", ["x it is", "y it is"])
+
+
+def test_other_letters_are_no_opposites(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        guessed(tmp_path, [{"question": "What is it?", "j": "y it is", "k": "x it is"}])
+
+
+def test_the_prompt_of_whole_conversations_is_in_them(tmp_path: Path) -> None:
+    rows = [
+        {
+            "original_response": "It was this one.",
+            "chosen": [user("What is it?"), assistant("x")],
+            "rejected": [user("What is it?"), assistant("y")],
+        }
+    ]
+    guess, [ranking] = guessed(tmp_path, rows)
+    assert "prompt" not in guess.columns
+    assert (ranking.prompt, order(ranking)) == ([user("What is it?")], ["x", "y"])
+
+
+SYSTEMS = {"prompt": "What is it?", "gpt": "It is surely this one.", "llama": "It is surely that one.",
+           "rules": "It is surely neither one."}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "ranks"),
+    [
+        ("best", ["llama", "gpt"], [[2, 1, 2], [1, 2, 2]]),
+        ("order", ["llama > rules = gpt", "gpt > rules > llama"], [[2, 1, 2], [1, 3, 2]]),
+    ],
+)
+def test_a_cell_may_name_the_columns_of_systems(
+    column: str, cells: list[str], ranks: list[list[int]], tmp_path: Path
+) -> None:
+    guess, read = guessed(tmp_path, [SYSTEMS | {column: cell} for cell in cells])
+    assert guess.columns["completions"] == ["gpt", "llama", "rules"]
+    assert [ranking.ranks for ranking in read] == ranks
+
+
+def test_the_winner_of_several_answers_is_the_best(tmp_path: Path) -> None:
+    rows = numbered(winner=["answer_2", "answer_1", "answer_3"])
+    guess, read = guessed(tmp_path, rows)
+    assert guess.columns["best"] == "winner"
+    assert [ranking.ranks for ranking in read] == [[2, 1, 2], [1, 2, 2], [2, 2, 1]]
+
+
+def test_the_worst_of_a_list_is_read_beside_the_best(tmp_path: Path) -> None:
+    guess, read = guessed(tmp_path, [LISTED | {"best": 0, "worst": 1}, LISTED | {"best": 1, "worst": 2}])
+    assert guess.format == "choice"
+    assert [ranking.ranks for ranking in read] == [[1, 3, 2], [2, 1, 3]]
+
+
+def test_columns_of_answers_may_be_called_after_systems(tmp_path: Path) -> None:
+    row = {"src": "Was ist das hier?", "sys1": "What is this thing here?", "sys2": "What is that thing there?",
+           "sys1rank": 2, "sys2rank": 1}  # fmt: skip
+    guess, [ranking] = guessed(tmp_path, [row])
+    assert guess.columns["completions"] == ["sys1", "sys2"]
+    assert ranking.ranks == [2, 1]
+
+
+def test_marked_answers_are_no_demonstrations_without_a_word(tmp_path: Path) -> None:
+    """Several answers to a prompt are ranked by their marks; of single answers the bad ones should be left out."""
+    rows = [{"prompt": f"Q {n // 2}", "response": f"It is {n}.", "thumbs": ["up", "down"][n % 2]} for n in range(8)]
+    guess = any_table(Sample.of(written(tmp_path, rows)))
+    assert (guess.format, guess.columns["rating"]) == ("long", "thumbs")
+    assert [item.line for item in guess.open] == ["scale: [down, up]"]
+    guess = any_table(Sample.of(written(tmp_path, [row | {"prompt": f"Q {n}"} for n, row in enumerate(rows)])))
+    assert guess.table == "data.demonstrations"
+    [note] = guess.notes
+    assert "column thumbs has the values down, up" in note
