@@ -52,7 +52,7 @@ from data.tables.messages import shared_start
 from data.tables.places import levels
 from data.tables.selection import filled_down
 from data.tables.sources import is_empty
-from data.tables.suggest import is_called, listed, plain, words_of
+from data.tables.suggest import listed, plain, words_of
 from pipeline.errors import DataError
 
 
@@ -293,21 +293,18 @@ def _wide(sample: Sample) -> Guess | None:
 
 
 def _named_in_cells(sample: Sample) -> list[str]:
-    """The columns of text, but for prompts, where another column's cells name several of them, as the best or in an
-    order: a column per system, `gpt4` and `llama`, and `best` with their names."""
+    """The columns of text that another column's cells name, as the best or in an order: a column per system, `gpt4`
+    and `llama`, and `best` with their names. Empty if there are none. A text that no cell names may be something
+    else, such as a comment."""
     texts = {key_of(column): column for column in sample.texts() if sample.width(column) > WIDE}
-    texts = {key: column for key, column in texts.items() if not is_called("prompt", column)}
     for column in sample.columns:
-        if column in texts.values() or any(isinstance(cell, list | dict) for cell in sample.cells(column)):
+        cells = sample.cells(column)
+        if not cells or column in texts.values() or any(isinstance(cell, list | dict) for cell in cells):
             continue
-        cells = [{key_of(name) for level in levels(cell) for name in level} for cell in sample.cells(column)]
-        if (
-            cells
-            and all(cells)
-            and len(set().union(*cells) & texts.keys()) > 1
-            and set().union(*cells) <= texts.keys()
-        ):
-            return list(texts.values())
+        named = [{key_of(name) for level in levels(cell) for name in level} for cell in cells]
+        known = set().union(*named)
+        if all(named) and len(known) > 1 and known <= texts.keys():
+            return [theirs for key, theirs in texts.items() if key in known]
     return []
 
 

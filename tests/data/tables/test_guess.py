@@ -614,15 +614,16 @@ SYSTEMS = {"prompt": "What is it?", "gpt": "It is surely this one.", "llama": "I
 @pytest.mark.parametrize(
     ("column", "cells", "ranks"),
     [
-        ("best", ["llama", "gpt"], [[2, 1, 2], [1, 2, 2]]),
+        ("best", ["llama", "gpt", "rules"], [[2, 1, 2], [1, 2, 2], [2, 2, 1]]),
         ("order", ["llama > rules = gpt", "gpt > rules > llama"], [[2, 1, 2], [1, 3, 2]]),
     ],
 )
 def test_a_cell_may_name_the_columns_of_systems(
     column: str, cells: list[str], ranks: list[list[int]], tmp_path: Path
 ) -> None:
-    guess, read = guessed(tmp_path, [SYSTEMS | {column: cell} for cell in cells])
-    assert guess.columns["completions"] == ["gpt", "llama", "rules"]
+    rows = [SYSTEMS | {column: cell, "comment": "This one is the clearest of them."} for cell in cells]
+    guess, read = guessed(tmp_path, rows)
+    assert (guess.columns["completions"], guess.unused) == (["gpt", "llama", "rules"], ["comment"])
     assert [ranking.ranks for ranking in read] == ranks
 
 
