@@ -199,6 +199,7 @@ def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
 ):
     """The reward counts a letter; the judge wants it once. So the policy gets better and then worse, and the
     selected policy is better than the last one on prompts that no point used."""
+    updates = 80  # the stop came before update 40 on some CPUs, and later on others, which round differently
     letter = tiny.codec().tokenizer.convert_tokens_to_ids("a")
     build, count = roles.build, count_of(letter)
     reward = RewardSignal(Rigged(count), AggregateConfig())
@@ -210,7 +211,7 @@ def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
     judge = judge_by(lambda prompts, responses: torch.tensor(mark(count(prompts, responses).tolist())))
     monkeypatch.setattr(judges, "build", lambda *arguments: judge)
     values = {
-        "total_episodes": 64 * 40,
+        "total_episodes": 64 * updates,
         "batch_size": 64,
         "num_ppo_epochs": 4,
         "response_length": 8,
@@ -222,7 +223,7 @@ def test_a_policy_that_learns_to_please_a_bad_reward_is_stopped_and_taken_back(
     guarded = run(inputs, tmp_path / "guarded", training_context()[0], **values, **monitored)
     unmonitored = {"checkpoint": "last", "monitor": MonitorConfig(stop=False)}
     last = run(inputs, tmp_path / "last", training_context(state="l")[0], **values, **unmonitored)
-    assert guarded.metrics["stopped_at"] < 40
+    assert guarded.metrics["stopped_at"] < updates
     assert 0 < guarded.metrics["selected_update"] < guarded.metrics["stopped_at"]
 
     def quality(artifact):
